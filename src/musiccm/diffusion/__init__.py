@@ -1,0 +1,46 @@
+"""Pure diffusion maths on tensors: schedule, prediction types, consistency boundary, solvers, guidance, grids."""
+
+from musiccm.diffusion.boundary import consistency_boundary
+from musiccm.diffusion.contracts import BoundDenoise, ConsistencyFunction, Denoise
+from musiccm.diffusion.grid import check_skip, check_timesteps, sample_grid_index, sampling_timesteps, student_grid
+from musiccm.diffusion.guidance import guide, refuse_guidance, scale_from_w, with_guidance
+from musiccm.diffusion.prediction import (
+    PREDICTION_TYPES,
+    check_prediction_type,
+    to_eps,
+    to_v,
+    to_x0,
+    training_target,
+)
+from musiccm.diffusion.schedule import NoiseSchedule, compute_dtype, expand_to
+from musiccm.diffusion.solvers import SOLVERS, ddim_jump, heun_jump, jump_to_target, predict_at
+
+__all__ = [
+    "PREDICTION_TYPES",
+    "SOLVERS",
+    "BoundDenoise",
+    "ConsistencyFunction",
+    "Denoise",
+    "NoiseSchedule",
+    "check_prediction_type",
+    "check_skip",
+    "check_timesteps",
+    "compute_dtype",
+    "consistency_boundary",
+    "ddim_jump",
+    "expand_to",
+    "guide",
+    "heun_jump",
+    "jump_to_target",
+    "predict_at",
+    "refuse_guidance",
+    "sample_grid_index",
+    "sampling_timesteps",
+    "scale_from_w",
+    "student_grid",
+    "to_eps",
+    "to_v",
+    "to_x0",
+    "training_target",
+    "with_guidance",
+]

@@ -1,0 +1,17 @@
+"""The call signatures that the rest of the package agrees on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import Tensor
+
+Denoise: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`denoise(z_BCTF, t_B, cond_BD) -> x0_BCTF`: teacher, student, EMA and closed-form toys alike."""
+
+BoundDenoise: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""`denoise(z_BCTF, t_B) -> x0_BCTF`: a denoiser whose condition (and guidance) is already fixed."""
+
+ConsistencyFunction: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`f(z_BCTF, t_B, cond_BD) -> x0_BCTF` with `f(z, 0, cond) = z`."""

@@ -1,0 +1,142 @@
+"""The student's timesteps: the training grid, draws from it, and the sampling schedules picked from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from musiccm.errors import MusiccmError
+
+
+def student_grid(num_train_timesteps: int = 1000, points: int = 50) -> Tensor:
+    """The evenly spaced grid that the student is trained on: 19, 39, ..., 999 for 50 points of 1000 (SPEC 2).
+
+    Args:
+        num_train_timesteps: number of noise levels of the teacher.
+        points: grid points N; must divide `num_train_timesteps`, so that the last point is the noisiest level.
+
+    Returns:
+        Ascending int64 timesteps, `[points]`, on the CPU.
+
+    Raises:
+        MusiccmError: if `points` does not divide `num_train_timesteps`.
+    """
+    if points < 1 or num_train_timesteps % points:
+        raise MusiccmError(
+            f"grid points: expected a divisor of num_train_timesteps = {num_train_timesteps}, found {points}. "
+            "Choose another number of points, such as 50."
+        )
+    spacing = num_train_timesteps // points
+    return torch.arange(1, points + 1) * spacing - 1
+
+
+def sample_grid_index(
+    batch: int, points: int, generator: torch.Generator, mode: str = "stratified", tail: float = 0.0
+) -> Tensor:
+    """Draw training grid indices, optionally with extra mass on the top one (SPEC 4).
+
+    Args:
+        batch: number of draws B.
+        points: number of grid points N.
+        generator: source of randomness; draws are made on its device.
+        mode: `uniform` (independent draws) or `stratified` (one draw in each of B equal parts of the distribution, in
+            random order: each index has the same probability, and a batch's mix of noise levels varies less).
+        tail: probability mass in [0, 1] moved to the top point, the only one that one-step sampling uses. The top point is
+            drawn with probability `tail + (1 - tail)/N`.
+
+    Returns:
+        int64 indices in 0 .. N - 1, `[B]`.
+
+    Raises:
+        MusiccmError: if `mode` or `tail` is not as described.
+    """
+    if mode not in ("uniform", "stratified"):
+        raise MusiccmError(f"timestep sampling mode: expected 'uniform' or 'stratified', found {mode!r}.")
+    if not 0.0 <= tail <= 1.0:
+        raise MusiccmError(f"tail: expected a probability between 0 and 1, found {tail}.")
+    u = torch.rand(batch, generator=generator, device=generator.device, dtype=torch.float64)
+    if mode == "stratified":
+        # Shuffled, so that a sample's place in the batch says nothing of its noise level.
+        order = torch.randperm(batch, generator=generator, device=generator.device)
+        u = (order + u) / batch
+    # Inverse of the cumulative distribution: [0, 1 - tail) is spread over the grid, the rest is the top point.
+    spread = (u / max(1.0 - tail, 1e-12) * points).floor()
+    return spread.clamp_max(points - 1).long()
+
+
+def sampling_timesteps(steps: int, grid: Tensor) -> Tensor:
+    """Evenly spaced sampling schedule picked from the training grid (SPEC 6; diffusers' `LCMScheduler` picks the same).
+
+    With the 50-point grid: 1 step [999]; 2 [999, 499]; 4 [999, 759, 499, 259].
+
+    Args:
+        steps: number of sampling steps, 1 .. len(grid).
+        grid: ascending training grid.
+
+    Returns:
+        Descending timesteps, `[steps]`, starting at the top of the grid.
+
+    Raises:
+        MusiccmError: if `steps` is outside that range.
+    """
+    points = grid.numel()
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= points:
+        raise MusiccmError(
+            f"steps: expected a whole number from 1 to {points}, the size of the grid that the student was trained on, "
+            f"found {steps!r}."
+        )
+    # Integer arithmetic: floor(i * N / steps) without the rounding of a float linspace.
+    index = torch.arange(steps) * points // steps
+    return grid.flip(0)[index.to(grid.device)]
+
+
+def check_timesteps(timesteps: Sequence[int] | Tensor, grid: Tensor) -> list[int]:
+    """Refuse sampling timesteps that the student never saw in training.
+
+    Args:
+        timesteps: the schedule, strictly descending.
+        grid: the training grid.
+
+    Returns:
+        The timesteps as plain integers.
+
+    Raises:
+        MusiccmError: if the schedule is empty, not strictly descending, or off the grid.
+    """
+    chosen = [int(t) for t in timesteps]
+    known = {int(t) for t in grid}
+    if not chosen or any(a <= b for a, b in zip(chosen, chosen[1:], strict=False)):
+        raise MusiccmError(f"timesteps: expected a strictly descending list of at least one, found {chosen}.")
+    unknown = [t for t in chosen if t not in known]
+    if unknown:
+        ordered = sorted(known)
+        nearest = [min(ordered, key=lambda g: abs(g - t)) for t in unknown]
+        raise MusiccmError(
+            f"timesteps: {unknown} are not on the student's training grid ({ordered[0]}, {ordered[1] if len(ordered) > 1 else ''}"
+            f", ..., {ordered[-1]}; {len(ordered)} points). Use grid points, here {nearest}."
+        )
+    return chosen
+
+
+def check_skip(skip: int, grid: Tensor) -> int:
+    """Refuse a solver jump that would land the target between two grid points, where the student is never trained.
+
+    Args:
+        skip: jump size k in training timesteps.
+        grid: ascending, evenly spaced training grid.
+
+    Returns:
+        `skip` unchanged.
+
+    Raises:
+        MusiccmError: if it is not a positive multiple of the grid's spacing.
+    """
+    spacing = int(grid[0]) + 1
+    if skip < spacing or skip % spacing:
+        raise MusiccmError(
+            f"skip: expected a positive multiple of the grid spacing {spacing}, found {skip}. Any skip may be used with "
+            "jumps='to_zero', whose target is clean."
+        )
+    return skip

@@ -1,0 +1,131 @@
+"""Jumps along the probability-flow ODE: DDIM, Heun, and the targets that are made of several of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from musiccm.diffusion.contracts import BoundDenoise
+from musiccm.diffusion.prediction import to_eps
+from musiccm.diffusion.schedule import NoiseSchedule, compute_dtype, expand_to
+from musiccm.errors import MusiccmError
+
+SOLVERS = ("ddim", "heun")
+
+
+def ddim_jump(schedule: NoiseSchedule, x0: Tensor, eps: Tensor, t_next_B: Tensor) -> Tensor:
+    """One deterministic DDIM jump: `z_hat = alpha_n x0 + sigma_n eps` (SPEC 2; DDIM, arXiv 2010.02502, eta = 0).
+
+    It is the Euler step of `d(z/alpha) / d(sigma/alpha) = eps`, exact where eps is constant along the path.
+
+    Args:
+        schedule: the teacher's noise schedule.
+        x0: clean estimate `[B, ...]` at the start of the jump.
+        eps: noise estimate there.
+        t_next_B: timesteps to land on; t <= 0 means clean and returns `x0`.
+
+    Returns:
+        Latents at `t_next_B`.
+    """
+    dtype = compute_dtype(x0)
+    alpha = expand_to(schedule.target_alpha(t_next_B, dtype), x0)
+    sigma = expand_to(schedule.target_sigma(t_next_B, dtype), x0)
+    return alpha * x0.to(dtype) + sigma * eps.to(dtype)
+
+
+def predict_at(denoise: BoundDenoise, schedule: NoiseSchedule, z: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Call a denoiser and derive the noise estimate that belongs to its x0.
+
+    Args:
+        denoise: `(z, t) -> x0`.
+        schedule: the noise schedule of `z`.
+        z: noisy latents `[B, ...]`.
+        t_B: their timesteps.
+
+    Returns:
+        `(x0, eps)` with `z = alpha x0 + sigma eps`.
+    """
+    x0 = denoise(z, t_B)
+    dtype = compute_dtype(z)
+    return x0.to(dtype), to_eps("sample", x0, z, schedule.alpha(t_B, dtype), schedule.sigma(t_B, dtype))
+
+
+def heun_jump(denoise: BoundDenoise, schedule: NoiseSchedule, z: Tensor, t_B: Tensor, t_next_B: Tensor) -> Tensor:
+    """One Heun jump in DDIM's own variables: the trapezoid rule on `d(z/alpha) / d(sigma/alpha) = eps`.
+
+    Two network calls, second order. Where the jump lands on clean there is no noise left to predict, so the jump stays
+    the first-order DDIM one there (as EDM's last step does, arXiv 2206.00364, algorithm 1).
+
+    Args:
+        denoise: `(z, t) -> x0`.
+        schedule: the noise schedule.
+        z: noisy latents `[B, ...]`.
+        t_B: their timesteps.
+        t_next_B: timesteps to land on, below `t_B`; t <= 0 means clean.
+
+    Returns:
+        Latents at `t_next_B`.
+    """
+    x0, eps = predict_at(denoise, schedule, z, t_B)
+    z_euler = ddim_jump(schedule, x0, eps, t_next_B)
+    # Samples that land on clean go through the second call at level 0 for their shape alone; their correction is dropped.
+    t_eval = t_next_B.clamp_min(0)
+    _, eps_next = predict_at(denoise, schedule, z_euler, t_eval)
+    dtype = compute_dtype(z)
+    alpha, sigma = schedule.alpha(t_B, dtype), schedule.sigma(t_B, dtype)
+    alpha_next, sigma_next = schedule.alpha(t_eval, dtype), schedule.sigma(t_eval, dtype)
+    # alpha' (rho' - rho), rho = sigma/alpha, multiplied out so that nothing large is subtracted from something large.
+    width = expand_to(sigma_next - alpha_next * sigma / alpha, z)
+    z_heun = z_euler + 0.5 * width * (eps_next - eps)
+    return torch.where(expand_to(t_next_B <= 0, z), z_euler, z_heun)
+
+
+def jump_to_target(
+    denoise: BoundDenoise,
+    schedule: NoiseSchedule,
+    z: Tensor,
+    t_B: Tensor,
+    skip: int,
+    jumps: int | str = 1,
+    solver: str = "ddim",
+) -> tuple[Tensor, Tensor]:
+    """`Psi^m`: m solver jumps of `skip` training timesteps each, stopping at clean (SPEC 4).
+
+    m = 1 with skip 20 is the paper's and LCM's target; `to_zero` walks until every sample is clean, whatever its start.
+    The number of network calls depends on the arguments alone, never on `t_B`: m for DDIM, 2 m for Heun, with
+    m = ceil((num_train_timesteps - 1) / skip) for `to_zero`. Samples that have arrived stay as they are.
+
+    Args:
+        denoise: the teacher, `(z, t) -> x0`; guide it with `with_guidance`.
+        schedule: the teacher's noise schedule.
+        z: noisy latents `[B, ...]`.
+        t_B: their timesteps, which may differ within the batch.
+        skip: jump size k in training timesteps.
+        jumps: m, or `"to_zero"`.
+        solver: `ddim` or `heun`.
+
+    Returns:
+        `(z_hat, t_next_B)`: latents and the timesteps they are at, 0 meaning clean.
+
+    Raises:
+        MusiccmError: if `skip`, `jumps` or `solver` is not as described.
+    """
+    if skip < 1:
+        raise MusiccmError(f"skip: expected a positive number of training timesteps, found {skip}.")
+    if solver not in SOLVERS:
+        raise MusiccmError(f"solver: expected one of {', '.join(SOLVERS)}, found {solver!r}.")
+    if jumps == "to_zero":
+        count = -(-(schedule.num_train_timesteps - 1) // skip)
+    elif isinstance(jumps, int) and not isinstance(jumps, bool) and jumps >= 1:
+        count = jumps
+    else:
+        raise MusiccmError(f"jumps: expected a positive whole number or 'to_zero', found {jumps!r}.")
+    for _ in range(count):
+        t_next_B = (t_B - skip).clamp_min(0)
+        if solver == "heun":
+            z_next = heun_jump(denoise, schedule, z, t_B, t_next_B)
+        else:
+            z_next = ddim_jump(schedule, *predict_at(denoise, schedule, z, t_B), t_next_B)
+        z = torch.where(expand_to(t_B <= 0, z), z.to(z_next.dtype), z_next)
+        t_B = t_next_B
+    return z, t_B
