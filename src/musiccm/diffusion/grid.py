@@ -11,7 +11,7 @@ from musiccm.errors import MusiccmError
 
 
 def student_grid(num_train_timesteps: int = 1000, points: int = 50) -> Tensor:
-    """The evenly spaced grid that the student is trained on: 19, 39, ..., 999 for 50 points of 1000 (SPEC 2).
+    """The evenly spaced grid that the student is trained on: 19, 39, ..., 999 for 50 points of 1000.
 
     Args:
         num_train_timesteps: number of noise levels of the teacher.
@@ -35,7 +35,7 @@ def student_grid(num_train_timesteps: int = 1000, points: int = 50) -> Tensor:
 def sample_grid_index(
     batch: int, points: int, generator: torch.Generator, mode: str = "stratified", tail: float = 0.0
 ) -> Tensor:
-    """Draw training grid indices, optionally with extra mass on the top one (SPEC 4).
+    """Draw training grid indices, optionally with extra mass on the top one.
 
     Args:
         batch: number of draws B.
@@ -43,8 +43,8 @@ def sample_grid_index(
         generator: source of randomness; draws are made on its device.
         mode: `uniform` (independent draws) or `stratified` (one draw in each of B equal parts of the distribution, in
             random order: each index has the same probability, and a batch's mix of noise levels varies less).
-        tail: probability mass in [0, 1] moved to the top point, the only one that one-step sampling uses. The top point is
-            drawn with probability `tail + (1 - tail)/N`.
+        tail: probability mass in [0, 1] moved to the top point, the only one that one-step sampling uses. That point
+            is drawn with probability `tail + (1 - tail)/N`.
 
     Returns:
         int64 indices in 0 .. N - 1, `[B]`.
@@ -67,7 +67,7 @@ def sample_grid_index(
 
 
 def sampling_timesteps(steps: int, grid: Tensor) -> Tensor:
-    """Evenly spaced sampling schedule picked from the training grid (SPEC 6; diffusers' `LCMScheduler` picks the same).
+    """Evenly spaced sampling schedule picked from the training grid, as diffusers' `LCMScheduler` picks it.
 
     With the 50-point grid: 1 step [999]; 2 [999, 499]; 4 [999, 759, 499, 259].
 
@@ -114,8 +114,8 @@ def check_timesteps(timesteps: Sequence[int] | Tensor, grid: Tensor) -> list[int
         ordered = sorted(known)
         nearest = [min(ordered, key=lambda g: abs(g - t)) for t in unknown]
         raise MusiccmError(
-            f"timesteps: {unknown} are not on the student's training grid ({ordered[0]}, {ordered[1] if len(ordered) > 1 else ''}"
-            f", ..., {ordered[-1]}; {len(ordered)} points). Use grid points, here {nearest}."
+            f"timesteps: {unknown} are not on the student's training grid of {len(ordered)} points from {ordered[0]} to "
+            f"{ordered[-1]}. Use grid points; the nearest are {nearest}."
         )
     return chosen
 
@@ -136,7 +136,7 @@ def check_skip(skip: int, grid: Tensor) -> int:
     spacing = int(grid[0]) + 1
     if skip < spacing or skip % spacing:
         raise MusiccmError(
-            f"skip: expected a positive multiple of the grid spacing {spacing}, found {skip}. Any skip may be used with "
-            "jumps='to_zero', whose target is clean."
+            f"skip: expected a positive multiple of the grid spacing {spacing}, found {skip}. Any skip may be "
+            "used with jumps='to_zero', whose target is clean."
         )
     return skip

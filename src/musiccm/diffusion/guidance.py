@@ -10,7 +10,7 @@ from musiccm.errors import MusiccmError
 
 
 def guide(cond: Tensor, null: Tensor, scale: float | Tensor) -> Tensor:
-    """`null + scale (cond - null)`, the convention of diffusers and MusicLDM (SPEC 3).
+    """`null + scale (cond - null)`, the convention of diffusers and MusicLDM.
 
     It is affine, so guiding x0, eps or v at the same `z` is the same thing.
 
@@ -51,8 +51,8 @@ def with_guidance(
         return lambda z, t: denoise(z, t, cond_BD)
     if null_BD is None:
         raise MusiccmError(
-            f"guidance_scale: {guidance_scale} needs the null condition (the embedding of the empty prompt), found none. "
-            "Pass null_BD, or guidance_scale=1."
+            f"guidance_scale: {guidance_scale} needs the null condition (the embedding of the empty prompt), found "
+            "none. Pass null_BD, or guidance_scale=1."
         )
     pair = torch.cat([cond_BD, null_BD.expand_as(cond_BD)])
 
@@ -64,7 +64,7 @@ def with_guidance(
 
 
 def refuse_guidance(guidance_scale: float | None) -> None:
-    """Refuse to guide a distilled student, whose guidance was baked in by its training (SPEC 3).
+    """Refuse to guide a distilled student, whose guidance was baked in by its training.
 
     Args:
         guidance_scale: what the caller asked for; None and 1 both mean no guidance.
@@ -74,7 +74,7 @@ def refuse_guidance(guidance_scale: float | None) -> None:
     """
     if guidance_scale is not None and guidance_scale != 1.0:
         raise MusiccmError(
-            f"guidance_scale: expected none for a distilled student, found {guidance_scale}. The teacher's guidance was "
-            "distilled into its weights and guiding it again overshoots. Drop the option, or distill a student with the "
-            "training-time guidance_scale that you want."
+            f"guidance_scale: expected none for a distilled student, found {guidance_scale}. The teacher's guidance "
+            "was distilled into its weights and guiding it again overshoots. Drop the option, or distill a student with "
+            "the training-time guidance_scale that you want."
         )

@@ -1,6 +1,6 @@
 """Conversions between what a network predicts (eps, v or x0) and what the caller wants.
 
-All are solutions of `z = alpha x0 + sigma eps`, `v = alpha eps - sigma x0` with `alpha^2 + sigma^2 = 1` (SPEC 1; the
+All are solutions of `z = alpha x0 + sigma eps`, `v = alpha eps - sigma x0` with `alpha^2 + sigma^2 = 1` (the
 velocity of Salimans and Ho, arXiv 2202.00512). They run in float32 or better whatever autocast says: at the noisiest
 MusicLDM step, x0 from an epsilon network divides by alpha = 0.0119, which turns bf16 rounding into 0.3 of a standard
 deviation.

@@ -36,7 +36,7 @@ def compute_dtype(z: Tensor) -> torch.dtype:
 
 
 class NoiseSchedule:
-    """Looks up `alpha_t = sqrt(abar_t)` and `sigma_t = sqrt(1 - abar_t)`; SPEC 1.
+    """Looks up `alpha_t = sqrt(abar_t)` and `sigma_t = sqrt(1 - abar_t)` (DDPM, arXiv 2006.11239, equation 4).
 
     The table is held in float64; lookups move to the device of `t` and are float32 unless asked otherwise.
 
@@ -57,8 +57,8 @@ class NoiseSchedule:
         valid = table.ndim == 1 and table.numel() >= 2 and bool(torch.isfinite(table).all())
         if not valid or not bool((table > 0).all() and (table < 1).all() and (table.diff() < 0).all()):
             raise MusiccmError(
-                "alphas_cumprod: expected a one-dimensional, strictly decreasing sequence of at least two numbers inside "
-                f"(0, 1), found shape {tuple(table.shape)} with first values {table.flatten()[:3].tolist()}. "
+                "alphas_cumprod: expected a one-dimensional, strictly decreasing sequence of at least two numbers "
+                f"inside (0, 1), found shape {tuple(table.shape)} with first values {table.flatten()[:3].tolist()}. "
                 "Check the scheduler's betas."
             )
         self.alphas_cumprod = table
@@ -77,8 +77,8 @@ class NoiseSchedule:
         """Build the schedule from a diffusers `scheduler_config.json`.
 
         Args:
-            config: the parsed file. Read: `beta_schedule` (`linear`, `scaled_linear`, `squaredcos_cap_v2`), `beta_start`,
-                `beta_end`, `num_train_timesteps`, `trained_betas`.
+            config: the parsed file. Read: `beta_schedule` (`linear`, `scaled_linear`, `squaredcos_cap_v2`),
+                `beta_start`, `beta_end`, `num_train_timesteps`, `trained_betas`.
 
         Returns:
             The schedule; for MusicLDM (`scaled_linear`, 0.0015 to 0.0195, 1000 steps) its last abar is 1.42e-4.
@@ -135,7 +135,7 @@ class NoiseSchedule:
         return self._lookup("target_sigma", t_B.clamp_min(0), dtype)
 
     def add_noise(self, z0: Tensor, eps: Tensor, t_B: Tensor) -> Tensor:
-        """The forward process `z_t = alpha_t z_0 + sigma_t eps` (SPEC 1), in float32 or better.
+        """The forward process `z_t = alpha_t z_0 + sigma_t eps`, in float32 or better.
 
         Args:
             z0: clean latents `[B, ...]`.
@@ -156,7 +156,9 @@ class NoiseSchedule:
         key = (name, t_B.device, dtype)
         if key not in self._cache:
             # CUDA has one entry a device and dtype; copying at every step would synchronise.
-            self._cache[key] = self._tables[name].to(device=t_B.device, dtype=dtype)
+            # Lightning validates in inference mode, and a table made there could not be used in training.
+            with torch.inference_mode(False):
+                self._cache[key] = self._tables[name].to(device=t_B.device, dtype=dtype)
         return self._cache[key][t_B]
 
 

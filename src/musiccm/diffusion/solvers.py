@@ -14,7 +14,7 @@ SOLVERS = ("ddim", "heun")
 
 
 def ddim_jump(schedule: NoiseSchedule, x0: Tensor, eps: Tensor, t_next_B: Tensor) -> Tensor:
-    """One deterministic DDIM jump: `z_hat = alpha_n x0 + sigma_n eps` (SPEC 2; DDIM, arXiv 2010.02502, eta = 0).
+    """One deterministic DDIM jump: `z_hat = alpha_n x0 + sigma_n eps` (DDIM, arXiv 2010.02502, equation 12 with eta = 0).
 
     It is the Euler step of `d(z/alpha) / d(sigma/alpha) = eps`, exact where eps is constant along the path.
 
@@ -68,7 +68,7 @@ def heun_jump(denoise: BoundDenoise, schedule: NoiseSchedule, z: Tensor, t_B: Te
     """
     x0, eps = predict_at(denoise, schedule, z, t_B)
     z_euler = ddim_jump(schedule, x0, eps, t_next_B)
-    # Samples that land on clean go through the second call at level 0 for their shape alone; their correction is dropped.
+    # Samples that land on clean take part in the second call for the batch's shape alone; their correction is dropped.
     t_eval = t_next_B.clamp_min(0)
     _, eps_next = predict_at(denoise, schedule, z_euler, t_eval)
     dtype = compute_dtype(z)
@@ -89,9 +89,9 @@ def jump_to_target(
     jumps: int | str = 1,
     solver: str = "ddim",
 ) -> tuple[Tensor, Tensor]:
-    """`Psi^m`: m solver jumps of `skip` training timesteps each, stopping at clean (SPEC 4).
+    """`Psi^m`: m solver jumps of `skip` training timesteps each, stopping at clean.
 
-    m = 1 with skip 20 is the paper's and LCM's target; `to_zero` walks until every sample is clean, whatever its start.
+    m = 1 with skip 20 is the target of MusicCM (arXiv 2404.13358) and LCM; `to_zero` walks until every sample is clean, whatever its start.
     The number of network calls depends on the arguments alone, never on `t_B`: m for DDIM, 2 m for Heun, with
     m = ceil((num_train_timesteps - 1) / skip) for `to_zero`. Samples that have arrived stay as they are.
 

@@ -1,0 +1,87 @@
+"""Exponential moving averages of a network's weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from musiccm.errors import MusiccmError
+
+
+class Ema(nn.Module):
+    """A frozen copy of a network whose weights follow `ema = decay ema + (1 - decay) source`.
+
+    The decay is exact from the first update: no warm-up, no bias correction, as the target network of consistency
+    distillation has it. The average is kept in float32 even when the source is bf16, where an update of
+    `1 - decay = 0.001` would round away. Buffers are copied, not averaged. The copy stays in evaluation mode.
+
+    Args:
+        module: the network to follow; it is copied, never changed.
+        decay: weight of the past, in [0, 1): 0.95 for the distillation target, 0.999 for what is evaluated.
+
+    Raises:
+        MusiccmError: if `decay` is outside [0, 1).
+    """
+
+    module: nn.Module
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        super().__init__()
+        if not 0.0 <= decay < 1.0:
+            raise MusiccmError(f"EMA decay: expected a number in [0, 1), found {decay}.")
+        self.decay = decay
+        self.module = copy.deepcopy(module).float().eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Ema:
+        """Stay in evaluation mode, whatever the module that holds this one is switched to."""
+        return super().train(False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the averaged network."""
+        return self.module(*args, **kwargs)
+
+    @torch.no_grad()
+    def update(self, source: nn.Module) -> None:
+        """Move the average towards `source` by one step, as a few fused kernels.
+
+        Args:
+            source: the network being trained, of the structure that this object was made from.
+
+        Raises:
+            MusiccmError: if its parameters differ from the average's in name or number.
+        """
+        mine, theirs = self._pairs(source)
+        torch._foreach_lerp_(mine, theirs, 1.0 - self.decay)
+        buffers = dict(source.named_buffers())
+        for name, buffer in self.module.named_buffers():
+            buffer.copy_(buffers[name])
+
+    @torch.no_grad()
+    def distance(self, source: nn.Module) -> Tensor:
+        """How far `source` has moved from its average: `|source - ema| / |ema|` over all weights.
+
+        Args:
+            source: the network being trained.
+
+        Returns:
+            A float32 scalar on the average's device.
+        """
+        mine, theirs = self._pairs(source)
+        gap = torch.stack(torch._foreach_norm(torch._foreach_sub(theirs, mine)))
+        size = torch.stack(torch._foreach_norm(mine))
+        return gap.norm() / size.norm().clamp_min(1e-12)
+
+    def _pairs(self, source: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        mine = dict(self.module.named_parameters())
+        theirs = dict(source.named_parameters())
+        if mine.keys() != theirs.keys():
+            odd = sorted(mine.keys() ^ theirs.keys())
+            raise MusiccmError(
+                f"EMA: expected a network with the same parameters as the average, found {len(odd)} that only one of the "
+                f"two has, such as {odd[:3]}. Make a new Ema from this network."
+            )
+        names = list(mine)
+        return [mine[n] for n in names], [theirs[n].detach().to(mine[n].device, torch.float32) for n in names]
