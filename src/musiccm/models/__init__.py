@@ -1,0 +1,1 @@
+"""Everything with weights: bundle, codec, conditioner, denoiser, EMA, feature networks, discriminator heads, tagger."""

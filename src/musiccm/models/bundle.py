@@ -1,0 +1,222 @@
+"""The bundle: a teacher or student and all it needs to make sound, as a directory in the diffusers layout."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from musiccm.audio.mel import MelConfig
+from musiccm.errors import MusiccmError
+from musiccm.models.bundle_files import (
+    PARTS,
+    SETTINGS_FILE,
+    check_part,
+    load_part,
+    part_files,
+    read_json,
+    resolve_bundle,
+    update_json,
+)
+
+# Attribute of Bundle -> folder of the layout.
+ATTRIBUTES = {"clap": "text_encoder"}
+
+
+class Bundle:
+    """A bundle on disk; its parts are read when first used.
+
+    Everything that a bundle hands out is frozen and in eval mode. To train a part, copy it:
+    `copy.deepcopy(bundle.unet).requires_grad_(True).train()`.
+
+    Attributes:
+        path: The directory.
+        index: `model_index.json`: part name to (library, class).
+        settings: `musiccm.json`: what the layout has no place for (`mel`, `evaluators`, `distillation`, `results`).
+    """
+
+    def __init__(self, path: Path, index: dict[str, Any], settings: dict[str, Any], dtype: torch.dtype) -> None:
+        self.path = path
+        self.index = index
+        self.settings = settings
+        self.dtype = dtype
+        self._loaded: dict[str, Any] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, parts: Iterable[str] | None = None, dtype: torch.dtype = torch.float32
+    ) -> Bundle:
+        """Open a bundle and check that the files of its parts are there; weights are read on first use.
+
+        Args:
+            path: A directory, the name of a packaged bundle (`musiccm-tiny`, `musiccm-tiny-student`) or a hub id
+                (`owner/name`).
+            parts: Parts to check (`unet`, `vae`, `clap`, ...); None checks all that `model_index.json` lists.
+            dtype: Type of the weights in memory. Files in float16 are widened to the default, float32.
+
+        Returns:
+            The bundle.
+
+        Raises:
+            MusiccmError: If the directory, `model_index.json` or a part's file is missing.
+        """
+        wanted = None if parts is None else [ATTRIBUTES.get(part, part) for part in parts]
+        folder = resolve_bundle(path, wanted)
+        index = read_json(folder / "model_index.json", "a bundle's list of parts")
+        settings_path = folder / SETTINGS_FILE
+        settings = read_json(settings_path, "a bundle's settings") if settings_path.is_file() else {}
+        listed = [name for name in index if name in PARTS]
+        for name in listed if wanted is None else wanted:
+            check_part(folder, name)
+        return cls(folder, index, settings, dtype)
+
+    def _part(self, name: str) -> Any:
+        if name not in self._loaded:
+            check_part(self.path, name)
+            self._loaded[name] = load_part(self.path, name, self.dtype)
+        return self._loaded[name]
+
+    @property
+    def unet(self) -> nn.Module:
+        """The `UNet2DConditionModel`."""
+        return self._part("unet")
+
+    @property
+    def vae(self) -> nn.Module:
+        """The `AutoencoderKL`."""
+        return self._part("vae")
+
+    @property
+    def clap(self) -> nn.Module:
+        """The whole `ClapModel`, both towers."""
+        return self._part("text_encoder")
+
+    @property
+    def tokenizer(self) -> Any:
+        """CLAP's tokenizer."""
+        return self._part("tokenizer")
+
+    @property
+    def feature_extractor(self) -> Any:
+        """CLAP's `ClapFeatureExtractor`, read for its numbers."""
+        return self._part("feature_extractor")
+
+    @property
+    def vocoder(self) -> nn.Module:
+        """The `SpeechT5HifiGan`."""
+        return self._part("vocoder")
+
+    @property
+    def scheduler_config(self) -> dict[str, Any]:
+        """`scheduler/scheduler_config.json`."""
+        return self._part("scheduler")
+
+    @property
+    def evaluators(self) -> Mapping[str, nn.Module]:
+        """`evaluators["tagger"]`, `evaluators["audiomae"]`: networks that judge, read on first use."""
+        return _Evaluators(self)
+
+    @cached_property
+    def mel(self) -> MelConfig:
+        """The mel front end: the vocoder's numbers (if there is one yet), `mel` of `musiccm.json`, else MusicLDM's."""
+        values = {}
+        if (self.path / "vocoder").is_dir():
+            config = self.config("vocoder")
+            values = {
+                "sample_rate_hz": config["sampling_rate"],
+                "hop_length": math.prod(config["upsample_rates"]),
+                "n_mels": config["model_in_dim"],
+            }
+        stated = self.settings.get("mel", {})
+        unknown = sorted(set(stated) - {field.name for field in fields(MelConfig)})
+        if unknown:
+            raise MusiccmError(f"{self.path / SETTINGS_FILE}: unknown key(s) in 'mel': {', '.join(unknown)}; remove them")
+        for key, value in values.items():
+            if stated.get(key, value) != value:
+                raise MusiccmError(
+                    f"{self.path / SETTINGS_FILE}: mel.{key} is {stated[key]}, but vocoder/config.json implies {value}; "
+                    "make the two agree"
+                )
+        return MelConfig(**{**values, **stated})
+
+    def config(self, part: str) -> dict[str, Any]:
+        """Read a part's `config.json` without its weights."""
+        name = ATTRIBUTES.get(part, part)
+        return read_json(self.path / name / PARTS[name].config_file, f"the configuration of {name}")
+
+    def codec(self, with_vocoder: bool = True) -> nn.Module:
+        """The `LatentCodec` of this bundle; without the vocoder where only latents and mels are needed."""
+        from musiccm.models.codec import LatentCodec
+
+        return LatentCodec(self.vae, self.vocoder if with_vocoder else None, self.mel)
+
+    def conditioner(self) -> nn.Module:
+        """The `ClapConditioner` of this bundle."""
+        from musiccm.models.conditioner import ClapConditioner
+
+        return ClapConditioner(self.clap, self.tokenizer, self.feature_extractor)
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """The [C, T, F] that the U-Net was trained on, from its configuration."""
+        config = self.config("unet")
+        size = config["sample_size"]
+        if isinstance(size, int):
+            # An int is the height, here time; the width follows from the mel bins and the VAE's factor.
+            vae = self.config("vae")
+            factor = 2 ** (len(vae["block_out_channels"]) - 1) * math.isqrt(vae["in_channels"])
+            return config["in_channels"], size, self.mel.n_mels // factor
+        return config["in_channels"], size[0], size[1]
+
+    def content_hash(self, parts: Iterable[str] | None = None) -> str:
+        """A hash of the files of some parts: the key under which what they computed may be cached.
+
+        Args:
+            parts: Part names; None means all listed parts.
+
+        Returns:
+            64 hexadecimal digits, equal for equal bytes wherever the bundle lies.
+        """
+        names = [n for n in self.index if n in PARTS] if parts is None else [ATTRIBUTES.get(p, p) for p in parts]
+        digest = hashlib.sha256()
+        for name in sorted(names):
+            check_part(self.path, name)
+            for file in part_files(self.path / name):
+                digest.update(f"{name}/{file.name}\0{file.stat().st_size}\0".encode())
+                with file.open("rb") as stream:
+                    while chunk := stream.read(1 << 20):
+                        digest.update(chunk)
+        digest.update(json.dumps(asdict(self.mel), sort_keys=True).encode())
+        return digest.hexdigest()
+
+
+class _Evaluators(Mapping[str, nn.Module]):
+    """The folders under `evaluators/`, as a mapping that reads on first use."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return self._bundle._part(f"evaluators/{name}")
+
+    def __iter__(self):
+        return (part.split("/", 1)[1] for part in PARTS
+                if part.startswith("evaluators/") and (self._bundle.path / part).is_dir())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def save_settings(path: str | Path, **settings: Any) -> None:
+    """Merge keys into a bundle's `musiccm.json`; a `MelConfig` is written as its fields."""
+    update_json(
+        Path(path) / SETTINGS_FILE,
+        {key: asdict(value) if isinstance(value, MelConfig) else value for key, value in settings.items()},
+    )

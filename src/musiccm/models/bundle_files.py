@@ -1,0 +1,242 @@
+"""Reading and writing the parts of a bundle: which class and which file each folder holds, and what can be wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import importlib.resources
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from musiccm.errors import MusiccmError
+
+SETTINGS_FILE = "musiccm.json"
+PACKAGED = {"musiccm-tiny": "tiny", "musiccm-tiny-student": "tiny-student"}
+
+
+@dataclass(frozen=True)
+class PartKind:
+    """What a folder of the layout holds: the class that reads it, its configuration and its weights (None: none)."""
+
+    library: str
+    class_name: str
+    config_file: str = "config.json"
+    weights: str | None = None
+
+    def load_class(self) -> Any:
+        """Import the class; heavy libraries are paid for only by those who use the part."""
+        return getattr(importlib.import_module(self.library), self.class_name)
+
+
+PARTS = {
+    "unet": PartKind("diffusers", "UNet2DConditionModel", weights="diffusion_pytorch_model"),
+    "vae": PartKind("diffusers", "AutoencoderKL", weights="diffusion_pytorch_model"),
+    "text_encoder": PartKind("transformers", "ClapModel", weights="model"),
+    "tokenizer": PartKind("transformers", "AutoTokenizer", config_file="tokenizer_config.json"),
+    "feature_extractor": PartKind("transformers", "ClapFeatureExtractor", config_file="preprocessor_config.json"),
+    "vocoder": PartKind("transformers", "SpeechT5HifiGan", weights="model"),
+    "scheduler": PartKind("diffusers", "DDIMScheduler", config_file="scheduler_config.json"),
+    "evaluators/tagger": PartKind("musiccm.models.tagger", "Tagger", weights="model"),
+    "evaluators/audiomae": PartKind("musiccm.models.features", "ViTFeatures", weights="model"),
+}
+
+
+def resolve_bundle(path: str | Path, parts: Iterable[str] | None = None) -> Path:
+    """Find a bundle: a directory, a packaged name, or a hub id, of which only the needed files are fetched."""
+    if Path(path).is_dir():
+        return Path(path)
+    name = str(path)
+    if name in PACKAGED:
+        folder = Path(str(importlib.resources.files("musiccm"))) / "bundles" / PACKAGED[name]
+        if not folder.is_dir():
+            raise MusiccmError(f"the packaged bundle '{name}' is not in this installation ({folder}); reinstall musiccm "
+                               "or build it with `make bundle`")
+        return folder
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _from_hub(name, parts)
+    raise MusiccmError(f"no bundle at '{name}': expected a directory with model_index.json, one of "
+                       f"{', '.join(PACKAGED)}, or a hub id such as owner/name")
+
+
+def _from_hub(name: str, parts: Iterable[str] | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    folders = list(PARTS) if parts is None else list(parts)
+    patterns = [f"{folder}/{kind}" for folder in folders for kind in ("*.json", "*.txt", "*.safetensors")]
+    try:
+        return Path(snapshot_download(name, allow_patterns=["model_index.json", SETTINGS_FILE, *patterns]))
+    except Exception as error:  # the hub client raises a dozen unrelated kinds; all mean "could not be had"
+        raise MusiccmError(f"bundle '{name}': no such directory here, and the hub could not give it ({error}); check "
+                           "the path or the network") from error
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON object, or say which file is missing or broken."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MusiccmError(f"{path}: not found; {what} was expected there") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise MusiccmError(f"{path}: not valid JSON ({error}); {what} was expected") from None
+    except OSError as error:
+        raise MusiccmError(f"{path}: cannot be read ({error.strerror})") from None
+    if not isinstance(content, dict):
+        raise MusiccmError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def update_json(path: Path, entries: dict[str, Any]) -> None:
+    """Merge entries into a JSON file, atomically."""
+    content = read_json(path, "a JSON object") if path.is_file() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps({**content, **entries}, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def check_part(bundle: Path, name: str) -> None:
+    """Check that a part's folder, configuration and weights are there.
+
+    Raises:
+        MusiccmError: Naming the first thing that is missing.
+    """
+    if name not in PARTS:
+        raise MusiccmError(f"{bundle}: '{name}' is no part of a bundle; parts are {', '.join(PARTS)}")
+    kind, folder = PARTS[name], bundle / name
+    if not folder.is_dir():
+        raise MusiccmError(f"{folder}: this part of the bundle is missing; expected a folder with {kind.config_file}")
+    if not (folder / kind.config_file).is_file():
+        raise MusiccmError(f"{folder / kind.config_file}: not found; a {kind.class_name} needs it")
+    if kind.weights is None:
+        return
+    weights = folder / f"{kind.weights}.safetensors"
+    if weights.is_file() or weights.with_name(weights.name + ".index.json").is_file():
+        return
+    pickled = [file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".ckpt", ".pth"}]
+    hint = f"; found {', '.join(pickled)}, which is not safetensors: save the part with safe_serialization=True" if (
+        pickled) else "; copy the part's weights there"
+    raise MusiccmError(f"{weights}: not found{hint}")
+
+
+def part_files(folder: Path) -> list[Path]:
+    """The files of a part that decide what it computes, in a fixed order."""
+    return sorted(f for f in folder.iterdir() if f.suffix in {".json", ".safetensors", ".txt"})
+
+
+def load_part(bundle: Path, name: str, dtype: torch.dtype = torch.float32) -> Any:
+    """Read one part: a frozen module in eval mode, a tokenizer or extractor, or the scheduler's dict.
+
+    Raises:
+        MusiccmError: If the weights are unreadable, or do not fit the configuration.
+    """
+    kind, folder = PARTS[name], bundle / name
+    if name == "scheduler":
+        return read_json(folder / kind.config_file, "the noise schedule")
+    loader = kind.load_class()
+    try:
+        with _quiet():
+            module, report = _read(loader, kind, folder, dtype)
+    except MusiccmError:
+        raise
+    except Exception as error:  # a broken file shows as whatever the library tripped over
+        raise MusiccmError(f"{folder}: a {kind.class_name} cannot be read from it ({error}); the files are damaged or of "
+                           "another kind") from error
+    _check_report(folder, kind, report)
+    return freeze(module) if isinstance(module, nn.Module) else module
+
+
+def _read(loader: Any, kind: PartKind, folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """Read by the library's own loader, and get its report on keys that did not fit."""
+    if kind.weights is None:
+        return loader.from_pretrained(folder, local_files_only=True), {}
+    if kind.library == "diffusers":
+        return loader.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype, output_loading_info=True,
+            ignore_mismatched_sizes=True, low_cpu_mem_usage=False,
+        )
+    if kind.library == "transformers":
+        return loader.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    return loader.from_pretrained(folder).to(dtype), {}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars out of the user's terminal: the parts of a small bundle load in an instant."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _check_report(folder: Path, kind: PartKind, report: dict[str, Any]) -> None:
+    """Refuse weights that the libraries would only have warned about."""
+    problems = {
+        "of another size than the configuration says": [k[0] if isinstance(k, tuple) else k
+                                                        for k in report.get("mismatched_keys", ())],
+        "missing": report.get("missing_keys", ()),
+        "unknown": report.get("unexpected_keys", ()),
+    }
+    for what, keys in problems.items():
+        if keys:
+            shown = ", ".join(sorted(keys)[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+            raise MusiccmError(f"{folder}/{kind.weights}.safetensors: weights {what}: {shown}; config.json and the "
+                               "weights do not belong together")
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Put a module in eval mode and stop gradients to its weights (not through it)."""
+    return module.eval().requires_grad_(False)
+
+
+def save_part(bundle: str | Path, name: str, part: Any, dtype: torch.dtype | None = None) -> Path:
+    """Write one part of a bundle and list it in `model_index.json`.
+
+    Args:
+        bundle: The bundle's directory; made where missing.
+        name: A key of `PARTS`: `unet`, `vae`, `text_encoder` (a whole ClapModel), `evaluators/tagger`, ...
+        part: A module, tokenizer or extractor with `save_pretrained`; for `scheduler`, a scheduler or its dict.
+        dtype: Type of the floating-point weights on disk; None leaves them as they are. The part itself is not altered.
+
+    Returns:
+        The part's folder.
+    """
+    bundle = Path(bundle)
+    if name not in PARTS:
+        raise MusiccmError(f"'{name}' is no part of a bundle; parts are {', '.join(PARTS)}")
+    folder = bundle / name
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = PARTS[name]
+    class_name = kind.class_name
+    if name == "scheduler" and isinstance(part, dict):
+        class_name = part.get("_class_name", class_name)
+        update_json(folder / kind.config_file, {"_class_name": class_name, **part})
+    else:
+        class_name = type(part).__name__
+        if dtype is not None and isinstance(part, nn.Module):
+            part = copy.deepcopy(part).to(dtype)
+        with _quiet():
+            part.save_pretrained(folder)
+    if not name.startswith("evaluators/"):  # diffusers' own loader would look for a class of theirs
+        import diffusers
+
+        update_json(bundle / "model_index.json", {
+            "_class_name": "MusicLDMPipeline", "_diffusers_version": diffusers.__version__,
+            name: [kind.library, class_name],
+        })
+    return folder

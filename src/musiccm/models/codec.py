@@ -1,0 +1,129 @@
+"""Between sound and latents: mel, VAE and vocoder behind one door."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from musiccm.audio.mel import MelConfig
+from musiccm.errors import MusiccmError
+
+
+class LatentCodec(nn.Module):
+    """A frozen `AutoencoderKL` and a frozen HiFi-GAN, with the conventions that connect them.
+
+    The mel enters the VAE as an image of height M (time) and width N (bins), pixel-unshuffled by
+    `isqrt(vae.in_channels)`: 1 for MusicLDM. Raw latents are what the encoder gives; normalised latents, written z, are
+    what the U-Net sees: `(raw - latents_mean) / latents_std` where the VAE's configuration has them, else
+    `raw * scaling_factor` (MusicLDM).
+
+    Args:
+        vae: A diffusers `AutoencoderKL`.
+        vocoder: A transformers `SpeechT5HifiGan`, or None where no waveform is asked for.
+        mel: Numbers of the mel front end.
+
+    Raises:
+        MusiccmError: If the VAE's channels are no square, or vocoder and mel disagree.
+    """
+
+    latents_mean: Tensor
+    latents_std: Tensor
+
+    def __init__(self, vae: nn.Module, vocoder: nn.Module | None = None, mel: MelConfig | None = None) -> None:
+        super().__init__()
+        self.vae = vae.eval().requires_grad_(False)
+        self.vocoder = None if vocoder is None else vocoder.eval().requires_grad_(False)
+        self.mel = mel or MelConfig()
+        config = vae.config
+        self.patch = math.isqrt(config.in_channels)
+        if self.patch**2 != config.in_channels:
+            raise MusiccmError(f"vae/config.json: in_channels is {config.in_channels}; expected the square of the patch "
+                               "that the mel is unshuffled by (1, 4, 16, ...)")
+        if vocoder is not None and vocoder.config.model_in_dim != self.mel.n_mels:
+            raise MusiccmError(f"vocoder/config.json: model_in_dim is {vocoder.config.model_in_dim}, but the mel has "
+                               f"{self.mel.n_mels} bins; they must be equal")
+        self.downsampling = self.patch * 2 ** (len(config.block_out_channels) - 1)
+        self.latent_channels = config.latent_channels
+        mean, std = torch.zeros(self.latent_channels), torch.full((self.latent_channels,), 1.0 / config.scaling_factor)
+        if config.latents_mean is not None and config.latents_std is not None:
+            mean, std = torch.tensor(config.latents_mean), torch.tensor(config.latents_std)
+        self.register_buffer("latents_mean", mean.view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("latents_std", std.view(1, -1, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> LatentCodec:
+        """Stay in eval mode: the codec is frozen, whatever module holds it."""
+        return super().train(False)
+
+    def encode(self, mel_BMN: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode a mel.
+
+        Args:
+            mel_BMN: Natural-log mel; M and N multiples of `downsampling`.
+
+        Returns:
+            Mean and standard deviation of the raw latents' posterior, each [B, C, T, F].
+
+        Raises:
+            MusiccmError: If the shape does not fit the VAE.
+        """
+        frames, bins = mel_BMN.shape[-2:]
+        if bins != self.mel.n_mels or frames % self.downsampling or bins % self.downsampling:
+            raise MusiccmError(f"mel of {frames} frames x {bins} bins: the VAE takes {self.mel.n_mels} bins and a number "
+                               f"of frames that is a multiple of {self.downsampling}; crop or pad the clip")
+        posterior = self.vae.encode(F.pixel_unshuffle(mel_BMN.unsqueeze(1), self.patch)).latent_dist
+        return posterior.mean, posterior.std
+
+    def normalise(self, raw_BCTF: Tensor) -> Tensor:
+        """Raw latents to the U-Net's z."""
+        return (raw_BCTF - self.latents_mean) / self.latents_std
+
+    def denormalise(self, z_BCTF: Tensor) -> Tensor:
+        """The U-Net's z to raw latents."""
+        return z_BCTF * self.latents_std + self.latents_mean
+
+    def decode_mel(self, z_BCTF: Tensor, time: slice | None = None) -> Tensor:
+        """Decode normalised latents; gradients flow to z.
+
+        Args:
+            z_BCTF: Normalised latents.
+            time: Latent frames to decode, where a crop is enough (the discriminator's case: the decoder is the
+                dearest part of a step).
+
+        Returns:
+            mel_BMN, with M = T * downsampling.
+        """
+        if time is not None:
+            z_BCTF = z_BCTF[:, :, time]
+        image = self.vae.decode(self.denormalise(z_BCTF)).sample
+        return F.pixel_shuffle(image, self.patch).squeeze(1)
+
+    def vocode(self, mel_BMN: Tensor) -> Tensor:
+        """Turn a mel into sound.
+
+        HiFi-GAN's odd upsampling rates leave a few samples more than frames times hop (32 in MusicLDM's); the surplus is
+        cut from the end.
+
+        Args:
+            mel_BMN: Natural-log mel. The vocoder's own `normalize_before`, if set, is applied inside it.
+
+        Returns:
+            Waveforms of shape [B, M * hop_length].
+
+        Raises:
+            MusiccmError: If this codec was built without a vocoder.
+        """
+        if self.vocoder is None:
+            raise MusiccmError("this codec has no vocoder: build it with one to make waveforms")
+        return self.vocoder(mel_BMN)[:, : mel_BMN.shape[1] * self.mel.hop_length]
+
+    def decode(self, z_BCTF: Tensor) -> Tensor:
+        """Normalised latents to waveforms of shape [B, S]."""
+        return self.vocode(self.decode_mel(z_BCTF))
+
+    def latent_shape(self, duration_s: float) -> tuple[int, int, int]:
+        """The [C, T, F] that holds at least `duration_s` seconds."""
+        frames = math.ceil(duration_s * self.mel.sample_rate_hz / self.mel.hop_length - 1e-6)
+        return self.latent_channels, math.ceil(frames / self.downsampling), self.mel.n_mels // self.downsampling

@@ -1,0 +1,170 @@
+"""CLAP as the model's ear and reader: text and audio to unit vectors in one space."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from musiccm.audio.resample import resample
+from musiccm.errors import MusiccmError
+
+
+class ClapFrontEnd(nn.Module):
+    """The log-mel of a `ClapFeatureExtractor`, computed in torch on a batch and without its random crop.
+
+    The extractor computes one clip at a time in NumPy and cuts clips longer than its window at random. Here a batch is
+    one STFT, in float64 because the 1e-10 power floor lies below float32 rounding of a loud frame, and which window
+    is heard is the caller's choice.
+
+    Args:
+        feature_extractor: The extractor whose numbers, filters and padding rule are taken.
+    """
+
+    filters: Tensor
+
+    def __init__(self, feature_extractor: Any) -> None:
+        super().__init__()
+        fe = feature_extractor
+        self.sample_rate_hz = int(fe.sampling_rate)
+        self.window_samples = int(fe.nb_max_samples)
+        self.n_fft, self.hop_length, self.padding = fe.fft_window_size, fe.hop_length, fe.padding
+        # The extractor's two filter banks: HTK for the fusion models, Slaney for the others.
+        filters = fe.mel_filters if fe.truncation == "fusion" else fe.mel_filters_slaney
+        self.register_buffer("filters", torch.as_tensor(filters, dtype=torch.float64), persistent=False)
+
+    def pad(self, waveform_BS: Tensor) -> Tensor:
+        """Fill clips shorter than the window by the extractor's rule: repeat, repeat and pad, or pad."""
+        samples = waveform_BS.shape[-1]
+        if samples >= self.window_samples:
+            return waveform_BS[:, : self.window_samples]
+        if self.padding == "repeat":
+            return waveform_BS.repeat(1, self.window_samples // samples + 1)[:, : self.window_samples]
+        if self.padding == "repeatpad":
+            waveform_BS = waveform_BS.repeat(1, self.window_samples // samples)
+        return F.pad(waveform_BS, (0, self.window_samples - waveform_BS.shape[-1]))
+
+    def forward(self, waveform_BS: Tensor) -> Tensor:
+        """Compute features.
+
+        Args:
+            waveform_BS: Waveforms at `sample_rate_hz`, at most one window long (the rest is cut).
+
+        Returns:
+            Decibel mel of shape [B, 1, frames, bins], float32.
+        """
+        x = self.pad(waveform_BS).double()
+        window = torch.hann_window(self.n_fft, periodic=True, dtype=x.dtype, device=x.device)
+        spectrum = torch.stft(x, self.n_fft, self.hop_length, window=window, center=True, pad_mode="reflect",
+                              return_complex=True)
+        power = (spectrum.abs() ** 2).transpose(1, 2) @ self.filters.double()
+        return (10.0 * power.clamp(min=1e-10).log10()).unsqueeze(1).float()
+
+
+class ClapConditioner(nn.Module):
+    """Embeds texts and waveforms with a frozen CLAP; rows have unit length.
+
+    Args:
+        clap: A transformers `ClapModel`.
+        tokenizer: Its tokenizer.
+        feature_extractor: Its `ClapFeatureExtractor`, read for its numbers.
+
+    Raises:
+        MusiccmError: If extractor and audio tower disagree on the number of mel bins.
+    """
+
+    def __init__(self, clap: nn.Module, tokenizer: Any, feature_extractor: Any) -> None:
+        super().__init__()
+        bins = clap.config.audio_config.num_mel_bins
+        if feature_extractor.feature_size != bins:
+            raise MusiccmError(f"feature_extractor/preprocessor_config.json: feature_size is "
+                               f"{feature_extractor.feature_size}, but text_encoder's audio tower takes {bins} mel bins")
+        self.clap = clap.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.front_end = ClapFrontEnd(feature_extractor)
+        self.width = int(clap.config.projection_dim)
+        positions = clap.config.text_config.max_position_embeddings - clap.config.text_config.pad_token_id - 1
+        self.max_tokens = int(min(tokenizer.model_max_length, positions))
+        self._null: Tensor | None = None
+
+    def train(self, mode: bool = True) -> ClapConditioner:
+        """Stay in eval mode: dropout would make the condition random (MusicLDM's own inference suffers from that)."""
+        return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.clap.parameters()).device
+
+    def text(self, texts: list[str]) -> Tensor:
+        """Embed texts, padded to the longest of the batch.
+
+        Args:
+            texts: Captions; the empty string is the null condition.
+
+        Returns:
+            Unit vectors of shape [B, D].
+
+        Raises:
+            MusiccmError: If `texts` is not a non-empty list of strings.
+        """
+        if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
+            raise MusiccmError(f"expected a non-empty list of texts, found {texts!r}")
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_tokens,
+                                return_tensors="pt").to(self.device)
+        return _unit(self.clap.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask))
+
+    def audio(self, waveform_BS: Tensor, sample_rate_hz: int, windows: str = "first") -> Tensor:
+        """Embed waveforms, the same way every time; gradients flow to the waveform.
+
+        Args:
+            waveform_BS: Waveforms.
+            sample_rate_hz: Their rate; they are resampled to the extractor's.
+            windows: `first` hears the first window only; `mean` averages over windows that lie end to end, the last
+                shifted back to end with the clip.
+
+        Returns:
+            Unit vectors of shape [B, D].
+
+        Raises:
+            MusiccmError: If the waveform is empty or not finite, or `windows` is unknown.
+        """
+        if windows not in {"first", "mean"}:
+            raise MusiccmError(f"windows must be 'first' or 'mean', found {windows!r}")
+        if waveform_BS.dim() != 2 or not waveform_BS.numel() or not torch.isfinite(waveform_BS).all():
+            raise MusiccmError(f"expected finite waveforms of shape [B, S], found shape {tuple(waveform_BS.shape)}"
+                               + ("" if waveform_BS.dim() != 2 else " (empty, or with NaN or infinity)"))
+        heard = resample(waveform_BS.to(self.device, torch.float32), sample_rate_hz, self.front_end.sample_rate_hz)
+        length, total = self.front_end.window_samples, heard.shape[-1]
+        if windows == "first" or total <= length:
+            return self.embed_features(self.front_end(heard))
+        starts = [min(i * length, total - length) for i in range(math.ceil(total / length))]
+        stacked = torch.stack([heard[:, start : start + length] for start in starts])
+        embedded = self.embed_features(self.front_end(stacked.flatten(0, 1))).unflatten(0, stacked.shape[:2])
+        return F.normalize(embedded.mean(0), dim=-1)
+
+    def embed_features(self, features_B1MN: Tensor) -> Tensor:
+        """Embed the front end's features: unit vectors of shape [B, D]."""
+        is_longer = None
+        if self.clap.config.audio_config.enable_fusion:
+            # A window is never longer than the extractor's: all four fusion channels are alike and none is "longer".
+            features_B1MN = features_B1MN.repeat(1, 4, 1, 1)
+            is_longer = torch.zeros(len(features_B1MN), 1, dtype=torch.bool, device=features_B1MN.device)
+        dtype = next(self.clap.parameters()).dtype
+        return _unit(self.clap.get_audio_features(input_features=features_B1MN.to(dtype), is_longer=is_longer))
+
+    def null(self, batch: int) -> Tensor:
+        """The null condition of MusicLDM, the embedding of the empty text: shape [batch, D]."""
+        if self._null is None or self._null.device != self.device:
+            with torch.no_grad():
+                self._null = self.text([""])
+        return self._null.expand(batch, -1)
+
+
+def _unit(output: Any) -> Tensor:
+    """Normalise; transformers 5 wraps the projected features in an output object, 4 gave the tensor."""
+    features = output if isinstance(output, Tensor) else output.pooler_output
+    return F.normalize(features, dim=-1)
