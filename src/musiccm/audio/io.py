@@ -1,0 +1,233 @@
+"""Reading and writing audio files through libsndfile (wav, flac, ogg, mp3)."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+from musiccm.errors import MusiccmError
+
+AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".mp3")
+BAD_AUDIO_REASONS = ("missing", "unreadable", "empty", "silent", "nan", "too_short")
+
+# Below this peak a file is silence: one step of 16-bit audio is 3.1e-5.
+SILENCE_PEAK = 1e-4
+# Frames decoded at a time by scan_audio, so that an hour of audio does not need an hour of memory.
+_SCAN_BLOCK_FRAMES = 1 << 20
+
+_ADVICE = {
+    "missing": "expected an audio file here; check the path",
+    "unreadable": "expected wav, flac, ogg or mp3 that libsndfile can decode; re-encode or remove the file",
+    "empty": "the file holds no samples; remove it",
+    "silent": f"every sample is below {SILENCE_PEAK:g}; remove the file",
+    "nan": "the file holds NaN or infinite samples; re-encode or remove it",
+    "too_short": "expected longer audio; remove the file or ask for less of it",
+}
+
+
+class BadAudio(MusiccmError):
+    """An audio file that cannot be used.
+
+    Args:
+        path: The file.
+        reason: One of `BAD_AUDIO_REASONS`.
+        detail: What was found, in a few words.
+    """
+
+    def __init__(self, path: str | Path, reason: str, detail: str = "") -> None:
+        if reason not in BAD_AUDIO_REASONS:
+            raise ValueError(f"unknown reason {reason!r}")
+        self.path = Path(path)
+        self.reason = reason
+        self.detail = detail
+        found = f" ({detail})" if detail else ""
+        super().__init__(f"{path}: {reason.replace('_', ' ')}{found}: {_ADVICE[reason]}")
+
+    def __reduce__(self) -> tuple[type[BadAudio], tuple[Path, str, str]]:
+        # Loader workers send exceptions by pickle, which would otherwise call __init__ with the message alone.
+        return type(self), (self.path, self.reason, self.detail)
+
+
+@dataclass(frozen=True)
+class AudioFacts:
+    """What one pass over a file tells: enough to cut normalised windows later without decoding the rest.
+
+    Args:
+        frames: Samples a channel, at the file's own rate.
+        sample_rate_hz: The file's own rate.
+        channels: Channels in the file.
+        dc: Mean of the channel mean.
+        peak: Largest magnitude of the channel mean once `dc` is removed.
+    """
+
+    frames: int
+    sample_rate_hz: int
+    channels: int
+    dc: float
+    peak: float
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return self.frames / self.sample_rate_hz
+
+
+def _open(path: str | Path) -> soundfile.SoundFile:
+    if not Path(path).is_file():
+        raise BadAudio(path, "missing")
+    if Path(path).stat().st_size == 0:
+        raise BadAudio(path, "empty", "0 bytes")
+    try:
+        return soundfile.SoundFile(str(path))
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        raise BadAudio(path, "unreadable", str(error).splitlines()[0]) from error
+
+
+def _mix(samples_SC: np.ndarray, channel: str | int, path: str | Path) -> np.ndarray:
+    if channel == "mean":
+        return samples_SC[:, 0] if samples_SC.shape[1] == 1 else samples_SC.mean(axis=1, dtype=np.float32)
+    if isinstance(channel, int) and 0 <= channel < samples_SC.shape[1]:
+        return np.ascontiguousarray(samples_SC[:, channel])
+    raise MusiccmError(
+        f"{path}: channel must be 'mean' or a channel number below {samples_SC.shape[1]}, found {channel!r}"
+    )
+
+
+def read_audio(
+    path: str | Path,
+    start_s: float = 0.0,
+    duration_s: float | None = None,
+    channel: str | int = "mean",
+    allow_silent: bool = False,
+) -> tuple[Tensor, int]:
+    """Decode a file, or a range of it without reading the rest.
+
+    Args:
+        path: A wav, flac, ogg or mp3 file.
+        start_s: Where to start, in seconds.
+        duration_s: How much to read, in seconds; None reads to the end. A range that runs past the end is cut there.
+        channel: `"mean"` for the mean of all channels, or a channel number.
+        allow_silent: Accept a range whose samples are all silence, as a rest in the music is.
+
+    Returns:
+        `(waveform_S, sample_rate_hz)`: float32 mono at the file's own rate.
+
+    Raises:
+        BadAudio: The file is missing, unreadable, empty, silent, holds NaN, or ends before `start_s`.
+    """
+    with _open(path) as file:
+        rate = file.samplerate
+        start = round(start_s * rate)
+        frames = -1 if duration_s is None else round(duration_s * rate)
+        waveform = read_frames(file, start, frames, channel, path)
+    if not allow_silent and np.abs(waveform).max() < SILENCE_PEAK:
+        raise BadAudio(path, "silent")
+    return torch.from_numpy(waveform), rate
+
+
+def read_range(path: str | Path, start: int, frames: int) -> Tensor:
+    """Decode `frames` samples of the channel mean from sample `start`, both at the file's own rate."""
+    with _open(path) as file:
+        return torch.from_numpy(read_frames(file, start, frames, "mean", path))
+
+
+def read_frames(
+    file: soundfile.SoundFile, start: int, frames: int, channel: str | int, path: str | Path
+) -> np.ndarray:
+    """Decode a range of an open file to float32 mono; `frames` = -1 reads to the end."""
+    if file.frames == 0:
+        raise BadAudio(path, "empty", "0 samples")
+    if start >= file.frames or frames == 0:
+        raise BadAudio(path, "too_short", f"{file.frames} samples, asked for samples from {start}")
+    try:
+        if start:
+            file.seek(start)
+        samples_SC = file.read(frames, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise BadAudio(path, "unreadable", str(error).splitlines()[0]) from error
+    if len(samples_SC) == 0:
+        raise BadAudio(path, "unreadable", f"no samples from {start} on, the header states {file.frames}")
+    if not np.isfinite(samples_SC).all():
+        raise BadAudio(path, "nan")
+    return _mix(samples_SC, channel, path)
+
+
+def scan_audio(path: str | Path, min_duration_s: float = 0.0) -> AudioFacts:
+    """Decode a whole file block by block and say whether it can be used.
+
+    Args:
+        path: The file.
+        min_duration_s: Shorter files are refused as `too_short`.
+
+    Returns:
+        The file's facts.
+
+    Raises:
+        BadAudio: With any of the reasons.
+    """
+    with _open(path) as file:
+        frames, total, low, high = 0, 0.0, np.inf, -np.inf
+        while frames < file.frames:
+            block = read_frames(file, frames, min(_SCAN_BLOCK_FRAMES, file.frames - frames), "mean", path)
+            frames += len(block)
+            total += float(block.sum(dtype=np.float64))
+            low, high = min(low, float(block.min())), max(high, float(block.max()))
+        if frames == 0:
+            raise BadAudio(path, "empty", "0 samples")
+        rate, channels = file.samplerate, file.channels
+    dc = total / frames
+    peak = max(high - dc, dc - low)
+    if peak < SILENCE_PEAK:
+        raise BadAudio(path, "silent")
+    if frames < min_duration_s * rate:
+        raise BadAudio(path, "too_short", f"{frames / rate:.2f} s, expected at least {min_duration_s:.2f} s")
+    return AudioFacts(frames, rate, channels, dc, peak)
+
+
+def write_audio(path: str | Path, waveform_S: Tensor | np.ndarray, sample_rate_hz: int) -> None:
+    """Write mono audio, 16-bit, in the format of the suffix, so that a killed process leaves no half file.
+
+    The samples go to a temporary file beside the target, which is then renamed. Samples beyond [-1, 1] are clipped.
+
+    Args:
+        path: Where to; the suffix (.wav, .flac, .ogg, .mp3) picks the format. Missing folders are created.
+        waveform_S: Samples of shape [S].
+        sample_rate_hz: Sampling rate.
+
+    Raises:
+        MusiccmError: The samples are not finite or not one-dimensional, the suffix is unknown, or the disk is full
+            or not writable.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in AUDIO_SUFFIXES:
+        raise MusiccmError(f"{path}: expected one of the suffixes {', '.join(AUDIO_SUFFIXES)}, found {suffix!r}")
+    samples = torch.as_tensor(waveform_S).detach().cpu().to(torch.float32)
+    if samples.ndim != 1 or not bool(torch.isfinite(samples).all()):
+        raise MusiccmError(f"{path}: expected finite samples of shape [S], found shape {list(samples.shape)}"
+                           f"{'' if samples.ndim != 1 else ' with NaN or infinite values'}; nothing was written")
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=suffix, dir=path.parent)
+        os.close(handle)
+        subtype = "PCM_16" if suffix in (".wav", ".flac") else None
+        # Through a Python file, so that a full disk is an OSError with its cause rather than a decoder's message.
+        with open(temporary, "wb") as file:
+            soundfile.write(file, samples.clamp(-1, 1).numpy(), sample_rate_hz, subtype, format=suffix[1:].upper())
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except (OSError, soundfile.LibsndfileError, RuntimeError) as error:
+        raise MusiccmError(f"{path}: could not be written: {error}; free space or choose another folder") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)

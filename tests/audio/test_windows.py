@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from musiccm.audio import centred_start, fixed_window, random_start, resample, scan_audio
+from musiccm.audio.windows import keyed_generator, read_window
+
+
+def music(samples: int, seed: int = 0) -> torch.Tensor:
+    """Smooth noise with an offset, so that both the mean and the peak need work."""
+    noise = torch.randn(samples, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.avg_pool1d(noise[None], 9, 1, 4)[0] * 0.2 + 0.05
+
+
+def test_window_has_no_offset_peak_one_half_and_zero_padding():
+    wave = music(1000)
+    window = fixed_window(wave, 1500)
+    assert window.shape == (1500,)
+    assert abs(float(window[:1000].mean())) < 1e-6
+    assert float(window.abs().max()) == pytest.approx(0.5, abs=1e-6)
+    assert torch.equal(window[1000:], torch.zeros(500))
+    correlation = np.corrcoef(window[:1000].numpy(), wave.numpy())[0, 1]
+    assert correlation == pytest.approx(1.0, abs=1e-6)
+
+
+def test_silence_stays_silent():
+    assert torch.equal(fixed_window(torch.full((100,), 0.3), 100), torch.zeros(100))
+
+
+def test_centred_and_given_starts():
+    wave = music(1000)
+    whole = fixed_window(wave, 1000)
+    assert centred_start(1000, 300) == 350
+    assert torch.equal(fixed_window(wave, 300), whole[350:650])
+    assert torch.equal(fixed_window(wave, 300, start=900), torch.cat([whole[900:], torch.zeros(200)]))
+
+
+def test_random_start_depends_on_its_key_alone_and_covers_the_track():
+    starts = [random_start(1000, 900, 7, epoch, "clip") for epoch in range(400)]
+    assert starts == [random_start(1000, 900, 7, epoch, "clip") for epoch in range(400)]
+    assert min(starts) < 10 and max(starts) > 90 and max(starts) <= 100
+    assert random_start(1000, 900, 7, 0, "other") != starts[0] or random_start(1000, 900, 8, 0, "clip") != starts[0]
+    assert random_start(900, 900, 7, 0, "clip") == 0
+
+
+def test_keys_do_not_run_together():
+    draws = {float(torch.rand((), generator=keyed_generator(*key))) for key in [(1, 12), (11, 2), ("1", "1", 2)]}
+    assert len(draws) == 3
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3"])
+@pytest.mark.parametrize("start", [None, 0, 7001, 30000])
+def test_reading_a_window_equals_cutting_it_from_the_whole(tmp_path, suffix, start):
+    path = tmp_path / f"x{suffix}"
+    soundfile.write(path, music(32000).numpy(), 16000)
+    decoded = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+    window = read_window(str(path), scan_audio(path), 8000, 16000, start)
+    torch.testing.assert_close(window, fixed_window(decoded, 8000, start), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("native_hz", [44100, 48000, 22050, 8000])
+@pytest.mark.parametrize("start", [None, 0, 7001, 16000])
+def test_reading_a_resampled_window(tmp_path, native_hz, start):
+    path = tmp_path / "x.wav"
+    wave = music(native_hz + native_hz // 3)
+    soundfile.write(path, wave.numpy(), native_hz, subtype="FLOAT")
+    facts = scan_audio(path)
+    levelled = (wave - wave.mean()) * (0.5 / (wave - wave.mean()).abs().max())
+    whole = resample(levelled, native_hz, 16000)
+    first = centred_start(len(whole), 8000) if start is None else start
+    expected = torch.nn.functional.pad(whole[first : first + 8000], (0, 8000 - len(whole[first : first + 8000])))
+    torch.testing.assert_close(read_window(str(path), facts, 8000, 16000, start), expected, atol=2e-6, rtol=0)
