@@ -114,8 +114,8 @@ def check_timesteps(timesteps: Sequence[int] | Tensor, grid: Tensor) -> list[int
         ordered = sorted(known)
         nearest = [min(ordered, key=lambda g: abs(g - t)) for t in unknown]
         raise MusiccmError(
-            f"timesteps: {unknown} are not on the student's training grid of {len(ordered)} points from {ordered[0]} to "
-            f"{ordered[-1]}. Use grid points; the nearest are {nearest}."
+            f"timesteps: {unknown} are not on the student's training grid of {len(ordered)} points from {ordered[0]} "
+            f"to {ordered[-1]}. Use grid points; the nearest are {nearest}."
         )
     return chosen
 

@@ -75,6 +75,6 @@ def refuse_guidance(guidance_scale: float | None) -> None:
     if guidance_scale is not None and guidance_scale != 1.0:
         raise MusiccmError(
             f"guidance_scale: expected none for a distilled student, found {guidance_scale}. The teacher's guidance "
-            "was distilled into its weights and guiding it again overshoots. Drop the option, or distill a student with "
-            "the training-time guidance_scale that you want."
+            "was distilled into its weights and guiding it again overshoots. Drop the option, or distill a student "
+            "with the training-time guidance_scale that you want."
         )

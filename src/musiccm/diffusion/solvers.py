@@ -14,7 +14,7 @@ SOLVERS = ("ddim", "heun")
 
 
 def ddim_jump(schedule: NoiseSchedule, x0: Tensor, eps: Tensor, t_next_B: Tensor) -> Tensor:
-    """One deterministic DDIM jump: `z_hat = alpha_n x0 + sigma_n eps` (DDIM, arXiv 2010.02502, equation 12 with eta = 0).
+    """One deterministic DDIM jump: `z_hat = alpha_n x0 + sigma_n eps` (arXiv 2010.02502, equation 12, eta = 0).
 
     It is the Euler step of `d(z/alpha) / d(sigma/alpha) = eps`, exact where eps is constant along the path.
 
@@ -91,7 +91,8 @@ def jump_to_target(
 ) -> tuple[Tensor, Tensor]:
     """`Psi^m`: m solver jumps of `skip` training timesteps each, stopping at clean.
 
-    m = 1 with skip 20 is the target of MusicCM (arXiv 2404.13358) and LCM; `to_zero` walks until every sample is clean, whatever its start.
+    m = 1 with skip 20 is the target of MusicCM (arXiv 2404.13358) and LCM; `to_zero` walks until every sample is clean,
+    whatever its start.
     The number of network calls depends on the arguments alone, never on `t_B`: m for DDIM, 2 m for Heun, with
     m = ceil((num_train_timesteps - 1) / skip) for `to_zero`. Samples that have arrived stay as they are.
 

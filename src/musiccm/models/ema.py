@@ -80,8 +80,8 @@ class Ema(nn.Module):
         if mine.keys() != theirs.keys():
             odd = sorted(mine.keys() ^ theirs.keys())
             raise MusiccmError(
-                f"EMA: expected a network with the same parameters as the average, found {len(odd)} that only one of the "
-                f"two has, such as {odd[:3]}. Make a new Ema from this network."
+                f"EMA: expected a network with the same parameters as the average, found {len(odd)} that only one of "
+                f"the two has, such as {odd[:3]}. Make a new Ema from this network."
             )
         names = list(mine)
         return [mine[n] for n in names], [theirs[n].detach().to(mine[n].device, torch.float32) for n in names]

@@ -1,0 +1,59 @@
+"""The teacher's denoising loss: stratified timesteps and min-SNR weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def stratified_timesteps(batch: int, num_train_timesteps: int, generator: torch.Generator) -> Tensor:
+    """One uniform timestep from each of `batch` equal slices of the schedule, in random order.
+
+    Each draw is uniform over the whole schedule, and a batch covers it evenly, which lowers the variance of the loss.
+
+    Args:
+        batch: how many.
+        num_train_timesteps: length of the schedule.
+        generator: source of randomness; its device is the result's.
+
+    Returns:
+        int64, [batch], in 0 .. num_train_timesteps - 1.
+    """
+    device = generator.device
+    strata = torch.randperm(batch, generator=generator, device=device)
+    position = (strata + torch.rand(batch, generator=generator, device=device)) / batch
+    return (position * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
+
+
+def min_snr_weight(alpha_B: Tensor, sigma_B: Tensor, gamma: float) -> Tensor:
+    """Weight of the squared epsilon error: `min(SNR, gamma) / SNR` (Hang et al. 2023, section 3.4).
+
+    Args:
+        alpha_B: signal levels.
+        sigma_B: noise levels.
+        gamma: SNR above which the weight falls.
+
+    Returns:
+        [B], in 0..1.
+    """
+    snr_B = (alpha_B / sigma_B).square()
+    return snr_B.clamp(max=gamma) / snr_B
+
+
+def denoising_loss(
+    predicted_BCTF: Tensor, noise_BCTF: Tensor, alpha_B: Tensor, sigma_B: Tensor, gamma: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Squared error of an epsilon prediction under min-SNR weights.
+
+    Args:
+        predicted_BCTF: predicted noise.
+        noise_BCTF: true noise.
+        alpha_B: signal levels of the batch.
+        sigma_B: noise levels of the batch.
+        gamma: min-SNR gamma.
+
+    Returns:
+        The weighted mean, and the parts `mse` (unweighted mean) and `mse_B` (each item's).
+    """
+    mse_B = (predicted_BCTF.float() - noise_BCTF.float()).square().flatten(1).mean(dim=1)
+    return (min_snr_weight(alpha_B, sigma_B, gamma) * mse_B).mean(), {"mse": mse_B.mean(), "mse_B": mse_B}

@@ -1,0 +1,78 @@
+"""Where samplers get fresh noise from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from musiccm.errors import MusiccmError
+
+NoiseFn: TypeAlias = Callable[[int], Tensor]
+"""`noise_fn(step) -> eps_BCTF`, the fresh noise that is added after step 0, 1, ..."""
+
+INITIAL = -1
+"""The step index of the initial noise, before any step."""
+
+
+def sample_noise(seeds: Sequence[int], shape_CTF: Sequence[int], step: int = INITIAL) -> Tensor:
+    """Noise that depends on each sample's own seed and the step alone.
+
+    A sample so seeded comes out the same whatever batch it is in and whatever device the network runs on: the draws are
+    made on the CPU.
+
+    Args:
+        seeds: one seed a sample.
+        shape_CTF: shape of one sample.
+        step: `INITIAL`, or the step after which the noise is added.
+
+    Returns:
+        Standard normal float32 noise `[B, C, T, F]` on the CPU.
+    """
+    rows = []
+    for seed in seeds:
+        # A hash keeps (seed 0, step 1) apart from (seed 1, step 0), as sums of the two would not.
+        digest = hashlib.blake2b(f"{int(seed)}/{step}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        rows.append(torch.randn(tuple(shape_CTF), generator=generator))
+    return torch.stack(rows)
+
+
+def seeded_noise_fn(seeds: Sequence[int], shape_CTF: Sequence[int]) -> NoiseFn:
+    """A `noise_fn` over `sample_noise`, for `sample_few_step`.
+
+    Args:
+        seeds: one seed a sample.
+        shape_CTF: shape of one sample.
+
+    Returns:
+        `step -> eps_BCTF`.
+    """
+    return lambda step: sample_noise(seeds, shape_CTF, step)
+
+
+def resolve_noise_fn(shape: torch.Size, generator: torch.Generator | None, noise_fn: NoiseFn | None) -> NoiseFn:
+    """Make a `noise_fn` of whichever of the two sources the caller gave.
+
+    Args:
+        shape: shape of one step's noise.
+        generator: draws in step order, on its own device.
+        noise_fn: used as it is.
+
+    Returns:
+        `step -> eps` of that shape.
+
+    Raises:
+        MusiccmError: if neither or both are given: noise must never come from a hidden global source.
+    """
+    if (generator is None) == (noise_fn is None):
+        found = "neither" if generator is None else "both"
+        raise MusiccmError(f"sampling noise: expected either a generator or a noise_fn, found {found}.")
+    if noise_fn is not None:
+        return noise_fn
+    assert generator is not None
+    source = generator
+    return lambda step: torch.randn(shape, generator=source, device=source.device)
