@@ -1,0 +1,81 @@
+# Every target sets up what it needs: from a fresh clone only make and python3 (3.10 or newer) must be there.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+EXPERIMENT ?= demo
+CONFIG ?= experiments/$(EXPERIMENT).yaml
+SEED ?= 0
+CKPT ?= newest
+TRACKS ?= 2000
+DATA ?= data/demo
+BENCH ?= all
+ARGS ?=
+# The order in which the parts of the embedded bundle need each other.
+STAGES ?= vae vocoder tagger clap audiomae teacher
+
+.PHONY: help setup train eval bundle smoke test lint bench clean
+
+help:  ## show this help
+	@echo "usage: make TARGET [NAME=value ...]"; echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo; echo "  EXPERIMENT=$(EXPERIMENT)  which experiments/NAME.yaml    SEED=$(SEED)       of the training"
+	@echo "  CKPT=$(CKPT)      checkpoint to evaluate         TRACKS=$(TRACKS)  clips of the demo corpus"
+	@echo "  BENCH=$(BENCH)        which benchmark                ARGS=        passed on to 'musiccm fit' or pytest"
+
+setup: $(READY)  ## make the virtual environment (the other targets do it by themselves)
+
+$(READY): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1); 3.10 or newer is needed: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python3 cannot make virtual environments here; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "installing the dependencies into $(VENV) (about 5 GB, some minutes, once)"
+	@$(PIP) install -e ".[dev,eval]"
+# Their declared dependencies cannot be built on Python 3 and are not needed; what is, stands in setup.cfg under `eval`.
+	@$(PIP) install --no-deps "audioldm_eval==0.0.3" "ssr-eval==0.0.7"
+	@touch $@
+
+train: $(READY)  ## corpus, latents, distillation and its table, from nothing
+	$(BIN)/musiccm prepare demo --out $(DATA) --tracks $(TRACKS) --seed 0
+	$(BIN)/musiccm prepare latents --config $(CONFIG)
+	$(BIN)/musiccm fit --config $(CONFIG) --seed_everything $(SEED) $(ARGS)
+	$(BIN)/musiccm test --config $(CONFIG) --ckpt_path newest
+
+eval: $(READY)  ## recompute the table from the newest checkpoint, or CKPT=FILE
+	$(BIN)/musiccm test --config $(CONFIG) --ckpt_path $(CKPT)
+
+bundle: $(READY)  ## train every part of the embedded bundle in order (hours; goes on where it stopped)
+	$(BIN)/musiccm prepare demo --out $(DATA) --tracks $(TRACKS) --seed 0
+	@mkdir -p out/bundle
+	@for stage in $(STAGES); do \
+	  if [ -e out/bundle/$$stage.done ]; then echo "$$stage: done already"; continue; fi; \
+	  echo "$$stage: see out/bundle/$$stage.log"; \
+	  $(BIN)/musiccm fit --config experiments/stages/$$stage.yaml --ckpt_path auto >> out/bundle/$$stage.log 2>&1 \
+	    || { tail -n 5 out/bundle/$$stage.log >&2; exit 1; }; \
+	  touch out/bundle/$$stage.done; \
+	done
+
+smoke: $(READY)  ## the whole of `make train`, tiny: does everything run?
+	$(MAKE) train EXPERIMENT=smoke DATA=data/smoke TRACKS=64
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## ruff, types, docstrings
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pydoclint --quiet --style=google --skip-checking-short-docstrings=True --arg-type-hints-in-docstring=False \
+	  --check-return-types=False --check-yield-types=False --skip-checking-raises=True --allow-init-docstring=True \
+	  --check-class-attributes=False --should-document-private-class-attributes=False src
+
+bench: $(READY)  ## measure speed and memory against a baseline: BENCH=NAME for one of them
+	$(BIN)/musiccm bench $(BENCH)
+
+clean:  ## remove caches and the virtual environment; runs and data stay
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,138 @@
+"""The `musiccm` command: find the subcommand, run it, and turn failures into one clear message.
+
+Nothing heavy is imported before a subcommand is known to exist. With ``MUSICCM_DEBUG=1`` errors show their traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+
+from musiccm import __version__, commands
+from musiccm.config import merge_config_arguments
+from musiccm.errors import MusiccmError
+
+# jsonargparse lists every type that a value could have had; only the lines that say what is wrong help.
+_UNION_NOISE = re.compile(
+    r"^\s*(Does not validate against any of|Subtypes: |Errors:$|- Expected a <class 'NoneType'>|Given value)", re.M
+)
+
+EXIT_FAILURE, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 2, 130, 141
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: The arguments without the program's name; by default those of the process.
+
+    Returns:
+        0 for success, 2 for something the user can mend (arguments, files, disk space), 130 after Ctrl-C, 141 when
+        the reader of our output has gone, 1 for everything else.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # how Lightning leaves after Ctrl-C
+            return EXIT_INTERRUPTED
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        print("musiccm: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except Exception as error:
+        if os.environ.get("MUSICCM_DEBUG") == "1":
+            raise
+        message, code = describe(error)
+        print(f"musiccm: {message}", file=sys.stderr)
+        return code
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if arguments else EXIT_USER_ERROR
+    if arguments[0] in ("-V", "--version"):
+        print(f"musiccm {__version__}")
+        return 0
+    name, *rest = arguments
+    known = commands.summaries()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise MusiccmError(f"there is no command {name!r}{hint}\nCommands: {', '.join(known)} (musiccm --help)")
+    if name in commands.TRAINER_COMMANDS:
+        rest = merge_config_arguments(name, rest)
+    return commands.load(name)(rest)
+
+
+def usage() -> str:
+    """What `musiccm --help` prints."""
+    lines = [f"  {name:<10} {summary}" for name, summary in commands.summaries().items()]
+    return "\n".join(
+        [
+            f"musiccm {__version__}: text to music in a few steps",
+            "",
+            "usage: musiccm COMMAND [OPTIONS]     (musiccm COMMAND --help shows the options)",
+            "",
+            *lines,
+            "",
+            "fit, validate, test and predict take --config experiments/NAME.yaml; every value in the file can be",
+            "overridden on the command line, as in --trainer.max_steps 100. --ckpt_path takes a file, or `newest`.",
+        ]
+    )
+
+
+def describe(error: BaseException) -> tuple[str, int]:
+    """One message for people, and the exit code.
+
+    Args:
+        error: What ended the command.
+
+    Returns:
+        The message, without the program's name, and the code.
+    """
+    chain = list(_chain(error))
+    for link in chain:
+        if isinstance(link, MusiccmError):
+            return str(link), EXIT_USER_ERROR
+    for link in chain:
+        full = isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left on device" in str(link):
+            target = getattr(link, "filename", None)
+            where = f" while writing {target}" if target else ""
+            return f"the disk is full{where} ({link}); free some space and run the command again", EXIT_USER_ERROR
+    if isinstance(error, argparse.ArgumentError) or type(error).__module__.startswith("omegaconf."):
+        return f"{_without_union_noise(str(error))}\n(options: musiccm COMMAND --help)", EXIT_USER_ERROR
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}", EXIT_FAILURE
+    if _UNION_NOISE.search(str(error)):  # jsonargparse wraps what a constructor raises
+        error = chain[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if f"{os.sep}musiccm{os.sep}" in frame.filename] or frames
+    where = f" (in {ours[-1].name}, {ours[-1].filename}:{ours[-1].lineno})" if ours else ""
+    return f"{type(error).__name__}: {error}{where}\nMUSICCM_DEBUG=1 shows the whole traceback.", EXIT_FAILURE
+
+
+def _without_union_noise(message: str) -> str:
+    return "\n".join(line for line in message.splitlines() if not _UNION_NOISE.search(line))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

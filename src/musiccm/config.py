@@ -1,0 +1,139 @@
+"""Experiment files: YAML that states only its difference from a base.
+
+A file may open with ``base: ../demo.yaml`` (a path relative to itself) or a list of such paths. The base is read first,
+and then the file is laid over it: mappings merge key by key, everything else replaces, ``key+:`` appends to the base's
+list, and a block whose ``class_path`` differs replaces the base's block whole, since the arguments belong to the class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from musiccm.errors import MusiccmError
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one mapping over another; see the module's rules. Neither argument is changed."""
+    merged = dict(under)
+    for key, value in over.items():
+        appended_to = key[:-1] if key.endswith("+") else None
+        if appended_to is not None and isinstance(value, list):
+            merged[appended_to] = [*(merged.get(appended_to) or []), *value]
+        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and _same_class(merged[key], value):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _same_class(under: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
+    return "class_path" not in over or under.get("class_path") == over["class_path"]
+
+
+def load_experiment(*paths: str | Path, resolve: bool = True) -> dict[str, Any]:
+    """Read experiment files with their bases, later ones laid over earlier ones.
+
+    The key ``experiment``, which names the run's folder, defaults to the last file's stem.
+
+    Args:
+        *paths: YAML files, at least one.
+        resolve: Whether `${...}` interpolation is carried out. Where command-line overrides are still to come, it
+            must wait for them.
+
+    Returns:
+        Plain dicts, lists and scalars.
+
+    Raises:
+        MusiccmError: If a file is missing, unreadable or not a YAML mapping, or its bases form a circle.
+    """
+    merged: dict[str, Any] = {}
+    for path in paths:
+        merged = merge(merged, _load_with_bases(Path(path), ()))
+    merged.setdefault("experiment", Path(paths[-1]).stem)
+    if not resolve:
+        return merged
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(OmegaConf.create(merged), resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise MusiccmError(f"{paths[-1]}: cannot resolve an interpolation: {error}") from error
+
+
+def merge_config_arguments(command: str, argv: list[str]) -> list[str]:
+    """Replace every `--config FILE` by one configuration in which their bases are merged.
+
+    Args:
+        command: The subcommand's name, for messages.
+        argv: Its arguments.
+
+    Returns:
+        The arguments for jsonargparse, the merged YAML text first, so that all other arguments win over it. A call
+        for help comes back as it is.
+
+    Raises:
+        MusiccmError: If there is no `--config`, or one cannot be read.
+    """
+    import yaml
+
+    rest, paths = [], []
+    arguments = iter(argv)
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if option not in ("-c", "--config"):
+            rest.append(argument)
+            continue
+        path = value if equals else next(arguments, None)
+        if not path:
+            raise MusiccmError(f"{option} needs the path of an experiment file, such as experiments/demo.yaml")
+        paths.append(path)
+    if any(r in ("-h", "--help") or ".help" in r for r in rest):
+        return argv
+    if not paths:
+        raise MusiccmError(f"{command} needs --config FILE, such as --config experiments/demo.yaml")
+    merged = load_experiment(*paths, resolve=False)
+    return ["--config", yaml.safe_dump(merged, sort_keys=False, width=10**6), *rest]
+
+
+def _load_with_bases(path: Path, above: Sequence[Path]) -> dict[str, Any]:
+    if path.resolve() in above:
+        chain = " -> ".join(p.name for p in [*above, path])
+        raise MusiccmError(f"{path}: its bases form a circle ({chain}); remove one `base:`")
+    content = _read_mapping(path, named_by=above[-1] if above else None)
+    bases = content.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
+        raise MusiccmError(f"{path}: `base` must be a path or a list of paths relative to this file, found {bases!r}")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged = merge(merged, _load_with_bases(path.parent / base, [*above, path.resolve()]))
+    return merge(merged, content)
+
+
+def _read_mapping(path: Path, named_by: Path | None) -> dict[str, Any]:
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        where = f" (the `base` of {named_by})" if named_by else ""
+        raise MusiccmError(f"config file {path}{where} does not exist; check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise MusiccmError(f"config file {path} cannot be read: {reason}") from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            raise MusiccmError(f"config file {path} must be a YAML mapping of names to values, found a {root.id}")
+        # OmegaConf's reader, unlike plain YAML, takes 1e-4 for a number and refuses a key given twice.
+        content = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if root is not None else {}
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise MusiccmError(f"config file {path} is not valid YAML: {error}") from error
+    if not all(isinstance(key, str) for key in content):  # type: ignore[union-attr]
+        raise MusiccmError(f"config file {path} must name its values by words, found the keys {list(content)!r}")  # type: ignore[arg-type]
+    return content  # type: ignore[return-value]
