@@ -1,0 +1,1 @@
+"""Corpora, the latent cache, and the LightningDataModule that serves both."""

@@ -1,0 +1,74 @@
+"""What the loaders hand out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import TypeVar
+
+from torch import Tensor
+
+AnyBatch = TypeVar("AnyBatch", bound="_Batch")
+
+
+@dataclass
+class _Batch:
+    """Moves the tensors among its fields together."""
+
+    def _map(self: AnyBatch, function: Callable[[Tensor], Tensor]) -> AnyBatch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: function(v) for name, v in values.items() if isinstance(v, Tensor)})
+
+    def to(self: AnyBatch, *args, **kwargs) -> AnyBatch:
+        """The same batch on another device; takes what `Tensor.to` takes."""
+        return self._map(lambda tensor: tensor.to(*args, **kwargs))
+
+    def pin_memory(self: AnyBatch) -> AnyBatch:
+        """The same batch in page-locked memory."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+
+@dataclass
+class WaveformBatch(_Batch):
+    """Windows with their words.
+
+    Args:
+        waveform_BS: Levelled windows, float32, shape [B, S].
+        tags_BG: Multi-hot tags, shape [B, G]; G is 0 without a vocabulary.
+        ids: Clip ids.
+        captions: One caption a clip.
+        attributes: What is known for certain of each clip.
+        start_s: Where in the track each window begins, in seconds.
+    """
+
+    waveform_BS: Tensor
+    tags_BG: Tensor
+    ids: list[str]
+    captions: list[str]
+    attributes: list[dict[str, str]] = field(default_factory=list)
+    start_s: list[float] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass
+class LatentBatch(_Batch):
+    """Encoded windows with their conditions.
+
+    Args:
+        latents_BCTF: Raw (un-normalised) latents, sampled from the VAE's moments; in evaluation their mean.
+        text_BD: CLAP embedding of the caption.
+        audio_BD: CLAP embedding of the window's own audio.
+        ids: Window ids: the clip's, with `@<n>` behind it where a clip has several windows.
+        captions: One caption a clip.
+    """
+
+    latents_BCTF: Tensor
+    text_BD: Tensor
+    audio_BD: Tensor
+    ids: list[str]
+    captions: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)

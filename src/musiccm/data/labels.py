@@ -1,0 +1,73 @@
+"""The words of a corpus: clips, and the label files of Audiostock's layout."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from musiccm.audio import AudioFacts
+from musiccm.errors import MusiccmError
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One audio file of a corpus with its words.
+
+    Args:
+        id: File name without its suffix.
+        path: The audio file.
+        captions: At least one sentence.
+        tags: Key words.
+        attributes: What is known for certain, such as `{"instrument": "piano"}`; empty for most corpora.
+        audio: Length, rate and level of the file.
+    """
+
+    id: str
+    path: str
+    captions: list[str]
+    tags: list[str] = field(default_factory=list)
+    attributes: dict[str, str] = field(default_factory=dict)
+    audio: AudioFacts = field(default_factory=lambda: AudioFacts(0, 1, 1, 0.0, 1.0))
+
+
+class BadLabel(MusiccmError):
+    """A label file that cannot be used; `reason` is one of no_label, not_json, no_caption."""
+
+    def __init__(self, path: Path, reason: str, detail: str) -> None:
+        self.path, self.reason, self.detail = path, reason, detail
+        super().__init__(f"{path}: {detail}")
+
+
+def read_label(path: Path) -> tuple[list[str], list[str], dict[str, str]]:
+    """Read one label file of LAION's schema for Audiostock: `text` (list), `tag` (list), `original_data` (dict).
+
+    Args:
+        path: The JSON file.
+
+    Returns:
+        `(captions, tags, attributes)`; attributes come from `original_data["attributes"]` where it exists.
+
+    Raises:
+        BadLabel: No such file, not a JSON object, or no caption in it.
+    """
+    try:
+        label = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BadLabel(path, "no_label", "no such label file; expected JSON with a list 'text'") from error
+    except (OSError, ValueError) as error:
+        raise BadLabel(path, "not_json", f"not a JSON file ({error})") from error
+    if not isinstance(label, dict):
+        raise BadLabel(path, "not_json", f"expected a JSON object, found a {type(label).__name__}")
+    captions = _strings(label.get("text"))
+    if not captions:
+        raise BadLabel(path, "no_caption", "expected at least one sentence under 'text', found none")
+    original = label.get("original_data")
+    attributes = original.get("attributes") if isinstance(original, dict) else None
+    attributes = {str(k): str(v) for k, v in attributes.items()} if isinstance(attributes, dict) else {}
+    return captions, _strings(label.get("tag")), attributes
+
+
+def _strings(value: object) -> list[str]:
+    items = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    return [item.strip() for item in items if isinstance(item, str) and item.strip()]

@@ -1,0 +1,173 @@
+"""The one door from a corpus to training: waveforms or cached latents, in loaders that resume exactly."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from torch.utils.data import Dataset
+
+from musiccm.data.audiostock import read_audiostock
+from musiccm.data.labels import Clip
+from musiccm.data.report import Report
+from musiccm.data.sampling import KeyedLoader, OrderedSampler, ShuffledSampler
+from musiccm.data.vocabulary import TagVocabulary
+from musiccm.data.waveforms import WaveformWindows, collate_waveforms
+from musiccm.errors import MusiccmError
+
+log = logging.getLogger(__name__)
+
+KINDS = ("waveform", "latent")
+
+
+def split_validation(clips: Sequence[Clip], count: int) -> tuple[list[Clip], list[Clip]]:
+    """Hold clips of the train folder out for validation, so that the test folder stays unseen until the end.
+
+    The choice goes by a hash of the clip id: it is the same for every seed and survives adding tracks to the corpus as
+    nearly as can be. At most a tenth of the clips are taken, and at least one.
+
+    Args:
+        clips: Clips of the train folder.
+        count: How many to hold out.
+
+    Returns:
+        `(train, validation)`, each in the order of `clips`.
+    """
+    count = max(1, min(count, len(clips) // 10))
+    ranked = sorted(clips, key=lambda clip: hashlib.blake2b(clip.id.encode(), digest_size=8).digest())
+    held_out = {clip.id for clip in ranked[:count]}
+    return [c for c in clips if c.id not in held_out], [c for c in clips if c.id in held_out]
+
+
+class MusicDataModule(pl.LightningDataModule):
+    """Loaders over a corpus in Audiostock's layout.
+
+    Training draws a random window, caption and latent per clip and epoch, keyed by (seed, epoch, id): the same batches
+    for any number of workers, and after a resume in the middle of an epoch. Validation (held out of `train/`) and test
+    (`test/`) take centred windows and the first caption, in order. The test loader always yields waveforms: they are
+    the references that generated audio is measured against.
+
+    Args:
+        root: The corpus.
+        kind: `"waveform"` for WaveformBatch, `"latent"` for LatentBatch in training and validation.
+        clip_samples: Samples in a window at `sample_rate_hz`.
+        sample_rate_hz: Rate of the windows.
+        batch_size: Items in a training batch of one process.
+        eval_batch_size: Items in a validation or test batch; `batch_size` if not given.
+        num_workers: Loader processes; 0 reads in the main process.
+        seed: Seed of order, windows, captions and latents.
+        val_clips: Clips of `train/` held out for validation; at most a tenth of them.
+        eval_limit: At most this many validation and test clips.
+        cache_dir: The latent cache that `musiccm prepare latents` wrote; needed for `kind="latent"`.
+        bundle: The bundle whose encoders the cache must come from; its own check is left out if not given.
+        vocabulary: JSON file with the tag list; the training clips' own labels if not given.
+        windows_per_track: Windows of each training clip in the latent cache; spread evenly over the track.
+        min_duration_s: Shorter tracks count as bad.
+        max_bad_fraction: Share of bad items in the corpus above which it is refused.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        kind: str = "waveform",
+        clip_samples: int = 81920,
+        sample_rate_hz: int = 16000,
+        batch_size: int = 16,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        val_clips: int = 256,
+        eval_limit: int | None = None,
+        cache_dir: str | None = None,
+        bundle: str | None = None,
+        vocabulary: str | None = None,
+        windows_per_track: int = 1,
+        min_duration_s: float = 1.0,
+        max_bad_fraction: float = 0.05,
+    ) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise MusiccmError(f"data.kind must be one of {', '.join(KINDS)}, found {kind!r}")
+        if kind == "latent" and cache_dir is None:
+            raise MusiccmError("data.cache_dir is needed where data.kind is 'latent'")
+        for name, value in {"clip_samples": clip_samples, "batch_size": batch_size, "val_clips": val_clips}.items():
+            if value < 1:
+                raise MusiccmError(f"data.{name} must be at least 1, found {value}")
+        self.root, self.kind, self.clip_samples, self.sample_rate_hz = root, kind, clip_samples, sample_rate_hz
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.num_workers, self.seed, self.val_count, self.eval_limit = num_workers, seed, val_clips, eval_limit
+        self.cache_dir, self.bundle, self.vocabulary_path = cache_dir, bundle, vocabulary
+        self.windows_per_track = windows_per_track
+        self.min_duration_s, self.max_bad_fraction = min_duration_s, max_bad_fraction
+        self.reports: dict[str, Report] = {}
+        self.train_clips: list[Clip] = []
+        self.val_clips: list[Clip] = []
+        self.test_clips: list[Clip] = []
+        self._vocabulary: TagVocabulary | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the corpus' labels and the remembered scan of its audio; the first call on a corpus decodes it once.
+
+        Args:
+            stage: Lightning's name of what comes next; every stage needs the training clips, for their tags and for
+                nearest-neighbour figures.
+        """
+        if not self.train_clips:
+            self.train_clips, self.val_clips = split_validation(self._read("train"), self.val_count)
+        if stage != "fit" and not self.test_clips:
+            self.test_clips = self._read("test")
+
+    def _read(self, split: str) -> list[Clip]:
+        clips, self.reports[split] = read_audiostock(
+            self.root, split, min_duration_s=self.min_duration_s, max_bad_fraction=self.max_bad_fraction
+        )
+        return clips
+
+    @property
+    def vocabulary(self) -> TagVocabulary | None:
+        """The tags of `WaveformBatch.tags_BG`; None for a corpus without any."""
+        if self._vocabulary is None:
+            if self.vocabulary_path:
+                self._vocabulary = TagVocabulary.load(Path(self.vocabulary_path))
+            elif any(clip.tags or clip.attributes for clip in self.train_clips):
+                self._vocabulary = TagVocabulary.from_clips(self.train_clips)
+        return self._vocabulary
+
+    def waveforms(self, split: str) -> WaveformWindows:
+        """The windows of `"train"`, `"val"` or `"test"` as a data set; a bare index gives the centred window."""
+        clips = {"train": self.train_clips, "val": self.val_clips, "test": self.test_clips}[split]
+        if split != "train" and self.eval_limit is not None:
+            clips = clips[: self.eval_limit]
+        return WaveformWindows(clips, self.clip_samples, self.sample_rate_hz, self.vocabulary, self.seed)
+
+    def train_dataloader(self) -> KeyedLoader:
+        """Shuffled training batches."""
+        dataset, collate = self._dataset("train")
+        sampler = ShuffledSampler(len(dataset), self.batch_size, self.seed)
+        return self._loader(dataset, collate, sampler, self.batch_size, drop_last=True)
+
+    def val_dataloader(self) -> KeyedLoader:
+        """Held-out clips of the train folder, in order."""
+        dataset, collate = self._dataset("val")
+        return self._loader(dataset, collate, OrderedSampler(len(dataset)), self.eval_batch_size)
+
+    def test_dataloader(self) -> KeyedLoader:
+        """Reference waveforms with captions and ids, in order."""
+        self.setup("test")
+        dataset = self.waveforms("test")
+        return self._loader(dataset, collate_waveforms, OrderedSampler(len(dataset)), self.eval_batch_size)
+
+    def _dataset(self, split: str) -> tuple[Dataset, Callable[[Sequence[Any]], Any]]:
+        return self.waveforms(split), collate_waveforms
+
+    def _loader(
+        self, dataset: Dataset, collate: Callable, sampler: Any, batch_size: int, drop_last: bool = False
+    ) -> KeyedLoader:
+        return KeyedLoader(
+            dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate, drop_last=drop_last,
+            num_workers=self.num_workers, persistent_workers=self.num_workers > 0,
+        )

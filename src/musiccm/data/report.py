@@ -1,0 +1,90 @@
+"""What was left out of a corpus, and why."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from musiccm.data.files import write_json
+from musiccm.errors import MusiccmError
+
+
+@dataclass(frozen=True)
+class BadItem:
+    """One item that cannot be used: its id, the file at fault, the reason's name and what was found."""
+
+    id: str
+    path: str
+    reason: str
+    detail: str
+
+
+@dataclass
+class Report:
+    """What reading one split of a corpus found.
+
+    Args:
+        root: The corpus.
+        split: Which folder of it.
+        found: Audio files found.
+        bad: Those left out.
+        converted: Usable files that are changed on reading, counted by what is done: `mixed_to_mono`, and
+            `other_rate_<hz>`.
+    """
+
+    root: str
+    split: str
+    found: int = 0
+    bad: list[BadItem] = field(default_factory=list)
+    converted: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Bad items by reason."""
+        return dict(sorted(Counter(item.reason for item in self.bad).items()))
+
+    @property
+    def used(self) -> int:
+        """Files that can be used."""
+        return self.found - len(self.bad)
+
+    def __str__(self) -> str:
+        text = f"{self.root}/{self.split}: {self.used} of {self.found} audio files can be used"
+        if self.bad:
+            text += "; left out: " + ", ".join(f"{n} {reason}" for reason, n in self.counts.items())
+        return text
+
+    def write(self, path: Path) -> None:
+        """Write the report as JSON: `{split, found, used, counts, converted, bad: [{id, path, reason, detail}]}`."""
+        write_json(path, {
+            "root": self.root, "split": self.split, "found": self.found, "used": self.used, "counts": self.counts,
+            "converted": self.converted, "bad": [vars(item) for item in self.bad],
+        })
+
+    def raise_if_above(self, max_bad_fraction: float, report_path: Path | None) -> None:
+        """Refuse a corpus of which too much is bad.
+
+        Args:
+            max_bad_fraction: Largest share of bad items that is accepted.
+            report_path: Where the full list lies, for the message.
+
+        Raises:
+            MusiccmError: The share is larger.
+        """
+        if len(self.bad) <= max_bad_fraction * self.found:
+            return
+        first = "; ".join(f"{item.path}: {item.reason} ({item.detail})" for item in self.bad[:3])
+        more = f"; all of them: {report_path}" if report_path else ""
+        raise MusiccmError(
+            f"{self}: more than the accepted {max_bad_fraction:.0%} are bad. First: {first}{more}. "
+            "Repair or remove them, or raise max_bad_fraction"
+        )
+
+
+def read_report(path: Path) -> Report:
+    """Read a report that `Report.write` wrote."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    return Report(data["root"], data["split"], data["found"], [BadItem(**item) for item in data["bad"]],
+                  data["converted"])
