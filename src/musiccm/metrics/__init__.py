@@ -1,0 +1,18 @@
+"""Metrics over clips that were embedded once; each returns its n, and no clip counts twice."""
+
+from musiccm.metrics.attributes import AttributeAccuracy
+from musiccm.metrics.frechet import FrechetDistance
+from musiccm.metrics.inception import InceptionScore
+from musiccm.metrics.kl import KLDivergence
+from musiccm.metrics.sim_aa import Match, SimAA
+from musiccm.metrics.text_audio import TextAudioSimilarity
+
+__all__ = [
+    "AttributeAccuracy",
+    "FrechetDistance",
+    "InceptionScore",
+    "KLDivergence",
+    "Match",
+    "SimAA",
+    "TextAudioSimilarity",
+]

@@ -1,0 +1,86 @@
+"""Does a clip have the instrument, drums, texture and tempo that were asked for, by a tagger's ear?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from musiccm.errors import MusiccmError
+from musiccm.metrics.clips import ClipMetric, require_rows
+
+
+class AttributeAccuracy(ClipMetric):
+    """Accuracy, group by group, of a tagger's choice against the tags that were asked for.
+
+    A group is a set of tags of which the tagger picks the likeliest. The pick is right when it is among the tags asked
+    for; clips that ask for no tag of a group do not count in it.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, groups: Mapping[str, Sequence[int]], **kwargs: Any) -> None:
+        """Take the groups.
+
+        Args:
+            groups: Name of each group and the tag columns it covers.
+            **kwargs: Passed to `torchmetrics.Metric`.
+
+        Raises:
+            MusiccmError: A group without columns.
+        """
+        super().__init__(**kwargs)
+        self.groups = {name: list(columns) for name, columns in groups.items()}
+        empty = [name for name, columns in self.groups.items() if not columns]
+        if empty:
+            raise MusiccmError(f"attribute accuracy: expected tag columns in each group, found none in {empty}")
+        self.add_ids("ids")
+        self.add_rows("right", 2, torch.bool)
+        self.add_rows("asked", 2, torch.bool)
+
+    def update(self, logits: Tensor, tags: Tensor, ids: Sequence[str]) -> None:
+        """Add generated clips.
+
+        Args:
+            logits: The tagger's logits, `[B, G]`.
+            tags: Tags asked for, 0 or 1, `[B, G]`.
+            ids: Clip ids, `B` of them.
+
+        Raises:
+            MusiccmError: Logits and tags of different shapes.
+        """
+        require_rows("tagger logits", logits, ids)
+        if logits.shape != tags.shape:
+            raise MusiccmError(
+                f"attribute accuracy: expected tags of the logits' shape {tuple(logits.shape)}, found {tuple(tags.shape)}"
+            )
+        keep = self.take_new("ids", ids)
+        logits, wanted = logits.detach()[keep], tags.to(logits.device)[keep] > 0.5
+        right, asked = [], []
+        for columns in self.groups.values():
+            choice = logits[:, columns].argmax(dim=1, keepdim=True)
+            right.append(wanted[:, columns].gather(1, choice)[:, 0])
+            asked.append(wanted[:, columns].any(dim=1))
+        self.right.append(torch.stack(right, dim=1).to(self.device))
+        self.asked.append(torch.stack(asked, dim=1).to(self.device))
+
+    def compute(self) -> dict[str, float | int | None]:
+        """The accuracies.
+
+        Returns:
+            `acc_<group>` over the clips that ask for the group (None where no clip does) and `n` clips.
+
+        Raises:
+            MusiccmError: No clip.
+        """
+        ids, where = self.unique("ids")
+        if not ids:
+            raise MusiccmError("attribute accuracy: expected clips, found none")
+        right, asked = self.joined("right")[where], self.joined("asked")[where]
+        result: dict[str, float | int | None] = {"n": len(ids)}
+        for column, name in enumerate(self.groups):
+            count = int(asked[:, column].sum())
+            result[f"acc_{name}"] = int(right[:, column].sum()) / count if count else None
+        return result

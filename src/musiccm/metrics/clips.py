@@ -1,0 +1,170 @@
+"""What every metric here shares: rows that belong to named clips, counted once whatever the sharding.
+
+A distributed sampler pads its last batch with clips that another rank also has. Counting those twice shifts every
+figure, so each metric keeps the clip id beside each row, and drops repeats after the gather.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from musiccm.errors import MusiccmError
+
+
+def encode_ids(ids: Sequence[str]) -> Tensor:
+    """Pack clip ids into one uint8 tensor (UTF-8, each ended by a zero byte), so that they travel like any other state.
+
+    Args:
+        ids: Clip ids; none may be empty or hold a zero byte.
+
+    Returns:
+        Bytes, `[total]`, uint8.
+
+    Raises:
+        MusiccmError: An id is empty or holds a zero byte.
+    """
+    for clip_id in ids:
+        if not isinstance(clip_id, str) or not clip_id or "\0" in clip_id:
+            raise MusiccmError(f"clip id: expected a non-empty string without zero bytes, found {clip_id!r}")
+    packed = b"".join(clip_id.encode("utf-8") + b"\0" for clip_id in ids)
+    return torch.frombuffer(bytearray(packed), dtype=torch.uint8) if packed else torch.empty(0, dtype=torch.uint8)
+
+
+def decode_ids(packed: Tensor) -> list[str]:
+    """Undo `encode_ids`.
+
+    Args:
+        packed: Bytes, `[total]`, uint8.
+
+    Returns:
+        The clip ids, in order.
+    """
+    return [part.decode("utf-8") for part in bytes(packed.cpu().numpy().tobytes()).split(b"\0")[:-1]]
+
+
+def require_rows(name: str, rows: Tensor, ids: Sequence[str]) -> None:
+    """Refuse rows that do not match their ids, or that are not finite numbers.
+
+    Args:
+        name: What the rows are, for the message.
+        rows: One row a clip, `[B, ...]`.
+        ids: Clip ids, `B` of them.
+
+    Raises:
+        MusiccmError: Row and id counts differ, or a row holds NaN or infinity (the clip is named).
+    """
+    if rows.shape[0] != len(ids):
+        raise MusiccmError(f"{name}: expected one row a clip id, found {rows.shape[0]} rows and {len(ids)} ids")
+    bad = (~torch.isfinite(rows.detach())).reshape(len(ids), -1).any(dim=1) if len(ids) else torch.empty(0)
+    if bad.any():
+        named = [clip_id for clip_id, is_bad in zip(ids, bad.tolist(), strict=True) if is_bad]
+        raise MusiccmError(
+            f"{name}: expected finite numbers, found NaN or infinity for {len(named)} clips, first {named[:3]}; "
+            "look at what was generated or read for these clips"
+        )
+
+
+class ClipMetric(Metric):
+    """A metric whose states are rows keyed by clip id, exact under any sharding, batching or order.
+
+    Ranks may hold different numbers of rows, or none. Repeats of an id are dropped: the first one seen counts.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Start without rows.
+
+        Args:
+            **kwargs: Passed to `torchmetrics.Metric`.
+        """
+        super().__init__(**kwargs)
+        self._ndim: dict[str, tuple[int, torch.dtype]] = {}
+        self._seen: dict[str, set[str]] = {}
+
+    def add_rows(self, name: str, ndim: int, dtype: torch.dtype) -> None:
+        """Declare a list of tensors that are joined along their first axis.
+
+        Args:
+            name: Attribute name of the state.
+            ndim: Number of axes of each tensor.
+            dtype: Its type.
+        """
+        self.add_state(name, default=[], dist_reduce_fx="cat")
+        self._ndim[name] = (ndim, dtype)
+
+    def add_ids(self, name: str) -> None:
+        """Declare a list of packed clip ids.
+
+        Args:
+            name: Attribute name of the state.
+        """
+        self.add_rows(name, 1, torch.uint8)
+        self._seen[name] = set()
+
+    def take_new(self, name: str, ids: Sequence[str]) -> list[int]:
+        """Record the ids not seen before on this rank.
+
+        Args:
+            name: The id state.
+            ids: Clip ids of one batch.
+
+        Returns:
+            Positions, in the batch, of the rows to keep.
+        """
+        seen, keep = self._seen[name], []
+        for position, clip_id in enumerate(ids):
+            if clip_id not in seen:
+                seen.add(clip_id)
+                keep.append(position)
+        getattr(self, name).append(encode_ids([ids[position] for position in keep]).to(self.device))
+        return keep
+
+    def joined(self, name: str) -> Tensor:
+        """All rows of a state as one tensor.
+
+        Args:
+            name: The state.
+
+        Returns:
+            The rows, `[n, ...]`; without any, a tensor with no element.
+        """
+        rows = [chunk for chunk in getattr(self, name) if chunk.shape[0]]
+        ndim, dtype = self._ndim[name]
+        return torch.cat(rows) if rows else torch.empty((0,) * ndim, dtype=dtype, device=self.device)
+
+    def unique(self, name: str) -> tuple[list[str], Tensor]:
+        """The ids of a state in sorted order, each once, and where their rows are.
+
+        Args:
+            name: The id state.
+
+        Returns:
+            Sorted ids and the position of the first row of each, `[n]`.
+        """
+        first: dict[str, int] = {}
+        for position, clip_id in enumerate(decode_ids(self.joined(name))):
+            first.setdefault(clip_id, position)
+        ids = sorted(first)
+        return ids, torch.tensor([first[clip_id] for clip_id in ids], dtype=torch.long, device=self.device)
+
+    def reset(self) -> None:
+        """Forget all rows."""
+        super().reset()
+        for seen in self._seen.values():
+            seen.clear()
+
+    def _sync_dist(self, dist_sync_fn: Callable[..., Any] | None = None, process_group: Any | None = None) -> None:
+        # torchmetrics gives a rank without rows a 1-D float tensor, which cannot be gathered with its neighbours' rows.
+        if dist_sync_fn is None:
+            raise MusiccmError("metric sync: expected a gather function, found none")
+        for name in self._reductions:
+            local = self.joined(name)
+            gathered = dist_sync_fn(local, group=process_group or self.process_group)
+            setattr(self, name, [rows for rows in gathered if rows.shape[0]])

@@ -1,0 +1,68 @@
+"""Inception score: hand-checkable cases, the reference implementation, invariance."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from musiccm.errors import MusiccmError
+from musiccm.metrics import InceptionScore
+
+
+def names(n: int) -> list[str]:
+    return [f"clip_{i:05d}" for i in range(n)]
+
+
+def score(logits: torch.Tensor, **kwargs: object) -> dict:
+    metric = InceptionScore(**kwargs)
+    metric.update(logits, names(len(logits)))
+    return metric.compute()
+
+
+def test_constant_predictions_score_one() -> None:
+    result = score(torch.tensor([[0.3, -1.0, 2.0]]).repeat(40, 1))
+    assert result["is_mean"] == pytest.approx(1.0, abs=1e-12)
+    assert result["is_std"] == pytest.approx(0.0, abs=1e-12)
+    assert result["n"] == 40
+
+
+def test_one_hots_score_their_number_a_split() -> None:
+    logits = 1000.0 * torch.eye(527)[torch.arange(1000) % 527]
+    logits = logits - 1000.0
+    assert score(logits, shuffle_seed=None)["is_mean"] == pytest.approx(100.0, rel=1e-9)
+    assert score(logits, splits=1)["is_mean"] == pytest.approx(519.07, abs=0.01)
+
+
+def test_equals_audioldm_eval_on_clips_sorted_by_id() -> None:
+    calculate_isc = pytest.importorskip("audioldm_eval.metrics.isc").calculate_isc
+    logits = 3 * torch.randn(137, 8, generator=torch.Generator().manual_seed(1))
+    expected = calculate_isc({"logits": logits}, "logits", rng_seed=2020, samples_shuffle=True, splits=10)
+    result = score(logits)
+    assert result["is_mean"] == pytest.approx(expected["inception_score_mean"], rel=1e-12)
+    assert result["is_std"] == pytest.approx(expected["inception_score_std"], rel=1e-9)
+
+
+def test_streaming_identity() -> None:
+    logits = torch.randn(50, 6, generator=torch.Generator().manual_seed(2)).double()
+    p = logits.float().double().softmax(dim=1)
+    mean = p.mean(dim=0)
+    expected = math.exp(float((p * p.log()).sum(dim=1).mean() - (mean * mean.log()).sum()))
+    assert score(logits, splits=1)["is_mean"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_order_batches_and_repeats_change_nothing() -> None:
+    logits = 2 * torch.randn(60, 5, generator=torch.Generator().manual_seed(3))
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(4)).tolist()
+    metric = InceptionScore()
+    for start in range(0, 60, 7):
+        part = order[start : start + 7]
+        metric.update(logits[part], [names(60)[i] for i in part])
+    metric.update(logits[:9], names(9))
+    assert metric.compute() == score(logits)
+
+
+def test_fewer_clips_than_splits_is_refused() -> None:
+    with pytest.raises(MusiccmError, match="found 9 clips"):
+        score(torch.zeros(9, 3))

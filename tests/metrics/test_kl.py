@@ -1,0 +1,68 @@
+"""KL(reference || generated): hand-checkable cases, the reference implementation, pairing by id."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from musiccm.errors import MusiccmError
+from musiccm.metrics import KLDivergence
+
+
+def divergence(reference: torch.Tensor, generated: torch.Tensor) -> dict:
+    metric = KLDivergence()
+    ids = [f"c{i}" for i in range(len(reference))]
+    metric.update(reference, ids, real=True)
+    metric.update(generated, ids, real=False)
+    return metric.compute()
+
+
+def test_hand_checkable_pairs() -> None:
+    half, quarter = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+    assert divergence(half, quarter)["kl_exact"] == pytest.approx(0.143841, abs=1e-6)
+    assert divergence(quarter, half)["kl_exact"] == pytest.approx(0.130812, abs=1e-6)
+
+
+def test_itself_is_zero_and_the_eps_form_slightly_below() -> None:
+    logits = torch.zeros(4, 527)
+    result = divergence(logits, logits)
+    assert result["kl_exact"] == pytest.approx(0.0, abs=1e-12)
+    assert result["kl"] == pytest.approx(-5.27e-4, rel=1e-3)
+    assert result["n"] == 4
+
+
+def test_equals_audioldm_eval_with_shuffled_files() -> None:
+    calculate_kl = pytest.importorskip("audioldm_eval.metrics.kl").calculate_kl
+    generator = torch.Generator().manual_seed(0)
+    reference, generated = 3 * torch.randn(40, 7, generator=generator), 3 * torch.randn(40, 7, generator=generator)
+    ids, order = [f"c{i}.wav" for i in range(40)], torch.randperm(40, generator=generator).tolist()
+    expected, _, _ = calculate_kl(
+        {"logits": generated[order], "file_path_": [ids[i] for i in order]},
+        {"logits": reference, "file_path_": ids},
+        "logits",
+    )
+    metric = KLDivergence()
+    metric.update(reference, ids, real=True)
+    for start in range(0, 40, 9):
+        part = order[start : start + 9]
+        metric.update(generated[part], [ids[i] for i in part], real=False)
+    metric.update(generated[:3], ids[:3], real=False)
+    assert metric.compute()["kl"] == pytest.approx(expected["kullback_leibler_divergence_softmax"], rel=1e-5)
+    assert metric.compute()["n"] == 40
+
+
+def test_generated_clip_without_reference_is_named() -> None:
+    metric = KLDivergence()
+    metric.update(torch.zeros(2, 3), ["a", "b"], real=True)
+    metric.update(torch.zeros(2, 3), ["a", "stray"], real=False)
+    with pytest.raises(MusiccmError, match="stray"):
+        metric.compute()
+
+
+def test_reference_is_kept_over_reset() -> None:
+    metric = KLDivergence(reset_real_features=False)
+    metric.update(torch.tensor([[0.0, 0.0]]), ["a"], real=True)
+    metric.update(torch.tensor([[0.0, 9.0]]), ["a"], real=False)
+    metric.reset()
+    metric.update(torch.tensor([[0.0, 0.0]]), ["a"], real=False)
+    assert metric.compute()["kl_exact"] == pytest.approx(0.0, abs=1e-12)
