@@ -1,0 +1,1 @@
+"""The LightningModules: distillation, and the stages that train a bundle's parts. Wiring only."""

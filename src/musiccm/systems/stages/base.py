@@ -1,0 +1,187 @@
+"""What every stage shares: optimizer, learning-rate curve, EMA, clock, quality file, saving into the bundle."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from musiccm.audio.windows import keyed_generator
+from musiccm.models.bundle_files import update_json
+from musiccm.models.ema import Ema
+
+
+def warmup_cosine(warmup_steps: int, max_steps: int, final_share: float = 0.0) -> Callable[[int], float]:
+    """Learning-rate factor: linear to 1 over the warm-up, then half a cosine to `final_share` at `max_steps`."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
+        return final_share + (1.0 - final_share) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    return factor
+
+
+class Stage(pl.LightningModule):
+    """Base of the systems that train one part of a bundle.
+
+    A subclass sets `stage`, assigns `self.part` (the module that is trained) and then calls `finish_init`; it
+    implements `loss`, `measure`, `summarise` and `save`. Randomness comes from `generator(purpose)`, keyed by seed,
+    rank and step, so a resumed run draws what the uninterrupted one would have drawn.
+
+    Args:
+        bundle: directory of the bundle; the part is written into it when training ends.
+        lr: peak learning rate of AdamW.
+        warmup_steps: optimizer steps of linear warm-up.
+        weight_decay: AdamW's, on matrices and kernels only.
+        betas: AdamW's.
+        ema_decay: decay of the weight average that is validated and saved; null keeps the last weights.
+        seed: seed of masks, noise and augmentation.
+    """
+
+    stage: str
+    part: nn.Module
+
+    def __init__(
+        self,
+        bundle: str = "data/bundle-work",
+        lr: float = 1e-3,
+        warmup_steps: int = 100,
+        weight_decay: float = 0.01,
+        betas: Sequence[float] = (0.9, 0.99),
+        ema_decay: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.bundle = Path(bundle)
+        self.lr, self.warmup_steps, self.weight_decay = lr, warmup_steps, weight_decay
+        self.betas = (betas[0], betas[1])
+        self.ema_decay, self.seed = ema_decay, seed
+        self.ema: Ema | None = None
+        self.train_seconds = 0.0
+        self._clock: float | None = None
+        self._measured: list[dict[str, Any]] = []
+
+    def finish_init(self) -> None:
+        """Build the weight average, once `part` has its initial weights."""
+        if self.ema_decay is not None:
+            self.ema = Ema(self.part, self.ema_decay)
+
+    # what a subclass says
+
+    def loss(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total and logged parts of one batch."""
+        raise NotImplementedError
+
+    def measure(self, batch: Any, generator: torch.Generator) -> dict[str, Any]:
+        """What one validation batch contributes; tensors with the batch first, or floats to be averaged."""
+        raise NotImplementedError
+
+    def summarise(self, measured: list[dict[str, Any]]) -> dict[str, Any]:
+        """Held-out quality from all validation batches: a JSON-ready dictionary with `n`."""
+        raise NotImplementedError
+
+    def save(self) -> None:
+        """Write the trained part into the bundle."""
+        raise NotImplementedError
+
+    # shared
+
+    @property
+    def best(self) -> nn.Module:
+        """The weights that are validated and saved: the average if there is one."""
+        return self.part if self.ema is None else self.ema.module
+
+    def generator(self, *purpose: int | str) -> torch.Generator:
+        """A CPU generator keyed by seed, rank and `purpose`; draw on it, then move the result to the device."""
+        return keyed_generator(self.seed, self.stage, self.global_rank, *purpose)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW without decay on biases and norms; the curve runs over the trainer's `max_steps`."""
+        named = [p for p in self.part.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in named if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in named if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
+        curve = warmup_cosine(self.warmup_steps, int(self.trainer.estimated_stepping_batches))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, curve)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One batch; logs every part under `train/`."""
+        total, parts = self.loss(batch, self.generator("train", self.global_step, batch_idx))
+        self.log("train/loss", total, prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in parts.items() if value.ndim == 0})
+        return total
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then average: before any checkpoint callback runs, so that checkpoints hold both in step."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.part)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Start the step's clock."""
+        self._clock = time.perf_counter()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log samples per second of the step alone (loading and validation excluded)."""
+        if self._clock is not None:
+            elapsed = time.perf_counter() - self._clock
+            self.train_seconds += elapsed
+            self.log("train/samples_per_s", len(batch.ids) / elapsed, prog_bar=True)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the batches of the last validation."""
+        self._measured = []
+
+    @torch.no_grad()
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Measure one held-out batch with the same draws at every validation."""
+        self._measured.append(self.measure(batch, self.generator("validate", batch_idx)))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the held-out quality and write it to `<bundle>/quality/<stage>.json`."""
+        if not self._measured:
+            return
+        quality = self.summarise(self._measured)
+        self._measured = []
+        scalars = {f"val/{key}": float(v) for key, v in quality.items() if isinstance(v, int | float) and key != "n"}
+        self.log_dict(scalars, batch_size=1)
+        if self.trainer.sanity_checking or not self.trainer.is_global_zero:
+            return
+        record = {
+            "stage": self.stage,
+            "steps": self.global_step,
+            "train_seconds": round(self.train_seconds, 1),
+            "parameters": sum(p.numel() for p in self.part.parameters()),
+            "seed": self.seed,
+            **quality,
+        }
+        update_json(self.bundle / "quality" / f"{self.stage}.json", record)
+
+    def on_fit_end(self) -> None:
+        """Write the part when training has run to its end; an interrupted run leaves only its checkpoint."""
+        if self.trainer.is_global_zero and not self.trainer.interrupted:
+            self.save()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the clock, so that the quality file counts all the seconds of a resumed run."""
+        checkpoint["train_seconds"] = self.train_seconds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the clock up again."""
+        self.train_seconds = checkpoint["train_seconds"]
+
+
+def mean_of(measured: list[dict[str, Any]], key: str) -> float:
+    """Mean over all items of a per-item tensor that every batch measured under `key`."""
+    return torch.cat([m[key] for m in measured]).double().mean().item()

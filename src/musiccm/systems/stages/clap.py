@@ -1,0 +1,107 @@
+"""CLAP from scratch: both towers and the tokenizer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
+
+from musiccm.data.batch import WaveformBatch
+from musiccm.losses.contrastive import info_nce, recall_at_k
+from musiccm.models.bundle_files import save_part
+from musiccm.models.conditioner import ClapFrontEnd
+from musiccm.models.tokenizer import train_tokenizer
+from musiccm.systems.stages.base import Stage
+
+# CLIP clips the learned inverse temperature here: sharper logits make training unstable.
+MAX_LOGIT_SCALE = math.log(100.0)
+
+
+class ClapStage(Stage):
+    """Trains a `ClapModel` by symmetric InfoNCE over pairs of a window and one of its clip's captions.
+
+    The tokenizer is trained on the training captions before the first step; its vocabulary is at most the text tower's.
+
+    Args:
+        text: `ClapTextConfig` fields; `vocab_size` bounds the tokenizer's.
+        audio: `ClapAudioConfig` fields. `hidden_size` must be the last width; the window of the feature extractor must
+            give at most `spec_size^2 / num_mel_bins` frames.
+        feature_extractor: `ClapFeatureExtractor` arguments.
+        projection_dim: width of the shared space.
+        max_tokens: longest caption in tokens.
+        recall_pairs: held-out pairs for recall; more are ignored, so that the figure keeps its meaning.
+        **stage: arguments of `Stage`.
+    """
+
+    stage = "clap"
+    part: ClapModel
+
+    def __init__(
+        self,
+        text: dict[str, Any],
+        audio: dict[str, Any],
+        feature_extractor: dict[str, Any],
+        projection_dim: int = 128,
+        max_tokens: int = 80,
+        recall_pairs: int = 500,
+        **stage: Any,
+    ) -> None:
+        super().__init__(**stage)
+        self.part = ClapModel(
+            ClapConfig(text_config=text, audio_config=audio, projection_dim=projection_dim)
+        ).train()
+        self.feature_extractor = ClapFeatureExtractor(**feature_extractor)
+        self.front_end = ClapFrontEnd(self.feature_extractor)
+        self.max_tokens, self.recall_pairs = max_tokens, recall_pairs
+        self.tokenizer: Any = None
+        self.finish_init()
+
+    def setup(self, stage: str) -> None:
+        """Train the tokenizer; the same captions give the same one, so a resumed run needs no copy of it."""
+        if self.tokenizer is None:
+            captions = [caption for clip in self.trainer.datamodule.train_clips for caption in clip.captions]
+            self.tokenizer = train_tokenizer(captions, self.part.config.text_config.vocab_size, self.max_tokens)
+
+    def embed(self, clap: ClapModel, batch: WaveformBatch) -> tuple[Tensor, Tensor]:
+        """Unit text and audio embeddings of a batch's pairs."""
+        tokens = self.tokenizer(
+            batch.captions, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        ).to(self.device)
+        text = clap.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        audio = clap.get_audio_features(input_features=self.front_end(batch.waveform_BS))
+        return text.pooler_output, audio.pooler_output
+
+    def loss(self, batch: WaveformBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """InfoNCE over the batch."""
+        text_BD, audio_BD = self.embed(self.part, batch)
+        # ClapModel keeps one temperature a direction; their geometric mean trains both alike
+        log_scale = 0.5 * (self.part.logit_scale_t + self.part.logit_scale_a)
+        total, parts = info_nce(text_BD, audio_BD, log_scale.clamp(max=MAX_LOGIT_SCALE).exp())
+        parts["logit_scale"] = log_scale.detach().exp()
+        parts["accuracy"] = torch.as_tensor(recall_at_k(text_BD.detach(), audio_BD.detach(), 1))
+        return total, parts
+
+    def measure(self, batch: WaveformBatch, generator: torch.Generator) -> dict[str, Any]:
+        """Embeddings of held-out pairs."""
+        text_BD, audio_BD = self.embed(self.best.eval() if self.ema else self.part, batch)
+        return {"text_BD": text_BD, "audio_BD": audio_BD}
+
+    def summarise(self, measured: list[dict[str, Any]]) -> dict[str, Any]:
+        """Recall in both directions over the first `recall_pairs` held-out pairs."""
+        text_QD = torch.cat([m["text_BD"] for m in measured])[: self.recall_pairs]
+        audio_QD = torch.cat([m["audio_BD"] for m in measured])[: self.recall_pairs]
+        quality: dict[str, Any] = {"n": len(text_QD)}
+        for k in (1, 10):
+            quality[f"text_to_audio_recall_at_{k}"] = recall_at_k(text_QD, audio_QD, k)
+            quality[f"audio_to_text_recall_at_{k}"] = recall_at_k(audio_QD, text_QD, k)
+        quality["paired_cosine"] = (text_QD * audio_QD).sum(dim=1).mean().item()
+        return quality
+
+    def save(self) -> None:
+        """Write `text_encoder/` (the whole model), `tokenizer/` and `feature_extractor/`."""
+        save_part(self.bundle, "text_encoder", self.best)
+        save_part(self.bundle, "tokenizer", self.tokenizer)
+        save_part(self.bundle, "feature_extractor", self.feature_extractor)

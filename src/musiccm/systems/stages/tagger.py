@@ -1,0 +1,98 @@
+"""The tagger: multi-label classification of mels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from musiccm.audio.mel import LogMel, MelConfig
+from musiccm.data.batch import WaveformBatch
+from musiccm.errors import MusiccmError
+from musiccm.models.bundle_files import save_part
+from musiccm.models.tagger import Tagger
+from musiccm.systems.stages.base import Stage
+
+
+def group_accuracy(logits_BG: Tensor, tags_BG: Tensor, columns: list[int]) -> tuple[float, int]:
+    """Share of clips whose highest logit among a group's columns is the true tag, over the clips with exactly one.
+
+    Args:
+        logits_BG: the tagger's outputs.
+        tags_BG: multi-hot truth.
+        columns: the group's columns.
+
+    Returns:
+        The accuracy (NaN without clips) and the number of clips it is taken over.
+    """
+    truth = tags_BG[:, columns]
+    known = truth.sum(dim=1) == 1
+    hits = logits_BG[known][:, columns].argmax(dim=1) == truth[known].argmax(dim=1)
+    return hits.double().mean().item(), int(known.sum())
+
+
+class TaggerStage(Stage):
+    """Trains the tagger with binary cross-entropy on windows of a labelled corpus.
+
+    The tags are those of the corpus (the data module's vocabulary), in its order.
+
+    Args:
+        tagger: `TaggerConfig` fields, without `tags`.
+        mel: mel front end.
+        gain_range: the log-mel of each training clip is shifted by a number uniform in +- this (0.3 is 2.6 dB), so that
+            loudness is no cue.
+        **stage: arguments of `Stage`.
+    """
+
+    stage = "tagger"
+    part: Tagger
+
+    def __init__(
+        self, tagger: dict[str, Any] | None = None, mel: MelConfig | None = None, gain_range: float = 0.3, **stage: Any
+    ) -> None:
+        super().__init__(**stage)
+        self.mel = LogMel(mel or MelConfig())
+        self.config, self.gain_range = dict(tagger or {}), gain_range
+        self.built = False
+
+    def setup(self, stage: str) -> None:
+        """Build the tagger, once the corpus has told its tags."""
+        if self.built:
+            return
+        data = self.trainer.datamodule
+        if data.vocabulary is None:
+            raise MusiccmError(f"{data.root}: the label files name neither tags nor attributes; a tagger needs them")
+        self.part = Tagger({**self.config, "tags": list(data.vocabulary.names)})
+        self.finish_init()
+        self.built = True
+
+    def loss(self, batch: WaveformBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy, averaged over tags."""
+        mel_BMN = self.mel(batch.waveform_BS)
+        shift_B = self.gain_range * (2.0 * torch.rand(len(mel_BMN), 1, 1, generator=generator) - 1.0)
+        _, logits_BG = self.part(mel_BMN + shift_B.to(mel_BMN))
+        return F.binary_cross_entropy_with_logits(logits_BG, batch.tags_BG), {}
+
+    def measure(self, batch: WaveformBatch, generator: torch.Generator) -> dict[str, Any]:
+        """Logits of held-out clips."""
+        _, logits_BG = self.best(self.mel(batch.waveform_BS))
+        return {"logits_BG": logits_BG, "tags_BG": batch.tags_BG}
+
+    def summarise(self, measured: list[dict[str, Any]]) -> dict[str, Any]:
+        """Cross-entropy, and accuracy by group."""
+        logits_BG, tags_BG = (torch.cat([m[key] for m in measured]) for key in ("logits_BG", "tags_BG"))
+        quality: dict[str, Any] = {
+            "n": len(logits_BG),
+            "bce": F.binary_cross_entropy_with_logits(logits_BG, tags_BG).item(),
+        }
+        for group, columns in self.part.groups.items():
+            accuracy, known = group_accuracy(logits_BG, tags_BG, columns)
+            if known:
+                quality[f"accuracy_{group}"] = accuracy
+        return quality
+
+    def save(self) -> None:
+        """Write `evaluators/tagger/`."""
+        save_part(self.bundle, "evaluators/tagger", self.best)

@@ -1,0 +1,124 @@
+"""The teacher: an epsilon-predicting U-Net on the latent cache, conditioned on CLAP embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+
+from musiccm.data.batch import LatentBatch
+from musiccm.diffusion import NoiseSchedule
+from musiccm.losses.denoising import denoising_loss, stratified_timesteps
+from musiccm.models.bundle import Bundle
+from musiccm.models.bundle_files import save_part
+from musiccm.models.codec import LatentCodec
+from musiccm.models.denoiser import Denoiser
+from musiccm.systems.stages.base import Stage
+
+# MusicLDM's (arXiv 2308.01546); timestep_spacing is how readers of the file should sample, training uses all steps.
+MUSICLDM_SCHEDULER: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0015,
+    "beta_end": 0.0195,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+    "steps_offset": 1,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "timestep_spacing": "trailing",
+}
+
+
+class TeacherStage(Stage):
+    """Trains the latent diffusion model that is distilled afterwards.
+
+    Args:
+        unet: `UNet2DConditionModel` configuration.
+        scheduler: `DDIMScheduler` configuration; null is MusicLDM's.
+        min_snr_gamma: gamma of the min-SNR weights.
+        condition_dropout: share of the training items that see the null condition, for classifier-free guidance.
+        audio_condition_share: share that sees the clip's audio embedding in place of its caption's; MusicLDM trains on
+            audio alone, and samples with text.
+        **stage: arguments of `Stage`.
+    """
+
+    stage = "teacher"
+    part: UNet2DConditionModel
+
+    def __init__(
+        self,
+        unet: dict[str, Any],
+        scheduler: dict[str, Any] | None = None,
+        min_snr_gamma: float = 5.0,
+        condition_dropout: float = 0.1,
+        audio_condition_share: float = 0.5,
+        **stage: Any,
+    ) -> None:
+        super().__init__(**stage)
+        self.scheduler = DDIMScheduler(**(MUSICLDM_SCHEDULER if scheduler is None else scheduler))
+        self.schedule = NoiseSchedule.from_config(self.scheduler.config)
+        self.part = UNet2DConditionModel(**unet)
+        self.min_snr_gamma = min_snr_gamma
+        self.condition_dropout, self.audio_condition_share = condition_dropout, audio_condition_share
+        # outside the module tree: frozen, and no part of this stage's checkpoints
+        self._codec: list[LatentCodec] = []
+        self._null: list[Tensor] = []
+        self.finish_init()
+
+    def setup(self, stage: str) -> None:
+        """Read what the bundle already holds: the latents' moments and the null condition."""
+        if not self._codec:
+            bundle = Bundle.from_pretrained(self.bundle, parts=["vae", "clap", "tokenizer", "feature_extractor"])
+            self._codec = [LatentCodec(bundle.vae, None, bundle.mel)]
+            self._null = [bundle.conditioner().null(1).clone()]
+
+    def normalised(self, batch: LatentBatch) -> Tensor:
+        """What the network sees of the batch's raw latents."""
+        return self._codec[0].to(batch.latents_BCTF.device).normalise(batch.latents_BCTF)
+
+    def condition(self, batch: LatentBatch, generator: torch.Generator) -> Tensor:
+        """Caption or audio embedding of each item, or null."""
+        draws = torch.rand(2, len(batch.ids), 1, generator=generator).to(batch.text_BD.device)
+        cond_BD = torch.where(draws[0] < self.audio_condition_share, batch.audio_BD, batch.text_BD)
+        return torch.where(draws[1] < self.condition_dropout, self._null[0].to(cond_BD), cond_BD)
+
+    def denoise(
+        self, unet: torch.nn.Module, z0_BCTF: Tensor, t_B: Tensor, cond_BD: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one noised batch."""
+        noise_BCTF = torch.randn(z0_BCTF.shape, generator=generator).to(z0_BCTF)
+        z_BCTF = self.schedule.add_noise(z0_BCTF, noise_BCTF, t_B)
+        _, predicted_BCTF = Denoiser(unet, self.schedule, "epsilon").predict(z_BCTF, t_B, cond_BD)
+        return denoising_loss(
+            predicted_BCTF, noise_BCTF, self.schedule.alpha(t_B), self.schedule.sigma(t_B), self.min_snr_gamma
+        )
+
+    def loss(self, batch: LatentBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Min-SNR weighted epsilon error at stratified timesteps."""
+        z0_BCTF = self.normalised(batch)
+        t_B = stratified_timesteps(len(z0_BCTF), self.schedule.num_train_timesteps, generator).to(z0_BCTF.device)
+        return self.denoise(self.part, z0_BCTF, t_B, self.condition(batch, generator), generator)
+
+    def measure(self, batch: LatentBatch, generator: torch.Generator) -> dict[str, Any]:
+        """Errors of held-out latents under their captions, with noise and timesteps fixed across validations."""
+        z0_BCTF = self.normalised(batch)
+        t_B = stratified_timesteps(len(z0_BCTF), self.schedule.num_train_timesteps, generator).to(z0_BCTF.device)
+        _, parts = self.denoise(self.best, z0_BCTF, t_B, batch.text_BD, generator)
+        return {"t_B": t_B, "mse_B": parts["mse_B"]}
+
+    def summarise(self, measured: list[dict[str, Any]]) -> dict[str, Any]:
+        """Epsilon error, whole and by quartile of t (0 is the least noisy)."""
+        t_B, mse_B = (torch.cat([m[key] for m in measured]) for key in ("t_B", "mse_B"))
+        quartile_B = 4 * t_B // self.schedule.num_train_timesteps
+        quality: dict[str, Any] = {"n": len(t_B), "mse": mse_B.mean().item()}
+        for quartile in range(4):
+            if (quartile_B == quartile).any():
+                quality[f"mse_quartile_{quartile}"] = mse_B[quartile_B == quartile].mean().item()
+        return quality
+
+    def save(self) -> None:
+        """Write `unet/` and `scheduler/`."""
+        save_part(self.bundle, "unet", self.best)
+        save_part(self.bundle, "scheduler", self.scheduler)
