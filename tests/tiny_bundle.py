@@ -110,8 +110,8 @@ def build_random_bundle(
             from musiccm.models.features import ViTConfig, ViTFeatures
             from musiccm.models.tagger import Tagger, TaggerConfig
 
-            tags = {"instrument": ["piano", "organ"], "drums": ["none", "rock", "swing"]}
-            parts["evaluators/tagger"] = Tagger(TaggerConfig(groups=tags))
+            tags = ["drums:none", "drums:rock", "instrument:organ", "instrument:piano"]
+            parts["evaluators/tagger"] = Tagger(TaggerConfig(tags=tags))
             parts["evaluators/audiomae"] = ViTFeatures(
                 ViTConfig(frames=frames * 16, bins=64, patch_size=16, width=32, depth=4, heads=2)
             )

@@ -81,7 +81,8 @@ class Bundle:
     def _part(self, name: str) -> Any:
         if name not in self._loaded:
             check_part(self.path, name)
-            self._loaded[name] = load_part(self.path, name, self.dtype)
+            kwargs = {"source": self.mel} if name == "evaluators/audiomae" else {}
+            self._loaded[name] = load_part(self.path, name, self.dtype, **kwargs)
         return self._loaded[name]
 
     @property
@@ -138,12 +139,14 @@ class Bundle:
         stated = self.settings.get("mel", {})
         unknown = sorted(set(stated) - {field.name for field in fields(MelConfig)})
         if unknown:
-            raise MusiccmError(f"{self.path / SETTINGS_FILE}: unknown key(s) in 'mel': {', '.join(unknown)}; remove them")
+            raise MusiccmError(
+                f"{self.path / SETTINGS_FILE}: unknown key(s) in 'mel': {', '.join(unknown)}; remove them"
+            )
         for key, value in values.items():
             if stated.get(key, value) != value:
                 raise MusiccmError(
-                    f"{self.path / SETTINGS_FILE}: mel.{key} is {stated[key]}, but vocoder/config.json implies {value}; "
-                    "make the two agree"
+                    f"{self.path / SETTINGS_FILE}: mel.{key} is {stated[key]}, but vocoder/config.json implies "
+                    f"{value}; make the two agree"
                 )
         return MelConfig(**{**values, **stated})
 

@@ -57,8 +57,8 @@ def resolve_bundle(path: str | Path, parts: Iterable[str] | None = None) -> Path
     if name in PACKAGED:
         folder = Path(str(importlib.resources.files("musiccm"))) / "bundles" / PACKAGED[name]
         if not folder.is_dir():
-            raise MusiccmError(f"the packaged bundle '{name}' is not in this installation ({folder}); reinstall musiccm "
-                               "or build it with `make bundle`")
+            raise MusiccmError(f"the packaged bundle '{name}' is not in this installation ({folder}); reinstall "
+                               "musiccm or build it with `make bundle`")
         return folder
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _from_hub(name, parts)
@@ -131,8 +131,17 @@ def part_files(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.suffix in {".json", ".safetensors", ".txt"})
 
 
-def load_part(bundle: Path, name: str, dtype: torch.dtype = torch.float32) -> Any:
+def load_part(bundle: Path, name: str, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Any:
     """Read one part: a frozen module in eval mode, a tokenizer or extractor, or the scheduler's dict.
+
+    Args:
+        bundle: The bundle's directory.
+        name: A key of `PARTS`.
+        dtype: Type of the weights in memory.
+        **kwargs: Passed to the part's own `from_pretrained`.
+
+    Returns:
+        The part.
 
     Raises:
         MusiccmError: If the weights are unreadable, or do not fit the configuration.
@@ -143,17 +152,19 @@ def load_part(bundle: Path, name: str, dtype: torch.dtype = torch.float32) -> An
     loader = kind.load_class()
     try:
         with _quiet():
-            module, report = _read(loader, kind, folder, dtype)
+            module, report = _read(loader, kind, folder, dtype, kwargs)
     except MusiccmError:
         raise
     except Exception as error:  # a broken file shows as whatever the library tripped over
-        raise MusiccmError(f"{folder}: a {kind.class_name} cannot be read from it ({error}); the files are damaged or of "
-                           "another kind") from error
+        raise MusiccmError(f"{folder}: a {kind.class_name} cannot be read from it ({error}); the files are damaged or "
+                           "of another kind") from error
     _check_report(folder, kind, report)
     return freeze(module) if isinstance(module, nn.Module) else module
 
 
-def _read(loader: Any, kind: PartKind, folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+def _read(
+    loader: Any, kind: PartKind, folder: Path, dtype: torch.dtype, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     """Read by the library's own loader, and get its report on keys that did not fit."""
     if kind.weights is None:
         return loader.from_pretrained(folder, local_files_only=True), {}
@@ -167,7 +178,7 @@ def _read(loader: Any, kind: PartKind, folder: Path, dtype: torch.dtype) -> tupl
             folder, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    return loader.from_pretrained(folder).to(dtype), {}
+    return loader.from_pretrained(folder, **kwargs).to(dtype), {}
 
 
 @contextlib.contextmanager

@@ -40,8 +40,8 @@ class LatentCodec(nn.Module):
         config = vae.config
         self.patch = math.isqrt(config.in_channels)
         if self.patch**2 != config.in_channels:
-            raise MusiccmError(f"vae/config.json: in_channels is {config.in_channels}; expected the square of the patch "
-                               "that the mel is unshuffled by (1, 4, 16, ...)")
+            raise MusiccmError(f"vae/config.json: in_channels is {config.in_channels}; expected the square of the "
+                               "patch that the mel is unshuffled by (1, 4, 16, ...)")
         if vocoder is not None and vocoder.config.model_in_dim != self.mel.n_mels:
             raise MusiccmError(f"vocoder/config.json: model_in_dim is {vocoder.config.model_in_dim}, but the mel has "
                                f"{self.mel.n_mels} bins; they must be equal")
@@ -71,8 +71,8 @@ class LatentCodec(nn.Module):
         """
         frames, bins = mel_BMN.shape[-2:]
         if bins != self.mel.n_mels or frames % self.downsampling or bins % self.downsampling:
-            raise MusiccmError(f"mel of {frames} frames x {bins} bins: the VAE takes {self.mel.n_mels} bins and a number "
-                               f"of frames that is a multiple of {self.downsampling}; crop or pad the clip")
+            raise MusiccmError(f"mel of {frames} frames x {bins} bins: the VAE takes {self.mel.n_mels} bins and a "
+                               f"number of frames that is a multiple of {self.downsampling}; crop or pad the clip")
         posterior = self.vae.encode(F.pixel_unshuffle(mel_BMN.unsqueeze(1), self.patch)).latent_dist
         return posterior.mean, posterior.std
 
@@ -103,8 +103,8 @@ class LatentCodec(nn.Module):
     def vocode(self, mel_BMN: Tensor) -> Tensor:
         """Turn a mel into sound.
 
-        HiFi-GAN's odd upsampling rates leave a few samples more than frames times hop (32 in MusicLDM's); the surplus is
-        cut from the end.
+        HiFi-GAN's odd upsampling rates leave a few samples more than frames times hop (32 in MusicLDM's); the surplus
+        is cut from the end.
 
         Args:
             mel_BMN: Natural-log mel. The vocoder's own `normalize_before`, if set, is applied inside it.

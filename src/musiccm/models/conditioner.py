@@ -81,7 +81,7 @@ class ClapConditioner(nn.Module):
         bins = clap.config.audio_config.num_mel_bins
         if feature_extractor.feature_size != bins:
             raise MusiccmError(f"feature_extractor/preprocessor_config.json: feature_size is "
-                               f"{feature_extractor.feature_size}, but text_encoder's audio tower takes {bins} mel bins")
+                               f"{feature_extractor.feature_size}, but text_encoder's audio tower takes {bins} bins")
         self.clap = clap.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.front_end = ClapFrontEnd(feature_extractor)
