@@ -1,7 +1,8 @@
-"""The adversarial losses: hinge with an R1 penalty on the heads' inputs (MusicCM, arXiv 2404.13358; ADD, arXiv 2311.17042).
+"""The adversarial losses: hinge, with an R1 penalty on the heads' inputs.
 
-Each loss keeps to its own side. `generator_loss` leaves no gradient in the discriminator and `discriminator_loss` none in
-whatever made the features, however the caller arranges its backward passes. All of it runs in float32 under autocast.
+MusicCM (arXiv 2404.13358, section 3.3) after ADD (arXiv 2311.17042, equation 3). Each loss keeps to its own side:
+`generator_loss` leaves no gradient in the discriminator and `discriminator_loss` none in whatever made the features,
+however the caller arranges its backward passes. All of it runs in float32 under autocast.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ def discriminator_loss(
         r1_gamma: weight of the R1 penalty; 1e-5 is ADD's, MusicCM gives none. At 0 it is not computed.
 
     Returns:
-        `(total, parts)`. Parts: `loss_d` (the total), `r1` (before gamma), `score_real` and `score_fake` (mean logits over
-        heads), `accuracy_real` and `accuracy_fake` (share of logits on the right side of 0).
+        `(total, parts)`. Parts: `loss_d` (the total), `r1` (before gamma), `score_real` and `score_fake` (mean logits
+        over heads), `accuracy_real` and `accuracy_fake` (share of logits on the right side of 0).
     """
     cond_BD = cond_BD.detach().float()
     if r1_gamma > 0.0:
@@ -112,8 +113,8 @@ def r1_penalty(
         cond_BD: the discriminator's condition.
 
     Returns:
-        `(penalty, logits)`: a scalar that can be differentiated with respect to the heads' weights, and the logits of the
-        same forward pass, so that the hinge term needs no second one.
+        `(penalty, logits)`: a scalar that can be differentiated with respect to the heads' weights, and the logits of
+        the same forward pass, so that the hinge term needs no second one.
     """
     leaves = [feature.detach().float().requires_grad_() for feature in real_features]
     with _float32(cond_BD):

@@ -13,9 +13,9 @@ DISTANCES = ("pseudo_huber", "squared")
 def distance(prediction: Tensor, target: Tensor, kind: str = "pseudo_huber", huber_h: float = 1e-3) -> Tensor:
     """Element-wise `d(prediction, target)` in float32 (or float64 if either is).
 
-    `squared`: `e^2`. `pseudo_huber`: `sqrt(e^2 + h^2) - h`, taken of each element as LCM's training code does (not of each
-    sample's norm as in arXiv 2310.14189), so that one bad element does not lower the pull on the others. With h = 1e-3 it
-    is the absolute error everywhere but close to 0, where it is smooth.
+    `squared`: `e^2`. `pseudo_huber`: `sqrt(e^2 + h^2) - h`, taken of each element as LCM's training code does (not of
+    each sample's norm as in arXiv 2310.14189), so that one bad element does not lower the pull on the others. With
+    h = 1e-3 it is the absolute error everywhere but close to 0, where it is smooth.
 
     Args:
         prediction: any shape.

@@ -1,7 +1,7 @@
 """Light trainable heads on frozen features: the discriminator of the adversarial loss.
 
-After StyleGAN-T (arXiv 2301.09515, section 3.3) and ADD (arXiv 2311.17042, section 3.2), one head a feature depth. Nothing
-in it is shared between ranks or kept between batches: batch norm uses the statistics of the batch at hand.
+After StyleGAN-T (arXiv 2301.09515, section 3.2) and ADD (arXiv 2311.17042, section 3.2): one head a feature depth.
+Nothing in it is shared between ranks or kept between batches: batch norm uses the statistics of the batch at hand.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class DiscriminatorHead(nn.Module):
     """One projection head on one depth of features.
 
     A width-1 block, a residual block of width 9 along the tokens (scaled by 1/sqrt(2), which keeps the variance), a 1x1
-    convolution, and the inner product with a linear map of the condition, over sqrt(head_width). That map has a bias, so
-    the score has an unconditional part as well.
+    convolution, and the inner product with a linear map of the condition, over sqrt(head_width). That map has a bias,
+    so the score has an unconditional part as well.
 
     Args:
         width: feature width D of this depth.

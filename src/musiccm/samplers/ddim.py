@@ -23,10 +23,12 @@ def trailing_timesteps(steps: int, num_train_timesteps: int) -> list[int]:
         Descending timesteps.
 
     Raises:
-        MusiccmError: if `steps` is not a whole number from 1 to `num_train_timesteps`.
+        MusiccmError: if `steps` is not a whole number from 1 to half of `num_train_timesteps`.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= num_train_timesteps:
-        raise MusiccmError(f"steps: expected a whole number from 1 to {num_train_timesteps}, found {steps!r}.")
+    # With more steps the lowest timestep would be 0, which as the target of a jump means clean already.
+    most = num_train_timesteps // 2
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
+        raise MusiccmError(f"steps: expected a whole number from 1 to {most}, found {steps!r}.")
     return [round((steps - i) * num_train_timesteps / steps) - 1 for i in range(steps)]
 
 
@@ -44,8 +46,8 @@ def sample_ddim(
 ) -> Tensor:
     """Sample the teacher by DDIM with eta = 0 (arXiv 2010.02502), trailing spacing, guided.
 
-    Each step is one network call of the (condition, null) pair, or of the condition alone at scale 1. The last jump lands
-    on clean, i.e. returns x0 (diffusers' `set_alpha_to_one=True`), not on the first noise level.
+    Each step is one network call of the (condition, null) pair, or of the condition alone at scale 1. The last jump
+    lands on clean, i.e. returns x0 (diffusers' `set_alpha_to_one=True`), not on the first noise level.
 
     Args:
         denoise: the teacher, `(z, t, cond) -> x0`.

@@ -43,8 +43,8 @@ def sample_few_step(
 
     At each timestep `x0 = f(z, t, c)`. Unless it is the last, `z = alpha_next x0 + sigma_next eps_mix` with
     `eps_mix = sqrt(1 - gamma^2) eps_pred + gamma eps_fresh`, which has unit variance whenever both noises have, and
-    `eps_pred = (z - alpha x0)/sigma`. gamma = 1 is LCM's sampler exactly; gamma = 0 is deterministic, DDIM with f in place
-    of the denoiser.
+    `eps_pred = (z - alpha x0)/sigma`. gamma = 1 is LCM's sampler exactly; gamma = 0 is deterministic, DDIM with f in
+    place of the denoiser.
 
     Args:
         f: the consistency function, `(z, t, cond) -> x0`.
