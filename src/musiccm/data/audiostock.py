@@ -94,7 +94,7 @@ def _audio_paths(root: Path, split: str) -> list[Path]:
         raise MusiccmError(f"{root / split}: no audio found; expected files ending in {', '.join(AUDIO_SUFFIXES)}")
     twice = [stem for stem, n in Counter(p.stem for p in paths).items() if n > 1]
     if twice:
-        raise MusiccmError(f"{root / split}: {len(twice)} ids have two audio files, first {twice[0]!r}; keep one of each")
+        raise MusiccmError(f"{root / split}: {len(twice)} ids have two audio files, first {twice[0]!r}; keep one")
     return paths
 
 

@@ -12,7 +12,10 @@ import pytorch_lightning as pl
 from torch.utils.data import Dataset
 
 from musiccm.data.audiostock import read_audiostock
+from musiccm.data.fingerprint import bundle_fingerprint, bundle_folder
 from musiccm.data.labels import Clip
+from musiccm.data.latent_windows import LatentWindows, collate_latents
+from musiccm.data.latents import LatentCache, cache_key
 from musiccm.data.report import Report
 from musiccm.data.sampling import KeyedLoader, OrderedSampler, ShuffledSampler
 from musiccm.data.vocabulary import TagVocabulary
@@ -65,7 +68,7 @@ class MusicDataModule(pl.LightningDataModule):
         cache_dir: The latent cache that `musiccm prepare latents` wrote; needed for `kind="latent"`.
         bundle: The bundle whose encoders the cache must come from; its own check is left out if not given.
         vocabulary: JSON file with the tag list; the training clips' own labels if not given.
-        windows_per_track: Windows of each training clip in the latent cache; spread evenly over the track.
+        windows_per_track: Windows of each clip in the latent cache, spread evenly over the track; 1 is the centred one.
         min_duration_s: Shorter tracks count as bad.
         max_bad_fraction: Share of bad items in the corpus above which it is refused.
     """
@@ -108,6 +111,7 @@ class MusicDataModule(pl.LightningDataModule):
         self.val_clips: list[Clip] = []
         self.test_clips: list[Clip] = []
         self._vocabulary: TagVocabulary | None = None
+        self._caches: dict[str, LatentCache] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Read the corpus' labels and the remembered scan of its audio; the first call on a corpus decodes it once.
@@ -120,6 +124,54 @@ class MusicDataModule(pl.LightningDataModule):
             self.train_clips, self.val_clips = split_validation(self._read("train"), self.val_count)
         if stage != "fit" and not self.test_clips:
             self.test_clips = self._read("test")
+        if self.kind == "latent":
+            self.latent_cache("train")
+
+    def clips(self, split: str) -> list[Clip]:
+        """All clips of the folder `train` or `test`, sorted by id."""
+        if split == "train":
+            return sorted(self.train_clips + self.val_clips, key=lambda clip: clip.id)
+        return self.test_clips
+
+    def latent_key(self, split: str, model: str | None = None) -> dict[str, Any]:
+        """What the latent cache of a folder must have been made from.
+
+        Args:
+            split: `"train"` or `"test"`.
+            model: Fingerprint of the bundle; computed if not given, unchecked where the bundle is not on this disk.
+        """
+        folder = bundle_folder(self.bundle) if self.bundle else None
+        if model is None and folder is not None:
+            model = bundle_fingerprint(folder)
+        return cache_key(self.clips(split), self.clip_samples, self.sample_rate_hz, self.windows_per_track, model)
+
+    def latent_cache(self, split: str) -> LatentCache:
+        """The cache of a folder, `"train"` (which holds the validation clips too) or `"test"`, checked on opening.
+
+        Raises:
+            MusiccmError: It is missing, unfinished, or made from another corpus, bundle or window length.
+        """
+        if split not in self._caches:
+            if self.cache_dir is None:
+                raise MusiccmError("data.cache_dir is needed to read latents")
+            self._caches[split] = LatentCache(Path(self.cache_dir) / split, self.latent_key(split))
+        return self._caches[split]
+
+    def latent_rows(self, split: str) -> list[int]:
+        """Rows of the cache that belong to `"train"`, `"val"` or `"test"`; outside training one window a clip."""
+        cache = self.latent_cache("test" if split == "test" else "train")
+        by_clip: dict[str, list[int]] = {}
+        for row, window in enumerate(cache.windows):
+            by_clip.setdefault(window.clip_id, []).append(row)
+        if split == "train":
+            return [row for clip in self.train_clips for row in by_clip[clip.id]]
+        clips = self.val_clips if split == "val" else self.test_clips
+        return [by_clip[clip.id][len(by_clip[clip.id]) // 2] for clip in clips[: self.eval_limit]]
+
+    def latents(self, split: str) -> LatentWindows:
+        """The cached windows of `"train"`, `"val"` or `"test"` as a data set."""
+        cache = self.latent_cache("test" if split == "test" else "train")
+        return LatentWindows(cache, self.latent_rows(split), self.seed)
 
     def _read(self, split: str) -> list[Clip]:
         clips, self.reports[split] = read_audiostock(
@@ -140,8 +192,7 @@ class MusicDataModule(pl.LightningDataModule):
     def waveforms(self, split: str) -> WaveformWindows:
         """The windows of `"train"`, `"val"` or `"test"` as a data set; a bare index gives the centred window."""
         clips = {"train": self.train_clips, "val": self.val_clips, "test": self.test_clips}[split]
-        if split != "train" and self.eval_limit is not None:
-            clips = clips[: self.eval_limit]
+        clips = clips if split == "train" else clips[: self.eval_limit]
         return WaveformWindows(clips, self.clip_samples, self.sample_rate_hz, self.vocabulary, self.seed)
 
     def train_dataloader(self) -> KeyedLoader:
@@ -162,6 +213,8 @@ class MusicDataModule(pl.LightningDataModule):
         return self._loader(dataset, collate_waveforms, OrderedSampler(len(dataset)), self.eval_batch_size)
 
     def _dataset(self, split: str) -> tuple[Dataset, Callable[[Sequence[Any]], Any]]:
+        if self.kind == "latent":
+            return self.latents(split), collate_latents
         return self.waveforms(split), collate_waveforms
 
     def _loader(

@@ -67,7 +67,7 @@ class TagVocabulary:
             names = list(counts)
         names = sorted(name for name in names if counts[name] >= min_count)
         if not names:
-            raise MusiccmError(f"no tag occurs in {min_count} or more of {len(clips)} clips: the label files need 'tag'")
+            raise MusiccmError(f"no tag occurs in {min_count} or more of {len(clips)} clips: the labels need 'tag'")
         return cls(tuple(names))
 
     @property
