@@ -54,7 +54,7 @@ class AttributeAccuracy(ClipMetric):
         require_rows("tagger logits", logits, ids)
         if logits.shape != tags.shape:
             raise MusiccmError(
-                f"attribute accuracy: expected tags of the logits' shape {tuple(logits.shape)}, found {tuple(tags.shape)}"
+                f"attribute accuracy: expected tags of the logits' shape {list(logits.shape)}, found {list(tags.shape)}"
             )
         keep = self.take_new("ids", ids)
         logits, wanted = logits.detach()[keep], tags.to(logits.device)[keep] > 0.5

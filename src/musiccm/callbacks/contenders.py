@@ -1,0 +1,163 @@
+"""Models as the evaluator meets them: something that turns captions and noise into waveforms, call by call."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from musiccm.diffusion import NoiseSchedule, sampling_timesteps
+from musiccm.samplers import INITIAL, sample_ddim, sample_few_step, sample_noise, seeded_noise_fn
+
+MODELS = ("teacher", "student", "student_shipped")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the table.
+
+    Args:
+        model: `teacher`, `student` or `student_shipped`.
+        steps: Sampling steps.
+        guidance_scale: None where the sampler does not guide.
+        encode: `captions -> cond_BD`.
+        sample: `(cond_BD, noise_BCTF, seeds) -> z_BCTF`.
+        decode: `z_BCTF -> waveform_BS`.
+        latent_shape: `(C, T, F)` of one clip.
+        calls: Counts the samples that went through the network; None where it cannot be seen.
+    """
+
+    model: str
+    steps: int
+    guidance_scale: float | None
+    encode: Callable[[list[str]], Tensor]
+    sample: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+    decode: Callable[[Tensor], Tensor]
+    latent_shape: tuple[int, int, int]
+    calls: CallCounter | None = None
+
+    @property
+    def label(self) -> str:
+        """Such as `teacher@50`."""
+        return f"{self.model}@{self.steps}"
+
+
+class CallCounter:
+    """Stands before a network function and counts the samples that pass, so that calls are measured, not assumed.
+
+    Args:
+        function: `(z_BCTF, t_B, cond_BD) -> Tensor`.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.samples = 0
+
+    def __call__(self, z_BCTF: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Count the batch and pass it on."""
+        self.samples += z_BCTF.shape[0]
+        return self.function(z_BCTF, *args, **kwargs)
+
+
+def clip_seed(seed: int, clip_id: str) -> int:
+    """The seed of one clip's noise: the same for every model, batch and rank.
+
+    Args:
+        seed: The evaluation's seed.
+        clip_id: The clip whose caption is asked for.
+
+    Returns:
+        A number of 63 bits.
+    """
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{clip_id}".encode(), digest_size=8).digest(), "little") >> 1
+
+
+def initial_noise(seeds: Sequence[int], latent_shape: Sequence[int], device: torch.device | str) -> Tensor:
+    """The noise from which every model starts.
+
+    Args:
+        seeds: One a clip, see `clip_seed`.
+        latent_shape: `(C, T, F)`.
+        device: Where to put it.
+
+    Returns:
+        `noise_BCTF`, float32.
+    """
+    return sample_noise(seeds, latent_shape, INITIAL).to(device)
+
+
+def teacher_contender(
+    denoise: Callable[..., Tensor],
+    schedule: NoiseSchedule,
+    conditioner: Any,
+    codec: Any,
+    latent_shape: tuple[int, int, int],
+    steps: int,
+    guidance_scale: float,
+) -> Contender:
+    """The teacher, sampled by guided DDIM with trailing spacing.
+
+    Args:
+        denoise: The denoiser contract.
+        schedule: Its noise schedule.
+        conditioner: Has `text(list) -> [B, D]` and `null(B) -> [B, D]`.
+        codec: Has `decode(z) -> waveform`.
+        latent_shape: `(C, T, F)`.
+        steps: DDIM steps; each is a pair of network calls where guided.
+        guidance_scale: The usual scale; 1 is no guidance.
+
+    Returns:
+        The contender.
+    """
+    counted = CallCounter(denoise)
+
+    def sample(cond_BD: Tensor, noise_BCTF: Tensor, seeds: Sequence[int]) -> Tensor:
+        null_BD = conditioner.null(len(cond_BD)).to(cond_BD)
+        return sample_ddim(counted, schedule, cond_BD, null_BD, noise_BCTF, steps, guidance_scale)
+
+    return Contender(
+        "teacher", steps, guidance_scale, conditioner.text, sample, codec.decode, latent_shape, counted
+    )
+
+
+def student_contender(
+    f: Callable[..., Tensor],
+    schedule: NoiseSchedule,
+    conditioner: Any,
+    codec: Any,
+    latent_shape: tuple[int, int, int],
+    steps: int,
+    grid: Tensor,
+    gamma: float = 1.0,
+    model: str = "student",
+) -> Contender:
+    """A distilled student, sampled in a few steps without guidance.
+
+    Args:
+        f: The consistency function.
+        schedule: The noise schedule that it was trained with.
+        conditioner: Has `text(list) -> [B, D]`.
+        codec: Has `decode(z) -> waveform`.
+        latent_shape: `(C, T, F)`.
+        steps: Sampling steps, each one network call.
+        grid: The student's training grid.
+        gamma: Share of fresh noise between steps.
+        model: `student` or `student_shipped`.
+
+    Returns:
+        The contender.
+    """
+    counted = CallCounter(f)
+    timesteps = sampling_timesteps(steps, grid)
+
+    def sample(cond_BD: Tensor, noise_BCTF: Tensor, seeds: Sequence[int]) -> Tensor:
+        fresh = seeded_noise_fn(seeds, latent_shape)
+        return sample_few_step(
+            counted, schedule, cond_BD, noise_BCTF, timesteps, gamma, noise_fn=fresh, grid=grid
+        )
+
+    return Contender(model, steps, None, conditioner.text, sample, codec.decode, latent_shape, counted)

@@ -1,0 +1,192 @@
+"""The evaluation itself, without Lightning: captions in, a row of figures out, each waveform made and heard once."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from musiccm.callbacks.contenders import Contender, clip_seed, initial_noise
+from musiccm.data.batch import WaveformBatch
+from musiccm.errors import MusiccmError
+from musiccm.metrics.suite import Listener, MetricSuite
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Outcome:
+    """What one contender came to.
+
+    Args:
+        row: Its row of the table.
+        nearest: Nearest training clip of each generated one.
+        kept: Waveforms `[S]` of the first clips, by clip id.
+    """
+
+    row: dict[str, Any]
+    nearest: list[dict[str, Any]] = field(default_factory=list)
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Evaluator:
+    """Scores contenders against one reference: the same captions and the same noise for each.
+
+    On several ranks, each holds its own clips; the figures are those of one process. Latencies are the rank's own.
+
+    Args:
+        listener: Waveforms to features.
+        suite: The metrics.
+        seed: Seed of the noise, with the clip ids.
+        batch_size: Clips that are generated together; latency is stated at this size.
+        device: Where the networks are.
+        progress: Whether to show a progress bar with rate and remaining time.
+    """
+
+    def __init__(
+        self,
+        listener: Listener,
+        suite: MetricSuite,
+        seed: int = 0,
+        batch_size: int = 32,
+        device: torch.device | str = "cpu",
+        progress: bool = True,
+    ) -> None:
+        self.device = torch.device(device)
+        self.listener = listener.to(self.device)
+        self.suite = suite.to(self.device)
+        self.seed, self.batch_size, self.progress = seed, batch_size, progress
+        self.ids: list[str] = []
+        self.prompts: list[str] = []
+        self.attributes: list[Mapping[str, str]] = []
+        self._digest = hashlib.sha256()
+
+    @torch.no_grad()
+    def set_reference(self, batches: Iterable[WaveformBatch], encode: Any, total: int | None = None) -> None:
+        """Hear the real clips, and take their captions as prompts.
+
+        Args:
+            batches: Real audio with captions and ids.
+            encode: `captions -> [B, D]`, CLAP's text tower.
+            total: Number of clips, for the progress bar.
+
+        Raises:
+            MusiccmError: No clip, or one clip twice.
+        """
+        with self._bar("reference", total) as bar:
+            for batch in batches:
+                waveforms = batch.waveform_BS.to(self.device)
+                self.suite.update_reference(self.listener(waveforms), encode(batch.captions), batch.ids)
+                self.ids += batch.ids
+                self.prompts += batch.captions
+                self.attributes += batch.attributes or [{} for _ in batch.ids]
+                self._digest.update(batch.waveform_BS.contiguous().cpu().numpy().tobytes())
+                self._digest.update(repr((batch.ids, batch.captions)).encode())
+                bar.update(len(batch.ids))
+        if len(set(self.ids)) != len(self.ids):
+            raise MusiccmError("evaluation: a clip id occurs twice among the reference clips; ids must be unique")
+
+    @property
+    def reference_digest(self) -> str:
+        """A hash of the real audio, its captions and ids as they were heard."""
+        return self._digest.hexdigest()
+
+    def run(self, contender: Contender, keep: int = 0) -> Outcome:
+        """Generate every prompt once and score the set.
+
+        Args:
+            contender: What generates.
+            keep: How many of the first clips to hand back as waveforms.
+
+        Returns:
+            The outcome. Latencies are seconds a clip at the stated batch size, medians over batches.
+        """
+        self.suite.reset_generated()
+        times: dict[str, list[float]] = {"text": [], "sampler": [], "decode": []}
+        calls_before = contender.calls.samples if contender.calls else 0
+        kept: dict[str, Tensor] = {}
+        with self._bar(contender.label, len(self.ids)) as bar:
+            for start in range(0, len(self.ids), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                ids = self.ids[part]
+                waveforms, cond_BD, spent = self._generate(contender, ids, self.prompts[part])
+                for name, seconds in spent.items():
+                    times[name].append(seconds / len(ids))
+                features = self.listener(waveforms)
+                wanted = self.listener.wanted(self.attributes[part]) if self.listener.groups else None
+                self.suite.update(features, cond_BD, ids, wanted)
+                for clip_id, waveform in zip(ids, waveforms.float().cpu(), strict=True):
+                    if len(kept) < keep:
+                        kept[clip_id] = waveform
+                bar.update(len(ids))
+        figures, nearest = self.suite.compute()
+        calls = contender.calls.samples - calls_before if contender.calls and self.ids else None
+        return Outcome(self._row(contender, figures, times, calls), nearest, kept)
+
+    def samples(self, contender: Contender, count: int) -> dict[str, Tensor]:
+        """Waveforms of the first prompts alone: the very ones that `run` makes.
+
+        Args:
+            contender: What generates.
+            count: How many.
+
+        Returns:
+            Clip id to waveform `[S]`.
+        """
+        ids = self.ids[:count]
+        if not ids:
+            return {}
+        waveforms, _, _ = self._generate(contender, ids, self.prompts[:count])
+        return dict(zip(ids, waveforms.float().cpu(), strict=True))
+
+    def prompt_of(self, clip_id: str) -> str:
+        """The caption that a clip was asked for with."""
+        return self.prompts[self.ids.index(clip_id)]
+
+    @torch.no_grad()
+    def _generate(
+        self, contender: Contender, ids: Sequence[str], prompts: list[str]
+    ) -> tuple[Tensor, Tensor, dict[str, float]]:
+        seeds = [clip_seed(self.seed, clip_id) for clip_id in ids]
+        noise = initial_noise(seeds, contender.latent_shape, self.device)
+        clock = [self._now()]
+        cond_BD = contender.encode(prompts)
+        clock.append(self._now())
+        latents = contender.sample(cond_BD, noise, seeds)
+        clock.append(self._now())
+        waveforms = contender.decode(latents)
+        clock.append(self._now())
+        spent = {name: b - a for name, a, b in zip(("text", "sampler", "decode"), clock, clock[1:], strict=False)}
+        return waveforms, cond_BD, spent
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _row(
+        self, contender: Contender, figures: dict[str, Any], times: dict[str, list[float]], calls: int | None
+    ) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "model": contender.model,
+            "steps": contender.steps,
+            "guidance_scale": contender.guidance_scale,
+            "network_calls": None if calls is None else round(calls / len(self.ids), 6),
+        }
+        totals = [sum(parts) for parts in zip(*times.values(), strict=True)]
+        row |= {key: value for key, value in figures.items() if key != "n"}
+        row["latency_s"] = statistics.median(totals) if totals else None
+        for name, seconds in times.items():
+            row[f"latency_{name}_s"] = statistics.median(seconds) if seconds else None
+        return row | {"latency_batch": min(self.batch_size, len(self.ids)), "n": figures["n"]}
+
+    def _bar(self, label: str, total: int | None) -> tqdm:
+        return tqdm(total=total, desc=label, unit="clip", disable=not self.progress, dynamic_ncols=True)

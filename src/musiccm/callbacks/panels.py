@@ -1,0 +1,125 @@
+"""What a student sounds and looks like while it learns, in TensorBoard."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+
+from musiccm.audio.mel import LogMel
+from musiccm.callbacks.contenders import (
+    Contender,
+    clip_seed,
+    initial_noise,
+    student_contender,
+    teacher_contender,
+)
+from musiccm.callbacks.pictures import mel_image
+from musiccm.errors import MusiccmError
+
+log = logging.getLogger(__name__)
+
+PROMPTS = (
+    "a calm piano melody over soft strings",
+    "a lively marimba tune with a rock beat, 120 bpm",
+    "slow organ chords, no drums",
+)
+
+
+class Panels(pl.Callback):
+    """Audio and mel panels for fixed prompts and fixed noise: the teacher once, the student every so many steps.
+
+    Rank zero only. The system must have `bundle`, `codec`, `conditioner`, `teacher`, `schedule`, `grid` and
+    `consistency(which="slow")`.
+
+    Args:
+        prompts: Fixed prompts.
+        steps: Steps of the student.
+        teacher_steps: Steps of the teacher.
+        guidance_scale: The teacher's guidance, the usual scale.
+        gamma: Share of fresh noise between the student's steps.
+        every_n_steps: Optimizer steps of the student between panels.
+        seed: Seed of the noise, with the prompts.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[str] = PROMPTS,
+        steps: Sequence[int] = (1, 4),
+        teacher_steps: int = 50,
+        guidance_scale: float = 3.0,
+        gamma: float = 1.0,
+        every_n_steps: int = 200,
+        seed: int = 0,
+    ) -> None:
+        if not prompts or every_n_steps < 1:
+            raise MusiccmError(
+                f"panels: expected at least one prompt and every_n_steps >= 1, found {len(prompts)} and {every_n_steps}"
+            )
+        self.prompts, self.steps, self.teacher_steps = list(prompts), list(steps), teacher_steps
+        self.guidance_scale, self.gamma = guidance_scale, gamma
+        self.every_n_steps, self.seed = every_n_steps, seed
+        self._last_step: int | None = None
+
+    @rank_zero_only
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the teacher, and the student as it starts."""
+        if trainer.global_step == 0:
+            self._log(trainer, pl_module, [self._teacher(pl_module)])
+        self._student(trainer, pl_module)
+
+    @rank_zero_only
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Log the student when its step count comes round."""
+        if trainer.global_step % self.every_n_steps == 0:
+            self._student(trainer, pl_module)
+
+    @rank_zero_only
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the student as it ends."""
+        self._student(trainer, pl_module)
+
+    def _teacher(self, m: Any) -> Contender:
+        shape = m.bundle.latent_shape()
+        return teacher_contender(m.teacher, m.schedule, m.conditioner, m.codec, shape, self.teacher_steps,
+                                 self.guidance_scale)
+
+    def _student(self, trainer: pl.Trainer, m: Any) -> None:
+        # Under accumulation several batches end at one step.
+        if self._last_step == trainer.global_step:
+            return
+        self._last_step = trainer.global_step
+        shape, f = m.bundle.latent_shape(), m.consistency(which="slow")
+        self._log(trainer, m, [
+            student_contender(f, m.schedule, m.conditioner, m.codec, shape, steps, m.grid, self.gamma)
+            for steps in self.steps
+        ])
+
+    @torch.no_grad()
+    def _log(self, trainer: pl.Trainer, m: Any, contenders: Sequence[Contender]) -> None:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if not loggers:
+            return
+        seeds = [clip_seed(self.seed, prompt) for prompt in self.prompts]
+        log_mel, rate = LogMel(m.codec.mel), m.codec.mel.sample_rate_hz
+        for contender in contenders:
+            noise = initial_noise(seeds, contender.latent_shape, m.device)
+            made = contender.decode(contender.sample(contender.encode(self.prompts), noise, seeds)).float().cpu()
+            for logger in loggers:
+                self._write(logger, trainer.global_step, contender.label, made, log_mel, rate)
+
+    def _write(
+        self, logger: TensorBoardLogger, step: int, label: str, made_BS: Tensor, log_mel: LogMel, rate: int
+    ) -> None:
+        board = logger.experiment
+        mels = log_mel(made_BS)
+        for i, waveform in enumerate(made_BS):
+            board.add_audio(f"{label}/audio_{i}", waveform.clamp(-1, 1), step, sample_rate=rate)
+        picture = mel_image({prompt[:40]: mel for prompt, mel in zip(self.prompts, mels, strict=True)}, label)
+        board.add_image(f"{label}/mels", picture, step, dataformats="HWC")

@@ -1,0 +1,153 @@
+"""The table of an evaluation: as JSON for programs, as text for the terminal, as a plot for the eye."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from musiccm.callbacks.contenders import MODELS
+from musiccm.data.files import write_atomically, write_json
+
+SCHEMA = 1
+NAMES = {"teacher": "teacher (DDIM, guided)", "student": "student, this run", "student_shipped": "student, shipped"}
+
+
+def sort_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows by model (teacher, student, shipped student), then from few steps to many.
+
+    Args:
+        rows: Rows of the table.
+
+    Returns:
+        A sorted copy.
+    """
+    return sorted(rows, key=lambda row: (MODELS.index(row["model"]), row["steps"]))
+
+
+def write_results(
+    path: Path, experiment: str, rows: Sequence[dict[str, Any]], references: dict[str, Any], **extra: Any
+) -> dict[str, Any]:
+    """Write `results.json`, whole or not at all.
+
+    Args:
+        path: The file.
+        experiment: Name of the experiment.
+        rows: One a model and step count.
+        references: Figures of the real clips.
+        **extra: Further keys of the file, such as the machine and the checkpoint.
+
+    Returns:
+        What was written.
+    """
+    rows = sort_rows(rows)
+    result = {
+        "schema": SCHEMA,
+        "experiment": experiment,
+        "n": min((row["n"] for row in rows), default=0),
+        "rows": rows,
+        "references": references,
+        **extra,
+    }
+    write_json(path, _finite(result))
+    return result
+
+
+def format_table(rows: Sequence[dict[str, Any]], references: dict[str, Any], evaluator: str = "tagger") -> str:
+    """The table as text, with figures relative to the teacher at its most steps.
+
+    Args:
+        rows: Rows of the table.
+        references: Figures of the real clips.
+        evaluator: Name of the classifier behind FD, IS and KL.
+
+    Returns:
+        Lines, ended by a newline.
+    """
+    rows = sort_rows(rows)
+    fd = f"fd_{evaluator}"
+    teachers = [row for row in rows if row["model"] == "teacher"]
+    anchor = max(teachers, key=lambda row: row["steps"])[fd] if teachers else None
+    columns: list[tuple[str, Any]] = [
+        ("model", lambda r: r["model"]),
+        ("steps", lambda r: str(r["steps"])),
+        ("calls", lambda r: _number(r.get("network_calls"), 0)),
+        (fd, lambda r: _number(r[fd], 2)),
+        ("x teacher", lambda r: _number(r[fd] / anchor if anchor else None, 2)),
+        ("IS", lambda r: f"{_number(r[f'is_{evaluator}_mean'], 2)} ± {_number(r[f'is_{evaluator}_std'], 2)}"),
+        ("KL", lambda r: _number(r[f"kl_{evaluator}"], 3)),
+        ("TA", lambda r: _number(r["ta_similarity"], 3)),
+        ("SIM@90", lambda r: _number(r["sim_aa_90"], 3)),
+        ("SIM@95", lambda r: _number(r["sim_aa_95"], 3)),
+        ("s/clip", lambda r: _number(r["latency_s"], 3) + ("*" if r.get("from_cache") else "")),
+        ("n", lambda r: str(r["n"])),
+    ]
+    groups = [key for key in dict.fromkeys(key for row in rows for key in row) if key.startswith("acc_")]
+    for key in groups:
+        columns.insert(-2, (key[4:], lambda r, key=key: _number(r.get(key), 2)))
+    cells = [[head for head, _ in columns], *[[str(cell(row)) for _, cell in columns] for row in rows]]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines.append("")
+    lines.append("real test clips: " + ", ".join(f"{key} {_shown(value)}" for key, value in references.items()))
+    if any(row.get("from_cache") for row in rows):
+        lines.append("* row from the cache of an earlier evaluation of the same teacher; latency as measured then")
+    return "\n".join(lines) + "\n"
+
+
+def plot_fd(path: Path, rows: Sequence[dict[str, Any]], evaluator: str = "tagger") -> None:
+    """Plot the Frechet distance against network calls, both on log axes, one line a model.
+
+    Args:
+        path: The PNG to write, whole or not at all.
+        rows: Rows of the table.
+        evaluator: Name of the classifier behind the distance.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    key = f"fd_{evaluator}"
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    ticks: set[float] = set()
+    for model, marker in zip(MODELS, "osD", strict=True):
+        points = [(r["network_calls"], r[key], r["steps"]) for r in sort_rows(rows)
+                  if r["model"] == model and r.get("network_calls")]
+        if not points:
+            continue
+        calls, distances, steps = zip(*points, strict=True)
+        axes.plot(calls, distances, marker=marker, label=NAMES[model])
+        for x, y, count in points:
+            axes.annotate(f"{count}", (x, y), textcoords="offset points", xytext=(5, 5), fontsize=8)
+        ticks.update(calls)
+    axes.set(xscale="log", yscale="log", xlabel="network calls a clip (numbers at the points: steps)", ylabel=key)
+    axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+    axes.tick_params(axis="y", which="minor", labelsize=7, length=3)
+    axes.grid(True, which="both", alpha=0.25)
+    axes.set_title(f"n = {min((row['n'] for row in rows), default=0)} clips, lower is better", fontsize=10)
+    if ticks:
+        axes.legend()
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    # JSON has no NaN; a figure that is none must not look like one.
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,129 @@
+"""From contenders to a finished table on disk."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from musiccm.audio import write_audio
+from musiccm.callbacks.contenders import Contender
+from musiccm.callbacks.evaluator import Evaluator, Outcome
+from musiccm.callbacks.pictures import save_mels
+from musiccm.callbacks.results import format_table, plot_fd, write_results
+from musiccm.callbacks.row_cache import RowCache
+from musiccm.data.files import write_atomically, write_json
+
+log = logging.getLogger(__name__)
+
+
+def run_table(
+    evaluator: Evaluator,
+    contenders: Sequence[Contender],
+    heard: Sequence[str] = (),
+    n_panels: int = 0,
+    cache: RowCache | None = None,
+    cache_key: Mapping[str, Any] | None = None,
+    share: Callable[[Any], Any] = lambda value: value,
+) -> dict[str, Outcome]:
+    """Score every contender; teachers are looked up in the cache first.
+
+    Args:
+        evaluator: With its reference set.
+        contenders: What to score.
+        heard: Labels of the contenders, such as `teacher@50`, whose first clips are handed back as waveforms.
+        n_panels: How many clips of each.
+        cache: Where teachers' rows are kept.
+        cache_key: What they depend on beside model, steps and guidance.
+        share: Gives every rank what rank zero found in the cache, so that all take the same way.
+
+    Returns:
+        Label to outcome, in the order of the contenders.
+    """
+    outcomes: dict[str, Outcome] = {}
+    for contender in contenders:
+        keep = n_panels if contender.label in heard else 0
+        keyed = cache if contender.model == "teacher" else None
+        key = {"model": contender.model, "steps": contender.steps, "guidance_scale": contender.guidance_scale}
+        key |= dict(cache_key or {})
+        found = share(keyed.get(key) if keyed else None)
+        if found is not None:
+            log.info("%s: row from the cache", contender.label)
+            outcome = Outcome({**found["row"], "from_cache": True}, found["nearest"])
+            outcome.kept = evaluator.samples(contender, keep) if keep else {}
+        else:
+            outcome = evaluator.run(contender, keep)
+            if keyed:
+                keyed.put(key, {"row": outcome.row, "nearest": outcome.nearest})
+        outcomes[contender.label] = outcome
+    return outcomes
+
+
+def write_table(
+    folder: Path,
+    experiment: str,
+    outcomes: Mapping[str, Outcome],
+    references: dict[str, Any],
+    evaluator_name: str = "tagger",
+    **extra: Any,
+) -> str:
+    """Write `results.json`, `results.txt`, `fd_against_calls.png` and `nearest_training_clips.json`.
+
+    Args:
+        folder: The run's folder.
+        experiment: Name of the experiment.
+        outcomes: Label to outcome.
+        references: Figures of the real clips.
+        evaluator_name: Name of the classifier behind FD, IS and KL.
+        **extra: Further keys of `results.json`.
+
+    Returns:
+        The table as text.
+    """
+    rows = [outcome.row for outcome in outcomes.values()]
+    result = write_results(folder / "results.json", experiment, rows, references, **extra)
+    text = format_table(result["rows"], references, evaluator_name)
+    write_atomically(folder / "results.txt", lambda path: _write(path, text))
+    plot_fd(folder / "fd_against_calls.png", result["rows"], evaluator_name)
+    nearest = {label: outcome.nearest for label, outcome in outcomes.items() if outcome.nearest}
+    if nearest:
+        write_json(folder / "nearest_training_clips.json", nearest)
+    return text
+
+
+def write_samples(
+    folder: Path,
+    outcomes: Mapping[str, Outcome],
+    prompt_of: Callable[[str], str],
+    log_mel: nn.Module,
+    sample_rate_hz: int,
+) -> None:
+    """Write the kept waveforms as `<clip>_<model>_<steps>.wav` and, for each clip, one picture of their mels.
+
+    Args:
+        folder: Where to write.
+        outcomes: Label to outcome.
+        prompt_of: Clip id to caption.
+        log_mel: `waveform_BS -> mel_BMN`, on the CPU.
+        sample_rate_hz: Rate of the waveforms.
+    """
+    by_clip: dict[str, dict[str, Tensor]] = {}
+    for label, outcome in outcomes.items():
+        for clip_id, waveform in outcome.kept.items():
+            by_clip.setdefault(clip_id, {})[label] = waveform
+    for clip_id, waveforms in by_clip.items():
+        stem = re.sub(r"[^\w.-]+", "_", clip_id)
+        for label, waveform in waveforms.items():
+            write_audio(folder / f"{stem}_{label.replace('@', '_')}.wav", waveform, sample_rate_hz)
+        mels = {label: log_mel(waveform[None])[0] for label, waveform in waveforms.items()}
+        save_mels(folder / f"{stem}.png", mels, prompt_of(clip_id))
+    if by_clip:
+        write_json(folder / "prompts.json", {clip_id: prompt_of(clip_id) for clip_id in by_clip})
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
