@@ -85,6 +85,9 @@ class LogMel(nn.Module):
                 flat, c.n_fft, c.hop_length, c.win_length, self.window, center=True, pad_mode="reflect",
                 return_complex=True,
             )
-            mel = (spectrum.abs().transpose(-1, -2) @ self.filters).clamp(min=MEL_FLOOR).log()
+            # Several times faster than the complex abs(); the constant keeps the root differentiable at silence.
+            power = torch.view_as_real(spectrum).square().sum(-1)
+            magnitude = (power + 1e-16).sqrt()
+            mel = (magnitude.transpose(-1, -2) @ self.filters).clamp(min=MEL_FLOOR).log()
             mel = mel[:, : waveform_BS.shape[-1] // c.hop_length]
         return mel.reshape(*waveform_BS.shape[:-1], *mel.shape[-2:])

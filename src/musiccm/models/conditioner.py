@@ -17,8 +17,8 @@ class ClapFrontEnd(nn.Module):
     """The log-mel of a `ClapFeatureExtractor`, computed in torch on a batch and without its random crop.
 
     The extractor computes one clip at a time in NumPy and cuts clips longer than its window at random. Here a batch is
-    one STFT, in float64 because the 1e-10 power floor lies below float32 rounding of a loud frame, and which window
-    is heard is the caller's choice.
+    one STFT, in float32: bins 90 dB below the loudest frame may differ from the extractor's float64 by more than rounding.
+    Which window is heard is the caller's choice.
 
     Args:
         feature_extractor: The extractor whose numbers, filters and padding rule are taken.
@@ -34,7 +34,7 @@ class ClapFrontEnd(nn.Module):
         self.n_fft, self.hop_length, self.padding = fe.fft_window_size, fe.hop_length, fe.padding
         # The extractor's two filter banks: HTK for the fusion models, Slaney for the others.
         filters = fe.mel_filters if fe.truncation == "fusion" else fe.mel_filters_slaney
-        self.register_buffer("filters", torch.as_tensor(filters, dtype=torch.float64), persistent=False)
+        self.register_buffer("filters", torch.as_tensor(filters, dtype=torch.float32), persistent=False)
 
     def pad(self, waveform_BS: Tensor) -> Tensor:
         """Fill clips shorter than the window by the extractor's rule: repeat, repeat and pad, or pad."""
@@ -56,11 +56,11 @@ class ClapFrontEnd(nn.Module):
         Returns:
             Decibel mel of shape [B, 1, frames, bins], float32.
         """
-        x = self.pad(waveform_BS).double()
+        x = self.pad(waveform_BS).float()
         window = torch.hann_window(self.n_fft, periodic=True, dtype=x.dtype, device=x.device)
         spectrum = torch.stft(x, self.n_fft, self.hop_length, window=window, center=True, pad_mode="reflect",
                               return_complex=True)
-        power = (spectrum.abs() ** 2).transpose(1, 2) @ self.filters.double()
+        power = torch.view_as_real(spectrum).square().sum(-1).transpose(1, 2) @ self.filters
         return (10.0 * power.clamp(min=1e-10).log10()).unsqueeze(1).float()
 
 

@@ -24,8 +24,8 @@ class TaggerConfig:
         n_mels: Mel bins of the input.
         stem_widths: Channels of the three two-dimensional convolutions.
         width: Channels of the temporal convolutions.
-        dilations: Dilation of each temporal convolution, in frames of twice the mel's hop. The default sees 2.5 s, four
-            beats at 96 bpm.
+        dilations: Dilation of each temporal convolution, in frames of four times the mel's hop. The default sees 2.5 s,
+            four beats at 96 bpm.
         embedding_width: Width of the embedding.
         dropout: On the embedding, in training.
         mel_mean: Subtracted from the mel.
@@ -36,7 +36,7 @@ class TaggerConfig:
     n_mels: int = 64
     stem_widths: list[int] = field(default_factory=lambda: [8, 24, 48])
     width: int = 96
-    dilations: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32])
+    dilations: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
     embedding_width: int = 128
     dropout: float = 0.1
     mel_mean: float = -5.0
@@ -66,8 +66,8 @@ class _TemporalBlock(nn.Module):
 class Tagger(nn.Module):
     """Convolutional tagger for clips of any length.
 
-    Frequency is reduced early and time late, for onsets and tempo live in time: three 2-D convolutions halve the bins
-    three times and the frames once, dilated 1-D convolutions follow, and mean, maximum and standard deviation over time
+    Frequency is reduced more than time, for onsets and tempo live in time: three 2-D convolutions halve the bins three
+    times and the frames twice, dilated 1-D convolutions follow, and mean, maximum and standard deviation over time
     are pooled side by side (rhythm shows in the spread, which a mean cannot see). The embedding is taken after a ReLU,
     as PANN's fc1 is.
 
@@ -85,7 +85,7 @@ class Tagger(nn.Module):
             raise MusiccmError("tagger: 'tags' is empty; expected the names of the outputs")
         first, second, third = c.stem_widths
         self.stem = nn.Sequential(
-            nn.Conv2d(1, first, (3, 7), stride=(1, 2), padding=(1, 3)), nn.BatchNorm2d(first), nn.ReLU(inplace=True),
+            nn.Conv2d(1, first, (3, 7), stride=2, padding=(1, 3)), nn.BatchNorm2d(first), nn.ReLU(inplace=True),
             nn.Conv2d(first, second, 3, stride=2, padding=1), nn.BatchNorm2d(second), nn.ReLU(inplace=True),
             nn.Conv2d(second, third, 3, stride=(1, 2), padding=1), nn.BatchNorm2d(third), nn.ReLU(inplace=True),
         )

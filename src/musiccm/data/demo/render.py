@@ -13,6 +13,8 @@ from musiccm.data.demo.world import Attributes
 PART_LEVEL = {"lead": 1.0, "backing": 0.34, "bass": 0.6}
 DRUM_LEVEL = {"soft": 0.55, "rock": 0.6, "dance": 0.6}
 PEAK = 0.7
+#: Room tone, relative to the peak: recordings are never digitally silent between their notes.
+ROOM_TONE = 1e-3
 
 
 def _add(mix: np.ndarray, start: int, wave: np.ndarray) -> None:
@@ -61,6 +63,8 @@ def render(attributes: Attributes, rng: np.random.Generator, duration_s: float) 
     mix /= np.sqrt(np.mean(mix**2)) / 0.12 + 1e-9
     if attributes.drums != "none":
         _add_drums(mix, attributes, beat_s)
+    mix /= np.abs(mix).max()
+    mix += ROOM_TONE * rng.standard_normal(samples, dtype=np.float32)
     return (mix * (PEAK / np.abs(mix).max())).astype(np.float32)
 
 

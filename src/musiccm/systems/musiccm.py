@@ -1,0 +1,357 @@
+"""MusicCM: consistency distillation with an adversarial discriminator, under manual optimization."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from musiccm.audio.windows import keyed_generator
+from musiccm.data.batch import LatentBatch
+from musiccm.diffusion import (
+    NoiseSchedule,
+    check_skip,
+    expand_to,
+    jump_to_target,
+    sample_grid_index,
+    student_grid,
+    to_eps,
+    training_target,
+    with_guidance,
+)
+from musiccm.errors import MusiccmError
+from musiccm.losses.adversarial import discriminator_loss, generator_loss
+from musiccm.losses.distillation import distillation_loss
+from musiccm.models.bundle import Bundle
+from musiccm.models.denoiser import Consistency, Denoiser
+from musiccm.models.discriminator import Discriminator
+from musiccm.models.ema import Ema
+from musiccm.models.features import ClapFeatures
+from musiccm.systems.clock import clock_stopped
+from musiccm.systems.settings import Adversarial, Distillation, Optimization
+
+#: Frozen parts live under this name; checkpoints leave them out, for the bundle has them.
+FROZEN = "frozen."
+#: Above this timestep the warm start clamps the teacher's x0.
+CLAMP_FROM_T = 900
+
+
+class MusicCM(pl.LightningModule):
+    """Distills the teacher of a bundle into a few-step student (MusicCM, arXiv 2404.13358).
+
+    Only the student's steps advance `trainer.global_step`. All randomness is keyed by (seed, rank, batch), so a resumed
+    run draws what the uninterrupted one would have drawn.
+
+    Args:
+        bundle: directory, packaged name or hub id of the teacher's bundle.
+        distillation: SPEC 4.
+        adversarial: SPEC 5.
+        optimization: optimizer of the student.
+        seed: seed of timesteps, noise and crops.
+    """
+
+    student: nn.Module
+
+    def __init__(
+        self,
+        bundle: str = "musiccm-tiny",
+        distillation: Distillation | None = None,
+        adversarial: Adversarial | None = None,
+        optimization: Optimization | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.bundle_name, self.seed = bundle, seed
+        self.distillation = distillation or Distillation()
+        self.adversarial = adversarial or Adversarial()
+        self.optimization = optimization or Optimization()
+        self.distillation.check()
+        self.bundle = Bundle.from_pretrained(bundle)
+        self.schedule = NoiseSchedule.from_config(self.bundle.scheduler_config)
+        self.grid = student_grid(self.schedule.num_train_timesteps, self.distillation.grid_points)
+        for phase in self.distillation.curriculum:
+            if phase.jumps != "to_zero":
+                check_skip(phase.skip, self.grid)
+        self.batches_seen = 0
+
+        teacher = Denoiser(self.bundle.unet, self.schedule, self.bundle.scheduler_config["prediction_type"])
+        self.frozen = nn.ModuleDict(
+            {"teacher": teacher, "codec": self.bundle.codec(), "conditioner": self.bundle.conditioner()}
+        )
+        self.student = copy.deepcopy(self.bundle.unet).requires_grad_(True)
+        self.student_ema_target = Ema(self.student, self.distillation.target_ema_decay)
+        self.student_ema_slow = Ema(self.student, self.distillation.eval_ema_decay)
+        self.discriminator: Discriminator | None = None
+        if self.adversarial.weight > 0:
+            features = self._feature_network()
+            self.frozen["features"] = features
+            cond_width = self.frozen["conditioner"].width + features.embed_width
+            self.discriminator = Discriminator(features.widths, cond_width, self.adversarial.head_width)
+        self.frozen.requires_grad_(False).eval()
+
+    def _feature_network(self) -> nn.Module:
+        kind = self.adversarial.features
+        if kind == "clap":
+            return ClapFeatures(self.bundle.clap, self.bundle.feature_extractor, self.bundle.mel)
+        if kind == "audiomae":
+            return self.bundle.evaluators["audiomae"]
+        raise MusiccmError(f"adversarial.features: expected 'audiomae' or 'clap', found {kind!r}.")
+
+    # what callbacks and commands read
+
+    @property
+    def teacher(self) -> Denoiser:
+        """The frozen teacher, as a denoiser."""
+        return self.frozen["teacher"]
+
+    @property
+    def codec(self) -> nn.Module:
+        """The frozen `LatentCodec`."""
+        return self.frozen["codec"]
+
+    @property
+    def conditioner(self) -> nn.Module:
+        """The frozen `ClapConditioner`."""
+        return self.frozen["conditioner"]
+
+    @property
+    def guidance_scale(self) -> float:
+        """The scale that the student was taught."""
+        return self.distillation.guidance_scale
+
+    def denoiser(self, which: str = "slow") -> Denoiser:
+        """The student as a denoiser: its `slow` (evaluated) or `target` average, or the `online` weights."""
+        networks = {"slow": self.student_ema_slow.module, "target": self.student_ema_target.module}
+        network = self.student if which == "online" else networks[which]
+        return Denoiser(network, self.schedule, self.distillation.prediction_type)
+
+    def consistency(self, which: str = "slow") -> Consistency:
+        """The consistency function of the same weights."""
+        return Consistency(
+            self.denoiser(which), self.distillation.sigma_data, self.distillation.timestep_scaling
+        )
+
+    def train(self, mode: bool = True) -> MusicCM:
+        """Switch the student and the heads; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    # the losses
+
+    def _condition(self, batch: LatentBatch, generator: torch.Generator) -> Tensor:
+        share = self.distillation.audio_condition_share
+        hears = torch.rand(len(batch), 1, generator=generator).to(batch.text_BD.device) < share
+        return torch.where(hears, batch.audio_BD, batch.text_BD)
+
+    def _guided_teacher(self, cond_BD: Tensor) -> Any:
+        null_BD = self.conditioner.null(1)
+        return with_guidance(self.teacher, cond_BD, null_BD, self.guidance_scale)
+
+    def warm_start_loss(self, z0: Tensor, cond_BD: Tensor, generator: torch.Generator) -> tuple[Tensor, dict]:
+        """Regression of the student's own prediction onto the teacher's guided one, at uniform timesteps (SPEC 2).
+
+        The teacher's x0 is clamped at the noisiest steps, where an epsilon network's x0 divides its error by alpha.
+        """
+        t_B = torch.randint(self.schedule.num_train_timesteps, (len(z0),), generator=generator).to(z0.device)
+        z = self.schedule.add_noise(z0, _normal(z0, generator), t_B)
+        alpha_B, sigma_B = self.schedule.alpha(t_B), self.schedule.sigma(t_B)
+        with torch.no_grad():
+            x0 = self._guided_teacher(cond_BD)(z, t_B)
+            bound = self.distillation.x0_clamp
+            x0 = torch.where(expand_to(t_B > CLAMP_FROM_T, x0), x0.clamp(-bound, bound), x0)
+            eps = to_eps("sample", x0, z, alpha_B, sigma_B)
+            target = training_target(self.distillation.prediction_type, x0, eps, alpha_B, sigma_B)
+        loss = (self.denoiser("online").output(z, t_B, cond_BD) - target).square().mean()
+        return loss, {"loss_warm_start": loss.detach()}
+
+    def distil(self, z0: Tensor, cond_BD: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, dict]:
+        """`L_distil` of SPEC 4. Returns the student's x0, the loss and its parts."""
+        settings, phase = self.distillation, self.distillation.phase(self._progress())
+        index = sample_grid_index(len(z0), len(self.grid), generator, settings.timestep_mode, settings.tail)
+        t_B = self.grid[index].to(z0.device)
+        z = self.schedule.add_noise(z0, _normal(z0, generator), t_B)
+        with torch.no_grad():
+            teacher = self._guided_teacher(cond_BD)
+            z_hat, t_next_B = jump_to_target(teacher, self.schedule, z, t_B, phase.skip, phase.jumps, settings.solver)
+            clean = phase.jumps == "to_zero"
+            target = z_hat if clean else self.consistency("target")(z_hat, t_next_B, cond_BD)
+        x0_pred = self.consistency("online")(z, t_B, cond_BD)
+        loss, parts = distillation_loss(x0_pred, target, settings.distance, settings.huber_h)
+        return x0_pred, loss, parts
+
+    def features_of(self, z_BCTF: Tensor, crop: slice | None) -> tuple[list[Tensor], Tensor]:
+        """Frozen features of decoded latents, and the decoded mel; gradients flow to the latents."""
+        mel_BMN = self.codec.decode_mel(z_BCTF, crop)
+        return self.frozen["features"](mel_BMN), mel_BMN
+
+    def _crop(self, frames: int, generator: torch.Generator) -> slice | None:
+        length = self.adversarial.crop_frames
+        if length is None or length >= frames:
+            return None
+        start = int(torch.randint(frames - length + 1, (1,), generator=generator))
+        return slice(start, start + length)
+
+    # the step
+
+    def training_step(self, batch: LatentBatch, batch_idx: int) -> None:
+        """One batch: student loss and step, EMAs, then the discriminator's loss and step."""
+        started = time.perf_counter()
+        generator = keyed_generator(self.seed, "distil", self.global_rank, self.batches_seen)
+        self.batches_seen += 1
+        last = self.batches_seen % self.optimization.accumulate == 0
+        z0 = self.codec.normalise(batch.latents_BCTF)
+        cond_BD = self._condition(batch, generator)
+        adversarial = None
+        if self.global_step < self.distillation.warm_start_steps:
+            loss, parts = self.warm_start_loss(z0, cond_BD, generator)
+        else:
+            x0_pred, loss_distil, parts = self.distil(z0, cond_BD, generator)
+            loss = self.distillation.weight * loss_distil
+            if self.discriminator is not None and self.global_step >= self.adversarial.start_step:
+                adversarial = self._judge(z0, x0_pred, batch.text_BD, generator)
+                loss = loss + self.adversarial.weight * adversarial["loss_g"]
+                parts["loss_g"] = adversarial["loss_g"].detach()
+        self._check_finite(loss, batch)
+        self.manual_backward(loss / self.optimization.accumulate)
+        if last:
+            parts["grad_norm_student"] = self._student_step()
+        if adversarial is not None:
+            parts |= self._discriminator_step(adversarial, last)
+        self._log_parts(loss, parts, len(batch), time.perf_counter() - started)
+
+    def _judge(self, z0: Tensor, x0_pred: Tensor, text_BD: Tensor, generator: torch.Generator) -> dict[str, Any]:
+        crop = self._crop(z0.shape[2], generator)
+        with torch.no_grad():
+            real, real_mel = self.features_of(z0, crop)
+            cond_BD = torch.cat([text_BD, self.frozen["features"].embed(real_mel)], dim=1)
+        fake, _ = self.features_of(x0_pred, crop)
+        loss_g, _ = generator_loss(self.discriminator, fake, cond_BD)
+        return {"loss_g": loss_g, "real": real, "fake": [f.detach() for f in fake], "cond": cond_BD}
+
+    def _student_step(self) -> Tensor:
+        optimizer = self._optimizers()[0]
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.optimization.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = self.optimization.lr * self._lr_factor()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.student_ema_target.update(self.student)
+        self.student_ema_slow.update(self.student)
+        return norm.detach()
+
+    def _discriminator_step(self, judged: dict[str, Any], last: bool) -> dict[str, Tensor]:
+        optimizer = self._optimizers()[1]
+        loss, parts = discriminator_loss(
+            self.discriminator, judged["real"], judged["fake"], judged["cond"], self.adversarial.r1_gamma
+        )
+        self.manual_backward(loss / self.optimization.accumulate)
+        if last:
+            norm = nn.utils.clip_grad_norm_(self.discriminator.parameters(), self.optimization.clip_norm)
+            with clock_stopped(optimizer):
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            parts["grad_norm_discriminator"] = norm.detach()
+        return parts
+
+    def _optimizers(self) -> list[Any]:
+        optimizers = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """AdamW for the student, and for the heads where there are any."""
+        o, a = self.optimization, self.adversarial
+        optimizers = [
+            torch.optim.AdamW(self.student.parameters(), o.lr, (o.betas[0], o.betas[1]), weight_decay=o.weight_decay)
+        ]
+        if self.discriminator is not None:
+            heads = self.discriminator.parameters()
+            optimizers.append(torch.optim.AdamW(heads, a.lr, (a.betas[0], a.betas[1]), weight_decay=0.0))
+        return optimizers
+
+    def _progress(self) -> float:
+        """Share of the run's steps after the warm start that are done."""
+        warm = self.distillation.warm_start_steps
+        return max(0, self.global_step - warm) / max(1, int(self.trainer.estimated_stepping_batches) - warm)
+
+    def _lr_factor(self) -> float:
+        o = self.optimization
+        if self.global_step < o.warmup_steps:
+            return (self.global_step + 1) / o.warmup_steps
+        left = 1.0 - self._progress()
+        if left >= o.decay_share:
+            return 1.0
+        return o.final_lr_share + (1 - o.final_lr_share) * 0.5 * (1 - math.cos(math.pi * left / o.decay_share))
+
+    # guards, logs, checkpoints
+
+    def _check_finite(self, loss: Tensor, batch: LatentBatch) -> None:
+        if not torch.isfinite(loss):
+            shown = ", ".join(batch.ids[:8])
+            raise MusiccmError(
+                f"the loss is {loss.item()} at step {self.global_step} (clips {shown}, ...): training has diverged. "
+                "Lower optimization.lr, or resume from the last checkpoint of this run."
+            )
+
+    def _log_parts(self, loss: Tensor, parts: dict[str, Tensor], samples: int, seconds: float) -> None:
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/samples_per_s", samples / seconds, prog_bar=True)
+        self.log("train/lr", self.optimization.lr * self._lr_factor())
+        self.log_dict({f"train/{name}": value for name, value in parts.items()})
+        every = self.trainer.log_every_n_steps
+        if every and self.global_step % every == 0:
+            self.log("train/ema_distance", self.student_ema_slow.distance(self.student))
+
+    def validation_step(self, batch: LatentBatch, batch_idx: int) -> None:
+        """The slow average's distance to the guided teacher's own one-jump target, with noise fixed across epochs."""
+        generator = keyed_generator(self.seed, "validate", batch_idx)
+        z0 = self.codec.normalise(batch.latents_BCTF)
+        index = sample_grid_index(len(z0), len(self.grid), generator, "stratified")
+        t_B = self.grid[index].to(z0.device)
+        z = self.schedule.add_noise(z0, _normal(z0, generator), t_B)
+        f = self.consistency("slow")
+        teacher = self._guided_teacher(batch.text_BD)
+        z_hat, t_next_B = jump_to_target(teacher, self.schedule, z, t_B, self.distillation.phase(1.0).skip)
+        loss, _ = distillation_loss(
+            f(z, t_B, batch.text_BD), f(z_hat, t_next_B, batch.text_BD), self.distillation.distance
+        )
+        self.log("val/loss_distil", loss, batch_size=len(batch), sync_dist=True)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Nothing: the test loader holds the references, which the Evaluation callback reads itself."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen parts out; the bundle has them."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith(FROZEN)}
+        checkpoint["batches_seen"] = self.batches_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the frozen parts back, so that loading stays strict, and refuse a checkpoint of another shape."""
+        self.batches_seen = checkpoint.get("batches_seen", 0)
+        mine = {name: value for name, value in self.state_dict().items() if name.startswith(FROZEN)}
+        checkpoint["state_dict"] |= mine
+        _check_fit(self.state_dict(), checkpoint["state_dict"])
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator).to(like.device)
+
+
+def _check_fit(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    reasons = [f"it lacks {name}" for name in missing] + [f"it has {name} in excess" for name in extra]
+    for name in expected.keys() & found.keys():
+        if expected[name].shape != found[name].shape:
+            reasons.append(f"{name} is {tuple(found[name].shape)} in it and {tuple(expected[name].shape)} here")
+    if reasons:
+        raise MusiccmError(
+            f"the checkpoint does not fit this configuration: {'; '.join(reasons[:3])} ({len(reasons)} differences). "
+            "Resume with the config.yaml that lies beside the checkpoint's folder."
+        )

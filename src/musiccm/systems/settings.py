@@ -1,0 +1,132 @@
+"""What a distillation run may be told, grouped as its YAML is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from musiccm.errors import MusiccmError
+
+
+@dataclass
+class Phase:
+    """A stretch of the curriculum.
+
+    Args:
+        until: share of the run's steps, after the warm start, at which the phase ends; the last one's must be 1.
+        skip: size k of a solver jump in training timesteps.
+        jumps: m, the number of jumps to the target, or "to_zero".
+    """
+
+    until: float = 1.0
+    skip: int = 20
+    jumps: int | str = 1
+
+
+@dataclass
+class Distillation:
+    """The consistency distillation of SPEC 2 to 4; the defaults are the paper's, save the prediction type.
+
+    Args:
+        prediction_type: the student's own: `v_prediction`, `epsilon` (the paper's) or `sample`.
+        guidance_scale: usual scale of the teacher's guidance; the paper's w = 2 is 3.
+        weight: lambda, the weight of this loss beside the adversarial one.
+        grid_points: points N of the student's grid.
+        curriculum: phases of (skip, jumps) over the run.
+        solver: `ddim` or `heun`.
+        distance: `pseudo_huber` or `squared`.
+        huber_h: h of the pseudo-Huber distance.
+        timestep_mode: `stratified` or `uniform` draws of grid points.
+        tail: extra probability of the top grid point.
+        sigma_data: of the boundary.
+        timestep_scaling: of the boundary.
+        warm_start_steps: steps of regression onto the teacher's guided prediction before distillation; 0 for none.
+        x0_clamp: bound of the teacher's x0 in the warm start at t > 900, where it is least certain.
+        audio_condition_share: share of items conditioned on their own audio's embedding in place of the caption's.
+        target_ema_decay: decay of the EMA that makes the targets.
+        eval_ema_decay: decay of the EMA that is evaluated and exported.
+    """
+
+    prediction_type: str = "v_prediction"
+    guidance_scale: float = 3.0
+    weight: float = 3.0
+    grid_points: int = 50
+    curriculum: list[Phase] = field(default_factory=lambda: [Phase()])
+    solver: str = "ddim"
+    distance: str = "pseudo_huber"
+    huber_h: float = 1e-3
+    timestep_mode: str = "stratified"
+    tail: float = 0.0
+    sigma_data: float = 0.5
+    timestep_scaling: float = 10.0
+    warm_start_steps: int = 0
+    x0_clamp: float = 4.5
+    audio_condition_share: float = 0.0
+    target_ema_decay: float = 0.95
+    eval_ema_decay: float = 0.999
+
+    def phase(self, progress: float) -> Phase:
+        """The phase that a share of the run, in 0..1, falls into."""
+        return next((phase for phase in self.curriculum if progress < phase.until), self.curriculum[-1])
+
+    def check(self) -> None:
+        """Refuse a curriculum that does not cover the run.
+
+        Raises:
+            MusiccmError: the phases' ends do not ascend to 1.
+        """
+        ends = [phase.until for phase in self.curriculum]
+        if not ends or ends != sorted(set(ends)) or ends[0] <= 0 or ends[-1] != 1.0:
+            raise MusiccmError(
+                f"distillation.curriculum: expected phases whose `until` ascend from above 0 to 1.0, found {ends}."
+            )
+
+
+@dataclass
+class Adversarial:
+    """The adversarial loss of SPEC 5.
+
+    Args:
+        weight: weight of L_G; 0 gives the ablation without a discriminator, which is then neither built nor trained.
+        features: the frozen feature network: `audiomae` or `clap`.
+        start_step: optimizer step of the student at which the adversarial loss joins.
+        crop_frames: latent frames that are decoded and judged, at one random place a step; null judges whole clips.
+        head_width: inner width of the heads.
+        r1_gamma: weight of R1 on the heads' inputs.
+        lr: learning rate of the heads.
+        betas: AdamW's, of the heads.
+    """
+
+    weight: float = 1.0
+    features: str = "audiomae"
+    start_step: int = 0
+    crop_frames: int | None = None
+    head_width: int = 64
+    r1_gamma: float = 1e-5
+    lr: float = 1e-4
+    betas: Sequence[float] = (0.0, 0.99)
+
+
+@dataclass
+class Optimization:
+    """The student's optimizer, and what Lightning refuses to do under manual optimization.
+
+    Args:
+        lr: AdamW's learning rate; 1e-5 for the full-size model.
+        betas: AdamW's.
+        weight_decay: AdamW's.
+        warmup_steps: steps of linear warm-up.
+        decay_share: share of the run, at its end, over which the rate falls to `final_lr_share` along a half cosine.
+        final_lr_share: share of `lr` that is left at the end.
+        clip_norm: bound of the gradient norm, of student and heads alike.
+        accumulate: batches whose gradients make one step.
+    """
+
+    lr: float = 1e-5
+    betas: Sequence[float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    decay_share: float = 0.0
+    final_lr_share: float = 0.0
+    clip_norm: float = 1.0
+    accumulate: int = 1
