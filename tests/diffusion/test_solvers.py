@@ -114,7 +114,12 @@ def test_low_precision_latents_come_back_in_float32() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "key"),
-    [((0, 1, "ddim"), "skip"), ((20, 0, "ddim"), "jumps"), ((20, "all", "ddim"), "jumps"), ((20, 1, "euler"), "solver")],
+    [
+        ((0, 1, "ddim"), "skip"),
+        ((20, 0, "ddim"), "jumps"),
+        ((20, "all", "ddim"), "jumps"),
+        ((20, 1, "euler"), "solver"),
+    ],
 )
 def test_bad_arguments_are_named(arguments: tuple, key: str) -> None:
     with pytest.raises(MusiccmError, match=key):

@@ -78,7 +78,7 @@ def test_r1_equals_finite_differences() -> None:
                 down = float(scores(features))
                 flat[i] = middle
                 total += ((up - down) / (2 * step)) ** 2
-    assert float(penalty) == pytest.approx(total / 2, rel=1e-4)  # the mean over a batch of two
+    assert float(penalty.detach()) == pytest.approx(total / 2, rel=1e-4)  # the mean over a batch of two
     assert [logit.shape for logit in logits] == [(2, 5), (2, 4)]
 
 

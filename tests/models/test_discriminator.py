@@ -26,7 +26,8 @@ def test_local_batch_norm_equals_batch_norm_of_each_group() -> None:
     x = randn(6, 3, 5) * 4 + 2
     ours = LocalBatchNorm(3, group_size=4)(x)
     reference = torch.nn.BatchNorm1d(3, track_running_stats=False)
-    torch.testing.assert_close(ours, torch.cat([reference(x[:3]), reference(x[3:])]))  # two groups of three, not 4 and 2
+    # Six samples make two groups of three, not four and two.
+    torch.testing.assert_close(ours, torch.cat([reference(x[:3]), reference(x[3:])]))
 
 
 def test_local_batch_norm_keeps_groups_apart_and_nothing_between_batches() -> None:

@@ -32,7 +32,8 @@ def test_every_trailing_schedule_equals_diffusers() -> None:
     scheduler = diffusers_scheduler("epsilon")
     for steps in range(1, 101):
         scheduler.set_timesteps(steps)
-        ours, theirs = torch.tensor(trailing_timesteps(steps, 1000)), scheduler.timesteps
+        # diffusers' float range may run one past the end (61 steps: a 62nd timestep of -1).
+        ours, theirs = torch.tensor(trailing_timesteps(steps, 1000)), scheduler.timesteps[:steps]
         # Where i * 1000 / steps ends in exactly one half, diffusers' running sum may round to the other neighbour.
         tie = torch.tensor([(2 * i * 1000) % steps == 0 and (i * 1000) % steps != 0 for i in range(steps, 0, -1)])
         assert torch.equal(ours[~tie], theirs[~tie]), steps

@@ -67,7 +67,9 @@ def test_statistics_with_the_exact_consistency_function(gamma: float) -> None:
         offset = abar_next**0.5 * b - kept * alpha * b / sigma
         mean, std = gain * mean + offset, ((gain * std) ** 2 + gamma**2 * (1 - abar_next)) ** 0.5
     initial = noise(0, 400, 500).double()
-    samples = sample_few_step(data.f, SCHEDULE, COND, initial, timesteps, gamma, generator=torch.Generator().manual_seed(1))
+    samples = sample_few_step(
+        data.f, SCHEDULE, COND, initial, timesteps, gamma, generator=torch.Generator().manual_seed(1)
+    )
     assert float(samples.mean()) == pytest.approx(mean, abs=5 * std / 200_000**0.5)
     assert float(samples.std()) == pytest.approx(std, rel=0.01)
     # Four steps of LCM's sampler on the exact function give the data's own distribution.
