@@ -51,7 +51,7 @@ def test_convolutions_have_unit_spectral_norm() -> None:
             heads([randn(2, 7, 12)], randn(2, 5))
     heads.eval()
     for convolution in (head.inner.conv, head.mixing.conv, head.outer):
-        largest = torch.linalg.matrix_norm(convolution.weight.flatten(1), 2)
+        largest = torch.linalg.matrix_norm(convolution.weight.detach().flatten(1), 2)
         assert float(largest) == pytest.approx(1.0, rel=0.02)
 
 
