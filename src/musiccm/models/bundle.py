@@ -40,14 +40,24 @@ class Bundle:
     Attributes:
         path: The directory.
         index: `model_index.json`: part name to (library, class).
-        settings: `musiccm.json`: what the layout has no place for (`mel`, `evaluators`, `distillation`, `results`).
+        settings: `musiccm.json`: what the layout has no place for (`mel`, `base`, `distillation`, `results`).
+        base: The bundle that parts which this one lacks are borrowed from, as `base` of `musiccm.json` says; None for a
+            bundle that is complete in itself.
     """
 
-    def __init__(self, path: Path, index: dict[str, Any], settings: dict[str, Any], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        path: Path,
+        index: dict[str, Any],
+        settings: dict[str, Any],
+        dtype: torch.dtype,
+        base: Bundle | None = None,
+    ) -> None:
         self.path = path
         self.index = index
         self.settings = settings
         self.dtype = dtype
+        self.base = base
         self._loaded: dict[str, Any] = {}
 
     @classmethod
@@ -73,16 +83,39 @@ class Bundle:
         index = read_json(folder / "model_index.json", "a bundle's list of parts")
         settings_path = folder / SETTINGS_FILE
         settings = read_json(settings_path, "a bundle's settings") if settings_path.is_file() else {}
+        bundle = cls(folder, index, settings, dtype, cls._open_base(folder, settings, dtype))
         listed = [name for name in index if name in PARTS]
         for name in listed if wanted is None else wanted:
-            check_part(folder, name)
-        return cls(folder, index, settings, dtype)
+            check_part(bundle.root_of(name), name)
+        return bundle
+
+    @classmethod
+    def _open_base(cls, folder: Path, settings: dict[str, Any], dtype: torch.dtype) -> Bundle | None:
+        """Open the bundle that parts are borrowed from, and make sure that it still is the same one."""
+        stated = settings.get("base")
+        if stated is None:
+            return None
+        beside = folder / stated["path"]
+        base = cls.from_pretrained(beside if beside.is_dir() else stated["path"], stated["parts"], dtype)
+        if base.content_hash(stated["parts"]) != stated["content_hash"]:
+            raise MusiccmError(
+                f"{folder / SETTINGS_FILE}: the parts borrowed from '{stated['path']}' are not those that this model "
+                "was exported with; restore them, or export the model with its own copies"
+            )
+        return base
+
+    def root_of(self, name: str) -> Path:
+        """The bundle directory that a part's folder lies in: this one's, or the base's where the part is borrowed."""
+        if self.base is not None and not (self.path / name).is_dir():
+            return self.base.root_of(name)
+        return self.path
 
     def _part(self, name: str) -> Any:
         if name not in self._loaded:
-            check_part(self.path, name)
+            root = self.root_of(name)
+            check_part(root, name)
             kwargs = {"source": self.mel} if name == "evaluators/audiomae" else {}
-            self._loaded[name] = load_part(self.path, name, self.dtype, **kwargs)
+            self._loaded[name] = load_part(root, name, self.dtype, **kwargs)
         return self._loaded[name]
 
     @property
@@ -129,7 +162,7 @@ class Bundle:
     def mel(self) -> MelConfig:
         """The mel front end: the vocoder's numbers (if there is one yet), `mel` of `musiccm.json`, else MusicLDM's."""
         values = {}
-        if (self.path / "vocoder").is_dir():
+        if (self.root_of("vocoder") / "vocoder").is_dir():
             config = self.config("vocoder")
             values = {
                 "sample_rate_hz": config["sampling_rate"],
@@ -153,7 +186,7 @@ class Bundle:
     def config(self, part: str) -> dict[str, Any]:
         """Read a part's `config.json` without its weights."""
         name = ATTRIBUTES.get(part, part)
-        return read_json(self.path / name / PARTS[name].config_file, f"the configuration of {name}")
+        return read_json(self.root_of(name) / name / PARTS[name].config_file, f"the configuration of {name}")
 
     def codec(self, with_vocoder: bool = True) -> nn.Module:
         """The `LatentCodec` of this bundle; without the vocoder where only latents and mels are needed."""
@@ -190,8 +223,8 @@ class Bundle:
         names = [n for n in self.index if n in PARTS] if parts is None else [ATTRIBUTES.get(p, p) for p in parts]
         digest = hashlib.sha256()
         for name in sorted(names):
-            check_part(self.path, name)
-            for file in part_files(self.path / name):
+            check_part(self.root_of(name), name)
+            for file in part_files(self.root_of(name) / name):
                 digest.update(f"{name}/{file.name}\0{file.stat().st_size}\0".encode())
                 with file.open("rb") as stream:
                     while chunk := stream.read(1 << 20):
@@ -211,7 +244,7 @@ class _Evaluators(Mapping[str, nn.Module]):
 
     def __iter__(self):
         return (part.split("/", 1)[1] for part in PARTS
-                if part.startswith("evaluators/") and (self._bundle.path / part).is_dir())
+                if part.startswith("evaluators/") and (self._bundle.root_of(part) / part).is_dir())
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

@@ -17,7 +17,7 @@ class ClapFrontEnd(nn.Module):
     """The log-mel of a `ClapFeatureExtractor`, computed in torch on a batch and without its random crop.
 
     The extractor computes one clip at a time in NumPy and cuts clips longer than its window at random. Here a batch is
-    one STFT, in float32: bins 90 dB below the loudest frame may differ from the extractor's float64 by more than rounding.
+    one STFT, in float32: bins 90 dB below the loudest may differ from the extractor's float64 by more than rounding.
     Which window is heard is the caller's choice.
 
     Args:

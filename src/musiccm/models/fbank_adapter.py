@@ -126,8 +126,8 @@ def _energy_offset(source: MelConfig, rate_hz: int, window: int) -> float:
     """`2 ln df` of the source, and the log ratio of both analyses' power for one spectral density.
 
     For a density P (power per hertz) an STFT at rate fs with window w has |X|^2 = P fs sum w^2, and a Hann window's
-    sum of squares is 3/8 of its length. The source filters average magnitudes, whose mean for noise is sqrt(pi/4) of the
-    root of the mean power.
+    sum of squares is 3/8 of its length. The source filters average magnitudes, whose mean for noise is sqrt(pi/4) of
+    the root of the mean power.
     """
     spacing = source.sample_rate_hz / source.n_fft
     analyses = rate_hz * window / (source.sample_rate_hz * source.win_length)

@@ -131,7 +131,8 @@ class ViTFeatures(nn.Module):
         tokens = self._tokens(mel_BMN)
         prefix = self.vit.num_prefix_tokens
         features = [tokens]
-        x = torch.cat([(self.vit.cls_token + self.vit.pos_embed[:, :prefix]).expand(len(tokens), -1, -1), tokens], dim=1)
+        class_token = self.vit.cls_token + self.vit.pos_embed[:, :prefix]
+        x = torch.cat([class_token.expand(len(tokens), -1, -1), tokens], dim=1)
         for index, block in enumerate(self.vit.blocks):
             x = block(x)
             if index in self.indices:

@@ -1,0 +1,152 @@
+"""turn a run's checkpoint into a model directory that `generate` and diffusers read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from musiccm.errors import MusiccmError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STUDENT_WEIGHTS = "student_ema_slow.module."
+"""Prefix, in a Lightning checkpoint, of the averaged U-Net that the evaluator measures."""
+
+
+def main(argv: list[str]) -> int:
+    """Run `musiccm export`.
+
+    Args:
+        argv: The arguments behind `export`.
+
+    Returns:
+        The exit code.
+    """
+    args = _parser().parse_args(argv)
+    import torch
+
+    from musiccm.export import StudentInfo, export_student
+    from musiccm.models.bundle import Bundle
+    from musiccm.systems.settings import Distillation
+
+    checkpoint = Path(args.checkpoint)
+    config_path = Path(args.config) if args.config else checkpoint.parent.parent / "config.yaml"
+    settings = read_model_settings(config_path)
+    stated = settings.get("distillation") or {}
+    defaults = asdict(Distillation())
+    known = {key: stated.get(key, default) for key, default in defaults.items()}
+    state, step = read_student(checkpoint)
+    teacher = Bundle.from_pretrained(args.bundle or settings.get("bundle", "musiccm-tiny"))
+    unet = load_student(teacher, state, checkpoint)
+    results = Path(args.results) if args.results else checkpoint.parent.parent / "results.json"
+    info = StudentInfo(
+        prediction_type=known["prediction_type"], guidance_scale=float(known["guidance_scale"]),
+        grid_points=int(known["grid_points"]), timestep_scaling=float(known["timestep_scaling"]),
+        sigma_data=float(known["sigma_data"]), gamma=args.gamma,
+        recipe={"teacher": str(settings.get("bundle", "musiccm-tiny")), "global_step": step,
+                "seed": settings.get("seed"), "distillation": known, "adversarial": settings.get("adversarial"),
+                "optimization": settings.get("optimization")},
+        rows=read_rows(results, must_exist=args.results is not None),
+    )
+    folder = export_student(unet, teacher, args.out, info, getattr(torch, args.dtype), args.base, args.overwrite)
+    print(f"{folder}: the student at step {step}; try\n  musiccm generate \"a calm piano melody\" --model {folder}")
+    return 0
+
+
+def read_model_settings(path: Path) -> dict[str, Any]:
+    """The model's arguments from a run's `config.yaml`.
+
+    Raises:
+        MusiccmError: If the file is missing or describes no model.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        hint = "a run leaves its config.yaml beside checkpoints/; name it by --config"
+        raise MusiccmError(f"{path}: not found; {hint}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise MusiccmError(f"{path}: not valid YAML ({error})") from None
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict):
+        raise MusiccmError(f"{path}: expected the configuration of a run, with a key 'model'")
+    return model.get("init_args", model)
+
+
+def read_student(path: Path) -> tuple[dict[str, Tensor], int]:
+    """The averaged student's weights and the step from a Lightning checkpoint; nothing in the file is executed.
+
+    Raises:
+        MusiccmError: If the file is missing, unreadable, or of another system.
+    """
+    import pickle
+
+    import torch
+
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        hint = "runs keep theirs in lightning_logs/NAME/version_N/checkpoints"
+        raise MusiccmError(f"{path}: no such checkpoint; {hint}") from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise MusiccmError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+    weights = checkpoint.get("state_dict", {}) if isinstance(checkpoint, Mapping) else {}
+    state = {k.removeprefix(STUDENT_WEIGHTS): v for k, v in weights.items() if k.startswith(STUDENT_WEIGHTS)}
+    if not state:
+        raise MusiccmError(f"{path}: holds no '{STUDENT_WEIGHTS}*' weights; expected a checkpoint of the distillation "
+                           "(musiccm.systems.musiccm.MusicCM)")
+    return state, int(checkpoint.get("global_step", 0))
+
+
+def load_student(teacher: Any, state: dict[str, Tensor], path: Path) -> Any:
+    """A U-Net of the teacher's shape with the student's weights.
+
+    Raises:
+        MusiccmError: If the weights are of another shape than the teacher.
+    """
+    import copy
+
+    unet = copy.deepcopy(teacher.unet)
+    try:
+        unet.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise MusiccmError(f"{path}: its weights do not fit the teacher {teacher.path} ({reason}); name the bundle of "
+                           "the run by --bundle") from None
+    return unet
+
+
+def read_rows(path: Path, must_exist: bool) -> list[dict[str, Any]]:
+    """The rows of a results.json that are about the student and its teacher; none where there is no file yet.
+
+    Raises:
+        MusiccmError: If the file is not one of ours, or is missing though it was asked for.
+    """
+    if not path.is_file() and not must_exist:
+        return []
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["rows"])
+    except FileNotFoundError:
+        raise MusiccmError(f"{path}: no such results file") from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise MusiccmError(f"{path}: expected a results.json with 'rows' ({error})") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="musiccm export", description=__doc__)
+    parser.add_argument("--checkpoint", required=True, help="lightning_logs/NAME/version_N/checkpoints/FILE.ckpt")
+    parser.add_argument("--out", required=True, help="directory to write")
+    parser.add_argument("--config", help="the run's config.yaml (default: beside the checkpoint's folder)")
+    parser.add_argument("--bundle", help="the teacher's bundle (default: the one that the run names)")
+    parser.add_argument("--results", help="results.json for the card (default: the run's, if it has one)")
+    parser.add_argument("--base", help="borrow the other parts from this bundle instead of copying them")
+    parser.add_argument("--gamma", type=float, default=1.0, help="the sampler's default share of fresh noise")
+    parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the weights on disk")
+    parser.add_argument("--overwrite", action="store_true", help="replace what lies in --out")
+    return parser

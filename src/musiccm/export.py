@@ -1,0 +1,148 @@
+"""From a trained student to a directory that makes music: the diffusers layout, an `LCMScheduler`, a model card."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from musiccm.errors import MusiccmError
+from musiccm.models.bundle import Bundle, save_settings
+from musiccm.models.bundle_files import PARTS, save_part, update_json
+from musiccm.models.card import write_card
+
+# diffusers' LCMScheduler has this number written into it.
+LCM_SIGMA_DATA = 0.5
+STUDENTS_OWN = ("unet", "scheduler")
+
+
+@dataclass(frozen=True)
+class StudentInfo:
+    """How a student was trained, as far as whoever loads it must know.
+
+    Args:
+        prediction_type: What its U-Net predicts: `v_prediction`, `epsilon` or `sample`.
+        guidance_scale: The teacher's guidance that was distilled into it.
+        grid_points: Points of its timestep grid.
+        timestep_scaling: Of the boundary condition.
+        sigma_data: Of the boundary condition.
+        gamma: Share of fresh noise that its sampler uses by default.
+        recipe: Anything else worth keeping: losses, steps, seeds.
+        rows: Rows of its results.json, for the card.
+    """
+
+    prediction_type: str
+    guidance_scale: float
+    grid_points: int = 50
+    timestep_scaling: float = 10.0
+    sigma_data: float = LCM_SIGMA_DATA
+    gamma: float = 1.0
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    rows: Sequence[Mapping[str, Any]] = ()
+
+
+def lcm_scheduler(teacher_config: Mapping[str, Any], info: StudentInfo) -> Any:
+    """The `LCMScheduler` that samples the student in diffusers as our own sampler does (at gamma 1).
+
+    Args:
+        teacher_config: The teacher's scheduler configuration; its betas are the student's.
+        info: The student.
+
+    Returns:
+        The scheduler.
+
+    Raises:
+        MusiccmError: If the student's sigma_data is not the 0.5 that diffusers has fixed.
+    """
+    from diffusers import LCMScheduler
+
+    if info.sigma_data != LCM_SIGMA_DATA:
+        raise MusiccmError(f"sigma_data: the exported scheduler can only be {LCM_SIGMA_DATA}, found {info.sigma_data}; "
+                           "train with the default")
+    kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+    return LCMScheduler(
+        **{key: teacher_config[key] for key in kept if key in teacher_config},
+        prediction_type=info.prediction_type,
+        original_inference_steps=info.grid_points,
+        timestep_scaling=info.timestep_scaling,
+        clip_sample=False,
+    )
+
+
+def export_student(
+    unet: nn.Module,
+    teacher: Bundle,
+    folder: str | Path,
+    info: StudentInfo,
+    dtype: torch.dtype | None = None,
+    base: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a student as a bundle.
+
+    Args:
+        unet: The student's U-Net with the weights that were evaluated.
+        teacher: The bundle that it was distilled from; the other parts are copied from it, byte by byte.
+        folder: Directory to write.
+        info: How it was trained.
+        dtype: Type of the U-Net's weights on disk, such as float16.
+        base: Do not copy the other parts but borrow them from this bundle: a packaged name, a hub id, or a path
+            relative to `folder`. They must be the same files, and are checked again at loading.
+        overwrite: Replace what lies in `folder`.
+
+    Returns:
+        The directory.
+
+    Raises:
+        MusiccmError: If the folder is in use, a weight is not finite, or `base` has other parts than the teacher.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
+        raise MusiccmError(f"{folder}: exists and is not empty; choose another folder, or ask to overwrite it")
+    limit = torch.finfo(dtype or torch.float32).max
+    broken = [k for k, v in unet.state_dict().items() if not (v.abs() <= limit).all()]
+    if broken:
+        raise MusiccmError(f"the student's weights are not finite in {dtype or torch.float32} ({broken[0]} and "
+                           f"{len(broken) - 1} more); the run has diverged, or needs a wider type")
+    scheduler = lcm_scheduler(teacher.scheduler_config, info)
+
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    others = [part for part in teacher.index if part in PARTS and part not in STUDENTS_OWN]
+    borrowed = {} if base is None else {"base": _borrow(teacher, folder, base, others)}
+    for part in others:
+        update_json(partial / "model_index.json", {part: teacher.index[part]})
+        if base is None:
+            shutil.copytree(teacher.root_of(part) / part, partial / part)
+    save_part(partial, "unet", unet, dtype)
+    save_part(partial, "scheduler", scheduler)
+    record = {
+        "prediction_type": info.prediction_type,
+        "guidance_scale": info.guidance_scale,
+        "original_inference_steps": info.grid_points,
+        "timestep_scaling": info.timestep_scaling,
+        "gamma": info.gamma,
+        "recipe": dict(info.recipe),
+    }
+    save_settings(partial, mel=teacher.mel, distillation=record, results=[dict(row) for row in info.rows], **borrowed)
+    write_card(partial / "README.md", folder.name, record, info.rows)
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+    return folder
+
+
+def _borrow(teacher: Bundle, folder: Path, base: str, parts: list[str]) -> dict[str, Any]:
+    """The `base` record, once the base's parts are known to be the teacher's."""
+    beside = folder / base
+    found = Bundle.from_pretrained(beside if beside.is_dir() else base, parts).content_hash(parts)
+    if found != teacher.content_hash(parts):
+        raise MusiccmError(f"base '{base}': its parts are not those that the student was distilled with "
+                           f"({teacher.path}); export without a base, so that they are copied")
+    return {"path": base, "parts": parts, "content_hash": found}
