@@ -69,9 +69,6 @@ test: $(READY)  ## run the tests
 lint: $(READY)  ## ruff, types, docstrings
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pydoclint --quiet --style=google --skip-checking-short-docstrings=True --arg-type-hints-in-docstring=False \
-	  --check-return-types=False --check-yield-types=False --skip-checking-raises=True --allow-init-docstring=True \
-	  --check-class-attributes=False --should-document-private-class-attributes=False src
 
 bench: $(READY)  ## measure speed and memory against a baseline: BENCH=NAME for one of them
 	$(BIN)/musiccm bench $(BENCH)

@@ -121,7 +121,8 @@ def describe(error: BaseException) -> tuple[str, int]:
     if _UNION_NOISE.search(str(error)):  # jsonargparse wraps what a constructor raises
         error = chain[-1]
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if f"{os.sep}musiccm{os.sep}" in frame.filename] or frames
+    package = os.path.dirname(__file__) + os.sep
+    ours = [f for f in frames if f.filename.startswith(package) and f.filename != __file__] or frames
     where = f" (in {ours[-1].name}, {ours[-1].filename}:{ours[-1].lineno})" if ours else ""
     return f"{type(error).__name__}: {error}{where}\nMUSICCM_DEBUG=1 shows the whole traceback.", EXIT_FAILURE
 

@@ -129,7 +129,8 @@ def _read_mapping(path: Path, named_by: Path | None) -> dict[str, Any]:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None and not isinstance(root, yaml.MappingNode):
-            raise MusiccmError(f"config file {path} must be a YAML mapping of names to values, found a {root.id}")
+            kind = "a list" if isinstance(root, yaml.SequenceNode) else "a single value"
+            raise MusiccmError(f"config file {path} must be a YAML mapping of names to values, found {kind}")
         # OmegaConf's reader, unlike plain YAML, takes 1e-4 for a number and refuses a key given twice.
         content = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if root is not None else {}
     except (yaml.YAMLError, OmegaConfBaseException) as error:

@@ -1,0 +1,151 @@
+"""Experiments through `musiccm fit` and `musiccm test`, with a toy model in place of the real ones."""
+
+import logging
+
+import pytest
+import torch
+import yaml
+
+from musiccm import cli
+from musiccm.commands._trainer import find_checkpoint
+from musiccm.config import load_experiment
+from musiccm.errors import MusiccmError
+
+TOY = """
+import torch
+from pytorch_lightning import LightningDataModule, LightningModule
+from musiccm.errors import MusiccmError
+
+TESTED = []
+
+class Toy(LightningModule):
+    def __init__(self, lr: float, width: int):
+        super().__init__()
+        if width > 99:
+            raise MusiccmError(f"width {width} is beyond 99")
+        self.save_hyperparameters()
+        self.lr, self.net = lr, torch.nn.Linear(width, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.net(batch).mean()
+
+    def test_step(self, batch, batch_idx):
+        TESTED.append((self.lr, self.trainer.log_dir, self.net.weight.detach().clone()))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+class Ones(LightningDataModule):
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(torch.ones(4, self.width))
+
+    test_dataloader = train_dataloader
+"""
+BASE = """
+trainer: {accelerator: cpu, max_steps: 4, enable_progress_bar: false, enable_model_summary: false, log_every_n_steps: 1}
+model: {class_path: musiccm_toy.Toy, init_args: {lr: 1e-1, width: "${data.init_args.width}"}}
+data: {class_path: musiccm_toy.Ones, init_args: {width: 3}}
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "musiccm_toy.py").write_text(TOY)
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "toy.yaml").write_text("base: base.yaml\nmodel: {init_args: {lr: 2e-1}}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MUSICCM_DEBUG", raising=False)
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    return tmp_path
+
+
+def toy_module():
+    import musiccm_toy
+
+    return musiccm_toy
+
+
+def test_fit_then_test_in_the_same_folder(here):
+    assert cli.main(["fit", "--config", "toy.yaml", "--data.init_args.width", "5"]) == 0
+    run = here / "lightning_logs/toy/version_0"
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["model"]["init_args"] == {"lr": 0.2, "width": 5}, "interpolation must follow the override"
+    assert (run / "config.yaml").read_text().startswith("# git ")
+    checkpoint = find_checkpoint("newest", here / "lightning_logs/toy")
+    weight = torch.load(checkpoint, weights_only=True)["state_dict"]["net.weight"]
+    assert weight.shape == (1, 5)
+
+    # A checkpoint that carries hyperparameters (lr 0.2) must not override what is asked for now.
+    arguments = ["--data.init_args.width", "5", "--ckpt_path", "newest", "--model.init_args.lr", "0.7"]
+    toy_module().TESTED.clear()
+    assert cli.main(["test", "--config", "toy.yaml", *arguments]) == 0
+    lr, folder, tested = toy_module().TESTED[0]
+    assert lr == 0.7
+    assert (here / folder).resolve() == run.resolve()
+    assert torch.equal(tested, weight)
+    assert (run / "config_test.yaml").exists()
+    assert [p.name for p in run.parent.iterdir()] == ["version_0"]
+
+
+def test_saved_config_runs_again_and_resuming_stays_in_its_folder(here):
+    assert cli.main(["fit", "--config", "toy.yaml", "--ckpt_path", "auto"]) == 0
+    runs = here / "lightning_logs/toy"
+    first = (runs / "version_0/config.yaml").read_text()
+    assert cli.main(["fit", "--config", str(runs / "version_0/config.yaml")]) == 0
+    again = load_experiment(runs / "version_1/config.yaml")
+    assert again == load_experiment(runs / "version_0/config.yaml")
+    newest = find_checkpoint("newest", runs)
+    assert "version_1" in newest
+    assert cli.main(["fit", "--config", "toy.yaml", "--ckpt_path", "auto", "--trainer.max_steps", "6"]) == 0
+    assert sorted(p.name for p in runs.iterdir()) == ["version_0", "version_1"]
+    assert load_experiment(runs / "version_1/config_resumed.yaml")["trainer"]["max_steps"] == 6
+    assert (runs / "version_0/config.yaml").read_text() == first
+    assert torch.load(find_checkpoint("newest", runs), weights_only=True)["global_step"] == 6
+
+
+def test_without_a_logger_nothing_is_written_here(here):
+    before = {p.name for p in here.iterdir()}
+    quiet = ["--trainer.logger", "false", "--trainer.enable_checkpointing", "false"]
+    assert cli.main(["fit", "--config", "toy.yaml", *quiet]) == 0
+    assert {p.name for p in here.iterdir()} - before <= {"__pycache__"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model.init_args.lrr", "1"], "lrr"),
+        (["--data.init_args.width", "wide"], "wide"),
+        (["--data.init_args.width", "100"], "width 100 is beyond 99"),
+        (["--nothing", "1"], "--nothing"),
+        (["--model.class_path", "musiccm_toy.Gone"], "Gone"),
+        (["--ckpt_path", "gone.ckpt"], "gone.ckpt"),
+        (["--ckpt_path", "newest"], "no checkpoint under"),
+        (["--trainer.max_steps", "${no.where}"], "no.where"),
+    ],
+)
+def test_bad_arguments_are_one_message(here, capsys, arguments, said):
+    assert cli.main(["fit", "--config", "toy.yaml", *arguments]) == 2
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert "Traceback" not in shown
+    assert not (here / "lightning_logs").exists()
+
+
+def test_newest_checkpoint_is_the_last_written(tmp_path):
+    import os
+
+    for age, name in [(3, "version_2/checkpoints/a.ckpt"), (1, "version_0/checkpoints/b.ckpt")]:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (1e9 - age, 1e9 - age))
+    assert find_checkpoint("newest", tmp_path) == str(tmp_path / "version_0/checkpoints/b.ckpt")
+    assert find_checkpoint("auto", tmp_path / "none") is None
+    assert find_checkpoint(None, tmp_path) is None
+    with pytest.raises(MusiccmError):
+        find_checkpoint("newest", tmp_path / "none")

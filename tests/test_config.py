@@ -1,0 +1,97 @@
+import pytest
+
+from musiccm.config import load_experiment, merge, merge_config_arguments
+from musiccm.errors import MusiccmError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(name: str, text: str):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return _write
+
+
+def test_a_file_states_only_its_difference(write):
+    write("demo.yaml", "trainer: {max_steps: 10, devices: 1}\nmodel: {class_path: a.A, init_args: {lr: 1e-3, k: 20}}\n")
+    path = write("sub/long.yaml", "base: ../demo.yaml\ntrainer: {max_steps: 90}\nmodel: {init_args: {k: 100}}\n")
+    assert load_experiment(path) == {
+        "trainer": {"max_steps": 90, "devices": 1},
+        "model": {"class_path": "a.A", "init_args": {"lr": 0.001, "k": 100}},
+        "experiment": "long",
+    }
+
+
+def test_several_bases_and_several_files_later_ones_win(write):
+    write("a.yaml", "x: 1\ny: 1\nz: 1\n")
+    write("b.yaml", "y: 2\nz: 2\n")
+    first = write("c.yaml", "base: [a.yaml, b.yaml]\nz: 3\n")
+    second = write("d.yaml", "x: 4\n")
+    assert load_experiment(first, second) == {"x": 4, "y": 2, "z": 3, "experiment": "d"}
+
+
+def test_another_class_takes_nothing_from_the_base():
+    under = {"m": {"class_path": "a.A", "init_args": {"only_in_a": 1}}}
+    assert merge(under, {"m": {"class_path": "b.B"}}) == {"m": {"class_path": "b.B"}}
+    same = merge(under, {"m": {"class_path": "a.A", "init_args": {"k": 2}}})
+    assert same == {"m": {"class_path": "a.A", "init_args": {"only_in_a": 1, "k": 2}}}
+    assert under == {"m": {"class_path": "a.A", "init_args": {"only_in_a": 1}}}
+
+
+def test_lists_replace_and_plus_appends():
+    under = {"callbacks": ["one"]}
+    assert merge(under, {"callbacks": ["two"]}) == {"callbacks": ["two"]}
+    assert merge(under, {"callbacks+": ["two"]}) == {"callbacks": ["one", "two"]}
+    assert merge({}, {"callbacks+": ["two"]}) == {"callbacks": ["two"]}
+
+
+def test_interpolation_waits_for_overrides_or_is_resolved(write):
+    path = write("e.yaml", "experiment: named\na: 5\nb: ${a}\n")
+    assert load_experiment(path) == {"experiment": "named", "a": 5, "b": 5}
+    assert load_experiment(path, resolve=False)["b"] == "${a}"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1,", "not valid YAML"),
+        ("- 1\n- 2\n", "must be a YAML mapping"),
+        ("just words", "must be a YAML mapping"),
+        ("a: 1\na: 2\n", "not valid YAML"),
+        ("1: a\n", "by words"),
+        ("base: {x: 1}\n", "`base` must be a path"),
+        ("base: bad.yaml\n", "circle"),
+        ("base: missing.yaml\n", "missing.yaml"),
+        ("a: ${nowhere}\n", "nowhere"),
+    ],
+)
+def test_bad_files_are_named(write, text, said):
+    path = write("bad.yaml", text)
+    with pytest.raises(MusiccmError, match=said) as caught:
+        load_experiment(path)
+    assert "bad.yaml" in str(caught.value)
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(MusiccmError, match="does not exist"):
+        load_experiment(tmp_path / "none.yaml")
+    with pytest.raises(MusiccmError, match="cannot be read"):
+        load_experiment(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"a: \xe9\n")
+    with pytest.raises(MusiccmError, match="UTF-8"):
+        load_experiment(tmp_path / "latin.yaml")
+
+
+def test_config_arguments_come_first_so_that_others_win(write):
+    a, b = write("a.yaml", "x: 1e-5\ny: 1\n"), write("b.yaml", "y: 2\n")
+    arguments = merge_config_arguments("fit", ["--y", "3", "-c", str(a), f"--config={b}"])
+    assert arguments[0] == "--config" and arguments[2:] == ["--y", "3"]
+    copy = write("copy.yaml", arguments[1])
+    assert load_experiment(copy) == {"x": 1e-5, "y": 2, "experiment": "b"}
+    assert merge_config_arguments("fit", ["--help"]) == ["--help"]
+    for arguments in ([], ["--config"]):
+        with pytest.raises(MusiccmError, match="--config"):
+            merge_config_arguments("fit", arguments)
