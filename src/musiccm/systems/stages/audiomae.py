@@ -85,7 +85,7 @@ class AudioMaeStage(Stage):
     """Trains the discriminator's feature network without labels.
 
     Args:
-        features: `ViTFeatures` configuration; the input statistics are taken from the corpus and replace its own.
+        features: `ViTConfig` fields; the input statistics are taken from the corpus and replace its own.
         mel: mel front end.
         mask_ratio: share of hidden patches; AudioMAE (Huang et al. 2022) uses 0.8.
         decoder_width: width of the decoder.
@@ -114,6 +114,17 @@ class AudioMaeStage(Stage):
         self.mask_ratio, self.statistics_batches = mask_ratio, statistics_batches
         self.part = MaskedAutoencoder(ViTFeatures(features), decoder_width, decoder_depth, decoder_heads)
         self.finish_init()
+
+    @torch.no_grad()
+    def on_train_start(self) -> None:
+        """Take the statistics of the network's input over the first batches; a resumed run finds the same."""
+        features = self.part.features
+        frames = torch.cat([
+            features.adapter(self.mel(batch.waveform_BS.to(self.device))).flatten()
+            for batch in islice(self.trainer.datamodule.train_dataloader(), self.statistics_batches)
+        ]).double()
+        for network in (features, self.best.features):
+            network.set_statistics(frames.mean().item(), frames.std().item())
 
     def loss(self, batch: WaveformBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Error on the hidden patches."""

@@ -30,11 +30,15 @@ class VocoderStage(Stage):
             must agree with the mel front end.
         mel: mel front end.
         segment_frames: mel frames of a training segment.
+        margin_frames: frames on either side from which a segment's mel is computed and then cut; at least
+            `n_fft / 2 / hop`, or its edges would hear the padding. With the VAE, `segment_frames + 2 margin_frames`
+            must be a multiple of its downsampling.
         fft_sizes: resolutions of the STFT loss, in samples.
         stft_weight: weight of the multi-resolution STFT loss.
         mel_weight: weight of the L1 distance of log-mels.
         reconstructed_share: share of the training segments, 0..1, whose mel first goes through the bundle's VAE: what
             the vocoder will hear in use. Needs `vae/` in the bundle.
+        cost_frames: mel frames of the clip whose GFLOP and latency are reported.
         **stage: arguments of `Stage`.
     """
 
@@ -45,11 +49,13 @@ class VocoderStage(Stage):
         self,
         vocoder: dict[str, Any],
         mel: MelConfig | None = None,
-        segment_frames: int = 64,
+        segment_frames: int = 56,
+        margin_frames: int = 4,
         fft_sizes: tuple[int, ...] = (256, 512, 1024, 2048),
         stft_weight: float = 1.0,
         mel_weight: float = 1.0,
         reconstructed_share: float = 0.0,
+        cost_frames: int = 512,
         **stage: Any,
     ) -> None:
         super().__init__(**stage)
@@ -57,7 +63,8 @@ class VocoderStage(Stage):
         self.mel = LogMel(self.mel_config)
         self.part = SpeechT5HifiGan(SpeechT5HifiGanConfig(**vocoder)).train()
         self.check_dimensions()
-        self.segment_frames, self.stft_weight, self.mel_weight = segment_frames, stft_weight, mel_weight
+        self.segment_frames, self.margin_frames, self.cost_frames = segment_frames, margin_frames, cost_frames
+        self.stft_weight, self.mel_weight = stft_weight, mel_weight
         self.stft = MultiResolutionStft(fft_sizes)
         self.reconstructed_share = reconstructed_share
         # held outside the module tree: frozen, not trained, not in this stage's checkpoints
@@ -93,20 +100,26 @@ class VocoderStage(Stage):
         return vocoder(mel_BMN)[:, : mel_BMN.shape[1] * self.mel_config.hop_length]
 
     def segments(self, batch: WaveformBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Random mel segments (cut from the whole clip's mel, so without edge effects) and their waveforms."""
-        hop, length = self.mel_config.hop_length, self.segment_frames
-        mel_BMN = self.mel(batch.waveform_BS)
-        starts_B = torch.randint(max(1, mel_BMN.shape[1] - length + 1), (len(mel_BMN),), generator=generator).tolist()
+        """Random segments: their mels, equal to those frames of the whole clip's mel, and their waveforms."""
+        hop = self.mel_config.hop_length
+        wide = self.segment_frames + 2 * self.margin_frames
+        spare = batch.waveform_BS.shape[1] // hop - wide
+        if spare < 0:
+            raise MusiccmError(
+                f"data.clip_samples: a vocoder segment with its margins needs {wide * hop} samples, found "
+                f"{batch.waveform_BS.shape[1]}; lengthen the clips or lower model.segment_frames"
+            )
+        starts_B = torch.randint(spare + 1, (len(batch.ids),), generator=generator).tolist()
+        waves_BS = torch.stack([
+            wave[s * hop : (s + wide) * hop] for wave, s in zip(batch.waveform_BS, starts_B, strict=True)
+        ])
+        mel_BMN = self.mel(waves_BS)
         if self.reconstructed_share > 0.0:
             chosen_B = (torch.rand(len(mel_BMN), generator=generator) < self.reconstructed_share).to(mel_BMN.device)
             if chosen_B.any():
-                mel_BMN = mel_BMN.clone()
                 mel_BMN[chosen_B] = self.reconstruct(mel_BMN[chosen_B])
-        mels = torch.stack([mel[s : s + length] for mel, s in zip(mel_BMN, starts_B, strict=True)])
-        waves = torch.stack([
-            wave[s * hop : (s + length) * hop] for wave, s in zip(batch.waveform_BS, starts_B, strict=True)
-        ])
-        return mels, waves
+        inner = slice(self.margin_frames, self.margin_frames + self.segment_frames)
+        return mel_BMN[:, inner], waves_BS[:, inner.start * hop : inner.stop * hop]
 
     def compare(self, predicted_BS: Tensor, target_BS: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted STFT and log-mel distances."""
@@ -124,7 +137,7 @@ class VocoderStage(Stage):
         mel_BMN = self.mel(batch.waveform_BS)
         target_BS = batch.waveform_BS[:, : mel_BMN.shape[1] * self.mel_config.hop_length]
         sources = {"": mel_BMN} | ({"reconstructed_": self.reconstruct(mel_BMN)} if self._codec else {})
-        result: dict[str, Any] = {"frames": mel_BMN.shape[1]}
+        result: dict[str, Any] = {}
         for name, source_BMN in sources.items():
             _, parts = self.compare(self.vocode(self.best, source_BMN), target_BS)
             result |= {f"{name}{key}": value.expand(len(mel_BMN)) for key, value in parts.items()}
@@ -132,14 +145,14 @@ class VocoderStage(Stage):
 
     def summarise(self, measured: list[dict[str, Any]]) -> dict[str, Any]:
         """Held-out distances, and the cost of one clip."""
-        keys = [key for key in measured[0] if key != "frames"]
+        keys = list(measured[0])
         n = sum(len(m[keys[0]]) for m in measured)
-        return {"n": n} | {key: mean_of(measured, key) for key in keys} | self.cost(measured[0]["frames"])
+        return {"n": n} | {key: mean_of(measured, key) for key in keys} | self.cost()
 
     @torch.no_grad()
-    def cost(self, frames: int, repeats: int = 3) -> dict[str, float]:
-        """GFLOP (two a multiply-add) and best-of-`repeats` seconds to vocode one clip of `frames`."""
-        mel_BMN = torch.zeros(1, frames, self.mel_config.n_mels, device=self.device)
+    def cost(self, repeats: int = 3) -> dict[str, float]:
+        """GFLOP (two a multiply-add) and best-of-`repeats` seconds to vocode one clip of `cost_frames`."""
+        mel_BMN = torch.zeros(1, self.cost_frames, self.mel_config.n_mels, device=self.device)
         with FlopCounterMode(display=False) as counter:
             self.vocode(self.best, mel_BMN)
         seconds = []

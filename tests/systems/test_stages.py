@@ -1,0 +1,251 @@
+"""Every stage trains two steps on a small corpus and leaves a part that the bundle can read."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from tiny_bundle import build_random_bundle, make_clap, make_unet, make_vae, make_vocoder
+from torch.utils.data import DataLoader
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+from small_corpus import write_corpus  # noqa: E402
+
+from musiccm.data.batch import LatentBatch  # noqa: E402
+from musiccm.data.module import MusicDataModule  # noqa: E402
+from musiccm.errors import MusiccmError  # noqa: E402
+from musiccm.models.bundle import Bundle  # noqa: E402
+from musiccm.systems.stages.audiomae import AudioMaeStage  # noqa: E402
+from musiccm.systems.stages.base import Stage, warmup_cosine  # noqa: E402
+from musiccm.systems.stages.clap import ClapStage  # noqa: E402
+from musiccm.systems.stages.tagger import TaggerStage, group_accuracy  # noqa: E402
+from musiccm.systems.stages.teacher import TeacherStage  # noqa: E402
+from musiccm.systems.stages.vae import VaeStage  # noqa: E402
+from musiccm.systems.stages.vocoder import VocoderStage  # noqa: E402
+
+CLIP_SAMPLES = 20480  # 128 mel frames
+SMALL_TAGGER = {"stem_widths": [4, 4, 8], "width": 16, "dilations": [1, 2], "embedding_width": 16}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_random_bundle(tmp_path_factory.mktemp("bundle"), evaluators=False)
+
+
+def data(corpus: Path) -> MusicDataModule:
+    return MusicDataModule(str(corpus), clip_samples=CLIP_SAMPLES, batch_size=6, val_clips=2)
+
+
+def trainer(root: Path, max_steps: int = 2, **more: Any) -> pl.Trainer:
+    options = {"logger": False, "enable_checkpointing": False} | more
+    return pl.Trainer(
+        max_steps=max_steps, accelerator="cpu", default_root_dir=root, val_check_interval=2, num_sanity_val_steps=0,
+        check_val_every_n_epoch=None, enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=1.0,
+        **options,
+    )
+
+
+def plain(config: Any) -> dict[str, Any]:
+    return {key: value for key, value in dict(config).items() if not key.startswith("_")}
+
+
+def run(stage: Stage, datamodule: pl.LightningDataModule, root: Path) -> dict[str, Any]:
+    """Fit, and check what holds for all stages: weights moved, quality written. Gives the quality."""
+    fitting = trainer(root)
+    fitting.fit(stage, datamodule=datamodule)
+    quality = json.loads((stage.bundle / "quality" / f"{stage.stage}.json").read_text())
+    assert quality["stage"] == stage.stage and quality["steps"] == 2 and quality["n"] > 0
+    assert quality["train_seconds"] > 0
+    return quality
+
+
+def test_tagger(corpus: Path, tmp_path: Path):
+    stage = TaggerStage(SMALL_TAGGER, bundle=str(tmp_path), warmup_steps=1, ema_decay=0.5)
+    quality = run(stage, data(corpus), tmp_path)
+    assert {"accuracy_instrument", "accuracy_drums"} <= set(quality)
+    tagger = Bundle(tmp_path, {}, {}, torch.float32).evaluators["tagger"]
+    assert tagger.tags == ["drums:none", "drums:rock", "instrument:flute", "instrument:organ", "instrument:piano"]
+    torch.testing.assert_close(tagger.state_dict(), stage.ema.module.state_dict())
+
+
+def test_group_accuracy_ignores_clips_without_the_group():
+    logits = torch.tensor([[3.0, 0.0, 9.0], [0.0, 2.0, 9.0], [5.0, 0.0, 9.0], [0.0, 1.0, 9.0]])
+    tags = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    assert group_accuracy(logits, tags, [0, 1]) == (pytest.approx(2 / 3), 3)
+
+
+def test_clap(corpus: Path, tmp_path: Path):
+    config = make_clap(300).config
+    extractor = {"sampling_rate": 16000, "hop_length": 160, "max_length_s": 1, "fft_window_size": 512,
+                 "frequency_max": 8000, "truncation": "rand_trunc"}
+    stage = ClapStage(
+        plain(config.text_config.to_dict()), plain(config.audio_config.to_dict()), extractor, projection_dim=32,
+        bundle=str(tmp_path), warmup_steps=1,
+    )
+    quality = run(stage, data(corpus), tmp_path)
+    assert quality["text_to_audio_recall_at_10"] == 1.0  # two pairs only
+    conditioner = Bundle.from_pretrained(tmp_path).conditioner()
+    waveform = torch.randn(2, CLIP_SAMPLES, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        embedded = conditioner.audio(waveform, 16000)
+        expected = stage.part.eval().get_audio_features(input_features=stage.front_end(waveform)).pooler_output
+    torch.testing.assert_close(embedded, expected)
+    assert conditioner.null(1).norm() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_vae_stores_the_moments_of_its_latents(corpus: Path, tmp_path: Path):
+    stage = VaeStage(
+        plain(make_vae().config), bundle=str(tmp_path), warmup_steps=1, crop_frames=64, moments_batches=2, ema_decay=0.9
+    )
+    run(stage, data(corpus), tmp_path)
+    codec = Bundle.from_pretrained(tmp_path).codec(with_vocoder=False)
+    fresh = data(corpus)
+    fresh.setup("fit")
+    loader = iter(fresh.train_dataloader())
+    waveforms = torch.cat([next(loader).waveform_BS for _ in range(2)])
+    with torch.no_grad():
+        mean, std = codec.encode(stage.mel(waveforms))
+        draws = [torch.randn(mean.shape, generator=torch.Generator().manual_seed(n)) for n in range(20)]
+        z = torch.cat([codec.normalise(mean + std * draw) for draw in draws])
+    torch.testing.assert_close(codec.normalise(mean).mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(z.std(dim=(0, 2, 3)), torch.ones(4), atol=0.05, rtol=0)
+
+
+def test_vocoder_also_on_reconstructed_mels(corpus: Path, bundle: Path, tmp_path: Path):
+    stage = VocoderStage(
+        plain(make_vocoder().config.to_dict()), bundle=str(bundle), warmup_steps=1, segment_frames=24,
+        fft_sizes=(256, 512), reconstructed_share=0.5,
+    )
+    before = copy.deepcopy(stage.part.state_dict())
+    quality = run(stage, data(corpus), tmp_path)
+    assert {"mel_l1", "reconstructed_mel_l1", "latency_s"} <= set(quality) and quality["gflop_a_clip"] > 0
+    saved = Bundle.from_pretrained(bundle).vocoder.state_dict()
+    assert not torch.equal(saved["conv_post.weight"], before["conv_post.weight"])
+    torch.testing.assert_close(saved, stage.part.state_dict())
+    assert not any("codec" in key or "vae" in key for key in stage.state_dict())
+
+
+def test_vocoder_segments_are_cut_from_the_clips_own_mel(corpus: Path, tmp_path: Path):
+    stage = VocoderStage(plain(make_vocoder().config.to_dict()), bundle=str(tmp_path), segment_frames=24)
+    datamodule = data(corpus)
+    datamodule.setup("fit")
+    batch = next(iter(datamodule.train_dataloader()))
+    mel, wave = stage.segments(batch, torch.Generator().manual_seed(3))
+    assert mel.shape == (6, 24, 64) and wave.shape == (6, 24 * 160)
+    for item in range(6):
+        clip = batch.waveform_BS[item]
+        start = int((clip.unfold(0, wave.shape[1], 160) - wave[item]).abs().sum(1).argmin())
+        assert torch.equal(clip[start * 160 :][: wave.shape[1]], wave[item])
+        # the log of nearly empty bins magnifies rounding
+        torch.testing.assert_close(mel[item], stage.mel(clip[None])[0, start : start + 24], atol=2e-2, rtol=0)
+
+
+def test_vocoder_refuses_a_mel_of_other_dimensions():
+    config = plain(make_vocoder().config.to_dict()) | {"upsample_rates": [5, 4, 2, 2, 1]}
+    with pytest.raises(MusiccmError, match="product of upsample_rates is 80.*160"):
+        VocoderStage(config)
+
+
+def test_audiomae(corpus: Path, tmp_path: Path):
+    features = {"frames": 128, "bins": 64, "patch_size": 16, "width": 24, "depth": 2, "heads": 2, "input": "mel"}
+    stage = AudioMaeStage(
+        features, bundle=str(tmp_path), warmup_steps=1, decoder_width=16, decoder_depth=1, decoder_heads=2,
+        statistics_batches=1, ema_decay=0.9,
+    )
+    run(stage, data(corpus), tmp_path)
+    network = Bundle(tmp_path, {}, {}, torch.float32).evaluators["audiomae"]
+    fresh = data(corpus)
+    fresh.setup("fit")
+    mel = stage.mel(next(iter(fresh.train_dataloader())).waveform_BS)
+    normalised = network.normalise(mel)
+    assert normalised.mean() == pytest.approx(0.0, abs=1e-3) and normalised.std() == pytest.approx(0.5, abs=1e-3)
+    with torch.no_grad():
+        for saved, trained in zip(network(mel), stage.best.features(mel), strict=True):
+            torch.testing.assert_close(saved, trained)
+
+
+class RandomLatents(pl.LightningDataModule):
+    """Latents and unit conditions without meaning."""
+
+    def batches(self) -> DataLoader:
+        def draw(seed: int) -> LatentBatch:
+            generator = torch.Generator().manual_seed(seed)
+            latents = torch.randn(6, 4, 8, 4, generator=generator)
+            text, audio = torch.nn.functional.normalize(torch.randn(2, 6, 32, generator=generator), dim=-1)
+            return LatentBatch(latents, text, audio, [str(n) for n in range(6)], [""] * 6)
+
+        return DataLoader([draw(seed) for seed in range(4)], batch_size=None)
+
+    def train_dataloader(self) -> DataLoader:
+        return self.batches()
+
+    def val_dataloader(self) -> DataLoader:
+        return self.batches()
+
+
+def test_teacher(bundle: Path, tmp_path: Path):
+    stage = TeacherStage(plain(make_unet().config), bundle=str(bundle), warmup_steps=1, ema_decay=0.9)
+    quality = run(stage, RandomLatents(), tmp_path)
+    assert {f"mse_quartile_{n}" for n in range(4)} <= set(quality)
+    read = Bundle.from_pretrained(bundle)
+    torch.testing.assert_close(read.unet.state_dict(), stage.ema.module.state_dict())
+    assert read.scheduler_config["beta_schedule"] == "scaled_linear" and not read.scheduler_config["clip_sample"]
+
+
+def test_teacher_draws_conditions_in_the_stated_shares(bundle: Path):
+    stage = TeacherStage(
+        plain(make_unet().config), bundle=str(bundle), condition_dropout=0.2, audio_condition_share=0.25
+    )
+    stage.setup("fit")
+    n = 4000
+    text, audio = torch.full((n, 32), 5.0), torch.full((n, 32), 7.0)
+    batch = LatentBatch(torch.zeros(n, 1, 1, 1), text, audio, [""] * n, [""] * n)
+    first = stage.condition(batch, torch.Generator().manual_seed(0))[:, 0]
+    null = Bundle.from_pretrained(bundle).conditioner().null(1)[0, 0]
+    assert (first == 7.0).float().mean() == pytest.approx(0.8 * 0.25, abs=0.03)
+    assert (first == 5.0).float().mean() == pytest.approx(0.8 * 0.75, abs=0.03)
+    assert torch.isclose(first, null).float().mean() == pytest.approx(0.2, abs=0.03)
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(corpus: Path, tmp_path: Path):
+    def fit(steps: int, resume: Path | None, save: Path | None) -> TaggerStage:
+        torch.manual_seed(1)
+        stage = TaggerStage(SMALL_TAGGER | {"dropout": 0.0}, bundle=str(tmp_path / "b"), warmup_steps=1, ema_decay=0.5)
+        fitting = trainer(tmp_path, 4, callbacks=[StopAfter(steps)])
+        fitting.fit(stage, datamodule=data(corpus), ckpt_path=resume, weights_only=True if resume else None)
+        if save:
+            fitting.save_checkpoint(save)
+        return stage
+
+    whole = fit(4, None, None)
+    fit(2, None, tmp_path / "half.ckpt")
+    resumed = fit(4, tmp_path / "half.ckpt", None)
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    assert resumed.train_seconds > 0
+
+
+class StopAfter(pl.Callback):
+    """Ends a run whose schedule goes on."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        trainer.should_stop = trainer.global_step >= self.steps
+
+
+def test_warmup_then_half_a_cosine():
+    factor = warmup_cosine(10, 110)
+    assert [factor(step) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert factor(10) == pytest.approx(1.0) and factor(60) == pytest.approx(0.5) and factor(110) == pytest.approx(0.0)
