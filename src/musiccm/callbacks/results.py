@@ -107,6 +107,7 @@ def plot_fd(path: Path, rows: Sequence[dict[str, Any]], evaluator: str = "tagger
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     key = f"fd_{evaluator}"
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -125,11 +126,10 @@ def plot_fd(path: Path, rows: Sequence[dict[str, Any]], evaluator: str = "tagger
         ticks.update(calls)
     axes.set(xscale="log", yscale="log", xlabel="network calls a clip (numbers at the points: steps)", ylabel=key)
     axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
-    axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
-    axes.tick_params(axis="y", which="minor", labelsize=7, length=3)
-    axes.grid(True, which="both", alpha=0.25)
+    axes.minorticks_off()
+    axes.grid(True, alpha=0.25)
     axes.set_title(f"n = {min((row['n'] for row in rows), default=0)} clips, lower is better", fontsize=10)
     if ticks:
         axes.legend()

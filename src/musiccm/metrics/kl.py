@@ -89,9 +89,13 @@ class KLDivergence(ClipMetric):
 
     def reset(self) -> None:
         """Forget the generated clips, and the reference unless it is to be kept."""
-        kept = [] if self.reset_real_features else [list(self.real_ids), list(self.real_logits)]
+        if self.reset_real_features:
+            super().reset()
+            return
+        names = ("real_ids", "real_logits")
+        kept = {name: list(getattr(self, name)) for name in names}  # reset clears the lists themselves
         seen = set(self._seen["real_ids"])
         super().reset()
-        if kept:
-            self.real_ids, self.real_logits = kept
-            self._seen["real_ids"] = seen
+        for name in names:
+            setattr(self, name, kept[name])
+        self._seen["real_ids"] = seen
