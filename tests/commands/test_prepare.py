@@ -1,0 +1,91 @@
+"""`musiccm prepare demo` and `musiccm prepare latents`, from the command line to latents that can be decoded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from musiccm.audio import LogMel, fixed_window, read_audio
+from musiccm.cli import main
+from musiccm.data.module import MusicDataModule
+from musiccm.models.bundle import Bundle
+from tests.tiny_bundle import build_random_bundle
+
+SAMPLES = 8 * 16 * 160  # what the tiny bundle's U-Net takes: 1.28 s
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    assert main(["prepare", "demo", "--out", str(folder / "corpus"), "--tracks", "12", "--test-tracks", "2",
+                 "--seed", "5", "--workers", "1"]) == 0
+    build_random_bundle(folder / "bundle", evaluators=False)
+    data = {"root": str(folder / "corpus"), "kind": "latent", "bundle": str(folder / "bundle"), "batch_size": 4,
+            "cache_dir": str(folder / "latents"), "clip_samples": SAMPLES, "val_clips": 2, "windows_per_track": 2}
+    (folder / "x.yaml").write_text(yaml.safe_dump({"data": {"class_path": "musiccm.data.module.MusicDataModule",
+                                                            "init_args": data}}))
+    return folder
+
+
+def arguments(world: Path) -> dict:
+    return yaml.safe_load((world / "x.yaml").read_text())["data"]["init_args"]
+
+
+def test_latents_equal_those_encoded_from_the_waveforms(world, capsys):
+    assert main(["prepare", "latents", "--config", str(world / "x.yaml"), "--batch-size", "5"]) == 0
+    data = MusicDataModule(**arguments(world))
+    data.setup("test")
+    bundle = Bundle.from_pretrained(world / "bundle")
+    cache, conditioner = data.latent_cache("train"), bundle.conditioner()
+    assert len(cache) == 24 and len(data.latent_cache("test")) == 4
+    row = 7  # the last window of the fourth track
+    clip = data.clips("train")[3]
+    assert cache.windows[row].clip_id == clip.id and cache.windows[row].start == clip.audio.frames - SAMPLES
+    waveform = fixed_window(read_audio(clip.path)[0], SAMPLES, cache.windows[row].start)[None]
+    with torch.no_grad():
+        mean, std = bundle.codec(with_vocoder=False).encode(LogMel(bundle.mel)(waveform))
+        audio, text = conditioner.audio(waveform, 16000), conditioner.text(clip.captions)
+    torch.testing.assert_close(cache.moments(row)[0], mean[0], atol=5e-3, rtol=2e-3)
+    torch.testing.assert_close(cache.moments(row)[1], std[0], atol=5e-3, rtol=2e-3)
+    torch.testing.assert_close(cache.audio(row), audio[0], atol=1e-4, rtol=0)
+    for number in range(len(clip.captions)):
+        torch.testing.assert_close(cache.text(row, number), text[number], atol=1e-4, rtol=0)
+    assert len(data.waveforms("train")) == 11  # one of twelve is held out
+    batch = next(iter(data.train_dataloader()))
+    assert batch.latents_BCTF.shape == (4, 4, 8, 4) and batch.text_BD.shape == batch.audio_BD.shape == (4, 32)
+
+
+def test_a_changed_vae_makes_the_cache_stale(world, capsys):
+    assert main(["prepare", "latents", "--config", str(world / "x.yaml")]) == 0
+    build_random_bundle(world / "other", seed=1, evaluators=False)
+    assert main(["prepare", "latents", "--config", str(world / "x.yaml"), "--bundle", str(world / "other")]) == 2
+    message = capsys.readouterr().err
+    assert "model is" in message and "--overwrite" in message and "Traceback" not in message
+
+
+@pytest.mark.parametrize(("change", "expected"), [
+    ({"cache_dir": None}, "cache_dir"),
+    ({"root": "/nowhere"}, "/nowhere"),
+    ({"bundle": "/nowhere"}, "/nowhere"),
+    ({"clip_samples": 8000}, "20480"),
+    ({"colour": "red"}, "colour"),
+])
+def test_bad_settings_are_named(world, tmp_path, capsys, change, expected):
+    config = {"data": {"init_args": {**arguments(world), "cache_dir": str(tmp_path / "cache"), **change}}}
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(config))
+    assert main(["prepare", "latents", "--config", str(tmp_path / "bad.yaml")]) == 2
+    message = capsys.readouterr().err
+    assert expected in message and "Traceback" not in message
+
+
+def test_demo_corpus_is_read_back_with_its_attributes(world):
+    data = MusicDataModule(**{**arguments(world), "kind": "waveform"})
+    data.setup("fit")
+    clip = data.train_clips[0]
+    label = json.loads((world / "corpus" / "label" / f"{clip.id}.json").read_text())
+    assert clip.attributes == label["original_data"]["attributes"] and clip.captions == label["text"]
+    assert {"instrument", "drums", "texture", "tempo"} <= set(data.vocabulary.groups)
