@@ -64,11 +64,16 @@ def make_feature_extractor() -> ClapFeatureExtractor:
 
 def make_vocoder() -> SpeechT5HifiGan:
     """MusicLDM's upsampling rates, few channels; gives 32 samples too many, as the original."""
-    return SpeechT5HifiGan(SpeechT5HifiGanConfig(
+    vocoder = SpeechT5HifiGan(SpeechT5HifiGanConfig(
         model_in_dim=64, sampling_rate=16000, upsample_initial_channel=32, upsample_rates=[5, 4, 2, 2, 2],
         upsample_kernel_sizes=[16, 16, 8, 4, 4], resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1, 3]],
         normalize_before=False,
     ))
+    for module in vocoder.modules():
+        # The library's own initial weights are so small that the sound is silence in 16 bits.
+        if isinstance(module, torch.nn.Conv1d | torch.nn.ConvTranspose1d):
+            torch.nn.init.xavier_normal_(module.weight)
+    return vocoder
 
 
 SCHEDULER = {

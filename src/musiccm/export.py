@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -140,7 +141,7 @@ def export_student(
 
 def _borrow(teacher: Bundle, folder: Path, base: str, parts: list[str]) -> dict[str, Any]:
     """The `base` record, once the base's parts are known to be the teacher's."""
-    beside = folder / base
+    beside = Path(os.path.normpath(folder / base))  # the folder itself may not exist yet
     found = Bundle.from_pretrained(beside if beside.is_dir() else base, parts).content_hash(parts)
     if found != teacher.content_hash(parts):
         raise MusiccmError(f"base '{base}': its parts are not those that the student was distilled with "

@@ -240,7 +240,8 @@ def save_part(bundle: str | Path, name: str, part: Any, dtype: torch.dtype | Non
     else:
         class_name = type(part).__name__
         if dtype is not None and isinstance(part, nn.Module):
-            part = copy.deepcopy(part).to(dtype)
+            # diffusers' own `to` warns of modules to be kept in float32 even where there are none.
+            part = nn.Module.to(copy.deepcopy(part), dtype)
         with _quiet():
             part.save_pretrained(folder)
     if not name.startswith("evaluators/"):  # diffusers' own loader would look for a class of theirs

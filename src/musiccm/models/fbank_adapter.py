@@ -7,26 +7,13 @@ import math
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchaudio.compliance.kaldi import get_mel_banks
 from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
 from musiccm.audio.mel import MelConfig
 
-
-def mel_centres_hz(n_mels: int, fmin_hz: float, fmax_hz: float, scale: str) -> Tensor:
-    """Centre frequencies of a triangular mel filter bank, [n_mels], float64.
-
-    Args:
-        n_mels: Number of filters.
-        fmin_hz: Lower edge of the first filter.
-        fmax_hz: Upper edge of the last.
-        scale: `slaney` or `htk`.
-    """
-    return _edges_hz(n_mels, fmin_hz, fmax_hz, scale)[1:-1]
-
-
-def _edges_hz(n_mels: int, fmin_hz: float, fmax_hz: float, scale: str) -> Tensor:
-    low, high = hertz_to_mel(fmin_hz, scale), hertz_to_mel(fmax_hz, scale)
-    return torch.as_tensor(mel_to_hertz(np.linspace(low, high, n_mels + 2), scale), dtype=torch.float64)
+# torchaudio's float32 epsilon, below which its fbank does not go.
+KALDI_EPSILON = 1.1920928955078125e-07
 
 
 class FbankAdapter(nn.Module):
@@ -66,53 +53,61 @@ class FbankAdapter(nn.Module):
     def to_kaldi(cls, source: MelConfig, bins: int = 128) -> FbankAdapter:
         """To the fbank of AudioMAE: Kaldi at 16 kHz, 25 ms Hann window, log power, HTK mel from 20 Hz to Nyquist.
 
-        Kaldi's defaults otherwise: pre-emphasis 0.97, FFT of 512 points, filters without area normalisation.
-
-        Args:
-            source: The mel's front end, 16 kHz.
-            bins: Filters of the target.
-        """
-        rate, frame, n_fft = 16000, 400, 512
-        edges = _edges_hz(bins, 20.0, rate / 2, "htk")
-        centres, widths = edges[1:-1], edges[2:] - edges[:-2]
-        # A narrow filter sums power over few FFT bins, a wide one over many.
-        summed = (widths / 2 / (rate / n_fft)).log()
-        omega = 2 * math.pi * centres / rate
-        emphasis = (1 + 0.97**2 - 2 * 0.97 * omega.cos()).log()
-        offset = summed + emphasis + _energy_offset(source, rate, frame)
-        return cls(_interpolation(source, centres), offset, 2.0)
-
-    @classmethod
-    def to_clap(
-        cls, source: MelConfig, bins: int, fmin_hz: float, fmax_hz: float, n_fft: int, rate_hz: int, slaney: bool = True
-    ) -> FbankAdapter:
-        """To CLAP's features: power mel in decibels.
+        Kaldi's defaults otherwise: pre-emphasis 0.97, FFT of 512 points, filters without area normalisation. With 128
+        bins its lowest filters are narrower than the FFT's spacing; those that catch no FFT bin hold Kaldi's floor.
 
         Args:
             source: The mel's front end.
             bins: Filters of the target.
-            fmin_hz: Lower edge of the target's first filter.
-            fmax_hz: Upper edge of its last.
-            n_fft: Points of its Fourier transform and Hann window.
-            rate_hz: Its sampling rate.
-            slaney: Slaney filters with area normalisation; else HTK without (fusion models).
         """
-        edges = _edges_hz(bins, fmin_hz, fmax_hz, "slaney" if slaney else "htk")
-        centres, widths = edges[1:-1], edges[2:] - edges[:-2]
-        spacing = rate_hz / n_fft
-        summed = torch.full_like(centres, -math.log(spacing)) if slaney else (widths / 2 / spacing).log()
-        decibel = 10 / math.log(10)
-        weight, offset = _interpolation(source, centres), summed + _energy_offset(source, rate_hz, n_fft)
-        offset = offset * decibel
-        # Resampled sound has nothing above its old Nyquist frequency: CLAP's extractor shows its floor there.
-        silent = centres > source.sample_rate_hz / 2
-        weight[:, silent], offset[silent] = 0.0, -100.0
-        return cls(weight, offset, 2 * decibel)
+        rate, frame, n_fft = 16000, 400, 512
+        filters_PF, _ = get_mel_banks(bins, n_fft, float(rate), 20.0, 0.0, 100.0, -500.0, 1.0)
+        # Kaldi leaves out the Nyquist bin.
+        filters_FP = nn.functional.pad(filters_PF, (0, 1)).T
+        return cls.to_filters(source, filters_FP, rate, frame, floor=math.log(KALDI_EPSILON), pre_emphasis=0.97)
+
+    @classmethod
+    def to_filters(
+        cls,
+        source: MelConfig,
+        filters_FP: Tensor,
+        rate_hz: int,
+        window: int,
+        floor: float,
+        scale: float = 1.0,
+        pre_emphasis: float = 0.0,
+    ) -> FbankAdapter:
+        """To the log of any bank of filters over a power spectrum.
+
+        Args:
+            source: The mel's front end.
+            filters_FP: The target's filters, FFT bins from 0 Hz to its Nyquist frequency by filters.
+            rate_hz: The target's sampling rate.
+            window: Samples of its Hann window.
+            floor: Value of filters that catch nothing, or lie above the source's Nyquist frequency, where resampled
+                sound has nothing.
+            scale: 1 for the natural logarithm, 10 / ln 10 for decibels.
+            pre_emphasis: Coefficient a of `x[n] - a x[n - 1]`.
+        """
+        filters_FP = filters_FP.double()
+        frequencies_F = torch.linspace(0.0, rate_hz / 2, len(filters_FP), dtype=torch.float64)
+        omega_F = 2 * math.pi * frequencies_F / rate_hz
+        emphasis_F = 1 + pre_emphasis**2 - 2 * pre_emphasis * omega_F.cos()
+        sums_P = filters_FP.sum(0)
+        heard_P = sums_P > 0
+        centres_P = (frequencies_F @ filters_FP) / sums_P.clamp(min=1e-12)
+        heard_P &= centres_P <= source.sample_rate_hz / 2
+        gain_P = (emphasis_F @ filters_FP).clamp(min=1e-12).log()
+        weight_NP = _interpolation(source, centres_P)
+        weight_NP[:, ~heard_P] = 0.0
+        offset_P = torch.where(heard_P, scale * (gain_P + _energy_offset(source, rate_hz, window)), floor)
+        return cls(weight_NP, offset_P, 2.0 * scale)
 
 
 def _interpolation(source: MelConfig, centres_hz: Tensor) -> Tensor:
     """Linear interpolation from the source's filter centres to other frequencies, [N, P]; the ends are held."""
-    own = mel_centres_hz(source.n_mels, source.fmin_hz, source.fmax_hz, "slaney")
+    low, high = hertz_to_mel(source.fmin_hz, "slaney"), hertz_to_mel(source.fmax_hz, "slaney")
+    own = torch.as_tensor(mel_to_hertz(np.linspace(low, high, source.n_mels + 2)[1:-1], "slaney"))
     upper = torch.searchsorted(own, centres_hz).clamp(1, source.n_mels - 1)
     share = ((centres_hz - own[upper - 1]) / (own[upper] - own[upper - 1])).clamp(0, 1)
     columns = torch.arange(len(centres_hz))

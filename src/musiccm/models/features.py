@@ -187,9 +187,11 @@ class ClapFeatures(nn.Module):
         super().__init__()
         fe, source = feature_extractor, source or MelConfig()
         self.clap = clap.eval().requires_grad_(False)
-        self.adapter = FbankAdapter.to_clap(
-            source, fe.feature_size, fe.frequency_min, fe.frequency_max, fe.fft_window_size, fe.sampling_rate,
-            slaney=fe.truncation != "fusion",
+        # The extractor's two filter banks: HTK for the fusion models, Slaney for the others.
+        filters_FP = fe.mel_filters if fe.truncation == "fusion" else fe.mel_filters_slaney
+        self.adapter = FbankAdapter.to_filters(
+            source, torch.as_tensor(filters_FP), fe.sampling_rate, fe.fft_window_size, floor=-100.0,
+            scale=10 / math.log(10),
         )
         self.frames = fe.nb_max_samples // fe.hop_length + 1
         self.padding = fe.padding

@@ -1,0 +1,237 @@
+"""From a student to a directory to sound, and the same in diffusers."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import LCMScheduler
+from tiny_bundle import build_random_bundle, make_unet
+
+from musiccm.cli import main
+from musiccm.commands.generate import output_paths
+from musiccm.diffusion import consistency_boundary
+from musiccm.errors import MusiccmError
+from musiccm.export import StudentInfo, export_student
+from musiccm.models.bundle import Bundle
+from musiccm.models.denoiser import Consistency, Denoiser
+from musiccm.pipeline import Pipeline, sample_seeds
+from musiccm.samplers import sample_noise
+
+INFO = StudentInfo("v_prediction", 3.0, recipe={"seed": 7}, rows=[{"model": "student", "steps": 4, "fd_tagger": 1.25}])
+PROMPTS = ["a calm piano melody", "slow organ chords"]
+
+
+@pytest.fixture(scope="module")
+def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_random_bundle(tmp_path_factory.mktemp("teacher") / "teacher", frames=4)
+
+
+@pytest.fixture(scope="module")
+def student_unet() -> torch.nn.Module:
+    torch.manual_seed(11)
+    return make_unet(frames=4)
+
+
+@pytest.fixture(scope="module")
+def student_dir(teacher_dir: Path, student_unet: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("student") / "student"
+    return export_student(student_unet, Bundle.from_pretrained(teacher_dir), folder, INFO)
+
+
+@pytest.fixture(scope="module")
+def student(student_dir: Path) -> Pipeline:
+    return Pipeline.from_pretrained(student_dir)
+
+
+def test_export_and_reload_gives_equal_sound(
+    teacher_dir: Path, student_unet: torch.nn.Module, student: Pipeline
+) -> None:
+    """The student in memory, sampled by hand, against the one that went through files."""
+    from musiccm.samplers import sample_few_step, seeded_noise_fn
+
+    teacher = Bundle.from_pretrained(teacher_dir)
+    f = Consistency(Denoiser(student_unet, student.schedule, "v_prediction").eval())
+    seeds = sample_seeds(3, 1)
+    z = sample_few_step(f, student.schedule, teacher.conditioner().text(PROMPTS[:1]),
+                        sample_noise(seeds, (4, 4, 4)), [999, 499], noise_fn=seeded_noise_fn(seeds, (4, 4, 4)))
+    with torch.no_grad():
+        expected = teacher.codec().decode(z)
+    assert torch.equal(student(PROMPTS[0], steps=2, seed=3), expected)
+
+
+def test_half_precision_export_sounds_nearly_the_same(
+    teacher_dir: Path, student_unet: torch.nn.Module, student: Pipeline, tmp_path: Path
+) -> None:
+    half = export_student(student_unet, Bundle.from_pretrained(teacher_dir), tmp_path / "half", INFO, torch.float16)
+    ours, theirs = student(PROMPTS[0], steps=1), Pipeline.from_pretrained(half)(PROMPTS[0], steps=1)
+    assert not torch.equal(ours, theirs)
+    torch.testing.assert_close(ours, theirs, atol=1e-2, rtol=0)
+
+
+def test_exported_scheduler_is_ours(student_dir: Path, student: Pipeline) -> None:
+    theirs = LCMScheduler.from_pretrained(student_dir / "scheduler")
+    torch.testing.assert_close(theirs.alphas_cumprod.double(), student.schedule.alphas_cumprod, atol=1e-6, rtol=1e-4)
+    for t in (0, 19, 499, 999):
+        ours = [c.item() for c in consistency_boundary(torch.tensor([t]))]
+        assert ours == pytest.approx([float(c) for c in theirs.get_scalings_for_boundary_condition_discrete(t)])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_lcm_scheduler_reaches_the_same_latents(student_dir: Path, student: Pipeline, steps: int) -> None:
+    seeds = sample_seeds(0, 1)
+    cond = student.conditioner.text(PROMPTS[:1])
+    ours = student.latents(cond, seeds, steps)
+    scheduler = LCMScheduler.from_pretrained(student_dir / "scheduler")
+    scheduler.set_timesteps(steps)
+    z = sample_noise(seeds, student.latent_shape)
+    for step, t in enumerate(scheduler.timesteps):
+        with torch.no_grad():
+            output = student.bundle.unet(z, t, None, class_labels=cond).sample
+        # The scheduler draws its noise itself; replaying ours needs its formula's other half only.
+        result = scheduler.step(output, t, z, generator=torch.Generator().manual_seed(0))
+        if step + 1 == steps:
+            z = result.denoised
+            break
+        abar = scheduler.alphas_cumprod[scheduler.timesteps[step + 1]]
+        z = abar.sqrt() * result.denoised + (1 - abar).sqrt() * sample_noise(seeds, student.latent_shape, step)
+    torch.testing.assert_close(ours, z, atol=2e-4, rtol=1e-4)
+
+
+def test_a_clip_does_not_depend_on_its_batch(student: Pipeline) -> None:
+    both = student(PROMPTS, steps=2, seed=5)
+    torch.testing.assert_close(student(PROMPTS[0], steps=2, seed=5)[0], both[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(student(PROMPTS, steps=2, seed=5, batch_size=1), both, atol=1e-5, rtol=0)
+    assert both.shape == (2, round(student.duration_s * student.sample_rate_hz))
+    assert not torch.allclose(student(PROMPTS, steps=2, seed=6), both, atol=1e-5)
+
+
+def test_teacher_is_sampled_with_guidance(teacher_dir: Path) -> None:
+    teacher = Pipeline.from_pretrained(teacher_dir)
+    assert not teacher.is_student
+    guided, plain = (teacher(PROMPTS[0], steps=2, guidance_scale=scale) for scale in (None, 1.0))
+    assert guided.shape == plain.shape and not torch.allclose(guided, plain)
+    with pytest.raises(MusiccmError, match="gamma"):
+        teacher(PROMPTS[0], steps=1, gamma=0.5)
+
+
+@pytest.mark.parametrize("prompts", [[], "", "  ", ["fine", ""], [None]])
+def test_empty_prompts_are_refused(student: Pipeline, prompts: object) -> None:
+    with pytest.raises(MusiccmError, match="prompt"):
+        student(prompts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("steps", [0, -1, 51, 1.5])
+def test_unknown_step_counts_are_refused(student: Pipeline, steps: object) -> None:
+    with pytest.raises(MusiccmError, match="steps"):
+        student(PROMPTS[0], steps=steps)  # type: ignore[arg-type]
+
+
+def test_guidance_and_other_durations_are_refused(student: Pipeline) -> None:
+    with pytest.raises(MusiccmError, match="guidance_scale"):
+        student(PROMPTS[0], guidance_scale=3.0)
+    with pytest.raises(MusiccmError, match="duration"):
+        student(PROMPTS[0], duration_s=60)
+
+
+@pytest.mark.parametrize("key, value", [("prediction_type", "epsilon"), ("original_inference_steps", 25),
+                                        ("timestep_scaling", 1.0)])
+def test_altered_scheduler_is_refused(student_dir: Path, tmp_path: Path, key: str, value: object) -> None:
+    copy = shutil.copytree(student_dir, tmp_path / "copy")
+    path = copy / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(MusiccmError, match=key):
+        Pipeline.from_pretrained(copy)
+
+
+def test_borrowed_parts(
+    teacher_dir: Path, student_unet: torch.nn.Module, student: Pipeline, tmp_path: Path
+) -> None:
+    shutil.copytree(teacher_dir, tmp_path / "teacher")
+    teacher = Bundle.from_pretrained(teacher_dir)
+    light = export_student(student_unet, teacher, tmp_path / "light", INFO, base="../teacher")
+    assert not (light / "vae").exists()
+    assert torch.equal(Pipeline.from_pretrained(light)(PROMPTS[0], steps=1), student(PROMPTS[0], steps=1))
+    config = tmp_path / "teacher" / "vae" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "scaling_factor": 2.0}))
+    with pytest.raises(MusiccmError, match="borrowed"):
+        Pipeline.from_pretrained(light)
+
+
+def test_card_states_the_results(student_dir: Path) -> None:
+    card = (student_dir / "README.md").read_text()
+    assert "| student | 4 | 1.25 |" in card and "pipeline_tag: text-to-audio" in card and "seed: 7" in card
+
+
+def test_export_refuses(teacher_dir: Path, student_unet: torch.nn.Module, student_dir: Path, tmp_path: Path) -> None:
+    teacher = Bundle.from_pretrained(teacher_dir)
+    with pytest.raises(MusiccmError, match="not empty"):
+        export_student(student_unet, teacher, student_dir, INFO)
+    with pytest.raises(MusiccmError, match="sigma_data"):
+        export_student(student_unet, teacher, tmp_path / "a", StudentInfo("v_prediction", 3.0, sigma_data=1.0))
+    broken = make_unet(frames=4)
+    broken.conv_out.bias.data.fill_(float("nan"))
+    with pytest.raises(MusiccmError, match="not finite"):
+        export_student(broken, teacher, tmp_path / "b", INFO)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def run_dir(teacher_dir: Path, student_unet: torch.nn.Module, tmp_path: Path) -> Path:
+    """What a distillation run leaves."""
+    run = tmp_path / "version_0"
+    (run / "checkpoints").mkdir(parents=True)
+    state = {f"student_ema_slow.module.{k}": v for k, v in student_unet.state_dict().items()}
+    torch.save({"state_dict": {**state, "student.conv_in.bias": torch.zeros(16)}, "global_step": 12},
+               run / "checkpoints" / "last.ckpt")
+    (run / "config.yaml").write_text(json.dumps({"model": {
+        "class_path": "musiccm.systems.musiccm.MusicCM",
+        "init_args": {"bundle": str(teacher_dir), "seed": 3, "distillation": {"guidance_scale": 2.5}},
+    }}))
+    return run
+
+
+def test_export_and_generate_commands(run_dir: Path, student: Pipeline, tmp_path: Path) -> None:
+    out = tmp_path / "exported"
+    assert main(["export", "--checkpoint", str(run_dir / "checkpoints" / "last.ckpt"), "--out", str(out)]) == 0
+    exported = Pipeline.from_pretrained(out)
+    assert exported.record["guidance_scale"] == 2.5 and exported.record["recipe"]["global_step"] == 12
+    expected = student(PROMPTS, steps=1, seed=4)
+    assert torch.equal(exported(PROMPTS, steps=1, seed=4), expected)
+    wav = tmp_path / "sound" / "out.wav"
+    assert main(["generate", *PROMPTS, "--model", str(out), "--steps", "1", "--seed", "4", "--device", "cpu",
+                 "--out", str(wav)]) == 0
+    from musiccm.audio.io import read_audio
+
+    for path, wave in zip(output_paths(wav, 2), expected, strict=True):
+        heard, rate = read_audio(path)
+        assert rate == 16000
+        torch.testing.assert_close(heard, wave.clamp(-1, 1), atol=1e-4, rtol=0)
+
+
+def test_commands_say_what_is_wrong(
+    run_dir: Path, student_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = run_dir / "checkpoints" / "last.ckpt"
+    foreign = run_dir / "checkpoints" / "foreign.ckpt"
+    torch.save({"state_dict": {"weight": torch.zeros(1)}}, foreign)
+    torn = run_dir / "checkpoints" / "torn.ckpt"
+    torn.write_bytes(checkpoint.read_bytes()[:1000])
+    export = ["export", "--out", str(tmp_path / "x"), "--checkpoint"]
+    generate = ["generate", "--model", str(student_dir), "--out", str(tmp_path / "x.wav")]
+    for arguments, said in [
+        ([*export, str(run_dir / "none.ckpt"), "--config", str(run_dir / "config.yaml")], "no such checkpoint"),
+        ([*export, str(foreign)], "student_ema_slow"),
+        ([*export, str(torn)], "not a readable checkpoint"),
+        ([*export, str(checkpoint), "--config", str(run_dir / "none.yaml")], "config.yaml"),
+        ([*export, str(checkpoint), "--results", str(run_dir / "none.json")], "no such results"),
+        ([*generate, ""], "prompt 1"),
+        ([*generate, "music", "--steps", "99"], "steps"),
+        ([*generate, "music", "--guidance-scale", "3"], "guidance"),
+        (["generate", "music", "--model", str(tmp_path / "none")], "no bundle"),
+        (["generate", "music", "--model", str(student_dir), "--out", "x.txt"], ".wav"),
+    ]:
+        assert main(arguments) != 0, arguments
+        assert said in capsys.readouterr().err, arguments
+    assert not (tmp_path / "x").exists()
