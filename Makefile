@@ -18,7 +18,8 @@ DATA ?= data/demo
 BENCH ?= all
 ARGS ?=
 # The order in which the parts of the embedded bundle need each other.
-STAGES ?= vae vocoder tagger clap audiomae teacher
+STAGES ?= clap vae tagger vocoder audiomae teacher
+BUNDLE_TRACKS ?= 6000
 
 .PHONY: help setup train eval bundle smoke test lint bench clean
 
@@ -50,7 +51,7 @@ eval: $(READY)  ## recompute the table from the newest checkpoint, or CKPT=FILE
 	$(BIN)/musiccm test --config $(CONFIG) --ckpt_path $(CKPT)
 
 bundle: $(READY)  ## train every part of the embedded bundle in order (hours; goes on where it stopped)
-	$(BIN)/musiccm prepare demo --out $(DATA) --tracks $(TRACKS) --seed 0
+	$(BIN)/musiccm prepare demo --out $(DATA) --tracks $(BUNDLE_TRACKS) --test-tracks 1000 --seed 0
 	@mkdir -p out/bundle
 	@for stage in $(STAGES); do \
 	  if [ -e out/bundle/$$stage.done ]; then echo "$$stage: done already"; continue; fi; \
@@ -60,6 +61,7 @@ bundle: $(READY)  ## train every part of the embedded bundle in order (hours; go
 	    || { tail -n 5 out/bundle/$$stage.log >&2; exit 1; }; \
 	  touch out/bundle/$$stage.done; \
 	done
+	$(BIN)/musiccm pack --from data/bundle-work --to src/musiccm/bundles/tiny --corpus $(DATA) $(ARGS)
 
 smoke: $(READY)  ## the whole of `make train`, tiny: does everything run?
 	$(MAKE) train EXPERIMENT=smoke DATA=data/smoke TRACKS=64

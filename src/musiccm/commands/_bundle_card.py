@@ -1,0 +1,98 @@
+"""The MODEL_CARD.md of a packed bundle, from what its stages and the packing measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from musiccm.models.card import results_table
+
+ABOUT_A_STAGE = ("stage", "steps", "train_seconds", "parameters", "seed", "n")
+TEACHER_COLUMNS = ("model", "steps", "guidance_scale", "network_calls", "fd_tagger", "is_tagger_mean", "kl_tagger",
+                   "ta_similarity", "sim_aa_90", "sim_aa_95", "acc_instrument", "acc_drums", "acc_texture", "acc_tempo",
+                   "latency_s", "n")
+
+
+def card(name: str, quality: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The card's text.
+
+    Args:
+        name: Title.
+        quality: What is in `quality.json`.
+        rows: Rows of a results.json; the teacher's are shown.
+
+    Returns:
+        Markdown.
+    """
+    stages = quality["stages"]
+    sections = [
+        f"# {name}",
+        "A bundle for `musiccm` in the diffusers layout: every part was trained from scratch on the demo corpus, which "
+        "`musiccm prepare demo` composes and renders; no recording and no other model went into it. It makes music of "
+        "that small world and of no other.",
+        "Written by `musiccm pack`; the same figures stand in `quality.json`, the experiment files that made each part "
+        "in `recipe/`.",
+        _missing(quality["missing"]),
+        "## Data", _bullets(quality["corpus"]),
+        "## Training", _stages(stages),
+        "## Held-out figures of the stages", _stage_figures(stages),
+        f"## Held-out figures of this bundle\n\nOn clips of `{quality['corpus']['measured_on']}`, with the weights as "
+        "stored.",
+        *[f"### {title}\n\n{_bullets(values)}" for title, values in quality["figures"].items()],
+        "## Precision of the weights",
+        f"A part is stored in float16 where no output on held-out clips changes by more than "
+        f"{quality['tolerance']:g} of its own standard deviation (RMS).",
+        results_table([{"part": part, **record} for part, record in quality["precision"].items()]),
+        "## Teacher", _teacher(rows),
+        "## Packed on", _bullets(quality["machine"]),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _missing(parts: Sequence[str]) -> str:
+    return f"**Parts that it lacks: {', '.join(parts)}.**" if parts else ""
+
+
+def _stages(stages: Mapping[str, Mapping[str, Any]]) -> str:
+    if not stages:
+        return "The folder that was packed holds no record of its stages."
+    table = []
+    for name, record in stages.items():
+        steps, planned = str(record.get("steps")), record.get("planned_steps")
+        if planned not in (None, record.get("steps")):
+            steps += f" of {planned} planned"
+        table.append({"stage": name, "steps": steps, "hours": record.get("train_seconds", 0.0) / 3600,
+                      "parameters": record.get("parameters"), "seed": record.get("seed"),
+                      "recipe": f"recipe/{record['recipe']}" if record.get("recipe") else None})
+    hours = sum(row["hours"] for row in table)
+    return (f"{results_table(table)}\n\n{hours:.2f} hours in all, training steps alone (loading, validation and the "
+            "latent cache come on top).")
+
+
+def _stage_figures(stages: Mapping[str, Mapping[str, Any]]) -> str:
+    """What each stage measured on the clips of the train folder that it held out."""
+    blocks = []
+    for name, record in stages.items():
+        plain = {k: v for k, v in record.items()
+                 if k not in {*ABOUT_A_STAGE, "planned_steps", "recipe"} and not isinstance(v, list | dict)}
+        if plain:
+            shown = ", ".join(f"{key} {_number(value)}" for key, value in plain.items())
+            blocks.append(f"- **{name}** (n = {record.get('n')}): {shown}")
+    return "\n".join(blocks)
+
+
+def _teacher(rows: Sequence[Mapping[str, Any]]) -> str:
+    teachers = [row for row in rows if row.get("model") == "teacher"]
+    if not teachers:
+        return "Not measured yet: `musiccm test` measures it, and `musiccm pack --results PATH` puts it here."
+    columns = [c for c in TEACHER_COLUMNS if any(row.get(c) is not None for row in teachers)]
+    return ("Guided DDIM, trailing spacing; `acc_*` is the share of clips that have what their caption asked for, by "
+            "the tagger's ear.\n\n" + results_table([{c: row.get(c) for c in columns} for row in teachers]))
+
+
+def _bullets(entries: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {key}: {_number(value)}" for key, value in entries.items())
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

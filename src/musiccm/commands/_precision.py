@@ -1,0 +1,111 @@
+"""Which weights of a bundle may be stored in half precision: each part's output is compared in both."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from musiccm.audio import LogMel
+from musiccm.data.batch import WaveformBatch
+from musiccm.diffusion import NoiseSchedule
+from musiccm.models.bundle import Bundle
+from musiccm.models.codec import LatentCodec
+from musiccm.models.conditioner import ClapConditioner
+from musiccm.models.denoiser import Denoiser
+from musiccm.samplers import INITIAL, sample_ddim, sample_noise
+
+Probe = Callable[[Any], list[Tensor]]
+"""A part in, what it makes of the held-out clips out."""
+
+U_NET_STEPS, U_NET_GUIDANCE = 8, 3.0
+
+
+def half_rounded(part: nn.Module) -> nn.Module:
+    """A copy whose floating-point weights went through float16 and back, as those that are read from such a file."""
+    return copy.deepcopy(part).half().float()
+
+
+def relative_change(reference: Tensor, changed: Tensor) -> float:
+    """RMS difference over the reference's own standard deviation; infinite where the change is not finite."""
+    reference, changed = reference.double(), changed.double()
+    if not torch.isfinite(changed).all():
+        return float("inf")
+    spread = (reference - reference.mean()).square().mean().sqrt()
+    return float((changed - reference).square().mean().sqrt() / spread.clamp_min(1e-12))
+
+
+def probes(bundle: Bundle, batch: WaveformBatch, present: set[str]) -> dict[str, Probe]:
+    """What is compared, for each part with weights.
+
+    The U-Net is judged by latents that guided DDIM makes from it, since an epsilon network's own error is divided by
+    alpha, 0.0119 at the noisiest step: a small change of its output may be a large one of the music.
+
+    Args:
+        bundle: The bundle.
+        batch: Held-out clips.
+        present: Its parts.
+
+    Returns:
+        A probe for each part in `present` that has weights; for the U-Net only where the scheduler is there too.
+    """
+    mel_BMN = LogMel(bundle.mel)(batch.waveform_BS)
+    found: dict[str, Probe] = {
+        "evaluators/tagger": lambda tagger: list(tagger(mel_BMN)),
+        "evaluators/audiomae": lambda network: [*network(mel_BMN), network.embed(mel_BMN)],
+        "vocoder": lambda vocoder: [vocoder(mel_BMN)],
+    }
+
+    def vae_probe(vae: nn.Module) -> list[Tensor]:
+        codec = LatentCodec(vae, None, bundle.mel)
+        mean_BCTF, std_BCTF = codec.encode(mel_BMN)
+        return [mean_BCTF, std_BCTF, codec.decode_mel(codec.normalise(mean_BCTF))]
+
+    found["vae"] = vae_probe
+    if {"tokenizer", "feature_extractor"} <= present:
+
+        def clap_probe(clap: nn.Module) -> list[Tensor]:
+            conditioner = ClapConditioner(clap, bundle.tokenizer, bundle.feature_extractor)
+            return [conditioner.text(batch.captions), conditioner.audio(batch.waveform_BS, bundle.mel.sample_rate_hz)]
+
+        found["text_encoder"] = clap_probe
+    if "scheduler" in present:
+        found["unet"] = lambda unet: [_sampled(bundle, unet, batch, present)]
+    return {name: probe for name, probe in found.items() if name in present}
+
+
+def _sampled(bundle: Bundle, unet: nn.Module, batch: WaveformBatch, present: set[str]) -> Tensor:
+    schedule = NoiseSchedule.from_config(bundle.scheduler_config)
+    denoise = Denoiser(unet, schedule, bundle.scheduler_config["prediction_type"])
+    if {"text_encoder", "tokenizer", "feature_extractor"} <= present:
+        conditioner = bundle.conditioner()
+        cond_BD, null_BD = conditioner.text(batch.captions), conditioner.null(len(batch))
+    else:  # any unit vectors serve to compare two networks
+        width = int(bundle.config("unet")["projection_class_embeddings_input_dim"])
+        drawn = torch.randn(len(batch) + 1, width, generator=torch.Generator().manual_seed(0))
+        drawn = drawn / drawn.norm(dim=1, keepdim=True)
+        cond_BD, null_BD = drawn[1:], drawn[:1].expand(len(batch), -1)
+    noise = sample_noise(list(range(len(batch))), bundle.latent_shape(), INITIAL)
+    return sample_ddim(denoise, schedule, cond_BD, null_BD, noise, U_NET_STEPS, U_NET_GUIDANCE)
+
+
+@torch.no_grad()
+def choose(part: nn.Module, probe: Probe | None, tolerance: float) -> dict[str, Any]:
+    """Decide on one part.
+
+    Args:
+        part: The part, in float32.
+        probe: What is compared; None keeps float32, for nothing could be measured.
+        tolerance: Largest relative change of any output that counts as none.
+
+    Returns:
+        `dtype` (`float16` or `float32`) and `relative_change`, the largest over the outputs (None without a probe).
+    """
+    if probe is None:
+        return {"dtype": "float32", "relative_change": None}
+    pairs = zip(probe(part), probe(half_rounded(part)), strict=True)
+    change = max(relative_change(reference, changed) for reference, changed in pairs)
+    return {"dtype": "float16" if change <= tolerance else "float32", "relative_change": change}

@@ -1,0 +1,131 @@
+"""What a bundle's parts are worth on clips that none of them was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from musiccm.audio import LogMel
+from musiccm.data.batch import WaveformBatch
+from musiccm.losses.contrastive import recall_at_k
+from musiccm.metrics.attributes import AttributeAccuracy
+from musiccm.metrics.frechet import FrechetDistance
+from musiccm.models.bundle import Bundle
+
+TAGGER = {"evaluators/tagger"}
+CODEC = TAGGER | {"vae", "vocoder"}
+CLAP = {"text_encoder", "tokenizer", "feature_extractor"}
+RECALLED = 10
+
+
+def frechet(real_ED: Tensor, fake_ED: Tensor) -> float:
+    """Frechet distance of two sets of embeddings, one row a clip."""
+    metric = FrechetDistance()
+    metric.update(real_ED, [f"r{i}" for i in range(len(real_ED))], real=True)
+    metric.update(fake_ED, [f"f{i}" for i in range(len(fake_ED))], real=False)
+    return float(metric.compute()["fd"])
+
+
+@torch.inference_mode()
+def listen(bundle: Bundle, batches: Iterable[WaveformBatch], present: set[str], total: int) -> dict[str, Any]:
+    """Hear every clip once, and its reconstruction by VAE and vocoder.
+
+    Args:
+        bundle: The bundle.
+        batches: Held-out clips, their tags in the order of the tagger's outputs.
+        present: Parts that the bundle has; what needs another one is left out.
+        total: Number of clips, for the progress bar.
+
+    Returns:
+        `ids`, and by name the joined rows: `tags`, `real_embedding`, `real_logits`, `fake_embedding`, `fake_logits`,
+        `clap_text`, `clap_audio`.
+    """
+    log_mel = LogMel(bundle.mel)
+    tagger = bundle.evaluators["tagger"] if present >= TAGGER else None
+    codec = bundle.codec() if present >= CODEC else None
+    conditioner = bundle.conditioner() if present >= CLAP else None
+    ids: list[str] = []
+    rows: dict[str, list[Tensor]] = {}
+
+    def keep(**tensors: Tensor) -> None:
+        for name, tensor in tensors.items():
+            rows.setdefault(name, []).append(tensor)
+
+    with tqdm(total=total, desc="listening", unit="clip", dynamic_ncols=True) as bar:
+        for batch in batches:
+            ids += batch.ids
+            mel_BMN = log_mel(batch.waveform_BS)
+            if tagger is not None:
+                embedding, logits = tagger(mel_BMN)
+                keep(tags=batch.tags_BG, real_embedding=embedding, real_logits=logits)
+            if tagger is not None and codec is not None:
+                mean_BCTF, _ = codec.encode(mel_BMN)
+                heard = codec.decode(codec.normalise(mean_BCTF))
+                embedding, logits = tagger(log_mel(heard))
+                keep(fake_embedding=embedding, fake_logits=logits)
+            if conditioner is not None:
+                keep(clap_text=conditioner.text(batch.captions),
+                     clap_audio=conditioner.audio(batch.waveform_BS, bundle.mel.sample_rate_hz))
+            bar.update(len(batch.ids))
+    return {"ids": ids} | {name: torch.cat(tensors) for name, tensors in rows.items()}
+
+
+def figures(heard: dict[str, Any], groups: dict[str, list[int]], pairs: int = 500) -> dict[str, Any]:
+    """The figures, each with its n.
+
+    Args:
+        heard: What `listen` gave.
+        groups: The tagger's groups.
+        pairs: Recall is taken over at most this many pairs, for it falls as they grow in number.
+
+    Returns:
+        `tagger_accuracy`, `reconstruction_accuracy` (with the share kept), `fd_tagger`, `clap`; each only where its
+        parts were there.
+    """
+    result: dict[str, Any] = {}
+    ids, n = heard["ids"], len(heard["ids"])
+    if "real_logits" in heard:
+        real = _accuracy(heard["real_logits"], heard["tags"], ids, groups)
+        result["tagger_accuracy"] = {"n": n, **real}
+        result["fd_tagger"] = _distances(heard)
+    if "fake_logits" in heard:
+        fake = _accuracy(heard["fake_logits"], heard["tags"], ids, groups)
+        kept = {f"{group}_kept": fake[group] / real[group] for group in fake if real[group]}
+        result["reconstruction_accuracy"] = {"n": n, **fake, **kept}
+    if "clap_text" in heard:
+        text, audio = heard["clap_text"][:pairs], heard["clap_audio"][:pairs]
+        result["clap"] = {
+            "n": len(text),
+            f"text_to_audio_recall_at_{RECALLED}": recall_at_k(text, audio, RECALLED),
+            f"audio_to_text_recall_at_{RECALLED}": recall_at_k(audio, text, RECALLED),
+            f"chance_at_{RECALLED}": min(1.0, RECALLED / len(text)),
+        }
+    return result
+
+
+def _accuracy(logits: Tensor, tags: Tensor, ids: list[str], groups: dict[str, list[int]]) -> dict[str, float]:
+    if not groups:
+        return {}
+    metric = AttributeAccuracy(groups)
+    metric.update(logits, tags, ids)
+    measured = metric.compute()
+    return {group: value for group in groups if (value := measured[f"acc_{group}"]) is not None}
+
+
+def _distances(heard: dict[str, Any]) -> dict[str, Any]:
+    """The distance falls with n, so what is to be compared is taken at the same n: a half against the other half."""
+    real = heard["real_embedding"]
+    half = len(real) // 2
+    if half < 2:
+        return {"n": half}
+    first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+    result: dict[str, Any] = {"n": half, "real_against_other_half": frechet(real[second], real[first])}
+    if "fake_embedding" in heard:
+        fake = heard["fake_embedding"]
+        result["reconstructions_against_other_half"] = frechet(real[second], fake[first])
+        result |= {"n_paired": len(real), "reconstructions_against_their_originals": frechet(real, fake)}
+    return result

@@ -1,0 +1,255 @@
+"""measure a trained bundle on held-out clips and write it as a small, documented one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from musiccm.errors import MusiccmError
+
+if TYPE_CHECKING:
+    from musiccm.data.batch import WaveformBatch
+    from musiccm.data.module import MusicDataModule
+    from musiccm.models.bundle import Bundle
+
+MIB = 2**20
+#: Clips on which outputs in both precisions are compared.
+PROBE_CLIPS = 16
+BATCH = 32
+
+
+def main(argv: list[str]) -> int:
+    """Run `musiccm pack`.
+
+    Args:
+        argv: The arguments behind `pack`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        MusiccmError: Nothing to pack, a result above --max-mb, or files that cannot be read.
+    """
+    args = _parser().parse_args(argv)
+    from musiccm.commands._bundle_card import card
+    from musiccm.commands.export import read_rows
+    from musiccm.data.files import write_atomically, write_json
+    from musiccm.models.bundle import Bundle
+
+    source, target = Path(args.source), Path(args.to)
+    rows = read_rows(Path(args.results), must_exist=True) if args.results else []
+    bundle = Bundle.from_pretrained(source)
+    present, missing = parts_of(bundle)
+    if missing:
+        print(f"{source}: lacks {', '.join(missing)}; packing the rest, without the figures that need them")
+    refuse_to_overwrite(target, source)
+    data = corpus(args.corpus, bundle, present, args.n, args.clip_samples)
+    staging = target.with_name(f".{target.name}.part")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        precision = write_parts(bundle, present, staging, next(iter(data.test_dataloader())), args.tolerance)
+        stages = stage_records(source, Path(args.stages), staging)
+        size = size_of(staging)
+        if size > args.max_mb * MIB:
+            raise MusiccmError(f"{target}: the bundle would take {size / MIB:.1f} MiB, more than --max-mb "
+                               f"{args.max_mb:g} ({largest(staging)}); make a part smaller or raise the limit")
+        quality = {
+            "schema": 1, "figures": measured(Bundle.from_pretrained(staging), data, present), "missing": missing,
+            "corpus": described(args.corpus, data), "stages": stages, "precision": precision,
+            "tolerance": args.tolerance, "machine": machine(), "mib": round(size / MIB, 2),
+        }
+        write_json(staging / "quality.json", quality)
+        write_atomically(staging / "MODEL_CARD.md", lambda path: _write(path, card(args.name, quality, rows)))
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging.replace(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    for part, record in precision.items():
+        change = record["relative_change"]
+        print(f"  {part:<22} {record['dtype']}" + (f"  relative change {change:.1e}" if change is not None else ""))
+    for title, values in quality["figures"].items():
+        print(f"  {title}: " + ", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}"
+                                         for k, v in values.items()))
+    print(f"{target}: {size_of(target) / MIB:.1f} MiB ({largest(target)})")
+    return 0
+
+
+def parts_of(bundle: Bundle) -> tuple[set[str], list[str]]:
+    """The parts that a bundle has, and those of the layout that it lacks.
+
+    Raises:
+        MusiccmError: It has none.
+    """
+    from musiccm.models.bundle_files import PARTS
+
+    present = {name for name in PARTS if (bundle.root_of(name) / name).is_dir()}
+    if not present:
+        raise MusiccmError(f"{bundle.path}: none of {', '.join(PARTS)} is there; run the stages first (make bundle)")
+    return present, [name for name in PARTS if name not in present]
+
+
+def refuse_to_overwrite(target: Path, source: Path) -> None:
+    """Only a bundle may be replaced by a bundle, and not by itself.
+
+    Raises:
+        MusiccmError: The target is the source, or holds something else.
+    """
+    if target.resolve() == source.resolve():
+        raise MusiccmError(f"--to {target} is the folder that is packed; name another one")
+    if target.exists() and not (target / "model_index.json").is_file() and (target.is_file() or any(target.iterdir())):
+        raise MusiccmError(f"--to {target}: is there and is no bundle (no model_index.json); name another folder")
+
+
+def corpus(root: str, bundle: Bundle, present: set[str], limit: int, clip_samples: int | None) -> MusicDataModule:
+    """The held-out clips, in windows as long as the U-Net was trained on.
+
+    Raises:
+        MusiccmError: No U-Net to tell the length and no --clip-samples, or a corpus that cannot be read.
+    """
+    from musiccm.data.module import MusicDataModule
+
+    if {"unet", "vae"} <= present and clip_samples is None:
+        codec = bundle.codec(with_vocoder=False)
+        clip_samples = bundle.latent_shape()[1] * codec.downsampling * bundle.mel.hop_length
+    if clip_samples is None:
+        raise MusiccmError(f"{bundle.path}: without unet/ and vae/ the clip length is unknown; state --clip-samples")
+    if limit < 2:
+        raise MusiccmError(f"--n must be at least 2, found {limit}")
+    tags = bundle.path / "evaluators" / "tagger" / "config.json"
+    data = MusicDataModule(
+        root, clip_samples=clip_samples, sample_rate_hz=bundle.mel.sample_rate_hz, eval_batch_size=BATCH,
+        eval_limit=limit, vocabulary=str(tags) if "evaluators/tagger" in present else None,
+    )
+    data.setup("test")
+    if len(data.test_clips) < limit:
+        print(f"{root}: {len(data.test_clips)} test clips, fewer than --n {limit}; all of them are used")
+    return data
+
+
+def read_part(bundle: Bundle, name: str) -> Any:
+    """A part by its folder's name."""
+    if name.startswith("evaluators/"):
+        return bundle.evaluators[name.split("/", 1)[1]]
+    return getattr(bundle, {"text_encoder": "clap", "scheduler": "scheduler_config"}.get(name, name))
+
+
+def write_parts(
+    bundle: Bundle, present: set[str], folder: Path, batch: WaveformBatch, tolerance: float
+) -> dict[str, dict[str, Any]]:
+    """Write every part, in half precision where that changes nothing, and the settings.
+
+    Returns:
+        For each part with weights what was chosen and what was measured.
+    """
+    import torch
+    from tqdm import tqdm
+
+    from musiccm.commands._precision import choose, probes
+    from musiccm.models.bundle import save_settings
+    from musiccm.models.bundle_files import PARTS, save_part
+
+    few = type(batch)(batch.waveform_BS[:PROBE_CLIPS], batch.tags_BG[:PROBE_CLIPS], batch.ids[:PROBE_CLIPS],
+                      batch.captions[:PROBE_CLIPS])
+    compared = probes(bundle, few, present)
+    chosen: dict[str, dict[str, Any]] = {}
+    for name in tqdm([name for name in PARTS if name in present], desc="packing", unit="part", dynamic_ncols=True):
+        part, dtype = read_part(bundle, name), None
+        if isinstance(part, torch.nn.Module):
+            record = choose(part, compared.get(name), tolerance)
+            chosen[name] = {**record, "n": len(few)}
+            dtype = getattr(torch, record["dtype"])
+        save_part(folder, name, part, dtype)
+    settings = {key: value for key, value in bundle.settings.items() if key != "base"}  # borrowed parts are copied
+    save_settings(folder, **{**settings, "mel": asdict(bundle.mel)})
+    return chosen
+
+
+def stage_records(source: Path, experiments: Path, folder: Path) -> dict[str, dict[str, Any]]:
+    """What each stage wrote about itself, with the steps that its experiment plans; copies the experiments.
+
+    Raises:
+        MusiccmError: A record or an experiment file is unreadable.
+    """
+    from musiccm.config import load_experiment
+    from musiccm.models.bundle_files import read_json
+
+    records: dict[str, dict[str, Any]] = {}
+    for path in sorted((source / "quality").glob("*.json")):
+        records[path.stem] = read_json(path, "what a stage measured")
+    if not experiments.is_dir():
+        print(f"{experiments}: no such folder; the experiment files are left out (--stages)")
+        return records
+    for path in sorted(experiments.glob("*.yaml")):
+        if path.stem in records:
+            planned = load_experiment(path).get("trainer", {}).get("max_steps")
+            records[path.stem] |= {"planned_steps": planned, "recipe": path.name}
+        (folder / "recipe").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / "recipe" / path.name)
+    return records
+
+
+def measured(bundle: Bundle, data: MusicDataModule, present: set[str]) -> dict[str, Any]:
+    """Held-out figures of the bundle as it was written."""
+    from musiccm.commands._quality import figures, listen
+
+    total = len(data.waveforms("test"))
+    heard = listen(bundle, data.test_dataloader(), present, total)
+    groups: Mapping[str, list[int]] = bundle.evaluators["tagger"].groups if "evaluators/tagger" in present else {}
+    return figures(heard, dict(groups))
+
+
+def described(root: str, data: MusicDataModule) -> dict[str, Any]:
+    """The corpus: what it was made from, where it states that, and how many tracks it has."""
+    manifest = Path(root) / "corpus.json"
+    stated = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    return {**stated, "train_tracks": len(data.clips("train")), "test_tracks": len(data.clips("test")),
+            "clip_samples": data.clip_samples, "sample_rate_hz": data.sample_rate_hz, "measured_on": "test"}
+
+
+def machine() -> dict[str, Any]:
+    """What packed it."""
+    import torch
+
+    return {"platform": platform.platform(), "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def largest(folder: Path, count: int = 3) -> str:
+    """The largest parts, for people."""
+    from musiccm.models.bundle_files import PARTS
+
+    sizes = sorted(((size_of(folder / name), name) for name in PARTS if (folder / name).is_dir()), reverse=True)
+    return ", ".join(f"{name} {size / MIB:.1f}" for size, name in sizes[:count])
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="musiccm pack", description=__doc__)
+    parser.add_argument("--from", dest="source", required=True, help="bundle that the stages wrote")
+    parser.add_argument("--to", required=True, help="folder to write; a bundle that lies there is replaced")
+    parser.add_argument("--corpus", required=True, help="corpus whose test folder the parts are measured on")
+    parser.add_argument("--n", type=int, default=500, help="at most this many clips (default %(default)s)")
+    parser.add_argument("--name", default="musiccm-tiny", help="title of the card (default %(default)s)")
+    parser.add_argument("--stages", default="experiments/stages", help="the stages' experiments (default %(default)s)")
+    parser.add_argument("--results", help="results.json whose teacher rows go into the card")
+    parser.add_argument("--max-mb", type=float, default=40.0, help="largest size in MiB (default %(default)g)")
+    parser.add_argument("--tolerance", type=float, default=0.01,
+                        help="relative change of a part's output that counts as none (default %(default)g)")
+    parser.add_argument("--clip-samples", type=int, help="window, where there is no U-Net to tell its length")
+    return parser

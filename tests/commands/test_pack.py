@@ -1,0 +1,160 @@
+"""`musiccm pack` on a bundle with random weights: what it measures, what it writes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from musiccm.cli import main
+from musiccm.commands._precision import choose, half_rounded, relative_change
+from musiccm.commands._quality import figures
+from musiccm.models.bundle import Bundle
+from tests.tiny_bundle import build_random_bundle
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pack")
+    assert main(["prepare", "demo", "--out", str(folder / "corpus"), "--tracks", "10", "--test-tracks", "12",
+                 "--seed", "3", "--workers", "1"]) == 0
+    build_random_bundle(folder / "work")
+    (folder / "work/quality").mkdir()
+    (folder / "work/quality/clap.json").write_text(json.dumps(
+        {"stage": "clap", "steps": 300, "train_seconds": 5400.0, "parameters": 7, "seed": 4, "n": 9, "recall": 0.25}))
+    (folder / "stages").mkdir()
+    (folder / "stages/base.yaml").write_text("trainer: {max_steps: 1}\n")
+    (folder / "stages/clap.yaml").write_text("base: base.yaml\ntrainer: {max_steps: 600}\n")
+    rows = [{"model": "teacher", "steps": 50, "fd_tagger": 1.5, "acc_instrument": 0.875, "n": 256},
+            {"model": "student", "steps": 4, "fd_tagger": 777.0, "n": 256}]
+    (folder / "results.json").write_text(json.dumps({"schema": 1, "rows": rows}))
+    return folder
+
+
+def arguments(world: Path, *more: str, source: str = "work", to: str = "packed") -> list[str]:
+    return ["pack", "--from", str(world / source), "--to", str(world / to), "--corpus", str(world / "corpus"),
+            "--stages", str(world / "stages"), *more]
+
+
+@pytest.fixture(scope="module")
+def packed(world) -> tuple[Path, dict]:
+    assert main(arguments(world, "--results", str(world / "results.json"))) == 0
+    return world / "packed", json.loads((world / "packed/quality.json").read_text())
+
+
+def test_packed_bundle_is_the_same_model(world, packed):
+    folder, quality = packed
+    before, after = Bundle.from_pretrained(world / "work"), Bundle.from_pretrained(folder)
+    assert after.mel == before.mel and after.scheduler_config == before.scheduler_config
+    assert quality["missing"] == [] and quality["precision"].keys() == {
+        "unet", "vae", "text_encoder", "vocoder", "evaluators/tagger", "evaluators/audiomae"}
+    for part, get in {"vae": lambda b: b.vae, "unet": lambda b: b.unet, "vocoder": lambda b: b.vocoder}.items():
+        stated = quality["precision"][part]["dtype"]
+        weights = load_file(next((folder / part).glob("*.safetensors")))
+        assert {str(w.dtype) for w in weights.values() if w.is_floating_point()} == {f"torch.{stated}"}
+        for key, value in get(before).state_dict().items():
+            expected = value.half().float() if stated == "float16" else value
+            assert torch.equal(get(after).state_dict()[key], expected), (part, key)
+
+
+def test_figures_equal_those_taken_by_hand(world, packed):
+    from musiccm.audio import LogMel, fixed_window, read_audio
+
+    folder, quality = packed
+    bundle = Bundle.from_pretrained(folder)
+    tagger, truth, picked = bundle.evaluators["tagger"], [], []
+    columns = tagger.groups["drums"]
+    for path in sorted((world / "corpus/test").iterdir()):
+        label = json.loads((world / f"corpus/label/{path.stem}.json").read_text())
+        tag = f"drums:{label['original_data']['attributes']['drums']}"
+        waveform = read_audio(path)[0]
+        window = fixed_window(waveform, 20480, (len(waveform) - 20480) // 2)[None]
+        with torch.no_grad():
+            choice = tagger(LogMel(bundle.mel)(window))[1][0, columns].argmax()
+        if tag in tagger.tags:
+            truth.append(tag)
+            picked.append(tagger.tags[columns[choice]])
+    assert truth
+    assert quality["figures"]["tagger_accuracy"]["drums"] == pytest.approx(
+        sum(a == b for a, b in zip(truth, picked, strict=True)) / len(truth))
+    assert quality["figures"]["tagger_accuracy"]["n"] == 12 and quality["figures"]["fd_tagger"]["n"] == 6
+    clap = quality["figures"]["clap"]
+    assert clap["chance_at_10"] == pytest.approx(10 / 12) and 0 <= clap["text_to_audio_recall_at_10"] <= 1
+    kept = quality["figures"]["reconstruction_accuracy"]
+    assert kept["drums_kept"] * quality["figures"]["tagger_accuracy"]["drums"] == pytest.approx(kept["drums"])
+
+
+def test_card_states_where_everything_comes_from(packed):
+    folder, _ = packed
+    text = (folder / "MODEL_CARD.md").read_text()
+    for stated in ("300 of 600 planned", "1.50 hours", "recall 0.25", "- seed: 3", "- train_tracks: 10", "0.875"):
+        assert stated in text, stated
+    assert "777" not in text, "the student's row is not the teacher's"
+    assert yaml.safe_load((folder / "recipe/clap.yaml").read_text())["trainer"]["max_steps"] == 600
+
+
+def test_recall_distance_and_kept_share_of_known_features():
+    generator = torch.Generator().manual_seed(0)
+    eye, rows = torch.eye(40), torch.randn(40, 3, generator=generator)
+    logits = torch.tensor([[1.0, 0.0]] * 40)
+    tags = torch.tensor([[1.0, 0.0]] * 30 + [[0.0, 1.0]] * 10)
+    half_right = logits.clone()
+    half_right[:15] = torch.tensor([0.0, 1.0])
+    heard = {"ids": [str(i) for i in range(40)], "tags": tags, "real_logits": logits, "fake_logits": half_right,
+             "real_embedding": rows, "fake_embedding": rows + torch.tensor([3.0, 0.0, 4.0]),
+             "clap_text": eye, "clap_audio": eye.roll(20, 0)}
+    found = figures(heard, {"drums": [0, 1]})
+    assert found["tagger_accuracy"]["drums"] == 0.75
+    assert found["reconstruction_accuracy"]["drums"] == 0.375 and found["reconstruction_accuracy"]["drums_kept"] == 0.5
+    assert found["fd_tagger"]["reconstructions_against_their_originals"] == pytest.approx(25.0, abs=1e-6)
+    assert found["clap"]["text_to_audio_recall_at_10"] == 0.0
+    assert figures({**heard, "clap_audio": eye}, {})["clap"]["text_to_audio_recall_at_10"] == 1.0
+
+
+def test_half_precision_is_refused_where_it_can_be_heard():
+    layer = torch.nn.Linear(4, 4)
+    ones = torch.ones(2, 4)
+    assert choose(layer, lambda m: [m(ones * torch.arange(4.0))], 0.01)["dtype"] == "float16"
+    with torch.no_grad():
+        layer.weight[0, 0] = 1e6  # beyond float16
+    assert choose(layer, lambda m: [m(ones)], 0.01) == {"dtype": "float32", "relative_change": float("inf")}
+    assert choose(layer, None, 0.01)["dtype"] == "float32"
+    assert layer.weight.dtype == torch.float32 and half_rounded(layer).weight.dtype == torch.float32
+    reference = torch.tensor([1.0, -1.0])
+    assert relative_change(reference, reference * 1.1) == pytest.approx(0.1)
+
+
+def test_a_bundle_without_some_parts(world, capsys):
+    shutil.copytree(world / "work", world / "half", dirs_exist_ok=True)
+    for part in ("vocoder", "unet"):
+        shutil.rmtree(world / "half" / part, ignore_errors=True)
+    index = json.loads((world / "half/model_index.json").read_text())
+    (world / "half/model_index.json").write_text(json.dumps({k: v for k, v in index.items() if k not in
+                                                             ("vocoder", "unet")}))
+    assert main(arguments(world, source="half", to="half-packed")) == 2
+    assert "--clip-samples" in capsys.readouterr().err
+    assert main(arguments(world, "--clip-samples", "20480", source="half", to="half-packed")) == 0
+    assert "lacks unet, vocoder" in capsys.readouterr().out
+    found = json.loads((world / "half-packed/quality.json").read_text())["figures"]
+    assert "reconstruction_accuracy" not in found and "clap" in found
+    assert "lacks: unet, vocoder" in (world / "half-packed/MODEL_CARD.md").read_text()
+
+
+def test_refusals_leave_what_was_there(world, packed, capsys, tmp_path):
+    before = (packed[0] / "quality.json").read_bytes()
+    assert main(arguments(world, "--max-mb", "0.01")) == 2
+    message = capsys.readouterr().err
+    assert "--max-mb 0.01" in message and "Traceback" not in message
+    assert (packed[0] / "quality.json").read_bytes() == before
+    assert not list(world.glob(".*.part"))
+    (world / "diary").mkdir(exist_ok=True)
+    (world / "diary/monday.txt").write_text("dear diary")
+    assert main(arguments(world, to="diary")) == 2 and (world / "diary/monday.txt").exists()
+    assert main(arguments(world, to="work")) == 2
+    assert main(arguments(world, source="diary")) == 2
+    assert "model_index.json" in capsys.readouterr().err
