@@ -1,0 +1,75 @@
+"""Timing two sides in one run, and the rows that a benchmark hands back."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+ROW_KEYS = ("case", "ours", "baseline", "unit", "ratio", "target", "n")
+
+
+def now() -> float:
+    """Seconds, once the accelerator has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds_of(function: Callable[[], Any]) -> float:
+    """How long one call takes."""
+    start = now()
+    function()
+    return now() - start
+
+
+def alternating(sides: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Time several functions in turn, so that a machine which slows down slows all of them.
+
+    Args:
+        sides: Functions by name.
+        repeats: Timed calls of each.
+        warmup: Calls of each before that, not timed.
+
+    Returns:
+        Seconds of every timed call, by name.
+    """
+    for _ in range(warmup):
+        for function in sides.values():
+            function()
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, function in sides.items():
+            times[name].append(seconds_of(function))
+    return times
+
+
+def row(
+    case: str,
+    ours: Sequence[float],
+    baseline: Sequence[float],
+    unit: str,
+    target: float | None = None,
+    lower_is_better: bool = True,
+) -> dict[str, Any]:
+    """One row from repeated measurements of both sides.
+
+    Args:
+        case: What was measured, and against what.
+        ours: Our measurements.
+        baseline: The baseline's, from the same run; empty for a figure that has none.
+        unit: Of both.
+        target: The ratio that is asked for.
+        lower_is_better: Whether a smaller figure is the better one (times), or a larger one (rates).
+
+    Returns:
+        Medians; `ratio`, above 1 where ours is better; `n` measurements of ours.
+    """
+    mine, theirs = statistics.median(ours), statistics.median(baseline) if baseline else None
+    better, worse = (mine, theirs) if lower_is_better else (theirs, mine)
+    ratio = None if theirs is None or not better else worse / better  # type: ignore[operator]
+    return {"case": case, "ours": mine, "baseline": theirs, "unit": unit, "ratio": ratio, "target": target,
+            "n": len(ours)}

@@ -1,0 +1,134 @@
+"""measure speed against a baseline in the same run, and write benchmarks/results/NAME.json."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from musiccm.errors import MusiccmError
+
+SCHEMA = 1
+
+
+def main(argv: list[str]) -> int:
+    """Run `musiccm bench`.
+
+    Args:
+        argv: The arguments behind `bench`.
+
+    Returns:
+        The exit code.
+    """
+    args = _parser().parse_args(argv)
+    from musiccm.data.files import write_json
+
+    folder = Path(args.dir)
+    for path in chosen(folder, args.name):
+        module = load(path)
+        print(f"{path.stem}: {(module.__doc__ or '').partition(chr(10))[0]}", flush=True)
+        start = time.perf_counter()
+        rows = checked(path, module.run(args.bundle))
+        machine = describe_machine()
+        gpu = f"-{re.sub('[^a-z0-9]+', '-', machine['gpu'].lower())}" if machine["gpu"] else ""
+        out = folder / "results" / f"{path.stem}{gpu}.json"
+        write_json(out, {"schema": SCHEMA, "machine": machine, "bundle": args.bundle, "rows": rows})
+        print(table(rows), f"{out}: {time.perf_counter() - start:.0f} s\n", sep="\n", flush=True)
+    return 0
+
+
+def chosen(folder: Path, name: str) -> list[Path]:
+    """The files of the benchmarks that were asked for: every `*.py` of the folder without a leading underscore.
+
+    Raises:
+        MusiccmError: There is no such folder or benchmark.
+    """
+    found = {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+    if not found:
+        raise MusiccmError(f"{folder}: no benchmarks there; run this in a clone of the project, or name them by --dir")
+    if name == "all":
+        return list(found.values())
+    if name not in found:
+        raise MusiccmError(f"there is no benchmark {name!r}; expected all or one of {', '.join(found)}")
+    return [found[name]]
+
+
+def load(path: Path) -> ModuleType:
+    """Import a benchmark from its file.
+
+    Raises:
+        MusiccmError: It has no function `run`.
+    """
+    name = f"musiccm_benchmark_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # worker processes that a benchmark starts look its functions up here
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "run", None)):
+        raise MusiccmError(f"{path}: a benchmark needs a function run(bundle) that returns rows")
+    return module
+
+
+def checked(path: Path, rows: Any) -> list[dict[str, Any]]:
+    """Rows with all the keys of the schema.
+
+    Raises:
+        MusiccmError: The benchmark returned something else.
+    """
+    from musiccm.commands._timing import ROW_KEYS
+
+    if not isinstance(rows, list) or not rows:
+        raise MusiccmError(f"{path}: run() must return a list of rows, found {type(rows).__name__} ({rows!r:.60})")
+    for row in rows:
+        lacking = [key for key in ROW_KEYS if key not in row]
+        if lacking:
+            raise MusiccmError(f"{path}: a row lacks {', '.join(lacking)}: {row!r:.120}")
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as text."""
+    head = ("case", "ours", "baseline", "unit", "ratio", "target", "n")
+    cells = [head, *[tuple(_shown(row[key]) for key in head) for row in rows]]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+    lines = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    import torch
+
+    return {
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # other work disturbs figures
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+    }
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="musiccm bench", description=__doc__)
+    parser.add_argument("name", nargs="?", default="all", help="a file of the folder without .py, or all (default)")
+    parser.add_argument("--bundle", default="musiccm-tiny", help="name, directory or hub id (default %(default)s)")
+    parser.add_argument("--dir", default="benchmarks", help="where the benchmarks are (default %(default)s)")
+    return parser

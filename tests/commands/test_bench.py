@@ -1,0 +1,102 @@
+"""`musiccm bench`: finding benchmarks, running them, and what it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from musiccm.cli import main
+from musiccm.commands._timing import ROW_KEYS, alternating, row
+from musiccm.commands.bench import load
+from tests.tiny_bundle import build_random_bundle
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+GOOD = '''"""Two cases."""
+from musiccm.commands._timing import row
+
+def run(bundle):
+    print("bundle is", bundle)
+    return [row("faster", [1.0, 2.0, 9.0], [8.0], "s", 5.0), row("alone", [0.25], [], "of 1")]
+'''
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "speed.py").write_text(GOOD)
+    (tmp_path / "_helper.py").write_text("raise SystemExit('must not be run')")
+    return tmp_path
+
+
+def test_results_follow_the_schema(folder, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["bench", "all", "--dir", str(folder), "--bundle", "a-bundle"]) == 0
+    out = capsys.readouterr().out
+    assert "bundle is a-bundle" in out and "speed: Two cases." in out
+    assert [path.name for path in (folder / "results").iterdir()] == ["speed.json"]
+    found = json.loads((folder / "results/speed.json").read_text())
+    assert found["schema"] == 1 and found["machine"]["cores"] >= 1
+    assert found["rows"] == [
+        {"case": "faster", "ours": 2.0, "baseline": 8.0, "unit": "s", "ratio": 4.0, "target": 5.0, "n": 3},
+        {"case": "alone", "ours": 0.25, "baseline": None, "unit": "of 1", "ratio": None, "target": None, "n": 1},
+    ]
+
+
+def test_a_rate_is_better_when_it_is_larger():
+    assert row("rate", [30.0], [10.0], "1/s", lower_is_better=False)["ratio"] == 3.0
+    assert row("time", [30.0], [10.0], "s")["ratio"] == pytest.approx(1 / 3)
+
+
+def test_sides_take_turns_and_warm_up():
+    calls: list[str] = []
+    times = alternating({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2, warmup=1)
+    assert calls == ["a", "b"] * 3 and {name: len(t) for name, t in times.items()} == {"a": 2, "b": 2}
+
+
+@pytest.mark.parametrize(("code", "expected"), [
+    ("", "function run"),
+    ("def run(bundle):\n    return []", "list of rows"),
+    ("def run(bundle):\n    return [{'case': 'x', 'ours': 1.0}]", "lacks baseline"),
+])
+def test_bad_benchmarks_are_named(folder, capsys, code, expected):
+    (folder / "bad.py").write_text(code)
+    assert main(["bench", "bad", "--dir", str(folder)]) == 2
+    message = capsys.readouterr().err
+    assert expected in message and "bad.py" in message
+    assert not (folder / "results").exists()
+
+
+def test_unknown_name_and_empty_folder(folder, capsys):
+    assert main(["bench", "sped", "--dir", str(folder)]) == 2
+    assert "speed" in capsys.readouterr().err
+    assert main(["bench", "--dir", str(folder / "nowhere")]) == 2
+    assert "--dir" in capsys.readouterr().err
+
+
+def test_inference_and_training_run_on_any_bundle(tmp_path, monkeypatch):
+    bundle = str(build_random_bundle(tmp_path / "bundle"))
+    inference, training = load(BENCHMARKS / "inference.py"), load(BENCHMARKS / "training.py")
+    monkeypatch.setattr(inference, "REPEATS", {1: 1})
+    monkeypatch.setattr(inference, "TEACHER_STEPS", 10)
+    rows = inference.run(bundle)
+    assert [r["ratio"] > 1 for r in rows[:2]] == [True, True], "10 guided steps take longer than 4 or 1"
+    parts = [r["ours"] for r in rows[2:]]
+    assert sum(parts) == pytest.approx(rows[1]["ours"], rel=1e-6), "text, sampler and decode make up the whole"
+    for name, value in {"BATCH": 2, "STEPS": 1, "ROUNDS": 1}.items():
+        monkeypatch.setattr(training, name, value)
+    rows += (trained := training.run(bundle))
+    assert all(set(ROW_KEYS) <= set(r) for r in rows)
+    assert sum(r["ours"] for r in trained if r["case"].startswith("share")) == pytest.approx(1.0)
+    assert len(trained) == 6 and all(r["ours"] > 0 for r in trained)
+
+
+def test_corpus_benchmark_counts_tracks(monkeypatch):
+    corpus = load(BENCHMARKS / "corpus.py")
+    monkeypatch.setattr(corpus, "TRACKS", 3)
+    monkeypatch.setattr(corpus, "ROUNDS", 1)
+    clock = iter([0.0, 1.0, 10.0, 12.0])
+    monkeypatch.setattr(corpus.time, "perf_counter", lambda: next(clock, 99.0))
+    monkeypatch.setattr(corpus, "write_corpus", lambda folder, tracks, seed, test_tracks: None)
+    (found,) = corpus.run("unused")
+    assert found["ours"] == 2.0 and found["ratio"] == pytest.approx(20.48) and found["target"] == pytest.approx(204.8)
