@@ -172,3 +172,21 @@ def test_module_refuses_a_cache_of_another_corpus(root, tmp_path):
         latent_module(other, tmp_path / "cache")
     with pytest.raises(MusiccmError, match="clip_samples is 8000, expected 4000"):
         MusicDataModule(str(root), "latent", 4000, cache_dir=str(tmp_path / "cache")).setup("fit")
+
+
+def test_every_training_window_and_no_held_out_one_counts_for_plagiarism(root, tmp_path):
+    make_cache(root, tmp_path / "train", windows_per_track=3)
+    data = MusicDataModule(
+        str(root), "latent", clip_samples=SAMPLES, val_clips=2, cache_dir=str(tmp_path), windows_per_track=3
+    )
+    data.setup("fit")
+    ids, audio_ND = data.train_clap_audio()
+    held_out = {clip.id for clip in data.val_clips}
+    windows = plan_windows(read_audiostock(root, "train")[0], SAMPLES, RATE_HZ, 3)
+    trained_on = [window for window in windows if window.clip_id not in held_out]
+    assert len(held_out) == 2 and ids == [window.id for window in trained_on] and len(set(ids)) == 54
+    torch.testing.assert_close(audio_ND, fake_encode(trained_on)["clap_audio"])
+    without = MusicDataModule(str(root), clip_samples=SAMPLES)
+    without.setup("fit")
+    with pytest.raises(MusiccmError, match="cache_dir"):
+        without.train_clap_audio()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from dataclasses import dataclass
@@ -219,9 +220,11 @@ def write_audio(path: str | Path, waveform_S: Tensor | np.ndarray, sample_rate_h
         handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=suffix, dir=path.parent)
         os.close(handle)
         subtype = "PCM_16" if suffix in (".wav", ".flac") else None
-        # Through a Python file, so that a full disk is an OSError with its cause rather than a decoder's message.
+        # Through memory, so that a full disk is an OSError with its cause; soundfile would fail an assertion.
+        encoded = io.BytesIO()
+        soundfile.write(encoded, samples.clamp(-1, 1).numpy(), sample_rate_hz, subtype, format=suffix[1:].upper())
         with open(temporary, "wb") as file:
-            soundfile.write(file, samples.clamp(-1, 1).numpy(), sample_rate_hz, subtype, format=suffix[1:].upper())
+            file.write(encoded.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

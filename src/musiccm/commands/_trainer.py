@@ -13,6 +13,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from musiccm.callbacks.provenance import SaveConfigWithProvenance
+from musiccm.commands._checkpoints import CheckpointFiles
 from musiccm.errors import MusiccmError
 
 LOG_FOLDER = "lightning_logs"
@@ -68,12 +69,14 @@ class TrainerCLI(LightningCLI):
         options.ckpt_path = find_checkpoint(options.ckpt_path, self.runs_folder)
 
     def instantiate_trainer(self, **kwargs) -> Trainer:
-        """Build the Trainer, with a TensorBoard logger unless the YAML names another or none."""
+        """Build the Trainer, with a TensorBoard logger and our checkpoint files unless the YAML names others."""
         options = self.config[self.subcommand]
         if options.trainer.logger in (None, True):
             version = _version_of(options.ckpt_path, self.runs_folder)
             folder = self.runs_folder
             kwargs["logger"] = TensorBoardLogger(str(folder.parent), name=folder.name, version=version)
+        if options.trainer.plugins is None:
+            kwargs["plugins"] = [CheckpointFiles()]
         return super().instantiate_trainer(**kwargs)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from musiccm.data.audiostock import read_audiostock
@@ -167,6 +169,18 @@ class MusicDataModule(pl.LightningDataModule):
             return [row for clip in self.train_clips for row in by_clip[clip.id]]
         clips = self.val_clips if split == "val" else self.test_clips
         return [by_clip[clip.id][len(by_clip[clip.id]) // 2] for clip in clips[: self.eval_limit]]
+
+    def train_clap_audio(self) -> tuple[list[str], Tensor]:
+        """CLAP embeddings of everything that is trained on: what generated clips are compared with for plagiarism.
+
+        Returns:
+            `(ids, audio_ND)`: every window of every training clip, in the order of the cache's rows.
+
+        Raises:
+            MusiccmError: There is no latent cache, or it is unfinished or stale.
+        """
+        cache, rows = self.latent_cache("train"), self.latent_rows("train")
+        return [cache.windows[row].id for row in rows], torch.stack([cache.audio(row) for row in rows])
 
     def latents(self, split: str) -> LatentWindows:
         """The cached windows of `"train"`, `"val"` or `"test"` as a data set."""

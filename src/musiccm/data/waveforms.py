@@ -89,14 +89,16 @@ class WaveformWindows(Dataset):
 
 def collate_waveforms(items: Sequence[dict | BadAudio]) -> WaveformBatch | BadAudio:
     """Stack items of `WaveformWindows` into a batch; the first error among them takes its place."""
+    read: list[dict] = []
     for item in items:
         if isinstance(item, BadAudio):
             return item
+        read.append(item)
     return WaveformBatch(
-        waveform_BS=torch.stack([item["waveform_S"] for item in items]),
-        tags_BG=torch.stack([item["tags_G"] for item in items]),
-        ids=[item["id"] for item in items],
-        captions=[item["caption"] for item in items],
-        attributes=[item["attributes"] for item in items],
-        start_s=[item["start_s"] for item in items],
+        waveform_BS=torch.stack([item["waveform_S"] for item in read]),
+        tags_BG=torch.stack([item["tags_G"] for item in read]),
+        ids=[item["id"] for item in read],
+        captions=[item["caption"] for item in read],
+        attributes=[item["attributes"] for item in read],
+        start_s=[item["start_s"] for item in read],
     )

@@ -247,6 +247,7 @@ class MusicCM(pl.LightningModule):
         return norm.detach()
 
     def _discriminator_step(self, judged: dict[str, Any], last: bool) -> dict[str, Tensor]:
+        assert self.discriminator is not None  # judged by it just before
         optimizer = self._optimizers()[1]
         loss, parts = discriminator_loss(
             self.discriminator, judged["real"], judged["fake"], judged["cond"], self.adversarial.r1_gamma

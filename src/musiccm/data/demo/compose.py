@@ -79,7 +79,9 @@ def lead_voices(pitch_classes: tuple[int, ...], previous: tuple[int, ...] | None
 
     def cost(voicing: tuple[int, ...]) -> float:
         drift = abs(sum(voicing) / 3 - centre)
-        return drift if previous is None else sum(abs(a - b) for a, b in zip(voicing, previous)) + 0.2 * drift
+        if previous is None:
+            return drift
+        return sum(abs(a - b) for a, b in zip(voicing, previous, strict=True)) + 0.2 * drift
 
     return min(candidates, key=cost)
 

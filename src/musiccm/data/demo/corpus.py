@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from musiccm.data.demo.captions import captions, tags
 from musiccm.data.demo.instruments import SAMPLE_RATE_HZ
 from musiccm.data.demo.render import render
 from musiccm.data.demo.world import draw_attributes, track_rng
+from musiccm.data.files import write_json
 from musiccm.errors import MusiccmError
 
 DURATION_S = 10.24
@@ -34,7 +36,10 @@ def write_track(root: Path, seed: int, split: str, index: int) -> str:
     texts = captions(attributes, rng)
     waveform = render(attributes, rng, DURATION_S)
     partial_audio = audio.with_suffix(".part")
-    soundfile.write(partial_audio, waveform, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+    # Through memory, so that a full disk is an OSError with its cause; soundfile would fail an assertion.
+    encoded = io.BytesIO()
+    soundfile.write(encoded, waveform, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+    partial_audio.write_bytes(encoded.getbuffer())
     original = {"title": texts[-1], "bpm": attributes.bpm, "root": attributes.root, "attributes": attributes.labels()}
     partial_label = label.with_suffix(".part")
     partial_label.write_text(json.dumps({"text": texts, "tag": tags(attributes), "original_data": original}, indent=1))
@@ -48,14 +53,19 @@ def _check_owner(root: Path, identity: dict[str, int]) -> None:
     if not manifest.exists():
         if any(root.glob("*/*")):
             raise MusiccmError(f"{root} is not empty and has no corpus.json: choose a new folder for the demo corpus.")
-        manifest.write_text(json.dumps(identity))
+        write_json(manifest, identity)
         return
-    found = json.loads(manifest.read_text())
+    try:
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise MusiccmError(f"{manifest}: not a JSON file ({error}); remove {root} or choose another --out.") from error
     if found != identity:
         raise MusiccmError(f"{manifest} says {found}, asked for {identity}: remove {root} or choose another --out.")
 
 
-def write_corpus(out: Path, tracks: int, seed: int = 0, test_tracks: int | None = None, workers: int | None = None) -> None:
+def write_corpus(
+    out: Path, tracks: int, seed: int = 0, test_tracks: int | None = None, workers: int | None = None
+) -> None:
     """Write (or complete) a demo corpus of 10.24 s tracks.
 
     Args:
@@ -79,7 +89,8 @@ def write_corpus(out: Path, tracks: int, seed: int = 0, test_tracks: int | None 
             for _ in tqdm(_render_all(out, seed, split, count, workers), f"rendering {split}", count, unit="track"):
                 pass
     except OSError as error:
-        raise MusiccmError(f"Cannot write the demo corpus in {out}: {error}. Free space or choose another --out.") from error
+        message = f"Cannot write the demo corpus in {out}: {error}. Free space or choose another --out."
+        raise MusiccmError(message) from error
 
 
 def _render_all(out: Path, seed: int, split: str, count: int, workers: int | None) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -19,7 +19,7 @@ PATTERNS = {
 }  # fmt: skip
 
 
-@lru_cache(maxsize=None)
+@cache
 def one_shot(name: str) -> np.ndarray:
     """A drum hit, float32 at 16 kHz."""
     rng = np.random.default_rng([17, *name.encode()])
@@ -35,7 +35,8 @@ def one_shot(name: str) -> np.ndarray:
         bursts = sum(np.where(t > d, np.exp(-np.maximum(t - d, 0) * 60), 0) for d in (0.0, 0.011, 0.022))
         return (0.2 * noise * (bursts + 0.5 * np.exp(-t * 17))).astype(np.float32)
     if name == "rim":
-        return (0.35 * np.sin(2 * np.pi * 1700 * t) * np.exp(-t * 90) + 0.1 * bright * np.exp(-t * 120)).astype(np.float32)
+        click = 0.35 * np.sin(2 * np.pi * 1700 * t) * np.exp(-t * 90)
+        return (click + 0.1 * bright * np.exp(-t * 120)).astype(np.float32)
     decay = {"hat": 55.0, "open_hat": 14.0, "shaker": 38.0}[name]
     attack = np.minimum(t / 0.018, 1) if name == "shaker" else np.float32(1)
     return (0.16 * bright * attack * np.exp(-t * decay)).astype(np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def _partials(
         depth = vibrato * np.clip((t - 0.15) / 0.3, 0, 1)
         sweep = np.cumsum(1 + depth * np.sin(2 * np.pi * 5.4 * t)) / SAMPLE_RATE_HZ
     out = np.zeros_like(t)
-    for index, (ratio, amplitude) in enumerate(zip(ratios, amplitudes)):
+    for index, (ratio, amplitude) in enumerate(zip(ratios, amplitudes, strict=True)):
         if ratio * hz > 7600 or amplitude < 1e-4:
             continue
         phase = (ratio * hz * sweep + rng.random()) % 1.0
@@ -137,7 +137,7 @@ TIMBRES: dict[str, Callable[[Array, float, float, np.random.Generator], Array]] 
 }  # fmt: skip
 
 
-@lru_cache(maxsize=None)
+@cache
 def tone(instrument: str, pitch: int, loud: bool) -> Array:
     """A long tone of an instrument at a MIDI pitch, soft or loud, float32 at 16 kHz, unit scale.
 
@@ -147,7 +147,8 @@ def tone(instrument: str, pitch: int, loud: bool) -> Array:
     rng = np.random.default_rng([list(TIMBRES).index(instrument), pitch, int(loud)])
     hz = 440.0 * 2 ** ((pitch - 69) / 12)
     wave = TIMBRES[instrument](_time(), hz, float(loud), rng)
-    return (GAIN[instrument] * wave / (np.sqrt(np.mean(wave[: SAMPLE_RATE_HZ // 2] ** 2)) + 1e-9) * 0.2).astype(np.float32)
+    rms = np.sqrt(np.mean(wave[: SAMPLE_RATE_HZ // 2] ** 2))
+    return (GAIN[instrument] * wave / (rms + 1e-9) * 0.2).astype(np.float32)
 
 
 def play(instrument: str, pitch: int, length_s: float, velocity: float) -> Array:
@@ -155,7 +156,8 @@ def play(instrument: str, pitch: int, length_s: float, velocity: float) -> Array
     release = int(RELEASE_S[instrument] * SAMPLE_RATE_HZ)
     held = int(length_s * SAMPLE_RATE_HZ)
     total = min(held + release, int(TONE_S * SAMPLE_RATE_HZ))
-    wave = velocity * ((1 - velocity) * tone(instrument, pitch, False)[:total] + velocity * tone(instrument, pitch, True)[:total])
+    soft, loud = tone(instrument, pitch, False)[:total], tone(instrument, pitch, True)[:total]
+    wave = velocity * ((1 - velocity) * soft + velocity * loud)
     fade = min(release, total)
     wave[total - fade :] *= np.linspace(1, 0, fade, dtype=np.float32) ** 2
     return wave

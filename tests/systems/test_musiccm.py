@@ -1,0 +1,188 @@
+"""The MusicCM system: who learns from what, what the clock counts, what a checkpoint holds."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from tiny_bundle import build_random_bundle
+from torch.utils.data import DataLoader
+
+from musiccm.data.batch import LatentBatch
+from musiccm.errors import MusiccmError
+from musiccm.systems.musiccm import MusicCM
+from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return str(build_random_bundle(tmp_path_factory.mktemp("bundle") / "b"))
+
+
+def make_batches(model: MusicCM, count: int, size: int = 2) -> list[LatentBatch]:
+    generator = torch.Generator().manual_seed(5)
+    width = model.conditioner.width
+
+    def unit():
+        return torch.nn.functional.normalize(torch.randn(size, width, generator=generator), dim=1)
+
+    shape = (size, *model.bundle.latent_shape())
+    return [
+        LatentBatch(
+            torch.randn(shape, generator=generator), unit(), unit(), [f"{i}-{j}" for j in range(size)], ["x"] * size
+        )
+        for i in range(count)
+    ]
+
+
+def make(bundle: str, **kwargs) -> MusicCM:
+    torch.manual_seed(0)
+    defaults = {
+        "distillation": Distillation(warm_start_steps=1, curriculum=[Phase(1.0, 100, 1)]),
+        "adversarial": Adversarial(crop_frames=4, head_width=8),
+        "optimization": Optimization(lr=1e-3),
+    }
+    return MusicCM(bundle, **{**defaults, **kwargs})
+
+
+def fit(model, batches, tmp_path, steps, ckpt_path=None, callbacks=()):
+    trainer = Trainer(
+        max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=tmp_path, callbacks=list(callbacks), enable_checkpointing=bool(callbacks),
+    )  # fmt: skip
+    trainer.fit(model, DataLoader(batches, batch_size=None), ckpt_path=ckpt_path)
+    return trainer
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_a_run_moves_student_averages_and_heads_and_nothing_frozen(bundle, tmp_path):
+    model = make(bundle)
+    before = copy.deepcopy(model.state_dict())
+    trainer = fit(model, make_batches(model, 3), tmp_path, 3)
+    assert changed(before, model.state_dict()) == {
+        "student", "student_ema_target", "student_ema_slow", "discriminator"
+    }  # fmt: skip
+    assert trainer.global_step == 3
+
+
+def test_generator_gradient_stays_out_of_the_heads_and_the_frozen_parts(bundle):
+    model = make(bundle)
+    batch = make_batches(model, 1)[0]
+    z0 = model.codec.normalise(batch.latents_BCTF)
+    x0_pred = model.consistency("online")(z0, torch.tensor([499, 999]), batch.text_BD)
+    judged = model._judge(z0, x0_pred, batch.text_BD, torch.Generator().manual_seed(0))
+    judged["loss_g"].backward()
+    assert all(p.grad is None for p in model.discriminator.parameters())
+    assert all(p.grad is None for p in model.frozen.parameters())
+    assert sum(float(p.grad.abs().sum()) for p in model.student.parameters() if p.grad is not None) > 0
+
+
+def test_discriminator_gradient_stays_out_of_the_student(bundle):
+    from musiccm.losses.adversarial import discriminator_loss
+
+    model = make(bundle)
+    batch = make_batches(model, 1)[0]
+    z0 = model.codec.normalise(batch.latents_BCTF)
+    x0_pred = model.consistency("online")(z0, torch.tensor([499, 999]), batch.text_BD)
+    judged = model._judge(z0, x0_pred, batch.text_BD, torch.Generator().manual_seed(0))
+    loss, _ = discriminator_loss(model.discriminator, judged["real"], judged["fake"], judged["cond"])
+    loss.backward()
+    assert all(p.grad is None for p in model.student.parameters())
+    assert all(float(p.grad.abs().sum()) > 0 for n, p in model.discriminator.named_parameters() if "original" in n)
+
+
+def test_distillation_loss_is_zero_where_student_and_target_agree(bundle):
+    """An oracle: make every network answer the clean latents; then targets and predictions are those latents."""
+    model = make(bundle)
+    batch = make_batches(model, 1, size=4)[0]
+    z0 = model.codec.normalise(batch.latents_BCTF)
+
+    class Oracle(torch.nn.Module):
+        def forward(self, z, t, cond):
+            return z0.repeat(len(z) // len(z0), 1, 1, 1)
+
+    model.frozen["teacher"] = Oracle()
+    model.consistency = lambda which="slow": Oracle()
+    model.trainer = type("T", (), {"estimated_stepping_batches": 10, "global_step": 5})()
+    _, loss, parts = model.distil(z0, batch.text_BD, torch.Generator().manual_seed(0))
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
+    assert parts["loss_distil"] == loss
+
+
+def test_without_adversarial_weight_there_is_no_discriminator(bundle, tmp_path):
+    model = make(bundle, adversarial=Adversarial(weight=0.0))
+    fit(model, make_batches(model, 2), tmp_path, 2)
+    assert model.discriminator is None and "features" not in model.frozen
+
+
+@pytest.mark.parametrize("features", ["audiomae", "clap"])
+def test_both_feature_networks_train(bundle, tmp_path, features):
+    model = make(bundle, adversarial=Adversarial(features=features, head_width=8))
+    trainer = fit(model, make_batches(model, 3), tmp_path, 3)
+    assert {"train/loss_g", "train/loss_d", "train/r1", "train/score_real"} <= set(trainer.callback_metrics)
+
+
+def test_accumulation_steps_once_in_n_batches(bundle, tmp_path):
+    model = make(bundle, optimization=Optimization(lr=1e-3, accumulate=2))
+    trainer = fit(model, make_batches(model, 8), tmp_path, 4)
+    assert trainer.global_step == 4 and model.batches_seen == 8
+
+
+def test_gradients_are_clipped(bundle, tmp_path):
+    model = make(bundle, optimization=Optimization(lr=1.0, clip_norm=1e-12), adversarial=Adversarial(weight=0.0))
+    before = copy.deepcopy(model.student.state_dict())
+    for group in (optimizer := model.configure_optimizers()[0]).param_groups:
+        assert group["lr"] == 1.0 and optimizer
+    model.configure_optimizers = lambda: [torch.optim.SGD(model.student.parameters(), lr=1.0)]
+    fit(model, make_batches(model, 1), tmp_path, 1)
+    moved = sum(float((model.student.state_dict()[n] - before[n]).square().sum()) for n in before) ** 0.5
+    assert moved < 1e-9
+
+
+def test_checkpoint_leaves_the_frozen_parts_out_and_resumes_to_the_same_weights(bundle, tmp_path):
+    through = make(bundle)
+    batches = make_batches(through, 4)
+    fit(through, batches, tmp_path, 4)
+
+    first = make(bundle)
+    saver = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=2, save_top_k=-1, filename="{step}")
+    fit(first, batches, tmp_path, 2, callbacks=[saver])
+    checkpoint = torch.load(tmp_path / "step=2.ckpt", weights_only=True)
+    assert not [name for name in checkpoint["state_dict"] if name.startswith("frozen")]
+
+    second = make(bundle)
+    # A plain loader starts its epoch anew; the two batches that were trained on are left out by hand.
+    fit(second, batches[2:] + batches[:2], tmp_path, 4, ckpt_path=str(tmp_path / "step=2.ckpt"))
+    for name, value in through.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_a_checkpoint_of_another_shape_is_refused_by_name(bundle):
+    model, other = make(bundle), make(bundle, adversarial=Adversarial(weight=0.0))
+    checkpoint = {"state_dict": {n: v for n, v in other.state_dict().items() if not n.startswith("frozen")}}
+    with pytest.raises(MusiccmError, match="lacks discriminator"):
+        model.on_load_checkpoint(checkpoint)
+
+
+def test_divergence_names_step_and_clips(bundle, tmp_path):
+    model = make(bundle)
+    batches = make_batches(model, 1)
+    batches[0].latents_BCTF.fill_(float("nan"))
+    with pytest.raises(MusiccmError, match="step 0 .*0-0"):
+        fit(model, batches, tmp_path, 1)
+
+
+def test_a_curriculum_must_cover_the_run():
+    with pytest.raises(MusiccmError, match="until"):
+        Distillation(curriculum=[Phase(0.5)]).check()
+
+
+def test_phases_follow_progress():
+    settings = Distillation(curriculum=[Phase(0.5, 100), Phase(1.0, 20)])
+    assert [settings.phase(p).skip for p in (0.0, 0.49, 0.5, 1.0)] == [100, 100, 20, 20]
