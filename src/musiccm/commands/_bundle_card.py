@@ -27,9 +27,7 @@ def card(name: str, quality: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
     stages = quality["stages"]
     sections = [
         f"# {name}",
-        "A bundle for `musiccm` in the diffusers layout: every part was trained from scratch on the demo corpus, which "
-        "`musiccm prepare demo` composes and renders; no recording and no other model went into it. It makes music of "
-        "that small world and of no other.",
+        _about(quality["corpus"]),
         "Written by `musiccm pack`; the same figures stand in `quality.json`, the experiment files that made each part "
         "in `recipe/`.",
         _missing(quality["missing"]),
@@ -47,6 +45,13 @@ def card(name: str, quality: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
         "## Packed on", _bullets(quality["machine"]),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _about(corpus: Mapping[str, Any]) -> str:
+    kind = "A bundle for `musiccm` in the diffusers layout. It knows the music of the corpus below and no other."
+    if "composer_version" not in corpus:
+        return kind
+    return f"{kind} That corpus is composed and rendered by `musiccm prepare demo`: no recording went into it."
 
 
 def _missing(parts: Sequence[str]) -> str:
