@@ -14,6 +14,7 @@ CONFIG ?= experiments/$(EXPERIMENT).yaml
 SEED ?= 0
 CKPT ?= newest
 TRACKS ?= 2000
+TEST_TRACKS ?= 320
 DATA ?= data/demo
 BENCH ?= all
 ARGS ?=
@@ -42,7 +43,7 @@ $(READY): setup.cfg pyproject.toml
 	@touch $@
 
 train: $(READY)  ## corpus, latents, distillation and its table, from nothing
-	$(BIN)/musiccm prepare demo --out $(DATA) --tracks $(TRACKS) --seed 0
+	$(BIN)/musiccm prepare demo --out $(DATA) --tracks $(TRACKS) --test-tracks $(TEST_TRACKS) --seed 0
 	$(BIN)/musiccm prepare latents --config $(CONFIG)
 	$(BIN)/musiccm fit --config $(CONFIG) --seed_everything $(SEED) $(ARGS)
 	$(BIN)/musiccm test --config $(CONFIG) --ckpt_path newest
@@ -64,7 +65,7 @@ bundle: $(READY)  ## train every part of the embedded bundle in order (hours; go
 	$(BIN)/musiccm pack --from data/bundle-work --to src/musiccm/bundles/tiny --corpus $(DATA) $(ARGS)
 
 smoke: $(READY)  ## the whole of `make train`, tiny: does everything run?
-	$(MAKE) train EXPERIMENT=smoke DATA=data/smoke TRACKS=64
+	$(MAKE) train EXPERIMENT=smoke DATA=data/smoke TRACKS=64 TEST_TRACKS=32
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)

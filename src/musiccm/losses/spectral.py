@@ -19,7 +19,8 @@ class MultiResolutionStft(nn.Module):
     Args:
         fft_sizes: window lengths in samples.
         hop_ratio: hop as a share of the window.
-        floor: magnitudes are clamped here before the logarithm, or silence would dominate.
+        floor: added to magnitudes in quadrature, or silence would dominate the logarithm. Clamping would leave a silent
+            prediction without a gradient, and a network that starts silent would stay so.
     """
 
     def __init__(self, fft_sizes: Sequence[int] = (256, 512, 1024, 2048), hop_ratio: float = 0.25, floor: float = 1e-4):
@@ -31,13 +32,11 @@ class MultiResolutionStft(nn.Module):
             self.register_buffer(f"window_{size}", torch.hann_window(size), persistent=False)
 
     def magnitude(self, waveform_BS: Tensor, size: int) -> Tensor:
-        """Clamped STFT magnitude, [B, size // 2 + 1, frames]."""
+        """STFT magnitude with its floor, [B, size // 2 + 1, frames]."""
         window = self.get_buffer(f"window_{size}")
         hop = max(1, int(size * self.hop_ratio))
         spectrum = torch.stft(waveform_BS.float(), size, hop, window=window, return_complex=True)
-        # sqrt has an infinite slope at 0: clamp the power, not the magnitude
-        power = spectrum.real.square() + spectrum.imag.square()
-        return power.clamp(min=self.floor**2).sqrt()
+        return (spectrum.real.square() + spectrum.imag.square() + self.floor**2).sqrt()
 
     def forward(self, predicted_BS: Tensor, target_BS: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare two batches of waveforms.

@@ -39,6 +39,8 @@ class VocoderStage(Stage):
         reconstructed_share: share of the training segments, 0..1, whose mel first goes through the bundle's VAE: what
             the vocoder will hear in use. Needs `vae/` in the bundle.
         cost_frames: mel frames of the clip whose GFLOP and latency are reported.
+        mel_mean: what `normalize_before` subtracts from the mel, where the vocoder's configuration asks for it.
+        mel_std: what it divides by.
         **stage: arguments of `Stage`.
     """
 
@@ -56,12 +58,21 @@ class VocoderStage(Stage):
         mel_weight: float = 1.0,
         reconstructed_share: float = 0.0,
         cost_frames: int = 512,
+        mel_mean: float = -5.0,
+        mel_std: float = 3.0,
         **stage: Any,
     ) -> None:
         super().__init__(**stage)
         self.mel_config = mel or MelConfig()
         self.mel = LogMel(self.mel_config)
         self.part = SpeechT5HifiGan(SpeechT5HifiGanConfig(**vocoder)).train()
+        # transformers starts every weight at 0.01, which five stages turn into silence
+        for module in self.part.modules():
+            if isinstance(module, torch.nn.Conv1d | torch.nn.ConvTranspose1d):
+                module.reset_parameters()
+        if self.part.config.normalize_before:
+            self.part.mean.fill_(mel_mean)
+            self.part.scale.fill_(mel_std)
         self.check_dimensions()
         self.segment_frames, self.margin_frames, self.cost_frames = segment_frames, margin_frames, cost_frames
         self.stft_weight, self.mel_weight = stft_weight, mel_weight
