@@ -25,6 +25,12 @@ def test_a_file_states_only_its_difference(write):
     }
 
 
+def test_a_run_is_named_after_its_own_file_even_where_the_base_has_a_name(write):
+    write("demo.yaml", "experiment: demo\na: 1\n")
+    assert load_experiment(write("ablation.yaml", "base: demo.yaml\n"))["experiment"] == "ablation"
+    assert load_experiment(write("named.yaml", "base: demo.yaml\nexperiment: mine\n"))["experiment"] == "mine"
+
+
 def test_several_bases_and_several_files_later_ones_win(write):
     write("a.yaml", "x: 1\ny: 1\nz: 1\n")
     write("b.yaml", "y: 2\nz: 2\n")

@@ -3,6 +3,7 @@
 A file may open with ``base: ../demo.yaml`` (a path relative to itself) or a list of such paths. The base is read first,
 and then the file is laid over it: mappings merge key by key, everything else replaces, ``key+:`` appends to the base's
 list, and a block whose ``class_path`` differs replaces the base's block whole, since the arguments belong to the class.
+The base's ``experiment``, the name of its runs' folder, is not passed on.
 """
 
 from __future__ import annotations
@@ -110,6 +111,8 @@ def _load_with_bases(path: Path, above: Sequence[Path]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for base in bases:
         merged = merge(merged, _load_with_bases(path.parent / base, [*above, path.resolve()]))
+    # A base's name is its own: a derived run must not go to the folder of the run that it is compared with.
+    merged.pop("experiment", None)
     return merge(merged, content)
 
 
