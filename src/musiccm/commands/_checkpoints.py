@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,15 +43,20 @@ class CheckpointFiles(TorchCheckpointIO):
             checkpoint = super().load_checkpoint(path, map_location, weights_only=True)
         except FileNotFoundError:
             raise
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        except Exception as error:  # a broken file shows as whatever the unpickler tripped over
             raise MusiccmError(
-                f"{path}: not a readable checkpoint ({reason}); name another by --ckpt_path, or train again"
+                f"{path}: not a readable checkpoint ({reason(error)}); name another, or train again"
             ) from error
         if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
             raise MusiccmError(f"{path}: expected a checkpoint of a run, found a file without a state_dict; those of "
                                "this project lie in lightning_logs/NAME/version_N/checkpoints")
         return dict(checkpoint)
+
+
+def reason(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _write(path: Path, buffer: io.BytesIO) -> None:

@@ -85,17 +85,17 @@ def read_student(path: Path) -> tuple[dict[str, Tensor], int]:
     Raises:
         MusiccmError: If the file is missing, unreadable, or of another system.
     """
-    import pickle
-
     import torch
+
+    from musiccm.commands._checkpoints import reason
 
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         hint = "runs keep theirs in lightning_logs/NAME/version_N/checkpoints"
         raise MusiccmError(f"{path}: no such checkpoint; {hint}") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise MusiccmError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # a broken file shows as whatever the unpickler tripped over
+        raise MusiccmError(f"{path}: not a readable checkpoint ({reason(error)})") from error
     weights = checkpoint.get("state_dict", {}) if isinstance(checkpoint, Mapping) else {}
     state = {k.removeprefix(STUDENT_WEIGHTS): v for k, v in weights.items() if k.startswith(STUDENT_WEIGHTS)}
     if not state:

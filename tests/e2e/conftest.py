@@ -1,0 +1,101 @@
+"""One small world for all end-to-end tests: a demo corpus, a bundle with random weights, its latents, an experiment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_bundle import build_random_bundle
+
+from musiccm import cli
+
+REPOSITORY = Path(__file__).parents[2]
+CLIP_SAMPLES = 128 * 160  # eight latent frames
+TRAIN_TRACKS, TEST_TRACKS = 20, 4
+
+
+def evaluation(**changes: object) -> dict:
+    arguments = {"guidance_scale": 3.0, "steps": [1, 2], "teacher_steps": [2, 1], "limit": TEST_TRACKS, "batch_size": 4,
+                 "n_panels": 2, "panel_labels": ["teacher@2", "student@2"], "val_steps": [1], "val_limit": 2}
+    return {"class_path": "musiccm.callbacks.evaluation.Evaluation", "init_args": arguments | changes}
+
+
+def checkpoints(every: int) -> dict:
+    arguments = {"every_n_train_steps": every, "save_top_k": 0, "save_last": True}
+    return {"class_path": "pytorch_lightning.callbacks.ModelCheckpoint", "init_args": arguments}
+
+
+class World:
+    """The folder that all runs share; each run has a folder of its own to work in."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.corpus, self.bundle, self.cache = root / "corpus", root / "bundle", root / "latents"
+
+    def experiment(self, folder: Path, name: str, callbacks: list[dict], **trainer: object) -> Path:
+        """Write an experiment whose base is the shipped one of `make smoke`."""
+        content = {
+            "base": str(REPOSITORY / "experiments" / "smoke.yaml"),
+            "experiment": name,
+            "trainer": {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False,
+                        "callbacks": callbacks, **trainer},
+            "model": {"init_args": {
+                "bundle": str(self.bundle),
+                "adversarial": {"crop_frames": 4, "head_width": 8},
+                "optimization": {"lr": 1e-3},
+            }},
+            "data": {"init_args": {
+                "root": str(self.corpus), "cache_dir": str(self.cache), "bundle": str(self.bundle),
+                "clip_samples": CLIP_SAMPLES, "windows_per_track": 2, "batch_size": 8, "val_clips": 2,
+            }},
+        }
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `musiccm` as a process of its own, with the package from this tree; none outlives the test."""
+    running: list[subprocess.Popen[str]] = []
+
+    def begin(
+        arguments: list[str], folder: Path, modules: Path | None = None, **variables: str
+    ) -> subprocess.Popen[str]:
+        paths = [str(REPOSITORY / "src"), str(modules or ""), os.environ.get("PYTHONPATH", "")]
+        kept = {key: value for key, value in os.environ.items() if key != "MUSICCM_DEBUG"}
+        environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1", **variables}
+        running.append(subprocess.Popen(
+            [sys.executable, "-m", "musiccm", *arguments], cwd=folder, env=kept | environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ))
+        return running[-1]
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    made = World(tmp_path_factory.mktemp("world"))
+    build_random_bundle(made.bundle, frames=8)
+    tracks = ["--tracks", str(TRAIN_TRACKS), "--test-tracks", str(TEST_TRACKS), "--seed", "1", "--workers", "2"]
+    assert cli.main(["prepare", "demo", "--out", str(made.corpus), *tracks]) == 0
+    path = made.experiment(made.root, "prepared", [])
+    assert cli.main(["prepare", "latents", "--config", str(path)]) == 0
+    return made
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MUSICCM_DEBUG", raising=False)
+    return tmp_path
