@@ -108,6 +108,21 @@ def test_saved_config_runs_again_and_resuming_stays_in_its_folder(here):
     assert torch.load(find_checkpoint("newest", runs), weights_only=True)["global_step"] == 6
 
 
+def test_last_ckpt_holds_the_last_step_whatever_the_cadence(here):
+    saver = "pytorch_lightning.callbacks.ModelCheckpoint"
+    (here / "odd.yaml").write_text(
+        f"base: toy.yaml\ntrainer: {{max_steps: 7, callbacks: [{{class_path: {saver}, "
+        "init_args: {every_n_train_steps: 3, save_top_k: 0, save_last: true}}]}\n"
+    )
+    assert cli.main(["fit", "--config", "odd.yaml"]) == 0
+    last = here / "lightning_logs/odd/version_0/checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 7
+    # Four batches an epoch: the file was written in the second, which is not over.
+    arguments = ["--ckpt_path", "newest", "--trainer.max_steps", "8"]
+    assert cli.main(["fit", "--config", "odd.yaml", *arguments]) == 0
+    assert torch.load(last, weights_only=True)["loops"]["fit_loop"]["epoch_progress"]["total"]["ready"] == 2
+
+
 def test_without_a_logger_nothing_is_written_here(here):
     before = {p.name for p in here.iterdir()}
     quiet = ["--trainer.logger", "false", "--trainer.enable_checkpointing", "false"]

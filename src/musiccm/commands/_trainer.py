@@ -12,6 +12,7 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from musiccm.callbacks.last_step import LastStep
 from musiccm.callbacks.provenance import SaveConfigWithProvenance
 from musiccm.commands._checkpoints import CheckpointFiles
 from musiccm.errors import MusiccmError
@@ -77,7 +78,10 @@ class TrainerCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(str(folder.parent), name=folder.name, version=version)
         if options.trainer.plugins is None:
             kwargs["plugins"] = [CheckpointFiles()]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        # Behind the checkpoint callbacks, which Lightning sorts to the end.
+        trainer.callbacks.append(LastStep())
+        return trainer
 
 
 def find_checkpoint(wanted: str | None, runs: Path) -> str | None:
