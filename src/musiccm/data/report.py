@@ -30,8 +30,8 @@ class Report:
         split: Which folder of it.
         found: Audio files found.
         bad: Those left out.
-        converted: Usable files that are changed on reading, counted by what is done: `mixed_to_mono`, and
-            `other_rate_<hz>`.
+        converted: Usable files counted by kind: `mixed_to_mono`, and `rate_<hz>_hz`, which are resampled unless it is
+            the rate of the windows.
     """
 
     root: str
