@@ -48,10 +48,11 @@ def make(bundle: str, **kwargs) -> MusicCM:
     return MusicCM(bundle, **{**defaults, **kwargs})
 
 
-def fit(model, batches, tmp_path, steps, ckpt_path=None, callbacks=()):
+def fit(model, batches, tmp_path, steps, ckpt_path=None, callbacks=(), **options):
     trainer = Trainer(
         max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         default_root_dir=tmp_path, callbacks=list(callbacks), enable_checkpointing=bool(callbacks),
+        **options,
     )  # fmt: skip
     trainer.fit(model, DataLoader(batches, batch_size=None), ckpt_path=ckpt_path)
     return trainer
@@ -109,7 +110,7 @@ def test_distillation_loss_is_zero_where_student_and_target_agree(bundle):
 
     model.frozen["teacher"] = Oracle()
     model.consistency = lambda which="slow": Oracle()
-    model.trainer = type("T", (), {"estimated_stepping_batches": 10, "global_step": 5})()
+    model.trainer = type("T", (), {"max_steps": 10, "max_epochs": -1, "global_step": 5})()
     _, loss, parts = model.distil(z0, batch.text_BD, torch.Generator().manual_seed(0))
     assert loss.item() == pytest.approx(0.0, abs=1e-6)
     assert parts["loss_distil"] == loss
@@ -132,6 +133,37 @@ def test_accumulation_steps_once_in_n_batches(bundle, tmp_path):
     model = make(bundle, optimization=Optimization(lr=1e-3, accumulate=2))
     trainer = fit(model, make_batches(model, 8), tmp_path, 4)
     assert trainer.global_step == 4 and model.batches_seen == 8
+
+
+def test_progress_counts_steps_and_not_batches_whatever_bounds_the_run(bundle, tmp_path):
+    model = make(bundle, optimization=Optimization(accumulate=2), adversarial=Adversarial(weight=0.0))
+    seen = []
+    model._log_parts = lambda *_: seen.append((model.global_step, model._progress()))
+    fit(model, make_batches(model, 6), tmp_path, 100, max_epochs=1)
+    assert model.global_step == 3
+    # The warm start takes one of the three steps.
+    assert seen == [(0, 0.0), (1, 0.0), (1, 0.0), (2, 0.5), (2, 0.5), (3, 1.0)]
+
+
+def test_a_run_without_an_end_is_refused(bundle, tmp_path):
+    model = make(bundle)
+    with pytest.raises(MusiccmError, match="trainer.max_steps"):
+        fit(model, make_batches(model, 1), tmp_path, -1, max_epochs=-1, max_time="00:00:01:00")
+
+
+def test_float16_is_refused(bundle):
+    model = make(bundle)
+    model.trainer = type("T", (), {"precision": "16-mixed"})()
+    with pytest.raises(MusiccmError, match="bf16-mixed"):
+        model.on_fit_start()
+
+
+def test_the_logged_learning_rate_is_the_one_that_the_step_used(bundle, tmp_path):
+    model = make(bundle, optimization=Optimization(lr=0.8, warmup_steps=4), adversarial=Adversarial(weight=0.0))
+    logged = []
+    model._log_parts = lambda loss, parts, *_: logged.append((parts["lr"], model.optimizers().param_groups[0]["lr"]))
+    fit(model, make_batches(model, 3), tmp_path, 3)
+    assert logged == [(pytest.approx(lr), pytest.approx(lr)) for lr in (0.2, 0.4, 0.6)]
 
 
 def test_gradients_are_clipped(bundle, tmp_path):
@@ -170,6 +202,16 @@ def test_a_checkpoint_of_another_shape_is_refused_by_name(bundle):
         model.on_load_checkpoint(checkpoint)
 
 
+def test_a_checkpoint_of_another_prediction_type_is_refused(bundle):
+    model = make(bundle)
+    checkpoint = {"state_dict": model.state_dict()}
+    model.on_save_checkpoint(checkpoint)
+    make(bundle).on_load_checkpoint({**checkpoint, "state_dict": dict(checkpoint["state_dict"])})
+    other = make(bundle, distillation=Distillation(prediction_type="epsilon"))
+    with pytest.raises(MusiccmError, match="prediction_type = 'v_prediction'.*'epsilon'"):
+        other.on_load_checkpoint(checkpoint)
+
+
 def test_divergence_names_step_and_clips(bundle, tmp_path):
     model = make(bundle)
     batches = make_batches(model, 1)
@@ -181,6 +223,22 @@ def test_divergence_names_step_and_clips(bundle, tmp_path):
 def test_a_curriculum_must_cover_the_run():
     with pytest.raises(MusiccmError, match="until"):
         Distillation(curriculum=[Phase(0.5)]).check()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"solver": "euler"}, {"distance": "l1"}, {"timestep_mode": "random"}, {"tail": 2.0}, {"prediction_type": "v"},
+     {"audio_condition_share": -1.0}, {"curriculum": [Phase(jumps="all")]}, {"curriculum": [Phase(jumps=0)]}],
+)  # fmt: skip
+def test_a_wrong_setting_is_refused_before_the_run_and_not_after_the_warm_start(wrong):
+    with pytest.raises(MusiccmError, match=f"distillation.{next(iter(wrong))}"):
+        Distillation(**wrong).check()
+
+
+@pytest.mark.parametrize("wrong", [{"accumulate": 0}, {"lr": -1.0}, {"clip_norm": 0.0}])
+def test_a_wrong_optimization_is_refused(wrong):
+    with pytest.raises(MusiccmError, match=f"optimization.{next(iter(wrong))}"):
+        Optimization(**wrong).check()
 
 
 def test_phases_follow_progress():

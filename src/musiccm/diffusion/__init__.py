@@ -2,7 +2,14 @@
 
 from musiccm.diffusion.boundary import consistency_boundary
 from musiccm.diffusion.contracts import BoundDenoise, ConsistencyFunction, Denoise
-from musiccm.diffusion.grid import check_skip, check_timesteps, sample_grid_index, sampling_timesteps, student_grid
+from musiccm.diffusion.grid import (
+    TIMESTEP_MODES,
+    check_skip,
+    check_timesteps,
+    sample_grid_index,
+    sampling_timesteps,
+    student_grid,
+)
 from musiccm.diffusion.guidance import guide, refuse_guidance, scale_from_w, with_guidance
 from musiccm.diffusion.prediction import (
     PREDICTION_TYPES,
@@ -18,6 +25,7 @@ from musiccm.diffusion.solvers import SOLVERS, ddim_jump, heun_jump, jump_to_tar
 __all__ = [
     "PREDICTION_TYPES",
     "SOLVERS",
+    "TIMESTEP_MODES",
     "BoundDenoise",
     "ConsistencyFunction",
     "Denoise",

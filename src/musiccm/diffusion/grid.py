@@ -9,6 +9,8 @@ from torch import Tensor
 
 from musiccm.errors import MusiccmError
 
+TIMESTEP_MODES = ("uniform", "stratified")
+
 
 def student_grid(num_train_timesteps: int = 1000, points: int = 50) -> Tensor:
     """The evenly spaced grid that the student is trained on: 19, 39, ..., 999 for 50 points of 1000.
@@ -52,7 +54,7 @@ def sample_grid_index(
     Raises:
         MusiccmError: if `mode` or `tail` is not as described.
     """
-    if mode not in ("uniform", "stratified"):
+    if mode not in TIMESTEP_MODES:
         raise MusiccmError(f"timestep sampling mode: expected 'uniform' or 'stratified', found {mode!r}.")
     if not 0.0 <= tail <= 1.0:
         raise MusiccmError(f"tail: expected a probability between 0 and 1, found {tail}.")

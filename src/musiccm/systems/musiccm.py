@@ -72,6 +72,7 @@ class MusicCM(pl.LightningModule):
         self.adversarial = adversarial or Adversarial()
         self.optimization = optimization or Optimization()
         self.distillation.check()
+        self.optimization.check()
         self.bundle = Bundle.from_pretrained(bundle)
         self.schedule = NoiseSchedule.from_config(self.bundle.scheduler_config)
         self.grid = student_grid(self.schedule.num_train_timesteps, self.distillation.grid_points)
@@ -206,6 +207,7 @@ class MusicCM(pl.LightningModule):
         generator = keyed_generator(self.seed, "distil", self.global_rank, self.batches_seen)
         self.batches_seen += 1
         last = self.batches_seen % self.optimization.accumulate == 0
+        lr = self.optimization.lr * self._lr_factor()
         z0 = self.codec.normalise(batch.latents_BCTF)
         cond_BD = self._condition(batch, generator)
         adversarial = None
@@ -221,10 +223,10 @@ class MusicCM(pl.LightningModule):
         self._check_finite(loss, batch)
         self.manual_backward(loss / self.optimization.accumulate)
         if last:
-            parts["grad_norm_student"] = self._student_step()
+            parts["grad_norm_student"] = self._student_step(lr)
         if adversarial is not None:
             parts |= self._discriminator_step(adversarial, last)
-        self._log_parts(loss, parts, len(batch), time.perf_counter() - started)
+        self._log_parts(loss, {**parts, "lr": lr}, len(batch), time.perf_counter() - started)
 
     def _judge(self, z0: Tensor, x0_pred: Tensor, text_BD: Tensor, generator: torch.Generator) -> dict[str, Any]:
         crop = self._crop(z0.shape[2], generator)
@@ -235,11 +237,11 @@ class MusicCM(pl.LightningModule):
         loss_g, _ = generator_loss(self.discriminator, fake, cond_BD)
         return {"loss_g": loss_g, "real": real, "fake": [f.detach() for f in fake], "cond": cond_BD}
 
-    def _student_step(self) -> Tensor:
+    def _student_step(self, lr: float) -> Tensor:
         optimizer = self._optimizers()[0]
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.optimization.clip_norm)
         for group in optimizer.param_groups:
-            group["lr"] = self.optimization.lr * self._lr_factor()
+            group["lr"] = lr
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.student_ema_target.update(self.student)
@@ -279,7 +281,28 @@ class MusicCM(pl.LightningModule):
     def _progress(self) -> float:
         """Share of the run's steps after the warm start that are done."""
         warm = self.distillation.warm_start_steps
-        return max(0, self.global_step - warm) / max(1, int(self.trainer.estimated_stepping_batches) - warm)
+        return max(0, self.global_step - warm) / max(1, self._total_steps() - warm)
+
+    def _total_steps(self) -> int:
+        """Steps of the whole run. Lightning's own estimate takes every batch for a step under manual optimization."""
+        bounds = [self.trainer.max_steps] if self.trainer.max_steps != -1 else []
+        if self.trainer.max_epochs not in (None, -1) and self.trainer.num_training_batches != math.inf:
+            batches = self.trainer.max_epochs * int(self.trainer.num_training_batches)
+            bounds.append(batches // self.optimization.accumulate)
+        if not bounds:
+            raise MusiccmError(
+                "trainer.max_steps: expected the number of steps, found none (and no max_epochs): the curriculum and "
+                "the learning rate are shares of the run. Set it, whether or not max_time ends the run earlier."
+            )
+        return min(bounds)
+
+    def on_fit_start(self) -> None:
+        """Refuse what would train wrongly without a word."""
+        if str(self.trainer.precision).startswith("16"):
+            raise MusiccmError(
+                f"trainer.precision: expected 32-true or bf16-mixed, found {self.trainer.precision!r}. Under manual "
+                "optimization Lightning clips float16 gradients while they are still scaled."
+            )
 
     def _lr_factor(self) -> float:
         o = self.optimization
@@ -300,17 +323,16 @@ class MusicCM(pl.LightningModule):
                 "Lower optimization.lr, or resume from the last checkpoint of this run."
             )
 
-    def _log_parts(self, loss: Tensor, parts: dict[str, Tensor], samples: int, seconds: float) -> None:
+    def _log_parts(self, loss: Tensor, parts: dict[str, Any], samples: int, seconds: float) -> None:
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log("train/samples_per_s", samples / seconds, prog_bar=True)
-        self.log("train/lr", self.optimization.lr * self._lr_factor())
         self.log_dict({f"train/{name}": value for name, value in parts.items()})
         every = self.trainer.log_every_n_steps
         if every and self.global_step % every == 0:
             self.log("train/ema_distance", self.student_ema_slow.distance(self.student))
 
     def validation_step(self, batch: LatentBatch, batch_idx: int) -> None:
-        """The slow average's distance to the guided teacher's own one-jump target, with noise fixed across epochs."""
+        """How far the slow average is from its own answer one guided teacher jump further on; fixed noise."""
         generator = keyed_generator(self.seed, "validate", batch_idx)
         z0 = self.codec.normalise(batch.latents_BCTF)
         index = sample_grid_index(len(z0), len(self.grid), generator, "stratified")
@@ -318,9 +340,12 @@ class MusicCM(pl.LightningModule):
         z = self.schedule.add_noise(z0, _normal(z0, generator), t_B)
         f = self.consistency("slow")
         teacher = self._guided_teacher(batch.text_BD)
-        z_hat, t_next_B = jump_to_target(teacher, self.schedule, z, t_B, self.distillation.phase(1.0).skip)
+        phase, settings = self.distillation.phase(1.0), self.distillation
+        # A jump to clean may have any size; one on the grid is needed here, where the student answers at both ends.
+        skip = int(self.grid[0]) + 1 if phase.jumps == "to_zero" else phase.skip
+        z_hat, t_next_B = jump_to_target(teacher, self.schedule, z, t_B, skip)
         loss, _ = distillation_loss(
-            f(z, t_B, batch.text_BD), f(z_hat, t_next_B, batch.text_BD), self.distillation.distance
+            f(z, t_B, batch.text_BD), f(z_hat, t_next_B, batch.text_BD), settings.distance, settings.huber_h
         )
         self.log("val/loss_distil", loss, batch_size=len(batch), sync_dist=True)
 
@@ -332,20 +357,36 @@ class MusicCM(pl.LightningModule):
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith(FROZEN)}
         checkpoint["batches_seen"] = self.batches_seen
+        checkpoint["student"] = self._identity()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the frozen parts back, so that loading stays strict, and refuse a checkpoint of another shape."""
         self.batches_seen = checkpoint.get("batches_seen", 0)
         mine = {name: value for name, value in self.state_dict().items() if name.startswith(FROZEN)}
         checkpoint["state_dict"] |= mine
-        _check_fit(self.state_dict(), checkpoint["state_dict"])
+        path = getattr(self._trainer, "ckpt_path", None) or "the checkpoint"
+        _check_fit(str(path), self.state_dict(), checkpoint["state_dict"])
+        stated = checkpoint.get("student", {})
+        for key, value in self._identity().items():
+            if stated.get(key, value) != value:
+                raise MusiccmError(
+                    f"{path}: its student was trained with {key} = {stated[key]!r}, but model.init_args.distillation "
+                    f"says {value!r}: the weights would be read as something else. Name the config.yaml beside the "
+                    "checkpoint's folder."
+                )
+
+    def _identity(self) -> dict[str, Any]:
+        """What the student's weights mean, which their shapes do not tell."""
+        d = self.distillation
+        return {"prediction_type": d.prediction_type, "grid_points": d.grid_points, "sigma_data": d.sigma_data,
+                "timestep_scaling": d.timestep_scaling}
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator).to(like.device)
 
 
-def _check_fit(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+def _check_fit(path: str, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     reasons = [f"it lacks {name}" for name in missing] + [f"it has {name} in excess" for name in extra]
     for name in expected.keys() & found.keys():
@@ -353,6 +394,6 @@ def _check_fit(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
             reasons.append(f"{name} is {tuple(found[name].shape)} in it and {tuple(expected[name].shape)} here")
     if reasons:
         raise MusiccmError(
-            f"the checkpoint does not fit this configuration: {'; '.join(reasons[:3])} ({len(reasons)} differences). "
+            f"{path} does not fit this configuration: {'; '.join(reasons[:3])} ({len(reasons)} differences). "
             "Resume with the config.yaml that lies beside the checkpoint's folder."
         )

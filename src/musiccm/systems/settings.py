@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from musiccm.diffusion import PREDICTION_TYPES, SOLVERS, TIMESTEP_MODES
 from musiccm.errors import MusiccmError
+from musiccm.losses import DISTANCES
 
 
 @dataclass
@@ -70,11 +72,26 @@ class Distillation:
         return next((phase for phase in self.curriculum if progress < phase.until), self.curriculum[-1])
 
     def check(self) -> None:
-        """Refuse a curriculum that does not cover the run.
+        """Refuse at once what would only be refused once the warm start is over.
 
         Raises:
-            MusiccmError: the phases' ends do not ascend to 1.
+            MusiccmError: an unknown name, a number out of range, or phases whose ends do not ascend to 1.
         """
+        for key, known in {"solver": SOLVERS, "distance": DISTANCES, "prediction_type": PREDICTION_TYPES,
+                           "timestep_mode": TIMESTEP_MODES}.items():
+            if getattr(self, key) not in known:
+                raise MusiccmError(
+                    f"distillation.{key}: expected one of {', '.join(known)}, found {getattr(self, key)!r}."
+                )
+        for key in ("tail", "audio_condition_share"):
+            if not 0.0 <= getattr(self, key) <= 1.0:
+                raise MusiccmError(f"distillation.{key}: expected a share in [0, 1], found {getattr(self, key)}.")
+        for phase in self.curriculum:
+            if phase.jumps != "to_zero" and not (isinstance(phase.jumps, int) and phase.jumps >= 1):
+                raise MusiccmError(
+                    "distillation.curriculum: expected jumps to be a positive whole number or 'to_zero', found "
+                    f"{phase.jumps!r}."
+                )
         ends = [phase.until for phase in self.curriculum]
         if not ends or ends != sorted(set(ends)) or ends[0] <= 0 or ends[-1] != 1.0:
             raise MusiccmError(
@@ -130,3 +147,13 @@ class Optimization:
     final_lr_share: float = 0.0
     clip_norm: float = 1.0
     accumulate: int = 1
+
+    def check(self) -> None:
+        """Refuse numbers that stop a run halfway, or stop it from learning.
+
+        Raises:
+            MusiccmError: a number out of range.
+        """
+        for key in ("accumulate", "lr", "clip_norm"):
+            if not getattr(self, key) > 0:
+                raise MusiccmError(f"optimization.{key}: expected a number above 0, found {getattr(self, key)}.")
