@@ -2,26 +2,22 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import LCMScheduler
+from tiny_bundle import build_random_bundle, make_unet
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from tiny_bundle import build_random_bundle, make_unet  # noqa: E402
-
-from musiccm.cli import main  # noqa: E402
-from musiccm.commands.generate import output_paths  # noqa: E402
-from musiccm.diffusion import consistency_boundary  # noqa: E402
-from musiccm.errors import MusiccmError  # noqa: E402
-from musiccm.export import StudentInfo, export_student  # noqa: E402
-from musiccm.models.bundle import Bundle  # noqa: E402
-from musiccm.models.denoiser import Consistency, Denoiser  # noqa: E402
-from musiccm.pipeline import Pipeline, sample_seeds  # noqa: E402
-from musiccm.samplers import sample_noise  # noqa: E402
+from musiccm.cli import main
+from musiccm.commands.generate import output_paths
+from musiccm.diffusion import consistency_boundary
+from musiccm.errors import MusiccmError
+from musiccm.export import StudentInfo, export_student
+from musiccm.models.bundle import Bundle
+from musiccm.models.denoiser import Consistency, Denoiser
+from musiccm.pipeline import Pipeline, sample_seeds
+from musiccm.samplers import sample_noise
 
 INFO = StudentInfo("v_prediction", 3.0, recipe={"seed": 7}, rows=[{"model": "student", "steps": 4, "fd_tagger": 1.25}])
 PROMPTS = ["a calm piano melody", "slow organ chords"]

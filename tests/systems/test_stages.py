@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,21 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from small_corpus import write_corpus
+from tiny_bundle import build_random_bundle, make_clap, make_unet, make_vae, make_vocoder
 from torch.utils.data import DataLoader
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "data")]
-from small_corpus import write_corpus  # noqa: E402
-from tiny_bundle import build_random_bundle, make_clap, make_unet, make_vae, make_vocoder  # noqa: E402
-
-from musiccm.data.batch import LatentBatch  # noqa: E402
-from musiccm.data.module import MusicDataModule  # noqa: E402
-from musiccm.errors import MusiccmError  # noqa: E402
-from musiccm.models.bundle import Bundle  # noqa: E402
-from musiccm.systems.stages.audiomae import AudioMaeStage  # noqa: E402
-from musiccm.systems.stages.base import Stage, warmup_cosine  # noqa: E402
-from musiccm.systems.stages.clap import ClapStage  # noqa: E402
-from musiccm.systems.stages.tagger import TaggerStage, group_accuracy  # noqa: E402
-from musiccm.systems.stages.teacher import TeacherStage  # noqa: E402
-from musiccm.systems.stages.vae import VaeStage  # noqa: E402
-from musiccm.systems.stages.vocoder import VocoderStage  # noqa: E402
+from musiccm.data.batch import LatentBatch
+from musiccm.data.module import MusicDataModule
+from musiccm.errors import MusiccmError
+from musiccm.models.bundle import Bundle
+from musiccm.systems.stages.audiomae import AudioMaeStage
+from musiccm.systems.stages.base import Stage, warmup_cosine
+from musiccm.systems.stages.clap import ClapStage
+from musiccm.systems.stages.tagger import TaggerStage, group_accuracy
+from musiccm.systems.stages.teacher import TeacherStage
+from musiccm.systems.stages.vae import VaeStage
+from musiccm.systems.stages.vocoder import VocoderStage
 
 CLIP_SAMPLES = 20480  # 128 mel frames
 SMALL_TAGGER = {"stem_widths": [4, 4, 8], "width": 16, "dilations": [1, 2], "embedding_width": 16}

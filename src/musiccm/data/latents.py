@@ -252,7 +252,3 @@ class LatentCache:
     def text(self, row: int, caption: int = 0) -> Tensor:
         """CLAP embedding of one of a window's captions, [D]."""
         return self._rows(row // self._shard_size, "clap_text", self._text_start[row] + caption, 1)[0]
-
-    def all_audio(self) -> Tensor:
-        """CLAP audio embeddings of every window, [n, D]."""
-        return torch.stack([self.audio(row) for row in range(len(self))])

@@ -1,6 +1,0 @@
-"""Lets these tests import the closed-form data of tests/diffusion, whichever way pytest was started."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "diffusion"))
