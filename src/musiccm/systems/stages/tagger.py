@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from musiccm.audio.augment import Degradation, degrade
 from musiccm.audio.mel import LogMel, MelConfig
 from musiccm.data.batch import WaveformBatch
 from musiccm.errors import MusiccmError
@@ -41,8 +42,8 @@ class TaggerStage(Stage):
     Args:
         tagger: `TaggerConfig` fields, without `tags`.
         mel: mel front end.
-        gain_range: the log-mel of each training clip is shifted by a number uniform in +- this (0.3 is 2.6 dB), so that
-            loudness is no cue.
+        degradation: how training clips are degraded. A tagger that only knows clean renderings hears a codec's blur as
+            another instrument.
         **stage: arguments of `Stage`.
     """
 
@@ -50,11 +51,15 @@ class TaggerStage(Stage):
     part: Tagger
 
     def __init__(
-        self, tagger: dict[str, Any] | None = None, mel: MelConfig | None = None, gain_range: float = 0.3, **stage: Any
+        self,
+        tagger: dict[str, Any] | None = None,
+        mel: MelConfig | None = None,
+        degradation: Degradation | None = None,
+        **stage: Any,
     ) -> None:
         super().__init__(**stage)
         self.mel = LogMel(mel or MelConfig())
-        self.config, self.gain_range = dict(tagger or {}), gain_range
+        self.config, self.degradation = dict(tagger or {}), degradation or Degradation()
         self.built = False
 
     def setup(self, stage: str) -> None:
@@ -70,9 +75,8 @@ class TaggerStage(Stage):
 
     def loss(self, batch: WaveformBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy, averaged over tags."""
-        mel_BMN = self.mel(batch.waveform_BS)
-        shift_B = self.gain_range * (2.0 * torch.rand(len(mel_BMN), 1, 1, generator=generator) - 1.0)
-        _, logits_BG = self.part(mel_BMN + shift_B.to(mel_BMN))
+        mel_BMN = degrade(self.mel(batch.waveform_BS), self.degradation, generator)
+        _, logits_BG = self.part(mel_BMN)
         return F.binary_cross_entropy_with_logits(logits_BG, batch.tags_BG), {}
 
     def measure(self, batch: WaveformBatch, generator: torch.Generator) -> dict[str, Any]:
