@@ -138,7 +138,8 @@ def _read_cache(path: Path, min_duration_s: float) -> dict[str, dict]:
         return {}
     same = isinstance(cache, dict) and (cache.get("version"), cache.get("min_duration_s")) == (
         _SCAN_VERSION, min_duration_s)
-    return cache["files"] if same else {}
+    files = cache.get("files") if same else None
+    return files if isinstance(files, dict) else {}
 
 
 def _write_if_possible(path: Path, write) -> None:

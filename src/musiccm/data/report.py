@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,10 +80,3 @@ class Report:
             f"{self}: more than the accepted {max_bad_fraction:.0%} are bad. First: {first}{more}. "
             "Repair or remove them, or raise max_bad_fraction"
         )
-
-
-def read_report(path: Path) -> Report:
-    """Read a report that `Report.write` wrote."""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    return Report(data["root"], data["split"], data["found"], [BadItem(**item) for item in data["bad"]],
-                  data["converted"])
