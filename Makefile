@@ -15,12 +15,13 @@ SEED ?= 0
 CKPT ?= newest
 TRACKS ?= 2000
 TEST_TRACKS ?= 320
-DATA ?= data/demo
 BENCH ?= all
 ARGS ?=
 # The order in which the parts of the embedded bundle need each other.
 STAGES ?= clap vae tagger vocoder audiomae teacher
 BUNDLE_TRACKS ?= 6000
+# What experiments/stages/base.yaml reads: a corpus beside the demo's, which `make train` may complete as it needs.
+BUNDLE_CORPUS := data/bundle-corpus
 
 .PHONY: help setup train eval bundle smoke test lint bench clean
 
@@ -35,7 +36,8 @@ setup: $(READY)  ## make the virtual environment (the other targets do it by the
 
 $(READY): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1); 3.10 or newer is needed: make PYTHON=python3.11 ..." >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python3 cannot make virtual environments here; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments here; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) -m venv $(VENV) failed, see above" >&2; exit 1; }
 	@echo "installing the dependencies into $(VENV) (about 5 GB, some minutes, once)"
 	@$(PIP) install -e ".[dev,eval]"
 # Their declared dependencies cannot be built on Python 3 and are not needed; what is, stands in setup.cfg under `eval`.
@@ -43,7 +45,7 @@ $(READY): setup.cfg pyproject.toml
 	@touch $@
 
 train: $(READY)  ## corpus, latents, distillation and its table, from nothing
-	$(BIN)/musiccm prepare demo --out $(DATA) --tracks $(TRACKS) --test-tracks $(TEST_TRACKS) --seed 0
+	$(BIN)/musiccm prepare demo --config $(CONFIG) --tracks $(TRACKS) --test-tracks $(TEST_TRACKS) --seed 0
 	$(BIN)/musiccm prepare latents --config $(CONFIG)
 	$(BIN)/musiccm fit --config $(CONFIG) --seed_everything $(SEED) $(ARGS)
 	$(BIN)/musiccm test --config $(CONFIG) --ckpt_path newest
@@ -52,7 +54,7 @@ eval: $(READY)  ## recompute the table from the newest checkpoint, or CKPT=FILE
 	$(BIN)/musiccm test --config $(CONFIG) --ckpt_path $(CKPT)
 
 bundle: $(READY)  ## train every part of the embedded bundle in order (hours; goes on where it stopped)
-	$(BIN)/musiccm prepare demo --out $(DATA) --tracks $(BUNDLE_TRACKS) --test-tracks 1000 --seed 0
+	$(BIN)/musiccm prepare demo --out $(BUNDLE_CORPUS) --tracks $(BUNDLE_TRACKS) --test-tracks 1000 --seed 0
 	@mkdir -p out/bundle
 	@for stage in $(STAGES); do \
 	  if [ -e out/bundle/$$stage.done ]; then echo "$$stage: done already"; continue; fi; \
@@ -62,10 +64,10 @@ bundle: $(READY)  ## train every part of the embedded bundle in order (hours; go
 	    || { tail -n 5 out/bundle/$$stage.log >&2; exit 1; }; \
 	  touch out/bundle/$$stage.done; \
 	done
-	$(BIN)/musiccm pack --from data/bundle-work --to src/musiccm/bundles/tiny --corpus $(DATA) $(ARGS)
+	$(BIN)/musiccm pack --from data/bundle-work --to src/musiccm/bundles/tiny --corpus $(BUNDLE_CORPUS) $(ARGS)
 
 smoke: $(READY)  ## the whole of `make train`, tiny: does everything run?
-	$(MAKE) train EXPERIMENT=smoke DATA=data/smoke TRACKS=64 TEST_TRACKS=32
+	$(MAKE) train EXPERIMENT=smoke TRACKS=64 TEST_TRACKS=32
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)

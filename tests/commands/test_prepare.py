@@ -31,6 +31,19 @@ def world(tmp_path_factory) -> Path:
     return folder
 
 
+def test_demo_corpus_goes_where_the_experiment_reads_it(world, capsys):
+    before = sorted(path.name for path in (world / "corpus" / "train").iterdir())
+    again = ["--tracks", "12", "--test-tracks", "2", "--workers", "1"]
+    assert main(["prepare", "demo", "--config", str(world / "x.yaml"), "--seed", "5", *again]) == 0
+    assert f"{world / 'corpus'}: the demo corpus is complete" in capsys.readouterr().out
+    assert sorted(path.name for path in (world / "corpus" / "train").iterdir()) == before
+    (world / "rootless.yaml").write_text("data: {class_path: musiccm.data.module.MusicDataModule, init_args: {}}")
+    assert main(["prepare", "demo", "--config", str(world / "rootless.yaml"), *again]) == 1
+    assert "rootless.yaml: expected data.init_args.root" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["prepare", "demo", *again])
+
+
 def arguments(world: Path) -> dict:
     return yaml.safe_load((world / "x.yaml").read_text())["data"]["init_args"]
 

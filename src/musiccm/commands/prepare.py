@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: list[str]) -> int:
@@ -19,8 +20,9 @@ def main(argv: list[str]) -> int:
     if args.what == "demo":
         from musiccm.data.demo.corpus import write_corpus
 
-        write_corpus(Path(args.out), args.tracks, args.seed, args.test_tracks, args.workers)
-        print(f"{args.out}: the demo corpus is complete")
+        out = args.out or corpus_root(args.config)
+        write_corpus(Path(out), args.tracks, args.seed, args.test_tracks, args.workers)
+        print(f"{out}: the demo corpus is complete")
         return 0
     from musiccm.commands._encode import encode_corpus
 
@@ -30,11 +32,37 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def corpus_root(configs: list[str]) -> str:
+    """Where an experiment reads its corpus from.
+
+    Args:
+        configs: Experiment files, later ones laid over earlier ones.
+
+    Returns:
+        `data.init_args.root`.
+
+    Raises:
+        MusiccmError: It is not set.
+    """
+    from musiccm.config import load_experiment
+    from musiccm.errors import MusiccmError
+
+    data: Any = load_experiment(*configs).get("data")
+    settings = data.get("init_args") if isinstance(data, dict) else None
+    root = settings.get("root") if isinstance(settings, dict) else None
+    if not root:
+        raise MusiccmError(f"{configs[-1]}: expected data.init_args.root, the folder of the corpus, and found none; "
+                           "set it, or name the folder with --out")
+    return str(root)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="musiccm prepare", description=__doc__)
     commands = parser.add_subparsers(dest="what", required=True)
     demo = commands.add_parser("demo", help="compose and render a corpus in Audiostock's layout")
-    demo.add_argument("--out", required=True, help="folder to write")
+    where = demo.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", help="folder to write")
+    where.add_argument("--config", action="append", help="experiment file; the folder that it reads is written")
     demo.add_argument("--tracks", type=int, default=2000, help="training tracks (default %(default)s)")
     demo.add_argument("--test-tracks", type=int, help="held-out tracks (default an eighth of --tracks)")
     demo.add_argument("--seed", type=int, default=0, help="decides every byte (default %(default)s)")
