@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from musiccm.callbacks.evaluation import Evaluation
 from musiccm.callbacks.panels import Panels
 from musiccm.diffusion import NoiseSchedule, student_grid
+from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
 from musiccm.models.denoiser import Consistency, Denoiser
 
@@ -28,22 +29,25 @@ N, SAMPLES = 6, 128 * 160
 class Clips(Dataset):
     """Noise that is the same every time, with captions and attributes."""
 
+    def __init__(self, first: int = 0) -> None:
+        self.first = first
+
     def __len__(self) -> int:
         return N
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(i)
+        generator = torch.Generator().manual_seed(self.first + i)
         return {
-            "waveform_S": 0.1 * torch.randn(SAMPLES, generator=generator), "tags_G": torch.zeros(0), "id": f"clip/{i}",
-            "caption": CAPTIONS[i % len(CAPTIONS)], "attributes": {"instrument": ("piano", "organ")[i % 2]},
+            "waveform_S": 0.1 * torch.randn(SAMPLES, generator=generator), "tags_G": torch.zeros(0),
+            "id": f"clip/{self.first + i}", "caption": CAPTIONS[i % len(CAPTIONS)],
+            "attributes": {"instrument": ("piano", "organ")[i % 2]},
             "start_s": 0.0,
         }
 
 
 class Data(pl.LightningDataModule):
     def waveforms(self, split: str) -> Dataset:
-        assert split in ("val", "test")
-        return Clips()
+        return Clips({"test": 0, "val": N, "train": 2 * N}[split])
 
     def train_clap_audio(self) -> tuple[list[str], Tensor]:
         return ["t0", "t1"], torch.eye(32)[:2]
@@ -123,6 +127,9 @@ def test_test_writes_the_table_once_computed_and_once_from_the_cache(
             row["latency_text_s"] + row["latency_sampler_s"] + row["latency_decode_s"], rel=0.5
         )
     assert -1 <= first["references"]["test_set_ta"] <= first["references"]["retrieval_max_ta"] + 2
+    assert first["references"]["n_fd_tagger_real"] == 5 and first["references"]["fd_tagger_real"] > 0
+    assert first["references"]["fd_tagger_real"] == pytest.approx(second["references"]["fd_tagger_real"], rel=1e-6)
+    assert "fd_tagger_real" in (folder / "results.txt").read_text()
     for old, new in zip(first["rows"], second["rows"], strict=True):
         assert new.get("from_cache", False) == (new["model"] == "teacher")
         assert new["fd_tagger"] == pytest.approx(old["fd_tagger"], rel=1e-6)
@@ -143,6 +150,20 @@ def test_validation_logs_what_a_checkpoint_can_monitor(bundle: Path, tmp_path: P
     silent = trainer(tmp_path, [Evaluation(every_n_validations=0)])
     silent.validate(System(bundle), Data(), verbose=False)
     assert not silent.callback_metrics
+
+
+def test_a_shipped_student_that_cannot_be_scored_stops_the_run_before_its_first_step(
+    bundle: Path, tmp_path: Path
+) -> None:
+    system = System(bundle)
+    expected = {"nowhere/at/all": "shipped_student: .*nowhere/at/all", str(bundle): "found a teacher"}
+    for student, message in expected.items():
+        run = trainer(tmp_path, [Evaluation(shipped_student=student)], max_steps=1)
+        with pytest.raises(MusiccmError, match=message):
+            run.fit(system, Data())
+        assert run.global_step == 0
+        with pytest.raises(MusiccmError, match=message):
+            trainer(tmp_path, [Evaluation(shipped_student=student)]).test(system, Data(), verbose=False)
 
 
 def test_panels_hear_the_teacher_once_and_the_student_as_it_goes(bundle: Path, tmp_path: Path) -> None:

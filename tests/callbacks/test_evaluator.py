@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from torch import Tensor, nn
 
@@ -104,6 +106,22 @@ def test_figures_do_not_depend_on_the_batch_or_on_who_came_before() -> None:
             assert a[key] == pytest.approx(b[key], rel=1e-9), key
     assert (a["latency_batch"], b["latency_batch"]) == (N, 5)
     assert a["latency_s"] > 0
+
+
+def test_distance_of_other_real_clips_is_that_of_their_gaussians_and_leaves_no_trace() -> None:
+    run = evaluator()
+    before = run.run(from_noise(0.5)).row["fd_tagger"]
+    others = torch.randn(N, S, generator=torch.Generator().manual_seed(9)) + 0.25
+    names = [f"other{i}" for i in range(N)]
+    found = run.distance_of_real(
+        WaveformBatch(others[p], torch.zeros(len(names[p]), 0), names[p], names[p])
+        for p in (slice(0, 5), slice(5, 20), slice(20, N))
+    )
+    a, b = WAVES[:, :3].double().numpy(), others[:, :3].double().numpy()
+    root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+    assert found == {"fd": pytest.approx(expected, rel=1e-6), "n": N}
+    assert run.run(from_noise(0.5)).row["fd_tagger"] == before
 
 
 def test_network_calls_are_counted_not_assumed() -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import ConcatDataset, Subset
 
 from musiccm.audio.mel import LogMel
 from musiccm.callbacks.contenders import Contender, student_contender, teacher_contender
 from musiccm.callbacks.evaluator import Evaluator
 from musiccm.callbacks.row_cache import RowCache, machine
-from musiccm.callbacks.shipped import shipped_contenders
+from musiccm.callbacks.shipped import check_shipped, shipped_contenders
 from musiccm.callbacks.table import run_table, write_samples, write_table
 from musiccm.data.sampling import KeyedLoader
 from musiccm.data.waveforms import collate_waveforms
@@ -31,7 +31,7 @@ class Evaluation(pl.Callback):
     """Scores teacher and student on the test clips after `test`, and the student on held-out clips while it trains.
 
     The system must have `bundle`, `codec`, `conditioner`, `teacher`, `schedule`, `grid` and
-    `consistency(which="slow") -> f(z, t, cond)`; the data module `waveforms("val" | "test")` and, for SIM_AA,
+    `consistency(which="slow") -> f(z, t, cond)`; the data module `waveforms("train" | "val" | "test")` and, for SIM_AA,
     `train_clap_audio() -> (ids, [N, D])`.
 
     Args:
@@ -84,6 +84,11 @@ class Evaluation(pl.Callback):
         self._watching: Evaluator | None = None
         self._validations = 0
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse a shipped student that is not there now, and not when the training is over and the table is due."""
+        if stage in ("fit", "test") and self.shipped_student is not None:
+            check_shipped(self.shipped_student)
+
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log `val/fd_tagger_4` and its like, which a `ModelCheckpoint` can monitor."""
         if trainer.sanity_checking or not self.every_n_validations:
@@ -116,7 +121,7 @@ class Evaluation(pl.Callback):
             cache_key=self._cache_key(trainer, pl_module, evaluator, train_clap),
             share=trainer.strategy.broadcast,
         )
-        references = evaluator.suite.references()
+        references = evaluator.suite.references() | self._real_distance(trainer, evaluator)
         folder, experiment = run_folder(trainer)
         for outcome in outcomes.values():
             row = outcome.row
@@ -163,6 +168,20 @@ class Evaluation(pl.Callback):
         loader = KeyedLoader(Subset(clips, list(mine)), batch_size=self.batch_size, collate_fn=collate_waveforms)
         evaluator.set_reference(loader, conditioner.text, len(mine))
         return evaluator
+
+    def _real_distance(self, trainer: pl.Trainer, evaluator: Evaluator) -> dict[str, Any]:
+        """What real clips come to that are not the references: as many held-out clips, then training clips."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        # A bare index is the centred window, in the training clips too.
+        others: ConcatDataset = ConcatDataset([data.waveforms("val"), data.waveforms("train")])
+        count = min(self.limit, len(data.waveforms("test")))
+        if len(others) < count:
+            log.warning("evaluation: %d other real clips for %d references; no distance of theirs", len(others), count)
+            return {}
+        mine = range(trainer.global_rank, count, trainer.world_size)
+        loader = KeyedLoader(Subset(others, list(mine)), batch_size=self.batch_size, collate_fn=collate_waveforms)
+        found = evaluator.distance_of_real(loader, len(mine))
+        return {f"fd_{self.tagger}_real": found["fd"], f"n_fd_{self.tagger}_real": found["n"]}
 
     def _teachers(self, pl_module: Any) -> list[Contender]:
         m, shape = pl_module, pl_module.bundle.latent_shape()

@@ -99,6 +99,27 @@ class Evaluator:
         """A hash of the real audio, its captions and ids as they were heard."""
         return self._digest.hexdigest()
 
+    @torch.no_grad()
+    def distance_of_real(self, batches: Iterable[WaveformBatch], total: int | None = None) -> dict[str, Any]:
+        """Frechet distance of other real clips from the reference: what a perfect model of the music would come to.
+
+        Args:
+            batches: Real audio, other clips than the reference, and as many: the distance depends on their number.
+            total: Number of clips, for the progress bar.
+
+        Returns:
+            `fd` and the number `n` of these clips.
+        """
+        self.suite.reset_generated()
+        with self._bar("real", total) as bar:
+            for batch in batches:
+                embedding_BE, _ = self.listener.tagger(self.listener.log_mel(batch.waveform_BS.to(self.device).float()))
+                self.suite.fd.update(embedding_BE.float(), batch.ids, real=False)
+                bar.update(len(batch.ids))
+        found = self.suite.fd.compute()
+        self.suite.reset_generated()
+        return {"fd": found["fd"], "n": found["n"]}
+
     def run(self, contender: Contender, keep: int = 0) -> Outcome:
         """Generate every prompt once and score the set.
 

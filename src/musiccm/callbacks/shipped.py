@@ -9,7 +9,30 @@ import torch
 
 from musiccm.callbacks.contenders import Contender, student_contender
 from musiccm.errors import MusiccmError
+from musiccm.models.bundle import Bundle
 from musiccm.pipeline import Pipeline
+
+
+def check_shipped(path: str | Path) -> None:
+    """Refuse a bundle that is missing, incomplete or no student, without reading its weights.
+
+    Args:
+        path: A bundle's name or folder.
+
+    Raises:
+        MusiccmError: It cannot be scored; the message says why.
+    """
+    try:
+        bundle = Bundle.from_pretrained(path)
+    except MusiccmError as error:
+        raise MusiccmError(
+            f"evaluation.shipped_student: {error} To score this run without it, set shipped_student: null"
+        ) from error
+    if bundle.scheduler_config.get("_class_name") != "LCMScheduler":
+        raise MusiccmError(
+            f"evaluation.shipped_student: {path}: expected a distilled student, found a teacher (its scheduler is no "
+            "LCMScheduler); export a student with `musiccm export`, or set shipped_student: null"
+        )
 
 
 def shipped_contenders(
@@ -27,14 +50,10 @@ def shipped_contenders(
         One contender a step count.
 
     Raises:
-        MusiccmError: The bundle is no distilled student.
+        MusiccmError: The bundle is missing, or no distilled student.
     """
+    check_shipped(path)
     pipeline = Pipeline.from_pretrained(path).to(device)
-    if not pipeline.is_student:
-        raise MusiccmError(
-            f"{path}: expected a distilled student, found a teacher (its scheduler is no LCMScheduler); "
-            "export a student with `musiccm export`"
-        )
     gamma = float(pipeline.record.get("gamma", 1.0))
     return [
         student_contender(
