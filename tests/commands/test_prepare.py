@@ -38,7 +38,7 @@ def test_demo_corpus_goes_where_the_experiment_reads_it(world, capsys):
     assert f"{world / 'corpus'}: the demo corpus is complete" in capsys.readouterr().out
     assert sorted(path.name for path in (world / "corpus" / "train").iterdir()) == before
     (world / "rootless.yaml").write_text("data: {class_path: musiccm.data.module.MusicDataModule, init_args: {}}")
-    assert main(["prepare", "demo", "--config", str(world / "rootless.yaml"), *again]) == 1
+    assert main(["prepare", "demo", "--config", str(world / "rootless.yaml"), *again]) == 2
     assert "rootless.yaml: expected data.init_args.root" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["prepare", "demo", *again])
