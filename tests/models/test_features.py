@@ -40,6 +40,9 @@ def test_features_equal_timm(vit: ViTFeatures) -> None:
     for mine, reference in zip(ours[1:], theirs, strict=True):
         torch.testing.assert_close(mine, reference)
     torch.testing.assert_close(vit.embed(mel), vit.vit(image))
+    features, embedding = vit.with_embedding(mel)
+    assert torch.equal(embedding, vit.embed(mel))
+    assert all(torch.equal(a, b) for a, b in zip(features, ours, strict=True))
 
 
 def test_crop_takes_the_first_rows_of_the_grid(vit: ViTFeatures) -> None:
@@ -138,6 +141,11 @@ def test_clap_features() -> None:
     assert [f.shape[2] for f in found] == features.widths and len(found) == 3
     found[-1].square().sum().backward()
     assert mel.grad is not None and mel.grad.abs().sum() > 0
+    again, embedding = features.with_embedding(mel)
+    assert torch.equal(embedding, features.embed(mel))
+    assert all(torch.equal(a, b) for a, b in zip(again, found, strict=True))
+    theirs = features.clap.audio_projection(features._run(mel).pooler_output)
+    torch.testing.assert_close(embedding, theirs / theirs.norm(dim=-1, keepdim=True))
     torch.testing.assert_close(features.embed(mel).norm(dim=-1), torch.ones(2))
     assert features.embed(mel).shape == (2, features.embed_width)
 

@@ -153,9 +153,14 @@ class ViTFeatures(nn.Module):
         """
         return self._run(mel_BMN)[0]
 
+    def with_embedding(self, mel_BMN: Tensor) -> tuple[list[Tensor], Tensor]:
+        """What `forward` and `embed` say, from one pass through the network."""
+        features, tokens = self._run(mel_BMN)
+        return features, tokens.mean(dim=1)
+
     def embed(self, mel_BMN: Tensor) -> Tensor:
         """One vector a clip, the mean of the final tokens, [B, width]."""
-        return self._run(mel_BMN)[1].mean(dim=1)
+        return self.with_embedding(mel_BMN)[1]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors`, under timm's (AudioMAE's) weight names."""
@@ -226,8 +231,14 @@ class ClapFeatures(nn.Module):
 
     def forward(self, mel_BMN: Tensor) -> list[Tensor]:
         """Features of a mel: K tensors [B, tokens, width], K = stages + 1."""
-        return [state.flatten(2).transpose(1, 2) for state in self._run(mel_BMN).hidden_states]
+        return self.with_embedding(mel_BMN)[0]
+
+    def with_embedding(self, mel_BMN: Tensor) -> tuple[list[Tensor], Tensor]:
+        """What `forward` and `embed` say, from one pass through the network."""
+        output = self._run(mel_BMN)
+        features = [state.flatten(2).transpose(1, 2) for state in output.hidden_states]
+        return features, F.normalize(self.clap.audio_projection(output.pooler_output), dim=-1)
 
     def embed(self, mel_BMN: Tensor) -> Tensor:
         """CLAP's audio embedding of the mel, unit length, [B, D]."""
-        return F.normalize(self.clap.audio_projection(self._run(mel_BMN).pooler_output), dim=-1)
+        return self.with_embedding(mel_BMN)[1]
