@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from tiny_bundle import build_random_bundle
 from torch.utils.data import DataLoader
 
@@ -82,6 +83,20 @@ def test_generator_gradient_stays_out_of_the_heads_and_the_frozen_parts(bundle):
     assert all(p.grad is None for p in model.discriminator.parameters())
     assert all(p.grad is None for p in model.frozen.parameters())
     assert sum(float(p.grad.abs().sum()) for p in model.student.parameters() if p.grad is not None) > 0
+
+
+def test_each_side_is_looked_at_once(bundle):
+    model = make(bundle)
+    batch = make_batches(model, 1)[0]
+    z0 = model.codec.normalise(batch.latents_BCTF)
+    features, looks = model.frozen["features"], []
+    run = features._run
+    features._run = lambda mel: looks.append(mel) or run(mel)
+    judged = model._judge(z0, 0.5 * z0, batch.text_BD, torch.Generator().manual_seed(0))
+    assert len(looks) == 2
+    real_mel = looks[0]
+    assert torch.equal(judged["cond"], torch.cat([batch.text_BD, features.embed(real_mel)], dim=1))
+    assert all(torch.equal(a, b) for a, b in zip(judged["real"], features(real_mel), strict=True))
 
 
 def test_discriminator_gradient_stays_out_of_the_student(bundle):
@@ -195,6 +210,23 @@ def test_checkpoint_leaves_the_frozen_parts_out_and_resumes_to_the_same_weights(
         assert torch.equal(value, second.state_dict()[name]), name
 
 
+def test_a_checkpoint_from_between_two_batches_of_a_step_resumes_to_the_same_weights(bundle, tmp_path):
+    class SaveAfterThree(Callback):
+        def on_train_batch_end(self, trainer, model, *_):
+            if model.batches_seen == 3:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    through = make(bundle, optimization=Optimization(lr=1e-3, accumulate=2))
+    batches = make_batches(through, 6)
+    fit(through, batches, tmp_path, 3, callbacks=[SaveAfterThree()])
+
+    second = make(bundle, optimization=Optimization(lr=1e-3, accumulate=2))
+    fit(second, batches[3:] + batches[:3], tmp_path, 3, ckpt_path=str(tmp_path / "middle.ckpt"))
+    assert second.batches_seen == 6
+    for name, value in through.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
 def test_a_checkpoint_of_another_shape_is_refused_by_name(bundle):
     model, other = make(bundle), make(bundle, adversarial=Adversarial(weight=0.0))
     checkpoint = {"state_dict": {n: v for n, v in other.state_dict().items() if not n.startswith("frozen")}}
@@ -218,6 +250,23 @@ def test_divergence_names_step_and_clips(bundle, tmp_path):
     batches[0].latents_BCTF.fill_(float("nan"))
     with pytest.raises(MusiccmError, match="step 0 .*0-0"):
         fit(model, batches, tmp_path, 1)
+
+
+@pytest.mark.parametrize("here, elsewhere, stops", [(1.0, 0.0, False), (1.0, 1.0, True), (float("inf"), 0.0, True)])
+def test_every_process_stops_where_one_has_diverged(bundle, here, elsewhere, stops):
+    def reduce(flag, reduce_op):
+        assert reduce_op == "sum"
+        return flag + elsewhere
+
+    model = make(bundle, adversarial=Adversarial(weight=0.0))
+    strategy = SimpleNamespace(reduce=reduce)
+    model.trainer = SimpleNamespace(world_size=2, strategy=strategy, global_rank=1, global_step=7)
+    batch = make_batches(model, 1)[0]
+    if not stops:
+        model._check_finite(torch.tensor(here), batch)
+        return
+    with pytest.raises(MusiccmError, match=f"{here} on process 1.*at step 7"):
+        model._check_finite(torch.tensor(here), batch)
 
 
 def test_a_curriculum_must_cover_the_run():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -80,6 +81,7 @@ class MusicCM(pl.LightningModule):
             if phase.jumps != "to_zero":
                 check_skip(phase.skip, self.grid)
         self.batches_seen = 0
+        self._unfinished: dict[str, Tensor] = {}
 
         teacher = Denoiser(self.bundle.unet, self.schedule, self.bundle.scheduler_config["prediction_type"])
         self.frozen = nn.ModuleDict(
@@ -188,9 +190,8 @@ class MusicCM(pl.LightningModule):
         return x0_pred, loss, parts
 
     def features_of(self, z_BCTF: Tensor, crop: slice | None) -> tuple[list[Tensor], Tensor]:
-        """Frozen features of decoded latents, and the decoded mel; gradients flow to the latents."""
-        mel_BMN = self.codec.decode_mel(z_BCTF, crop)
-        return self.frozen["features"](mel_BMN), mel_BMN
+        """Frozen features of decoded latents, and their embedding [B, D]; gradients flow to the latents."""
+        return self.frozen["features"].with_embedding(self.codec.decode_mel(z_BCTF, crop))
 
     def _crop(self, frames: int, generator: torch.Generator) -> slice | None:
         length = self.adversarial.crop_frames
@@ -231,8 +232,8 @@ class MusicCM(pl.LightningModule):
     def _judge(self, z0: Tensor, x0_pred: Tensor, text_BD: Tensor, generator: torch.Generator) -> dict[str, Any]:
         crop = self._crop(z0.shape[2], generator)
         with torch.no_grad():
-            real, real_mel = self.features_of(z0, crop)
-            cond_BD = torch.cat([text_BD, self.frozen["features"].embed(real_mel)], dim=1)
+            real, audio_BD = self.features_of(z0, crop)
+            cond_BD = torch.cat([text_BD, audio_BD], dim=1)
         fake, _ = self.features_of(x0_pred, crop)
         loss_g, _ = generator_loss(self.discriminator, fake, cond_BD)
         return {"loss_g": loss_g, "real": real, "fake": [f.detach() for f in fake], "cond": cond_BD}
@@ -304,6 +305,16 @@ class MusicCM(pl.LightningModule):
                 "optimization Lightning clips float16 gradients while they are still scaled."
             )
 
+    def on_train_start(self) -> None:
+        """Take up the gradients of a step that the checkpoint was saved in the middle of."""
+        for name, parameter in self._trained():
+            if name in self._unfinished:
+                parameter.grad = self._unfinished[name].to(parameter)
+        self._unfinished = {}
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+
     def _lr_factor(self) -> float:
         o = self.optimization
         if self.global_step < o.warmup_steps:
@@ -316,11 +327,16 @@ class MusicCM(pl.LightningModule):
     # guards, logs, checkpoints
 
     def _check_finite(self, loss: Tensor, batch: LatentBatch) -> None:
-        if not torch.isfinite(loss):
+        diverged, where = ~torch.isfinite(loss.detach()), ""
+        if self.trainer.world_size > 1:
+            # A process that stopped alone would leave the others waiting for it in their next collective.
+            diverged = self.trainer.strategy.reduce(diverged.float(), reduce_op="sum") > 0
+            where = f" on process {self.global_rank}, not finite on this or another,"
+        if diverged:
             shown = ", ".join(batch.ids[:8])
             raise MusiccmError(
-                f"the loss is {loss.item()} at step {self.global_step} (clips {shown}, ...): training has diverged. "
-                "Lower optimization.lr, or resume from the last checkpoint of this run."
+                f"the loss is {loss.item()}{where} at step {self.global_step} (clips {shown}, ...): training has "
+                "diverged. Lower optimization.lr, or resume from the last checkpoint of this run."
             )
 
     def _log_parts(self, loss: Tensor, parts: dict[str, Any], samples: int, seconds: float) -> None:
@@ -357,11 +373,16 @@ class MusicCM(pl.LightningModule):
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith(FROZEN)}
         checkpoint["batches_seen"] = self.batches_seen
+        if self.batches_seen % self.optimization.accumulate:
+            # Saved by the clock or at the end of an epoch, between two batches of one step.
+            grads = {name: parameter.grad for name, parameter in self._trained()}
+            checkpoint["gradients"] = {name: grad for name, grad in grads.items() if grad is not None}
         checkpoint["student"] = self._identity()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the frozen parts back, so that loading stays strict, and refuse a checkpoint of another shape."""
         self.batches_seen = checkpoint.get("batches_seen", 0)
+        self._unfinished = checkpoint.get("gradients", {})
         mine = {name: value for name, value in self.state_dict().items() if name.startswith(FROZEN)}
         checkpoint["state_dict"] |= mine
         path = getattr(self._trainer, "ckpt_path", None) or "the checkpoint"
