@@ -186,3 +186,8 @@ def test_true_musicldm_shapes() -> None:
     # 32 channels a head, as in the original code, where the conversion's default would give 8 heads everywhere.
     attention = unet.down_blocks[3].attentions[0].transformer_blocks[0].attn1
     assert (attention.heads, attention.inner_dim // attention.heads) == (20, 32)
+
+
+def test_a_saved_part_does_not_name_the_folder_it_was_read_from(shared: Path, tmp_path: Path) -> None:
+    save_part(tmp_path / "copy", "unet", Bundle.from_pretrained(shared).unet)
+    assert str(shared) not in (tmp_path / "copy" / "unet" / "config.json").read_text()

@@ -244,6 +244,7 @@ def save_part(bundle: str | Path, name: str, part: Any, dtype: torch.dtype | Non
             part = nn.Module.to(copy.deepcopy(part), dtype)
         with _quiet():
             part.save_pretrained(folder)
+        _forget_origin(folder / kind.config_file)
     if not name.startswith("evaluators/"):  # diffusers' own loader would look for a class of theirs
         import diffusers
 
@@ -252,3 +253,12 @@ def save_part(bundle: str | Path, name: str, part: Any, dtype: torch.dtype | Non
             name: [kind.library, class_name],
         })
     return folder
+
+
+def _forget_origin(config: Path) -> None:
+    """Drop the path that a part was read from: the machine that wrote a bundle is nobody's business."""
+    if not config.is_file():
+        return
+    content = read_json(config, "a part's configuration")
+    if content.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
