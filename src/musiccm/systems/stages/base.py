@@ -161,7 +161,7 @@ class Stage(pl.LightningModule):
         record = {
             "stage": self.stage,
             "steps": self.global_step,
-            "train_seconds": round(self.train_seconds, 1),
+            "train_seconds": round(self.train_seconds, 4),
             "parameters": sum(p.numel() for p in self.part.parameters()),
             "seed": self.seed,
             **quality,
