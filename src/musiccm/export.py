@@ -131,7 +131,10 @@ def export_student(
         "gamma": info.gamma,
         "recipe": dict(info.recipe),
     }
-    save_settings(partial, mel=teacher.mel, distillation=record, results=[dict(row) for row in info.rows], **borrowed)
+    rows = [dict(row) for row in info.rows]
+    save_settings(
+        partial, mel=teacher.mel, latent_patch=teacher.latent_patch, distillation=record, results=rows, **borrowed
+    )
     write_card(partial / "README.md", folder.name, record, info.rows)
     if folder.exists():
         shutil.rmtree(folder)

@@ -84,3 +84,16 @@ def test_bad_input_is_refused(codec: LatentCodec) -> None:
         LatentCodec(make_vae(), make_vocoder(), MelConfig(n_mels=80))
     with pytest.raises(MusiccmError, match="in_channels is 3"):
         LatentCodec(AutoencoderKL(in_channels=3, block_out_channels=(8,), norm_num_groups=4))
+
+
+def test_latent_patch_folds_blocks_of_raw_latents_into_channels(codec: LatentCodec) -> None:
+    folded = LatentCodec(codec.vae, codec.vocoder, latent_patch=2)
+    raw = torch.randn(2, 4, 6, 4)
+    z, plain = folded.normalise(raw), codec.normalise(raw)
+    blocks = torch.stack([plain[:, :, i::2, j::2] for i in range(2) for j in range(2)], dim=2).flatten(1, 2)
+    torch.testing.assert_close(z, blocks)
+    torch.testing.assert_close(folded.denormalise(z), raw)
+    torch.testing.assert_close(folded.decode(z), codec.decode(plain))
+    channels, frames, bins = codec.latent_shape(2.56)
+    assert folded.latent_shape(2.56) == (4 * channels, frames // 2, bins // 2)
+    assert folded.downsampling == 2 * codec.downsampling

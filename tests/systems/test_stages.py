@@ -19,12 +19,13 @@ from musiccm.data.batch import LatentBatch
 from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
+from musiccm.models.codec import LatentCodec
 from musiccm.systems.stages.audiomae import AudioMaeStage
 from musiccm.systems.stages.base import Stage, warmup_cosine
 from musiccm.systems.stages.clap import ClapStage
 from musiccm.systems.stages.tagger import TaggerStage, group_accuracy
-from musiccm.systems.stages.teacher import TeacherStage
-from musiccm.systems.stages.vae import VaeStage
+from musiccm.systems.stages.teacher import TeacherStage, scale_condition
+from musiccm.systems.stages.vae import VaeStage, start_at_scale, start_posterior_at
 from musiccm.systems.stages.vocoder import VocoderStage
 
 CLIP_SAMPLES = 20480  # 128 mel frames
@@ -77,6 +78,17 @@ def test_tagger(corpus: Path, tmp_path: Path):
     torch.testing.assert_close(tagger.state_dict(), stage.ema.module.state_dict())
 
 
+def test_tagger_hears_the_stated_share_through_the_codec(corpus: Path, bundle: Path):
+    stage = TaggerStage(SMALL_TAGGER, bundle=str(bundle), reconstructed_share=0.5)
+    stage.on_fit_start()
+    waveform = torch.randn(4, CLIP_SAMPLES, generator=torch.Generator().manual_seed(0))
+    codec = Bundle.from_pretrained(bundle).codec()
+    with torch.no_grad():
+        clean = stage.mel(waveform)
+        through = stage.mel(codec.vocode(codec.decode_mel(codec.normalise(codec.encode(clean)[0]))))
+    torch.testing.assert_close(stage.heard(waveform), torch.cat([through[:2], clean[2:]]))
+
+
 def test_group_accuracy_ignores_clips_without_the_group():
     logits = torch.tensor([[3.0, 0.0, 9.0], [0.0, 2.0, 9.0], [5.0, 0.0, 9.0], [0.0, 1.0, 9.0]])
     tags = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
@@ -104,10 +116,13 @@ def test_clap(corpus: Path, tmp_path: Path):
 
 def test_vae_stores_the_moments_of_its_latents(corpus: Path, tmp_path: Path):
     stage = VaeStage(
-        plain(make_vae().config), bundle=str(tmp_path), warmup_steps=1, crop_frames=64, moments_batches=2, ema_decay=0.9
+        plain(make_vae().config), bundle=str(tmp_path), warmup_steps=1, crop_frames=64, moments_batches=2,
+        ema_decay=0.9, latent_patch=2,
     )
     run(stage, data(corpus), tmp_path)
-    codec = Bundle.from_pretrained(tmp_path).codec(with_vocoder=False)
+    trained = Bundle.from_pretrained(tmp_path)
+    assert trained.latent_patch == 2
+    codec = LatentCodec(trained.vae, None, trained.mel)
     fresh = data(corpus)
     fresh.setup("fit")
     loader = iter(fresh.train_dataloader())
@@ -118,6 +133,24 @@ def test_vae_stores_the_moments_of_its_latents(corpus: Path, tmp_path: Path):
         z = torch.cat([codec.normalise(mean + std * draw) for draw in draws])
     torch.testing.assert_close(codec.normalise(mean).mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(z.std(dim=(0, 2, 3)), torch.ones(4), atol=0.05, rtol=0)
+
+
+def test_vae_starts_at_the_scale_of_its_data_with_narrow_posteriors():
+    original = make_vae()
+    scaled = copy.deepcopy(original)
+    start_at_scale(scaled, mean=-5.0, std=3.0)
+    image = torch.randn(2, 4, 16, 16) * 3.0 - 5.0
+    inner = (..., slice(1, -1), slice(1, -1))  # zero padding is no mean at the border
+    with torch.no_grad():
+        torch.testing.assert_close(
+            scaled.encoder.conv_in(image)[inner], original.encoder.conv_in((image + 5.0) / 3.0)[inner],
+            atol=1e-5, rtol=1e-5,
+        )
+        hidden = torch.randn(2, original.decoder.conv_out.in_channels, 8, 8)
+        torch.testing.assert_close(scaled.decoder.conv_out(hidden), original.decoder.conv_out(hidden) * 3.0 - 5.0)
+        start_posterior_at(scaled, 0.05)
+        std = scaled.encode(image).latent_dist.std
+    torch.testing.assert_close(std, torch.full_like(std, 0.05))
 
 
 def test_vocoder_also_on_reconstructed_mels(corpus: Path, bundle: Path, tmp_path: Path):
@@ -199,6 +232,16 @@ def test_teacher(bundle: Path, tmp_path: Path):
     read = Bundle.from_pretrained(bundle)
     torch.testing.assert_close(read.unet.state_dict(), stage.ema.module.state_dict())
     assert read.scheduler_config["beta_schedule"] == "scaled_linear" and not read.scheduler_config["clip_sample"]
+
+
+def test_teacher_starts_hearing_conditions_of_unit_length(bundle: Path):
+    unet = make_unet()
+    condition = torch.nn.functional.normalize(torch.randn(64, unet.class_embedding.in_features), dim=1)
+    with torch.no_grad():
+        deaf = unet.class_embedding(condition).std()
+        scale_condition(unet)
+        hears = unet.class_embedding(condition).std()
+    assert deaf < 0.2 and 0.4 < hears < 0.8
 
 
 def test_teacher_draws_conditions_in_the_stated_shares(bundle: Path):

@@ -60,7 +60,7 @@ def probes(bundle: Bundle, batch: WaveformBatch, present: set[str]) -> dict[str,
     }
 
     def vae_probe(vae: nn.Module) -> list[Tensor]:
-        codec = LatentCodec(vae, None, bundle.mel)
+        codec = LatentCodec(vae, None, bundle.mel, bundle.latent_patch)
         mean_BCTF, std_BCTF = codec.encode(mel_BMN)
         return [mean_BCTF, std_BCTF, codec.decode_mel(codec.normalise(mean_BCTF))]
 

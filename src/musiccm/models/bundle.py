@@ -183,6 +183,14 @@ class Bundle:
                 )
         return MelConfig(**{**values, **stated})
 
+    @property
+    def latent_patch(self) -> int:
+        """Side of the blocks of raw latents that are one position of z: `latent_patch` of `musiccm.json`, else 1."""
+        stated = self.settings.get("latent_patch", 1)
+        if not isinstance(stated, int) or stated < 1:
+            raise MusiccmError(f"{self.path / SETTINGS_FILE}: latent_patch is {stated!r}; expected a whole number >= 1")
+        return stated
+
     def config(self, part: str) -> dict[str, Any]:
         """Read a part's `config.json` without its weights."""
         name = ATTRIBUTES.get(part, part)
@@ -192,7 +200,7 @@ class Bundle:
         """The `LatentCodec` of this bundle; without the vocoder where only latents and mels are needed."""
         from musiccm.models.codec import LatentCodec
 
-        return LatentCodec(self.vae, self.vocoder if with_vocoder else None, self.mel)
+        return LatentCodec(self.vae, self.vocoder if with_vocoder else None, self.mel, self.latent_patch)
 
     def conditioner(self) -> nn.Module:
         """The `ClapConditioner` of this bundle."""
@@ -207,7 +215,7 @@ class Bundle:
         if isinstance(size, int):
             # An int is the height, here time; the width follows from the mel bins and the VAE's factor.
             vae = self.config("vae")
-            factor = 2 ** (len(vae["block_out_channels"]) - 1) * math.isqrt(vae["in_channels"])
+            factor = 2 ** (len(vae["block_out_channels"]) - 1) * math.isqrt(vae["in_channels"]) * self.latent_patch
             return config["in_channels"], size, self.mel.n_mels // factor
         return config["in_channels"], size[0], size[1]
 

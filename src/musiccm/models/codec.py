@@ -18,12 +18,14 @@ class LatentCodec(nn.Module):
     The mel enters the VAE as an image of height M (time) and width N (bins), pixel-unshuffled by
     `isqrt(vae.in_channels)`: 1 for MusicLDM. Raw latents are what the encoder gives; normalised latents, written z, are
     what the U-Net sees: `(raw - latents_mean) / latents_std` where the VAE's configuration has them, else
-    `raw * scaling_factor` (MusicLDM).
+    `raw * scaling_factor` (MusicLDM). With a `latent_patch` p, blocks of p x p raw latents become channels of z, as in
+    Flux: p^2 times fewer positions for the U-Net, without a deeper VAE, which is much harder to train.
 
     Args:
         vae: A diffusers `AutoencoderKL`.
         vocoder: A transformers `SpeechT5HifiGan`, or None where no waveform is asked for.
         mel: Numbers of the mel front end.
+        latent_patch: Side p of the blocks of raw latents that are one position of z.
 
     Raises:
         MusiccmError: If the VAE's channels are no square, or vocoder and mel disagree.
@@ -32,8 +34,15 @@ class LatentCodec(nn.Module):
     latents_mean: Tensor
     latents_std: Tensor
 
-    def __init__(self, vae: nn.Module, vocoder: nn.Module | None = None, mel: MelConfig | None = None) -> None:
+    def __init__(
+        self,
+        vae: nn.Module,
+        vocoder: nn.Module | None = None,
+        mel: MelConfig | None = None,
+        latent_patch: int = 1,
+    ) -> None:
         super().__init__()
+        self.latent_patch = latent_patch
         self.vae = vae.eval().requires_grad_(False)
         self.vocoder = None if vocoder is None else vocoder.eval().requires_grad_(False)
         self.mel = mel or MelConfig()
@@ -45,9 +54,10 @@ class LatentCodec(nn.Module):
         if vocoder is not None and vocoder.config.model_in_dim != self.mel.n_mels:
             raise MusiccmError(f"vocoder/config.json: model_in_dim is {vocoder.config.model_in_dim}, but the mel has "
                                f"{self.mel.n_mels} bins; they must be equal")
-        self.downsampling = self.patch * 2 ** (len(config.block_out_channels) - 1)
-        self.latent_channels = config.latent_channels
-        mean, std = torch.zeros(self.latent_channels), torch.full((self.latent_channels,), 1.0 / config.scaling_factor)
+        self.downsampling = latent_patch * self.patch * 2 ** (len(config.block_out_channels) - 1)
+        raw_channels = config.latent_channels
+        self.latent_channels = raw_channels * latent_patch**2
+        mean, std = torch.zeros(raw_channels), torch.full((raw_channels,), 1.0 / config.scaling_factor)
         if config.latents_mean is not None and config.latents_std is not None:
             mean, std = torch.tensor(config.latents_mean), torch.tensor(config.latents_std)
         self.register_buffer("latents_mean", mean.view(1, -1, 1, 1), persistent=False)
@@ -64,7 +74,7 @@ class LatentCodec(nn.Module):
             mel_BMN: Natural-log mel; M and N multiples of `downsampling`.
 
         Returns:
-            Mean and standard deviation of the raw latents' posterior, each [B, C, T, F].
+            Mean and standard deviation of the raw latents' posterior, each [B, C / p^2, p T, p F].
 
         Raises:
             MusiccmError: If the shape does not fit the VAE.
@@ -78,11 +88,11 @@ class LatentCodec(nn.Module):
 
     def normalise(self, raw_BCTF: Tensor) -> Tensor:
         """Raw latents to the U-Net's z."""
-        return (raw_BCTF - self.latents_mean) / self.latents_std
+        return F.pixel_unshuffle((raw_BCTF - self.latents_mean) / self.latents_std, self.latent_patch)
 
     def denormalise(self, z_BCTF: Tensor) -> Tensor:
         """The U-Net's z to raw latents."""
-        return z_BCTF * self.latents_std + self.latents_mean
+        return F.pixel_shuffle(z_BCTF, self.latent_patch) * self.latents_std + self.latents_mean
 
     def decode_mel(self, z_BCTF: Tensor, time: slice | None = None) -> Tensor:
         """Decode normalised latents; gradients flow to z.
@@ -124,6 +134,6 @@ class LatentCodec(nn.Module):
         return self.vocode(self.decode_mel(z_BCTF))
 
     def latent_shape(self, duration_s: float) -> tuple[int, int, int]:
-        """The [C, T, F] that holds at least `duration_s` seconds."""
+        """The [C, T, F] of the z that holds at least `duration_s` seconds."""
         frames = math.ceil(duration_s * self.mel.sample_rate_hz / self.mel.hop_length - 1e-6)
         return self.latent_channels, math.ceil(frames / self.downsampling), self.mel.n_mels // self.downsampling

@@ -31,6 +31,18 @@ MUSICLDM_SCHEDULER: dict[str, Any] = {
 }
 
 
+@torch.no_grad()
+def scale_condition(unet: UNet2DConditionModel) -> None:
+    """Let an untrained U-Net's class projection take vectors of unit length for what they are.
+
+    CLAP embeddings have length 1, components of 1 / sqrt(D): beside the time embedding, of components near 1, a
+    projection with the usual initial weights would start all but deaf to them.
+    """
+    projection = unet.class_embedding
+    if isinstance(projection, torch.nn.Linear):
+        projection.weight.mul_(projection.in_features**0.5)
+
+
 class TeacherStage(Stage):
     """Trains the latent diffusion model that is distilled afterwards.
 
@@ -60,6 +72,7 @@ class TeacherStage(Stage):
         self.scheduler = DDIMScheduler(**(MUSICLDM_SCHEDULER if scheduler is None else scheduler))
         self.schedule = NoiseSchedule.from_config(self.scheduler.config)
         self.part = UNet2DConditionModel(**unet)
+        scale_condition(self.part)
         self.min_snr_gamma = min_snr_gamma
         self.condition_dropout, self.audio_condition_share = condition_dropout, audio_condition_share
         # outside the module tree: frozen, and no part of this stage's checkpoints
@@ -71,7 +84,7 @@ class TeacherStage(Stage):
         """Read what the bundle already holds: the latents' moments and the null condition."""
         if not self._codec:
             bundle = Bundle.from_pretrained(self.bundle, parts=["vae", "clap", "tokenizer", "feature_extractor"])
-            self._codec = [LatentCodec(bundle.vae, None, bundle.mel)]
+            self._codec = [bundle.codec(with_vocoder=False)]
             self._null = [bundle.conditioner().null(1).clone()]
 
     def normalised(self, batch: LatentBatch) -> Tensor:

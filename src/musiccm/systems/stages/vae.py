@@ -19,6 +19,25 @@ from musiccm.models.bundle_files import save_part
 from musiccm.systems.stages.base import Stage, mean_of
 
 
+@torch.no_grad()
+def start_posterior_at(vae: AutoencoderKL, std: float) -> None:
+    """Give every posterior of an untrained VAE the same standard deviation."""
+    head = vae.encoder.conv_out if vae.quant_conv is None else vae.quant_conv
+    logvar = slice(vae.config.latent_channels, None)
+    head.weight[logvar].zero_()
+    head.bias[logvar].fill_(2.0 * math.log(std))
+
+
+@torch.no_grad()
+def start_at_scale(vae: AutoencoderKL, mean: float, std: float) -> None:
+    """Let an untrained VAE see and emit mels of this mean and standard deviation as if they were standardised."""
+    first, last = vae.encoder.conv_in, vae.decoder.conv_out
+    first.weight.div_(std)
+    first.bias.sub_(mean * first.weight.sum(dim=(1, 2, 3)))
+    last.weight.mul_(std)
+    last.bias.mul_(std).add_(mean)
+
+
 class VaeStage(Stage):
     """Trains the VAE on random crops in time, then measures the moments of its latents.
 
@@ -33,6 +52,11 @@ class VaeStage(Stage):
         l1_weight: weight of the mel's absolute error.
         l2_weight: weight of its squared error.
         gradient_weight: weight of the absolute error of its first differences.
+        latent_patch: side of the blocks of latents that the U-Net will see as one position; kept in the bundle.
+        mel_mean: what the initial weights take for the mean of a mel.
+        mel_std: what they take for its standard deviation.
+        initial_posterior_std: standard deviation of every posterior before training. diffusers' own start is about 1,
+            noise as large as the means, through which little is learnt for the first thousand steps.
         moments_batches: training batches over which `latents_mean` and `latents_std` are taken at the end.
         **stage: arguments of `Stage`.
     """
@@ -49,6 +73,10 @@ class VaeStage(Stage):
         l1_weight: float = 1.0,
         l2_weight: float = 0.5,
         gradient_weight: float = 0.5,
+        latent_patch: int = 1,
+        mel_mean: float = -5.0,
+        mel_std: float = 3.0,
+        initial_posterior_std: float = 0.05,
         moments_batches: int = 32,
         **stage: Any,
     ) -> None:
@@ -56,7 +84,10 @@ class VaeStage(Stage):
         self.mel_config = mel or MelConfig()
         self.mel = LogMel(self.mel_config)
         self.part = AutoencoderKL(**vae)
+        start_at_scale(self.part, mel_mean, mel_std)
+        start_posterior_at(self.part, initial_posterior_std)
         self.patch = math.isqrt(self.part.config.in_channels)
+        self.latent_patch = latent_patch
         self.crop_frames, self.kl_weight, self.moments_batches = crop_frames, kl_weight, moments_batches
         self.weights = {"l1_weight": l1_weight, "l2_weight": l2_weight, "gradient_weight": gradient_weight}
         self.finish_init()
@@ -128,7 +159,7 @@ class VaeStage(Stage):
         return mean_C, (square_C / count - mean_C.square()).sqrt()
 
     def save(self) -> None:
-        """Write `vae/` with its latent moments, and the mel front end into the bundle's settings."""
+        """Write `vae/` with its latent moments; mel front end and latent patch go into the bundle's settings."""
         mean_C, std_C = self.latent_moments()
         vae = self.best
         # scaling_factor serves readers that know nothing of per-channel moments
@@ -137,4 +168,4 @@ class VaeStage(Stage):
             latents_mean=mean_C.tolist(), latents_std=std_C.tolist(), scaling_factor=1.0 / rms
         )
         save_part(self.bundle, "vae", vae)
-        save_settings(self.bundle, mel=self.mel_config)
+        save_settings(self.bundle, mel=self.mel_config, latent_patch=self.latent_patch)

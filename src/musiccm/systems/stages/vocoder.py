@@ -96,8 +96,8 @@ class VocoderStage(Stage):
     def on_fit_start(self) -> None:
         """Read the VAE when its reconstructions are asked for."""
         if self.reconstructed_share > 0.0:
-            vae = Bundle.from_pretrained(self.bundle, parts=["vae"]).vae
-            self._codec = [LatentCodec(vae, None, self.mel_config).to(self.device)]
+            bundle = Bundle.from_pretrained(self.bundle, parts=["vae"])
+            self._codec = [bundle.codec(with_vocoder=False).to(self.device)]
 
     @torch.no_grad()
     def reconstruct(self, mel_BMN: Tensor) -> Tensor:
