@@ -1,0 +1,138 @@
+"""lay the results of several runs side by side: means over seeds, ratios to the teacher."""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from musiccm.errors import MusiccmError
+
+#: Schema of results.json that is understood.
+SCHEMA = 1
+
+
+def main(argv: list[str]) -> int:
+    """Run `musiccm compare`.
+
+    Args:
+        argv: The arguments behind `compare`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        MusiccmError: A file that is no results.json, or runs that cannot stand in one table.
+    """
+    args = _parser().parse_args(argv)
+    print(markdown(compare([read_run(Path(run)) for run in args.runs])))
+    return 0
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Read the results of a run.
+
+    Args:
+        path: `results.json`, or the directory of the run that holds it.
+
+    Returns:
+        Its content.
+
+    Raises:
+        MusiccmError: There is none, or it has another schema.
+    """
+    from musiccm.models.bundle_files import read_json
+
+    path = path / "results.json" if path.is_dir() else path
+    result = read_json(path, "the results of an evaluated run")
+    if result.get("schema") != SCHEMA or not result.get("rows"):
+        raise MusiccmError(f"{path}: expected rows under schema {SCHEMA}; evaluate the run again (make eval)")
+    return {**result, "path": path}
+
+
+def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over the runs of each experiment.
+
+    Ratios are taken within a run, then averaged: to the teacher at its most steps, and to the teacher with as many
+    network calls (a guided step is two).
+
+    Args:
+        runs: Contents of their results.json.
+
+    Returns:
+        One row an experiment, model and step count, in the order in which the experiments came.
+
+    Raises:
+        MusiccmError: The runs were scored on different numbers of clips, or by different evaluators.
+    """
+    first = runs[0]
+    metric = fd_key(first)
+    for run in runs:
+        if (run["n"], fd_key(run)) != (first["n"], metric):
+            raise MusiccmError(f"{run['path']}: {fd_key(run)} on n = {run['n']}, but {first['path']} has {metric} on "
+                               f"n = {first['n']}; distances of different n or evaluators cannot be compared")
+    groups: dict[tuple[str, str, int], list[dict[str, float]]] = defaultdict(list)
+    for run in runs:
+        teachers = {row["network_calls"]: row[metric] for row in run["rows"] if row["model"] == "teacher"}
+        for row in run["rows"]:
+            best, equal = teachers.get(max(teachers, default=0)), teachers.get(row["network_calls"])
+            figures = {name: row[key] for name, key in columns(metric).items() if row.get(key) is not None}
+            figures |= {"x most steps": row[metric] / best} if best else {}
+            figures |= {"x equal calls": row[metric] / equal} if equal else {}
+            groups[run["experiment"], row["model"], row["steps"]].append(figures)
+    return [
+        {"experiment": experiment, "model": model, "steps": steps, "runs": len(found)}
+        | {name: spread([figures[name] for figures in found if name in figures]) for name in names(found)}
+        for (experiment, model, steps), found in groups.items()
+    ]
+
+
+def fd_key(run: dict[str, Any]) -> str:
+    """The Frechet distance's column: `fd_` and the evaluator."""
+    return next(key for key in run["rows"][0] if key.startswith("fd_"))
+
+
+def columns(metric: str) -> dict[str, str]:
+    """Heads of the table, and the keys of a row."""
+    evaluator = metric.removeprefix("fd_")
+    return {
+        "calls": "network_calls", metric: metric, "IS": f"is_{evaluator}_mean", "KL": f"kl_{evaluator}",
+        "text-audio": "ta_similarity", "instrument": "acc_instrument", "drums": "acc_drums", "s/clip": "latency_s",
+    }
+
+
+def names(found: list[dict[str, float]]) -> list[str]:
+    """Every figure that any of the runs has."""
+    return list(dict.fromkeys(name for figures in found for name in figures))
+
+
+def spread(values: list[float]) -> tuple[float, float | None]:
+    """Mean, and the sample standard deviation where there are two values or more."""
+    return fmean(values), stdev(values) if len(values) > 1 else None
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    heads = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    lines += [f"| {' | '.join(shown(head, row.get(head)) for head in heads)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def shown(head: str, value: Any) -> str:
+    """A cell: text and whole numbers as they are, figures with their spread."""
+    if not isinstance(value, tuple):
+        return "-" if value is None else str(value)
+    mean, deviation = value
+    if head == "calls":
+        return f"{mean:g}"
+    return f"{mean:.3g}" + ("" if deviation is None or deviation < 1e-9 else f" ± {deviation:.2g}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="musiccm compare", description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN",
+                        help="evaluated runs, or their results.json; those of one experiment are averaged")
+    return parser
