@@ -106,4 +106,6 @@ def test_min_snr_weights_and_loss():
     predicted = noise + torch.tensor([2.0, 1.0]).view(2, 1, 1, 1)
     total, parts = denoising_loss(predicted, noise, alpha, sigma, 5.0)
     assert total == pytest.approx((4.0 * 5 / 16 + 1.0) / 2, rel=1e-5)
+    noisy, _ = denoising_loss(predicted, noise, alpha, sigma, 5.0, noise_emphasis=1.0)
+    assert noisy == pytest.approx((4.0 * 5 / 16 / 0.8 + 1.0 / 0.6) / 2, rel=1e-5)
     torch.testing.assert_close(parts["mse_B"], torch.tensor([4.0, 1.0]))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from diffusers import UNet2DConditionModel
 from pytorch_lightning.callbacks import ModelCheckpoint
 from small_corpus import write_corpus
 from tiny_bundle import build_random_bundle, make_clap, make_unet, make_vae, make_vocoder
@@ -24,7 +25,7 @@ from musiccm.systems.stages.audiomae import AudioMaeStage
 from musiccm.systems.stages.base import Stage, warmup_cosine
 from musiccm.systems.stages.clap import ClapStage
 from musiccm.systems.stages.tagger import TaggerStage, group_accuracy
-from musiccm.systems.stages.teacher import TeacherStage, scale_condition
+from musiccm.systems.stages.teacher import TeacherStage, scale_condition, start_unet_at_identity
 from musiccm.systems.stages.vae import VaeStage, start_at_scale, start_posterior_at
 from musiccm.systems.stages.vocoder import VocoderStage
 
@@ -242,6 +243,22 @@ def test_teacher_starts_hearing_conditions_of_unit_length(bundle: Path):
         scale_condition(unet)
         hears = unet.class_embedding(condition).std()
     assert deaf < 0.2 and 0.4 < hears < 0.8
+
+
+def test_teacher_can_start_as_the_identity():
+    torch.manual_seed(0)
+    unet = make_unet()
+    start_unet_at_identity(unet)
+    z = torch.randn(4, 4, 32, 8)
+    condition = torch.randn(4, unet.class_embedding.in_features)
+    with torch.no_grad():
+        again = unet(z, torch.full((4,), 900), None, class_labels=condition).sample
+    assert (again - z).square().mean() < 0.01
+    unet(z, torch.full((4,), 900), None, class_labels=condition).sample.square().sum().backward()
+    assert unet.up_blocks[-1].resnets[-1].conv2.weight.grad.abs().sum() > 0  # the rest can join in
+    narrow = UNet2DConditionModel.from_config({**unet.config, "in_channels": 12, "out_channels": 12})
+    with pytest.raises(MusiccmError, match=r"block_out_channels\[0\] >= 24"):
+        start_unet_at_identity(narrow)
 
 
 def test_teacher_draws_conditions_in_the_stated_shares(bundle: Path):

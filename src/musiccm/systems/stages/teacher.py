@@ -10,6 +10,7 @@ from torch import Tensor
 
 from musiccm.data.batch import LatentBatch
 from musiccm.diffusion import NoiseSchedule
+from musiccm.errors import MusiccmError
 from musiccm.losses.denoising import denoising_loss, stratified_timesteps
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle_files import save_part
@@ -43,6 +44,44 @@ def scale_condition(unet: UNet2DConditionModel) -> None:
         projection.weight.mul_(projection.in_features**0.5)
 
 
+@torch.no_grad()
+def start_unet_at_identity(unet: UNet2DConditionModel) -> None:
+    """Give an untrained U-Net weights with which it returns its input, up to its normalisation.
+
+    At the noisiest steps epsilon is its input but for a few percent, and x0 rests on those few percent; a small U-Net
+    takes long to learn to copy that well, through a normalisation and a nonlinearity. Channels of the first convolution
+    become pairs +z, -z, which the last skip carries to the output, where `silu(z) - silu(-z) = z` is exact.
+
+    Raises:
+        MusiccmError: the first level has too few channels for the pairs, or none that its last block takes skips with.
+    """
+    first, last, block = unet.conv_in, unet.conv_out, unet.up_blocks[-1].resnets[-1]
+    channels, width = first.in_channels, first.out_channels
+    if width < 2 * channels or last.out_channels != channels or block.conv_shortcut is None:
+        raise MusiccmError(
+            f"unet: to start at identity it needs block_out_channels[0] >= {2 * channels}, twice its in_channels, and "
+            f"as many out_channels; found {width}, {channels} and {last.out_channels}. Or set start_at_identity: false"
+        )
+    pairs = 2 * channels
+    row, column = first.kernel_size[0] // 2, first.kernel_size[1] // 2
+    index = torch.arange(channels)
+    # the initialiser's variance is a third of what keeps the input's; groups are normalised together with the pairs
+    first.weight.mul_(3.0**0.5)
+    first.weight[:pairs] = 0.0
+    first.weight[2 * index, index, row, column] = 1.0
+    first.weight[2 * index + 1, index, row, column] = -1.0
+    first.bias.zero_()
+    shortcut, skip = block.conv_shortcut.weight, block.conv_shortcut.in_channels - width
+    shortcut.zero_()
+    shortcut[torch.arange(width), skip + torch.arange(width)] = 1.0
+    for bias in (block.conv_shortcut.bias, block.conv2.bias, last.bias):
+        bias.zero_()
+    block.conv2.weight.zero_()
+    last.weight.zero_()
+    last.weight[index, 2 * index, row, column] = 1.0
+    last.weight[index, 2 * index + 1, row, column] = -1.0
+
+
 class TeacherStage(Stage):
     """Trains the latent diffusion model that is distilled afterwards.
 
@@ -50,6 +89,8 @@ class TeacherStage(Stage):
         unet: `UNet2DConditionModel` configuration.
         scheduler: `DDIMScheduler` configuration; null is MusicLDM's.
         min_snr_gamma: gamma of the min-SNR weights.
+        noise_emphasis: extra weight `alpha ** -noise_emphasis` of noisy steps (`denoising_loss`).
+        start_at_identity: begin with weights that return the input (`start_unet_at_identity`).
         condition_dropout: share of the training items that see the null condition, for classifier-free guidance.
         audio_condition_share: share that sees the clip's audio embedding in place of its caption's; MusicLDM trains on
             audio alone, and samples with text.
@@ -64,6 +105,8 @@ class TeacherStage(Stage):
         unet: dict[str, Any],
         scheduler: dict[str, Any] | None = None,
         min_snr_gamma: float = 5.0,
+        noise_emphasis: float = 0.0,
+        start_at_identity: bool = False,
         condition_dropout: float = 0.1,
         audio_condition_share: float = 0.5,
         **stage: Any,
@@ -73,7 +116,9 @@ class TeacherStage(Stage):
         self.schedule = NoiseSchedule.from_config(self.scheduler.config)
         self.part = UNet2DConditionModel(**unet)
         scale_condition(self.part)
-        self.min_snr_gamma = min_snr_gamma
+        if start_at_identity:
+            start_unet_at_identity(self.part)
+        self.min_snr_gamma, self.noise_emphasis = min_snr_gamma, noise_emphasis
         self.condition_dropout, self.audio_condition_share = condition_dropout, audio_condition_share
         # outside the module tree: frozen, and no part of this stage's checkpoints
         self._codec: list[LatentCodec] = []
@@ -105,7 +150,8 @@ class TeacherStage(Stage):
         z_BCTF = self.schedule.add_noise(z0_BCTF, noise_BCTF, t_B)
         _, predicted_BCTF = Denoiser(unet, self.schedule, "epsilon").predict(z_BCTF, t_B, cond_BD)
         return denoising_loss(
-            predicted_BCTF, noise_BCTF, self.schedule.alpha(t_B), self.schedule.sigma(t_B), self.min_snr_gamma
+            predicted_BCTF, noise_BCTF, self.schedule.alpha(t_B), self.schedule.sigma(t_B), self.min_snr_gamma,
+            self.noise_emphasis,
         )
 
     def loss(self, batch: LatentBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
