@@ -1,4 +1,4 @@
-"""The teacher: an epsilon-predicting U-Net on the latent cache, conditioned on CLAP embeddings."""
+"""The teacher: a denoising U-Net on the latent cache, conditioned on CLAP embeddings."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class TeacherStage(Stage):
 
     Args:
         unet: `UNet2DConditionModel` configuration.
-        scheduler: `DDIMScheduler` configuration; null is MusicLDM's.
+        scheduler: `DDIMScheduler` configuration, which says what the network predicts; null is MusicLDM's (epsilon).
         min_snr_gamma: gamma of the min-SNR weights.
         noise_emphasis: extra weight `alpha ** -noise_emphasis` of noisy steps (`denoising_loss`).
         start_at_identity: begin with weights that return the input (`start_unet_at_identity`).
@@ -148,14 +148,14 @@ class TeacherStage(Stage):
         """Loss of one noised batch."""
         noise_BCTF = torch.randn(z0_BCTF.shape, generator=generator).to(z0_BCTF)
         z_BCTF = self.schedule.add_noise(z0_BCTF, noise_BCTF, t_B)
-        _, predicted_BCTF = Denoiser(unet, self.schedule, "epsilon").predict(z_BCTF, t_B, cond_BD)
+        _, predicted_BCTF = Denoiser(unet, self.schedule, self.scheduler.config.prediction_type).predict(z_BCTF, t_B, cond_BD)
         return denoising_loss(
             predicted_BCTF, noise_BCTF, self.schedule.alpha(t_B), self.schedule.sigma(t_B), self.min_snr_gamma,
             self.noise_emphasis,
         )
 
     def loss(self, batch: LatentBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Min-SNR weighted epsilon error at stratified timesteps."""
+        """Weighted error of the predicted noise, whatever the network's own output, at stratified timesteps."""
         z0_BCTF = self.normalised(batch)
         t_B = stratified_timesteps(len(z0_BCTF), self.schedule.num_train_timesteps, generator).to(z0_BCTF.device)
         return self.denoise(self.part, z0_BCTF, t_B, self.condition(batch, generator), generator)
