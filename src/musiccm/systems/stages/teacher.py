@@ -148,7 +148,8 @@ class TeacherStage(Stage):
         """Loss of one noised batch."""
         noise_BCTF = torch.randn(z0_BCTF.shape, generator=generator).to(z0_BCTF)
         z_BCTF = self.schedule.add_noise(z0_BCTF, noise_BCTF, t_B)
-        _, predicted_BCTF = Denoiser(unet, self.schedule, self.scheduler.config.prediction_type).predict(z_BCTF, t_B, cond_BD)
+        denoiser = Denoiser(unet, self.schedule, self.scheduler.config.prediction_type)
+        _, predicted_BCTF = denoiser.predict(z_BCTF, t_B, cond_BD)
         return denoising_loss(
             predicted_BCTF, noise_BCTF, self.schedule.alpha(t_B), self.schedule.sigma(t_B), self.min_snr_gamma,
             self.noise_emphasis,
