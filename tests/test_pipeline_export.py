@@ -61,6 +61,14 @@ def test_export_and_reload_gives_equal_sound(
     assert torch.equal(student(PROMPTS[0], steps=2, seed=3), expected)
 
 
+@pytest.mark.parametrize("name", ["musiccm-tiny", "musiccm-tiny-student"])
+def test_packaged_bundles_make_sound(name: str) -> None:
+    pipeline = Pipeline.from_pretrained(name)
+    waveform = pipeline("a calm piano melody over soft strings", steps=2, seed=0)[0]
+    assert len(waveform) == round(pipeline.duration_s * pipeline.sample_rate_hz) == 81920
+    assert 0.01 < waveform.abs().max() <= 1.0
+
+
 def test_half_precision_export_sounds_nearly_the_same(
     teacher_dir: Path, student_unet: torch.nn.Module, student: Pipeline, tmp_path: Path
 ) -> None:

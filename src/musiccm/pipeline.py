@@ -198,9 +198,10 @@ def _check_prompts(prompts: str | Sequence[str]) -> list[str]:
 def _check_widths(bundle: Bundle) -> None:
     """The U-Net's channels and condition against VAE and CLAP, before any weights are read."""
     unet, vae, clap = bundle.config("unet"), bundle.config("vae"), bundle.config("text_encoder")
-    if unet["in_channels"] != vae["latent_channels"]:
-        raise MusiccmError(f"{bundle.path}: unet takes {unet['in_channels']} channels, vae gives "
-                           f"{vae['latent_channels']}; the two are from different models")
+    given = vae["latent_channels"] * bundle.latent_patch**2
+    if unet["in_channels"] != given:
+        raise MusiccmError(f"{bundle.path}: unet takes {unet['in_channels']} channels, vae gives {given} (latent_patch "
+                           f"{bundle.latent_patch}); the two are from different models")
     width = unet.get("projection_class_embeddings_input_dim")
     if width != clap["projection_dim"]:
         raise MusiccmError(f"{bundle.path}: unet takes a condition of width {width}, text_encoder gives "
