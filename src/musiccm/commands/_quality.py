@@ -63,9 +63,7 @@ def listen(bundle: Bundle, batches: Iterable[WaveformBatch], present: set[str], 
                 embedding, logits = tagger(mel_BMN)
                 keep(tags=batch.tags_BG, real_embedding=embedding, real_logits=logits)
             if tagger is not None and codec is not None:
-                mean_BCTF, _ = codec.encode(mel_BMN)
-                heard = codec.decode(codec.normalise(mean_BCTF))
-                embedding, logits = tagger(log_mel(heard))
+                embedding, logits = tagger(log_mel(codec.vocode(codec.reconstruct(mel_BMN))))
                 keep(fake_embedding=embedding, fake_logits=logits)
             if conditioner is not None:
                 keep(clap_text=conditioner.text(batch.captions),

@@ -110,6 +110,11 @@ class LatentCodec(nn.Module):
         image = self.vae.decode(self.denormalise(z_BCTF)).sample
         return F.pixel_shuffle(image, self.patch).squeeze(1)
 
+    def reconstruct(self, mel_BMN: Tensor) -> Tensor:
+        """A mel through the VAE, by the mean of its posterior."""
+        mean_BCTF, _ = self.encode(mel_BMN)
+        return self.decode_mel(self.normalise(mean_BCTF))
+
     def vocode(self, mel_BMN: Tensor) -> Tensor:
         """Turn a mel into sound.
 

@@ -12,9 +12,7 @@ from musiccm.audio.augment import Degradation, degrade
 from musiccm.audio.mel import LogMel, MelConfig
 from musiccm.data.batch import WaveformBatch
 from musiccm.errors import MusiccmError
-from musiccm.models.bundle import Bundle
 from musiccm.models.bundle_files import save_part
-from musiccm.models.codec import LatentCodec
 from musiccm.models.tagger import Tagger
 from musiccm.systems.stages.base import Stage
 
@@ -46,8 +44,6 @@ class TaggerStage(Stage):
         mel: mel front end.
         degradation: how training clips are degraded. A tagger that only knows clean renderings hears a codec's blur as
             another instrument.
-        reconstructed_share: share of every training batch, 0..1, that is heard through the bundle's VAE and vocoder, as
-            all generated music is: the tagger is to judge the music, not the codec. Needs `vae/` and `vocoder/`.
         **stage: arguments of `Stage`.
     """
 
@@ -59,15 +55,11 @@ class TaggerStage(Stage):
         tagger: dict[str, Any] | None = None,
         mel: MelConfig | None = None,
         degradation: Degradation | None = None,
-        reconstructed_share: float = 0.0,
         **stage: Any,
     ) -> None:
         super().__init__(**stage)
         self.mel = LogMel(mel or MelConfig())
         self.config, self.degradation = dict(tagger or {}), degradation or Degradation()
-        self.reconstructed_share = reconstructed_share
-        # held outside the module tree: frozen, not trained, not in this stage's checkpoints
-        self._codec: list[LatentCodec] = []
         self.built = False
 
     def setup(self, stage: str) -> None:
@@ -81,25 +73,9 @@ class TaggerStage(Stage):
         self.finish_init()
         self.built = True
 
-    def on_fit_start(self) -> None:
-        """Read VAE and vocoder when their reconstructions are asked for."""
-        if self.reconstructed_share > 0.0:
-            self._codec = [Bundle.from_pretrained(self.bundle, parts=["vae", "vocoder"]).codec().to(self.device)]
-
-    @torch.no_grad()
-    def heard(self, waveform_BS: Tensor) -> Tensor:
-        """Mels of a batch; those of its first `reconstructed_share` are taken from what the codec makes of it."""
-        mel_BMN = self.mel(waveform_BS)
-        count = round(self.reconstructed_share * len(mel_BMN))
-        if count:
-            codec = self._codec[0]
-            mean_BCTF, _ = codec.encode(mel_BMN[:count])
-            mel_BMN[:count] = self.mel(codec.decode(codec.normalise(mean_BCTF)))
-        return mel_BMN
-
     def loss(self, batch: WaveformBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy, averaged over tags."""
-        mel_BMN = degrade(self.heard(batch.waveform_BS), self.degradation, generator)
+        mel_BMN = degrade(self.mel(batch.waveform_BS), self.degradation, generator)
         _, logits_BG = self.part(mel_BMN)
         return F.binary_cross_entropy_with_logits(logits_BG, batch.tags_BG), {}
 

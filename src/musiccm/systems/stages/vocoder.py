@@ -102,9 +102,7 @@ class VocoderStage(Stage):
     @torch.no_grad()
     def reconstruct(self, mel_BMN: Tensor) -> Tensor:
         """Mels through the frozen VAE."""
-        codec = self._codec[0]
-        mean_BCTF, _ = codec.encode(mel_BMN)
-        return codec.decode_mel(codec.normalise(mean_BCTF))
+        return self._codec[0].reconstruct(mel_BMN)
 
     def vocode(self, vocoder: torch.nn.Module, mel_BMN: Tensor) -> Tensor:
         """Waveform of exactly `frames * hop` samples; the transposed convolutions emit a few more."""
