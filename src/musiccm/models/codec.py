@@ -132,7 +132,10 @@ class LatentCodec(nn.Module):
         """
         if self.vocoder is None:
             raise MusiccmError("this codec has no vocoder: build it with one to make waveforms")
-        return self.vocoder(mel_BMN)[:, : mel_BMN.shape[1] * self.mel.hop_length]
+        # a CPU takes clips one by one: the activations of a batch leave its caches, and each clip takes twice as long
+        parts = mel_BMN.split(1) if mel_BMN.device.type == "cpu" else [mel_BMN]
+        waveform_BS = torch.cat([self.vocoder(part) for part in parts])
+        return waveform_BS[:, : mel_BMN.shape[1] * self.mel.hop_length]
 
     def decode(self, z_BCTF: Tensor) -> Tensor:
         """Normalised latents to waveforms of shape [B, S]."""

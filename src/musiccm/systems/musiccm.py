@@ -272,11 +272,13 @@ class MusicCM(pl.LightningModule):
         """AdamW for the student, and for the heads where there are any."""
         o, a = self.optimization, self.adversarial
         optimizers = [
-            torch.optim.AdamW(self.student.parameters(), o.lr, (o.betas[0], o.betas[1]), weight_decay=o.weight_decay)
+            torch.optim.AdamW(
+                self.student.parameters(), o.lr, (o.betas[0], o.betas[1]), weight_decay=o.weight_decay, fused=True
+            )
         ]
         if self.discriminator is not None:
             heads = self.discriminator.parameters()
-            optimizers.append(torch.optim.AdamW(heads, a.lr, (a.betas[0], a.betas[1]), weight_decay=0.0))
+            optimizers.append(torch.optim.AdamW(heads, a.lr, (a.betas[0], a.betas[1]), weight_decay=0.0, fused=True))
         return optimizers
 
     def _progress(self) -> float:

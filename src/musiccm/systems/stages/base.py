@@ -103,14 +103,18 @@ class Stage(pl.LightningModule):
         """A CPU generator keyed by seed, rank and `purpose`; draw on it, then move the result to the device."""
         return keyed_generator(self.seed, self.stage, self.global_rank, *purpose)
 
+    def trained(self) -> list[nn.Module]:
+        """The modules that the optimizer trains: the part, and what a subclass needs to train it and then drops."""
+        return [self.part]
+
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW without decay on biases and norms; the curve runs over the trainer's `max_steps`."""
-        named = [p for p in self.part.parameters() if p.requires_grad]
+        named = [p for module in self.trained() for p in module.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in named if p.ndim > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in named if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
         curve = warmup_cosine(self.warmup_steps, int(self.trainer.estimated_stepping_batches))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, curve)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

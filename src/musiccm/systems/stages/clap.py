@@ -6,10 +6,12 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
 from musiccm.data.batch import WaveformBatch
+from musiccm.errors import MusiccmError
 from musiccm.losses.contrastive import info_nce, recall_at_k
 from musiccm.models.bundle_files import save_part
 from musiccm.models.conditioner import ClapFrontEnd
@@ -32,6 +34,10 @@ class ClapStage(Stage):
         feature_extractor: `ClapFeatureExtractor` arguments.
         projection_dim: width of the shared space.
         max_tokens: longest caption in tokens.
+        tag_weight: weight of the cross-entropy with which both embeddings, through one linear map that is dropped
+            afterwards, tell the clip's tags. Large CLAP models start from towers that know such things (HTSAT from
+            AudioSet's labels, RoBERTa from text); these start from nothing, and pairs alone teach them slowly. 0 needs
+            no tags.
         recall_pairs: held-out pairs for recall; more are ignored, so that the figure keeps its meaning.
         **stage: arguments of `Stage`.
     """
@@ -46,6 +52,7 @@ class ClapStage(Stage):
         feature_extractor: dict[str, Any],
         projection_dim: int = 128,
         max_tokens: int = 80,
+        tag_weight: float = 0.0,
         recall_pairs: int = 500,
         **stage: Any,
     ) -> None:
@@ -55,8 +62,9 @@ class ClapStage(Stage):
         ).train()
         self.feature_extractor = ClapFeatureExtractor(**feature_extractor)
         self.front_end = ClapFrontEnd(self.feature_extractor)
-        self.max_tokens, self.recall_pairs = max_tokens, recall_pairs
+        self.max_tokens, self.recall_pairs, self.tag_weight = max_tokens, recall_pairs, tag_weight
         self.tokenizer: Any = None
+        self.tag_head: nn.Linear | None = None
         self.finish_init()
 
     def setup(self, stage: str) -> None:
@@ -64,6 +72,17 @@ class ClapStage(Stage):
         if self.tokenizer is None:
             captions = [caption for clip in self.trainer.datamodule.train_clips for caption in clip.captions]
             self.tokenizer = train_tokenizer(captions, self.part.config.text_config.vocab_size, self.max_tokens)
+        if self.tag_weight and self.tag_head is None:
+            data = self.trainer.datamodule
+            if data.vocabulary is None:
+                raise MusiccmError(
+                    f"{data.root}: the label files name neither tags nor attributes; set tag_weight: 0 for such a corpus"
+                )
+            self.tag_head = nn.Linear(self.part.config.projection_dim, len(data.vocabulary.names))
+
+    def trained(self) -> list[nn.Module]:
+        """Both towers, and the map to the tags."""
+        return [self.part, *([self.tag_head] if self.tag_head is not None else [])]
 
     def embed(self, clap: ClapModel, batch: WaveformBatch) -> tuple[Tensor, Tensor]:
         """Unit text and audio embeddings of a batch's pairs."""
@@ -74,12 +93,22 @@ class ClapStage(Stage):
         audio = clap.get_audio_features(input_features=self.front_end(batch.waveform_BS))
         return text.pooler_output, audio.pooler_output
 
+    def tag_loss(self, embedding_BD: Tensor, tags_BG: Tensor) -> Tensor:
+        """Cross-entropy of the tags, averaged over them; components of unit vectors are brought near 1 first."""
+        assert self.tag_head is not None
+        logits_BG = self.tag_head(embedding_BD * embedding_BD.shape[1] ** 0.5)
+        return F.binary_cross_entropy_with_logits(logits_BG, tags_BG)
+
     def loss(self, batch: WaveformBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """InfoNCE over the batch."""
+        """InfoNCE over the batch, and the tags' cross-entropy."""
         text_BD, audio_BD = self.embed(self.part, batch)
         # ClapModel keeps one temperature a direction; their geometric mean trains both alike
         log_scale = 0.5 * (self.part.logit_scale_t + self.part.logit_scale_a)
         total, parts = info_nce(text_BD, audio_BD, log_scale.clamp(max=MAX_LOGIT_SCALE).exp())
+        if self.tag_head is not None:
+            parts["text_tags"] = self.tag_loss(text_BD, batch.tags_BG)
+            parts["audio_tags"] = self.tag_loss(audio_BD, batch.tags_BG)
+            total = total + self.tag_weight * (parts["text_tags"] + parts["audio_tags"])
         parts["logit_scale"] = log_scale.detach().exp()
         parts["accuracy"] = torch.as_tensor(recall_at_k(text_BD.detach(), audio_BD.detach(), 1))
         return total, parts
