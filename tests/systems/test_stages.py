@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +86,18 @@ def test_group_accuracy_ignores_clips_without_the_group():
     assert group_accuracy(logits, tags, [0, 1]) == (pytest.approx(2 / 3), 3)
 
 
-def test_clap(corpus: Path, tmp_path: Path):
+def clap_stage(root: Path, **more: Any) -> ClapStage:
     config = make_clap(300).config
     extractor = {"sampling_rate": 16000, "hop_length": 160, "max_length_s": 1, "fft_window_size": 512,
                  "frequency_max": 8000, "truncation": "rand_trunc"}
-    stage = ClapStage(
+    return ClapStage(
         plain(config.text_config.to_dict()), plain(config.audio_config.to_dict()), extractor, projection_dim=32,
-        bundle=str(tmp_path), warmup_steps=1,
+        bundle=str(root), warmup_steps=1, **more,
     )
+
+
+def test_clap(corpus: Path, tmp_path: Path):
+    stage = clap_stage(tmp_path)
     quality = run(stage, data(corpus), tmp_path)
     assert quality["text_to_audio_recall_at_10"] == 1.0  # two pairs only
     conditioner = Bundle.from_pretrained(tmp_path).conditioner()
@@ -102,6 +107,30 @@ def test_clap(corpus: Path, tmp_path: Path):
         expected = stage.part.eval().get_audio_features(input_features=stage.front_end(waveform)).pooler_output
     torch.testing.assert_close(embedded, expected)
     assert conditioner.null(1).norm() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_clap_learns_tags_through_a_map_that_is_dropped(corpus: Path, tmp_path: Path):
+    stage = clap_stage(tmp_path, tag_weight=1.0)
+    run(stage, data(corpus), tmp_path)
+    assert stage.tag_head.out_features == 5
+    assert all(key.split(".")[0] in ("audio_model", "audio_projection", "text_model", "text_projection")
+               or key.startswith("logit_scale") for key in Bundle.from_pretrained(tmp_path).clap.state_dict())
+    # an embedding that points along one row of the map says that row's tag
+    with torch.no_grad():
+        stage.tag_head.weight.copy_(100 * torch.eye(5, 32))
+        stage.tag_head.bias.fill_(-50.0)
+    says = torch.eye(5, 32)
+    assert stage.tag_loss(says, torch.eye(5)) < 1e-6
+    assert stage.tag_loss(says, torch.eye(5).roll(1, 0)) > 10
+
+
+def test_clap_asks_for_tags_when_it_is_to_learn_them(corpus: Path, tmp_path: Path):
+    untagged = tmp_path / "untagged"
+    shutil.copytree(corpus, untagged)
+    for path in (untagged / "label").iterdir():
+        path.write_text(json.dumps({"text": json.loads(path.read_text())["text"], "tag": [], "original_data": {}}))
+    with pytest.raises(MusiccmError, match="tag_weight: 0"):
+        trainer(tmp_path).fit(clap_stage(tmp_path, tag_weight=1.0), datamodule=data(untagged))
 
 
 def test_vae_stores_the_moments_of_its_latents(corpus: Path, tmp_path: Path):

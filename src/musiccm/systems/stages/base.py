@@ -154,10 +154,11 @@ class Stage(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the held-out quality and write it to `<bundle>/quality/<stage>.json`."""
-        if not self._measured:
-            return
-        quality = self.summarise(self._measured)
+        measured = self._gathered()
         self._measured = []
+        if not measured:
+            return
+        quality = self.summarise(measured)
         scalars = {f"val/{key}": float(v) for key, v in quality.items() if isinstance(v, int | float) and key != "n"}
         self.log_dict(scalars, batch_size=1)
         if self.trainer.sanity_checking or not self.trainer.is_global_zero:
@@ -171,6 +172,15 @@ class Stage(pl.LightningModule):
             **quality,
         }
         update_json(self.bundle / "quality" / f"{self.stage}.json", record)
+
+    def _gathered(self) -> list[dict[str, Any]]:
+        """What all ranks measured, on every rank."""
+        if self.trainer.world_size == 1:
+            return self._measured
+        own = [{k: v.cpu() if isinstance(v, Tensor) else v for k, v in m.items()} for m in self._measured]
+        parts: list[list[dict[str, Any]]] = [[] for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather_object(parts, own)
+        return [m for part in parts for m in part]
 
     def on_fit_end(self) -> None:
         """Write the part when training has run to its end; an interrupted run leaves only its checkpoint."""

@@ -76,7 +76,7 @@ class ClapStage(Stage):
             data = self.trainer.datamodule
             if data.vocabulary is None:
                 raise MusiccmError(
-                    f"{data.root}: the label files name neither tags nor attributes; set tag_weight: 0 for such a corpus"
+                    f"{data.root}: the label files name neither tags nor attributes; set tag_weight: 0 for it"
                 )
             self.tag_head = nn.Linear(self.part.config.projection_dim, len(data.vocabulary.names))
 
