@@ -22,8 +22,10 @@ STAGES ?= clap vae tagger vocoder audiomae teacher
 BUNDLE_TRACKS ?= 6000
 # What experiments/stages/base.yaml reads: a corpus beside the demo's, which `make train` may complete as it needs.
 BUNDLE_CORPUS := data/bundle-corpus
+PACK = $(BIN)/musiccm pack --from data/bundle-work --to src/musiccm/bundles/tiny --corpus $(BUNDLE_CORPUS) $(ARGS)
+STUDENT_RUN = $$(ls -td lightning_logs/demo_long/version_* | head -n 1)
 
-.PHONY: help setup train eval bundle smoke test lint bench clean
+.PHONY: help setup train eval bundle student smoke test lint bench clean
 
 help:  ## show this help
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -46,7 +48,7 @@ $(READY): setup.cfg pyproject.toml
 
 train: $(READY)  ## corpus, latents, distillation and its table, from nothing
 	$(BIN)/musiccm prepare demo --config $(CONFIG) --tracks $(TRACKS) --test-tracks $(TEST_TRACKS) --seed 0
-	$(BIN)/musiccm prepare latents --config $(CONFIG)
+	$(BIN)/musiccm prepare latents --config $(CONFIG) --overwrite
 	$(BIN)/musiccm fit --config $(CONFIG) --seed_everything $(SEED) $(ARGS)
 	$(BIN)/musiccm test --config $(CONFIG) --ckpt_path newest
 
@@ -59,12 +61,22 @@ bundle: $(READY)  ## train every part of the embedded bundle in order (hours; go
 	@for stage in $(STAGES); do \
 	  if [ -e out/bundle/$$stage.done ]; then echo "$$stage: done already"; continue; fi; \
 	  echo "$$stage: see out/bundle/$$stage.log"; \
-	  { case $$stage in teacher) $(BIN)/musiccm prepare latents --config experiments/stages/teacher.yaml;; esac && \
+	  { case $$stage in teacher) $(BIN)/musiccm prepare latents --config experiments/stages/teacher.yaml --overwrite;; esac && \
 	    $(BIN)/musiccm fit --config experiments/stages/$$stage.yaml --ckpt_path auto; } >> out/bundle/$$stage.log 2>&1 \
 	    || { tail -n 5 out/bundle/$$stage.log >&2; exit 1; }; \
 	  touch out/bundle/$$stage.done; \
 	done
-	$(BIN)/musiccm pack --from data/bundle-work --to src/musiccm/bundles/tiny --corpus $(BUNDLE_CORPUS) $(ARGS)
+	$(PACK)
+	@$(MAKE) student
+	$(PACK) --results $(STUDENT_RUN)/results.json
+
+student: $(READY)  ## distill, measure and pack the embedded student (the last part of `make bundle`)
+	$(BIN)/musiccm prepare demo --config experiments/demo_long.yaml --tracks $(TRACKS) --test-tracks $(TEST_TRACKS) --seed 0
+	$(BIN)/musiccm prepare latents --config experiments/demo_long.yaml --overwrite
+	$(BIN)/musiccm fit --config experiments/demo_long.yaml
+	$(BIN)/musiccm test --config experiments/demo_long.yaml --ckpt_path newest
+	$(BIN)/musiccm export --checkpoint $(STUDENT_RUN)/checkpoints/last.ckpt --bundle musiccm-tiny --base ../tiny \
+	  --dtype float16 --overwrite --out src/musiccm/bundles/tiny-student
 
 smoke: $(READY)  ## the whole of `make train`, tiny: does everything run?
 	$(MAKE) train EXPERIMENT=smoke TRACKS=64 TEST_TRACKS=32

@@ -48,7 +48,7 @@ def test_help_lists_every_command(capsys):
     shown = capsys.readouterr().out
     for name, summary in commands.summaries().items():
         assert name in shown and summary in shown and summary
-    assert {"fit", "validate", "test", "predict"} <= set(commands.summaries())
+    assert {"fit", "validate", "test"} <= set(commands.summaries())
     assert cli.main(["--version"]) == 0
     assert __version__ in capsys.readouterr().out
 

@@ -1,5 +1,6 @@
 """From a student to a directory to sound, and the same in diffusers."""
 
+import importlib.resources
 import json
 import shutil
 from pathlib import Path
@@ -59,6 +60,12 @@ def test_export_and_reload_gives_equal_sound(
     with torch.no_grad():
         expected = teacher.codec().decode(z)
     assert torch.equal(student(PROMPTS[0], steps=2, seed=3), expected)
+
+
+def test_packaged_bundles_fit_into_a_wheel() -> None:
+    """At most 40 MB in all, so that a package index takes it."""
+    folder = Path(str(importlib.resources.files("musiccm"))) / "bundles"
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 40e6
 
 
 @pytest.mark.parametrize("name", ["musiccm-tiny", "musiccm-tiny-student"])
@@ -176,6 +183,14 @@ def test_export_refuses(teacher_dir: Path, student_unet: torch.nn.Module, studen
     teacher = Bundle.from_pretrained(teacher_dir)
     with pytest.raises(MusiccmError, match="not empty"):
         export_student(student_unet, teacher, student_dir, INFO)
+    (tmp_path / "music").mkdir()
+    (tmp_path / "music" / "song.wav").touch()
+    with pytest.raises(MusiccmError, match="is no bundle"):
+        export_student(student_unet, teacher, tmp_path / "music", INFO, overwrite=True)
+    assert (tmp_path / "music" / "song.wav").exists()
+    shutil.rmtree(tmp_path / "music")
+    with pytest.raises(MusiccmError, match="gamma"):
+        export_student(student_unet, teacher, tmp_path / "g", StudentInfo("v_prediction", 3.0, gamma=1.5))
     with pytest.raises(MusiccmError, match="sigma_data"):
         export_student(student_unet, teacher, tmp_path / "a", StudentInfo("v_prediction", 3.0, sigma_data=1.0))
     broken = make_unet(frames=4)
@@ -191,8 +206,11 @@ def run_dir(teacher_dir: Path, student_unet: torch.nn.Module, tmp_path: Path) ->
     run = tmp_path / "version_0"
     (run / "checkpoints").mkdir(parents=True)
     state = {f"student_ema_slow.module.{k}": v for k, v in student_unet.state_dict().items()}
-    torch.save({"state_dict": {**state, "student.conv_in.bias": torch.zeros(16)}, "global_step": 12},
-               run / "checkpoints" / "last.ckpt")
+    torch.save({"state_dict": {**state, "student.conv_in.bias": torch.zeros(16)}, "global_step": 12,
+                "student": {"prediction_type": "v_prediction", "grid_points": 50}}, run / "checkpoints" / "last.ckpt")
+    row = {"steps": 4, "fd_tagger": 1.5}
+    rows = [{"model": model, **row} for model in ("teacher", "student", "student_shipped")]
+    (run / "results.json").write_text(json.dumps({"rows": rows, "gamma": 0.5}))
     (run / "config.yaml").write_text(json.dumps({"model": {
         "class_path": "musiccm.systems.musiccm.MusicCM",
         "init_args": {"bundle": str(teacher_dir), "seed": 3, "distillation": {"guidance_scale": 2.5}},
@@ -205,6 +223,8 @@ def test_export_and_generate_commands(run_dir: Path, student: Pipeline, tmp_path
     assert main(["export", "--checkpoint", str(run_dir / "checkpoints" / "last.ckpt"), "--out", str(out)]) == 0
     exported = Pipeline.from_pretrained(out)
     assert exported.record["guidance_scale"] == 2.5 and exported.record["recipe"]["global_step"] == 12
+    assert exported.record["gamma"] == 0.5
+    assert [row["model"] for row in exported.bundle.settings["results"]] == ["teacher", "student"]
     expected = student(PROMPTS, steps=1, seed=4)
     assert torch.equal(exported(PROMPTS, steps=1, seed=4), expected)
     wav = tmp_path / "sound" / "out.wav"
@@ -226,6 +246,8 @@ def test_commands_say_what_is_wrong(
     torch.save({"state_dict": {"weight": torch.zeros(1)}}, foreign)
     torn = run_dir / "checkpoints" / "torn.ckpt"
     torn.write_bytes(checkpoint.read_bytes()[:1000])
+    other = run_dir / "other.yaml"
+    other.write_text((run_dir / "config.yaml").read_text().replace("2.5", "2.5, \"prediction_type\": \"epsilon\""))
     export = ["export", "--out", str(tmp_path / "x"), "--checkpoint"]
     generate = ["generate", "--model", str(student_dir), "--out", str(tmp_path / "x.wav")]
     for arguments, said in [
@@ -233,6 +255,7 @@ def test_commands_say_what_is_wrong(
         ([*export, str(foreign)], "student_ema_slow"),
         ([*export, str(torn)], "not a readable checkpoint"),
         ([*export, str(checkpoint), "--config", str(run_dir / "none.yaml")], "config.yaml"),
+        ([*export, str(checkpoint), "--config", str(other)], "prediction_type = 'v_prediction'"),
         ([*export, str(checkpoint), "--results", str(run_dir / "none.json")], "no such results"),
         ([*generate, ""], "prompt 1"),
         ([*generate, "music", "--steps", "99"], "steps"),

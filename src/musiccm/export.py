@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from musiccm.errors import MusiccmError
+from musiccm.files import naming_full_disk
 from musiccm.models.bundle import Bundle, save_settings
 from musiccm.models.bundle_files import PARTS, save_part, update_json
 from musiccm.models.card import write_card
@@ -103,8 +104,14 @@ def export_student(
         MusiccmError: If the folder is in use, a weight is not finite, or `base` has other parts than the teacher.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
-        raise MusiccmError(f"{folder}: exists and is not empty; choose another folder, or ask to overwrite it")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not overwrite:
+            raise MusiccmError(f"{folder}: exists and is not empty; choose another folder, or ask to overwrite it")
+        if not (folder / "model_index.json").is_file():
+            raise MusiccmError(f"{folder}: is no bundle (no model_index.json), and nothing else is overwritten; choose "
+                               "another folder")
+    if not 0.0 <= info.gamma <= 1.0:
+        raise MusiccmError(f"gamma: expected a number in [0, 1], found {info.gamma}")
     limit = torch.finfo(dtype or torch.float32).max
     broken = [k for k, v in unet.state_dict().items() if not (v.abs() <= limit).all()]
     if broken:
@@ -114,13 +121,29 @@ def export_student(
 
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _write(partial, folder, unet, scheduler, teacher, info, dtype, base)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _write(
+    partial: Path, folder: Path, unet: nn.Module, scheduler: Any, teacher: Bundle, info: StudentInfo,
+    dtype: torch.dtype | None, base: str | None,
+) -> None:
+    """Fill `partial` with what will be `folder`."""
     partial.mkdir(parents=True)
     others = [part for part in teacher.index if part in PARTS and part not in STUDENTS_OWN]
     borrowed = {} if base is None else {"base": _borrow(teacher, folder, base, others)}
     for part in others:
         update_json(partial / "model_index.json", {part: teacher.index[part]})
         if base is None:
-            shutil.copytree(teacher.root_of(part) / part, partial / part)
+            with naming_full_disk(folder / part):
+                shutil.copytree(teacher.root_of(part) / part, partial / part)
     save_part(partial, "unet", unet, dtype)
     save_part(partial, "scheduler", scheduler)
     record = {
@@ -136,10 +159,6 @@ def export_student(
         partial, mel=teacher.mel, latent_patch=teacher.latent_patch, distillation=record, results=rows, **borrowed
     )
     write_card(partial / "README.md", folder.name, record, info.rows)
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
-    return folder
 
 
 def _borrow(teacher: Bundle, folder: Path, base: str, parts: list[str]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Pipeline:
         scheduler = bundle.scheduler_config
         self.is_student = scheduler.get("_class_name") == "LCMScheduler"
         self.schedule = NoiseSchedule.from_config(scheduler)
-        self.prediction_type = scheduler.get("prediction_type", "epsilon")
+        self.prediction_type = bundle.prediction_type
         self.conditioner = bundle.conditioner()
         self.codec = bundle.codec()
         self.latent_shape = bundle.latent_shape()
@@ -197,12 +197,12 @@ def _check_prompts(prompts: str | Sequence[str]) -> list[str]:
 
 def _check_widths(bundle: Bundle) -> None:
     """The U-Net's channels and condition against VAE and CLAP, before any weights are read."""
-    unet, vae, clap = bundle.config("unet"), bundle.config("vae"), bundle.config("text_encoder")
-    given = vae["latent_channels"] * bundle.latent_patch**2
-    if unet["in_channels"] != given:
-        raise MusiccmError(f"{bundle.path}: unet takes {unet['in_channels']} channels, vae gives {given} (latent_patch "
+    taken = bundle.stated("unet", "in_channels")
+    given = bundle.stated("vae", "latent_channels") * bundle.latent_patch**2
+    if taken != given:
+        raise MusiccmError(f"{bundle.path}: unet takes {taken} channels, vae gives {given} (latent_patch "
                            f"{bundle.latent_patch}); the two are from different models")
-    width = unet.get("projection_class_embeddings_input_dim")
-    if width != clap["projection_dim"]:
+    width = bundle.stated("unet", "projection_class_embeddings_input_dim")
+    if width != bundle.stated("text_encoder", "projection_dim"):
         raise MusiccmError(f"{bundle.path}: unet takes a condition of width {width}, text_encoder gives "
-                           f"{clap['projection_dim']}; the two are from different models")
+                           f"{bundle.stated('text_encoder', 'projection_dim')}; the two are from different models")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+import musiccm
 from musiccm.callbacks import row_cache
 from musiccm.callbacks.row_cache import RowCache
 
@@ -25,6 +27,21 @@ def test_changed_code_is_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyP
     cache.put({"steps": 1}, {"row": {}})
     monkeypatch.setattr(row_cache, "source_digest", lambda: "other code")
     assert cache.get({"steps": 1}) is None
+
+
+@pytest.mark.parametrize("changed", ["samplers/few_step.py", "callbacks/contenders.py"])
+def test_the_digest_is_of_the_code_that_makes_samples(tmp_path: Path, changed: str) -> None:
+    copied = tmp_path / "musiccm"
+    shutil.copytree(Path(musiccm.__file__).parent, copied, ignore=shutil.ignore_patterns("bundles", "__pycache__"))
+    before = row_cache.source_digest(copied)
+    assert before == row_cache.source_digest()
+    (copied / "commands" / "pack.py").write_text("# not of the samples")
+    row_cache.source_digest.cache_clear()
+    assert row_cache.source_digest(copied) == before
+    with (copied / changed).open("a") as file:
+        file.write("\n# another line")
+    row_cache.source_digest.cache_clear()
+    assert row_cache.source_digest(copied) != before
 
 
 def test_a_damaged_entry_is_computed_again(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from small_corpus import sound, write_clip, write_corpus
 
 from musiccm import cli
 
-from .conftest import World, checkpoints
+from .conftest import World, checkpoints, evaluation
 
 pytestmark = pytest.mark.e2e
 
@@ -112,6 +112,15 @@ def test_bundle_parts(world: World, config: Path, here: Path, capsys: Capture, p
     assert all(f"bundle/{part}" in shown for shown in try_all())
     shutil.rmtree(bundle)
     assert all(str(bundle) in shown for shown in try_all())
+
+
+def test_a_missing_judge_is_said_before_training(world: World, here: Path, capsys: Capture) -> None:
+    config = world.experiment(here, "judged", [evaluation()], max_steps=1)
+    bundle = Path(shutil.copytree(world.bundle, here / "bundle"))
+    shutil.rmtree(bundle / "evaluators" / "tagger")
+    bundles = ["--model.init_args.bundle", bundle, "--data.init_args.bundle", bundle]
+    shown = fails(capsys, "fit", "--config", config, *bundles)
+    assert "bundle/evaluators/tagger" in shown
 
 
 def test_bad_audio_and_labels_are_counted_and_listed(world: World, here: Path, capsys: Capture) -> None:

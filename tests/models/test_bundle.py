@@ -30,7 +30,7 @@ def own(shared: Path, tmp_path: Path) -> Path:
 def test_round_trip_is_exact(shared: Path, tmp_path: Path) -> None:
     first = Bundle.from_pretrained(shared)
     for name in ("unet", "vae", "text_encoder", "vocoder", "evaluators/tagger", "evaluators/audiomae"):
-        part = first._part(name)
+        part = first.part(name)
         save_part(tmp_path / "copy", name, part)
     for name in ("tokenizer", "feature_extractor"):
         save_part(tmp_path / "copy", name, getattr(first, name))
@@ -38,7 +38,7 @@ def test_round_trip_is_exact(shared: Path, tmp_path: Path) -> None:
     second = Bundle.from_pretrained(tmp_path / "copy")
     assert set(second.evaluators) == {"tagger", "audiomae"}
     for name in ("unet", "vae", "text_encoder", "vocoder", "evaluators/tagger", "evaluators/audiomae"):
-        ours, theirs = first._part(name).state_dict(), second._part(name).state_dict()
+        ours, theirs = first.part(name).state_dict(), second.part(name).state_dict()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     text = "a calm piano melody"
@@ -104,7 +104,7 @@ def test_weights_that_do_not_fit_are_refused(own: Path, part: str, file: str, da
         save_file(state, path, metadata={"format": "pt"})
     bundle = Bundle.from_pretrained(own)
     with pytest.raises(MusiccmError, match=part):
-        bundle._part(part)
+        bundle.part(part)
 
 
 def test_pickled_weights_are_not_read(own: Path) -> None:

@@ -124,6 +124,23 @@ def test_clap_learns_tags_through_a_map_that_is_dropped(corpus: Path, tmp_path: 
     assert stage.tag_loss(says, torch.eye(5).roll(1, 0)) > 10
 
 
+def test_a_stage_can_start_from_a_bundles_part(corpus: Path, tmp_path: Path):
+    first = clap_stage(tmp_path / "first")
+    run(first, data(corpus), tmp_path)
+    second = clap_stage(tmp_path / "second", start_from=str(tmp_path / "first"))
+    for name, value in first.part.state_dict().items():
+        torch.testing.assert_close(second.part.state_dict()[name], value)
+    quality = run(second, data(corpus), tmp_path)
+    assert quality["before"]["steps"] == 2 and quality["before"]["train_seconds"] > 0
+    tokenizers = [Bundle.from_pretrained(tmp_path / name).tokenizer for name in ("first", "second")]
+    assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
+    with pytest.raises(MusiccmError, match="another shape"):
+        VocoderStage(
+            plain(make_vocoder().config.to_dict()) | {"upsample_initial_channel": 64},
+            start_from=str(build_random_bundle(tmp_path / "other", evaluators=False)),
+        )
+
+
 def test_clap_asks_for_tags_when_it_is_to_learn_them(corpus: Path, tmp_path: Path):
     untagged = tmp_path / "untagged"
     shutil.copytree(corpus, untagged)

@@ -23,6 +23,7 @@ from musiccm.data.sampling import KeyedLoader
 from musiccm.data.waveforms import collate_waveforms
 from musiccm.errors import MusiccmError
 from musiccm.metrics.suite import Listener, MetricSuite
+from musiccm.models.bundle_files import check_part
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +86,12 @@ class Evaluation(pl.Callback):
         self._validations = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse a shipped student that is not there now, and not when the training is over and the table is due."""
-        if stage in ("fit", "test") and self.shipped_student is not None:
+        """Refuse a judge or a shipped student that is not there now, before training and not after it."""
+        if stage not in ("fit", "test"):
+            return
+        judge = f"evaluators/{self.tagger}"
+        check_part(pl_module.bundle.root_of(judge), judge)  # type: ignore[operator, union-attr]
+        if self.shipped_student is not None:
             check_shipped(self.shipped_student)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

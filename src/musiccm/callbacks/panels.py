@@ -35,14 +35,13 @@ PROMPTS = (
 class Panels(pl.Callback):
     """Audio and mel panels for fixed prompts and fixed noise: the teacher once, the student every so many steps.
 
-    Rank zero only. The system must have `bundle`, `codec`, `conditioner`, `teacher`, `schedule`, `grid` and
-    `consistency(which="slow")`.
+    Rank zero only. The system must have `bundle`, `codec`, `conditioner`, `teacher`, `schedule`, `grid`,
+    `guidance_scale` and `consistency(which="slow")`.
 
     Args:
         prompts: Fixed prompts.
         steps: Steps of the student.
         teacher_steps: Steps of the teacher.
-        guidance_scale: The teacher's guidance, the usual scale.
         gamma: Share of fresh noise between the student's steps.
         every_n_steps: Optimizer steps of the student between panels.
         seed: Seed of the noise, with the prompts.
@@ -53,7 +52,6 @@ class Panels(pl.Callback):
         prompts: Sequence[str] = PROMPTS,
         steps: Sequence[int] = (1, 4),
         teacher_steps: int = 50,
-        guidance_scale: float = 3.0,
         gamma: float = 1.0,
         every_n_steps: int = 200,
         seed: int = 0,
@@ -63,7 +61,7 @@ class Panels(pl.Callback):
                 f"panels: expected at least one prompt and every_n_steps >= 1, found {len(prompts)} and {every_n_steps}"
             )
         self.prompts, self.steps, self.teacher_steps = list(prompts), list(steps), teacher_steps
-        self.guidance_scale, self.gamma = guidance_scale, gamma
+        self.gamma = gamma
         self.every_n_steps, self.seed = every_n_steps, seed
         self._last_step: int | None = None
 
@@ -88,7 +86,7 @@ class Panels(pl.Callback):
     def _teacher(self, m: Any) -> Contender:
         shape = m.bundle.latent_shape()
         return teacher_contender(m.teacher, m.schedule, m.conditioner, m.codec, shape, self.teacher_steps,
-                                 self.guidance_scale)
+                                 m.guidance_scale)
 
     def _student(self, trainer: pl.Trainer, m: Any) -> None:
         # Under accumulation several batches end at one step.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from musiccm.data.files import write_atomically
+from musiccm.files import write_atomically
 
 # One scale of brightness for all pictures, in the natural logarithm of a mel magnitude.
 BRIGHTNESS = (-11.0, 1.5)

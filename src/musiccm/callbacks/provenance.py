@@ -11,6 +11,8 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.trainer.states import TrainerFn
 
+from musiccm.files import write_text
+
 PACKAGES = (
     "musiccm",
     "torch",
@@ -82,4 +84,4 @@ class SaveConfigWithProvenance(SaveConfigCallback):
             name = "config_resumed.yaml"
         header = "".join(f"# {key} {value}\n" for key, value in provenance().items())
         body = self.parser.dump(self.config, skip_none=False)
-        (folder / name).write_text(header + body, encoding="utf-8")
+        write_text(folder / name, header + body)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from musiccm.callbacks.contenders import MODELS
-from musiccm.data.files import write_atomically, write_json
+from musiccm.files import write_atomically, write_json
 
 SCHEMA = 1
 NAMES = {"teacher": "teacher (DDIM, guided)", "student": "student, this run", "student_shipped": "student, shipped"}

@@ -6,30 +6,35 @@ import hashlib
 import json
 import platform
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import musiccm
-from musiccm.data.files import write_json
+from musiccm.files import write_json
 
-# Rooms whose code decides what a row says.
-ROOMS = ("audio", "diffusion", "models", "samplers", "metrics")
+# The code that decides what a row says.
+SOURCES = ("audio", "diffusion", "models", "samplers", "metrics", "callbacks/contenders.py", "callbacks/evaluator.py")
+LIBRARIES = ("torch", "diffusers", "transformers")
 
 
 @cache
-def source_digest() -> str:
-    """A hash of the code that makes and judges samples.
+def source_digest(root: Path = Path(musiccm.__file__).parent) -> str:
+    """A hash of the code that makes and judges samples, and of the versions of the libraries that it runs on.
+
+    Args:
+        root: The package.
 
     Returns:
         64 hexadecimal digits.
     """
-    digest = hashlib.sha256()
-    root = Path(musiccm.__file__).parent
-    for room in ROOMS:
-        for path in sorted((root / room).rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    digest = hashlib.sha256(repr([(name, version(name)) for name in LIBRARIES]).encode())
+    for source in SOURCES:
+        path = root / source
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 
 

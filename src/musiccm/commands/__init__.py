@@ -15,7 +15,6 @@ TRAINER_COMMANDS = {
     "fit": "train what an experiment file describes",
     "validate": "run the validation loop of an experiment",
     "test": "measure a checkpoint: results.json, the table, samples to hear",
-    "predict": "run the prediction loop of an experiment",
 }
 """Subcommands that run a Trainer method on an experiment file; all answered by `_trainer.py`."""
 

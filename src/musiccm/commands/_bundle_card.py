@@ -64,9 +64,13 @@ def _stages(stages: Mapping[str, Mapping[str, Any]]) -> str:
     table = []
     for name, record in stages.items():
         steps, planned = str(record.get("steps")), record.get("planned_steps")
-        if planned not in (None, record.get("steps")):
+        before = record.get("before", {})
+        if before:
+            steps += f", after {before['steps']} earlier"
+        elif planned not in (None, record.get("steps")):
             steps += f" of {planned} planned"
-        table.append({"stage": name, "steps": steps, "hours": record.get("train_seconds", 0.0) / 3600,
+        seconds = record.get("train_seconds", 0.0) + before.get("train_seconds", 0.0)
+        table.append({"stage": name, "steps": steps, "hours": seconds / 3600,
                       "parameters": record.get("parameters"), "seed": record.get("seed"),
                       "recipe": f"recipe/{record['recipe']}" if record.get("recipe") else None})
     hours = sum(row["hours"] for row in table)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from musiccm.data.files import write_atomically
 from musiccm.errors import MusiccmError
+from musiccm.files import write_atomically
 
 
 class CheckpointFiles(TorchCheckpointIO):

@@ -79,7 +79,7 @@ def probes(bundle: Bundle, batch: WaveformBatch, present: set[str]) -> dict[str,
 
 def _sampled(bundle: Bundle, unet: nn.Module, batch: WaveformBatch, present: set[str]) -> Tensor:
     schedule = NoiseSchedule.from_config(bundle.scheduler_config)
-    denoise = Denoiser(unet, schedule, bundle.scheduler_config["prediction_type"])
+    denoise = Denoiser(unet, schedule, bundle.prediction_type)
     if {"text_encoder", "tokenizer", "feature_extractor"} <= present:
         conditioner = bundle.conditioner()
         cond_BD, null_BD = conditioner.text(batch.captions), conditioner.null(len(batch))

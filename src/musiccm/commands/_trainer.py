@@ -1,4 +1,4 @@
-"""`musiccm fit | validate | test | predict`: LightningCLI with run folders and checkpoints found by name."""
+"""`musiccm fit | validate | test`: LightningCLI with run folders and checkpoints found by name."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ class TrainerCLI(LightningCLI):
             parser_kwargs=parser_kwargs | {name: dict(parser_kwargs) for name in self.subcommands()},
             args=args,
         )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, but for `predict`, which nothing here has a loop for."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what an experiment file says about itself."""

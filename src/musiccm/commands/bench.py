@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
         The exit code.
     """
     args = _parser().parse_args(argv)
-    from musiccm.data.files import write_json
+    from musiccm.files import write_json
 
     folder = Path(args.dir)
     for path in chosen(folder, args.name):

@@ -40,18 +40,23 @@ def main(argv: list[str]) -> int:
     stated = settings.get("distillation") or {}
     defaults = asdict(Distillation())
     known = {key: stated.get(key, default) for key, default in defaults.items()}
-    state, step = read_student(checkpoint)
+    state, step, identity = read_student(checkpoint)
+    for key, value in identity.items():
+        if known.get(key, value) != value:
+            raise MusiccmError(f"{checkpoint}: its student was trained with {key} = {value!r}, but {config_path} says "
+                               f"{known[key]!r}; name the config.yaml of its own run by --config")
     teacher = Bundle.from_pretrained(args.bundle or settings.get("bundle", "musiccm-tiny"))
     unet = load_student(teacher, state, checkpoint)
     results = Path(args.results) if args.results else checkpoint.parent.parent / "results.json"
+    rows, gamma = read_results(results, must_exist=args.results is not None)
     info = StudentInfo(
         prediction_type=known["prediction_type"], guidance_scale=float(known["guidance_scale"]),
         grid_points=int(known["grid_points"]), timestep_scaling=float(known["timestep_scaling"]),
-        sigma_data=float(known["sigma_data"]), gamma=args.gamma,
+        sigma_data=float(known["sigma_data"]), gamma=gamma if args.gamma is None else args.gamma,
         recipe={"teacher": str(settings.get("bundle", "musiccm-tiny")), "global_step": step,
                 "seed": settings.get("seed"), "distillation": known, "adversarial": settings.get("adversarial"),
                 "optimization": settings.get("optimization")},
-        rows=read_rows(results, must_exist=args.results is not None),
+        rows=rows,
     )
     folder = export_student(unet, teacher, args.out, info, getattr(torch, args.dtype), args.base, args.overwrite)
     print(f"{folder}: the student at step {step}; try\n  musiccm generate \"a calm piano melody\" --model {folder}")
@@ -79,8 +84,10 @@ def read_model_settings(path: Path) -> dict[str, Any]:
     return model.get("init_args", model)
 
 
-def read_student(path: Path) -> tuple[dict[str, Tensor], int]:
-    """The averaged student's weights and the step from a Lightning checkpoint; nothing in the file is executed.
+def read_student(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any]]:
+    """The averaged student's weights, the step and what the weights mean, from a Lightning checkpoint.
+
+    Nothing in the file is executed.
 
     Raises:
         MusiccmError: If the file is missing, unreadable, or of another system.
@@ -101,7 +108,7 @@ def read_student(path: Path) -> tuple[dict[str, Tensor], int]:
     if not state:
         raise MusiccmError(f"{path}: holds no '{STUDENT_WEIGHTS}*' weights; expected a checkpoint of the distillation "
                            "(musiccm.systems.musiccm.MusicCM)")
-    return state, int(checkpoint.get("global_step", 0))
+    return state, int(checkpoint.get("global_step", 0)), dict(checkpoint.get("student", {}))
 
 
 def load_student(teacher: Any, state: dict[str, Tensor], path: Path) -> Any:
@@ -122,16 +129,19 @@ def load_student(teacher: Any, state: dict[str, Tensor], path: Path) -> Any:
     return unet
 
 
-def read_rows(path: Path, must_exist: bool) -> list[dict[str, Any]]:
-    """The rows of a results.json that are about the student and its teacher; none where there is no file yet.
+def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], float]:
+    """The rows of a results.json about the student and its teacher, and the gamma that they were sampled with.
+
+    Without a file, no rows and gamma 1.
 
     Raises:
         MusiccmError: If the file is not one of ours, or is missing though it was asked for.
     """
     if not path.is_file() and not must_exist:
-        return []
+        return [], 1.0
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["rows"])
+        results = json.loads(path.read_text(encoding="utf-8"))
+        return [row for row in results["rows"] if row["model"] in ("teacher", "student")], float(results["gamma"])
     except FileNotFoundError:
         raise MusiccmError(f"{path}: no such results file") from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -146,7 +156,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bundle", help="the teacher's bundle (default: the one that the run names)")
     parser.add_argument("--results", help="results.json for the card (default: the run's, if it has one)")
     parser.add_argument("--base", help="borrow the other parts from this bundle instead of copying them")
-    parser.add_argument("--gamma", type=float, default=1.0, help="the sampler's default share of fresh noise")
+    parser.add_argument("--gamma", type=float,
+                        help="the sampler's default share of fresh noise (default: that of the results, or 1)")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the weights on disk")
     parser.add_argument("--overwrite", action="store_true", help="replace what lies in --out")
     return parser

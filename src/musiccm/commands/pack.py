@@ -39,12 +39,12 @@ def main(argv: list[str]) -> int:
     """
     args = _parser().parse_args(argv)
     from musiccm.commands._bundle_card import card
-    from musiccm.commands.export import read_rows
-    from musiccm.data.files import write_atomically, write_json
+    from musiccm.commands.export import read_results
+    from musiccm.files import write_atomically, write_json
     from musiccm.models.bundle import Bundle
 
     source, target = Path(args.source), Path(args.to)
-    rows = read_rows(Path(args.results), must_exist=True) if args.results else []
+    rows = read_results(Path(args.results), must_exist=True)[0] if args.results else []
     bundle = Bundle.from_pretrained(source)
     present, missing = parts_of(bundle)
     if missing:

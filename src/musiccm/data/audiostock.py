@@ -12,10 +12,10 @@ from pathlib import Path
 
 from musiccm.audio import AudioFacts, BadAudio, scan_audio
 from musiccm.audio.io import AUDIO_SUFFIXES
-from musiccm.data.files import write_json
 from musiccm.data.labels import BadLabel, Clip, read_label
 from musiccm.data.report import BadItem, Report
 from musiccm.errors import MusiccmError
+from musiccm.files import write_json
 
 log = logging.getLogger(__name__)
 

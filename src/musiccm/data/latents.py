@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from musiccm.audio.windows import centred_start, resampled_length
-from musiccm.data.files import write_atomically, write_json
 from musiccm.data.fingerprint import clips_fingerprint
 from musiccm.data.labels import Clip
 from musiccm.errors import MusiccmError
+from musiccm.files import write_atomically, write_json
 
 log = logging.getLogger(__name__)
 

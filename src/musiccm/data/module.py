@@ -174,13 +174,13 @@ class MusicDataModule(pl.LightningDataModule):
         """CLAP embeddings of everything that is trained on: what generated clips are compared with for plagiarism.
 
         Returns:
-            `(ids, audio_ND)`: every window of every training clip, in the order of the cache's rows.
+            `(ids, audio_ND)`: a row for every window of every training clip, under the clip's id, in the cache's order.
 
         Raises:
             MusiccmError: There is no latent cache, or it is unfinished or stale.
         """
         cache, rows = self.latent_cache("train"), self.latent_rows("train")
-        return [cache.windows[row].id for row in rows], torch.stack([cache.audio(row) for row in rows])
+        return [cache.windows[row].clip_id for row in rows], torch.stack([cache.audio(row) for row in rows])
 
     def latents(self, split: str) -> LatentWindows:
         """The cached windows of `"train"`, `"val"` or `"test"` as a data set."""

@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from musiccm.data.files import write_json
 from musiccm.errors import MusiccmError
+from musiccm.files import write_json
 
 
 @dataclass(frozen=True)

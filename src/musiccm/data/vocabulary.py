@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from musiccm.data.files import write_json
 from musiccm.data.labels import Clip
 from musiccm.errors import MusiccmError
+from musiccm.files import write_json
 
 # An attribute with more values than this is a number or a name rather than a class.
 MAX_VALUES_PER_GROUP = 32

@@ -107,7 +107,7 @@ class SimAA(ClipMetric):
         """The shares, and what each clip is closest to.
 
         Returns:
-            `sim_aa_90`, `sim_aa_95` (named after the thresholds), `n` clips, `n_train` rows, `matches` (nearest first).
+            `sim_aa_90`, `sim_aa_95` (named after the thresholds), `n` and `n_train` clips, `matches` (nearest first).
 
         Raises:
             MusiccmError: No clip.
@@ -120,4 +120,4 @@ class SimAA(ClipMetric):
         matches = [Match(i, self.train_ids[j], c) for i, j, c in zip(ids, nearest, cosine.tolist(), strict=True)]
         shares = {f"sim_aa_{round(100 * threshold)}": share_above(cosine, threshold) for threshold in self.thresholds}
         matches.sort(key=lambda match: (-match.cosine, match.clip_id))
-        return {**shares, "n": len(ids), "n_train": len(self.train_ids), "matches": matches}
+        return {**shares, "n": len(ids), "n_train": len(set(self.train_ids)), "matches": matches}

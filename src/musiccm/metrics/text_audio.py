@@ -78,7 +78,7 @@ class TextAudioSimilarity(ClipMetric):
             block: Gallery rows taken at a time.
 
         Returns:
-            `retrieval_max_ta`; `n` texts; `n_gallery` clips.
+            `retrieval_max_ta`; `n` texts; `n_gallery` rows.
         """
         with self.sync_context(should_sync=self._to_sync, should_unsync=self._should_unsync):
             text, _, n = self._pairs()

@@ -21,6 +21,7 @@ from musiccm.models.bundle_files import (
     SETTINGS_FILE,
     check_part,
     load_part,
+    need,
     part_files,
     read_json,
     resolve_bundle,
@@ -95,11 +96,12 @@ class Bundle:
         stated = settings.get("base")
         if stated is None:
             return None
-        beside = folder / stated["path"]
-        base = cls.from_pretrained(beside if beside.is_dir() else stated["path"], stated["parts"], dtype)
-        if base.content_hash(stated["parts"]) != stated["content_hash"]:
+        path, parts, expected = (need(stated, key, folder / SETTINGS_FILE) for key in ("path", "parts", "content_hash"))
+        beside = folder / path
+        base = cls.from_pretrained(beside if beside.is_dir() else path, parts, dtype)
+        if base.content_hash(parts) != expected:
             raise MusiccmError(
-                f"{folder / SETTINGS_FILE}: the parts borrowed from '{stated['path']}' are not those that this model "
+                f"{folder / SETTINGS_FILE}: the parts borrowed from '{path}' are not those that this model "
                 "was exported with; restore them, or export the model with its own copies"
             )
         return base
@@ -110,7 +112,12 @@ class Bundle:
             return self.base.root_of(name)
         return self.path
 
-    def _part(self, name: str) -> Any:
+    def part(self, name: str) -> Any:
+        """A part by its folder's name, read on first use.
+
+        Raises:
+            MusiccmError: If its files are missing, damaged or do not fit together.
+        """
         if name not in self._loaded:
             root = self.root_of(name)
             check_part(root, name)
@@ -121,37 +128,42 @@ class Bundle:
     @property
     def unet(self) -> nn.Module:
         """The `UNet2DConditionModel`."""
-        return self._part("unet")
+        return self.part("unet")
 
     @property
     def vae(self) -> nn.Module:
         """The `AutoencoderKL`."""
-        return self._part("vae")
+        return self.part("vae")
 
     @property
     def clap(self) -> nn.Module:
         """The whole `ClapModel`, both towers."""
-        return self._part("text_encoder")
+        return self.part("text_encoder")
 
     @property
     def tokenizer(self) -> Any:
         """CLAP's tokenizer."""
-        return self._part("tokenizer")
+        return self.part("tokenizer")
 
     @property
     def feature_extractor(self) -> Any:
         """CLAP's `ClapFeatureExtractor`, read for its numbers."""
-        return self._part("feature_extractor")
+        return self.part("feature_extractor")
 
     @property
     def vocoder(self) -> nn.Module:
         """The `SpeechT5HifiGan`."""
-        return self._part("vocoder")
+        return self.part("vocoder")
 
     @property
     def scheduler_config(self) -> dict[str, Any]:
         """`scheduler/scheduler_config.json`."""
-        return self._part("scheduler")
+        return self.part("scheduler")
+
+    @property
+    def prediction_type(self) -> str:
+        """What the U-Net predicts, as `scheduler/scheduler_config.json` states it."""
+        return need(self.scheduler_config, "prediction_type", self.root_of("scheduler") / "scheduler")
 
     @property
     def evaluators(self) -> Mapping[str, nn.Module]:
@@ -163,11 +175,10 @@ class Bundle:
         """The mel front end: the vocoder's numbers (if there is one yet), `mel` of `musiccm.json`, else MusicLDM's."""
         values = {}
         if (self.root_of("vocoder") / "vocoder").is_dir():
-            config = self.config("vocoder")
             values = {
-                "sample_rate_hz": config["sampling_rate"],
-                "hop_length": math.prod(config["upsample_rates"]),
-                "n_mels": config["model_in_dim"],
+                "sample_rate_hz": self.stated("vocoder", "sampling_rate"),
+                "hop_length": math.prod(self.stated("vocoder", "upsample_rates")),
+                "n_mels": self.stated("vocoder", "model_in_dim"),
             }
         stated = self.settings.get("mel", {})
         unknown = sorted(set(stated) - {field.name for field in fields(MelConfig)})
@@ -196,6 +207,11 @@ class Bundle:
         name = ATTRIBUTES.get(part, part)
         return read_json(self.root_of(name) / name / PARTS[name].config_file, f"the configuration of {name}")
 
+    def stated(self, part: str, key: str) -> Any:
+        """One value of a part's `config.json`, which must state it."""
+        name = ATTRIBUTES.get(part, part)
+        return need(self.config(part), key, self.root_of(name) / name / PARTS[name].config_file)
+
     def codec(self, with_vocoder: bool = True) -> nn.Module:
         """The `LatentCodec` of this bundle; without the vocoder where only latents and mels are needed."""
         from musiccm.models.codec import LatentCodec
@@ -210,14 +226,13 @@ class Bundle:
 
     def latent_shape(self) -> tuple[int, int, int]:
         """The [C, T, F] that the U-Net was trained on, from its configuration."""
-        config = self.config("unet")
-        size = config["sample_size"]
+        channels, size = self.stated("unet", "in_channels"), self.stated("unet", "sample_size")
         if isinstance(size, int):
             # An int is the height, here time; the width follows from the mel bins and the VAE's factor.
-            vae = self.config("vae")
-            factor = 2 ** (len(vae["block_out_channels"]) - 1) * math.isqrt(vae["in_channels"]) * self.latent_patch
-            return config["in_channels"], size, self.mel.n_mels // factor
-        return config["in_channels"], size[0], size[1]
+            halvings = len(self.stated("vae", "block_out_channels")) - 1
+            factor = 2**halvings * math.isqrt(self.stated("vae", "in_channels")) * self.latent_patch
+            return channels, size, self.mel.n_mels // factor
+        return channels, size[0], size[1]
 
     def content_hash(self, parts: Iterable[str] | None = None) -> str:
         """A hash of the files of some parts: the key under which what they computed may be cached.
@@ -248,7 +263,7 @@ class _Evaluators(Mapping[str, nn.Module]):
         self._bundle = bundle
 
     def __getitem__(self, name: str) -> nn.Module:
-        return self._bundle._part(f"evaluators/{name}")
+        return self._bundle.part(f"evaluators/{name}")
 
     def __iter__(self):
         return (part.split("/", 1)[1] for part in PARTS

@@ -7,8 +7,7 @@ import copy
 import importlib
 import importlib.resources
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from musiccm.errors import MusiccmError
+from musiccm.files import naming_full_disk, write_text
 
 SETTINGS_FILE = "musiccm.json"
 PACKAGED = {"musiccm-tiny": "tiny", "musiccm-tiny-student": "tiny-student"}
@@ -96,10 +96,26 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 def update_json(path: Path, entries: dict[str, Any]) -> None:
     """Merge entries into a JSON file, atomically."""
     content = read_json(path, "a JSON object") if path.is_file() else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({**content, **entries}, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps({**content, **entries}, indent=2) + "\n")
+
+
+def need(config: Mapping[str, Any], key: str, path: Path) -> Any:
+    """A value that a configuration must state.
+
+    Args:
+        config: What was read.
+        key: The key.
+        path: Where it was read from.
+
+    Returns:
+        The value.
+
+    Raises:
+        MusiccmError: The key is missing.
+    """
+    if key not in config:
+        raise MusiccmError(f"{path}: expected a key '{key}', found {', '.join(map(str, config)) or 'none'}; restore it")
+    return config[key]
 
 
 def check_part(bundle: Path, name: str) -> None:
@@ -242,7 +258,7 @@ def save_part(bundle: str | Path, name: str, part: Any, dtype: torch.dtype | Non
         if dtype is not None and isinstance(part, nn.Module):
             # diffusers' own `to` warns of modules to be kept in float32 even where there are none.
             part = nn.Module.to(copy.deepcopy(part), dtype)
-        with _quiet():
+        with _quiet(), naming_full_disk(folder):
             part.save_pretrained(folder)
         _forget_origin(folder / kind.config_file)
     if not name.startswith("evaluators/"):  # diffusers' own loader would look for a class of theirs
@@ -261,4 +277,4 @@ def _forget_origin(config: Path) -> None:
         return
     content = read_json(config, "a part's configuration")
     if content.pop("_name_or_path", None) is not None:
-        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_text(config, json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from musiccm.files import write_text
+
 FRONT_MATTER = {
     "library_name": "musiccm",
     "pipeline_tag": "text-to-audio",
@@ -32,7 +34,7 @@ def write_card(path: Path, name: str, record: Mapping[str, Any], rows: Sequence[
 A text-to-music model that was distilled to sample in 1 to 8 network calls (MusicCM, arXiv 2404.13358).
 
 ```sh
-musiccm generate "a calm piano melody over soft strings" --model {name} --steps 4 --out out.wav
+musiccm generate "a calm piano melody over soft strings" --model PATH_OF_THIS_FOLDER --steps 4 --out out.wav
 ```
 
 It was trained on {record["original_inference_steps"]} timesteps and samples on those only. The teacher's guidance
@@ -48,7 +50,7 @@ teacher's, and so does their licence.
 
 {results_table(rows)}
 """
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def _list(entries: Mapping[str, Any]) -> str:

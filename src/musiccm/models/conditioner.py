@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch.nn import functional as F
 
 from musiccm.audio.resample import resample
 from musiccm.errors import MusiccmError
+
+log = logging.getLogger(__name__)
 
 
 class ClapFrontEnd(nn.Module):
@@ -113,6 +116,11 @@ class ClapConditioner(nn.Module):
         """
         if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
             raise MusiccmError(f"expected a non-empty list of texts, found {texts!r}")
+        for text in texts:
+            count = len(self.tokenizer(text).input_ids)
+            if count > self.max_tokens:
+                log.warning("a text of %d tokens is cut to the %d that the text tower reads: %.60s...", count,
+                            self.max_tokens, text)
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_tokens,
                                 return_tensors="pt").to(self.device)
         return _unit(self.clap.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask))

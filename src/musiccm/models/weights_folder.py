@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from musiccm.errors import MusiccmError
+from musiccm.files import write_atomically, write_text
 
 ConfigT = TypeVar("ConfigT")
 
@@ -40,9 +41,9 @@ def make_config(config_class: type[ConfigT], config: ConfigT | Mapping[str, Any]
 def save_weights_folder(folder: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     """Write `config.json` and `model.safetensors`."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
-    save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, folder / "model.safetensors")
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    write_text(folder / "config.json", json.dumps(dict(config), indent=2) + "\n")
+    write_atomically(folder / "model.safetensors", lambda temporary: save_file(tensors, temporary))
 
 
 def load_weights(module: nn.Module, folder: str | Path, ignore_prefixes: tuple[str, ...] = ()) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from musiccm.audio.windows import keyed_generator
@@ -73,8 +74,14 @@ class MusicCM(pl.LightningModule):
         self.adversarial = adversarial or Adversarial()
         self.optimization = optimization or Optimization()
         self.distillation.check()
+        self.adversarial.check()
         self.optimization.check()
         self.bundle = Bundle.from_pretrained(bundle)
+        if self.bundle.scheduler_config.get("_class_name") == "LCMScheduler":
+            raise MusiccmError(
+                f"model.init_args.bundle: {bundle} is a distilled student, which must not be guided and so cannot "
+                "teach; name a teacher's bundle"
+            )
         self.schedule = NoiseSchedule.from_config(self.bundle.scheduler_config)
         self.grid = student_grid(self.schedule.num_train_timesteps, self.distillation.grid_points)
         for phase in self.distillation.curriculum:
@@ -83,7 +90,7 @@ class MusicCM(pl.LightningModule):
         self.batches_seen = 0
         self._unfinished: dict[str, Tensor] = {}
 
-        teacher = Denoiser(self.bundle.unet, self.schedule, self.bundle.scheduler_config["prediction_type"])
+        teacher = Denoiser(self.bundle.unet, self.schedule, self.bundle.prediction_type)
         self.frozen = nn.ModuleDict(
             {"teacher": teacher, "codec": self.bundle.codec(), "conditioner": self.bundle.conditioner()}
         )
@@ -306,6 +313,14 @@ class MusicCM(pl.LightningModule):
                 f"trainer.precision: expected 32-true or bf16-mixed, found {self.trainer.precision!r}. Under manual "
                 "optimization Lightning clips float16 gradients while they are still scaled."
             )
+
+        parallel = self.trainer.strategy
+        if self.discriminator is not None and isinstance(parallel, DDPStrategy):
+            if not parallel._ddp_kwargs.get("find_unused_parameters", False):
+                raise MusiccmError(
+                    "trainer.strategy: expected ddp_find_unused_parameters_true with the adversarial loss: student and "
+                    "heads are stepped in turn, so no backward pass reaches all parameters."
+                )
 
     def on_train_start(self) -> None:
         """Take up the gradients of a step that the checkpoint was saved in the middle of."""

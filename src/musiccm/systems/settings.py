@@ -9,6 +9,8 @@ from musiccm.diffusion import PREDICTION_TYPES, SOLVERS, TIMESTEP_MODES
 from musiccm.errors import MusiccmError
 from musiccm.losses import DISTANCES
 
+FEATURES = ("audiomae", "clap")
+
 
 @dataclass
 class Phase:
@@ -122,6 +124,24 @@ class Adversarial:
     r1_gamma: float = 1e-5
     lr: float = 1e-4
     betas: Sequence[float] = (0.0, 0.99)
+
+    def check(self) -> None:
+        """Refuse at once what would only be refused at `start_step`, or not at all.
+
+        Raises:
+            MusiccmError: an unknown name or a number out of range.
+        """
+        if self.features not in FEATURES:
+            raise MusiccmError(
+                f"adversarial.features: expected one of {', '.join(FEATURES)}, found {self.features!r}."
+            )
+        for key in ("weight", "start_step", "r1_gamma"):
+            if getattr(self, key) < 0:
+                raise MusiccmError(f"adversarial.{key}: expected no number below 0, found {getattr(self, key)}.")
+        for key in ("lr", "head_width", "crop_frames"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise MusiccmError(f"adversarial.{key}: expected a number above 0, found {value}.")
 
 
 @dataclass

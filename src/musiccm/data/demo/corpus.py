@@ -17,8 +17,8 @@ from musiccm.data.demo.captions import captions, tags
 from musiccm.data.demo.instruments import SAMPLE_RATE_HZ
 from musiccm.data.demo.render import render
 from musiccm.data.demo.world import draw_attributes, track_rng
-from musiccm.data.files import write_json
 from musiccm.errors import MusiccmError
+from musiccm.files import write_json
 
 DURATION_S = 10.24
 #: Raised whenever the same (seed, index) would sound different.

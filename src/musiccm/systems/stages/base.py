@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from musiccm.audio.windows import keyed_generator
-from musiccm.models.bundle_files import update_json
+from musiccm.errors import MusiccmError
+from musiccm.models.bundle import Bundle
+from musiccm.models.bundle_files import read_json, resolve_bundle, update_json
 from musiccm.models.ema import Ema
 
 
@@ -44,10 +46,14 @@ class Stage(pl.LightningModule):
         betas: AdamW's.
         ema_decay: decay of the weight average that is validated and saved; null keeps the last weights.
         seed: seed of masks, noise and augmentation.
+        start_from: a bundle whose part this one starts from: to fine-tune it, or to go on with other settings. Its
+            steps and seconds are counted in the quality file under `before`.
     """
 
     stage: str
     part: nn.Module
+    part_name: str | None = None
+    """The folder of the bundle that `part` is written to as it is; None where only some of it is."""
 
     def __init__(
         self,
@@ -58,9 +64,10 @@ class Stage(pl.LightningModule):
         betas: Sequence[float] = (0.9, 0.99),
         ema_decay: float | None = None,
         seed: int = 0,
+        start_from: str | None = None,
     ) -> None:
         super().__init__()
-        self.bundle = Path(bundle)
+        self.bundle, self.start_from = Path(bundle), start_from
         self.lr, self.warmup_steps, self.weight_decay = lr, warmup_steps, weight_decay
         self.betas = (betas[0], betas[1])
         self.ema_decay, self.seed = ema_decay, seed
@@ -70,7 +77,13 @@ class Stage(pl.LightningModule):
         self._measured: list[dict[str, Any]] = []
 
     def finish_init(self) -> None:
-        """Build the weight average, once `part` has its initial weights."""
+        """Give `part` the weights to start from, then build its average.
+
+        Raises:
+            MusiccmError: `start_from` has no such part, or one of another shape.
+        """
+        if self.start_from is not None:
+            start_from(self.part, self.start_from, self.part_name, self.stage)
         if self.ema_decay is not None:
             self.ema = Ema(self.part, self.ema_decay)
 
@@ -143,6 +156,16 @@ class Stage(pl.LightningModule):
             self.train_seconds += elapsed
             self.log("train/samples_per_s", len(batch.ids) / elapsed, prog_bar=True)
 
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Refuse: a stage is measured on held-out clips of `train/`, and `musiccm pack` measures the parts on `test/`.
+
+        Raises:
+            MusiccmError: always.
+        """
+        raise MusiccmError(
+            "musiccm test: a stage has no test loop; `musiccm validate` measures it, `musiccm pack` the whole bundle"
+        )
+
     def on_validation_epoch_start(self) -> None:
         """Forget the batches of the last validation."""
         self._measured = []
@@ -169,6 +192,7 @@ class Stage(pl.LightningModule):
             "train_seconds": round(self.train_seconds, 4),
             "parameters": sum(p.numel() for p in self.part.parameters()),
             "seed": self.seed,
+            **({} if self.start_from is None else {"before": earlier_sittings(self.start_from, self.stage)}),
             **quality,
         }
         update_json(self.bundle / "quality" / f"{self.stage}.json", record)
@@ -194,6 +218,40 @@ class Stage(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the clock up again."""
         self.train_seconds = checkpoint["train_seconds"]
+
+
+def start_from(part: nn.Module, bundle: str, part_name: str | None, stage: str) -> None:
+    """Copy a bundle's part into an untrained one.
+
+    Args:
+        part: the module, of the part's own shape.
+        bundle: directory, packaged name or hub id.
+        part_name: the part's folder.
+        stage: the stage, for the message.
+
+    Raises:
+        MusiccmError: the stage trains more than the bundle keeps, or the shapes differ.
+    """
+    if part_name is None:
+        raise MusiccmError(f"start_from: the stage {stage} trains more than a bundle keeps of it; leave start_from out")
+    weights = Bundle.from_pretrained(bundle, [part_name]).part(part_name).state_dict()
+    try:
+        part.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise MusiccmError(
+            f"start_from: {part_name} of {bundle} is of another shape than this file describes ({reason})"
+        ) from None
+
+
+def earlier_sittings(bundle: str, stage: str) -> dict[str, float]:
+    """Steps and seconds that went into a part before, as far as its bundle's quality file tells."""
+    path = resolve_bundle(bundle) / "quality" / f"{stage}.json"
+    if not path.is_file():
+        return {}
+    found = read_json(path, "a stage's quality")
+    before = found.get("before", {})
+    return {key: found.get(key, 0) + before.get(key, 0) for key in ("steps", "train_seconds")}
 
 
 def mean_of(measured: list[dict[str, Any]], key: str) -> float:

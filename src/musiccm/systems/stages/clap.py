@@ -13,6 +13,7 @@ from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 from musiccm.data.batch import WaveformBatch
 from musiccm.errors import MusiccmError
 from musiccm.losses.contrastive import info_nce, recall_at_k
+from musiccm.models.bundle import Bundle
 from musiccm.models.bundle_files import save_part
 from musiccm.models.conditioner import ClapFrontEnd
 from musiccm.models.tokenizer import train_tokenizer
@@ -43,6 +44,7 @@ class ClapStage(Stage):
     """
 
     stage = "clap"
+    part_name = "text_encoder"
     part: ClapModel
 
     def __init__(
@@ -69,6 +71,8 @@ class ClapStage(Stage):
 
     def setup(self, stage: str) -> None:
         """Train the tokenizer; the same captions give the same one, so a resumed run needs no copy of it."""
+        if self.tokenizer is None and self.start_from is not None:
+            self.tokenizer = Bundle.from_pretrained(self.start_from, ["tokenizer"]).tokenizer
         if self.tokenizer is None:
             captions = [caption for clip in self.trainer.datamodule.train_clips for caption in clip.captions]
             self.tokenizer = train_tokenizer(captions, self.part.config.text_config.vocab_size, self.max_tokens)

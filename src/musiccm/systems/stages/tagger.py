@@ -48,6 +48,7 @@ class TaggerStage(Stage):
     """
 
     stage = "tagger"
+    part_name = "evaluators/tagger"
     part: Tagger
 
     def __init__(

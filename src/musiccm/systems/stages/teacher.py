@@ -98,6 +98,7 @@ class TeacherStage(Stage):
     """
 
     stage = "teacher"
+    part_name = "unet"
     part: UNet2DConditionModel
 
     def __init__(

@@ -62,6 +62,7 @@ class VaeStage(Stage):
     """
 
     stage = "vae"
+    part_name = "vae"
     part: AutoencoderKL
 
     def __init__(

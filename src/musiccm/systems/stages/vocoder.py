@@ -45,6 +45,7 @@ class VocoderStage(Stage):
     """
 
     stage = "vocoder"
+    part_name = "vocoder"
     part: SpeechT5HifiGan
 
     def __init__(
