@@ -47,7 +47,6 @@ def distillation_loss(
     target: Tensor,
     kind: str = "pseudo_huber",
     huber_h: float = 1e-3,
-    weight_B: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`E d(f_theta(z_{n+1}), stopgrad f_ema(z_hat))`, equation 7 of LCM (arXiv 2310.04378) with the teacher guided.
 
@@ -56,13 +55,9 @@ def distillation_loss(
         target: the EMA student's answer at the solver's result; detached here.
         kind: see `distance`.
         huber_h: see `distance`.
-        weight_B: weight of each sample, or none for 1.
 
     Returns:
         `(total, parts)`: the mean over elements and samples, and `{"loss_distil": total}` detached.
     """
-    loss = distance(prediction, target.detach(), kind, huber_h).flatten(1).mean(1)
-    if weight_B is not None:
-        loss = loss * weight_B.to(loss.dtype)
-    total = loss.mean()
+    total = distance(prediction, target.detach(), kind, huber_h).mean()
     return total, {"loss_distil": total.detach()}
