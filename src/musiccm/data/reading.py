@@ -63,6 +63,7 @@ class Listing:
         bad: Items that are known to be bad before their audio is looked at, such as broken rows of an index.
         unused: Items left out on purpose, counted by reason.
         notes: Sentences for the report.
+        tables: Counts for the report, by name.
     """
 
     root: Path
@@ -71,6 +72,7 @@ class Listing:
     bad: list[BadItem] = field(default_factory=list)
     unused: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    tables: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def read_listing(
     others = [*others, ("duplicate", heard)]
     report = Report(
         str(listing.root), listing.split, len(listing.entries) + len(listing.bad) + sum(listing.unused.values()),
-        list(listing.bad), unused=dict(listing.unused), notes=list(listing.notes),
+        list(listing.bad), unused=dict(listing.unused), notes=list(listing.notes), tables=listing.tables,
     )
     report_path = report_path or listing.root / f"report-{listing.split}.json"
     scan = AudioScan(listing.root, listing.split, rules.min_duration_s, rules.workers)
@@ -172,7 +174,7 @@ def read_listing(
         report.raise_if_any()
     report.raise_if_above(rules.max_bad_fraction, report_path)
     if report.bad or report.notes:
-        log.warning("%s; the list: %s", "; ".join([str(report), *report.notes]), report_path)
+        log.warning("%s; the list: %s", report, report_path)
     return clips, report
 
 

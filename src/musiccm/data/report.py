@@ -33,6 +33,7 @@ class Report:
             the rate of the windows.
         unused: Sound items that were left out on purpose, counted by reason: `untagged`, `not_drawn`, ...
         notes: Anything else that a reader of the report should know, a sentence each.
+        tables: Counts by name, such as how often each tag occurs before and after a draw.
     """
 
     root: str
@@ -42,6 +43,7 @@ class Report:
     converted: dict[str, int] = field(default_factory=dict)
     unused: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    tables: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -64,14 +66,14 @@ class Report:
             text += "; left out: " + ", ".join(f"{n} {reason}" for reason, n in self.counts.items())
         if self.unused:
             text += "; not asked for: " + ", ".join(f"{n} {reason}" for reason, n in sorted(self.unused.items()))
-        return text
+        return "; ".join([text, *self.notes])
 
     def write(self, path: Path) -> None:
         """Write the report as JSON: the fields, `used`, `counts`, and `bad` as a list of {id, path, reason, detail}."""
         write_json(path, {
             "root": self.root, "split": self.split, "found": self.found, "used": self.used, "counts": self.counts,
             "converted": self.converted, "unused": dict(sorted(self.unused.items())), "notes": self.notes,
-            "bad": [vars(item) for item in self.bad],
+            **self.tables, "bad": [vars(item) for item in self.bad],
         })
 
     def raise_if_any(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import soundfile
 
 from musiccm.audio import AudioFacts, BadAudio, read_audio, scan_audio
+from musiccm.audio.io import SILENCE_PEAK
 from musiccm.data.containers import missing_end, sniff_format
 from musiccm.errors import MusiccmError
 from musiccm.files import write_json
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 _SCAN_VERSION = 2
 # How far a file may fall short of the length that its corpus states, in seconds: encoders pad and trim their ends.
 _STATED_TOLERANCE_S = 1.0
+# What was found, where the reason says it all.
+_DETAILS = {"silent": f"every sample is below {SILENCE_PEAK:g}", "nan": "NaN or infinite samples"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def examine_file(file: AudioFile, min_duration_s: float) -> AudioFacts | Fault:
             return Fault("truncated", cut)
         counted = _counted_facts(path) if kind == ".mp3" and error.reason == "unreadable" else None
         if counted is None or counted.duration_s < min_duration_s:
-            return Fault(error.reason, error.detail)
+            return Fault(error.reason, error.detail or _DETAILS.get(error.reason, "libsndfile cannot decode it"))
         facts = counted
     if file.stated_s is not None and facts.duration_s < file.stated_s - _STATED_TOLERANCE_S:
         return Fault("truncated", f"{facts.duration_s:.1f} of {file.stated_s:.1f} s")
