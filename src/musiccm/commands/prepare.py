@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
         return 0
     from musiccm.commands._encode import encode_corpus
 
-    overrides = {"root": args.root, "bundle": args.bundle, "cache_dir": args.cache_dir}
+    overrides = {"root": args.root, "bundle": args.bundle, "cache_dir": args.cache_dir, "strict": args.strict or None}
     encode_corpus(args.config, {k: v for k, v in overrides.items() if v is not None}, args.batch_size, args.device,
                   args.overwrite)
     return 0
@@ -75,4 +75,5 @@ def _parser() -> argparse.ArgumentParser:
     latents.add_argument("--batch-size", type=int, default=16, help="windows encoded at a time (default %(default)s)")
     latents.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
     latents.add_argument("--overwrite", action="store_true", help="replace a cache that was made from something else")
+    latents.add_argument("--strict", action="store_true", help="stop at the first item that cannot be used")
     return parser

@@ -73,23 +73,10 @@ def list_audioldm(root: str | Path, split: str, dataset: str | None = None) -> L
     Raises:
         MusiccmError: A file is missing or has another form.
     """
-    index = Path(root)
-    index = index / "dataset_root.json" if index.is_dir() else index
-    document = _json_object(index)
-    paths = (document.get("metadata") or {}).get("path") if isinstance(document.get("metadata"), dict) else None
-    if not isinstance(paths, dict) or not paths:
-        raise MusiccmError(f"{index}: expected metadata.path with the split files of each data set, found none")
-    if dataset is None and len(paths) > 1:
-        raise MusiccmError(f"{index}: holds {', '.join(map(str, paths))}; name one with dataset")
-    name = dataset if dataset is not None else next(iter(paths))
-    folder, splits = document.get(name), paths.get(name)
-    if not isinstance(folder, str) or not isinstance(splits, dict):
-        raise MusiccmError(f"{index}: expected a folder and split files for the data set {name!r}; it names "
-                           f"{', '.join(map(str, paths))}")
-    wanted = _AUDIOLDM_NAMES.get(split, ())
-    file = next((splits[key] for key in wanted if isinstance(splits.get(key), str)), None)
+    index, folder, splits = _audioldm_index(root, dataset)
+    file = next((splits[key] for key in _AUDIOLDM_NAMES.get(split, ()) if isinstance(splits.get(key), str)), None)
     if file is None:
-        raise MusiccmError(f"{index}: no {split} split for {name!r}; it has {', '.join(map(str, splits))}")
+        raise MusiccmError(f"{index}: no {split} split; it has {', '.join(map(str, splits))}")
     path, folder_path = _beside(index, file), _beside(index, folder)
     items = _json_object(path).get("data")
     if not isinstance(items, list):
@@ -102,6 +89,36 @@ def list_audioldm(root: str | Path, split: str, dataset: str | None = None) -> L
                     "path": item.get("wav"), "tags": item.get("labels", "")}
         collected.add(number, item)
     return collected.listing
+
+
+def manifest_has(root: str | Path, files: Mapping[str, str] | None = None, split: str = "test") -> bool:
+    """Whether a corpus with plain manifests has one for a split."""
+    return split in files if files is not None else any((Path(root) / f"{split}{s}").is_file() for s in SUFFIXES)
+
+
+def audioldm_has(root: str | Path, dataset: str | None = None, split: str = "test") -> bool:
+    """Whether AudioLDM's index names a file for a split."""
+    splits = _audioldm_index(root, dataset)[2]
+    return any(isinstance(splits.get(key), str) for key in _AUDIOLDM_NAMES[split])
+
+
+def _audioldm_index(root: str | Path, dataset: str | None) -> tuple[Path, str, dict[str, Any]]:
+    """`(the index, folder of the data set, its split files by name)`."""
+    index = Path(root)
+    index = index / "dataset_root.json" if index.is_dir() else index
+    document = _json_object(index)
+    metadata = document.get("metadata")
+    paths = metadata.get("path") if isinstance(metadata, dict) else None
+    if not isinstance(paths, dict) or not paths:
+        raise MusiccmError(f"{index}: expected metadata.path with the split files of each data set, found none")
+    if dataset is None and len(paths) > 1:
+        raise MusiccmError(f"{index}: holds {', '.join(map(str, paths))}; name one with dataset")
+    name = dataset if dataset is not None else next(iter(paths))
+    folder, splits = document.get(name), paths.get(name)
+    if not isinstance(folder, str) or not isinstance(splits, dict):
+        raise MusiccmError(f"{index}: expected a folder and split files for the data set {name!r}; it names "
+                           f"{', '.join(map(str, paths))}")
+    return index, folder, splits
 
 
 class _Collector:
