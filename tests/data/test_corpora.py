@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from small_corpus import RATE_HZ, sound, write_clip, write_corpus
 from small_mtat import path_of, write_mtat
 
+from musiccm.config import load_experiment
 from musiccm.data.corpora import parse_corpora
 from musiccm.data.latents import plan_windows, write_cache
 from musiccm.data.module import MusicDataModule
@@ -169,3 +171,12 @@ def test_root_or_corpora():
         MusicDataModule()
     with pytest.raises(MusiccmError, match="found both"):
         MusicDataModule("x", corpora=[{"layout": "audiostock", "root": "x"}])
+
+
+def test_the_experiment_that_documents_this_builds_its_data_module():
+    path = Path(__file__).parents[2] / "experiments" / "audiostock_magnatagatune.yaml"
+    data = MusicDataModule(**load_experiment(path)["data"]["init_args"])
+    assert [(spec.name, spec.weight) for spec in data.corpora.specs] == [("audiostock", 9), ("magnatagatune", 5)]
+    assert data.corpora.specs[1].options == {"draw": 5000, "draw_seed": 0}
+    with pytest.raises(MusiccmError, match="data/audiostock: no such corpus folder"):
+        data.setup("fit")
