@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from musiccm.commands._timing import row
-from musiccm.data.demo.corpus import DURATION_S, write_corpus
+from musiccm.data.demo.corpus import write_corpus
+from musiccm.data.demo.tracks import DURATION_S
 
 TRACKS, ROUNDS = 96, 3
 #: What issue 2 asks for, in tracks a second.

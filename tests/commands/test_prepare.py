@@ -102,3 +102,31 @@ def test_demo_corpus_is_read_back_with_its_attributes(world):
     label = json.loads((world / "corpus" / "label" / f"{clip.id}.json").read_text())
     assert clip.attributes == label["original_data"]["attributes"] and clip.captions == label["text"]
     assert {"instrument", "drums", "texture", "tempo"} <= set(data.vocabulary.groups)
+
+
+def test_a_combined_experiment_is_prepared_from_nothing(world, tmp_path, capsys):
+    corpora = [{"layout": "audiostock", "root": str(world / "corpus"), "weight": 2},
+               {"layout": "magnatagatune", "root": str(tmp_path / "mtat"), "weight": 1}]
+    settings = {**arguments(world), "corpora": corpora, "cache_dir": str(tmp_path / "latents")}
+    del settings["root"]
+    config = tmp_path / "both.yaml"
+    config.write_text(yaml.safe_dump({"data": {"init_args": settings}}))
+    assert main(["prepare", "demo", "--layout", "magnatagatune", "--config", str(config), "--tracks", "13",
+                 "--test-tracks", "2", "--seed", "9", "--workers", "1"]) == 0
+    (broken,) = (tmp_path / "mtat" / "7").glob("*.mp3")
+    broken.write_bytes(b"")
+    assert main(["prepare", "latents", "--config", str(config), "--strict"]) == 2
+    assert f"{broken}: zero_byte" in capsys.readouterr().err
+    settings["max_bad_fraction"] = 0.1
+    config.write_text(yaml.safe_dump({"data": {"init_args": settings}}))
+    assert main(["prepare", "latents", "--config", str(config)]) == 0
+    printed = capsys.readouterr().out
+    assert "11 of 12 audio files can be used; left out: 1 zero_byte" in printed and "mtat/test: 2 of 2" in printed
+    bad = json.loads((tmp_path / "mtat" / "report-train.json").read_text())["bad"]
+    assert [(item["path"], item["reason"]) for item in bad] == [(str(broken), "zero_byte")]
+    data = MusicDataModule(**settings)
+    data.setup("fit")
+    names = [name.split("/")[0] for batch in data.train_dataloader() for name in batch.ids]
+    assert len(names) == 44 and abs(names.count("audiostock") - 30) <= 1
+    assert main(["prepare", "demo", "--config", str(world / "x.yaml"), "--layout", "magnatagatune"]) == 2
+    assert "one corpus with layout magnatagatune" in capsys.readouterr().err

@@ -40,7 +40,7 @@ def spoil(root):
     write_clip(root, "train", "list", sound(5), label="[1, 2]")
     write_clip(root, "train", "nolabel", sound(6))
     (root / "label" / "nolabel.json").unlink()
-    return {"silent": "silent", "short": "too_short", "nan": "nan", "garbage": "unreadable", "zero": "empty",
+    return {"silent": "silent", "short": "too_short", "nan": "nan", "garbage": "unreadable", "zero": "zero_byte",
             "notjson": "not_json", "nocaption": "no_caption", "list": "not_json", "nolabel": "no_label"}
 
 
@@ -71,7 +71,7 @@ def test_the_remembered_scan_is_used_and_notices_changes(tmp_path, monkeypatch):
     write_corpus(tmp_path, train=4)
     first, _ = read_audiostock(tmp_path, "train")
     decoded = []
-    monkeypatch.setattr("musiccm.data.audiostock.scan_audio", lambda path, *_: decoded.append(path.stem) or 1 / 0)
+    monkeypatch.setattr("musiccm.data.scan.scan_audio", lambda path, *_: decoded.append(path.stem) or 1 / 0)
     assert read_audiostock(tmp_path, "train")[0] == first and decoded == []
     monkeypatch.undo()
     soundfile.write(tmp_path / "train" / "train_002.flac", sound(99, 3.0), RATE_HZ)
@@ -114,3 +114,29 @@ def test_read_only_corpus(tmp_path):
         assert len(read_audiostock(tmp_path, "train")[0]) == 3
     finally:
         tmp_path.chmod(0o700)
+
+
+def test_the_same_audio_twice_or_in_test_too_is_left_out_of_training(tmp_path):
+    write_corpus(tmp_path, train=30, test=3)
+    samples = (sound(500) * 32767).astype(np.int16)
+    write_clip(tmp_path, "train", "x_first", samples)
+    write_clip(tmp_path, "train", "x_twin", samples, ".wav")
+    soundfile.write(tmp_path / "train" / "x_twin.wav", samples, RATE_HZ, subtype="PCM_16")
+    leak = tmp_path / "train" / "y_leak.flac"
+    leak.write_bytes((tmp_path / "test" / "test_001.flac").read_bytes())
+    (tmp_path / "label" / "y_leak.json").write_text('{"text": ["x"]}')
+    clips, report = read_audiostock(tmp_path, "train", max_bad_fraction=0.1)
+    assert {item.id: item.reason for item in report.bad} == {"x_twin": "duplicate", "y_leak": "in_test"}
+    assert "x_first.flac" in report.bad[0].detail and "test_001.flac" in report.bad[1].detail
+    assert len(clips) == 31
+    assert read_audiostock(tmp_path, "test")[1].bad == []
+
+
+def test_strict_stops_at_the_first(tmp_path):
+    write_corpus(tmp_path, train=30)
+    write_clip(tmp_path, "train", "a_short", sound(1, 0.2))
+    write_clip(tmp_path, "train", "b_silent", np.zeros(32000, np.float32))
+    assert len(read_audiostock(tmp_path, "train", max_bad_fraction=0.1)[0]) == 30
+    with pytest.raises(MusiccmError, match=r"a_short\.flac: too_short .*strict"):
+        read_audiostock(tmp_path, "train", max_bad_fraction=0.1, strict=True)
+    assert len(json.loads((tmp_path / "report-train.json").read_text())["bad"]) == 1

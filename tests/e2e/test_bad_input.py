@@ -135,7 +135,7 @@ def test_bad_audio_and_labels_are_counted_and_listed(world: World, here: Path, c
     write_clip(corpus, "train", "not_json", sound(4), label="{oops")
     write_clip(corpus, "train", "stereo", np.stack([sound(5), sound(6)], axis=1))
     write_clip(corpus, "train", "cd_rate", sound(7, 2.0, 44100), ".flac", 44100)
-    bad = {"silent": "silent", "short": "too_short", "nan": "nan", "unreadable": "unreadable", "empty": "empty",
+    bad = {"silent": "silent", "short": "too_short", "nan": "nan", "unreadable": "unreadable", "empty": "zero_byte",
            "not_json": "not_json"}
 
     path = world.experiment(here, "spoilt", [checkpoints(1)], max_steps=1, limit_val_batches=0)

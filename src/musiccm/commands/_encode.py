@@ -38,7 +38,7 @@ def data_module(configs: list[str], overrides: dict[str, Any]) -> MusicDataModul
         raise MusiccmError(f"{configs[-1]}: expected a section data with class_path and init_args, found {data!r}")
     arguments = {**data["init_args"], **overrides}
     for key in ("root", "bundle", "cache_dir"):
-        if not arguments.get(key):
+        if not arguments.get(key) and not (key == "root" and arguments.get("corpora")):
             raise MusiccmError(f"{configs[-1]}: data.init_args.{key} is needed to encode latents, and is not set")
     try:
         return MusicDataModule(**arguments)
@@ -129,7 +129,9 @@ def encode_corpus(
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     encoder = WindowEncoder(bundle, data, batch_size, device)
     for split in ("train", "test"):
-        print(data.reports[split])
+        for name, report in data.reports.items():
+            if name.split("/")[-1] in ((split, "validation") if split == "train" else (split,)):
+                print(report)
         clips = {clip.id: clip for clip in data.clips(split)}
         windows = plan_windows(list(clips.values()), data.clip_samples, data.sample_rate_hz, data.windows_per_track)
         folder = Path(str(data.cache_dir)) / split

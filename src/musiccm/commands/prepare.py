@@ -19,50 +19,59 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.what == "demo":
         from musiccm.data.demo.corpus import write_corpus
+        from musiccm.data.demo.magnatagatune import write_magnatagatune
 
-        out = args.out or corpus_root(args.config)
-        write_corpus(Path(out), args.tracks, args.seed, args.test_tracks, args.workers)
+        write = {"audiostock": write_corpus, "magnatagatune": write_magnatagatune}[args.layout]
+        out = args.out or corpus_root(args.config, args.layout)
+        write(Path(out), args.tracks, args.seed, args.test_tracks, args.workers)
         print(f"{out}: the demo corpus is complete")
         return 0
     from musiccm.commands._encode import encode_corpus
 
-    overrides = {"root": args.root, "bundle": args.bundle, "cache_dir": args.cache_dir}
+    overrides = {"root": args.root, "bundle": args.bundle, "cache_dir": args.cache_dir, "strict": args.strict or None}
     encode_corpus(args.config, {k: v for k, v in overrides.items() if v is not None}, args.batch_size, args.device,
                   args.overwrite)
     return 0
 
 
-def corpus_root(configs: list[str]) -> str:
-    """Where an experiment reads its corpus from.
+def corpus_root(configs: list[str], layout: str = "audiostock") -> str:
+    """Where an experiment reads its corpus of a layout from.
 
     Args:
         configs: Experiment files, later ones laid over earlier ones.
+        layout: Which corpus, where the experiment has several.
 
     Returns:
-        `data.init_args.root`.
+        `data.init_args.root`, or the root of the only one of `data.init_args.corpora` with that layout.
 
     Raises:
-        MusiccmError: It is not set.
+        MusiccmError: It is not set, or not of that layout.
     """
     from musiccm.config import load_experiment
     from musiccm.errors import MusiccmError
 
     data: Any = load_experiment(*configs).get("data")
     settings = data.get("init_args") if isinstance(data, dict) else None
-    root = settings.get("root") if isinstance(settings, dict) else None
-    if not root:
-        raise MusiccmError(f"{configs[-1]}: expected data.init_args.root, the folder of the corpus, and found none; "
-                           "set it, or name the folder with --out")
-    return str(root)
+    settings = settings if isinstance(settings, dict) else {}
+    corpora = settings.get("corpora") or [{"layout": "audiostock", "root": settings.get("root")}]
+    roots = [corpus.get("root") for corpus in corpora if isinstance(corpus, dict) and corpus.get("layout") == layout]
+    if len(roots) != 1 or not roots[0]:
+        where = f"one corpus with layout {layout} in data.init_args.corpora" if settings.get("corpora") or (
+            layout != "audiostock") else "data.init_args.root, the folder of the corpus,"
+        raise MusiccmError(f"{configs[-1]}: expected {where} and found {len(roots) if all(roots) else 'none'}; set it, "
+                           "or name the folder with --out")
+    return str(roots[0])
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="musiccm prepare", description=__doc__)
     commands = parser.add_subparsers(dest="what", required=True)
-    demo = commands.add_parser("demo", help="compose and render a corpus in Audiostock's layout")
+    demo = commands.add_parser("demo", help="compose and render a corpus in the layout of a real one")
     where = demo.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", help="folder to write")
     where.add_argument("--config", action="append", help="experiment file; the folder that it reads is written")
+    demo.add_argument("--layout", choices=("audiostock", "magnatagatune"), default="audiostock",
+                      help="how the corpus lies on the disk (default %(default)s)")
     demo.add_argument("--tracks", type=int, default=2000, help="training tracks (default %(default)s)")
     demo.add_argument("--test-tracks", type=int, help="held-out tracks (default an eighth of --tracks)")
     demo.add_argument("--seed", type=int, default=0, help="decides every byte (default %(default)s)")
@@ -75,4 +84,5 @@ def _parser() -> argparse.ArgumentParser:
     latents.add_argument("--batch-size", type=int, default=16, help="windows encoded at a time (default %(default)s)")
     latents.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
     latents.add_argument("--overwrite", action="store_true", help="replace a cache that was made from something else")
+    latents.add_argument("--strict", action="store_true", help="stop at the first item that cannot be used")
     return parser

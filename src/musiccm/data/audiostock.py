@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-from musiccm.audio import AudioFacts, BadAudio, scan_audio
 from musiccm.audio.io import AUDIO_SUFFIXES
 from musiccm.data.labels import BadLabel, Clip, read_label
+from musiccm.data.reading import Entry, Listing, Rules, read_split
 from musiccm.data.report import BadItem, Report
 from musiccm.errors import MusiccmError
-from musiccm.files import write_json
-
-log = logging.getLogger(__name__)
 
 SPLITS = ("train", "test")
-# Raise it when scan_audio's rules change: results of older scans are then taken again.
-_SCAN_VERSION = 1
 
 
 def read_audiostock(
@@ -31,11 +22,13 @@ def read_audiostock(
     max_bad_fraction: float = 0.05,
     report_path: str | Path | None = None,
     workers: int | None = None,
+    strict: bool = False,
 ) -> tuple[list[Clip], Report]:
     """Read one split of a corpus in Audiostock's layout.
 
     Every audio file is decoded once, and what was found is remembered in `<root>/.scan-<split>.json`, so that a second
-    call only decodes files that changed. Items with bad audio or a bad label are left out, counted and listed.
+    call only decodes files that changed. Items with bad audio or a bad label are left out, counted and listed; so are
+    those whose audio occurs twice or in the test folder too.
 
     Args:
         root: Folder with `train/`, `test/` and `label/`.
@@ -44,6 +37,7 @@ def read_audiostock(
         max_bad_fraction: Largest share of bad items that is accepted.
         report_path: Where the report goes; `<root>/report-<split>.json` by default.
         workers: Threads that decode; one a core by default.
+        strict: Stop at the first bad item.
 
     Returns:
         `(clips, report)`, the clips sorted by id.
@@ -51,30 +45,33 @@ def read_audiostock(
     Raises:
         MusiccmError: A folder is missing, holds no audio, holds two files of one name, or too much of it is bad.
     """
+    rules = Rules(min_duration_s, max_bad_fraction, strict, workers)
+    return read_split(partial(list_audiostock, root), split, rules, Path(report_path) if report_path else None)
+
+
+def list_audiostock(root: str | Path, split: str) -> Listing:
+    """List one split of a corpus in Audiostock's layout, with the words of the label files.
+
+    Args:
+        root: Folder with `train/`, `test/` and `label/`.
+        split: `"train"` or `"test"`.
+
+    Returns:
+        The listing; an entry without a usable label says so.
+
+    Raises:
+        MusiccmError: A folder is missing, holds no audio, or holds two files of one name.
+    """
     root = Path(root)
-    paths = _audio_paths(root, split)
-    facts = _scan(root, split, paths, min_duration_s, workers)
-    report = Report(str(root), split, found=len(paths))
-    clips, converted = [], Counter[str]()
-    for path in paths:
-        try:
-            found = facts[path.name]
-            if isinstance(found, BadAudio):
-                raise found
-            captions, tags, attributes = read_label(root / "label" / f"{path.stem}.json")
-        except (BadAudio, BadLabel) as error:
-            report.bad.append(BadItem(path.stem, str(error.path), error.reason, error.detail))
-            continue
-        clips.append(Clip(path.stem, str(path), captions, tags, attributes, found))
-        converted["mixed_to_mono"] += found.channels > 1
-        converted[f"rate_{found.sample_rate_hz}_hz"] += 1
-    report.converted = {key: n for key, n in sorted(converted.items()) if n}
-    report_path = Path(report_path) if report_path else root / f"report-{split}.json"
-    _write_if_possible(report_path, lambda: report.write(report_path))
-    report.raise_if_above(max_bad_fraction, report_path)
-    if report.bad:
-        log.warning("%s; the list: %s", report, report_path)
-    return clips, report
+    return Listing(root, split, [_entry(root, path) for path in _audio_paths(root, split)])
+
+
+def _entry(root: Path, path: Path) -> Entry:
+    try:
+        captions, tags, attributes = read_label(root / "label" / f"{path.stem}.json")
+    except BadLabel as error:
+        return Entry(path.stem, path, fault=BadItem(path.stem, str(error.path), error.reason, error.detail))
+    return Entry(path.stem, path, captions, tags, attributes)
 
 
 def _audio_paths(root: Path, split: str) -> list[Path]:
@@ -96,55 +93,3 @@ def _audio_paths(root: Path, split: str) -> list[Path]:
     if twice:
         raise MusiccmError(f"{root / split}: {len(twice)} ids have two audio files, first {twice[0]!r}; keep one")
     return paths
-
-
-def _scan(
-    root: Path, split: str, paths: list[Path], min_duration_s: float, workers: int | None
-) -> dict[str, AudioFacts | BadAudio]:
-    """Facts, or what is wrong, of every file by name; from the remembered scan where size and time still agree."""
-    cache_path = root / f".scan-{split}.json"
-    known = _read_cache(cache_path, min_duration_s)
-
-    def stamp(path: Path) -> list[int]:
-        status = path.stat()
-        return [status.st_size, status.st_mtime_ns]
-
-    def scan(path: Path) -> dict:
-        remembered = known.get(path.name)
-        if remembered and remembered["stamp"] == stamp(path):
-            return remembered
-        try:
-            return {"stamp": stamp(path), "facts": asdict(scan_audio(path, min_duration_s))}
-        except BadAudio as error:
-            return {"stamp": stamp(path), "reason": error.reason, "detail": error.detail}
-
-    # Threads suffice: libsndfile decodes without holding the interpreter's lock.
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        entries = dict(zip((p.name for p in paths), pool.map(scan, paths), strict=True))
-    if entries != known:
-        fresh = {"version": _SCAN_VERSION, "min_duration_s": min_duration_s, "files": entries}
-        _write_if_possible(cache_path, lambda: write_json(cache_path, fresh))
-
-    def result(path: Path, entry: dict) -> AudioFacts | BadAudio:
-        return AudioFacts(**entry["facts"]) if "facts" in entry else BadAudio(path, entry["reason"], entry["detail"])
-
-    return {path.name: result(path, entries[path.name]) for path in paths}
-
-
-def _read_cache(path: Path, min_duration_s: float) -> dict[str, dict]:
-    try:
-        cache = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    same = isinstance(cache, dict) and (cache.get("version"), cache.get("min_duration_s")) == (
-        _SCAN_VERSION, min_duration_s)
-    files = cache.get("files") if same else None
-    return files if isinstance(files, dict) else {}
-
-
-def _write_if_possible(path: Path, write) -> None:
-    """Corpora often lie on read-only storage: what is written beside them is a convenience, so say so and go on."""
-    try:
-        write()
-    except MusiccmError as error:
-        log.warning("%s", error)

@@ -21,6 +21,7 @@ class Clip:
         tags: Key words.
         attributes: What is known for certain, such as `{"instrument": "piano"}`; empty for most corpora.
         audio: Length, rate and level of the file.
+        source: Whom it is by, such as `{"artist": ..., "title": ...}`: for credits, never for training.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Clip:
     tags: list[str] = field(default_factory=list)
     attributes: dict[str, str] = field(default_factory=dict)
     audio: AudioFacts = field(default_factory=lambda: AudioFacts(0, 1, 1, 0.0, 1.0))
+    source: dict[str, str] = field(default_factory=dict)
 
 
 class BadLabel(MusiccmError):

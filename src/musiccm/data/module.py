@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from musiccm.data.audiostock import read_audiostock
+from musiccm.data.corpora import Corpora, first_by_hash, parse_corpora, single_corpus
 from musiccm.data.fingerprint import bundle_fingerprint, bundle_folder
 from musiccm.data.labels import Clip
 from musiccm.data.latent_windows import LatentWindows, collate_latents
 from musiccm.data.latents import LatentCache, cache_key
+from musiccm.data.reading import Rules
 from musiccm.data.report import Report
-from musiccm.data.sampling import KeyedLoader, OrderedSampler, ShuffledSampler
+from musiccm.data.sampling import KeyedLoader, MixedSampler, OrderedSampler, ShuffledSampler
 from musiccm.data.vocabulary import TagVocabulary
 from musiccm.data.waveforms import WaveformWindows, collate_waveforms
 from musiccm.errors import MusiccmError
@@ -42,22 +43,20 @@ def split_validation(clips: Sequence[Clip], count: int) -> tuple[list[Clip], lis
     Returns:
         `(train, validation)`, each in the order of `clips`.
     """
-    count = max(1, min(count, len(clips) // 10))
-    ranked = sorted(clips, key=lambda clip: hashlib.blake2b(clip.id.encode(), digest_size=8).digest())
-    held_out = {clip.id for clip in ranked[:count]}
+    held_out = first_by_hash(clips, max(1, min(count, len(clips) // 10)))
     return [c for c in clips if c.id not in held_out], [c for c in clips if c.id in held_out]
 
 
 class MusicDataModule(pl.LightningDataModule):
-    """Loaders over a corpus in Audiostock's layout.
+    """Loaders over one corpus or several.
 
     Training draws a random window, caption and latent per clip and epoch, keyed by (seed, epoch, id): the same batches
-    for any number of workers, and after a resume in the middle of an epoch. Validation (held out of `train/`) and test
-    (`test/`) take centred windows and the first caption, in order. The test loader always yields waveforms: they are
-    the references that generated audio is measured against.
+    for any number of workers, and after a resume in the middle of an epoch. Validation (held out of `train/`, or the
+    corpus' own where it has one) and test take centred windows and the first caption, in order. The test loader always
+    yields waveforms: they are the references that generated audio is measured against.
 
     Args:
-        root: The corpus.
+        root: A corpus in Audiostock's layout.
         kind: `"waveform"` for WaveformBatch, `"latent"` for LatentBatch in training and validation.
         clip_samples: Samples in a window at `sample_rate_hz`.
         sample_rate_hz: Rate of the windows.
@@ -65,19 +64,23 @@ class MusicDataModule(pl.LightningDataModule):
         eval_batch_size: Items in a validation or test batch; `batch_size` if not given.
         num_workers: Loader processes; 0 reads in the main process.
         seed: Seed of order, windows, captions and latents.
-        val_clips: Clips of `train/` held out for validation; at most a tenth of them.
+        val_clips: Clips of `train/` held out for validation, at most a tenth of them, or taken of a validation split;
+            several corpora share them by their size.
         eval_limit: At most this many validation and test clips.
         cache_dir: The latent cache that `musiccm prepare latents` wrote; needed for `kind="latent"`.
         bundle: The bundle whose encoders the cache must come from; its own check is left out if not given.
         vocabulary: JSON file with the tag list; the training clips' own labels if not given.
         windows_per_track: Windows of each clip in the latent cache, spread evenly over the track; 1 is the centred one.
         min_duration_s: Shorter tracks count as bad.
-        max_bad_fraction: Share of bad items in the corpus above which it is refused.
+        max_bad_fraction: Share of bad items in a corpus above which it is refused.
+        corpora: In place of `root`, a list of corpora of any layout: `layout`, `root`, `weight`, `name` and the
+            layout's options (`parse_corpora`). Their clip ids begin with their names where there are several.
+        strict: Stop at the first bad item.
     """
 
     def __init__(
         self,
-        root: str,
+        root: str | None = None,
         kind: str = "waveform",
         clip_samples: int = 81920,
         sample_rate_hz: int = 16000,
@@ -93,8 +96,13 @@ class MusicDataModule(pl.LightningDataModule):
         windows_per_track: int = 1,
         min_duration_s: float = 1.0,
         max_bad_fraction: float = 0.05,
+        corpora: list[dict[str, Any]] | None = None,
+        strict: bool = False,
     ) -> None:
         super().__init__()
+        if (root is None) == (corpora is None):
+            raise MusiccmError(f"data: expected either root, a corpus in Audiostock's layout, or corpora, a list of "
+                               f"them, found {'neither' if root is None else 'both'}")
         if kind not in KINDS:
             raise MusiccmError(f"data.kind must be one of {', '.join(KINDS)}, found {kind!r}")
         if kind == "latent" and cache_dir is None:
@@ -102,13 +110,16 @@ class MusicDataModule(pl.LightningDataModule):
         for name, value in {"clip_samples": clip_samples, "batch_size": batch_size, "val_clips": val_clips}.items():
             if value < 1:
                 raise MusiccmError(f"data.{name} must be at least 1, found {value}")
-        self.root, self.kind, self.clip_samples, self.sample_rate_hz = root, kind, clip_samples, sample_rate_hz
+        specs = single_corpus(root) if root is not None else parse_corpora(corpora or [])
+        self.corpora = Corpora(specs, Rules(min_duration_s, max_bad_fraction, strict))
+        self.root = ", ".join(spec.root for spec in specs)
+        self.kind, self.clip_samples, self.sample_rate_hz = kind, clip_samples, sample_rate_hz
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers, self.seed, self.val_count, self.eval_limit = num_workers, seed, val_clips, eval_limit
         self.cache_dir, self.bundle, self.vocabulary_path = cache_dir, bundle, vocabulary
         self.windows_per_track = windows_per_track
-        self.min_duration_s, self.max_bad_fraction = min_duration_s, max_bad_fraction
-        self.reports: dict[str, Report] = {}
+        self._train_parts: list[list[Clip]] = []
+        self._train_folder: list[Clip] = []
         self.train_clips: list[Clip] = []
         self.val_clips: list[Clip] = []
         self.test_clips: list[Clip] = []
@@ -123,17 +134,35 @@ class MusicDataModule(pl.LightningDataModule):
                 nearest-neighbour figures.
         """
         if not self.train_clips:
-            self.train_clips, self.val_clips = split_validation(self._read("train"), self.val_count)
+            self._read_train()
         if stage != "fit" and not self.test_clips:
-            self.test_clips = self._read("test")
+            self.test_clips = self.corpora.test()
         if self.kind == "latent":
             self.latent_cache("train")
 
+    def _read_train(self) -> None:
+        found = self.corpora.train()
+        total = sum(len(train) for train, _ in found)
+        for train, validation in found:
+            self._train_folder += [*train, *validation]
+            count = round(self.val_count * len(train) / max(total, 1))
+            if validation:
+                chosen = first_by_hash(validation, max(1, count))
+                validation = [clip for clip in validation if clip.id in chosen]
+            else:
+                train, validation = split_validation(train, count)
+            self._train_parts.append(train)
+            self.val_clips += validation
+        self.train_clips = [clip for part in self._train_parts for clip in part]
+
+    @property
+    def reports(self) -> dict[str, Report]:
+        """What reading the corpora found: by split, or by `<name>/<split>` where there are several."""
+        return self.corpora.reports
+
     def clips(self, split: str) -> list[Clip]:
-        """All clips of the folder `train` or `test`, sorted by id."""
-        if split == "train":
-            return sorted(self.train_clips + self.val_clips, key=lambda clip: clip.id)
-        return self.test_clips
+        """All clips of `train`, which those for validation belong to, or `test`, sorted by id."""
+        return sorted(self._train_folder if split == "train" else self.test_clips, key=lambda clip: clip.id)
 
     def latent_key(self, split: str, model: str | None = None) -> dict[str, Any]:
         """What the latent cache of a folder must have been made from.
@@ -187,12 +216,6 @@ class MusicDataModule(pl.LightningDataModule):
         cache = self.latent_cache("test" if split == "test" else "train")
         return LatentWindows(cache, self.latent_rows(split), self.seed)
 
-    def _read(self, split: str) -> list[Clip]:
-        clips, self.reports[split] = read_audiostock(
-            self.root, split, min_duration_s=self.min_duration_s, max_bad_fraction=self.max_bad_fraction
-        )
-        return clips
-
     @property
     def vocabulary(self) -> TagVocabulary | None:
         """The tags of `WaveformBatch.tags_BG`; None for a corpus without any."""
@@ -210,10 +233,20 @@ class MusicDataModule(pl.LightningDataModule):
         return WaveformWindows(clips, self.clip_samples, self.sample_rate_hz, self.vocabulary, self.seed)
 
     def train_dataloader(self) -> KeyedLoader:
-        """Shuffled training batches."""
+        """Shuffled training batches, mixed by weight where the corpora have weights."""
         dataset, collate = self._dataset("train")
-        sampler = ShuffledSampler(len(dataset), self.batch_size, self.seed)
+        sampler = self._train_sampler(len(dataset))
         return self._loader(dataset, collate, sampler, self.batch_size, drop_last=True)
+
+    def _train_sampler(self, size: int) -> ShuffledSampler:
+        if self.corpora.weights is None:
+            return ShuffledSampler(size, self.batch_size, self.seed)
+        if self.kind == "latent":
+            windows = Counter(window.clip_id for window in self.latent_cache("train").windows)
+            sizes = [sum(windows[clip.id] for clip in part) for part in self._train_parts]
+        else:
+            sizes = [len(part) for part in self._train_parts]
+        return MixedSampler(sizes, self.corpora.weights, self.batch_size, self.seed)
 
     def val_dataloader(self) -> KeyedLoader:
         """Held-out clips of the train folder, in order."""

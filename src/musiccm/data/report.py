@@ -26,11 +26,14 @@ class Report:
 
     Args:
         root: The corpus.
-        split: Which folder of it.
-        found: Audio files found.
-        bad: Those left out.
+        split: Which part of it.
+        found: Items that the folder or its index names for this part; broken rows of an index are items too.
+        bad: Those that cannot be used, and are left out.
         converted: Usable files counted by kind: `mixed_to_mono`, and `rate_<hz>_hz`, which are resampled unless it is
             the rate of the windows.
+        unused: Sound items that were left out on purpose, counted by reason: `untagged`, `not_drawn`, ...
+        notes: Anything else that a reader of the report should know, a sentence each.
+        tables: Counts by name, such as how often each tag occurs before and after a draw.
     """
 
     root: str
@@ -38,6 +41,9 @@ class Report:
     found: int = 0
     bad: list[BadItem] = field(default_factory=list)
     converted: dict[str, int] = field(default_factory=dict)
+    unused: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    tables: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -46,21 +52,40 @@ class Report:
 
     @property
     def used(self) -> int:
-        """Files that can be used."""
-        return self.found - len(self.bad)
+        """Items that are used."""
+        return self.examined - len(self.bad)
+
+    @property
+    def examined(self) -> int:
+        """Items that were asked for, good or bad."""
+        return self.found - sum(self.unused.values())
 
     def __str__(self) -> str:
-        text = f"{self.root}/{self.split}: {self.used} of {self.found} audio files can be used"
+        text = f"{self.root}/{self.split}: {self.used} of {self.examined} audio files can be used"
         if self.bad:
             text += "; left out: " + ", ".join(f"{n} {reason}" for reason, n in self.counts.items())
-        return text
+        if self.unused:
+            text += "; not asked for: " + ", ".join(f"{n} {reason}" for reason, n in sorted(self.unused.items()))
+        return "; ".join([text, *self.notes])
 
     def write(self, path: Path) -> None:
-        """Write the report as JSON: `{split, found, used, counts, converted, bad: [{id, path, reason, detail}]}`."""
+        """Write the report as JSON: the fields, `used`, `counts`, and `bad` as a list of {id, path, reason, detail}."""
         write_json(path, {
             "root": self.root, "split": self.split, "found": self.found, "used": self.used, "counts": self.counts,
-            "converted": self.converted, "bad": [vars(item) for item in self.bad],
+            "converted": self.converted, "unused": dict(sorted(self.unused.items())), "notes": self.notes,
+            **self.tables, "bad": [vars(item) for item in self.bad],
         })
+
+    def raise_if_any(self) -> None:
+        """Refuse the first bad item.
+
+        Raises:
+            MusiccmError: There is one.
+        """
+        if self.bad:
+            item = self.bad[0]
+            raise MusiccmError(f"{item.path}: {item.reason} ({item.detail}). Repair or remove it, or leave out strict "
+                               "to go on without it")
 
     def raise_if_above(self, max_bad_fraction: float, report_path: Path | None) -> None:
         """Refuse a corpus of which too much is bad.
@@ -72,7 +97,7 @@ class Report:
         Raises:
             MusiccmError: The share is larger.
         """
-        if len(self.bad) <= max_bad_fraction * self.found:
+        if len(self.bad) <= max_bad_fraction * self.examined:
             return
         first = "; ".join(f"{item.path}: {item.reason} ({item.detail})" for item in self.bad[:3])
         more = f"; all of them: {report_path}" if report_path else ""

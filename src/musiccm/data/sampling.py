@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from musiccm.audio.windows import keyed_generator
@@ -48,12 +50,15 @@ class ShuffledSampler(DistributedSampler):
             )
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = torch.randperm(self.size, generator=keyed_generator(self.seed, "order", self.epoch)).tolist()
-        epoch, batch = self.epoch, self.batch_size
+        order_N2, batch = self._order(self.epoch), self.batch_size
         for number in range(self.start_batch, self.batches):
             first = (number * self.num_replicas + self.rank) * batch
-            for item in order[first : first + batch]:
-                yield epoch, item
+            yield from ((epoch, item) for epoch, item in order_N2[first : first + batch].tolist())
+
+    def _order(self, epoch: int) -> Tensor:
+        """What an epoch visits: `(epoch, item)` in rows, [N, 2]."""
+        order_N = torch.randperm(self.size, generator=keyed_generator(self.seed, "order", epoch))
+        return torch.stack([torch.full_like(order_N, epoch), order_N], 1)
 
     def __len__(self) -> int:
         # Of a whole epoch, also while resuming within one: Lightning adds the batches done before to those fetched.
@@ -63,6 +68,48 @@ class ShuffledSampler(DistributedSampler):
         """Go to the start of another epoch; the place within the current one is kept if `epoch` is that one."""
         if epoch != self.epoch:
             self.epoch, self.start_batch = epoch, 0
+
+
+class MixedSampler(ShuffledSampler):
+    """Visits items of several groups in fixed shares, and yields `(pass, item)`.
+
+    An epoch has as many items as there are in all. Each group fills its share by going through its items in a new order
+    again and again, and goes on in the next epoch where it stopped: none is visited twice before all its group were.
+    `pass` counts these rounds, so that an item which an epoch visits twice is another window each time. What an epoch
+    visits depends on (seed, epoch) alone.
+
+    Args:
+        sizes: Items in each group; items are numbered through, group after group.
+        weights: Share of each group, relative to the others'.
+        batch_size: Items in a batch of one process.
+        seed: Seed of the orders.
+
+    Raises:
+        MusiccmError: A share is less than one item, or there are fewer items than one global batch.
+    """
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], batch_size: int, seed: int = 0) -> None:
+        super().__init__(sum(sizes), batch_size, seed)
+        self.sizes = list(sizes)
+        total = sum(weights)
+        edges = [round(self.size * sum(weights[:n]) / total) for n in range(len(weights) + 1)]
+        self.counts = [end - begin for begin, end in pairwise(edges)]
+        if 0 in self.counts or 0 in self.sizes:
+            raise MusiccmError(f"data.corpora: {self.sizes} items with the weights {list(weights)} leave a corpus "
+                               "without a single item in an epoch; change the weights")
+
+    def _order(self, epoch: int) -> Tensor:
+        parts = []
+        for group, (size, count) in enumerate(zip(self.sizes, self.counts, strict=True)):
+            places = torch.arange(epoch * count, (epoch + 1) * count)
+            rounds = range(int(places[0]) // size, int(places[-1]) // size + 1)
+            orders = torch.cat([
+                torch.randperm(size, generator=keyed_generator(self.seed, "order", group, number)) for number in rounds
+            ])
+            items = orders[places - rounds[0] * size] + sum(self.sizes[:group])
+            parts.append(torch.stack([places // size, items], 1))
+        mixed_N2 = torch.cat(parts)
+        return mixed_N2[torch.randperm(len(mixed_N2), generator=keyed_generator(self.seed, "mix", epoch))]
 
 
 class OrderedSampler(DistributedSampler):

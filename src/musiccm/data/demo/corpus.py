@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
-import soundfile
-from tqdm import tqdm
-
-from musiccm.data.demo.captions import captions, tags
-from musiccm.data.demo.instruments import SAMPLE_RATE_HZ
-from musiccm.data.demo.render import render
-from musiccm.data.demo.world import draw_attributes, track_rng
-from musiccm.errors import MusiccmError
-from musiccm.files import write_json
-
-DURATION_S = 10.24
-#: Raised whenever the same (seed, index) would sound different.
-COMPOSER_VERSION = 1
+from musiccm.data.demo.captions import tags
+from musiccm.data.demo.folder import COMPOSER_VERSION, claimed, write_all
+from musiccm.data.demo.tracks import make_track, write_encoded
 
 
 def write_track(root: Path, seed: int, split: str, index: int) -> str:
@@ -31,36 +17,17 @@ def write_track(root: Path, seed: int, split: str, index: int) -> str:
     audio, label = root / split / f"{stem}.flac", root / "label" / f"{stem}.json"
     if audio.exists() and label.exists():
         return stem
-    rng = track_rng(seed, split, index)
-    attributes = draw_attributes(rng)
-    texts = captions(attributes, rng)
-    waveform = render(attributes, rng, DURATION_S)
-    partial_audio = audio.with_suffix(".part")
-    # Through memory, so that a full disk is an OSError with its cause; soundfile would fail an assertion.
-    encoded = io.BytesIO()
-    soundfile.write(encoded, waveform, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
-    partial_audio.write_bytes(encoded.getbuffer())
-    original = {"title": texts[-1], "bpm": attributes.bpm, "root": attributes.root, "attributes": attributes.labels()}
+    track = make_track(seed, split, index)
+    attributes = track.attributes
+    original = {"title": track.texts[-1], "bpm": attributes.bpm, "root": attributes.root,
+                "attributes": attributes.labels()}
     partial_label = label.with_suffix(".part")
-    partial_label.write_text(json.dumps({"text": texts, "tag": tags(attributes), "original_data": original}, indent=1))
+    partial_label.write_text(
+        json.dumps({"text": track.texts, "tag": tags(attributes), "original_data": original}, indent=1))
     os.replace(partial_label, label)
-    os.replace(partial_audio, audio)
+    # Last, as an existing file means a finished track.
+    write_encoded(audio, track.waveform_S, format="FLAC", subtype="PCM_16")
     return stem
-
-
-def _check_owner(root: Path, identity: dict[str, int]) -> None:
-    manifest = root / "corpus.json"
-    if not manifest.exists():
-        if any(root.glob("*/*")):
-            raise MusiccmError(f"{root} is not empty and has no corpus.json: choose a new folder for the demo corpus.")
-        write_json(manifest, identity)
-        return
-    try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MusiccmError(f"{manifest}: not a JSON file ({error}); remove {root} or choose another --out.") from error
-    if found != identity:
-        raise MusiccmError(f"{manifest} says {found}, asked for {identity}: remove {root} or choose another --out.")
 
 
 def write_corpus(
@@ -78,22 +45,7 @@ def write_corpus(
     Raises:
         MusiccmError: the folder holds another corpus, or a file cannot be written.
     """
-    if tracks < 1:
-        raise MusiccmError(f"--tracks must be at least 1, found {tracks}.")
-    test_tracks = max(16, tracks // 8) if test_tracks is None else test_tracks
-    try:
+    with claimed(out, tracks, {"seed": seed, "composer_version": COMPOSER_VERSION}):
         for folder in ("train", "test", "label"):
-            (out / folder).mkdir(parents=True, exist_ok=True)
-        _check_owner(out, {"seed": seed, "composer_version": COMPOSER_VERSION})
-        for split, count in (("train", tracks), ("test", test_tracks)):
-            for _ in tqdm(_render_all(out, seed, split, count, workers), f"rendering {split}", count, unit="track"):
-                pass
-    except OSError as error:
-        message = f"Cannot write the demo corpus in {out}: {error}. Free space or choose another --out."
-        raise MusiccmError(message) from error
-
-
-def _render_all(out: Path, seed: int, split: str, count: int, workers: int | None) -> Iterator[str]:
-    task = partial(write_track, out, seed, split)
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-        yield from pool.map(task, range(count), chunksize=8)
+            (out / folder).mkdir(exist_ok=True)
+        write_all(write_track, out, seed, tracks, test_tracks, workers)

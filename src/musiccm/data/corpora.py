@@ -1,0 +1,182 @@
+"""Several corpora of several layouts, as an experiment names them, read as one."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from musiccm.data.audiostock import list_audiostock
+from musiccm.data.labels import Clip
+from musiccm.data.magnatagatune import list_magnatagatune
+from musiccm.data.manifest import audioldm_has, list_audioldm, list_manifest, manifest_has
+from musiccm.data.reading import Heard, Listing, Rules, listen, read_split
+from musiccm.data.report import Report
+from musiccm.errors import MusiccmError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one kind of corpus lies on a disk.
+
+    Args:
+        list_split: `list_split(root, split, **options)` lists a split.
+        options: Names of its options.
+        has_validation: `has_validation(root, **options)`: whether the corpus has a validation split of its own.
+    """
+
+    list_split: Callable[..., Listing]
+    options: tuple[str, ...] = ()
+    has_validation: Callable[..., bool] = lambda root, **options: False
+
+
+LAYOUTS = {
+    "audiostock": Layout(list_audiostock),
+    "magnatagatune": Layout(list_magnatagatune, ("lists", "draw", "draw_seed"), lambda root, **options: True),
+    "manifest": Layout(list_manifest, ("files",), partial(manifest_has, split="validation")),
+    "audioldm": Layout(list_audioldm, ("dataset",), partial(audioldm_has, split="validation")),
+}
+
+
+@dataclass(frozen=True)
+class CorpusSpec:
+    """One corpus of an experiment.
+
+    Args:
+        layout: A key of `LAYOUTS`.
+        root: Where it lies.
+        weight: Its share of an epoch, relative to the others'; None where none has one.
+        name: What its clip ids begin with where there are several corpora.
+        options: Of the layout.
+    """
+
+    layout: str
+    root: str
+    weight: float | None = None
+    name: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def list_split(self, split: str) -> Listing:
+        """List a split of it."""
+        return LAYOUTS[self.layout].list_split(self.root, split, **self.options)
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether it has a validation split of its own."""
+        return LAYOUTS[self.layout].has_validation(self.root, **self.options)
+
+
+def parse_corpora(items: Sequence[Any]) -> list[CorpusSpec]:
+    """Read `data.corpora` of an experiment.
+
+    Args:
+        items: Mappings with `layout`, `root`, and optionally `weight`, `name` and the layout's own options.
+
+    Returns:
+        A specification for each.
+
+    Raises:
+        MusiccmError: A key is missing, unknown or out of range, a name occurs twice, or only some have a weight.
+    """
+    specs = []
+    for number, item in enumerate(items):
+        where = f"data.corpora[{number}]"
+        if not isinstance(item, Mapping):
+            raise MusiccmError(f"{where}: expected layout, root and so on, found {item!r}")
+        values = {str(key): value for key, value in item.items()}
+        layout, root, weight = (values.pop(key, None) for key in ("layout", "root", "weight"))
+        if layout not in LAYOUTS:
+            raise MusiccmError(f"{where}.layout must be one of {', '.join(LAYOUTS)}, found {layout!r}")
+        if not isinstance(root, str) or not root:
+            raise MusiccmError(f"{where}.root: expected the folder of the corpus, found {root!r}")
+        if weight is not None and not _is_positive(weight):
+            raise MusiccmError(f"{where}.weight must be a number above 0, found {weight!r}")
+        name = str(values.pop("name", None) or layout)
+        if unknown := set(values) - set(LAYOUTS[layout].options):
+            raise MusiccmError(f"{where}: unknown {', '.join(sorted(unknown))}; {layout} takes layout, root, weight, "
+                               f"name{''.join(f', {option}' for option in LAYOUTS[layout].options)}")
+        options = {key: value for key, value in values.items() if value is not None}
+        specs.append(CorpusSpec(layout, root, None if weight is None else float(weight), name, options))
+    if not specs:
+        raise MusiccmError("data.corpora: expected at least one corpus, found none")
+    if twice := sorted({spec.name for spec in specs if sum(spec.name == other.name for other in specs) > 1}):
+        raise MusiccmError(f"data.corpora: {', '.join(twice)} names more than one corpus; give each a name of its own")
+    if len({spec.weight is None for spec in specs}) > 1:
+        raise MusiccmError("data.corpora: give every corpus a weight, or none (then each counts by its size)")
+    return specs
+
+
+def _is_positive(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value > 0
+
+
+def first_by_hash(clips: Sequence[Clip], count: int) -> set[str]:
+    """Ids of `count` clips by a hash of their ids: the same for every seed, and hardly moved by adding clips."""
+    ranked = sorted(clips, key=lambda clip: hashlib.blake2b(clip.id.encode(), digest_size=8).digest())
+    return {clip.id for clip in ranked[:count]}
+
+
+class Corpora:
+    """Reads the splits of one or several corpora.
+
+    Where there are several, ids are `<name>/<id>`; audio of any test split is kept out of every training split, and
+    audio that an earlier corpus holds out of the later ones.
+
+    Args:
+        specs: The corpora.
+        rules: What is accepted of each.
+
+    Attributes:
+        reports: What reading found: by split for one corpus, by `<name>/<split>` for several.
+    """
+
+    def __init__(self, specs: Sequence[CorpusSpec], rules: Rules) -> None:
+        self.specs, self.rules = list(specs), rules
+        self.reports: dict[str, Report] = {}
+        self._heard = Heard()
+
+    @property
+    def weights(self) -> list[float] | None:
+        """The weight of each corpus; None where each counts by its size."""
+        weights = [spec.weight for spec in self.specs if spec.weight is not None]
+        return weights if len(weights) > 1 else None
+
+    def train(self) -> list[tuple[list[Clip], list[Clip]]]:
+        """`(train, validation)` of each corpus, sorted by id; validation is empty where the layout has none."""
+        self._heard = Heard()
+        tests = {spec.name: self._listen(spec) for spec in self.specs} if len(self.specs) > 1 else {}
+        found = []
+        for spec in self.specs:
+            others = [("in_test", heard) for name, heard in tests.items() if name != spec.name]
+            train = self._read(spec, "train", others)
+            found.append((train, self._read(spec, "validation", others) if spec.has_validation else []))
+        return found
+
+    def test(self) -> list[Clip]:
+        """The test clips of all corpora, in their order, those of each sorted by id."""
+        self._heard = Heard()
+        return [clip for spec in self.specs for clip in self._read(spec, "test", [])]
+
+    def _listen(self, spec: CorpusSpec) -> Heard:
+        try:
+            return listen(spec.list_split("test"), self.rules)
+        except MusiccmError:
+            return Heard()  # read_split notes it in the corpus' own report
+
+    def _read(self, spec: CorpusSpec, split: str, others: list[tuple[str, Heard]]) -> list[Clip]:
+        clips, report = read_split(spec.list_split, split, self.rules, None, others, self._heard)
+        if len(self.specs) == 1:
+            self.reports[split] = report
+            return clips
+        self.reports[f"{spec.name}/{split}"] = report
+        return [replace(clip, id=f"{spec.name}/{clip.id}") for clip in clips]
+
+
+def single_corpus(root: str | Path) -> list[CorpusSpec]:
+    """The specification of one corpus in Audiostock's layout."""
+    return [CorpusSpec("audiostock", str(root), name="audiostock")]

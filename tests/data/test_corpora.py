@@ -1,0 +1,182 @@
+"""Several corpora in one experiment: ids, shares, splits, workers, resuming, caches."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_corpus import RATE_HZ, sound, write_clip, write_corpus
+from small_mtat import path_of, write_mtat
+
+from musiccm.config import load_experiment
+from musiccm.data.corpora import parse_corpora
+from musiccm.data.latents import plan_windows, write_cache
+from musiccm.data.module import MusicDataModule
+from musiccm.errors import MusiccmError
+
+SAMPLES = 8000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpora")
+    write_corpus(folder / "stock", train=22, test=3)
+    write_mtat(folder / "mtat", {n: ("0123456789abcdef"[n % 16], ["guitar", "slow"]) for n in range(2000, 2032)})
+    return folder
+
+
+def corpora(folder, weights=(1, 1), **options):
+    return [{"layout": "audiostock", "root": str(folder / "stock"), "weight": weights[0], "name": "stock"},
+            {"layout": "magnatagatune", "root": str(folder / "mtat"), "weight": weights[1], **options}]
+
+
+def module(folder, stage="fit", **options):
+    defaults = {"corpora": corpora(folder), "clip_samples": SAMPLES, "batch_size": 4, "val_clips": 4, "seed": 3}
+    data = MusicDataModule(**{**defaults, **options})
+    data.setup(stage)
+    return data
+
+
+def as_tuples(batches):
+    return [(b.ids, b.captions, b.start_s, b.waveform_BS.sum(1).tolist()) for b in batches]
+
+
+def names(ids):
+    return Counter(name.split("/")[0] for name in ids)
+
+
+def test_splits_of_both_come_together_under_ids_of_their_own(folder):
+    data = module(folder, "test", eval_batch_size=20)
+    assert names(c.id for c in data.train_clips) == {"stock": 20, "magnatagatune": 24}
+    assert names(c.id for c in data.test_clips) == {"stock": 3, "magnatagatune": 6}
+    # Audiostock's are held out of train/, MagnaTagATune's are in folder c
+    assert names(c.id for c in data.val_clips) == {"stock": 2, "magnatagatune": 2}
+    assert all(int(c.id.split("/")[1]) % 16 == 12 for c in data.val_clips if c.id.startswith("magna"))
+    ids = [clip.id for clip in data.clips("train") + data.clips("test")]
+    assert len(set(ids)) == len(ids) == 22 + 24 + 2 + 3 + 6
+    assert set(data.reports) == {f"{n}/{s}" for n in ("stock", "magnatagatune") for s in ("train", "test")} | {
+        "magnatagatune/validation"}
+    (batch,) = data.test_dataloader()
+    assert len(batch) == 9 and batch.ids[0] == "stock/test_000"
+
+
+def test_one_corpus_in_a_list_is_the_same_as_its_root(folder):
+    options = {"clip_samples": SAMPLES, "batch_size": 4, "val_clips": 2, "seed": 3}
+    single = MusicDataModule(str(folder / "stock"), **options)
+    listed = MusicDataModule(corpora=[{"layout": "audiostock", "root": str(folder / "stock")}], **options)
+    for data in (single, listed):
+        data.setup("test")
+    assert single.latent_key("train") == listed.latent_key("train") and single.train_clips == listed.train_clips
+    assert as_tuples(single.train_dataloader()) == as_tuples(listed.train_dataloader())
+    assert set(single.reports) == set(listed.reports) == {"train", "test"}
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (3, 1), (0.2, 0.8)])
+def test_an_epoch_has_the_shares_asked_for(folder, weights):
+    loader = module(folder, corpora=corpora(folder, weights)).train_dataloader()
+    visited = [name for batch in loader for name in batch.ids]
+    assert len(visited) == 44
+    assert names(visited)["stock"] == pytest.approx(44 * weights[0] / sum(weights), abs=1)
+
+
+def test_without_weights_every_clip_comes_once_an_epoch(folder):
+    data = module(folder, corpora=corpora(folder, (None, None)))
+    visited = [name for batch in data.train_dataloader() for name in batch.ids]
+    assert len(visited) == len(set(visited)) == 44
+
+
+def test_the_same_for_any_workers_and_after_a_resume_within_an_epoch(folder):
+    expected = module(folder, corpora=corpora(folder, (1, 4))).train_dataloader()
+    expected = as_tuples(expected) + as_tuples(expected)
+    # a clip that an epoch visits twice is another window
+    windows = [(name, start) for batch in expected for name, start in zip(batch[0], batch[2], strict=True)]
+    assert len(set(windows)) == len(windows) and max(Counter(name for name, _ in windows).values()) >= 3
+    for workers in (0, 2):
+        loader = module(folder, corpora=corpora(folder, (1, 4)), num_workers=workers).train_dataloader()
+        iterator = iter(loader)
+        for _ in range(5):
+            next(iterator)
+        resumed = module(folder, corpora=corpora(folder, (1, 4)), num_workers=workers).train_dataloader()
+        resumed.load_state_dict(loader.state_dict())
+        resumed.sampler.set_epoch(0)
+        assert as_tuples(resumed) + as_tuples(resumed) == expected[5:]
+
+
+def fake_encode(windows):
+    code = torch.tensor([float(sum(w.id.encode())) for w in windows]).view(-1, 1, 1, 1)
+    return {"mean": code * torch.ones(1, 2, 3, 4), "std": torch.full((len(windows), 2, 3, 4), 0.25),
+            "clap_audio": torch.ones(len(windows), 2),
+            "clap_text": torch.ones(sum(len(w.captions) for w in windows), 2)}
+
+
+def test_latents_are_mixed_by_weight_and_the_cache_stands_changes_of_weights_and_validation(folder, tmp_path):
+    encoded = module(folder, "test")
+    windows = plan_windows(encoded.clips("train"), SAMPLES, RATE_HZ, 2)
+    key = encoded.latent_key("train") | {"windows_per_track": 2}
+    write_cache(tmp_path / "train", key, windows, fake_encode, shard_size=10)
+    options = {"kind": "latent", "cache_dir": str(tmp_path), "windows_per_track": 2}
+    for weights, val_clips in (((1, 1), 4), ((1, 3), 2)):
+        data = module(folder, corpora=corpora(folder, weights), val_clips=val_clips, **options)
+        visited = [name for batch in data.train_dataloader() for name in batch.ids]
+        assert len(visited) == 88 and names(visited)["stock"] == pytest.approx(88 * weights[0] / sum(weights), abs=1)
+        held_out = {clip.id for clip in data.val_clips}
+        assert not held_out & {name.split("@")[0] for name in visited}
+    with pytest.raises(MusiccmError, match="stale latent cache"):
+        module(folder, corpora=corpora(folder, draw=9), **options)
+
+
+def test_audio_that_another_corpus_tests_on_or_holds_is_left_out(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "c")
+    root = tmp_path / "c"
+    (root / "stock" / "train" / "leak.mp3").write_bytes((root / "mtat" / path_of(2013, "d")).read_bytes())
+    (root / "stock" / "train" / "twin.mp3").write_bytes((root / "mtat" / path_of(2001, "1")).read_bytes())
+    for name in ("leak", "twin"):
+        (root / "stock" / "label" / f"{name}.json").write_text(json.dumps({"text": ["x"]}))
+    data = module(root, max_bad_fraction=0.1)
+    assert {i.id: i.reason for i in data.reports["stock/train"].bad} == {"leak": "in_test"}
+    assert {i.id: i.reason for i in data.reports["magnatagatune/train"].bad} == {"2001": "duplicate"}
+    assert "stock/twin" in {clip.id for clip in data.clips("train")}
+
+
+def test_strict_stops_at_the_first_bad_item(folder, tmp_path):
+    shutil.copytree(folder / "stock", tmp_path / "c")
+    write_clip(tmp_path / "c", "train", "silent", np.zeros(32000, np.float32))
+    write_clip(tmp_path / "c", "train", "fine", sound(77))
+    MusicDataModule(str(tmp_path / "c")).setup("fit")
+    with pytest.raises(MusiccmError, match=r"silent\.flac: silent"):
+        MusicDataModule(str(tmp_path / "c"), strict=True).setup("fit")
+
+
+@pytest.mark.parametrize(("items", "message"), [
+    ([], "at least one corpus"), (["x"], r"corpora\[0\]: expected layout"), ([{"root": "x"}], "layout must be one of"),
+    ([{"layout": "audiostock"}], r"corpora\[0\]\.root"),
+    ([{"layout": "audiostock", "root": "x", "weight": 0}], "above 0, found 0"),
+    ([{"layout": "audiostock", "root": "x", "weight": "much"}], "found 'much'"),
+    ([{"layout": "audiostock", "root": "x", "draw": 5}], "unknown draw; audiostock takes layout"),
+    ([{"layout": "audiostock", "root": "x"}, {"layout": "audiostock", "root": "y"}], "audiostock names more than one"),
+    ([{"layout": "audiostock", "root": "x", "weight": 1}, {"layout": "manifest", "root": "y"}], "a weight, or none"),
+])
+def test_impossible_corpora_are_named(items, message):
+    with pytest.raises(MusiccmError, match=message):
+        parse_corpora(items)
+
+
+def test_root_or_corpora():
+    with pytest.raises(MusiccmError, match="found neither"):
+        MusicDataModule()
+    with pytest.raises(MusiccmError, match="found both"):
+        MusicDataModule("x", corpora=[{"layout": "audiostock", "root": "x"}])
+
+
+def test_the_experiment_that_documents_this_builds_its_data_module():
+    path = Path(__file__).parents[2] / "experiments" / "audiostock_magnatagatune.yaml"
+    data = MusicDataModule(**load_experiment(path)["data"]["init_args"])
+    assert [(spec.name, spec.weight) for spec in data.corpora.specs] == [("audiostock", 9), ("magnatagatune", 5)]
+    assert data.corpora.specs[1].options == {"draw": 5000, "draw_seed": 0}
+    with pytest.raises(MusiccmError, match="data/audiostock: no such corpus folder"):
+        data.setup("fit")
