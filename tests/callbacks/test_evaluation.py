@@ -67,7 +67,7 @@ class System(pl.LightningModule):
         self.codec, self.conditioner = self.bundle.codec(), self.bundle.conditioner()
         self.schedule = NoiseSchedule.from_config(self.bundle.scheduler_config)
         self.teacher = Denoiser(self.bundle.unet, self.schedule, "epsilon")
-        self.grid = student_grid()
+        self.grid, self.guidance_scale = student_grid(), 3.0
         self.weight = torch.nn.Parameter(torch.zeros(()))
 
     def consistency(self, which: str) -> Consistency:
