@@ -141,7 +141,8 @@ def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], fl
         return [], 1.0
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        return [row for row in results["rows"] if row["model"] in ("teacher", "student")], float(results.get("gamma", 1.0))
+        rows = [row for row in results["rows"] if row["model"] in ("teacher", "student")]
+        return rows, float(results.get("gamma", 1.0))
     except FileNotFoundError:
         raise MusiccmError(f"{path}: no such results file") from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
