@@ -197,12 +197,12 @@ def _check_prompts(prompts: str | Sequence[str]) -> list[str]:
 
 def _check_widths(bundle: Bundle) -> None:
     """The U-Net's channels and condition against VAE and CLAP, before any weights are read."""
-    taken = bundle.stated("unet", "in_channels")
-    given = bundle.stated("vae", "latent_channels") * bundle.latent_patch**2
+    taken, width = bundle.stated("unet", "in_channels", "projection_class_embeddings_input_dim")
+    (raw,), (embedded,) = bundle.stated("vae", "latent_channels"), bundle.stated("text_encoder", "projection_dim")
+    given = raw * bundle.latent_patch**2
     if taken != given:
         raise MusiccmError(f"{bundle.path}: unet takes {taken} channels, vae gives {given} (latent_patch "
                            f"{bundle.latent_patch}); the two are from different models")
-    width = bundle.stated("unet", "projection_class_embeddings_input_dim")
-    if width != bundle.stated("text_encoder", "projection_dim"):
+    if width != embedded:
         raise MusiccmError(f"{bundle.path}: unet takes a condition of width {width}, text_encoder gives "
-                           f"{bundle.stated('text_encoder', 'projection_dim')}; the two are from different models")
+                           f"{embedded}; the two are from different models")

@@ -120,30 +120,56 @@ def _facts_key(facts: AudioFacts) -> tuple:
     return facts.frames, facts.sample_rate_hz, facts.dc, facts.peak
 
 
-def read_listing(
-    listing: Listing,
+def _heard_before(
+    entry: Entry, facts: AudioFacts, scan: AudioScan, others: Iterable[tuple[str, Heard]]
+) -> BadItem | None:
+    for reason, heard in others:
+        if (same := heard.find(entry.path, facts, scan)) is not None:
+            return BadItem(entry.id, str(entry.path), reason, f"the same audio as {same}")
+    return None
+
+
+def listen(listing: Listing, rules: Rules) -> Heard:
+    """Examine the audio of a listing only to recognise it elsewhere; nothing is reported."""
+    heard, scan = Heard(), AudioScan(listing.root, listing.split, rules.min_duration_s, rules.workers)
+    for file, found in scan.results([entry.file for entry in listing.entries]):
+        if isinstance(found, AudioFacts):
+            heard.add(file.path, found, scan)
+    return heard
+
+
+def read_split(
+    list_split: Callable[[str], Listing],
+    split: str,
     rules: Rules,
     report_path: Path | None = None,
     others: Sequence[tuple[str, Heard]] = (),
     heard: Heard | None = None,
 ) -> tuple[list[Clip], Report]:
-    """Examine the audio of a listing and keep what can be used.
+    """Examine the audio of a split and keep what can be used; audio that the test split holds too is kept out.
 
     Args:
-        listing: What the layout names.
+        list_split: Lists a split by its name.
+        split: Which one.
         rules: What is accepted.
         report_path: Where the report goes; `<root>/report-<split>.json` by default.
-        others: Audio that must not occur here, each with the reason to report, such as `("in_test", ...)`.
+        others: Further audio that must not occur here, each with the reason to report, such as `("in_test", ...)`.
         heard: Takes in the audio that is kept.
 
     Returns:
         `(clips, report)`, the clips sorted by id.
 
     Raises:
-        MusiccmError: Too much is bad; or anything is, and `rules.strict`.
+        MusiccmError: Too much is bad; or anything is, and `rules.strict`; and what `list_split` raises.
     """
     heard = Heard() if heard is None else heard
     others = [*others, ("duplicate", heard)]
+    listing = list_split(split)
+    if split != "test":
+        try:
+            others = [("in_test", listen(list_split("test"), rules)), *others]
+        except MusiccmError as error:
+            listing.notes.append(f"not compared with the test part: {error}")
     report = Report(
         str(listing.root), listing.split, len(listing.entries) + len(listing.bad) + sum(listing.unused.values()),
         list(listing.bad), unused=dict(listing.unused), notes=list(listing.notes), tables=listing.tables,
@@ -176,54 +202,3 @@ def read_listing(
     if report.bad or report.notes:
         log.warning("%s; the list: %s", report, report_path)
     return clips, report
-
-
-def _heard_before(
-    entry: Entry, facts: AudioFacts, scan: AudioScan, others: Iterable[tuple[str, Heard]]
-) -> BadItem | None:
-    for reason, heard in others:
-        if (same := heard.find(entry.path, facts, scan)) is not None:
-            return BadItem(entry.id, str(entry.path), reason, f"the same audio as {same}")
-    return None
-
-
-def listen(listing: Listing, rules: Rules) -> Heard:
-    """Examine the audio of a listing only to recognise it elsewhere; nothing is reported."""
-    heard, scan = Heard(), AudioScan(listing.root, listing.split, rules.min_duration_s, rules.workers)
-    for file, found in scan.results([entry.file for entry in listing.entries]):
-        if isinstance(found, AudioFacts):
-            heard.add(file.path, found, scan)
-    return heard
-
-
-def read_split(
-    list_split: Callable[[str], Listing],
-    split: str,
-    rules: Rules,
-    report_path: Path | None = None,
-    others: Sequence[tuple[str, Heard]] = (),
-    heard: Heard | None = None,
-) -> tuple[list[Clip], Report]:
-    """`read_listing` of one split, which looks out for audio that the test split of the same corpus holds too.
-
-    Args:
-        list_split: Lists a split by its name.
-        split: Which one.
-        rules: See `read_listing`.
-        report_path: See `read_listing`.
-        others: See `read_listing`.
-        heard: See `read_listing`.
-
-    Returns:
-        `(clips, report)`, the clips sorted by id.
-
-    Raises:
-        MusiccmError: See `read_listing`, and what `list_split` raises.
-    """
-    listing = list_split(split)
-    if split != "test":
-        try:
-            others = [*others, ("in_test", listen(list_split("test"), rules))]
-        except MusiccmError as error:
-            listing.notes.append(f"not compared with the test part: {error}")
-    return read_listing(listing, rules, report_path, others, heard)

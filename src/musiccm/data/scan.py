@@ -120,12 +120,14 @@ class AudioScan:
         self.cache_path = root / f".scan-{name}.json"
         self._known = self._read()
         self._entries: dict[str, dict[str, Any]] = {}
+        self._running = False
 
     def results(self, files: Sequence[AudioFile]) -> Generator[tuple[AudioFile, AudioFacts | Fault], None, None]:
         """Facts or fault of each file, in order; what was found is remembered also if the caller stops early."""
         # Threads suffice: libsndfile decodes without holding the interpreter's lock.
         pool = ThreadPoolExecutor(self.workers or os.cpu_count())
         unseen = dict(self._known)
+        self._running = True
         try:
             for file, entry in zip(files, pool.map(self._examine, files), strict=True):
                 self._entries[self._name(file.path)] = entry
@@ -134,6 +136,7 @@ class AudioScan:
         finally:
             pool.shutdown(cancel_futures=True)
             self._entries = {**unseen, **self._entries}
+            self._running = False
             self._save()
 
     def digest(self, path: Path) -> str:
@@ -142,7 +145,8 @@ class AudioScan:
         if "digest" not in entry:
             waveform_S, _ = read_audio(path)
             entry["digest"] = hashlib.blake2b(waveform_S.numpy().tobytes(), digest_size=16).hexdigest()
-            self._save()
+            if not self._running:  # a running scan saves once, at its end
+                self._save()
         return entry["digest"]
 
     def _name(self, path: Path) -> str:

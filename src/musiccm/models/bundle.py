@@ -175,11 +175,8 @@ class Bundle:
         """The mel front end: the vocoder's numbers (if there is one yet), `mel` of `musiccm.json`, else MusicLDM's."""
         values = {}
         if (self.root_of("vocoder") / "vocoder").is_dir():
-            values = {
-                "sample_rate_hz": self.stated("vocoder", "sampling_rate"),
-                "hop_length": math.prod(self.stated("vocoder", "upsample_rates")),
-                "n_mels": self.stated("vocoder", "model_in_dim"),
-            }
+            rate_hz, hops, n_mels = self.stated("vocoder", "sampling_rate", "upsample_rates", "model_in_dim")
+            values = {"sample_rate_hz": rate_hz, "hop_length": math.prod(hops), "n_mels": n_mels}
         stated = self.settings.get("mel", {})
         unknown = sorted(set(stated) - {field.name for field in fields(MelConfig)})
         if unknown:
@@ -207,10 +204,10 @@ class Bundle:
         name = ATTRIBUTES.get(part, part)
         return read_json(self.root_of(name) / name / PARTS[name].config_file, f"the configuration of {name}")
 
-    def stated(self, part: str, key: str) -> Any:
-        """One value of a part's `config.json`, which must state it."""
-        name = ATTRIBUTES.get(part, part)
-        return need(self.config(part), key, self.root_of(name) / name / PARTS[name].config_file)
+    def stated(self, part: str, *keys: str) -> list[Any]:
+        """Values of a part's `config.json`, which must state them."""
+        name, config = ATTRIBUTES.get(part, part), self.config(part)
+        return [need(config, key, self.root_of(name) / name / PARTS[name].config_file) for key in keys]
 
     def codec(self, with_vocoder: bool = True) -> nn.Module:
         """The `LatentCodec` of this bundle; without the vocoder where only latents and mels are needed."""
@@ -226,11 +223,11 @@ class Bundle:
 
     def latent_shape(self) -> tuple[int, int, int]:
         """The [C, T, F] that the U-Net was trained on, from its configuration."""
-        channels, size = self.stated("unet", "in_channels"), self.stated("unet", "sample_size")
+        channels, size = self.stated("unet", "in_channels", "sample_size")
         if isinstance(size, int):
             # An int is the height, here time; the width follows from the mel bins and the VAE's factor.
-            halvings = len(self.stated("vae", "block_out_channels")) - 1
-            factor = 2**halvings * math.isqrt(self.stated("vae", "in_channels")) * self.latent_patch
+            blocks, images = self.stated("vae", "block_out_channels", "in_channels")
+            factor = 2 ** (len(blocks) - 1) * math.isqrt(images) * self.latent_patch
             return channels, size, self.mel.n_mels // factor
         return channels, size[0], size[1]
 

@@ -116,13 +116,13 @@ class ClapConditioner(nn.Module):
         """
         if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
             raise MusiccmError(f"expected a non-empty list of texts, found {texts!r}")
-        for text in texts:
-            count = len(self.tokenizer(text).input_ids)
-            if count > self.max_tokens:
-                log.warning("a text of %d tokens is cut to the %d that the text tower reads: %.60s...", count,
-                            self.max_tokens, text)
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_tokens,
                                 return_tensors="pt").to(self.device)
+        for text, length in zip(texts, tokens.attention_mask.sum(dim=1).tolist(), strict=True):
+            # only a text that fills the tower may be a longer one
+            if length == self.max_tokens and (count := len(self.tokenizer(text).input_ids)) > length:
+                log.warning("a text of %d tokens is cut to the %d that the text tower reads: %.60s...", count, length,
+                            text)
         return _unit(self.clap.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask))
 
     def audio(self, waveform_BS: Tensor, sample_rate_hz: int, windows: str = "first") -> Tensor:
