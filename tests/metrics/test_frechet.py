@@ -121,11 +121,16 @@ def test_repeated_clips_count_once(buffer_rows: int) -> None:
 def test_patches_are_rows_and_clips_are_counted() -> None:
     real, fake = rows(24, 3, 14), rows(20, 3, 15)
     metric = FrechetDistance()
-    metric.update(real.view(8, 3, 3), [f"r{i}" for i in range(8)], real=True)
-    metric.update(fake.view(5, 4, 3), [f"f{i}" for i in range(5)], real=False)
+    metric.update(real, [f"r{i}" for i in range(8)], real=True, counts=[1, 5, 3, 3, 3, 3, 2, 4])
+    metric.update(fake, [f"f{i}" for i in range(5)], real=False, counts=[4, 4, 1, 7, 4])
+    metric.update(fake[:11], ["f4", "f9", "f1"], real=False, counts=[1, 5, 5])  # only f9 is new: rows 1 to 5
     result = metric.compute()
-    assert result["fd"] == pytest.approx(distance(real, fake), rel=1e-9)
-    assert (result["n"], result["rows"], result["n_real"], result["rows_real"]) == (5, 20, 8, 24)
+    assert result["fd"] == pytest.approx(distance(real, torch.cat([fake, fake[1:6]])), rel=1e-9)
+    assert (result["n"], result["rows"], result["n_real"], result["rows_real"]) == (6, 25, 8, 24)
+    with pytest.raises(MusiccmError, match="add up"):
+        metric.update(fake[:3], ["x", "y"], real=False, counts=[1, 1])
+    with pytest.raises(MusiccmError, match="at least one row a clip, found none for 1, first .'y'"):
+        metric.update(fake[:3], ["x", "y"], real=False, counts=[3, 0])
 
 
 def test_reference_is_kept_over_reset() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from musiccm.callbacks.table import run_table, write_samples, write_table
 from musiccm.data.sampling import KeyedLoader
 from musiccm.data.waveforms import collate_waveforms
 from musiccm.errors import MusiccmError
+from musiccm.metrics.embedders import TaggerEmbedder
 from musiccm.metrics.suite import Listener, MetricSuite
 from musiccm.models.bundle_files import check_part
 
@@ -50,7 +51,8 @@ class Evaluation(pl.Callback):
         val_limit: At most this many held-out clips there.
         every_n_validations: How often; 0 is never.
         cache_dir: Where the teacher's rows are kept, below the trainer's root folder; None keeps none.
-        tagger: Which of the bundle's evaluators classifies; figures are named after it.
+        embedders: Networks that listen; figures are named after them. Those that the bundle brings are found in it.
+        weights: Where the weights of the others are, by name.
         progress: Whether to show progress bars.
     """
 
@@ -70,9 +72,12 @@ class Evaluation(pl.Callback):
         val_limit: int = 64,
         every_n_validations: int = 1,
         cache_dir: str | None = "lightning_logs/.teacher_rows",
-        tagger: str = "tagger",
+        embedders: Sequence[str] = ("tagger",),
+        weights: Mapping[str, str] | None = None,
         progress: bool = True,
     ) -> None:
+        if not embedders:
+            raise MusiccmError("evaluation.embedders: expected at least one name, found none")
         for name, value in {"limit": limit, "batch_size": batch_size, "val_limit": val_limit}.items():
             if value < 1:
                 raise MusiccmError(f"evaluation.{name}: expected at least 1, found {value}")
@@ -81,7 +86,8 @@ class Evaluation(pl.Callback):
         self.limit, self.batch_size, self.seed = limit, batch_size, seed
         self.shipped_student, self.n_panels, self.panel_labels = shipped_student, n_panels, list(panel_labels)
         self.val_steps, self.val_limit, self.every_n_validations = list(val_steps), val_limit, every_n_validations
-        self.cache_dir, self.tagger, self.progress = cache_dir, tagger, progress
+        self.embedders, self.weights = list(embedders), dict(weights or {})
+        self.cache_dir, self.progress = cache_dir, progress
         self._watching: Evaluator | None = None
         self._validations = 0
 
@@ -89,8 +95,9 @@ class Evaluation(pl.Callback):
         """Refuse a judge or a shipped student that is not there now, before training and not after it."""
         if stage not in ("fit", "test"):
             return
-        judge = f"evaluators/{self.tagger}"
-        check_part(pl_module.bundle.root_of(judge), judge)  # type: ignore[operator, union-attr]
+        for name in self.embedders:
+            judge = f"evaluators/{name}"
+            check_part(pl_module.bundle.root_of(judge), judge)  # type: ignore[operator, union-attr]
         if self.shipped_student is not None:
             check_shipped(self.shipped_student)
 
@@ -105,8 +112,9 @@ class Evaluation(pl.Callback):
             self._watching = self._evaluator(trainer, pl_module, "val", self.val_limit, None, progress=False)
         for contender in self._students(pl_module, self.val_steps):
             row = self._watching.run(contender).row
-            names = [f"fd_{self.tagger}", f"is_{self.tagger}_mean", f"kl_{self.tagger}", "ta_similarity"]
-            figures = {f"val/{name}_{contender.steps}": row[name] for name in names if row[name] is not None}
+            names = [key for name in self.embedders for key in (f"fd_{name}", f"is_{name}_mean", f"kl_{name}")]
+            names += ["ta_similarity"]
+            figures = {f"val/{name}_{contender.steps}": row[name] for name in names if row.get(name) is not None}
             pl_module.log_dict(figures, prog_bar=False, sync_dist=False, rank_zero_only=False)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -130,12 +138,13 @@ class Evaluation(pl.Callback):
         folder, experiment = run_folder(trainer)
         for outcome in outcomes.values():
             row = outcome.row
-            figure = row[f"fd_{self.tagger}"]
-            pl_module.log(f"test/fd_{self.tagger}_{row['model']}_{row['steps']}", figure, rank_zero_only=False)
+            for name in self.embedders:
+                figure = row[f"fd_{name}"]
+                pl_module.log(f"test/fd_{name}_{row['model']}_{row['steps']}", figure, rank_zero_only=False)
         if not trainer.is_global_zero:
             return
         text = write_table(
-            folder, experiment, outcomes, references, self.tagger,
+            folder, experiment, outcomes, references, self.embedders[0],
             machine=machine(pl_module.device), checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
             seed=self.seed, gamma=self.gamma,
         )
@@ -156,11 +165,15 @@ class Evaluation(pl.Callback):
         if data is None:
             raise MusiccmError("evaluation: expected a data module with real clips, found none")
         mel, conditioner = pl_module.codec.mel, pl_module.conditioner
-        tagger = pl_module.bundle.evaluators[self.tagger]
-        listener = Listener(
-            tagger, LogMel(mel), conditioner.audio, mel.sample_rate_hz, self.tagger, tagger.groups, tagger.tags
+        embedders = [
+            TaggerEmbedder(pl_module.bundle.evaluators[name], LogMel(mel), mel.sample_rate_hz, name)
+            for name in self.embedders
+        ]
+        listener = Listener(embedders, conditioner.audio, mel.sample_rate_hz).to(pl_module.device)
+        tagger = listener.tagger
+        suite = MetricSuite(
+            listener.classifies(pl_module.device), train_clap, listener.groups, tagger=tagger.name if tagger else ""
         )
-        suite = MetricSuite(self.tagger, train_clap, tagger.groups)
         evaluator = Evaluator(
             listener, suite, self.seed, self.batch_size, pl_module.device, progress and trainer.is_global_zero
         )
@@ -186,7 +199,10 @@ class Evaluation(pl.Callback):
         mine = range(trainer.global_rank, count, trainer.world_size)
         loader = KeyedLoader(Subset(others, list(mine)), batch_size=self.batch_size, collate_fn=collate_waveforms)
         found = evaluator.distance_of_real(loader, len(mine))
-        return {f"fd_{self.tagger}_real": found["fd"], f"n_fd_{self.tagger}_real": found["n"]}
+        figures: dict[str, Any] = {}
+        for name in self.embedders:
+            figures |= {f"fd_{name}_real": found[f"fd_{name}"], f"n_fd_{name}_real": found["n"]}
+        return figures
 
     def _teachers(self, pl_module: Any) -> list[Contender]:
         m, shape = pl_module, pl_module.bundle.latent_shape()
@@ -219,7 +235,7 @@ class Evaluation(pl.Callback):
             digest.update(train_clap[1].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return {
             "bundle": pl_module.bundle.content_hash(),
-            "evaluator": pl_module.bundle.content_hash([f"evaluators/{self.tagger}"]),
+            "embedders": {name: embedder.fingerprint for name, embedder in evaluator.listener.embedders.items()},
             "reference": evaluator.reference_digest,
             "train": digest.hexdigest(),
             "seed": self.seed,

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from musiccm.callbacks.contenders import Contender, clip_seed, initial_noise
 from musiccm.data.batch import WaveformBatch
 from musiccm.errors import MusiccmError
+from musiccm.metrics.embedders import Heard
 from musiccm.metrics.suite import Listener, MetricSuite
 
 log = logging.getLogger(__name__)
@@ -108,17 +109,16 @@ class Evaluator:
             total: Number of clips, for the progress bar.
 
         Returns:
-            `fd` and the number `n` of these clips.
+            `fd_<name>` of each network and the number `n` of these clips.
         """
-        self.suite.reset_generated()
-        with self._bar("real", total) as bar:
-            for batch in batches:
-                embedding_BE, _ = self.listener.tagger(self.listener.log_mel(batch.waveform_BS.to(self.device).float()))
-                self.suite.fd.update(embedding_BE.float(), batch.ids, real=False)
-                bar.update(len(batch.ids))
-        found = self.suite.fd.compute()
-        self.suite.reset_generated()
-        return {"fd": found["fd"], "n": found["n"]}
+
+        def heard() -> Iterator[tuple[dict[str, Heard], list[str]]]:
+            with self._bar("real", total) as bar:
+                for batch in batches:
+                    yield self.listener.hear(batch.waveform_BS.to(self.device)), batch.ids
+                    bar.update(len(batch.ids))
+
+        return self.suite.distances(heard())
 
     def run(self, contender: Contender, keep: int = 0) -> Outcome:
         """Generate every prompt once and score the set.

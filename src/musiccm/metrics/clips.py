@@ -62,11 +62,41 @@ def require_rows(name: str, rows: Tensor, ids: Sequence[str]) -> None:
         raise MusiccmError(f"{name}: expected one row a clip id, found {rows.shape[0]} rows and {len(ids)} ids")
     bad = (~torch.isfinite(rows.detach())).reshape(len(ids), -1).any(dim=1) if len(ids) else torch.empty(0)
     if bad.any():
-        named = [clip_id for clip_id, is_bad in zip(ids, bad.tolist(), strict=True) if is_bad]
+        named = list(dict.fromkeys(clip_id for clip_id, is_bad in zip(ids, bad.tolist(), strict=True) if is_bad))
         raise MusiccmError(
             f"{name}: expected finite numbers, found NaN or infinity for {len(named)} clips, first {named[:3]}; "
             "look at what was generated or read for these clips"
         )
+
+
+def rows_each(name: str, rows: Tensor, ids: Sequence[str], counts: Sequence[int] | None) -> list[int]:
+    """Refuse rows of clips that do not add up, or that are not finite numbers.
+
+    Args:
+        name: What the rows are, for the message.
+        rows: Rows of all clips, clip after clip, `[R, ...]`.
+        ids: Clip ids, `B` of them.
+        counts: Rows of each clip; None is one each.
+
+    Returns:
+        Rows of each clip, `B` numbers.
+
+    Raises:
+        MusiccmError: The counts do not fit, a clip has no row, or a row holds NaN or infinity (the clip is named).
+    """
+    if counts is None:
+        require_rows(name, rows, ids)
+        return [1] * len(ids)
+    if len(counts) != len(ids) or sum(counts) != rows.shape[0]:
+        raise MusiccmError(
+            f"{name}: expected counts for {len(ids)} clips that add up to {rows.shape[0]} rows, found {len(counts)} "
+            f"counts that add up to {sum(counts)}"
+        )
+    empty = [clip_id for clip_id, count in zip(ids, counts, strict=True) if count < 1]
+    if empty:
+        raise MusiccmError(f"{name}: expected at least one row a clip, found none for {len(empty)}, first {empty[:3]}")
+    require_rows(name, rows, [clip_id for clip_id, count in zip(ids, counts, strict=True) for _ in range(count)])
+    return list(counts)
 
 
 class ClipMetric(Metric):

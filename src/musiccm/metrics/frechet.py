@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
-from musiccm.metrics.clips import ClipMetric, decode_ids, require_rows
+from musiccm.metrics.clips import ClipMetric, decode_ids, rows_each
 from musiccm.metrics.gaussian import Method, Moments, frechet_distance, merge, moments_of
 
 
@@ -46,26 +46,31 @@ class FrechetDistance(ClipMetric):
             self.add_rows(f"{side}_mean", 2, torch.float64)
             self.add_rows(f"{side}_m2", 3, torch.float64)
 
-    def update(self, features: Tensor, ids: Sequence[str], real: bool) -> None:
+    def update(
+        self, features: Tensor, ids: Sequence[str], real: bool, counts: Sequence[int] | None = None
+    ) -> None:
         """Add clips to one set.
 
         Args:
-            features: One row a clip `[B, D]`, or several `[B, P, D]` (patches, windows).
+            features: Feature rows of all clips, clip after clip, `[R, D]`.
             ids: Clip ids, `B` of them.
             real: Whether they belong to the reference set.
+            counts: Rows of each clip (patches, windows), `B` numbers that add up to R; None is one each.
 
         Raises:
             MusiccmError: Wrong number of axes, counts that differ, or features that are not finite.
         """
-        if features.ndim not in (2, 3):
-            raise MusiccmError(f"Frechet distance: expected [B, D] or [B, P, D] features, found {list(features.shape)}")
-        require_rows("Frechet distance features", features, ids)
+        if features.ndim != 2:
+            raise MusiccmError(f"Frechet distance: expected [R, D] features, found {list(features.shape)}")
+        counts = rows_each("Frechet distance features", features, ids, counts)
         side = "real" if real else "fake"
-        keep = self.take_new(f"{side}_ids", ids)
-        rows = features.detach()[keep].double().to(self.device)
-        rows = rows[:, None] if rows.ndim == 2 else rows
-        getattr(self, f"{side}_counts").append(torch.full((len(keep),), rows.shape[1], device=self.device))
-        getattr(self, f"{side}_rows").append(rows.flatten(0, 1))
+        keep = set(self.take_new(f"{side}_ids", ids))
+        rows = features.detach().double().to(self.device)
+        if len(keep) < len(ids):
+            rows = torch.cat([part for i, part in enumerate(rows.split(counts)) if i in keep] or [rows[:0]])
+        kept = [count for i, count in enumerate(counts) if i in keep]
+        getattr(self, f"{side}_counts").append(torch.tensor(kept, dtype=torch.long, device=self.device))
+        getattr(self, f"{side}_rows").append(rows)
         self._fold(side)
 
     def compute(self) -> dict[str, float | int]:
