@@ -41,15 +41,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--generated", required=True, help="folder of generated audio (wav, flac, ogg, mp3)")
     parser.add_argument("--reference", required=True, help="folder of reference audio")
-    parser.add_argument("--embedder", action="append", metavar="NAME[=FILE]", help="network behind FD, IS and KL: pann, "
-                        "pann32k, vgg, clap, audiomae or tagger, with its weights unless they lie in $MUSICCM_WEIGHTS; "
-                        "may be given several times (default pann and vgg)")
+    parser.add_argument("--embedder", action="append", metavar="NAME[=FILE]",
+                        help="network behind FD, IS and KL: pann, pann32k, vgg, clap, audiomae or tagger, with its "
+                        "weights unless they lie in $MUSICCM_WEIGHTS; may be given several times (default pann and vgg)")
     parser.add_argument("--bundle", help="bundle that tagger, audiomae and clap come from, such as musiccm-tiny")
     parser.add_argument("--captions", help="captions by clip (.json, .csv, .tsv), for text-audio similarity")
-    parser.add_argument("--clap", metavar="FILE", help="CLAP for text-audio similarity and --train; the bundle's if not "
-                        "given")
-    parser.add_argument("--train", metavar="INDEX", help="index of the training clips (musiccm prepare index), for "
-                        "SIM_AA")
+    parser.add_argument("--clap", metavar="FILE",
+                        help="CLAP for text-audio similarity and --train; the bundle's if not given")
+    parser.add_argument("--train", metavar="INDEX",
+                        help="index of the training clips (musiccm prepare index), for SIM_AA")
     parser.add_argument("--seconds", type=float, help="take this much from the start of every file (default: all)")
     parser.add_argument("--channel", choices=("mean", "first"), default="mean", help="of files with several; published "
                         "tools take the first (default %(default)s)")
