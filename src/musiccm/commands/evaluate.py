@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--reference", required=True, help="folder of reference audio")
     parser.add_argument("--embedder", action="append", metavar="NAME[=FILE]",
                         help="network behind FD, IS and KL: pann, pann32k, vgg, clap, audiomae or tagger, with its "
-                        "weights unless they lie in $MUSICCM_WEIGHTS; may be given several times (default pann and vgg)")
+                        "weights unless they lie in $MUSICCM_WEIGHTS; may be given several times (default pann, vgg)")
     parser.add_argument("--bundle", help="bundle that tagger, audiomae and clap come from, such as musiccm-tiny")
     parser.add_argument("--captions", help="captions by clip (.json, .csv, .tsv), for text-audio similarity")
     parser.add_argument("--clap", metavar="FILE",
