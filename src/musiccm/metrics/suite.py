@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from musiccm.errors import MusiccmError
 from musiccm.metrics.attributes import AttributeAccuracy
-from musiccm.metrics.clips import ClipMetric
+from musiccm.metrics.clips import ClipCount, ClipMetric
 from musiccm.metrics.embedders.base import Heard
 from musiccm.metrics.listener import Features, Listener, check_names
 from musiccm.metrics.network import NetworkMetrics
@@ -31,6 +31,11 @@ class MetricSuite(nn.Module):
         text: Whether captions are known: without them there is no text-audio similarity.
         gallery_ND: CLAP audio embeddings that Retrieval Max chooses from; those of `train` where it holds them.
         tagger: The classifier whose outputs `groups` names.
+        kad: Networks that also give a kernel distance.
+        fd_inf: Networks that also give FD-infinity.
+
+    Raises:
+        MusiccmError: Groups without a classifier, or figures asked of a network that does not listen.
     """
 
     def __init__(
@@ -42,18 +47,25 @@ class MetricSuite(nn.Module):
         text: bool = True,
         gallery_ND: Tensor | None = None,
         tagger: str = "tagger",
+        kad: Sequence[str] = (),
+        fd_inf: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        unknown = sorted({*kad, *fd_inf} - set(embedders))
+        if unknown:
+            raise MusiccmError(f"kad and fd_inf: expected names among the embedders {list(embedders)}, found {unknown}")
         check_names(list(embedders))
         if groups and not embedders.get(tagger):
             raise MusiccmError(f"attribute groups: expected a classifier {tagger!r}, found {dict(embedders)}")
         self.networks = nn.ModuleDict({
-            name: NetworkMetrics(name, classifies, splits) for name, classifies in embedders.items()
+            name: NetworkMetrics(name, classifies, splits, name in kad, name in fd_inf)
+            for name, classifies in embedders.items()
         })
         self.ta = TextAudioSimilarity() if text else None
         self.real_ta = TextAudioSimilarity() if text else None
         self.sim_aa, self.real_sim_aa = _sim_aa(train), _sim_aa(train)
         self.gallery_ND = train[1] if gallery_ND is None and isinstance(train, tuple) else gallery_ND
+        self.count = ClipCount()
         self.accuracy, self.tagger = AttributeAccuracy(groups) if groups else None, tagger
 
     def update_reference(self, features: Features, text_BD: Tensor | None, ids: Sequence[str]) -> None:
@@ -82,6 +94,7 @@ class MetricSuite(nn.Module):
         Raises:
             MusiccmError: Groups, but no tags or no logits of the tagger.
         """
+        self.count.update(ids)
         for name, network in self.networks.items():
             network.update(features.heard[name], ids, real=False)
         self._update_clap(self.ta, self.sim_aa, features, text_BD, ids)
@@ -95,7 +108,7 @@ class MetricSuite(nn.Module):
         """Forget the generated clips, keep the reference."""
         for network in self.networks.values():
             network.reset()
-        for metric in (self.ta, self.sim_aa, self.accuracy):
+        for metric in (self.count, self.ta, self.sim_aa, self.accuracy):
             if metric is not None:
                 metric.reset()
 
@@ -105,6 +118,9 @@ class MetricSuite(nn.Module):
         Returns:
             A row of figures with its `n`, and for each clip its nearest training clip (empty without training
             embeddings). A figure that these clips cannot give is None.
+
+        Raises:
+            MusiccmError: No clip, or generated clips without a reference.
         """
         row: dict[str, Any] = {}
         for network in self.networks.values():
@@ -116,29 +132,29 @@ class MetricSuite(nn.Module):
             found = self.sim_aa.compute()
             nearest = [match._asdict() for match in found["matches"]]
         accuracy = {} if self.accuracy is None else self.accuracy.compute()
-        # A row has one n: every metric heard the same clips. It stands last.
-        n = next((part["n"] for part in (row, ta, found, accuracy) if "n" in part), 0)
-        row.pop("n", None)
         row |= {"ta_similarity": ta["ta_similarity"]}
         row |= {key: found[key] for key in ("sim_aa_90", "sim_aa_95")}
         row |= {key: value for key, value in accuracy.items() if key != "n" and value is not None}
-        return row | {"n": n}, nearest
+        return row | {"n": self.count.compute()}, nearest
 
-    def distances(self, batches: Any) -> dict[str, Any]:
+    def distances(self, batches: Iterable[tuple[Mapping[str, Heard], Sequence[str]]]) -> dict[str, Any]:
         """Distances of other real clips from the reference; the generated clips are forgotten before and after.
 
         Args:
             batches: Pairs of what the embedders heard (`Listener.hear`) and clip ids.
 
         Returns:
-            `fd_<name>` of each network and the number `n` of these clips.
+            `NetworkMetrics.distances` of each network and the number `n` of these clips.
         """
         self.reset_generated()
         for heard, ids in batches:
-            self._update_rows(heard, ids)
+            self.count.update(ids)
+            for name, network in self.networks.items():
+                network.update_rows(heard[name], ids, real=False)
         row: dict[str, Any] = {}
         for network in self.networks.values():
             row |= network.distances()
+        row |= {"n": self.count.compute()}
         self.reset_generated()
         return row
 
@@ -161,10 +177,6 @@ class MetricSuite(nn.Module):
             found = self.real_sim_aa.compute()
             result |= {f"test_set_{key}": found[key] for key in ("sim_aa_90", "sim_aa_95")} | {"n": found["n"]}
         return result
-
-    def _update_rows(self, heard: Mapping[str, Heard], ids: Sequence[str]) -> None:
-        for name, network in self.networks.items():
-            network.update_rows(heard[name], ids, real=False)
 
     def _update_clap(
         self,
