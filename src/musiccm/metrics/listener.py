@@ -67,11 +67,12 @@ class Listener(nn.Module):
         return list(getattr(self.tagger, "tags", []))
 
     @torch.no_grad()
-    def hear(self, waveform_BS: Tensor) -> dict[str, Heard]:
+    def hear(self, waveform_BS: Tensor, sample_rate_hz: int | None = None) -> dict[str, Heard]:
         """Let the embedders listen, without CLAP.
 
         Args:
             waveform_BS: Waveforms.
+            sample_rate_hz: Their rate, where it is not the listener's.
 
         Returns:
             Name of each network to what it heard.
@@ -81,7 +82,7 @@ class Listener(nn.Module):
         """
         heard: dict[str, Heard] = {}
         for name, embedder in self.embedders.items():
-            heard[name] = found = embedder(waveform_BS, self.sample_rate_hz)
+            heard[name] = found = embedder(waveform_BS, sample_rate_hz or self.sample_rate_hz)
             clips = len(waveform_BS)
             logits = clips if found.logits_BG is None else len(found.logits_BG)
             if (len(found.counts), logits, sum(found.counts)) != (clips, clips, len(found.embedding_RE)):
@@ -93,17 +94,19 @@ class Listener(nn.Module):
         return heard
 
     @torch.no_grad()
-    def forward(self, waveform_BS: Tensor) -> Features:
+    def forward(self, waveform_BS: Tensor, sample_rate_hz: int | None = None) -> Features:
         """Listen to a batch.
 
         Args:
             waveform_BS: Waveforms.
+            sample_rate_hz: Their rate, where it is not the listener's.
 
         Returns:
             Its features, float32.
         """
-        clap = None if self.clap_audio is None else self.clap_audio(waveform_BS, self.sample_rate_hz).float()
-        return Features(self.hear(waveform_BS), clap)
+        rate_hz = sample_rate_hz or self.sample_rate_hz
+        clap = None if self.clap_audio is None else self.clap_audio(waveform_BS, rate_hz).float()
+        return Features(self.hear(waveform_BS, rate_hz), clap)
 
     def classifies(self, device: torch.device | str = "cpu") -> dict[str, bool]:
         """Which networks give logits: each hears the shortest tone that all of them take.
