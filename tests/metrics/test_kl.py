@@ -91,7 +91,7 @@ def test_one_pair_is_enough_and_no_number_is_named() -> None:
     assert divergence(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]]))["n"] == 1
     with pytest.raises(MusiccmError, match="c1"):
         divergence(torch.zeros(2, 2), torch.tensor([[0.0, 1.0], [0.0, float("inf")]]))
-    with pytest.raises(MusiccmError, match="0 generated clips"):
+    with pytest.raises(MusiccmError, match="found none"):
         KLDivergence().compute()
 
 

@@ -16,7 +16,7 @@ from musiccm.metrics.folding import FoldingMetric, Summary
 # The seed with which the published toolkits shuffle clips before they split them.
 REFERENCE_SEED = 2020
 # A split of n clips cannot score above n, and scores low long before.
-CLIPS_A_SPLIT = 50
+FEW_A_SPLIT = 50
 
 Splitting = Literal["seeded", "hashed"]
 
@@ -73,6 +73,7 @@ class InceptionScore(FoldingMetric):
         splitting: Splitting = "seeded",
         shuffle_seed: int | None = REFERENCE_SEED,
         sort_key: Callable[[str], Any] | None = None,
+        clips_a_split: int = 1,
         buffer_rows: int = 4096,
         **kwargs: Any,
     ) -> None:
@@ -84,11 +85,12 @@ class InceptionScore(FoldingMetric):
             shuffle_seed: Seed of the `RandomState` permutation of the sorted clips; None leaves them sorted.
             sort_key: What `seeded` sorts the ids by. audioldm_eval sorts file names with their suffix, which puts
                 `a-b.wav` before `a.wav`: where ids are stems, `lambda clip_id: clip_id + ".wav"` gives its order.
+            clips_a_split: Fewer clips a part than this, on average, are refused; a part of one scores 1 whatever it is.
             buffer_rows: See `FoldingMetric`; `seeded` folds nothing.
             **kwargs: Passed to `ClipMetric`.
         """
         super().__init__(buffer_rows if splitting == "hashed" else None, torch.float32, **kwargs)
-        self.splits, self.splitting = splits, splitting
+        self.splits, self.splitting, self.clips_a_split = splits, splitting, clips_a_split
         self.shuffle_seed, self.sort_key = shuffle_seed, sort_key
         self.add_side("fake", counts_K=1, p_log_p_K=1, p_KC=2)
 
@@ -130,14 +132,15 @@ class InceptionScore(FoldingMetric):
             `is_mean`; `is_std`, the population deviation over parts; `n` clips.
 
         Raises:
-            TooFewClips: Fewer clips than parts, or a part without a clip.
+            TooFewClips: Fewer clips than parts need, or a part without a clip.
         """
         found = self.collected("fake")
-        if found.n < self.splits:
+        if found.n < self.clips_a_split * self.splits or not found.n:
             raise TooFewClips(
-                f"inception score: expected at least one clip a split ({self.splits}), found {found.n} clips"
+                f"inception score: expected at least {self.clips_a_split} clips in each of {self.splits} splits, found "
+                f"{found.n} clips"
             )
-        if found.n < CLIPS_A_SPLIT * self.splits:
+        if found.n < FEW_A_SPLIT * self.splits:
             self.caution(
                 "inception score: %d clips in %d splits give a figure that is biased downwards; compare it only with "
                 "figures of the same numbers", found.n, self.splits,

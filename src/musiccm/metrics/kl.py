@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
-from musiccm.metrics.clips import ClipMetric, decode_ids, encode_ids, require_rows
+from musiccm.metrics.clips import ClipMetric, TooFewClips, decode_ids, encode_ids, require_rows
 
 # audioldm_eval adds this to the generated probabilities before it takes their logarithm.
 AUDIOLDM_EPS = 1e-6
@@ -91,17 +91,20 @@ class KLDivergence(ClipMetric):
             `kl` in audioldm_eval's form, comparable with published figures; `kl_exact` without its eps; `n` pairs.
 
         Raises:
-            MusiccmError: No generated clip, or one without a reference.
+            TooFewClips: No generated clip.
+            MusiccmError: A generated clip without a reference.
         """
         values = dict(zip(decode_ids(self.joined("pair_ids")), self.joined("pair_values"), strict=True))
         real, fake = self._all_waiting("real"), self._all_waiting("fake")
         late = [clip_id for clip_id in fake if clip_id not in values]
         missing = [clip_id for clip_id in late if clip_id not in real]
-        if missing or not (values or late):
+        if missing:
             raise MusiccmError(
                 f"KL divergence: expected a reference clip for each of {len(values) + len(late)} generated clips, "
                 f"found none for {len(missing)}, first {missing[:3]}; names must agree on both sides"
             )
+        if not values and not late:
+            raise TooFewClips("KL divergence: expected pairs of a reference and a generated clip, found none")
         if late:
             # Partners that two ranks held.
             found = self._values([(real[clip_id], fake[clip_id]) for clip_id in late])

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 class NetworkMetrics(nn.Module):
     """Frechet distance, and for a classifier inception score and KL, of one network.
 
+    An inception score of fewer than two clips a split is left out: it would say nothing.
+
     Args:
         name: The network's; figures are called `fd_<name>`, `is_<name>_mean`, `is_<name>_std`, `kl_<name>`.
         classifies: Whether it gives logits.
@@ -39,23 +41,25 @@ class NetworkMetrics(nn.Module):
         self.name = name
         keep: dict[str, Any] = {"reset_real_features": False}
         self.fd = FrechetDistance(**keep)
-        self.inception = InceptionScore(splits=splits) if classifies else None
+        self.inception = InceptionScore(splits=splits, clips_a_split=2) if classifies else None
         self.kl = KLDivergence(**keep) if classifies else None
         self.kad = KernelDistance(**keep) if kad else None
         self.fd_inf = FrechetInfinity(**keep) if fd_inf else None
 
-    def update(self, heard: Heard, ids: Sequence[str], real: bool) -> None:
+    def update(self, heard: Heard, ids: Sequence[str], real: bool, paired: bool = True) -> None:
         """Add clips.
 
         Args:
             heard: What the network heard of them.
             ids: Clip ids.
             real: Whether they are the reference.
+            paired: Whether each has a partner of its id on the other side; KL leaves out those without.
         """
         self.update_rows(heard, ids, real)
         if self.kl is not None and self.inception is not None:
             logits = self._logits(heard)
-            self.kl.update(logits, ids, real)
+            if paired:
+                self.kl.update(logits, ids, real)
             if not real:
                 self.inception.update(logits, ids)
 
@@ -77,46 +81,42 @@ class NetworkMetrics(nn.Module):
             if metric is not None:
                 metric.reset()
 
-    def distances(self) -> dict[str, Any]:
+    def distances(self, n: int) -> dict[str, Any]:
         """Figures that compare the two sets of embeddings.
+
+        Args:
+            n: Generated clips.
 
         Returns:
             `fd_<name>`, and where asked for `kad_<name>` and `fd_inf_<name>`; None, with a warning, where the clips are
-            too few. `rows_<name>` feature rows where they are not one a clip, and `n_reference` real clips where they
-            are not as many as the generated.
+            too few. `rows_<name>` feature rows and `n_reference` real clips, where they are not n.
         """
         row: dict[str, Any] = {}
-        rest: dict[str, Any] = {}
+        counts: dict[str, int] = {}
         for key, metric in {"fd": self.fd, "kad": self.kad, "fd_inf": self.fd_inf}.items():
-            if metric is None:
-                continue
-            found = figures(f"{key}_{self.name}", metric)
-            row[f"{key}_{self.name}"] = found.get(key)
-            rest |= {f"rows_{self.name}": found["rows"]} if found and found["rows"] != found["n"] else {}
-            rest |= {"n_reference": found["n_real"]} if found and found["n_real"] != found["n"] else {}
-        return row | rest
+            if metric is not None:
+                found = figures(f"{key}_{self.name}", metric)
+                row[f"{key}_{self.name}"] = found.get(key)
+                counts |= {f"rows_{self.name}": found["rows"], "n_reference": found["n_real"]} if found else {}
+        return row | {key: count for key, count in counts.items() if count != n}
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self, n: int) -> dict[str, Any]:
         """All figures.
 
+        Args:
+            n: Generated clips.
+
         Returns:
-            Those of `distances`, and for a classifier `is_<name>_mean`, `_std`, `kl_<name>`, `kl_<name>_exact`. The
-            inception score is None where there are fewer than two clips a split: it would say nothing.
+            Those of `distances`, and for a classifier `is_<name>_mean`, `_std`, `kl_<name>`, `kl_<name>_exact`, and
+            `n_kl_<name>` pairs where they are not n. None, with a warning, where the clips are too few.
         """
-        row = self.distances()
-        if self.inception is None or self.kl is None:
-            return row
-        kl = self.kl.compute()
-        score: dict[str, Any] = {}
-        if kl["n"] >= 2 * self.inception.splits:
-            score = figures(f"is_{self.name}", self.inception)
-        else:
-            log.warning(
-                "is_%s: inception score left out: %d clips, fewer than 2 in each of %d splits", self.name, kl["n"],
-                self.inception.splits,
-            )
-        row |= {f"is_{self.name}_mean": score.get("is_mean"), f"is_{self.name}_std": score.get("is_std")}
-        return row | {f"kl_{self.name}": kl["kl"], f"kl_{self.name}_exact": kl["kl_exact"]}
+        row = self.distances(n)
+        if self.inception is not None and self.kl is not None:
+            score, kl = figures(f"is_{self.name}", self.inception), figures(f"kl_{self.name}", self.kl)
+            row |= {f"is_{self.name}_mean": score.get("is_mean"), f"is_{self.name}_std": score.get("is_std")}
+            row |= {f"kl_{self.name}": kl.get("kl"), f"kl_{self.name}_exact": kl.get("kl_exact")}
+            row |= {f"n_kl_{self.name}": kl["n"]} if kl and kl["n"] != n else {}
+        return row
 
     def _logits(self, heard: Heard) -> Tensor:
         if heard.logits_BG is None:

@@ -68,20 +68,28 @@ class MetricSuite(nn.Module):
         self.count = ClipCount()
         self.accuracy, self.tagger = AttributeAccuracy(groups) if groups else None, tagger
 
-    def update_reference(self, features: Features, text_BD: Tensor | None, ids: Sequence[str]) -> None:
+    def update_reference(
+        self, features: Features, text_BD: Tensor | None, ids: Sequence[str], paired: bool = True
+    ) -> None:
         """Add real clips.
 
         Args:
             features: What was heard.
             text_BD: CLAP embeddings of their captions; None in a suite without text.
             ids: Clip ids.
+            paired: False for clips that are known to have no generated partner, so that KL need not hold them.
         """
         for name, network in self.networks.items():
-            network.update(features.heard[name], ids, real=True)
+            network.update(features.heard[name], ids, real=True, paired=paired)
         self._update_clap(self.real_ta, self.real_sim_aa, features, text_BD, ids)
 
     def update(
-        self, features: Features, text_BD: Tensor | None, ids: Sequence[str], wanted_BG: Tensor | None = None
+        self,
+        features: Features,
+        text_BD: Tensor | None,
+        ids: Sequence[str],
+        wanted_BG: Tensor | None = None,
+        paired: bool = True,
     ) -> None:
         """Add generated clips.
 
@@ -90,13 +98,14 @@ class MetricSuite(nn.Module):
             text_BD: CLAP embeddings of the captions that were asked for; None in a suite without text.
             ids: Clip ids.
             wanted_BG: Tags asked for; needed where the suite has attribute groups.
+            paired: Whether a reference clip of each id exists; KL is of those alone.
 
         Raises:
             MusiccmError: Groups, but no tags or no logits of the tagger.
         """
         self.count.update(ids)
         for name, network in self.networks.items():
-            network.update(features.heard[name], ids, real=False)
+            network.update(features.heard[name], ids, real=False, paired=paired)
         self._update_clap(self.ta, self.sim_aa, features, text_BD, ids)
         if self.accuracy is not None:
             logits = features.heard[self.tagger].logits_BG
@@ -122,9 +131,12 @@ class MetricSuite(nn.Module):
         Raises:
             MusiccmError: No clip, or generated clips without a reference.
         """
+        n = self.count.compute()
+        if not n:
+            raise MusiccmError("evaluation: expected generated clips, found none")
         row: dict[str, Any] = {}
         for network in self.networks.values():
-            row |= network.compute()
+            row |= network.compute(n)
         ta = {"ta_similarity": None} if self.ta is None else self.ta.compute()
         nearest: list[dict[str, Any]] = []
         found: dict[str, Any] = {"sim_aa_90": None, "sim_aa_95": None}
@@ -135,7 +147,7 @@ class MetricSuite(nn.Module):
         row |= {"ta_similarity": ta["ta_similarity"]}
         row |= {key: found[key] for key in ("sim_aa_90", "sim_aa_95")}
         row |= {key: value for key, value in accuracy.items() if key != "n" and value is not None}
-        return row | {"n": self.count.compute()}, nearest
+        return row | {"n": n}, nearest
 
     def distances(self, batches: Iterable[tuple[Mapping[str, Heard], Sequence[str]]]) -> dict[str, Any]:
         """Distances of other real clips from the reference; the generated clips are forgotten before and after.
@@ -151,12 +163,12 @@ class MetricSuite(nn.Module):
             self.count.update(ids)
             for name, network in self.networks.items():
                 network.update_rows(heard[name], ids, real=False)
+        n = self.count.compute()
         row: dict[str, Any] = {}
         for network in self.networks.values():
-            row |= network.distances()
-        row |= {"n": self.count.compute()}
+            row |= network.distances(n)
         self.reset_generated()
-        return row
+        return row | {"n": n}
 
     def references(self) -> dict[str, Any]:
         """The figures that put the rows in proportion: the test set's own, and the best that retrieval could do.
