@@ -54,6 +54,9 @@ class FrozenEmbedder(Embedder):
         self.eval().requires_grad_(False)
         self.fingerprint = fingerprint(networks, {"name": self.name, "sample_rate_hz": self.sample_rate_hz, **numbers})
 
+    def for_cpu(self) -> None:
+        """Put the network into the form that a CPU computes fastest, where there is one; figures change by rounding."""
+
     @abstractmethod
     def hear(self, waveform_BS: Tensor) -> Heard:
         """Listen to checked float32 waveforms at the network's own rate, on its device."""
