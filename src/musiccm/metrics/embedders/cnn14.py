@@ -21,7 +21,7 @@ RATES = {256: (8000, 80), 512: (16000, 160), 1024: (32000, 320)}
 NAMES = {"pann": 16000, "pann32k": 32000}
 FLOOR = 1e-10
 # From this width on Winograd's transforms cost less than they save.
-WINOGRAD_CHANNELS = 128
+WINOGRAD_CHANNELS = 256
 # Frames that one feature sees: five halvings; two convolutions of width 3 a block see 2 * (1 + 2 + ... + 32) = 126
 # frames to either side, rounded up to whole strides.
 STRIDE, HALO = 32, 128
