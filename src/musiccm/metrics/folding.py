@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
-from musiccm.metrics.clips import ClipMetric, decode_ids, encode_ids, rows_each
+from musiccm.metrics.clip_ids import decode_ids, encode_ids
+from musiccm.metrics.clips import ClipMetric, rows_each
 
 Summary = tuple[Tensor, ...]
 

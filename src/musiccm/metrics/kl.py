@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
-from musiccm.metrics.clips import ClipMetric, TooFewClips, decode_ids, encode_ids, require_rows
+from musiccm.metrics.clip_ids import decode_ids, encode_ids
+from musiccm.metrics.clips import ClipMetric, TooFewClips, require_rows
 
 # audioldm_eval adds this to the generated probabilities before it takes their logarithm.
 AUDIOLDM_EPS = 1e-6
