@@ -104,6 +104,7 @@ class TrainingIndex(Gallery):
             `sample_rate_hz`.
         about: What a reader wants to know besides: `bundle`, `source`, `silent_windows` and so on.
         paths: Audio file of each clip.
+        digest: Hash of the key and of how the rows are cut into files.
 
     Raises:
         MusiccmError: The folder holds no index, an unfinished one, a damaged one, or one of zero clips.
@@ -120,7 +121,7 @@ class TrainingIndex(Gallery):
         self.key: dict[str, Any] = content["key"]
         self.about: dict[str, Any] = content["about"]
         self.width = int(content["width"])
-        self._digest = content["digest"]
+        self.digest: str = content["digest"]
         self._shards = np.asarray(content["shards"], dtype=np.int64)
         columns = self._open(self.folder / COLUMNS_FILE)
         self.first_row, self._starts_s = columns["first_row"].numpy(), columns["start_s"].numpy()
@@ -206,7 +207,7 @@ class TrainingIndex(Gallery):
     def _open(self, path: Path) -> dict[str, Tensor]:
         try:
             with safe_open(path, framework="pt") as file:
-                if (file.metadata() or {}).get("digest") != self._digest:
+                if (file.metadata() or {}).get("digest") != self.digest:
                     raise _damaged(path, "it belongs to another index")
                 return {name: file.get_tensor(name) for name in file.keys()}
         except (OSError, SafetensorError) as error:
