@@ -23,7 +23,7 @@ from musiccm.metrics.index import TrainingIndex
 from musiccm.metrics.index_writer import PlannedClip, write_index
 from musiccm.models.bundle import Bundle
 
-CLAP_PARTS = ("text_encoder", "tokenizer", "feature_extractor")
+CONDITIONER_PARTS = ("text_encoder", "tokenizer", "feature_extractor")
 
 
 def prepare_index(args: argparse.Namespace) -> None:
@@ -88,8 +88,8 @@ def audio_files(root: Path) -> list[Path]:
 def _folder_clips(root: Path, out: Path) -> list[Clip]:
     """The clips of a plain folder; bad and repeated audio is reported beside the index."""
     if (root / "train").is_dir() and (root / "test").is_dir():
-        raise MusiccmError(f"{root}: holds both train/ and test/; name {root / 'train'}, or held-out music would count as "
-                           "training music")
+        raise MusiccmError(f"{root}: holds both train/ and test/; name {root / 'train'}, or held-out music would "
+                           "count as training music")
     paths = [path for path in audio_files(root) if path.suffix.lower() in AUDIO_SUFFIXES]
     if not paths:
         raise MusiccmError(f"{root}: no audio found; expected files ending in {', '.join(AUDIO_SUFFIXES)}")
@@ -106,7 +106,7 @@ def _folder_clips(root: Path, out: Path) -> list[Clip]:
 
 
 def _index_clips(out: Path, args: argparse.Namespace, clips: list[Clip], bundle_name: str, source: str) -> None:
-    bundle = Bundle.from_pretrained(bundle_name, parts=CLAP_PARTS)
+    bundle = Bundle.from_pretrained(bundle_name, parts=CONDITIONER_PARTS)
     ear = ClapWindows.of_bundle(bundle, choose_device(args.device), args.hop_s, batch_size=args.batch_size,
                                 workers=args.workers)
     files = [HeardFile(clip.path, clip.audio, ear.starts(clip.audio)) for clip in clips]
@@ -125,7 +125,7 @@ def _index_cache(out: Path, args: argparse.Namespace, data: MusicDataModule) -> 
 
     That the cache comes from this bundle is checked when it is opened.
     """
-    bundle = Bundle.from_pretrained(str(data.bundle), parts=CLAP_PARTS)
+    bundle = Bundle.from_pretrained(str(data.bundle), parts=CONDITIONER_PARTS)
     cache, rows = data.latent_cache("train"), data.latent_rows("train")
     ear = ClapWindows.of_bundle(bundle)
     heard = min(ear.window_samples, data.clip_samples * ear.sample_rate_hz // data.sample_rate_hz)
@@ -162,4 +162,5 @@ def _write(
             bar.initial += rows  # counts as done, but not towards the rate
             bar.update(rows)
 
-        write_index(out, key, about, planned, width, lambda first, last: embed(first, last, bar), args.overwrite, skipped)
+        write_index(out, key, about, planned, width, lambda first, last: embed(first, last, bar), args.overwrite,
+                    skipped)

@@ -1,4 +1,4 @@
-"""The plagiarism check of a folder: hear it, search the index, calibrate on real music, look closely, write the report."""
+"""The plagiarism check of a folder: hear it, search the index, calibrate on real music, look closely, write it up."""
 
 from __future__ import annotations
 
@@ -7,54 +7,32 @@ import hashlib
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from musiccm import __version__
-from musiccm.audio.io import AUDIO_SUFFIXES, BadAudio, scan_audio
 from musiccm.audio.mel import LogMel
-from musiccm.commands._index import CLAP_PARTS, audio_files, choose_device
+from musiccm.commands._hear_folder import HeardFolder, hear_folder
+from musiccm.commands._index import CONDITIONER_PARTS, choose_device
 from musiccm.commands._plagiarism_page import write_page
 from musiccm.commands._plagiarism_pairs import Neighbour, Suspect, examine
 from musiccm.errors import MusiccmError
 from musiccm.files import write_json
-from musiccm.metrics.clap_windows import ClapWindows, HeardFile, middle
+from musiccm.metrics.clap_windows import CLAP_PARTS, ClapWindows, middle
 from musiccm.metrics.index import TrainingIndex
 from musiccm.metrics.mel_match import MelMatcher
 from musiccm.metrics.nearest import Neighbours, Queries, nearest_clips
 from musiccm.metrics.sim_aa import rates, share_above
 from musiccm.models.bundle import Bundle
 
-MIN_DURATION_S = 1.0
 #: Shares of held-out music whose highest cosines are stated as thresholds of its own.
 HELD_OUT_QUANTILES = (0.95, 0.99)
 _ENOUGH_FOR_QUANTILES = 20
 #: Share of real clips above a threshold from which on it says little.
 SATURATED = 0.1
-
-
-@dataclass
-class HeardFolder:
-    """What CLAP heard in a folder.
-
-    Args:
-        ids: Path of each usable file within the folder.
-        paths: Its path.
-        starts_s: Where the windows of each begin.
-        rows: Embeddings of all windows, clip after clip, `[W, D]`.
-        left_out: Files that were not used, with reason and detail.
-    """
-
-    ids: list[str] = field(default_factory=list)
-    paths: list[str] = field(default_factory=list)
-    starts_s: list[list[float]] = field(default_factory=list)
-    rows: Tensor = field(default_factory=lambda: torch.empty(0, 0))
-    left_out: list[dict[str, str]] = field(default_factory=list)
 
 
 def report(args: argparse.Namespace) -> dict[str, Any]:
@@ -75,9 +53,9 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     index, out = TrainingIndex(args.index), Path(args.out)
     for folder in filter(None, (args.generated, args.reference)):
         if out.resolve().is_relative_to(Path(folder).resolve()):
-            raise MusiccmError(f"--out {out}: lies in {folder}, and its audio would be taken for clips the next time; name "
-                               "a folder elsewhere")
-    bundle = Bundle.from_pretrained(args.bundle or index.about["bundle"], parts=CLAP_PARTS)
+            raise MusiccmError(f"--out {out}: lies in {folder}, and its audio would be taken for clips the next time; "
+                               "name a folder elsewhere")
+    bundle = Bundle.from_pretrained(args.bundle or index.about["bundle"], parts=CONDITIONER_PARTS)
     ear = index_ear(index, bundle, choose_device(args.device), args.batch_size, args.workers)
     search, description, exact = _searcher(index, args)
     device = choose_device(args.device)
@@ -136,61 +114,9 @@ def index_ear(index: TrainingIndex, bundle: Bundle, device: str, batch_size: int
         MusiccmError: The bundle's CLAP is another than the index was built with.
     """
     hop_s = index.key["hop_samples"] / index.key["sample_rate_hz"]
-    index.refuse_other_clap(bundle.content_hash(["text_encoder", "feature_extractor"]))
+    index.refuse_other_clap(bundle.content_hash(CLAP_PARTS))
     return ClapWindows.of_bundle(bundle, device, hop_s, index.key["window_samples"], batch_size=batch_size,
                                  workers=workers)
-
-
-def hear_folder(ear: ClapWindows, folder: Path, most_windows: int | None = None) -> HeardFolder:
-    """Hear every usable file of a folder.
-
-    Args:
-        ear: CLAP.
-        folder: The folder, searched through.
-        most_windows: Hear only so many windows, in the middle of each file.
-
-    Returns:
-        What was heard, and what was left out and why.
-
-    Raises:
-        MusiccmError: No such folder, or no file that can be used.
-    """
-    heard, files = HeardFolder(), []
-    for path in audio_files(folder):
-        if path.suffix.lower() not in AUDIO_SUFFIXES:
-            heard.left_out.append(_left_out(path, "not_audio", f"expected {', '.join(AUDIO_SUFFIXES)}"))
-            continue
-        try:
-            facts = scan_audio(path, MIN_DURATION_S)
-        except BadAudio as error:
-            heard.left_out.append(_left_out(path, error.reason, error.detail))
-            continue
-        starts = ear.starts(facts)
-        chosen = starts[middle(len(starts), most_windows)] if most_windows else starts
-        files.append(HeardFile(str(path), facts, chosen))
-    with tqdm(total=sum(len(file.starts) for file in files), desc=f"hearing {folder}", unit="window") as bar:
-        rows = ear.embed(files, bar.update)
-    first = 0
-    kept = []
-    for file in files:
-        mine = rows[first : first + len(file.starts)]
-        first += len(file.starts)
-        if not bool(mine.any()):  # only where the windows in the middle are silent, and the file is not
-            heard.left_out.append(_left_out(Path(file.path), "silent", "in all the windows that were heard"))
-            continue
-        if not bool(torch.isfinite(mine).all()):
-            raise MusiccmError(f"{file.path}: CLAP gave NaN; check the weights")
-        heard.ids.append(Path(file.path).relative_to(folder).as_posix())
-        heard.paths.append(file.path)
-        heard.starts_s.append([start / ear.sample_rate_hz for start in file.starts])
-        kept.append(mine)
-    if not kept:
-        reasons = sorted({item["reason"] for item in heard.left_out})
-        raise MusiccmError(f"{folder}: no audio that can be used" + (
-            f": {len(heard.left_out)} files were left out ({', '.join(reasons)})" if reasons else
-            f"; expected files ending in {', '.join(AUDIO_SUFFIXES)}"))
-    heard.rows = torch.cat(kept)
-    return heard
 
 
 def train_queries(index: TrainingIndex, limit: int, windows: int, device: str) -> Queries:
@@ -283,7 +209,3 @@ def _suspects(index: TrainingIndex, heard: HeardFolder, found: Neighbours, limit
             for cosine, clip, row, window in zip(*columns, strict=True) if clip >= 0
         ]))
     return suspects
-
-
-def _left_out(path: Path, reason: str, detail: str) -> dict[str, str]:
-    return {"path": str(path), "reason": reason, "detail": detail}

@@ -18,7 +18,8 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 76em; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; margin: 1em 0; } td, th { padding: .3em .7em; border-bottom: 1px solid #ddd; }
 th { text-align: left; } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-th[data-sort] { cursor: pointer; text-decoration: underline dotted; } tr.copy td:first-child { border-left: 4px solid #b3261e; }
+th[data-sort] { cursor: pointer; text-decoration: underline dotted; }
+tr.copy td:first-child { border-left: 4px solid #b3261e; }
 audio { width: 15em; height: 2em; display: block; } .id { overflow-wrap: anywhere; max-width: 18em; }
 .note { background: #fff6dd; padding: .5em 1em; margin: .4em 0; } small, .quiet { color: #666; }
 """
@@ -97,8 +98,8 @@ def histogram(maxima: Mapping[str, Sequence[float]], thresholds: Sequence[float]
     for place, (name, row) in enumerate(shares.items()):
         for number, share in enumerate(row):
             tall = (base - 20) * share / top
-            parts.append(f"<rect x='{x_of(low + number * step) + place * bar:.1f}' y='{base - tall:.1f}' width='{bar:.1f}' "
-                         f"height='{tall:.1f}' fill='{COLOURS[name]}'><title>{counted[name][number]} "
+            parts.append(f"<rect x='{x_of(low + number * step) + place * bar:.1f}' y='{base - tall:.1f}' "
+                         f"width='{bar:.1f}' height='{tall:.1f}' fill='{COLOURS[name]}'><title>{counted[name][number]} "
                          f"{name.replace('_', ' ')}</title></rect>")
         parts.append(f"<text x='{50 + 130 * place}' y='14' fill='{COLOURS[name]}' font-size='13'>"
                      f"{name.replace('_', ' ')} (n = {len(maxima[name])})</text>")
@@ -106,7 +107,8 @@ def histogram(maxima: Mapping[str, Sequence[float]], thresholds: Sequence[float]
         parts.append(f"<line x1='{x_of(threshold):.1f}' x2='{x_of(threshold):.1f}' y1='20' y2='{base}' stroke='#222' "
                      f"stroke-dasharray='3 3'/>")
     for tick in sorted({low, *thresholds, 1.0}):
-        parts.append(f"<text x='{x_of(tick):.1f}' y='{base + 18}' text-anchor='middle' font-size='12'>{tick:.2f}</text>")
+        parts.append(f"<text x='{x_of(tick):.1f}' y='{base + 18}' text-anchor='middle' font-size='12'>{tick:.2f}"
+                     "</text>")
     return "".join([*parts, f"<line x1='40' x2='{width - 20}' y1='{base}' y2='{base}' stroke='#222'/></svg>"])
 
 
@@ -121,9 +123,9 @@ def _rates(rows: Mapping[str, Mapping[str, Any]]) -> str:
         cells = "".join(f"<td class='number'>{f'{v:.3f}' if isinstance(v, float) else v}</td>" for v in numbers)
         lines.append(f"<tr><td>{names[name]}</td>{cells}</tr>")
     head = "".join(f"<th class='number'>{h}</th>" for h in heads)
-    return (f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table><p class='quiet'>Share of clips "
-            "whose highest cosine with any training clip is above 0.90, 0.95. The lower rows say what real music comes "
-            "to: only what lies above them can be a sign of copying.</p>")
+    return (f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table><p class='quiet'>Share of "
+            "clips whose highest cosine with any training clip is above 0.90, 0.95. The lower rows say what real music "
+            "comes to: only what lies above them can be a sign of copying.</p>")
 
 
 def _second_opinion(second: Mapping[str, Any]) -> str:
@@ -132,20 +134,20 @@ def _second_opinion(second: Mapping[str, Any]) -> str:
             return "none could be taken"
         return f"median {values['median']:.3f}, highest {values['highest']:.3f}, n = {values['n']}"
 
-    text = (f"The second opinion correlates log-mels over all offsets, in segments of {second['segment_s']:.2g} s: 1 is a "
-            f"copy, whatever its level. Above {second['threshold']:g} a pair is a likely copy: {second['likely_copies']} "
-            f"here ({shown(second)}).")
+    text = (f"The second opinion correlates log-mels over all offsets, in segments of {second['segment_s']:.2g} s: 1 "
+            f"is a copy, whatever its level. Above {second['threshold']:g} a pair is a likely copy: "
+            f"{second['likely_copies']} here ({shown(second)}).")
     if "held_out" in second:
         text += f" Held-out clips with their nearest training clips: {shown(second['held_out'])}."
     if second["training_audio_unreadable"]:
-        text += (f" For {second['training_audio_unreadable']} clips the training audio is not where the index says; see "
-                 "unread in plagiarism.json.")
+        text += (f" For {second['training_audio_unreadable']} clips the training audio is not where the index says; "
+                 "see unread in plagiarism.json.")
     return f"<p>{text}</p>"
 
 
 def _suspects(suspects: Sequence[Mapping[str, Any]]) -> str:
     heads = ["generated clip", "training clip", "CLAP cosine", "log-mel", "verdict", "generated", "training"]
-    head = "".join(f"<th data-sort>{name}</th>" if place < 5 else f"<th>{name}</th>" for place, name in enumerate(heads))
+    head = "".join(f"<th{' data-sort' if place < 5 else ''}>{name}</th>" for place, name in enumerate(heads))
     lines = []
     for suspect in suspects:
         shown = next(near for near in suspect["nearest"] if near["id"] == suspect["shown"])
@@ -176,8 +178,8 @@ def _left_out(items: Sequence[Mapping[str, str]]) -> str:
         return "<p>Nothing: every file was used.</p>"
     lines = "".join(f"<tr>{_cell(i['path'], i['path'], 'id')}{_cell(i['reason'], i['reason'])}"
                     f"{_cell(i['detail'], i['detail'])}</tr>" for i in items)
-    return (f"<table><thead><tr><th data-sort>file</th><th data-sort>reason</th><th data-sort>found</th></tr></thead><tbody>"
-            f"{lines}</tbody></table>")
+    return (f"<table><thead><tr><th data-sort>file</th><th data-sort>reason</th><th data-sort>found</th></tr></thead>"
+            f"<tbody>{lines}</tbody></table>")
 
 
 def _cell(shown: str, value: Any, kind: str = "") -> str:

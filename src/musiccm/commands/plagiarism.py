@@ -55,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", default="plagiarism", help="folder to write (default %(default)s)")
     parser.add_argument("--bundle", help="whose CLAP (default the index's own)")
     parser.add_argument("--top", type=int, default=5, help="training clips to find for each (default %(default)s)")
-    parser.add_argument("--pairs", type=int, default=50, help="clips to look at closely, nearest first (default %(default)s)")
+    parser.add_argument("--pairs", type=int, default=50,
+                        help="clips to look at closely, nearest first (default %(default)s)")
     parser.add_argument("--train-clips", type=int, default=1000,
                         help="training clips to compare with the others, for calibration (default %(default)s)")
     parser.add_argument("--copy-above", type=float, default=0.7,

@@ -7,12 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from musiccm.audio.io import SILENCE_PEAK, AudioFacts
-from musiccm.audio.windows import read_window, resampled_length
+from musiccm.audio.windows import PEAK, read_window, resampled_length
 from musiccm.errors import MusiccmError
+from musiccm.models.bundle import Bundle
+from musiccm.models.conditioner import ClapConditioner
 
+# What of a bundle decides the embeddings of audio.
+CLAP_PARTS = ("text_encoder", "feature_extractor")
 # CLAP's mel is not indifferent to level, and its windows are cut from a levelled file, as training windows are.
 PREPROCESSING = "whole file: mean removed, peak 0.5; windows padded as the feature extractor does"
 
@@ -83,19 +87,42 @@ class ClapWindows:
         self.hop_samples = window_samples // 2 if hop_samples is None else hop_samples
         self.batch_size, self.workers = batch_size, max(1, workers)
         if min(self.window_samples, self.hop_samples, batch_size) < 1:
-            raise MusiccmError(f"CLAP windows: expected a positive window, hop and batch size, found {window_samples} and "
-                               f"{self.hop_samples} samples, {batch_size}; set --hop-s above 0")
+            raise MusiccmError(f"CLAP windows: expected a positive window, hop and batch size, found {window_samples} "
+                               f"and {self.hop_samples} samples, {batch_size}; set --hop-s above 0")
 
     @classmethod
     def of_bundle(
-        cls, bundle: Any, device: torch.device | str = "cpu", hop_s: float | None = None,
+        cls, bundle: Bundle, device: torch.device | str = "cpu", hop_s: float | None = None,
         window_samples: int | None = None, **kwargs: Any,
     ) -> ClapWindows:
         """The CLAP of a bundle.
 
         Args:
-            bundle: A `Bundle`.
+            bundle: The bundle.
             device: Where to compute.
+            hop_s: Seconds between windows; half a window if not given.
+            window_samples: Length of a window at CLAP's rate, at most its own; its own if not given.
+            **kwargs: Passed to `ClapWindows`.
+
+        Returns:
+            The ear.
+
+        Raises:
+            MusiccmError: As `of_conditioner`.
+        """
+        fingerprint = bundle.content_hash(CLAP_PARTS)
+        return cls.of_conditioner(bundle.conditioner().to(device), fingerprint, hop_s, window_samples, **kwargs)
+
+    @classmethod
+    def of_conditioner(
+        cls, conditioner: ClapConditioner, fingerprint: str, hop_s: float | None = None,
+        window_samples: int | None = None, **kwargs: Any,
+    ) -> ClapWindows:
+        """Any CLAP.
+
+        Args:
+            conditioner: Its audio tower and the numbers of its extractor.
+            fingerprint: Hash of its weights and preprocessing.
             hop_s: Seconds between windows; half a window if not given.
             window_samples: Length of a window at CLAP's rate, at most its own; its own if not given.
             **kwargs: Passed to `ClapWindows`.
@@ -106,15 +133,13 @@ class ClapWindows:
         Raises:
             MusiccmError: A hop that is not positive, or above the window: audio between windows would not be heard.
         """
-        conditioner = bundle.conditioner().to(device)
-        front: nn.Module = conditioner.front_end
-        rate, length = int(front.sample_rate_hz), window_samples or int(front.window_samples)
+        front = conditioner.front_end
+        rate, length = front.sample_rate_hz, window_samples or front.window_samples
         if hop_s is not None and not 0 < hop_s * rate <= length:
             raise MusiccmError(f"--hop-s: expected more than 0 and at most the window of {length / rate:g} s, or audio "
                                f"would be passed over; found {hop_s:g}")
-        fingerprint = bundle.content_hash(["text_encoder", "feature_extractor"])
-        return cls(conditioner.audio, fingerprint, rate, length, None if hop_s is None else max(1, round(hop_s * rate)),
-                   **kwargs)
+        hop_samples = None if hop_s is None else max(1, round(hop_s * rate))
+        return cls(conditioner.audio, fingerprint, rate, length, hop_samples, **kwargs)
 
     def key(self) -> dict[str, Any]:
         """What the rows depend on."""
@@ -158,11 +183,12 @@ class ClapWindows:
                 yield [future.result() for future in futures]
 
     def _window(self, file: HeardFile, start: int) -> Tensor:
-        total = resampled_length(file.facts, self.sample_rate_hz)
-        if total >= self.window_samples:
-            return read_window(file.path, file.facts, self.window_samples, self.sample_rate_hz, start)
         # CLAP repeats clips shorter than its window, so they come to it without zeros behind them.
-        return read_window(file.path, file.facts, total, self.sample_rate_hz, 0)
+        length = min(self.window_samples, resampled_length(file.facts, self.sample_rate_hz))
+        window = read_window(file.path, file.facts, length, self.sample_rate_hz, start)
+        # At the file's own level, and about its own mean: a rest is constant, but the file's mean was taken from it.
+        swing = float(window.max() - window.min()) / 2 * file.facts.peak / PEAK
+        return window if swing >= SILENCE_PEAK else torch.zeros_like(window)
 
     @torch.inference_mode()
     def _rows(self, batch: list[Tensor]) -> Tensor:
@@ -172,6 +198,5 @@ class ClapWindows:
             places = [place for place, waveform in enumerate(batch) if len(waveform) == length]
             embedded = self.clap(torch.stack([batch[place] for place in places]), self.sample_rate_hz).float().cpu()
             for place, row in zip(places, embedded, strict=True):
-                loud = float(batch[place].abs().max()) >= SILENCE_PEAK
-                rows[place] = row.clone() if loud else torch.zeros_like(row)
+                rows[place] = row.clone() if bool(batch[place].any()) else torch.zeros_like(row)
         return torch.stack([row for row in rows if row is not None])

@@ -1,7 +1,7 @@
 """Beyond ten million windows: FAISS finds candidates, and their cosines are taken exactly from the index's rows.
 
-A flat FAISS index compares everything and misses nothing but float32's near-equals. An inverted file (`IVF...`) looks at
-some of its lists alone: a nearest clip may be missed, so SIM_AA found through it is a lower bound.
+A flat FAISS index compares everything and misses nothing but float32's near-equals. An inverted file (`IVF...`) looks
+at some of its lists alone: a nearest clip may be missed, so SIM_AA found through it is a lower bound.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def import_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise MusiccmError("FAISS is not installed; run `pip install 'musiccm[faiss]'`, or leave --faiss out: the exact "
-                           "search needs nothing, and takes seconds per million windows") from error
+        raise MusiccmError("FAISS is not installed; run `pip install 'musiccm[faiss]'`, or leave --faiss out: the "
+                           "exact search needs nothing, and takes seconds per million windows") from error
     return faiss
 
 
@@ -101,15 +101,16 @@ class FaissSearch:
         faiss = import_faiss()
         about, path = _read_about(index.folder), index.folder / FAISS_FILE
         if about is None or not path.is_file():
-            raise MusiccmError(f"{path}: no FAISS index here; write it with `musiccm prepare index --out {index.folder} "
-                               "--faiss ...`")
+            raise MusiccmError(f"{path}: no FAISS index here; write it with `musiccm prepare index --out "
+                               f"{index.folder} --faiss ...`")
         if about.get("digest") != index.digest:
-            raise MusiccmError(f"{path}: built from other rows than the index beside it; run `musiccm prepare index --out "
-                               f"{index.folder} --faiss ...` again")
+            raise MusiccmError(f"{path}: built from other rows than the index beside it; run `musiccm prepare index "
+                               f"--out {index.folder} --faiss ...` again")
         try:
             self._faiss = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
         except RuntimeError as error:
-            raise MusiccmError(f"{path}: damaged ({str(error).splitlines()[-1]}); remove it and write it again") from error
+            reason = str(error).splitlines()[-1]
+            raise MusiccmError(f"{path}: damaged ({reason}); remove it and write it again") from error
         self.index, factory = index, str(about["factory"])
         lists = getattr(faiss.downcast_index(self._faiss), "nlist", None)
         if lists is not None:

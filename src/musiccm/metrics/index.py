@@ -1,8 +1,8 @@
 """The index of training clips: their CLAP embeddings on disk, window by window, memory-mapped.
 
 A folder: `index.json` says what it was made from; `columns.safetensors` holds a column a fact (first row of each clip,
-start of each window, ids and paths as joined UTF-8 with their ends); `rows-<n>.safetensors` hold the embeddings of whole
-clips, float32, of length 1, or zero where the window is silent, which is then similar to nothing.
+start of each window, ids and paths as joined UTF-8 with their ends); `rows-<n>.safetensors` hold the embeddings of
+whole clips, float32, of length 1, or zero where the window is silent, which is then similar to nothing.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ class TrainingIndex(Gallery):
         self.ids = PackedStrings(columns["id_text"].numpy(), columns["id_ends"].numpy())
         self.paths = PackedStrings(columns["path_text"].numpy(), columns["path_ends"].numpy())
         if not self.n_clips or not self.n_rows:
-            raise MusiccmError(f"{self.folder}: an index of zero clips; there is nothing to compare with. {_REBUILD} on "
-                               "a folder or experiment with training audio")
+            raise MusiccmError(f"{self.folder}: an index of zero clips; there is nothing to compare with. {_REBUILD} "
+                               "on a folder or experiment with training audio")
         self._first_row_of_shard = self.first_row[self._shards[:, 0]]
         missing = [path.name for n in range(len(self._shards)) if not (path := rows_path(self.folder, n)).is_file()]
         if missing:
@@ -164,8 +164,8 @@ class TrainingIndex(Gallery):
         if fingerprint != self.key["clap"]:
             raise MusiccmError(
                 f"{self.folder}: this index was built with another CLAP: its weights and preprocessing have the hash "
-                f"{self.key['clap'][:16]} (from {self.about.get('bundle')}), those named now {fingerprint[:16]}. Name the "
-                "CLAP that it was built with, or build the index again with this one")
+                f"{self.key['clap'][:16]} (from {self.about.get('bundle')}), those named now {fingerprint[:16]}. Name "
+                "the CLAP that it was built with, or build the index again with this one")
 
     def read(self, first: int, last: int) -> Tensor:
         """Rows `first` to `last`, float32, checked to be unit or zero.
@@ -198,7 +198,8 @@ class TrainingIndex(Gallery):
         # NaN fails every comparison.
         if rows.shape != (expected, self.width) or not bool((((lengths - 1).abs() < 1e-4) | (lengths == 0)).all()):
             raise _damaged(path, f"expected {expected} rows of {self.width} numbers and of length 1, found shape "
-                                 f"{list(rows.shape)}, lengths {float(lengths.min()):.3g} to {float(lengths.max()):.3g}")
+                                 f"{list(rows.shape)}, lengths {float(lengths.min()):.3g} to "
+                                 f"{float(lengths.max()):.3g}")
         self._mapped[number] = rows
         if len(self._mapped) > _MAPPED:
             self._mapped.popitem(last=False)

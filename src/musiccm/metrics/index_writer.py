@@ -138,10 +138,11 @@ def _is_whole(path: Path, digest: str) -> dict[str, str] | None:
 def _write_rows(path: Path, rows_ND: Tensor, rows: int, width: int, digest: str, first_id: str) -> int:
     """Write a shard, and count its silent windows."""
     unit = unit_rows(rows_ND.detach().cpu()).float().contiguous()
-    if unit.shape != (rows, width) or not bool(torch.isfinite(unit).all()):
+    finite = bool(torch.isfinite(unit).all())
+    if unit.shape != (rows, width) or not finite:
         raise MusiccmError(f"{path}: expected {rows} finite rows of {width} numbers from CLAP, found shape "
-                           f"{list(unit.shape)}{', with NaN' if not bool(torch.isfinite(unit).all()) else ''}, from clip "
-                           f"{first_id} on; check the CLAP weights")
+                           f"{list(unit.shape)}{'' if finite else ', with NaN'}, from clip {first_id} on; check the "
+                           "CLAP weights")
     silent = int((unit == 0).all(dim=1).sum())
     metadata = {"digest": digest, "silent": str(silent)}
     write_atomically(path, lambda temporary: save_file({"audio": unit}, temporary, metadata=metadata))

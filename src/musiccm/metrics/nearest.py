@@ -1,7 +1,7 @@
 """The training clips nearest to each query clip: exact, block by block, alone or with the work split over ranks.
 
-Cosines of all pairs are taken in float32, whose rounding is bounded: a dot product of two unit vectors of width D errs by
-less than D u, u = 2^-24, in any order of summation (Higham, Accuracy and Stability of Numerical Algorithms, section
+Cosines of all pairs are taken in float32, whose rounding is bounded: a dot product of two unit vectors of width D errs
+by less than D u, u = 2^-24, in any order of summation (Higham, Accuracy and Stability of Numerical Algorithms, section
 3.1). So the clips within twice that bound of the best hold the best; these few are scored again in float64, and a
 threshold is compared with that. Queries with too many near-equals to keep are searched again in float64 throughout.
 """
@@ -91,7 +91,7 @@ def nearest_clips(
         gallery: The training clips.
         queries: The clips to search for; under `split_over_ranks` the same on every rank.
         k: Training clips to find for each.
-        split_over_ranks: Search a share of the gallery on each rank and merge; every rank must call, and every rank gets
+        split_over_ranks: Search a share of the gallery on each rank and merge; every rank must call, and each gets
             the whole result.
         block_rows: Training rows compared at a time; a clip with more is not cut.
 

@@ -57,8 +57,8 @@ def rates(maxima_N: Tensor, thresholds: Sequence[float] = THRESHOLDS) -> dict[st
 class SimAA(ClipMetric):
     """Share of generated clips whose highest CLAP audio cosine with any training clip passes a threshold.
 
-    Exact over all training windows (`musiccm.metrics.nearest`). The search runs in `compute`, once over all clips; under
-    distributed evaluation each rank searches its share of the training set, and all get the figures of one process.
+    Exact over all training windows (`musiccm.metrics.nearest`). The search runs in `compute`, once over all clips;
+    under distributed evaluation each rank searches its share of the training set, and all get one process's figures.
     """
 
     higher_is_better = False
