@@ -110,6 +110,22 @@ def test_text_audio_similarity_with_captions(folders, tmp_path: Path) -> None:
     assert evaluate(generated, folders[1], "--captions", str(captions)) == 2
 
 
+def test_sim_aa_against_an_index_of_the_references(folders, tmp_path: Path) -> None:
+    generated = tmp_path / "generated"
+    shutil.copytree(folders[0], generated)
+    shutil.copy(folders[1] / "clip07.wav", generated / "clip03.wav")
+    index = tmp_path / "index"
+    assert main(["prepare", "index", "--root", str(folders[1]), "--bundle", "musiccm-tiny", "--out", str(index)]) == 0
+    assert evaluate(generated, folders[1], "--train", str(index)) == 0
+    result = result_of(generated)
+    assert result["references"]["test_set_sim_aa_95"] == 1.0  # each reference is in the index itself
+    first = result["nearest"][0]
+    assert first["clip"] == "clip03.wav" and first["nearest"] == "clip07.wav"
+    assert first["cosine"] == pytest.approx(1.0, abs=1e-5)
+    above = sum(match["cosine"] > 0.9 for match in result["nearest"]) / N
+    assert result["figures"]["sim_aa_90"] == pytest.approx(above) and above > 0
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--generated", "nowhere"], "nowhere: no such folder"),
     (["--embedder", "ear"], "embedder 'ear': expected one of"),

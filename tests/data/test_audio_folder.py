@@ -65,7 +65,7 @@ def test_batches_hold_one_length_and_rate_and_every_clip_once(folder: Path) -> N
 
 @pytest.mark.parametrize(("prepare", "message"), [
     (lambda root: None, "no such folder"),
-    (lambda root: root.mkdir(), "expected wav, flac, ogg or mp3"),
+    (lambda root: root.mkdir(), "no audio that can be used; expected files ending in"),
     (lambda root: (tone(root / "x.wav"), tone(root / "x.flac")), "several suffixes, first x"),
 ])
 def test_folders_that_cannot_be_used(tmp_path: Path, prepare, message: str) -> None:

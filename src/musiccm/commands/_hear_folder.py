@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from musiccm.audio.io import AUDIO_SUFFIXES, BadAudio, scan_audio
-from musiccm.commands._index import audio_files
+from musiccm.audio.io import AUDIO_SUFFIXES
+from musiccm.data.audio_folder import read_audio_folder
 from musiccm.errors import MusiccmError
 from musiccm.metrics.clap_windows import ClapWindows, HeardFile, middle
 
@@ -51,18 +51,13 @@ def hear_folder(ear: ClapWindows, folder: Path, most_windows: int | None = None)
         MusiccmError: No such folder, or no file that can be used.
     """
     heard, files = HeardFolder(), []
-    for path in audio_files(folder):
-        if path.suffix.lower() not in AUDIO_SUFFIXES:
-            heard.left_out.append(_left_out(path, "not_audio", f"expected {', '.join(AUDIO_SUFFIXES)}"))
-            continue
-        try:
-            facts = scan_audio(path, MIN_DURATION_S)
-        except BadAudio as error:
-            heard.left_out.append(_left_out(path, error.reason, error.detail))
-            continue
-        starts = ear.starts(facts)
+    found = read_audio_folder(folder, MIN_DURATION_S)
+    heard.left_out += [_left_out(path, "not_audio", f"expected {', '.join(AUDIO_SUFFIXES)}") for path in found.others]
+    heard.left_out += [_left_out(Path(item.path), item.reason, item.detail) for item in found.left_out]
+    for clip in found.clips:
+        starts = ear.starts(clip.audio)
         chosen = starts[middle(len(starts), most_windows)] if most_windows else starts
-        files.append(HeardFile(str(path), facts, chosen))
+        files.append(HeardFile(str(clip.path), clip.audio, chosen))
     with tqdm(total=sum(len(file.starts) for file in files), desc=f"hearing {folder}", unit="window") as bar:
         rows = ear.embed(files, bar.update)
     first = 0

@@ -48,9 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bundle", help="bundle that tagger, audiomae and clap come from, such as musiccm-tiny")
     parser.add_argument("--captions", help="captions by clip (.json, .csv, .tsv), for text-audio similarity")
     parser.add_argument("--clap", metavar="FILE",
-                        help="CLAP for text-audio similarity and --train; the bundle's if not given")
+                        help="CLAP for text-audio similarity; the bundle's if not given")
     parser.add_argument("--train", metavar="INDEX",
-                        help="index of the training clips (musiccm prepare index), for SIM_AA")
+                        help="index of the training clips (musiccm prepare index), for SIM_AA by its CLAP")
     parser.add_argument("--seconds", type=float, help="take this much from the start of every file (default: all)")
     parser.add_argument("--channel", choices=("mean", "first"), default="mean", help="of files with several; published "
                         "tools take the first (default %(default)s)")
