@@ -183,7 +183,7 @@ def _notes(figures: dict[str, Any], found: Neighbours, held_out: Neighbours | No
 
 
 def _beside_real(name: str, ours: dict[str, Any], real: dict[str, Any], key: str, other: str) -> str:
-    what = {"held_out": "held-out real clips", "train_itself": "training clips, each without itself,"}[other]
+    what = {"held_out": "held-out real clips", "train_itself": "training clips, none against itself"}[other]
     p, q, n, m = ours[key], real[key], ours["n"], real["n"]
     # Two standard errors of the difference of two shares, under the hypothesis that they are one.
     pooled = (p * n + q * m) / (n + m)

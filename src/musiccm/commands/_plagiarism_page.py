@@ -115,7 +115,7 @@ def histogram(maxima: Mapping[str, Sequence[float]], thresholds: Sequence[float]
 def _rates(rows: Mapping[str, Mapping[str, Any]]) -> str:
     heads = ["", "n", "SIM_AA@90", "SIM_AA@95", "5th percentile", "median", "95th percentile", "windows a clip"]
     names = {"generated": "generated clips", "held_out": "held-out real clips",
-             "train_itself": "training clips, each without itself"}
+             "train_itself": "training clips, none against itself"}
     lines = []
     for name, row in rows.items():
         numbers = [row["n"], row["sim_aa_90"], row["sim_aa_95"], row["quantile_05"], row["median"], row["quantile_95"],

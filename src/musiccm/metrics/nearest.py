@@ -219,15 +219,17 @@ def rescore(gallery: Gallery, queries: Queries, clips_QK: Tensor, k: int) -> Nei
     pairs = (clips_QK >= 0).nonzero()
     near = 2 * tolerance(gallery.width, torch.float32)
     held, rows32, rows64 = -1, torch.empty(0), torch.empty(0)
+    # A few small products, one after the other: on the CPU, where the rows are.
+    here = queries.rows.cpu()
     with _full_precision():
         # In the order of the gallery, so that each of its files is read once.
         for query, place in pairs[clips_QK[pairs[:, 0], pairs[:, 1]].argsort(stable=True)].tolist():
             clip = int(clips_QK[query, place])
             first, last = int(gallery.first_row[clip]), int(gallery.first_row[clip + 1])
             if clip != held:
-                held, rows64 = clip, unit_rows(gallery.read(first, last).to(device))
+                held, rows64 = clip, unit_rows(gallery.read(first, last))
                 rows32 = rows64.float()
-            windows = queries.windows(query)
+            windows = here[queries.first[query] : queries.first[query + 1]]
             table = rows32 @ windows.float().T
             at = (table >= table.max() - near).nonzero()
             # Row by row rather than by a matrix product, which may round equal rows differently.
