@@ -45,6 +45,7 @@ class Task:
     channel: str | int = "mean"
     batch_size: int = 16
     device: str = "auto"
+    also: Sequence[str] = ()
     reference_implementation: bool = False
 
 
@@ -81,6 +82,9 @@ def evaluate(task: Task) -> dict[str, Any]:
     shortest = max(embedder.min_duration_s for embedder in [*embedders, *([clap] if clap else [])])
     folders = {side: read_audio_folder(path, shortest, progress=True)
                for side, path in (("generated", task.generated), ("reference", task.reference))}
+    for folder in folders.values():
+        if len(folder.clips) < 2:
+            raise MusiccmError(f"{folder}: expected at least 2 clips, of which a distance can be taken")
     run = _Run(task, embedders, clap, folders, captions, device)
     run.hear_all()
     return run.result()
@@ -102,7 +106,8 @@ class _Run:
         rate_hz = next(iter(folders["generated"].rates_hz))
         self.listener = Listener(embedders, None, rate_hz).to(device)
         self.classifies = self.listener.classifies(device)
-        self.suite = MetricSuite(self.classifies, text=False).to(device)
+        also = {name: list(self.classifies) for name in ("kad", "fd_inf") if name in task.also}
+        self.suite = MetricSuite(self.classifies, text=False, **also).to(device)
         self.text = None if captions is None else TextSimilarity(clap, captions)
         self.kept = {side: {name: FeatureSet() for name in self.classifies} for side in folders}
         names = {side: {clip.id for clip in folder.clips} for side, folder in folders.items()}
@@ -125,7 +130,7 @@ class _Run:
             waveform_BS = batch.waveform_BS.to(self.device)
             features = self.listener(waveform_BS, batch.sample_rate_hz)
             if side == "reference":
-                self.suite.update_reference(features, None, batch.ids)
+                self.suite.update_reference(features, None, batch.ids, paired=paired)
             else:
                 self.suite.update(features, None, batch.ids, paired=paired)
             if self.text is not None:

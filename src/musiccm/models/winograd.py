@@ -35,9 +35,12 @@ class WinogradConv2d(nn.Module):
 
     def __init__(self, weight_OC33: Tensor, bias_O: Tensor) -> None:
         super().__init__()
-        g = torch.tensor(_KERNEL, dtype=torch.float64)
-        kernels = (g @ weight_OC33.detach().double() @ g.T).permute(2, 3, 1, 0)
-        self.register_buffer("kernels", kernels.reshape(PATCH**2, *kernels.shape[2:]).float(), persistent=False)
+        one = torch.tensor(_KERNEL, dtype=torch.float32)
+        outputs, inputs = weight_OC33.shape[:2]
+        # as one product: a product for each of millions of 3 x 3 kernels takes seconds
+        columns = weight_OC33.detach().float().permute(2, 3, 1, 0).reshape(9, -1)
+        kernels = (torch.kron(one, one) @ columns).view(PATCH**2, inputs, outputs)
+        self.register_buffer("kernels", kernels, persistent=False)
         self.register_buffer("bias", bias_O.detach().float().clone(), persistent=False)
         for name, matrix in (("patch_to", _INPUT), ("tile_from", _OUTPUT)):
             one = torch.tensor(matrix, dtype=torch.float32)
