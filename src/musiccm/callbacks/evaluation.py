@@ -145,8 +145,8 @@ class Evaluation(pl.Callback):
             row = evaluator.run(contender, limit=local_count(trainer, n)).row
             figures |= {f"val/{key}_{contender.steps}": value for key, value in logged(row).items()}
         budget.spent(time.perf_counter() - start)
-        # Every rank has the same figures.
-        pl_module.log_dict(figures, prog_bar=False, sync_dist=False, rank_zero_only=False)
+        # Figures are the same on all ranks, but times are not, and a rank without clips has none.
+        pl_module.log_dict(trainer.strategy.broadcast(figures), sync_dist=True)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute the table and write it, with samples, into the run's folder."""
@@ -177,7 +177,7 @@ class Evaluation(pl.Callback):
             row = outcome.row
             figures = {f"test/fd_{name}_{row['model']}_{row['steps']}": row[f"fd_{name}"] for name in names}
             known = {key: figure for key, figure in figures.items() if figure is not None}
-            pl_module.log_dict(known, rank_zero_only=False)
+            pl_module.log_dict(known, sync_dist=True)
         if not trainer.is_global_zero:
             return
         text = write_table(

@@ -186,9 +186,10 @@ class ClipMetric(Metric):
             what: The text, as `logging` takes it.
             *args: What goes into it.
         """
-        if what not in self._cautioned and not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
-            log.warning(what, *args)
-        self._cautioned.add(what)
+        message = what % args
+        if message not in self._cautioned and not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
+            log.warning(message)
+        self._cautioned.add(message)
 
     def reset(self) -> None:
         """Forget all rows; those of the reference stay where `reset_real_features` is false."""

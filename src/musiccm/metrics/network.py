@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from musiccm.errors import MusiccmError
-from musiccm.metrics.clips import TooFewClips
+from musiccm.metrics.clips import ClipMetric, TooFewClips
 from musiccm.metrics.embedders.base import Heard
 from musiccm.metrics.extrapolated import FrechetInfinity
 from musiccm.metrics.frechet import FrechetDistance
 from musiccm.metrics.inception import InceptionScore
 from musiccm.metrics.kernel import KernelDistance
 from musiccm.metrics.kl import KLDivergence
-
-log = logging.getLogger(__name__)
 
 
 class NetworkMetrics(nn.Module):
@@ -124,7 +120,7 @@ class NetworkMetrics(nn.Module):
         return heard.logits_BG
 
 
-def figures(name: str, metric: Metric) -> dict[str, Any]:
+def figures(name: str, metric: ClipMetric) -> dict[str, Any]:
     """What a metric comes to, or nothing where there are too few clips.
 
     Args:
@@ -137,5 +133,5 @@ def figures(name: str, metric: Metric) -> dict[str, Any]:
     try:
         return metric.compute()
     except TooFewClips as error:
-        log.warning("%s left out: %s", name, error)
+        metric.caution("%s left out: %s", name, error)
         return {}
