@@ -257,7 +257,8 @@ class OriginalVocoder(nn.Module):
             self.ups.append(normed(up))
             width //= 2
             for k in self.RESBLOCKS:
-                first = [normed(nn.Conv1d(width, width, k, dilation=d, padding=(k - 1) * d // 2)) for d in self.DILATIONS]
+                first = [normed(nn.Conv1d(width, width, k, dilation=d, padding=(k - 1) * d // 2))
+                         for d in self.DILATIONS]
                 second = [normed(nn.Conv1d(width, width, k, padding=(k - 1) // 2)) for _ in self.DILATIONS]
                 self.resblocks.append(modules(convs1=nn.ModuleList(first), convs2=nn.ModuleList(second)))
         self.conv_post = normed(nn.Conv1d(width, 1, 7, padding=3))
@@ -292,10 +293,10 @@ def randomise(module: nn.Module, seed: int) -> nn.Module:
 
 def ldm_checkpoint(unet: nn.Module, vae: nn.Module | None = None, vocoder: nn.Module | None = None,
                    clap: dict[str, Tensor] | None = None, scale_factor: float = 0.9, averaged: bool = True) -> dict:
-    """A training checkpoint as Lightning 1 wrote it: the average's names lost their dots, the schedule is in buffers."""
+    """A checkpoint as Lightning 1 wrote it: the average's names lost their dots, the schedule is in buffers."""
     betas = torch.linspace(0.0015**0.5, 0.0195**0.5, 1000, dtype=torch.float64) ** 2
-    state = {"betas": betas.float(), "alphas_cumprod": torch.cumprod(1 - betas, 0).float(), "logvar": torch.zeros(1000),
-             "scale_factor": torch.tensor(scale_factor)}
+    state = {"betas": betas.float(), "alphas_cumprod": torch.cumprod(1 - betas, 0).float(),
+             "logvar": torch.zeros(1000), "scale_factor": torch.tensor(scale_factor)}
     raw = {f"diffusion_model.{name}": value for name, value in unet.state_dict().items()}
     state |= {f"model.{name}": value for name, value in raw.items()}
     if averaged:

@@ -151,8 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--head-channels", type=int, help="of the U-Net's attention, for a width that was not released")
     parser.add_argument("--scale-factor", type=float, help="of the latents, for a checkpoint without it")
     parser.add_argument("--mel-frames", type=int, help="of the clips it was trained on (default 1024)")
-    parser.add_argument("--heads", help="with --bundle: heads of each level, such as 4,8,12,20 (default: as the released "
-                                        "models of this shape were trained)")
+    parser.add_argument("--heads", help="with --bundle: heads of each level, such as 4,8,12,20 (default: those that "
+                                        "the released models of this shape were trained with)")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the weights on disk")
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle that lies in --out")
     return parser

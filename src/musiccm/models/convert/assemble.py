@@ -151,8 +151,8 @@ def _choose(
     if theirs is not None and (different := _differences(part, theirs[0])):
         raise MusiccmError(
             f"{path} and {ldm} hold different weights of the {option} ({len(different)} tensors, first "
-            f"{different[0]}). MusicLDM itself loads the checkpoint last, so its copy is the one that was heard: choose by --prefer "
-            "checkpoint, or --prefer files"
+            f"{different[0]}). MusicLDM itself loads the checkpoint last, so its copy is the one that was heard: "
+            "choose by --prefer checkpoint, or --prefer files"
         )
     return part, Path(path), dropped
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+import types
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,18 @@ from torch import Tensor
 
 from musiccm.errors import MusiccmError
 
+#: What a tensor is rebuilt with; beside storages, which torch maps itself, the only things of a file that are real.
+_REAL: dict[str, Any] = {
+    "collections.OrderedDict": OrderedDict,
+    "torch.Size": torch.Size,
+    "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,  # type: ignore[attr-defined]
+    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,  # type: ignore[attr-defined]
+}
 #: Packages whose objects lie beside the weights in training checkpoints: configurations, counters, callbacks. They are
 #: read as empty stand-ins; a file that names anything else is refused.
-HARMLESS = ("argparse", "collections", "lightning", "lightning_fabric", "ml_collections", "numpy", "omegaconf",
-            "pathlib", "pytorch_lightning", "torch", "typing", "yacs")
-HARMLESS_BUILTINS = tuple(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "object", "slice",
-                                                          "str", "tuple"))
+_HARMLESS = ("_codecs", "argparse", "collections", "copyreg", "lightning", "lightning_fabric", "ml_collections",
+             "numpy", "omegaconf", "pathlib", "pytorch_lightning", "torch", "typing", "yacs")
+_HARMLESS_BUILTINS = ("bool", "dict", "float", "int", "list", "long", "object", "set", "slice", "str", "tuple")
 
 
 class _StandIn:
@@ -33,9 +41,41 @@ class _StandIn:
     def __setitem__(self, key: Any, value: Any) -> None:
         pass
 
+    def append(self, item: Any) -> None:
+        """Forget it."""
+
+    def extend(self, items: Any) -> None:
+        """Forget them."""
+
+
+class _Forbidden(Exception):
+    """A file names what no weights need."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Calls nothing but what rebuilds tensors: every other name in the file becomes a stand-in, or ends the reading."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        # pickles of protocol 2, torch's default, use Python 2's names
+        module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
+        full = f"{module}.{name}"
+        if full in _REAL:
+            return _REAL[full]
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if module.split(".")[0] in _HARMLESS or (module == "builtins" and name in _HARMLESS_BUILTINS):
+            return _StandIn
+        raise _Forbidden(full)
+
+
+_PICKLE = types.ModuleType("stand_in_pickle")
+_PICKLE.Unpickler = _Unpickler  # type: ignore[attr-defined]
+
 
 def read_original(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint: its tensors and plain values; other objects become empty stand-ins.
+
+    `torch.load(weights_only=True)` alone would refuse most training checkpoints, for what lies beside the weights.
 
     Args:
         path: A file written by `torch.save`, or a `.safetensors` file.
@@ -50,15 +90,10 @@ def read_original(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise MusiccmError(f"{path}: no such file; expected a checkpoint of the original model")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return dict(load_file(path))
-        whole = zipfile.is_zipfile(path)  # what torch has written since 1.6
-        with _stand_ins(path) if whole else torch.serialization.safe_globals([]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True if whole else None)
-    except MusiccmError:
-        raise
+        content = _read(path)
+    except _Forbidden as error:
+        raise MusiccmError(f"{path}: refers to {error}, which no weights need, and is not read; nothing of it was "
+                           "executed. Save its state_dict alone where you trust the file") from None
     except Exception as error:  # a broken file shows as whatever the reader tripped over
         first = (str(error).splitlines() or [""])[0]
         raise MusiccmError(f"{path}: not a readable checkpoint ({type(error).__name__}: {first})") from error
@@ -67,23 +102,18 @@ def read_original(path: str | Path) -> dict[str, Any]:
     return dict(content)
 
 
-@contextmanager
-def _stand_ins(path: Path) -> Iterator[None]:
-    """Let a file be read whose objects are of harmless packages, by classes of ours under their names."""
-    named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    strange = [name for name in named if name.split(".")[0] not in HARMLESS and name not in HARMLESS_BUILTINS]
-    if strange:
-        raise MusiccmError(f"{path}: refers to {', '.join(sorted(strange)[:3])}, which no weights need, and is not "
-                           "read; nothing of it was executed. Save its state_dict alone from a machine where you trust "
-                           "the file")
-    with torch.serialization.safe_globals([(_fresh(name), name) for name in named]):
-        yield
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
 
-
-def _fresh(name: str) -> type:
-    # one class a name: torch looks a class up by its own name when its state is restored
-    module, _, attribute = name.rpartition(".")
-    return type(attribute, (_StandIn,), {"__module__": module})
+        return load_file(path)
+    if not zipfile.is_zipfile(path):  # as torch wrote before 1.6
+        return torch.load(path, map_location="cpu", weights_only=True)
+    with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise _Forbidden("TorchScript (it is a compiled program)")
+    # not torch's own reading of weights alone, but ours, which is as strict about what is called
+    return torch.load(path, map_location="cpu", mmap=True, weights_only=False, pickle_module=_PICKLE)
 
 
 def tensors_of(content: Mapping[str, Any], path: str | Path, *nests: str) -> dict[str, Tensor]:
