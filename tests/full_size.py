@@ -93,7 +93,7 @@ def write_bundle(out: Path) -> None:
 def write_original(out: Path) -> None:
     features, clap = ViTFeatures(ViTConfig(input="kaldi")), make_clap().eval()
     unet, vae, vocoder = randomise(OriginalUNet(), 0), randomise(OriginalVae(), 1), randomise(OriginalVocoder(), 2)
-    # a weight-normed vocoder has a gain more for every output channel than the folded one that is counted
+    # weight norm has a gain for every index of the first axis, which folding multiplies in
     gains = sum(p.numel() for name, p in vocoder.named_parameters() if name.endswith("weight_g"))
     counted = nn.ParameterList([p for name, p in vocoder.named_parameters() if not name.endswith("weight_g")])
     print(f"vocoder: {gains} gains of its weight norm beside")

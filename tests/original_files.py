@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from original_clap import write_original
+from laion_clap import random_clap, write_original
 from original_ldm import OriginalUNet, OriginalVae, OriginalVocoder, ldm_checkpoint, randomise
 from tiny_bundle import CAPTIONS
 from torch import nn
-from transformers import ClapConfig, ClapModel
 
 from musiccm.models.tokenizer import train_tokenizer
 
@@ -33,19 +32,6 @@ class OriginalFiles:
         return ["--ldm", str(f / "musicldm-ckpt.ckpt"), "--vae", str(f / "vae-ckpt.ckpt"),
                 "--clap", str(f / "clap-ckpt.pt"), "--vocoder", str(f / "hifigan-ckpt.ckpt"),
                 "--tokenizer", str(f / "tokenizer")]
-
-
-def small_clap(width: int, vocabulary: int, seed: int) -> ClapModel:
-    config = ClapConfig(
-        projection_dim=width,
-        text_config={"vocab_size": vocabulary, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1,
-                     "intermediate_size": 64, "max_position_embeddings": 82, "layer_norm_eps": 1e-5},
-        audio_config={"hidden_size": 32, "patch_embeds_hidden_size": 16, "depths": [1, 1],
-                      "num_attention_heads": [2, 4], "num_mel_bins": 64, "num_hidden_layers": 2},
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ClapModel(config).eval()
 
 
 def write_files(
@@ -89,6 +75,6 @@ def small_files(folder: Path, paper: bool = False, whole: bool = False) -> Origi
         randomise(OriginalUNet(32, (1, 2), 1, channels=z, head=16, cond=24), 0),
         randomise(OriginalVae(32, levels, 1, z), 1),
         randomise(OriginalVocoder(bins, 64), 2),
-        small_clap(24, 300, 3),
+        random_clap(),
         whole=whole,
     )

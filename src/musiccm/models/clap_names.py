@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
+from musiccm.models.state_dicts import require_fit
 
 # What a `ClapModel` works out from its configuration; whether a state dict has these differs between versions.
 COMPUTED = re.compile(r"\.(position_ids|token_type_ids|relative_position_index)$")
@@ -186,12 +187,5 @@ def load_clap_state(clap: Any, state: Mapping[str, Tensor]) -> None:
     Raises:
         MusiccmError: The state does not fit the model.
     """
-    own = clap.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in state and not COMPUTED.search(name)]
-    wrong += [f"{name} is unknown" for name in state if name not in own]
-    wrong += [f"{name} is {tuple(state[name].shape)} instead of {tuple(value.shape)}" for name, value in own.items()
-              if name in state and state[name].shape != value.shape]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise MusiccmError(f"CLAP checkpoint: {'; '.join(wrong[:3])}{more}; it is not of the model's configuration")
+    require_fit(clap.state_dict(), state, "CLAP checkpoint", "it is not of the model's configuration", COMPUTED)
     clap.load_state_dict(dict(state), strict=False)

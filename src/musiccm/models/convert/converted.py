@@ -11,6 +11,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from musiccm.errors import MusiccmError
+from musiccm.models.state_dicts import require_fit
 
 
 @dataclass
@@ -44,15 +45,7 @@ class Converted:
         """
         with init_empty_weights():
             module = make(self.config)
-        expected = {name: value for name, value in module.state_dict().items()}
-        wrong = [f"{name} is missing" for name in expected if name not in self.state]
-        wrong += [f"{name} has no place" for name in self.state if name not in expected]
-        wrong += [f"{name} is {tuple(self.state[name].shape)}, expected {tuple(value.shape)}"
-                  for name, value in expected.items()
-                  if name in self.state and self.state[name].shape != value.shape]
-        if wrong:
-            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            raise MusiccmError(f"{what}: {'; '.join(wrong[:3])}{more}: not the architecture that is converted here")
+        require_fit(module.state_dict(), self.state, what, "not the architecture that is converted here")
         broken = [name for name, value in self.state.items() if not torch.isfinite(value).all()]
         if broken:
             raise MusiccmError(f"{what}: {broken[0]} and {len(broken) - 1} more hold NaN or infinity; the file is "

@@ -1,9 +1,26 @@
-"""LAION's names for a `ClapModel`'s weights, by an inverse written on its own."""
+"""A small random CLAP, and the same under LAION's names, written by an inverse of the package's mapping."""
 
 from __future__ import annotations
 
 import torch
-from transformers import ClapModel
+from transformers import ClapConfig, ClapModel
+
+
+def random_clap(fusion: bool = False) -> ClapModel:
+    torch.manual_seed(0)
+    model = ClapModel(ClapConfig(
+        projection_dim=24,
+        text_config={"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1,
+                     "intermediate_size": 96, "max_position_embeddings": 82, "layer_norm_eps": 1e-5},
+        audio_config={"hidden_size": 32, "patch_embeds_hidden_size": 16, "depths": [2, 1],
+                      "num_attention_heads": [2, 4], "num_mel_bins": 64, "num_hidden_layers": 2,
+                      "enable_fusion": fusion, "fusion_type": "aff_2d" if fusion else None},
+    ))
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                value.copy_(torch.rand(value.shape) * 0.2 - (0.0 if name.endswith("running_var") else 0.1))
+    return model.eval()
 
 
 def write_original(model: ClapModel, prefix: str = "module.") -> dict[str, torch.Tensor]:
