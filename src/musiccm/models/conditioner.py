@@ -84,14 +84,14 @@ class ClapConditioner(nn.Module):
         super().__init__()
         self.clap = clap.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.front_end: ClapFrontEnd | None = None
+        self._front_end: ClapFrontEnd | None = None
         if self.hears:
             bins = clap.config.audio_config.num_mel_bins
             if feature_extractor.feature_size != bins:
                 raise MusiccmError(f"feature_extractor/preprocessor_config.json: feature_size is "
                                    f"{feature_extractor.feature_size}, but text_encoder's audio tower takes {bins} "
                                    "bins")
-            self.front_end = ClapFrontEnd(feature_extractor)
+            self._front_end = ClapFrontEnd(feature_extractor)
         self.width = int(clap.config.projection_dim)
         text_config = clap.config.text_config if self.hears else clap.config
         positions = text_config.max_position_embeddings - text_config.pad_token_id - 1
@@ -106,6 +106,18 @@ class ClapConditioner(nn.Module):
     def hears(self) -> bool:
         """Whether there is an audio tower."""
         return hasattr(self.clap, "audio_model")
+
+    @property
+    def front_end(self) -> ClapFrontEnd:
+        """What makes the audio tower's input from a waveform.
+
+        Raises:
+            MusiccmError: There is no audio tower.
+        """
+        if self._front_end is None:
+            raise MusiccmError("text_encoder is CLAP's text tower alone, as in AudioLDM's published layout: it embeds "
+                               "no audio. Add the audio tower by `musiccm convert --bundle FOLDER --clap FILE`")
+        return self._front_end
 
     @property
     def device(self) -> torch.device:
@@ -151,9 +163,6 @@ class ClapConditioner(nn.Module):
         Raises:
             MusiccmError: If the waveform is empty or not finite, `windows` is unknown, or CLAP has no audio tower.
         """
-        if self.front_end is None:
-            raise MusiccmError("text_encoder is CLAP's text tower alone, as in AudioLDM's published layout: it embeds "
-                               "no audio. Add the audio tower by `musiccm convert --bundle FOLDER --clap FILE`")
         if windows not in {"first", "mean"}:
             raise MusiccmError(f"windows must be 'first' or 'mean', found {windows!r}")
         if waveform_BS.dim() != 2 or not waveform_BS.numel() or not torch.isfinite(waveform_BS).all():
