@@ -43,6 +43,7 @@ PARTS = {
     "tokenizer": PartKind("transformers", "AutoTokenizer", config_file="tokenizer_config.json"),
     "feature_extractor": PartKind("transformers", "ClapFeatureExtractor", config_file="preprocessor_config.json"),
     "vocoder": PartKind("transformers", "SpeechT5HifiGan", weights="model"),
+    "decoder": PartKind("musiccm.models.fast_decoder", "FastDecoder", weights="model"),
     "scheduler": PartKind("diffusers", "DDIMScheduler", config_file="scheduler_config.json"),
     "evaluators/tagger": PartKind("musiccm.models.tagger", "Tagger", weights="model"),
     "evaluators/audiomae": PartKind("musiccm.models.features", "ViTFeatures", weights="model"),
@@ -272,7 +273,7 @@ def save_part(bundle: str | Path, name: str, part: Any, dtype: torch.dtype | Non
         with _quiet(), naming_full_disk(folder):
             part.save_pretrained(folder)
         _forget_origin(folder / kind.config_file)
-    if not name.startswith("evaluators/"):  # diffusers' own loader would look for a class of theirs
+    if not kind.library.startswith("musiccm."):  # diffusers' own loader would look for a class of theirs
         import diffusers
 
         update_json(bundle / "model_index.json", {

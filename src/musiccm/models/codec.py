@@ -86,9 +86,13 @@ class LatentCodec(nn.Module):
         posterior = self.vae.encode(F.pixel_unshuffle(mel_BMN.unsqueeze(1), self.patch)).latent_dist
         return posterior.mean, posterior.std
 
+    def standardise(self, raw_BCTF: Tensor) -> Tensor:
+        """Raw latents scaled channel by channel, but not folded: what a fast decoder takes."""
+        return (raw_BCTF - self.latents_mean) / self.latents_std
+
     def normalise(self, raw_BCTF: Tensor) -> Tensor:
         """Raw latents to the U-Net's z."""
-        return F.pixel_unshuffle((raw_BCTF - self.latents_mean) / self.latents_std, self.latent_patch)
+        return F.pixel_unshuffle(self.standardise(raw_BCTF), self.latent_patch)
 
     def denormalise(self, z_BCTF: Tensor) -> Tensor:
         """The U-Net's z to raw latents."""

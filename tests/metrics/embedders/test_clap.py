@@ -12,6 +12,7 @@ from transformers import ClapFeatureExtractor
 from musiccm.errors import MusiccmError
 from musiccm.metrics.embedders import clap, load_embedder
 from musiccm.metrics.embedders.clap import ClapEmbedder, conditioner_from_laion
+from musiccm.models.conditioner import ClapFrontEnd
 from musiccm.models.tokenizer import train_tokenizer
 
 RATE = 48000
@@ -145,4 +146,9 @@ def test_fingerprints_follow_the_weights(model, embedder, laion_file):
     state = write_original(model)
     state["module.audio_projection.2.bias"] += 0.1
     assert ClapEmbedder(conditioner_from_laion(state)).fingerprint != embedder.fingerprint
+    other = conditioner_from_laion(write_original(model))
+    other.front_end.filters = other.front_end.filters * (1 + 1e-6)  # another machine's last bits
+    assert ClapEmbedder(other).fingerprint == embedder.fingerprint
+    other.front_end.filters = ClapFrontEnd(ClapFeatureExtractor(frequency_min=50, truncation="fusion")).filters
+    assert ClapEmbedder(other).fingerprint != embedder.fingerprint
     assert math.isclose(embedder.min_duration_s, 1024 / 48000)

@@ -45,6 +45,18 @@ def test_the_checkpoint_has_the_84_published_names(cnn14_checkpoint):
     assert len(cnn14_checkpoint["model"]) == 84
 
 
+def test_the_form_for_a_cpu_equals_the_original(cnn14_checkpoint, cnn14_originals):
+    ears = PannEmbedder("pann", cnn14_checkpoint)
+    before = ears.fingerprint
+    ears.for_cpu()
+    waveform = tones(1.37)
+    embedding, logits = original(cnn14_originals[16000], waveform)
+    heard = ears(waveform, 16000)
+    assert_close(heard.embedding_RE, embedding)
+    assert_close(heard.logits_BG, logits)
+    assert ears.fingerprint == before
+
+
 @pytest.mark.parametrize("seconds", [0.31, 1.0, 3.333])
 def test_silence_and_any_length(pann, cnn14_originals, seconds):
     waveform = tones(seconds, clips=1)

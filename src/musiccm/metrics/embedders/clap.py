@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from musiccm.errors import MusiccmError
 from musiccm.metrics.embedders.base import Heard
-from musiccm.metrics.embedders.frozen import UNHEARD, FrozenEmbedder, batches, windows_end_to_end
+from musiccm.metrics.embedders.frozen import UNHEARD, FrozenEmbedder, batches, full_float32, windows_end_to_end
 from musiccm.metrics.embedders.weights import VARIABLE, first_line, weights_folder
 from musiccm.models.clap_names import COMPUTED, clap_config_from_state, clap_state_from_original, load_clap_state
 from musiccm.models.conditioner import ClapConditioner
@@ -39,9 +39,9 @@ class ClapEmbedder(FrozenEmbedder):
         front = conditioner.front_end
         super().__init__(name, front.sample_rate_hz, front.n_fft)
         self.conditioner = conditioner.float()
-        # The front end's filters are no part of the state dict, so the numbers that they follow from are hashed too.
+        # The front end's filters are computed, and their last bits differ between machines: hash which bins they cover.
         self.freeze(conditioner.clap, n_fft=front.n_fft, hop=front.hop_length, window=front.window_samples,
-                    padding=front.padding, filters=front.filters.double().sum(0).tolist(), unheard=UNHEARD)
+                    padding=front.padding, filters=(front.filters > 1e-6).sum(0).tolist(), unheard=UNHEARD)
 
     @property
     def width(self) -> int:
@@ -51,7 +51,7 @@ class ClapEmbedder(FrozenEmbedder):
     @torch.no_grad()
     def text(self, texts: list[str]) -> Tensor:
         """Embed captions, unit vectors of shape [B, D], float32."""
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False), full_float32():
             return self.conditioner.text(texts).float()
 
     def hear(self, waveform_BS: Tensor) -> Heard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from abc import abstractmethod
@@ -23,7 +24,7 @@ class FrozenEmbedder(Embedder):
     """An embedder in eval mode, without gradients, in float32 whatever the trainer's precision is.
 
     A figure must not depend on the precision that a model is trained in, so autocast is off for the whole network, not
-    only for its front end.
+    only for its front end, and so are the shorter mantissas (TF32, bf16) that float32 may otherwise be multiplied in.
 
     Attributes:
         provenance: Where the weights came from; for a file its name, its SHA-256, and whether it is the published one.
@@ -53,6 +54,9 @@ class FrozenEmbedder(Embedder):
         """
         self.eval().requires_grad_(False)
         self.fingerprint = fingerprint(networks, {"name": self.name, "sample_rate_hz": self.sample_rate_hz, **numbers})
+
+    def for_cpu(self) -> None:
+        """Put the network into the form that a CPU computes fastest, where there is one; figures change by rounding."""
 
     @abstractmethod
     def hear(self, waveform_BS: Tensor) -> Heard:
@@ -86,7 +90,7 @@ class FrozenEmbedder(Embedder):
         if bad:
             raise MusiccmError(f"{self.name}: NaN or infinity in the waveform of clip {bad[0]} of the batch"
                                + (f" and {len(bad) - 1} more" if len(bad) > 1 else "") + "; leave such clips out")
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), full_float32():
             heard = resample(waveform_BS.to(self.device, torch.float32), sample_rate_hz, self.sample_rate_hz)
             if heard.shape[-1] < self.min_samples:
                 raise MusiccmError(
@@ -95,6 +99,21 @@ class FrozenEmbedder(Embedder):
                     f"({heard.shape[-1]} samples); leave such clips out"
                 )
             return self.hear(heard)
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Multiply float32 in float32, on GPUs (whose convolutions take TF32 by default) and CPUs, then as before."""
+    backends = torch.backends
+    places = (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul)
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "ieee"
+        yield
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
 
 
 def fingerprint(networks: tuple[nn.Module, ...], numbers: dict[str, Any]) -> str:

@@ -49,6 +49,8 @@ def load_embedder(
         embedder = _clap_of_folder(str(weights))
     else:
         embedder = _of_file(name, weights)
+    if torch.device(device).type == "cpu":
+        embedder.for_cpu()
     return embedder.to(device)
 
 
