@@ -113,7 +113,14 @@ class MusicCM(pl.LightningModule):
         if kind == "clap":
             return ClapFeatures(self.bundle.clap, self.bundle.feature_extractor, self.bundle.mel)
         if kind == "audiomae":
-            return self.bundle.evaluators["audiomae"]
+            features, frames = self.bundle.evaluators["audiomae"], self.adversarial.crop_frames
+            patch, factor = features.config.patch_size, self.frozen["codec"].downsampling
+            if frames is not None and frames * factor < patch:
+                raise MusiccmError(
+                    f"adversarial.crop_frames: expected at least {-(-patch // factor)} latent frames of {factor} mel "
+                    f"frames, to fill a patch of {patch} of the audiomae features, found {frames}."
+                )
+            return features
         raise MusiccmError(f"adversarial.features: expected 'audiomae' or 'clap', found {kind!r}.")
 
     # what callbacks and commands read

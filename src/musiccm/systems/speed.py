@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -28,12 +28,12 @@ def recompute_activations(networks: Iterable[nn.Module]) -> None:
         network.enable_gradient_checkpointing()  # type: ignore[operator]
 
 
-def compile_networks(networks: Iterable[nn.Module], backend: str) -> None:
+def compile_networks(networks: Iterable[nn.Module], backend: str | Callable) -> None:
     """Compile networks in place, at their first call; names in their state stay as they are.
 
     Args:
         networks: the networks.
-        backend: of `torch.compile`.
+        backend: of `torch.compile`, by name or as a function.
     """
     for network in networks:
         network.compile(backend=backend)
