@@ -212,7 +212,8 @@ class MusicCM(pl.LightningModule):
 
     def features_of(self, z_BCTF: Tensor, crop: slice | None) -> tuple[list[Tensor], Tensor]:
         """Frozen features of decoded latents, and their embedding [B, D]; gradients flow to the latents."""
-        return self._part("features").with_embedding(self._part("codec").decode_mel(z_BCTF, crop))
+        mel_BMN = self._part("codec").decode_mel(z_BCTF, crop, self.adversarial.crop_context)
+        return self._part("features").with_embedding(mel_BMN)
 
     def _crop(self, frames: int, generator: torch.Generator) -> slice | None:
         length = self.adversarial.crop_frames

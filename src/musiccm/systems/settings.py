@@ -112,6 +112,7 @@ class Adversarial:
         features: the frozen feature network: `audiomae` or `clap`.
         start_step: optimizer step of the student at which the adversarial loss joins.
         crop_frames: latent frames that are decoded and judged, at one random place a step; null judges whole clips.
+        crop_context: latent frames on either side of the crop that are decoded with it and not judged.
         head_width: inner width of the heads.
         r1_gamma: weight of R1 on the heads' inputs.
         lr: learning rate of the heads.
@@ -122,6 +123,7 @@ class Adversarial:
     features: str = "audiomae"
     start_step: int = 0
     crop_frames: int | None = None
+    crop_context: int = 0
     head_width: int = 64
     r1_gamma: float = 1e-5
     lr: float = 1e-4
@@ -137,7 +139,7 @@ class Adversarial:
             raise MusiccmError(
                 f"adversarial.features: expected one of {', '.join(FEATURES)}, found {self.features!r}."
             )
-        for key in ("weight", "start_step", "r1_gamma"):
+        for key in ("weight", "start_step", "crop_context", "r1_gamma"):
             if getattr(self, key) < 0:
                 raise MusiccmError(f"adversarial.{key}: expected no number below 0, found {getattr(self, key)}.")
         for key in ("lr", "head_width", "crop_frames"):
