@@ -34,6 +34,8 @@ from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.models.discriminator import Discriminator
 from musiccm.models.ema import Ema
 from musiccm.models.features import ClapFeatures
+from musiccm.models.half import half_copy
+from musiccm.systems import speed
 from musiccm.systems.clock import clock_stopped
 from musiccm.systems.settings import Adversarial, Distillation, Optimization
 
@@ -89,6 +91,7 @@ class MusicCM(pl.LightningModule):
                 check_skip(phase.skip, self.grid)
         self.batches_seen = 0
         self._unfinished: dict[str, Tensor] = {}
+        self._half: dict[str, nn.Module] = {}
 
         teacher = Denoiser(self.bundle.unet, self.schedule, self.bundle.prediction_type)
         self.frozen = nn.ModuleDict(
@@ -110,7 +113,14 @@ class MusicCM(pl.LightningModule):
         if kind == "clap":
             return ClapFeatures(self.bundle.clap, self.bundle.feature_extractor, self.bundle.mel)
         if kind == "audiomae":
-            return self.bundle.evaluators["audiomae"]
+            features, frames = self.bundle.evaluators["audiomae"], self.adversarial.crop_frames
+            patch, factor = features.config.patch_size, self.frozen["codec"].downsampling
+            if frames is not None and frames * factor < patch:
+                raise MusiccmError(
+                    f"adversarial.crop_frames: expected at least {-(-patch // factor)} latent frames of {factor} mel "
+                    f"frames, to fill a patch of {patch} of the audiomae features, found {frames}."
+                )
+            return features
         raise MusiccmError(f"adversarial.features: expected 'audiomae' or 'clap', found {kind!r}.")
 
     # what callbacks and commands read
@@ -162,7 +172,11 @@ class MusicCM(pl.LightningModule):
 
     def _guided_teacher(self, cond_BD: Tensor) -> Any:
         null_BD = self.conditioner.null(1)
-        return with_guidance(self.teacher, cond_BD, null_BD, self.guidance_scale)
+        return with_guidance(self._part("teacher"), cond_BD, null_BD, self.guidance_scale)
+
+    def _part(self, name: str) -> nn.Module:
+        """A frozen part as the step uses it: its bf16 copy where there is one."""
+        return self._half[name] if name in self._half else self.frozen[name]
 
     def warm_start_loss(self, z0: Tensor, cond_BD: Tensor, generator: torch.Generator) -> tuple[Tensor, dict]:
         """Regression of the student's own prediction onto the teacher's guided one, at uniform timesteps (SPEC 2).
@@ -198,7 +212,8 @@ class MusicCM(pl.LightningModule):
 
     def features_of(self, z_BCTF: Tensor, crop: slice | None) -> tuple[list[Tensor], Tensor]:
         """Frozen features of decoded latents, and their embedding [B, D]; gradients flow to the latents."""
-        return self.frozen["features"].with_embedding(self.codec.decode_mel(z_BCTF, crop))
+        mel_BMN = self._part("codec").decode_mel(z_BCTF, crop, self.adversarial.crop_context)
+        return self._part("features").with_embedding(mel_BMN)
 
     def _crop(self, frames: int, generator: torch.Generator) -> slice | None:
         length = self.adversarial.crop_frames
@@ -229,12 +244,18 @@ class MusicCM(pl.LightningModule):
                 loss = loss + self.adversarial.weight * adversarial["loss_g"]
                 parts["loss_g"] = adversarial["loss_g"].detach()
         self._check_finite(loss, batch)
-        self.manual_backward(loss / self.optimization.accumulate)
+        self._backward(loss)
         if last:
             parts["grad_norm_student"] = self._student_step(lr)
         if adversarial is not None:
             parts |= self._discriminator_step(adversarial, last)
         self._log_parts(loss, {**parts, "lr": lr}, len(batch), time.perf_counter() - started)
+
+    def _backward(self, loss: Tensor) -> None:
+        # Autocast would reach into the backward pass: the matrix products of layers that ran in float32 (the heads, R1)
+        # would be cast there. What ran in bf16 goes back in bf16 without it.
+        with torch.autocast(self.device.type, enabled=False):
+            self.manual_backward(loss / self.optimization.accumulate)
 
     def _judge(self, z0: Tensor, x0_pred: Tensor, text_BD: Tensor, generator: torch.Generator) -> dict[str, Any]:
         crop = self._crop(z0.shape[2], generator)
@@ -262,7 +283,7 @@ class MusicCM(pl.LightningModule):
         loss, parts = discriminator_loss(
             self.discriminator, judged["real"], judged["fake"], judged["cond"], self.adversarial.r1_gamma
         )
-        self.manual_backward(loss / self.optimization.accumulate)
+        self._backward(loss)
         if last:
             norm = nn.utils.clip_grad_norm_(self.discriminator.parameters(), self.optimization.clip_norm)
             with clock_stopped(optimizer):
@@ -306,8 +327,16 @@ class MusicCM(pl.LightningModule):
             )
         return min(bounds)
 
+    def setup(self, stage: str) -> None:
+        """Lay out the networks before a strategy wraps them."""
+        if stage == "fit" and self.optimization.gradient_checkpointing:
+            speed.recompute_activations([self.student, self.codec.vae])
+        if stage == "fit" and self.optimization.channels_last:
+            averages = [self.student_ema_target, self.student_ema_slow]
+            speed.channels_last([self.student, *averages, self.teacher, self.codec])
+
     def on_fit_start(self) -> None:
-        """Refuse what would train wrongly without a word."""
+        """Refuse what would train wrongly without a word; copy and compile, now that all is on its device."""
         if str(self.trainer.precision).startswith("16"):
             raise MusiccmError(
                 f"trainer.precision: expected 32-true or bf16-mixed, found {self.trainer.precision!r}. Under manual "
@@ -321,9 +350,28 @@ class MusicCM(pl.LightningModule):
                     "trainer.strategy: expected ddp_find_unused_parameters_true with the adversarial loss: student and "
                     "heads are stepped in turn, so no backward pass reaches all parameters."
                 )
+        self._use_fast_networks()
+
+    def _use_fast_networks(self) -> None:
+        if self.trainer.precision == "bf16-mixed" and self.optimization.half_frozen:
+            self._half = {"teacher": half_copy(self.teacher)}
+            if self.discriminator is not None:
+                codec, features = self.codec, self.frozen["features"]
+                unheard = [features.clap.text_model] if isinstance(features, ClapFeatures) else []
+                self._half["codec"] = half_copy(codec, [codec.vocoder, codec.vae.encoder])
+                self._half["features"] = half_copy(features, unheard)
+        if self.optimization.compile is not None:
+            target, teacher = self.student_ema_target.module, self._part("teacher").unet
+            speed.compile_networks([self.student, target, teacher], self.optimization.compile)
+
+    def on_fit_end(self) -> None:
+        """Let the copies go."""
+        self._half = {}
 
     def on_train_start(self) -> None:
-        """Take up the gradients of a step that the checkpoint was saved in the middle of."""
+        """Take up the optimizers' state, and the gradients of a step that the checkpoint was saved in the middle of."""
+        for optimizer in self._optimizers():
+            speed.match_strides(optimizer.optimizer)
         for name, parameter in self._trained():
             if name in self._unfinished:
                 parameter.grad = self._unfinished[name].to(parameter)
@@ -388,7 +436,10 @@ class MusicCM(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen parts out; the bundle has them."""
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith(FROZEN)}
+        # Contiguous, whatever `channels_last` says: safetensors, which an export writes, takes no other.
+        checkpoint["state_dict"] = {
+            name: value.contiguous() for name, value in state.items() if not name.startswith(FROZEN)
+        }
         checkpoint["batches_seen"] = self.batches_seen
         if self.batches_seen % self.optimization.accumulate:
             # Saved by the clock or at the end of an epoch, between two batches of one step.
