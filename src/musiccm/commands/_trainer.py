@@ -12,7 +12,9 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from musiccm.callbacks.divergence import Divergence
 from musiccm.callbacks.last_step import LastStep
+from musiccm.callbacks.preemption import Preemption
 from musiccm.callbacks.provenance import SaveConfigWithProvenance
 from musiccm.commands._checkpoints import CheckpointFiles
 from musiccm.errors import MusiccmError
@@ -84,8 +86,10 @@ class TrainerCLI(LightningCLI):
         if options.trainer.plugins is None:
             kwargs["plugins"] = [CheckpointFiles()]
         trainer = super().instantiate_trainer(**kwargs)
+        if not any(isinstance(callback, Divergence) for callback in trainer.callbacks):
+            trainer.callbacks.insert(0, Divergence())  # before anything saves or shows what has diverged
         # Behind the checkpoint callbacks, which Lightning sorts to the end.
-        trainer.callbacks.append(LastStep())
+        trainer.callbacks += [LastStep(), Preemption()]
         return trainer
 
 
