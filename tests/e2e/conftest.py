@@ -92,11 +92,11 @@ def starter() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         paths = [str(REPOSITORY / "src"), str(modules or ""), os.environ.get("PYTHONPATH", "")]
         kept = {key: value for key, value in os.environ.items() if key != "MUSICCM_DEBUG"}
         environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1", **variables}
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         environment |= {"GLOO_SOCKET_IFNAME": "lo"}
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         running.append(subprocess.Popen(
-            [sys.executable, *(launcher if processes > 1 else []), "-m", "musiccm", *arguments], cwd=folder, env=kept | environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [sys.executable, *(torchrun if processes > 1 else []), "-m", "musiccm", *arguments],
+            cwd=folder, env=kept | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         ))
         return running[-1]
 
