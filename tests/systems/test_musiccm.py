@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -312,6 +313,21 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_key_and_values(bundle, tmp
             other.on_load_checkpoint({**checkpoint, "state_dict": dict(checkpoint["state_dict"])})
     else:
         other.on_load_checkpoint({**checkpoint, "state_dict": dict(checkpoint["state_dict"])})
+
+
+@pytest.mark.parametrize(("processes", "size", "warns"), [(1, 16, False), (2, 8, False), (2, 16, True)])
+def test_another_global_batch_is_said(bundle, processes, size, warns):
+    model = make(bundle)
+
+    def on(processes, size):
+        return SimpleNamespace(datamodule=SimpleNamespace(batch_size=size), world_size=processes, ckpt_path="run.ckpt",
+                               state=SimpleNamespace(fn=TrainerFn.FITTING))
+
+    model.trainer = on(1, 16)
+    checkpoint = saved(model)
+    model.trainer = on(processes, size)
+    with pytest.warns(UserWarning, match="16 clips a step .* has 32") if warns else nullcontext():
+        model.on_load_checkpoint(checkpoint)
 
 
 def test_a_curriculum_must_cover_the_run():

@@ -71,7 +71,7 @@ class Preemption(pl.Callback):
             self._leave(trainer)
 
     def _leave(self, trainer: pl.Trainer) -> None:
-        name = signal.Signals(self._received).name if self._received else "a signal to another process"
+        name = signal.Signals(self._received).name if self._received else "another process' signal"
         folders = last_checkpoint.folders(trainer)
         if folders:
             path = folders[0] / last_checkpoint.LAST

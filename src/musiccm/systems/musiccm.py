@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from musiccm.audio.windows import keyed_generator
@@ -394,6 +395,7 @@ class MusicCM(pl.LightningModule):
             grads = {name: parameter.grad for name, parameter in self._trained()}
             checkpoint["gradients"] = {name: grad for name, grad in grads.items() if grad is not None}
         checkpoint["student"] = self._identity
+        checkpoint["global_batch"] = self._global_batch()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the frozen parts back, so that loading stays strict, and refuse a checkpoint of another shape."""
@@ -404,6 +406,18 @@ class MusicCM(pl.LightningModule):
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         path = getattr(self._trainer, "ckpt_path", None) or "the checkpoint"
         check_fit(str(path), self.state_dict(), checkpoint, self._identity, resuming=fitting)
+        before, now = checkpoint.get("global_batch"), self._global_batch()
+        if fitting and before != now and None not in (before, now):
+            rank_zero_warn(
+                f"{path} was trained with {before} clips a step over all processes, this run has {now} "
+                "(data.init_args.batch_size x processes): the rest of this epoch repeats or leaves out clips"
+            )
+
+    def _global_batch(self) -> int | None:
+        """Clips of one batch over all processes, as far as the data module tells."""
+        data: Any = getattr(self._trainer, "datamodule", None)
+        size = getattr(data, "batch_size", None)
+        return None if size is None else size * self.trainer.world_size
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
