@@ -91,9 +91,7 @@ def one_step(
         setattr(model, name, _inside(around, name, getattr(model, name)))
     configure = model.configure_optimizers
     model.configure_optimizers = lambda: [_noting(optimizer, model, step) for optimizer in configure()]
-    model._log_parts = lambda loss, parts, *_: step.losses.update(
-        {"loss": float(loss), **{name: float(value) for name, value in parts.items()}}
-    )
+    model._log_parts = lambda parts, *_: step.losses.update({name: float(value) for name, value in parts.items()})
     trainer = Trainer(
         max_steps=1, accelerator="cpu", precision=precision, logger=False, enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=False, default_root_dir=tmp_path,

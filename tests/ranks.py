@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader
 
 from musiccm.data.batch import LatentBatch
 from musiccm.systems.musiccm import MusicCM
+from musiccm.systems.parallel import whole
 from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
 
 #: Global batch; on two processes each has the eight that a group of the heads' local batch norm holds.
@@ -74,14 +76,17 @@ def fit(case: str, bundle: str, out: Path, strategy: str, ckpt_path: Path | None
     if ckpt_path is not None:  # a plain loader starts its epoch anew; what was trained on is left out by hand
         batches = batches[SAVED_AT:] + batches[:SAVED_AT]
     witness = Witness(out / f"{case}.ckpt")
+    parallel: Any = strategy if world > 1 else "auto"
+    if parallel == "fsdp":
+        parallel = ModelParallelStrategy(world, 1, save_distributed_checkpoint=False)
     trainer = Trainer(
-        max_steps=STEPS, accelerator="cpu", devices=world, strategy=strategy if world > 1 else "auto", logger=False,
+        max_steps=STEPS, accelerator="cpu", devices=world, strategy=parallel, logger=False,
         callbacks=[witness], enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False, default_root_dir=out,
     )  # fmt: skip
     trainer.fit(model, DataLoader(batches, batch_size=None), ckpt_path=ckpt_path, weights_only=True)
     return {
-        "state": {key: value for key, value in model.state_dict().items() if not key.startswith("frozen.")},
+        "state": {key: whole(value) for key, value in model.state_dict().items() if not key.startswith("frozen.")},
         "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
         "gradients": witness.gradients, "watched": witness.watched, "step": trainer.global_step,
     }  # fmt: skip
@@ -90,6 +95,8 @@ def fit(case: str, bundle: str, out: Path, strategy: str, ckpt_path: Path | None
 def run(bundle: str, out: Path, strategy: str) -> dict[str, Any]:
     """Train every case, and one from its checkpoint."""
     found = {case: fit(case, bundle, out, strategy) for case in CASES}
+    if strategy == "fsdp":
+        return {case: {key: kept[key] for key in ("state", "watched", "step")} for case, kept in found.items()}
     return found | {"resumed": fit("adversarial", bundle, out, strategy, out / "adversarial.ckpt")}
 
 

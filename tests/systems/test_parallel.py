@@ -95,3 +95,21 @@ def test_the_heads_keep_no_running_statistics(runs: tuple[dict, list[dict]]) -> 
     """Their batch norm is local: of it, only weight and bias go into a checkpoint, and nothing is synchronised."""
     names = {name.rsplit(".", 1)[-1] for name in runs[0]["adversarial"]["state"] if name.startswith("discriminator.")}
     assert names == {"weight", "bias", "original", "_u", "_v"}
+
+
+def test_sharded_networks_train_as_whole_ones(runs: tuple[dict, list[dict]], tmp_path: Path) -> None:
+    """FSDP2 on two gloo processes: the same figures and weights, and a checkpoint that holds whole tensors."""
+    bundle = str(build_random_bundle(tmp_path / "bundle"))
+    done = torchrun(Path(ranks.__file__), bundle, str(tmp_path), "fsdp")
+    assert done.returncode == 0, done.stdout
+    found = torch.load(tmp_path / "rank0.pt", weights_only=False)
+    for case, kept in found.items():
+        expected = runs[0][case]
+        for mine, theirs in zip(kept["watched"], expected["watched"], strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+        names = [n for n in expected["state"] if not (n.startswith("discriminator") and n.endswith("conv.bias"))]
+        assert distance(*({n: run["state"][n] for n in names} for run in (kept, expected))) < WEIGHTS
+    saved = torch.load(tmp_path / "adversarial.ckpt", weights_only=True)
+    assert {name: value.shape for name, value in saved["state_dict"].items()} == {
+        name: value.shape for name, value in runs[0]["adversarial"]["state"].items()
+    }

@@ -40,7 +40,7 @@ from musiccm.models.half import half_copy
 from musiccm.systems import speed
 from musiccm.systems.checkpoint_fit import check_fit, identity
 from musiccm.systems.clock import clock_stopped
-from musiccm.systems.parallel import average_gradients, mean_over_ranks, own_rows, share_weights
+from musiccm.systems.parallel import average_gradients, mean_over_ranks, own_rows, shard, share_weights, whole
 from musiccm.systems.settings import Adversarial, Distillation, Optimization
 
 #: Frozen parts live under this name; checkpoints leave them out, for the bundle has them.
@@ -353,6 +353,19 @@ class MusicCM(pl.LightningModule):
             averages = [self.student_ema_target, self.student_ema_slow]
             speed.channels_last([self.student, *averages, self.teacher, self.codec])
 
+    def configure_model(self) -> None:
+        """Under `ModelParallelStrategy`, spread the four U-Nets over the processes; heads and decoders stay whole."""
+        mesh = self.device_mesh
+        if mesh is not None:
+            if self.trainer.ckpt_path and self.trainer.state.fn == TrainerFn.FITTING:
+                raise MusiccmError(
+                    f"--ckpt_path {self.trainer.ckpt_path}: a run under ModelParallelStrategy saves checkpoints but cannot "
+                    "yet go on from one; resume with experiments/strategies/ddp.yaml, or start without --ckpt_path"
+                )
+            averages = (self.student_ema_target.module, self.student_ema_slow.module)
+            for unet in (self.student, *averages, self.teacher.unet):
+                shard(unet, mesh["data_parallel"])
+
     def on_fit_start(self) -> None:
         """Refuse what would train wrongly without a word; copy and compile, now that all is on its device."""
         if str(self.trainer.precision).startswith("16"):
@@ -444,7 +457,7 @@ class MusicCM(pl.LightningModule):
         if self.batches_seen % self.optimization.accumulate:
             # Saved by the clock or at the end of an epoch, between two batches of one step.
             grads = {name: parameter.grad for name, parameter in self._trained()}
-            checkpoint["gradients"] = {name: grad for name, grad in grads.items() if grad is not None}
+            checkpoint["gradients"] = {name: whole(grad) for name, grad in grads.items() if grad is not None}
         checkpoint["student"] = self._identity
         checkpoint["global_batch"] = self._global_batch()
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -33,6 +37,24 @@ def own_rows(draw: Callable[[int], Tensor], count: int) -> Tensor:
     return draw(count * world)[rank * count : (rank + 1) * count]
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor gathered from its shards; one that is not sharded comes back as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard(unet: nn.Module, mesh: DeviceMesh) -> None:
+    """Spread a U-Net's weights over processes (FSDP2), block by block: each is gathered only while it computes.
+
+    Args:
+        unet: A diffusers U-Net; changed in place.
+        mesh: The processes, one-dimensional.
+    """
+    blocks: list[Any] = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]  # type: ignore[misc, union-attr]
+    for block in [*blocks, unet]:
+        # The outermost, too: a network without a backward pass would stay gathered, and its average could not follow.
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+
+
 @torch.no_grad()
 def mean_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Means of scalars over all processes, by one reduction and without waiting for the device.
@@ -47,7 +69,7 @@ def mean_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     if not values:
         return {}
-    stacked = torch.stack([value.detach().float() for value in values.values()])
+    stacked = torch.stack([whole(value).detach().float() for value in values.values()])
     _, world = rank_and_world()
     if world > 1:
         dist.all_reduce(stacked)
