@@ -1,0 +1,21 @@
+"""Music of any length: made whole, made while it plays, or made out of music that is there."""
+
+from musiccm.long_form.compose import MAX_WHOLE_S, Score, check_duration, compose, decode_whole
+from musiccm.long_form.decode import PieceDecoder, encode_piece
+from musiccm.long_form.prompts import PromptPlan, Prompts, check_text, check_texts
+from musiccm.long_form.stream import MusicStream
+
+__all__ = [
+    "MAX_WHOLE_S",
+    "MusicStream",
+    "PieceDecoder",
+    "PromptPlan",
+    "Prompts",
+    "Score",
+    "check_duration",
+    "check_text",
+    "check_texts",
+    "compose",
+    "decode_whole",
+    "encode_piece",
+]
