@@ -13,7 +13,7 @@ from torch import Tensor
 
 from musiccm.diffusion import NoiseSchedule, refuse_guidance, sampling_timesteps, student_grid, with_guidance
 from musiccm.errors import MusiccmError
-from musiccm.long_form import MusicStream, Prompts, Score, check_duration, check_texts, compose
+from musiccm.long_form import Editor, MusicStream, Prompts, Score, check_duration, check_texts, compose
 from musiccm.models.bundle import Bundle
 from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.samplers import (
@@ -208,6 +208,19 @@ class Pipeline:
             check_duration(duration_s, math.inf, "None streams without end")
         return MusicStream(self, Score.of(self, prompts, duration_s, self.stepper(steps, guidance_scale, gamma),
                                           sample_seeds(seed, 1)[0], overlap, fusion))
+
+    def editor(self, steps: int | None = None, seed: int = 0, **options: Any) -> Editor:
+        """What continues, mends and varies clips with this model.
+
+        Args:
+            steps: See `__call__`.
+            seed: See `__call__`.
+            **options: `guidance_scale`, `gamma`, `overlap`, `fusion`, `batch_size`, as `compose` takes them.
+
+        Returns:
+            The editor.
+        """
+        return Editor(self, sample_seeds(seed, 1)[0], steps, **options)
 
     def stepper(
         self,

@@ -39,7 +39,8 @@ def check_duration(duration_s: Any, longest_s: float = MAX_WHOLE_S, advice: str 
         MusiccmError: Not a number above 0 and up to the limit.
     """
     if isinstance(duration_s, bool) or not isinstance(duration_s, int | float) or not 0 < duration_s <= longest_s:
-        raise MusiccmError(f"duration: expected seconds above 0 and up to {longest_s:g}, found {duration_s!r}; {advice}")
+        raise MusiccmError(f"duration: expected seconds above 0 and up to {longest_s:g}, found {duration_s!r}; "
+                           f"{advice}")
     return float(duration_s)
 
 

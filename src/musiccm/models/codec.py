@@ -143,7 +143,7 @@ class LatentCodec(nn.Module):
 
     @property
     def vocoder_context(self) -> int:
-        """Mel frames on either side that the vocoder's sound of one frame can depend on (its one-sided receptive field).
+        """Mel frames on either side that the vocoder's sound of a frame can depend on (one-sided receptive field).
 
         A chunk that is vocoded with this much context, which is then cut off, sounds as it does in the whole.
 

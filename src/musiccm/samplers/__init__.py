@@ -4,7 +4,7 @@ from musiccm.samplers.crops import FUSIONS, Crops, fade_profile, fusion_profile
 from musiccm.samplers.ddim import sample_ddim, trailing_timesteps
 from musiccm.samplers.few_step import StepCallback, sample_few_step
 from musiccm.samplers.noise import INITIAL, FrameNoise, NoiseFn, sample_noise, seeded_noise_fn
-from musiccm.samplers.shared_restricted import CondOf, SharedProcess, Stepper, sample_shared
+from musiccm.samplers.shared_restricted import CondOf, SharedProcess, Stepper, needed_crops, sample_shared
 from musiccm.samplers.wavefront import Wavefront
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Wavefront",
     "fade_profile",
     "fusion_profile",
+    "needed_crops",
     "sample_ddim",
     "sample_few_step",
     "sample_noise",

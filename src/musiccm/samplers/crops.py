@@ -10,8 +10,8 @@ from torch import Tensor
 from musiccm.errors import MusiccmError
 
 FUSIONS = ("uniform", "triangular", "swap")
-"""`uniform` is the plain mean over the crops that cover a frame (MusicCM, equation 10), `triangular` weighs each crop by
-the distance to its edge, `swap` takes alternate frames from alternate crops and averages nothing."""
+"""`uniform` is the plain mean over the crops that cover a frame (MusicCM, equation 10), `triangular` weighs each crop
+by the distance to its edge, `swap` takes alternate frames from alternate crops and averages nothing."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def fusion_profile(fusion: str, window: int) -> Tensor | None:
 
 
 def fade_profile(window: int, trimmed: int, ramp: int) -> Tensor:
-    """Weights that drop a crop's edges and fade it in and out beside them, for crops that overlap by `2 trimmed + ramp`.
+    """Weights that drop a crop's edges and fade it beside them, for crops that overlap by `2 trimmed + ramp`.
 
     Args:
         window: Frames of a crop.

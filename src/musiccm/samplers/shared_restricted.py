@@ -97,6 +97,13 @@ class SharedProcess:
         return self.noise(step, first, last).to(self.device)
 
 
+def needed_crops(crops: Crops, kept_T: Tensor) -> list[int]:
+    """The crops that hold a frame which is not kept; the others need no network."""
+    assert crops.count is not None
+    starts = [(i, crops.start(i)) for i in range(crops.count)]
+    return [i for i, start in starts if not bool(kept_T[start : start + crops.window].all())]
+
+
 @torch.no_grad()
 def sample_shared(
     process: SharedProcess,
@@ -118,8 +125,8 @@ def sample_shared(
         cond_of: Condition of each crop.
         batch_size: Crops a network call.
         initial_CTF: Noisy latents at the first timestep, to start from those in place of pure noise.
-        kept_CTF: Clean latents that the piece must contain where `kept_T` says so; they take the place of x0 there after
-            every step, the last included (RePaint, arXiv 2201.09865, without its repetitions).
+        kept_CTF: Clean latents that the piece must contain where `kept_T` says so; they take the place of x0 there
+            after every step, the last included (RePaint, arXiv 2201.09865, without its repetitions).
         kept_T: Frames to keep, boolean.
 
     Returns:
@@ -133,8 +140,7 @@ def sample_shared(
         raise MusiccmError("a piece without end cannot be sampled whole; stream it")
     window = crops.window
     z = process.fresh(INITIAL, 0, crops.length) if initial_CTF is None else initial_CTF
-    needed = [i for i in range(crops.count)
-              if kept_T is None or not bool(kept_T[crops.start(i) : crops.start(i) + window].all())]
+    needed = list(range(crops.count)) if kept_T is None else needed_crops(crops, kept_T)
     cond_ND = torch.stack([cond_of(i) for i in needed]) if needed else torch.empty(0)
     x0 = z
     for step, t in enumerate(stepper.timesteps):

@@ -39,10 +39,10 @@ class _Lane:
 class Wavefront:
     """Computes what `sample_shared` computes, from front to back.
 
-    A crop at one step needs the noisy latents of its window, and these need all crops of the step before that overlap it,
-    and no others. So each step can follow closely behind the one before: a tick runs the next crop of every step that
-    is ready, as one batch of mixed timesteps. With half-overlapping crops and T steps the first frames are done after
-    `2 (T - 1) + 1` ticks, then a hop's worth every tick; about `2 T` windows are held at any time.
+    A crop at one step needs the noisy latents of its window, and these need all crops of the step before that overlap
+    it, and no others. So each step can follow closely behind the one before: a tick runs the next crop of every step
+    that is ready, as one batch of mixed timesteps. With half-overlapping crops and T steps the first frames are done
+    after `2 (T - 1) + 1` ticks, then a hop's worth every tick; about `2 T` windows are held at any time.
 
     Args:
         process: The piece, with an end or without.
