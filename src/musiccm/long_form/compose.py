@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -97,9 +98,20 @@ class Score:
         """Condition of a crop."""
         return self.condition.at(self.process.crops.start(crop))
 
-    def centres_s(self, crops: list[int]) -> list[float]:
-        """Middles of crops, in seconds."""
-        return [self.condition.centre_s(self.process.crops.start(crop)) for crop in crops]
+    def centre_s(self, crop: int) -> float:
+        """Middle of a crop, in seconds."""
+        return self.condition.centre_s(self.process.crops.start(crop))
+
+    def require_heard(self, crops: Sequence[int] | None = None) -> None:
+        """Refuse texts that none of the crops, by default all, would hear.
+
+        Raises:
+            MusiccmError: There is such a text.
+        """
+        count = self.process.crops.count
+        if crops is None and count is None:
+            return  # without end every text has its time
+        self.condition.plan.require_heard(range(count or 0) if crops is None else crops, self.centre_s)
 
 
 @torch.no_grad()
@@ -133,9 +145,7 @@ def compose(
         MusiccmError: For lengths, texts, overlaps or fusions out of range.
     """
     score = Score.of(pipeline, prompts, check_duration(duration_s), stepper, noise_seed, overlap, fusion)
-    crops = score.process.crops
-    assert crops.count is not None
-    score.condition.plan.require_heard(score.centres_s(list(range(crops.count))))
+    score.require_heard()
     z_CTF = sample_shared(score.process, score.cond_of, batch_size)
     return decode_whole(pipeline, z_CTF, batch_size)[: score.samples]
 

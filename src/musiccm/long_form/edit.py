@@ -186,8 +186,7 @@ class Editor:
         """
         score = self._score(prompts, clip.samples / self.pipeline.sample_rate_hz, strength)
         length = _length(score)
-        crops = score.process.crops
-        score.condition.plan.require_heard(score.centres_s(needed_crops(crops, torch.zeros(length, dtype=torch.bool))))
+        score.require_heard()
         # a clip shorter than the window ends in silence, as in training
         z_CTF = self._encode(clip, length, pad_value=math.log(MEL_FLOOR))
         initial = self._noised(score, z_CTF)
@@ -202,7 +201,7 @@ class Editor:
     def _fill(self, score: Score, clip: Clip, kept_T: Tensor) -> Edited:
         """Sample the frames that are not kept."""
         clean = self._encode(clip, len(kept_T), pad_value=None)
-        score.condition.plan.require_heard(score.centres_s(needed_crops(score.process.crops, kept_T)))
+        score.require_heard(needed_crops(score.process.crops, kept_T))
         noise = score.process.fresh(INITIAL, 0, len(kept_T))
         initial = torch.where(kept_T[:, None].to(clean.device), self._noised(score, clean), noise)
         made = sample_shared(score.process, score.cond_of, self.batch_size, initial_CTF=initial, kept_CTF=clean,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -96,19 +97,21 @@ class PromptPlan:
         text = check_text(text)
         self.entries = [entry for entry in self.entries if entry[0] < time_s] + [(time_s, text)]
 
-    def require_heard(self, centres_s: Sequence[float]) -> None:
+    def require_heard(self, crops: Sequence[int], centre_s: Callable[[int], float]) -> None:
         """Refuse a plan of which something would be skipped in silence.
 
         Args:
-            centres_s: Middles of all windows; a window has one condition, the text that holds in its middle.
+            crops: Numbers of the windows that will be made, ascending.
+            centre_s: Middle of a window in seconds; a window has one condition, the text that holds there.
 
         Raises:
             MusiccmError: No window's middle lies where some text holds.
         """
-        heard = {self.index_at(time) for time in centres_s}
+        starts = [bisect_left(crops, start, key=centre_s) for start, _ in self.entries] + [len(crops)]
+        starts[0] = 0
         for i, (start, text) in enumerate(self.entries):
-            if i not in heard:
-                shown = ", ".join(f"{time:g}" for time in centres_s[:8]) + (", ..." if len(centres_s) > 8 else "")
+            if starts[i] == starts[i + 1] and crops:
+                shown = ", ".join(f"{centre_s(crop):g}" for crop in crops[:8]) + (", ..." if len(crops) > 8 else "")
                 raise MusiccmError(
                     f"prompts: {text!r} (from {start:g} s) would not be heard. Text can change between the middles of "
                     f"the model's windows, which are at {shown} s; move the changes, or choose a larger overlap"

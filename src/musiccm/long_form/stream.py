@@ -35,8 +35,7 @@ class MusicStream:
         self.calls = 0
         self._score = score
         crops = score.process.crops
-        if crops.count is not None:
-            score.condition.plan.require_heard(score.centres_s(list(range(crops.count))))
+        score.require_heard()
         self._front = Wavefront(score.process, score.cond_of)
         self._decoder = PieceDecoder(pipeline.codec, crops.window, crops.length)
         self._left = score.samples
@@ -68,7 +67,7 @@ class MusicStream:
         if self._closed or not self._score.process.crops.exists(begun):
             raise MusiccmError("set_prompt: the last window of the piece has begun, nothing would hear a new text; "
                                "start another stream")
-        time_s = self._score.centres_s([begun])[0] if begun else 0.0
+        time_s = self._score.centre_s(begun) if begun else 0.0
         self._score.condition.plan.change(time_s, text)
         return time_s
 
