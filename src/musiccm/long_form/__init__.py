@@ -1,7 +1,7 @@
 """Music of any length: made whole, made while it plays, or made out of music that is there."""
 
 from musiccm.long_form.compose import MAX_WHOLE_S, Score, check_duration, compose, decode_whole
-from musiccm.long_form.decode import PieceDecoder, encode_piece
+from musiccm.long_form.decode import MelDecoder, PieceDecoder, encode_piece
 from musiccm.long_form.edit import Clip, Edited, Editor, read_clip
 from musiccm.long_form.prompts import PromptPlan, Prompts, check_text, check_texts
 from musiccm.long_form.seams import SeamFigures, seam_figures
@@ -12,6 +12,7 @@ __all__ = [
     "Clip",
     "Edited",
     "Editor",
+    "MelDecoder",
     "MusicStream",
     "PieceDecoder",
     "PromptPlan",

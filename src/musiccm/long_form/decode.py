@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -13,16 +15,15 @@ OVERLAP_SHARE = 4
 half that is left one mel fades into the other."""
 
 
-class PieceDecoder:
-    """Turns latents into sound as they come.
+class MelDecoder:
+    """Turns latents into mel frames as they come.
 
     The VAE's decoder normalises over its whole input, so what it gives depends on how much it is shown. It is therefore
     always shown windows of one size, the length it was trained on, at fixed places of the piece; their mels are
-    faded into each other. The vocoder sees a bounded number of frames: chunks with that much context, cut off
-    afterwards, are the very sound of the whole. So the sound does not depend on how the latents arrive.
+    faded into each other. So the mel does not depend on how the latents arrive.
 
     Args:
-        codec: VAE and vocoder.
+        codec: The VAE.
         window: Latent frames of a window.
         length: Latent frames of the piece, at least `window`; None without end.
         batch_size: Windows decoded at once.
@@ -34,15 +35,74 @@ class PieceDecoder:
         per = codec.downsampling
         overlap = window // OVERLAP_SHARE
         self.crops = Crops(length, window, window - overlap)
-        self.mel_crops = Crops(None if length is None else length * per, window * per, self.crops.hop * per)
+        self._mel_crops = Crops(None if length is None else length * per, window * per, self.crops.hop * per)
         self._profile = fade_profile(window * per, overlap * per // 4, overlap * per // 2)
-        self._context = codec.vocoder_context
         self._done = 0  # windows
         self._z: Tensor | None = None
-        self._z_first = 0  # latent frame
+        self._first = 0  # latent frame that `_z` and `_mel` begin at
         self._mel: Tensor | None = None
-        self._mel_first = 0  # mel frame
-        self._spoken = 0  # mel frames that are sound already
+
+    @property
+    def finished(self) -> bool:
+        """Whether the whole piece has been handed out."""
+        return not self.crops.exists(self._done)
+
+    def push(self, z_CTF: Tensor) -> Iterator[Tensor]:
+        """Take the next latents of the piece.
+
+        Args:
+            z_CTF: Normalised latents `[C, frames, F]`, any number of frames.
+
+        Yields:
+            Mel frames that became certain, `[M, N]`, float32, in order; each piece depends on its place alone.
+        """
+        self._z = z_CTF if self._z is None else torch.cat([self._z, z_CTF], dim=1)
+        while ready := self._ready(self._z.shape[1]):
+            yield self._decode(ready)
+
+    def _ready(self, frames: int) -> list[int]:
+        wanted = range(self._done, self._done + self.batch_size)
+        return [i for i in wanted
+                if self.crops.exists(i) and self.crops.start(i) + self.crops.window <= self._first + frames]
+
+    @torch.no_grad()
+    def _decode(self, ready: list[int]) -> Tensor:
+        """Decode some windows, lay their mels over those before, and cut off what no later window reaches."""
+        assert self._z is not None
+        window, per = self.crops.window, self.codec.downsampling
+        starts = [self.crops.start(i) - self._first for i in ready]
+        mels = self.codec.decode_mel(torch.stack([self._z[:, start : start + window] for start in starts])).float()
+        mel = mels.new_zeros(0, mels.shape[-1]) if self._mel is None else self._mel
+        mel = torch.cat([mel, mels.new_zeros((starts[-1] + window) * per - len(mel), mels.shape[-1])])
+        for i, start, mel_MN in zip(ready, starts, mels, strict=True):
+            share = self._mel_crops.share(i, self._profile).to(mel_MN)[:, None]
+            mel[start * per : (start + window) * per] += share * mel_MN
+        self._done = ready[-1] + 1
+        settled = self.crops.settled(self._done)
+        keep = settled - self._first
+        self._z, self._mel, self._first = self._z[:, keep:].clone(), mel[keep * per :].clone(), settled
+        return mel[: keep * per]
+
+
+class PieceDecoder:
+    """Turns latents into sound as they come.
+
+    The vocoder hears a bounded number of frames: chunks with that much context, cut off afterwards, are the very sound
+    of the whole.
+
+    Args:
+        codec: VAE and vocoder.
+        window: See `MelDecoder`.
+        length: See `MelDecoder`.
+        batch_size: See `MelDecoder`.
+    """
+
+    def __init__(self, codec: LatentCodec, window: int, length: int | None, batch_size: int = 1) -> None:
+        self.codec = codec
+        self.mels = MelDecoder(codec, window, length, batch_size)
+        self._context = codec.vocoder_context
+        self._mel: Tensor | None = None
+        self._spoken = 0  # frames at the start of `_mel` that are sound already
 
     @torch.no_grad()
     def push(self, z_CTF: Tensor) -> Tensor:
@@ -54,53 +114,20 @@ class PieceDecoder:
         Returns:
             The sound that became certain, `[S]`, float32 on the CPU; often empty.
         """
-        self._z = z_CTF if self._z is None else torch.cat([self._z, z_CTF], dim=1)
-        sound = [torch.empty(0)]
-        while ready := self._ready():
-            self._decode(ready)
-            sound.append(self._speak())
-        return torch.cat(sound)
+        return torch.cat([torch.empty(0), *(self._speak(mel_MN) for mel_MN in self.mels.push(z_CTF))])
 
-    def _ready(self) -> list[int]:
-        assert self._z is not None
-        here = self._z_first + self._z.shape[1]
-        window = self.crops.window
-        candidates = range(self._done, self._done + self.batch_size)
-        return [i for i in candidates if self.crops.exists(i) and self.crops.start(i) + window <= here]
-
-    def _decode(self, ready: list[int]) -> None:
-        """Decode some windows and lay their mels over those of the windows before."""
-        assert self._z is not None
-        window, per = self.crops.window, self.codec.downsampling
-        starts = [self.crops.start(i) - self._z_first for i in ready]
-        mels = self.codec.decode_mel(torch.stack([self._z[:, start : start + window] for start in starts])).float()
-        end = (self.crops.start(ready[-1]) + window) * per
-        if self._mel is None:
-            self._mel = mels.new_zeros(0, mels.shape[-1])
-        missing = end - self._mel_first - len(self._mel)
-        self._mel = torch.cat([self._mel, mels.new_zeros(missing, mels.shape[-1])])
-        for i, mel_MN in zip(ready, mels, strict=True):
-            first = self.mel_crops.start(i) - self._mel_first
-            share = self.mel_crops.share(i, self._profile).to(mel_MN)[:, None]
-            self._mel[first : first + window * per] += share * mel_MN
-        self._done = ready[-1] + 1
-        keep = self.crops.settled(self._done)
-        self._z, self._z_first = self._z[:, keep - self._z_first :].clone(), keep
-
-    def _speak(self) -> Tensor:
-        """Vocode the mel frames whose whole context is certain."""
-        assert self._mel is not None
-        settled = self.mel_crops.settled(self._done)
-        end = settled if not self.crops.exists(self._done) else settled - self._context
+    def _speak(self, mel_MN: Tensor) -> Tensor:
+        """Vocode the frames whose whole context is there."""
+        mel = mel_MN if self._mel is None else torch.cat([self._mel, mel_MN])
+        end = len(mel) if self.mels.finished else len(mel) - self._context
+        first = max(0, self._spoken - self._context)
+        self._mel = mel
         if end <= self._spoken:
             return torch.empty(0)
-        first, last = max(0, self._spoken - self._context), min(end + self._context, settled)
-        mel_MN = self._mel[first - self._mel_first : last - self._mel_first]
         hop = self.codec.mel.hop_length
-        sound_S = self.codec.vocode(mel_MN[None])[0, (self._spoken - first) * hop : (end - first) * hop]
-        self._spoken = end
+        sound_S = self.codec.vocode(mel[None, first:])[0, (self._spoken - first) * hop : (end - first) * hop]
         keep = max(0, end - self._context)
-        self._mel, self._mel_first = self._mel[keep - self._mel_first :].clone(), keep
+        self._mel, self._spoken = mel[keep:].clone(), end - keep
         return sound_S.float().cpu()
 
 
