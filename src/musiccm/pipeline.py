@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from musiccm.diffusion import NoiseSchedule, refuse_guidance, sampling_timesteps, student_grid, with_guidance
 from musiccm.errors import MusiccmError
-from musiccm.long_form import Editor, MusicStream, Prompts, Score, check_duration, check_texts, compose
+from musiccm.long_form import LongMusic, check_duration, check_texts, compose
 from musiccm.models.bundle import Bundle
 from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.samplers import (
@@ -21,6 +20,7 @@ from musiccm.samplers import (
     sample_ddim,
     sample_few_step,
     sample_noise,
+    sample_seeds,
     seeded_noise_fn,
     trailing_timesteps,
 )
@@ -29,7 +29,7 @@ STUDENT_STEPS, TEACHER_STEPS = 4, 50
 TEACHER_GUIDANCE_SCALE = 3.0  # MusicCM's w = 2
 
 
-class Pipeline:
+class Pipeline(LongMusic):
     """Makes music with a bundle: few-step with a distilled student, guided DDIM with a teacher.
 
     Which of the two a bundle is, its scheduler says: an `LCMScheduler` is a student, and carries the timestep grid that
@@ -139,89 +139,6 @@ class Pipeline:
             clips.append(self.codec.decode(z).float().cpu())
         return torch.cat(clips)
 
-    def compose(
-        self,
-        prompts: Prompts,
-        duration_s: float,
-        steps: int | None = None,
-        seed: int = 0,
-        *,
-        overlap: float | None = None,
-        fusion: str | None = None,
-        guidance_scale: float | None = None,
-        gamma: float | None = None,
-        batch_size: int = 8,
-    ) -> Tensor:
-        """Make one piece of any length, by the shared restricted process; at a clip's own length it is that clip.
-
-        Args:
-            prompts: One text, or `(start_s, text)` pairs for music that changes.
-            duration_s: Seconds above 0 and up to an hour.
-            steps: See `__call__`.
-            seed: See `__call__`.
-            overlap: Shared part of neighbouring windows, from 0 to below 1.
-            fusion: `uniform`, `triangular` or `swap`.
-            guidance_scale: See `__call__`.
-            gamma: See `__call__`.
-            batch_size: Windows a network call.
-
-        Returns:
-            Waveform of shape [S] on the CPU, float32.
-
-        Raises:
-            MusiccmError: As `__call__`; and for a text that no window would hear.
-        """
-        return compose(self, prompts, duration_s, self.stepper(steps, guidance_scale, gamma), sample_seeds(seed, 1)[0],
-                       overlap=overlap, fusion=fusion, batch_size=batch_size)
-
-    def stream(
-        self,
-        prompts: Prompts,
-        duration_s: float | None = None,
-        steps: int | None = None,
-        seed: int = 0,
-        *,
-        overlap: float | None = None,
-        fusion: str | None = None,
-        guidance_scale: float | None = None,
-        gamma: float | None = None,
-    ) -> MusicStream:
-        """Make the piece that `compose` makes, and give its sound while it is made, in constant memory.
-
-        Args:
-            prompts: See `compose`; `MusicStream.set_prompt` changes the text while it plays.
-            duration_s: Seconds; None goes on until it is closed.
-            steps: See `__call__`.
-            seed: See `__call__`.
-            overlap: See `compose`.
-            fusion: See `compose`.
-            guidance_scale: See `__call__`.
-            gamma: See `__call__`.
-
-        Returns:
-            An iterator over waveforms of shape [S] on the CPU, float32.
-
-        Raises:
-            MusiccmError: As `compose`.
-        """
-        if duration_s is not None:
-            check_duration(duration_s, math.inf, "None streams without end")
-        return MusicStream(self, Score.of(self, prompts, duration_s, self.stepper(steps, guidance_scale, gamma),
-                                          sample_seeds(seed, 1)[0], overlap, fusion))
-
-    def editor(self, steps: int | None = None, seed: int = 0, **options: Any) -> Editor:
-        """What continues, mends and varies clips with this model.
-
-        Args:
-            steps: See `__call__`.
-            seed: See `__call__`.
-            **options: `guidance_scale`, `gamma`, `overlap`, `fusion`, `batch_size`, as `compose` takes them.
-
-        Returns:
-            The editor.
-        """
-        return Editor(self, sample_seeds(seed, 1)[0], steps, **options)
-
     def stepper(
         self,
         steps: int | None = None,
@@ -309,12 +226,6 @@ class Pipeline:
             if self.record.get(key, scheduler[key]) != scheduler[key]:
                 raise MusiccmError(f"{where}: {key} is {scheduler[key]!r}, but the student was trained with "
                                    f"{self.record[key]!r} (musiccm.json); restore it")
-
-
-def sample_seeds(seed: int, count: int) -> list[int]:
-    """One seed a sample, from the run's seed and the sample's index alone."""
-    digests = (hashlib.blake2b(f"{int(seed)}/{index}".encode(), digest_size=8).digest() for index in range(count))
-    return [int.from_bytes(digest, "little") >> 1 for digest in digests]
 
 
 def _check_widths(bundle: Bundle) -> None:

@@ -99,7 +99,7 @@ def _stream(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> 
 def _edit(pipeline: Pipeline, args: argparse.Namespace) -> list[Tensor]:
     """Continue, mend or vary a clip, once a prompt; the seams are measured and reported."""
     from musiccm.long_form import Edited, Editor, read_clip, seam_figures
-    from musiccm.pipeline import sample_seeds
+    from musiccm.samplers import sample_seeds
 
     kind = _edit_of(args)
     path = getattr(args, f"{kind}_")

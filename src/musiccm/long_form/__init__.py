@@ -3,6 +3,7 @@
 from musiccm.long_form.compose import MAX_WHOLE_S, Score, check_duration, compose, decode_whole
 from musiccm.long_form.decode import MelDecoder, PieceDecoder, encode_piece
 from musiccm.long_form.edit import Clip, Edited, Editor, read_clip
+from musiccm.long_form.methods import LongMusic
 from musiccm.long_form.prompts import PromptPlan, Prompts, check_text, check_texts
 from musiccm.long_form.seams import SeamFigures, seam_figures
 from musiccm.long_form.stream import MusicStream
@@ -12,6 +13,7 @@ __all__ = [
     "Clip",
     "Edited",
     "Editor",
+    "LongMusic",
     "MelDecoder",
     "MusicStream",
     "PieceDecoder",

@@ -3,7 +3,7 @@
 from musiccm.samplers.crops import FUSIONS, Crops, fade_profile, fusion_profile
 from musiccm.samplers.ddim import sample_ddim, trailing_timesteps
 from musiccm.samplers.few_step import StepCallback, sample_few_step
-from musiccm.samplers.noise import INITIAL, FrameNoise, NoiseFn, sample_noise, seeded_noise_fn
+from musiccm.samplers.noise import INITIAL, FrameNoise, NoiseFn, sample_noise, sample_seeds, seeded_noise_fn
 from musiccm.samplers.shared_restricted import CondOf, SharedProcess, Stepper, needed_crops, sample_shared
 from musiccm.samplers.wavefront import Wavefront
 
@@ -24,6 +24,7 @@ __all__ = [
     "sample_ddim",
     "sample_few_step",
     "sample_noise",
+    "sample_seeds",
     "sample_shared",
     "seeded_noise_fn",
     "trailing_timesteps",

@@ -78,6 +78,12 @@ class FrameNoise:
         return _draw(f"{self.seed}/{step}" + (f"/{index}" if index else ""), self.shape_CTF)
 
 
+def sample_seeds(seed: int, count: int) -> list[int]:
+    """One seed a sample, from the run's seed and the sample's index alone."""
+    digests = (hashlib.blake2b(f"{int(seed)}/{index}".encode(), digest_size=8).digest() for index in range(count))
+    return [int.from_bytes(digest, "little") >> 1 for digest in digests]
+
+
 def seeded_noise_fn(seeds: Sequence[int], shape_CTF: Sequence[int]) -> NoiseFn:
     """A `noise_fn` over `sample_noise`, for `sample_few_step`.
 
