@@ -1,12 +1,14 @@
-"""Seams of minute-long pieces at four steps: ways of fusing windows, against windows that know nothing of each other.
+"""Long pieces at four steps: ways of fusing windows, against windows that know nothing of each other.
 
-By the bundle's tagger on decoded mels; text similarity and tempo of the first and the last vocoded window. The other
-baseline is MultiDiffusion (arXiv 2302.08113) as published: crops are averaged after the sampler's step, noise and all.
+Seams by the bundle's tagger and by level and spectrum, on decoded mels of many short pieces, for a distance wants many
+different ones; text similarity (vocoded) and tempo along a few pieces of a minute. The other baseline is MultiDiffusion
+(arXiv 2302.08113) as published: crops are averaged after the sampler's step, noise and all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,18 +17,18 @@ from torch.nn import functional as F
 from musiccm.audio import LogMel
 from musiccm.commands._quality import frechet
 from musiccm.commands._timing import row
-from musiccm.data.demo.tracks import Track, make_track
+from musiccm.data.demo.tracks import make_track
 from musiccm.diffusion import to_eps, to_x0
 from musiccm.long_form import MelDecoder
 from musiccm.long_form.compose import Score
-from musiccm.long_form.seams import jumps
+from musiccm.long_form.seams import SPAN_FRAMES, jumps
 from musiccm.pipeline import Pipeline, sample_seeds
 from musiccm.samplers import INITIAL, FrameNoise, SharedProcess, sample_shared
 from musiccm.samplers.shared_restricted import CondOf
 
-STEPS, SECONDS, PIECES, REAL = 4, 60.0, 4, 300
-#: Clips behind each Frechet distance: as many as independent windows have seams, for the distance falls with n.
-JUDGED_CLIPS = 40
+STEPS, REAL = 4, 300
+#: (pieces, seconds) of those whose seams are judged, and of those that are followed over a minute.
+SHORT, LONG = (24, 20.48), (4, 60.0)
 OVERLAPS = {"uniform": (0.25, 0.5), "triangular": (0.25, 0.5), "swap": (0.25, 0.5)}
 #: What is judged around a seam, as a part of the model's window; seams lie closer where windows overlap more.
 JUDGED = 0.5
@@ -65,61 +67,78 @@ def multidiffusion(process: SharedProcess, cond_of: CondOf, fuse: str) -> Tensor
     return z
 
 
-class Judge:
-    """Figures of a set of pieces that were made in one way."""
+class Way(NamedTuple):
+    """How a long piece is made."""
 
-    def __init__(self, pipeline: Pipeline, tracks: list[Track], real_ED: Tensor) -> None:
-        self.pipeline, self.tracks, self.real_ED = pipeline, tracks, real_ED
+    overlap: float
+    fusion: str
+    sample: Callable[[SharedProcess, CondOf], Tensor] = sample_shared
+
+
+class Judge:
+    """Figures of sets of pieces, each made in one way."""
+
+    def __init__(self, pipeline: Pipeline, real_ED: Tensor) -> None:
+        self.pipeline, self.real_ED = pipeline, real_ED
         self.window = pipeline.latent_shape[1]
         self.tagger = pipeline.bundle.evaluators["tagger"]
-        self.log_mel = LogMel(pipeline.bundle.mel)
         self.tempo = self.tagger.groups.get("tempo", [])
 
-    def piece(self, track: Track, seed: int, overlap: float, fusion: str, sample: Callable) -> tuple[Tensor, Score]:
+    def piece(self, index: int, seconds: float, way: Way) -> tuple[Tensor, Score, str]:
+        """Latents, layout and text of one piece; the same noise and text for every way."""
+        text = make_track(2, "test", index).texts[0]
         stepper = self.pipeline.stepper(STEPS)
-        score = Score.of(self.pipeline, track.texts[0], SECONDS, stepper, sample_seeds(seed, 1)[0], overlap, fusion)
-        return sample(score.process, score.cond_of), score
+        score = Score.of(self.pipeline, text, seconds, stepper, sample_seeds(index, 1)[0], way.overlap, way.fusion)
+        return way.sample(score.process, score.cond_of), score, text
+
+    def mel(self, z: Tensor) -> Tensor:
+        return torch.cat(list(MelDecoder(self.pipeline.codec, self.window, z.shape[1]).push(z)))
 
     @torch.no_grad()
-    def figures(self, overlap: float, fusion: str, sample: Callable = sample_shared) -> dict[str, list[float]]:
-        codec, per, window = self.pipeline.codec, self.pipeline.codec.downsampling, self.window
+    def seams(self, way: Way) -> dict[str, list[float]]:
+        per, window = self.pipeline.codec.downsampling, self.window
         half = int(window * JUDGED / 2) * per
-        seam_rows, middle_rows = [], []
-        out: dict[str, list[float]] = {name: [] for name in ("level", "usual_level", "flux", "usual_flux", "detail",
-                                                             "text_first", "text_last", "same_tempo")}
-        for seed, track in enumerate(self.tracks):
-            z, score = self.piece(track, seed, overlap, fusion, sample)
+        rows: dict[str, list[Tensor]] = {"fd_seam": [], "fd_middle": []}
+        out: dict[str, list[float]] = {k: [] for k in ("level", "usual_level", "flux", "usual_flux", "detail")}
+        for index in range(SHORT[0]):
+            z, score, _ = self.piece(index, SHORT[1], way)
             crops = score.process.crops
-            count = crops.count or 0
             # the middle of what two neighbours share; half way between two of those
-            seams = [(crops.start(i) + crops.start(i - 1) + window) / 2 for i in range(1, count)]
+            seams = [(crops.start(i) + crops.start(i - 1) + window) / 2 for i in range(1, crops.count or 0)]
             middles = [(a + b) / 2 for a, b in zip(seams, seams[1:], strict=False)]
-            mel_MN = torch.cat(list(MelDecoder(codec, window, z.shape[1]).push(z)))
-            for places, rows in ((seams, seam_rows), (middles, middle_rows)):
-                cut = [mel_MN[int(p * per) - half : int(p * per) + half] for p in places]
-                rows += [piece for piece in cut if len(piece) == 2 * half]
+            mel_MN = self.mel(z)
+            for key, places in (("fd_seam", seams), ("fd_middle", middles)):
+                cut = [mel_MN[int(place * per) - half : int(place * per) + half] for place in places]
+                rows[key] += [clip for clip in cut if len(clip) == 2 * half]
             level, flux = jumps(mel_MN)
-            at = torch.tensor([int(p * per) - 10 for p in seams])
+            at = torch.tensor([int(place * per) - SPAN_FRAMES for place in seams])
             for name, values in (("level", level), ("flux", flux)):
                 out[name] += values[at].tolist()
                 out[f"usual_{name}"].append(float(values.median()))
             # fine structure: variance of the first difference along time, over that of the frames themselves
             out["detail"].append(float(z.diff(dim=1).var() / z.var()))
-            ends = [mel_MN[: window * per], mel_MN[-window * per :]]
-            text = self.pipeline.conditioner.text([track.texts[0]])
-            sounds = torch.cat([codec.vocode(end[None]) for end in ends])
+        n = 2 * SHORT[0]  # independent windows have so many middles; the distance falls with n
+        for key, clips in rows.items():
+            chosen = torch.stack([clips[i] for i in torch.linspace(0, len(clips) - 1, n).long()])
+            out[key] = [frechet(self.real_ED, self.tagger(chosen)[0])] * n
+        return out
+
+    @torch.no_grad()
+    def minute(self, way: Way) -> dict[str, list[float]]:
+        per, window, codec = self.pipeline.codec.downsampling, self.window, self.pipeline.codec
+        out: dict[str, list[float]] = {k: [] for k in ("text_first", "text_last", "same_tempo")}
+        for index in range(LONG[0]):
+            z, _, text = self.piece(index, LONG[1], way)
+            mel_MN = self.mel(z)
+            sounds = torch.cat([codec.vocode(end[None]) for end in (mel_MN[: window * per], mel_MN[-window * per :])])
             heard = self.pipeline.conditioner.audio(sounds, self.pipeline.sample_rate_hz, "mean")
-            first, last = F.cosine_similarity(heard, text).tolist()
-            out["text_first"].append(first)
-            out["text_last"].append(last)
+            similar = F.cosine_similarity(heard, self.pipeline.conditioner.text([text])).tolist()
+            out["text_first"].append(similar[0])
+            out["text_last"].append(similar[1])
             if self.tempo:
                 windows = mel_MN[: len(mel_MN) // (window * per) * window * per].unflatten(0, (-1, window * per))
                 classes = self.tagger(windows)[1][:, self.tempo].argmax(1)
                 out["same_tempo"].append(float((classes == classes.mode().values).float().mean()))
-        n = min(len(seam_rows), len(middle_rows), JUDGED_CLIPS)
-        pick = [torch.linspace(0, len(rows) - 1, n).long() for rows in (seam_rows, middle_rows)]
-        for name, rows, chosen in (("fd_seam", seam_rows, pick[0]), ("fd_middle", middle_rows, pick[1])):
-            out[name] = [frechet(self.real_ED, self.tagger(torch.stack([rows[i] for i in chosen]))[0])] * n
         return out
 
 
@@ -149,24 +168,23 @@ NAMES = {
 }
 
 
-def run(bundle: str) -> list[dict]:
-    pipeline = Pipeline.from_pretrained(STUDENTS.get(bundle, bundle))
-    tracks = [make_track(2, "test", index) for index in range(PIECES)]
-    judge = Judge(pipeline, tracks, real_rows(pipeline))
-    alone = judge.figures(0.0, "uniform")
-
+def ways() -> dict[str, Way]:
     def outputs(process: SharedProcess, cond_of: CondOf) -> Tensor:
         return multidiffusion(process, cond_of, "outputs")
 
-    contenders = {"MultiDiffusion, overlap 0.5": judge.figures(0.5, "uniform", outputs)}
-    for fusion, overlaps in OVERLAPS.items():
-        for overlap in overlaps:
-            contenders[f"{fusion}, overlap {overlap:g}"] = judge.figures(overlap, fusion)
-    rows = []
-    for key, (name, unit, lower) in NAMES.items():
-        rows += [row(f"{name}: {contender}", figures[key], alone[key], unit, None, lower)
-                 for contender, figures in contenders.items() if figures[key]]
-    z, _ = judge.piece(tracks[0], 0, 0.5, "uniform", sample_shared)
-    eps, _ = judge.piece(tracks[0], 0, 0.5, "uniform", lambda p, c: multidiffusion(p, c, "eps"))
+    fused = {f"{fusion}, overlap {overlap:g}": Way(overlap, fusion)
+             for fusion, overlaps in OVERLAPS.items() for overlap in overlaps}
+    return {"independent": Way(0.0, "uniform"), "MultiDiffusion, overlap 0.5": Way(0.5, "uniform", outputs), **fused}
+
+
+def run(bundle: str) -> list[dict]:
+    pipeline = Pipeline.from_pretrained(STUDENTS.get(bundle, bundle))
+    judge = Judge(pipeline, real_rows(pipeline))
+    figures = {name: judge.seams(way) | judge.minute(way) for name, way in ways().items()}
+    alone = figures.pop("independent")
+    rows = [row(f"{name}: {way}", found[key], alone[key], unit, None, lower)
+            for key, (name, unit, lower) in NAMES.items() for way, found in figures.items() if found[key]]
+    z, _, _ = judge.piece(0, SHORT[1], Way(0.5, "uniform"))
+    eps, _, _ = judge.piece(0, SHORT[1], Way(0.5, "uniform", lambda p, c: multidiffusion(p, c, "eps")))
     difference = float((z - eps).abs().max() / z.std())
     return [*rows, row("largest difference of uniform and eps-fusion", [difference], [], "of z's deviation")]
