@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MAX_WHOLE_S = 3600.0
 """Longest piece that is made whole, whose latents and sound are held in memory; a stream has no such limit."""
 
-DEFAULT_OVERLAP, DEFAULT_FUSION = 0.5, "triangular"
+DEFAULT_OVERLAP, DEFAULT_FUSION = 0.5, "swap"
 """Chosen by measurement, see docs/long.md."""
 
 
@@ -109,9 +109,9 @@ class Score:
             MusiccmError: There is such a text.
         """
         count = self.process.crops.count
-        if crops is None and count is None:
-            return  # without end every text has its time
-        self.condition.plan.require_heard(range(count or 0) if crops is None else crops, self.centre_s)
+        if count is None:  # without end: as many as pass the last change
+            count = math.ceil(self.condition.plan.entries[-1][0] / (self.centre_s(1) - self.centre_s(0))) + 1
+        self.condition.plan.require_heard(range(count) if crops is None else crops, self.centre_s)
 
 
 @torch.no_grad()
