@@ -52,8 +52,9 @@ train: $(READY)  ## corpus, latents, distillation and its table, from nothing
 	$(BIN)/musiccm fit --config $(CONFIG) --seed_everything $(SEED) $(ARGS)
 	$(BIN)/musiccm test --config $(CONFIG) --ckpt_path newest
 
-eval: $(READY)  ## recompute the table from the newest checkpoint, or CKPT=FILE
+eval: $(READY)  ## figures of the newest checkpoint, or CKPT=FILE, then tables 1 to 3 of the paper
 	$(BIN)/musiccm test --config $(CONFIG) --ckpt_path $(CKPT)
+	$(BIN)/musiccm tables --config $(CONFIG)
 
 bundle: $(READY)  ## train every part of the embedded bundle in order (hours; goes on where it stopped)
 	$(BIN)/musiccm prepare demo --out $(BUNDLE_CORPUS) --tracks $(BUNDLE_TRACKS) --test-tracks 1000 --seed 0

@@ -36,7 +36,7 @@ def test_several_bases_and_several_files_later_ones_win(write):
     write("b.yaml", "y: 2\nz: 2\n")
     first = write("c.yaml", "base: [a.yaml, b.yaml]\nz: 3\n")
     second = write("d.yaml", "x: 4\n")
-    assert load_experiment(first, second) == {"x": 4, "y": 2, "z": 3, "experiment": "d"}
+    assert load_experiment(first, second) == {"x": 4, "y": 2, "z": 3, "experiment": "c"}
 
 
 def test_another_class_takes_nothing_from_the_base():
@@ -96,7 +96,7 @@ def test_config_arguments_come_first_so_that_others_win(write):
     arguments = merge_config_arguments("fit", ["--y", "3", "-c", str(a), f"--config={b}"])
     assert arguments[0] == "--config" and arguments[2:] == ["--y", "3"]
     copy = write("copy.yaml", arguments[1])
-    assert load_experiment(copy) == {"x": 1e-5, "y": 2, "experiment": "b"}
+    assert load_experiment(copy) == {"x": 1e-5, "y": 2, "experiment": "a"}
     assert merge_config_arguments("fit", ["--help"]) == ["--help"]
     for arguments in ([], ["--config"]):
         with pytest.raises(MusiccmError, match="--config"):

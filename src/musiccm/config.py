@@ -36,7 +36,8 @@ def _same_class(under: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
 def load_experiment(*paths: str | Path, resolve: bool = True) -> dict[str, Any]:
     """Read experiment files with their bases, later ones laid over earlier ones.
 
-    The key ``experiment``, which names the run's folder, defaults to the last file's stem.
+    The key ``experiment``, which names the run's folder, defaults to the first file's stem: what is laid
+    over it, such as a strategy, is no other experiment.
 
     Args:
         *paths: YAML files, at least one.
@@ -52,7 +53,7 @@ def load_experiment(*paths: str | Path, resolve: bool = True) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for path in paths:
         merged = merge(merged, _load_with_bases(Path(path), ()))
-    merged.setdefault("experiment", Path(paths[-1]).stem)
+    merged.setdefault("experiment", Path(paths[0]).stem)
     if not resolve:
         return merged
     from omegaconf import OmegaConf

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from musiccm.callbacks.contenders import CallCounter, Contender, clip_seed, initial_noise
 from musiccm.callbacks.evaluator import Evaluator
 from musiccm.data.batch import WaveformBatch
 from musiccm.errors import MusiccmError
+from musiccm.metrics.embedders import Embedder, Heard
 from musiccm.metrics.suite import Listener, MetricSuite
 
 N, S = 24, 8
@@ -23,11 +24,25 @@ IDS = [f"clip{i:02d}" for i in range(N)]
 TAGS = ["drums:none", "drums:rock"]
 
 
-class Look(nn.Module):
+class Look(Embedder):
     """Embedding: the first samples. Logits: the next ones."""
 
-    def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        return mel[:, :3], mel[:, 3:5]
+    name, sample_rate_hz, min_duration_s, fingerprint = "tagger", 16000, S / 16000, "look"
+    groups, tags = {"drums": [0, 1]}, TAGS
+
+    def forward(self, waveform_BS: Tensor, sample_rate_hz: int) -> Heard:
+        assert sample_rate_hz == 16000
+        return Heard(waveform_BS[:, :3], [1] * len(waveform_BS), waveform_BS[:, 3:5])
+
+
+class Patches(Embedder):
+    """Every second sample is a row of its own; no logits."""
+
+    name, sample_rate_hz, min_duration_s, fingerprint = "vgg", 16000, S / 16000, "patches"
+
+    def forward(self, waveform_BS: Tensor, sample_rate_hz: int) -> Heard:
+        rows = waveform_BS[:, :S].reshape(len(waveform_BS), -1, 2)
+        return Heard(rows.flatten(0, 1), [rows.shape[1]] * len(rows))
 
 
 def text(prompts: list[str]) -> Tensor:
@@ -51,9 +66,8 @@ def reference_batches(count: int = N) -> list[WaveformBatch]:
 
 
 def evaluator(batch_size: int = 5) -> Evaluator:
-    groups = {"drums": [0, 1]}
-    listener = Listener(Look(), nn.Identity(), audio, 16000, "tagger", groups, TAGS)
-    suite = MetricSuite("tagger", ([f"t{i}" for i in range(3)], WAVES[:3, 5:]), groups)
+    listener = Listener([Look(), Patches()], audio, 16000)
+    suite = MetricSuite(listener.classifies(), ([f"t{i}" for i in range(3)], WAVES[:3, 5:]), listener.groups)
     made = Evaluator(listener, suite, seed=3, batch_size=batch_size, progress=False)
     made.set_reference(reference_batches(), text)
     return made
@@ -88,6 +102,8 @@ def test_a_model_that_returns_the_real_clips_is_at_no_distance() -> None:
     assert row["kl_tagger_exact"] == pytest.approx(0.0, abs=1e-9)
     assert row["acc_drums"] == 1.0
     assert row["n"] == references["n"] == N
+    assert row["fd_vgg"] == pytest.approx(0.0, abs=1e-9) and row["rows_vgg"] == N * S // 2
+    assert "is_vgg_mean" not in row and "kl_vgg" not in row and "rows_tagger" not in row
     cosine = torch.nn.functional.cosine_similarity(WAVES[:, None, 5:].double(), WAVES[None, :3, 5:].double(), dim=2)
     assert row["sim_aa_90"] == pytest.approx(float((cosine.amax(dim=1) > 0.9).double().mean()))
     assert references["test_set_sim_aa_90"] == row["sim_aa_90"]
@@ -120,7 +136,8 @@ def test_distance_of_other_real_clips_is_that_of_their_gaussians_and_leaves_no_t
     a, b = WAVES[:, :3].double().numpy(), others[:, :3].double().numpy()
     root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
-    assert found == {"fd": pytest.approx(expected, rel=1e-6), "n": N}
+    assert found["n"] == N and found["rows_vgg"] == N * S // 2
+    assert found["fd_tagger"] == pytest.approx(expected, rel=1e-6)
     assert run.run(from_noise(0.5)).row["fd_tagger"] == before
 
 
@@ -142,28 +159,28 @@ def test_every_model_starts_from_the_same_noise_keyed_by_clip() -> None:
 
 
 def test_a_clip_that_comes_twice_is_refused() -> None:
-    listener = Listener(Look(), nn.Identity(), audio, 16000)
-    run = Evaluator(listener, MetricSuite("tagger"), progress=False)
+    listener = Listener([Look()], audio, 16000)
+    run = Evaluator(listener, MetricSuite({"tagger": True}), progress=False)
     with pytest.raises(MusiccmError, match="twice"):
         run.set_reference(reference_batches()[:1] * 2, text)
 
 
 def test_few_clips_leave_the_inception_score_out_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
-    listener = Listener(Look(), nn.Identity(), audio, 16000)
-    run = Evaluator(listener, MetricSuite("tagger"), progress=False)
+    listener = Listener([Look()], audio, 16000)
+    run = Evaluator(listener, MetricSuite({"tagger": True}), progress=False)
     run.set_reference(reference_batches()[:2], text)
     row = run.run(copying()).row
     assert row["is_tagger_mean"] is None
     assert row["n"] == 14
     assert row["sim_aa_90"] is None
-    assert "inception score left out" in caplog.text
+    assert "is_tagger left out: inception score: expected at least 2 clips in each of 10 splits" in caplog.text
 
 
 def test_the_reference_digest_follows_the_audio() -> None:
-    listener = Listener(Look(), nn.Identity(), audio, 16000)
+    listener = Listener([Look()], audio, 16000)
     digests = set()
     for scale in (1.0, 1.0, 1.5):
-        run = Evaluator(listener, MetricSuite("tagger"), progress=False)
+        run = Evaluator(listener, MetricSuite({"tagger": True}), progress=False)
         batches = reference_batches()
         batches[0].waveform_BS = batches[0].waveform_BS * scale
         run.set_reference(batches, text)

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from tiny_bundle import build_random_bundle
 
@@ -28,6 +30,27 @@ def evaluation(**changes: object) -> dict:
 def checkpoints(every: int) -> dict:
     arguments = {"every_n_train_steps": every, "save_top_k": 0, "save_last": True}
     return {"class_path": "pytorch_lightning.callbacks.ModelCheckpoint", "init_args": arguments}
+
+
+def accident() -> list[dict]:
+    """The callbacks of accidents.py; their module must be on the path (`modules=ACCIDENTS` of `start`)."""
+    return [{"class_path": "accidents.Accident"}, {"class_path": "accidents.SaveAtEnd"}]
+
+
+ACCIDENTS = Path(__file__).parent
+
+
+def differences(a: Any, b: Any, where: str = "") -> list[str]:
+    """Places at which two nested structures differ by as much as one bit."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [where]
+    if isinstance(a, dict) and isinstance(b, dict):
+        if a.keys() != b.keys():
+            return [f"{where}: {sorted(map(str, a.keys() ^ b.keys()))}"]
+        return [place for key in a for place in differences(a[key], b[key], f"{where}/{key}")]
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        return [place for i, (x, y) in enumerate(zip(a, b, strict=True)) for place in differences(x, y, f"{where}/{i}")]
+    return [] if a == b else [f"{where}: {a!r} and {b!r}"]
 
 
 class World:
@@ -59,27 +82,36 @@ class World:
         return path
 
 
-@pytest.fixture
-def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts `musiccm` as a process of its own, with the package from this tree; none outlives the test."""
+def starter() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `musiccm` as a process of its own, or as several by torchrun, from this tree; none outlives the test."""
     running: list[subprocess.Popen[str]] = []
 
     def begin(
-        arguments: list[str], folder: Path, modules: Path | None = None, **variables: str
+        arguments: list[str], folder: Path, modules: Path | None = None, processes: int = 1, **variables: str
     ) -> subprocess.Popen[str]:
         paths = [str(REPOSITORY / "src"), str(modules or ""), os.environ.get("PYTHONPATH", "")]
         kept = {key: value for key, value in os.environ.items() if key != "MUSICCM_DEBUG"}
         environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1", **variables}
+        environment |= {"GLOO_SOCKET_IFNAME": "lo"}
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         running.append(subprocess.Popen(
-            [sys.executable, "-m", "musiccm", *arguments], cwd=folder, env=kept | environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [sys.executable, *(torchrun if processes > 1 else []), "-m", "musiccm", *arguments],
+            cwd=folder, env=kept | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         ))
         return running[-1]
 
     yield begin
     for process in running:
-        process.kill()
-        process.communicate()
+        process.terminate()  # torchrun ends its workers
+        try:
+            process.communicate(timeout=40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+
+
+start = pytest.fixture(starter, name="start")
+start_once = pytest.fixture(starter, name="start_once", scope="module")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,12 +13,14 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.trainer.states import TrainerFn
 from tiny_bundle import build_random_bundle
 from torch.utils.data import DataLoader
 
 from musiccm.data.batch import LatentBatch
 from musiccm.errors import MusiccmError
+from musiccm.models.features import ViTConfig, ViTFeatures
+from musiccm.systems.checkpoint_fit import MEANING
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
 
@@ -103,17 +106,6 @@ def test_a_distilled_student_cannot_teach(bundle, tmp_path):
 def test_adversarial_settings_are_checked_at_once(bundle, setting):
     with pytest.raises(MusiccmError, match=f"adversarial.{next(iter(setting))}"):
         MusicCM(bundle, adversarial=Adversarial(**setting))
-
-
-@pytest.mark.parametrize(("weight", "finds", "refused"), [(1.0, False, True), (1.0, True, False), (0.0, False, False)])
-def test_parallel_heads_need_unused_parameters_to_be_found(bundle, weight, finds, refused):
-    model = make(bundle, adversarial=Adversarial(weight=weight, crop_frames=4, head_width=8))
-    model.trainer = SimpleNamespace(precision="32-true", strategy=DDPStrategy(find_unused_parameters=finds))
-    if refused:
-        with pytest.raises(MusiccmError, match="ddp_find_unused_parameters_true"):
-            model.on_fit_start()
-    else:
-        model.on_fit_start()
 
 
 def test_each_side_is_looked_at_once(bundle):
@@ -207,7 +199,7 @@ def test_float16_is_refused(bundle):
 def test_the_logged_learning_rate_is_the_one_that_the_step_used(bundle, tmp_path):
     model = make(bundle, optimization=Optimization(lr=0.8, warmup_steps=4), adversarial=Adversarial(weight=0.0))
     logged = []
-    model._log_parts = lambda loss, parts, *_: logged.append((parts["lr"], model.optimizers().param_groups[0]["lr"]))
+    model._log_parts = lambda parts, lr, *_: logged.append((lr, model.optimizers().param_groups[0]["lr"]))
     fit(model, make_batches(model, 3), tmp_path, 3)
     assert logged == [(pytest.approx(lr), pytest.approx(lr)) for lr in (0.2, 0.4, 0.6)]
 
@@ -256,46 +248,87 @@ def test_a_checkpoint_from_between_two_batches_of_a_step_resumes_to_the_same_wei
         assert torch.equal(value, second.state_dict()[name]), name
 
 
-def test_a_checkpoint_of_another_shape_is_refused_by_name(bundle):
-    model, other = make(bundle), make(bundle, adversarial=Adversarial(weight=0.0))
-    checkpoint = {"state_dict": {n: v for n, v in other.state_dict().items() if not n.startswith("frozen")}}
-    with pytest.raises(MusiccmError, match="lacks discriminator"):
-        model.on_load_checkpoint(checkpoint)
-
-
-def test_a_checkpoint_of_another_prediction_type_is_refused(bundle):
-    model = make(bundle)
-    checkpoint = {"state_dict": model.state_dict()}
+def saved(model: MusicCM) -> dict:
+    checkpoint = {"state_dict": dict(model.state_dict())}
     model.on_save_checkpoint(checkpoint)
-    make(bundle).on_load_checkpoint({**checkpoint, "state_dict": dict(checkpoint["state_dict"])})
-    other = make(bundle, distillation=Distillation(prediction_type="epsilon"))
-    with pytest.raises(MusiccmError, match="prediction_type = 'v_prediction'.*'epsilon'"):
-        other.on_load_checkpoint(checkpoint)
+    return checkpoint
 
 
-def test_divergence_names_step_and_clips(bundle, tmp_path):
+@pytest.mark.parametrize(("weight", "other", "said"), [(1.0, 0.0, "lacks"), (0.0, 1.0, "holds")])
+def test_a_checkpoint_with_and_without_heads_is_refused_by_key(bundle, weight, other, said):
+    made = [make(bundle, adversarial=Adversarial(weight=w, crop_frames=4, head_width=8)) for w in (weight, other)]
+    with pytest.raises(MusiccmError, match=f"adversarial.weight: it {said} the weights of a discriminator"):
+        made[0].on_load_checkpoint(saved(made[1]))
+
+
+def test_a_checkpoint_of_another_unet_is_refused_by_key_and_weight(bundle, tmp_path):
     model = make(bundle)
-    batches = make_batches(model, 1)
-    batches[0].latents_BCTF.fill_(float("nan"))
-    with pytest.raises(MusiccmError, match="step 0 .*0-0"):
-        fit(model, batches, tmp_path, 1)
+    state = saved(model)
+    state["state_dict"]["student.conv_in.weight"] = torch.zeros(8, 4, 3, 3)
+    with pytest.raises(MusiccmError, match=r"bundle: 1 weights of the student .*conv_in.weight, \(8, 4, 3, 3\)"):
+        model.on_load_checkpoint(state)
+    narrower = make(bundle, adversarial=Adversarial(crop_frames=4, head_width=4))
+    with pytest.raises(MusiccmError, match="adversarial.head_width"):
+        narrower.on_load_checkpoint(saved(model))
 
 
-@pytest.mark.parametrize("here, elsewhere, stops", [(1.0, 0.0, False), (1.0, 1.0, True), (float("inf"), 0.0, True)])
-def test_every_process_stops_where_one_has_diverged(bundle, here, elsewhere, stops):
-    def reduce(flag, reduce_op):
-        assert reduce_op == "sum"
-        return flag + elsewhere
+OTHERS = {
+    "distillation.prediction_type": {"distillation": Distillation(prediction_type="epsilon")},
+    "distillation.grid_points": {"distillation": Distillation(grid_points=25, curriculum=[Phase(1.0, 40)])},
+    "distillation.target_ema_decay": {"distillation": Distillation(target_ema_decay=0.9)},
+    "distillation.eval_ema_decay": {"distillation": Distillation(eval_ema_decay=0.9)},
+    "distillation.guidance_scale": {"distillation": Distillation(guidance_scale=2.0)},
+    "adversarial.features": {"adversarial": Adversarial(features="clap")},
+    "optimization.accumulate": {"optimization": Optimization(accumulate=2)},
+    "seed": {"seed": 1},
+    "bundle": {},
+}
 
-    model = make(bundle, adversarial=Adversarial(weight=0.0))
-    strategy = SimpleNamespace(reduce=reduce)
-    model.trainer = SimpleNamespace(world_size=2, strategy=strategy, global_rank=1, global_step=7)
-    batch = make_batches(model, 1)[0]
-    if not stops:
-        model._check_finite(torch.tensor(here), batch)
-        return
-    with pytest.raises(MusiccmError, match=f"{here} on process 1.*at step 7"):
-        model._check_finite(torch.tensor(here), batch)
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_a_checkpoint_of_another_recipe_is_refused_by_key_and_values(bundle, tmp_path, key):
+    plain = {"distillation": Distillation(), "adversarial": Adversarial(weight=0.0), "optimization": Optimization()}
+    if key == "adversarial.features":
+        plain["adversarial"] = Adversarial()
+    model = make(bundle, **plain)
+    checkpoint = saved(model)
+    make(bundle, **plain).on_load_checkpoint({**checkpoint, "state_dict": dict(checkpoint["state_dict"])})
+    # Another teacher of the same shape.
+    elsewhere = str(build_random_bundle(tmp_path / "b", seed=1)) if key == "bundle" else bundle
+    if key == "adversarial.features":  # heads on features of the same widths
+        checkpoint["student"] = {**checkpoint["student"], key: "clap"}
+        other = make(elsewhere, **plain)
+    else:
+        other = make(elsewhere, **plain | OTHERS[key])
+    fitting, testing = (
+        SimpleNamespace(ckpt_path="run.ckpt", state=SimpleNamespace(fn=fn))
+        for fn in (TrainerFn.FITTING, TrainerFn.TESTING)
+    )
+    other.trainer = fitting
+    with pytest.raises(MusiccmError, match=f"run.ckpt does not fit .*\n.*init_args.{key}: it was trained with"):
+        other.on_load_checkpoint({**checkpoint, "state_dict": dict(checkpoint["state_dict"])})
+    # To test a student, only what its weights mean must agree.
+    other.trainer = testing
+    if key in MEANING:
+        with pytest.raises(MusiccmError, match=key):
+            other.on_load_checkpoint({**checkpoint, "state_dict": dict(checkpoint["state_dict"])})
+    else:
+        other.on_load_checkpoint({**checkpoint, "state_dict": dict(checkpoint["state_dict"])})
+
+
+@pytest.mark.parametrize(("processes", "size", "warns"), [(1, 16, False), (2, 8, False), (2, 16, True)])
+def test_another_global_batch_is_said(bundle, processes, size, warns):
+    model = make(bundle)
+
+    def on(processes, size):
+        return SimpleNamespace(datamodule=SimpleNamespace(batch_size=size), world_size=processes, ckpt_path="run.ckpt",
+                               state=SimpleNamespace(fn=TrainerFn.FITTING))
+
+    model.trainer = on(1, 16)
+    checkpoint = saved(model)
+    model.trainer = on(processes, size)
+    with pytest.warns(UserWarning, match="16 clips a step .* has 32") if warns else nullcontext():
+        model.on_load_checkpoint(checkpoint)
 
 
 def test_a_curriculum_must_cover_the_run():
@@ -322,3 +355,13 @@ def test_a_wrong_optimization_is_refused(wrong):
 def test_phases_follow_progress():
     settings = Distillation(curriculum=[Phase(0.5, 100), Phase(1.0, 20)])
     assert [settings.phase(p).skip for p in (0.0, 0.49, 0.5, 1.0)] == [100, 100, 20, 20]
+
+
+def test_a_crop_must_fill_a_patch_of_the_judge(bundle, tmp_path):
+    """Refused before training, and not at `start_step`: here a latent frame is 16 mel frames, and a patch made 32."""
+    big = Path(shutil.copytree(bundle, tmp_path / "big"))
+    features = ViTFeatures(ViTConfig(frames=128, bins=64, patch_size=32, width=32, depth=2, heads=2))
+    features.save_pretrained(big / "evaluators" / "audiomae")
+    with pytest.raises(MusiccmError, match="adversarial.crop_frames: expected at least 2 .* found 1"):
+        MusicCM(str(big), adversarial=Adversarial(crop_frames=1))
+    assert MusicCM(str(big), adversarial=Adversarial(crop_frames=2)).discriminator is not None

@@ -7,12 +7,15 @@ import re
 import warnings
 from pathlib import Path
 
+import torch
 from jsonargparse import set_parsing_settings
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from musiccm.callbacks.divergence import Divergence
 from musiccm.callbacks.last_step import LastStep
+from musiccm.callbacks.preemption import Preemption
 from musiccm.callbacks.provenance import SaveConfigWithProvenance
 from musiccm.commands._checkpoints import CheckpointFiles
 from musiccm.errors import MusiccmError
@@ -84,8 +87,10 @@ class TrainerCLI(LightningCLI):
         if options.trainer.plugins is None:
             kwargs["plugins"] = [CheckpointFiles()]
         trainer = super().instantiate_trainer(**kwargs)
+        if not any(isinstance(callback, Divergence) for callback in trainer.callbacks):
+            trainer.callbacks.insert(0, Divergence())  # before anything saves or shows what has diverged
         # Behind the checkpoint callbacks, which Lightning sorts to the end.
-        trainer.callbacks.append(LastStep())
+        trainer.callbacks += [LastStep(), Preemption()]
         return trainer
 
 
@@ -144,5 +149,20 @@ def main(argv: list[str]) -> int:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
-    TrainerCLI(argv)
+    try:
+        TrainerCLI(argv)
+    except RuntimeError as error:
+        if not _lost_another_process(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise MusiccmError(
+            f"another process of this run has ended or does not answer any more ({reason}). Its own message, or the "
+            "launcher's, says why. Run the same command again with --ckpt_path auto to go on from the last checkpoint."
+        ) from error
     return 0
+
+
+def _lost_another_process(error: RuntimeError) -> bool:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    # gloo raises bare RuntimeErrors, which begin with the place in its source.
+    return distributed and (isinstance(error, torch.distributed.DistError) or "gloo" in str(error))

@@ -1,159 +1,123 @@
-"""All metrics over one set of features: a clip is heard once, and every figure is taken from that hearing."""
+"""All metrics over one set of features: every figure is taken from one hearing of each clip."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from musiccm.errors import MusiccmError
 from musiccm.metrics.attributes import AttributeAccuracy
-from musiccm.metrics.frechet import FrechetDistance
-from musiccm.metrics.inception import InceptionScore
-from musiccm.metrics.kl import KLDivergence
+from musiccm.metrics.clips import ClipCount, ClipMetric
+from musiccm.metrics.embedders.base import Heard
+from musiccm.metrics.listener import Features, Listener, check_names
+from musiccm.metrics.network import NetworkMetrics
 from musiccm.metrics.sim_aa import SimAA
 from musiccm.metrics.text_audio import TextAudioSimilarity
 
-log = logging.getLogger(__name__)
-
-
-class Features(NamedTuple):
-    """What the listening networks say of a batch: embedding `[B, E]`, class logits `[B, G]`, CLAP audio `[B, D]`."""
-
-    embedding_BE: Tensor
-    logits_BG: Tensor
-    clap_BD: Tensor
-
-
-class Listener(nn.Module):
-    """Waveforms to features: a classifier on a mel of the waveform, and CLAP's audio tower.
-
-    Args:
-        tagger: `mel_BMN -> (embedding, logits)`.
-        log_mel: `waveform_BS -> mel_BMN`.
-        clap_audio: `(waveform_BS, sample_rate_hz) -> [B, D]`.
-        sample_rate_hz: Rate of the waveforms.
-        name: What figures taken with this classifier are called after.
-        groups: The classifier's outputs by attribute, such as `{"drums": [0, 1]}`; empty without attributes.
-        tags: Names of the outputs, `group:value` where they state an attribute.
-    """
-
-    def __init__(
-        self,
-        tagger: nn.Module,
-        log_mel: nn.Module,
-        clap_audio: Callable[[Tensor, int], Tensor],
-        sample_rate_hz: int,
-        name: str = "tagger",
-        groups: Mapping[str, Sequence[int]] | None = None,
-        tags: Sequence[str] = (),
-    ) -> None:
-        super().__init__()
-        self.tagger = tagger.eval()
-        self.log_mel = log_mel
-        self.clap_audio = clap_audio
-        self.sample_rate_hz = sample_rate_hz
-        self.name = name
-        self.groups = dict(groups or {})
-        self.tags = list(tags)
-
-    @torch.no_grad()
-    def forward(self, waveform_BS: Tensor) -> Features:
-        """Listen to a batch.
-
-        Args:
-            waveform_BS: Waveforms.
-
-        Returns:
-            Its features, float32.
-        """
-        embedding, logits = self.tagger(self.log_mel(waveform_BS.float()))
-        return Features(embedding.float(), logits.float(), self.clap_audio(waveform_BS, self.sample_rate_hz).float())
-
-    def wanted(self, attributes: Sequence[Mapping[str, str]]) -> Tensor:
-        """Which of the classifier's outputs each clip's attributes ask for.
-
-        Args:
-            attributes: What is known for certain of each clip.
-
-        Returns:
-            Multi-hot tags, `[B, G]`, on the CPU.
-        """
-        stated = [{f"{group}:{value}" for group, value in clip.items()} for clip in attributes]
-        return torch.tensor([[float(tag in clip) for tag in self.tags] for clip in stated]).view(len(stated), -1)
+__all__ = ["Features", "Listener", "MetricSuite"]
 
 
 class MetricSuite(nn.Module):
     """The metrics of SPEC 8 behind one update; the reference is kept while models come and go.
 
     Args:
-        name: The classifier's name; figures are called `fd_<name>`, `is_<name>_mean`, `is_<name>_std`, `kl_<name>`.
-        train_clap: Ids and CLAP audio embeddings `[N, D]` of the training clips; without them there is no SIM_AA.
-        groups: Attribute groups of the classifier, see `AttributeAccuracy`.
+        embedders: Names of the networks, each with whether it classifies (`Listener.classifies`).
+        train: What SIM_AA compares with: ids and CLAP audio embeddings `[N, D]` of the training clips, or a function
+            that makes a metric with SimAA's `update(audio, ids)`, `compute()` and `reset()`; None for no SIM_AA.
+        groups: Attribute groups of the tagger, see `AttributeAccuracy`; `tagger` says whose logits they are.
         splits: Splits of the inception score.
+        text: Whether captions are known: without them there is no text-audio similarity.
+        gallery_ND: CLAP audio embeddings that Retrieval Max chooses from; those of `train` where it holds them.
+        tagger: The classifier whose outputs `groups` names.
+        kad: Networks that also give a kernel distance.
+        fd_inf: Networks that also give FD-infinity.
+
+    Raises:
+        MusiccmError: Groups without a classifier, or figures asked of a network that does not listen.
     """
 
     def __init__(
         self,
-        name: str = "tagger",
-        train_clap: tuple[Sequence[str], Tensor] | None = None,
+        embedders: Mapping[str, bool],
+        train: tuple[Sequence[str], Tensor] | Callable[[], ClipMetric] | None = None,
         groups: Mapping[str, Sequence[int]] | None = None,
         splits: int = 10,
+        text: bool = True,
+        gallery_ND: Tensor | None = None,
+        tagger: str = "tagger",
+        kad: Sequence[str] = (),
+        fd_inf: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.name = name
-        self.fd = FrechetDistance(reset_real_features=False)
-        self.inception = InceptionScore(splits=splits)
-        self.kl = KLDivergence(reset_real_features=False)
-        self.ta, self.real_ta = TextAudioSimilarity(), TextAudioSimilarity()
-        self.gallery = None if train_clap is None else train_clap[1]
-        self.sim_aa = None if train_clap is None else SimAA(train_clap[1], train_clap[0])
-        self.real_sim_aa = None if train_clap is None else SimAA(train_clap[1], train_clap[0])
-        self.accuracy = AttributeAccuracy(groups) if groups else None
+        unknown = sorted({*kad, *fd_inf} - set(embedders))
+        if unknown:
+            raise MusiccmError(f"kad and fd_inf: expected names among the embedders {list(embedders)}, found {unknown}")
+        check_names(list(embedders))
+        if groups and not embedders.get(tagger):
+            raise MusiccmError(f"attribute groups: expected a classifier {tagger!r}, found {dict(embedders)}")
+        self.networks = nn.ModuleDict({
+            name: NetworkMetrics(name, classifies, splits, name in kad, name in fd_inf)
+            for name, classifies in embedders.items()
+        })
+        self.ta = TextAudioSimilarity() if text else None
+        self.real_ta = TextAudioSimilarity() if text else None
+        self.sim_aa, self.real_sim_aa = _sim_aa(train), _sim_aa(train)
+        self.gallery_ND = train[1] if gallery_ND is None and isinstance(train, tuple) else gallery_ND
+        self.count = ClipCount()
+        self.accuracy, self.tagger = AttributeAccuracy(groups) if groups else None, tagger
 
-    def update_reference(self, features: Features, text_BD: Tensor, ids: Sequence[str]) -> None:
+    def update_reference(
+        self, features: Features, text_BD: Tensor | None, ids: Sequence[str], paired: bool = True
+    ) -> None:
         """Add real clips.
 
         Args:
             features: What was heard.
-            text_BD: CLAP embeddings of their captions.
+            text_BD: CLAP embeddings of their captions; None in a suite without text.
             ids: Clip ids.
+            paired: False for clips that are known to have no generated partner, so that KL need not hold them.
         """
-        self.fd.update(features.embedding_BE, ids, real=True)
-        self.kl.update(features.logits_BG, ids, real=True)
-        self.real_ta.update(text_BD, features.clap_BD, ids)
-        if self.real_sim_aa is not None:
-            self.real_sim_aa.update(features.clap_BD, ids)
+        for name, network in self.networks.items():
+            network.update(features.heard[name], ids, real=True, paired=paired)
+        self._update_clap(self.real_ta, self.real_sim_aa, features, text_BD, ids)
 
-    def update(self, features: Features, text_BD: Tensor, ids: Sequence[str], wanted_BG: Tensor | None = None) -> None:
+    def update(
+        self,
+        features: Features,
+        text_BD: Tensor | None,
+        ids: Sequence[str],
+        wanted_BG: Tensor | None = None,
+        paired: bool = True,
+    ) -> None:
         """Add generated clips.
 
         Args:
             features: What was heard.
-            text_BD: CLAP embeddings of the captions that were asked for.
+            text_BD: CLAP embeddings of the captions that were asked for; None in a suite without text.
             ids: Clip ids.
             wanted_BG: Tags asked for; needed where the suite has attribute groups.
+            paired: Whether a reference clip of each id exists; KL is of those alone.
 
         Raises:
-            MusiccmError: Groups, but no tags.
+            MusiccmError: Groups, but no tags or no logits of the tagger.
         """
-        self.fd.update(features.embedding_BE, ids, real=False)
-        self.inception.update(features.logits_BG, ids)
-        self.kl.update(features.logits_BG, ids, real=False)
-        self.ta.update(text_BD, features.clap_BD, ids)
-        if self.sim_aa is not None:
-            self.sim_aa.update(features.clap_BD, ids)
+        self.count.update(ids)
+        for name, network in self.networks.items():
+            network.update(features.heard[name], ids, real=False, paired=paired)
+        self._update_clap(self.ta, self.sim_aa, features, text_BD, ids)
         if self.accuracy is not None:
-            if wanted_BG is None:
-                raise MusiccmError("attribute accuracy: expected the tags that were asked for, found none")
-            self.accuracy.update(features.logits_BG, wanted_BG, ids)
+            logits = features.heard[self.tagger].logits_BG
+            if wanted_BG is None or logits is None:
+                raise MusiccmError("attribute accuracy: expected logits and the tags that were asked for, found none")
+            self.accuracy.update(logits, wanted_BG, ids)
 
     def reset_generated(self) -> None:
         """Forget the generated clips, keep the reference."""
-        for metric in (self.fd, self.inception, self.kl, self.ta, self.sim_aa, self.accuracy):
+        for network in self.networks.values():
+            network.reset()
+        for metric in (self.count, self.ta, self.sim_aa, self.accuracy):
             if metric is not None:
                 metric.reset()
 
@@ -162,27 +126,49 @@ class MetricSuite(nn.Module):
 
         Returns:
             A row of figures with its `n`, and for each clip its nearest training clip (empty without training
-            embeddings). The inception score is None where there are fewer than two clips a split: it would say nothing.
+            embeddings). A figure that these clips cannot give is None.
+
+        Raises:
+            MusiccmError: No clip, or generated clips without a reference.
         """
-        fd, kl, ta = self.fd.compute(), self.kl.compute(), self.ta.compute()
-        row: dict[str, Any] = {f"fd_{self.name}": fd["fd"]}
-        enough = fd["n"] >= 2 * self.inception.splits
-        if not enough:
-            log.warning("inception score left out: %d clips, fewer than 2 in each of %d splits", fd["n"],
-                        self.inception.splits)
-        score = self.inception.compute() if enough else {"is_mean": None, "is_std": None}
-        row |= {f"is_{self.name}_mean": score["is_mean"], f"is_{self.name}_std": score["is_std"]}
-        row |= {f"kl_{self.name}": kl["kl"], f"kl_{self.name}_exact": kl["kl_exact"]}
-        row["ta_similarity"] = ta["ta_similarity"]
+        n = self.count.compute()
+        if not n:
+            raise MusiccmError("evaluation: expected generated clips, found none")
+        row: dict[str, Any] = {}
+        for network in self.networks.values():
+            row |= network.compute(n)
+        ta = {"ta_similarity": None} if self.ta is None else self.ta.compute()
         nearest: list[dict[str, Any]] = []
-        row |= {"sim_aa_90": None, "sim_aa_95": None}
+        found: dict[str, Any] = {"sim_aa_90": None, "sim_aa_95": None}
         if self.sim_aa is not None:
             found = self.sim_aa.compute()
-            row |= {key: found[key] for key in ("sim_aa_90", "sim_aa_95")}
             nearest = [match._asdict() for match in found["matches"]]
-        if self.accuracy is not None:
-            row |= {key: value for key, value in self.accuracy.compute().items() if key != "n" and value is not None}
-        return row | {"n": fd["n"]}, nearest
+        accuracy = {} if self.accuracy is None else self.accuracy.compute()
+        row |= {"ta_similarity": ta["ta_similarity"]}
+        row |= {key: found[key] for key in ("sim_aa_90", "sim_aa_95")}
+        row |= {key: value for key, value in accuracy.items() if key != "n" and value is not None}
+        return row | {"n": n}, nearest
+
+    def distances(self, batches: Iterable[tuple[Mapping[str, Heard], Sequence[str]]]) -> dict[str, Any]:
+        """Distances of other real clips from the reference; the generated clips are forgotten before and after.
+
+        Args:
+            batches: Pairs of what the embedders heard (`Listener.hear`) and clip ids.
+
+        Returns:
+            `NetworkMetrics.distances` of each network and the number `n` of these clips.
+        """
+        self.reset_generated()
+        for heard, ids in batches:
+            self.count.update(ids)
+            for name, network in self.networks.items():
+                network.update_rows(heard[name], ids, real=False)
+        n = self.count.compute()
+        row: dict[str, Any] = {}
+        for network in self.networks.values():
+            row |= network.distances(n)
+        self.reset_generated()
+        return row | {"n": n}
 
     def references(self) -> dict[str, Any]:
         """The figures that put the rows in proportion: the test set's own, and the best that retrieval could do.
@@ -191,12 +177,38 @@ class MetricSuite(nn.Module):
             `test_set_ta`, `retrieval_max_ta` over the clips of `retrieval_max_gallery`, the test set's own SIM_AA
             against the training set, and the `n` behind them.
         """
-        real = self.real_ta.compute()
-        result: dict[str, Any] = {"test_set_ta": real["ta_similarity"], "n": real["n"]}
-        if self.gallery is not None and self.real_sim_aa is not None:
-            best = self.real_ta.retrieval_max(self.gallery)
+        result: dict[str, Any] = {}
+        if self.real_ta is not None:
+            real = self.real_ta.compute()
+            result |= {"test_set_ta": real["ta_similarity"], "n": real["n"]}
+            if self.gallery_ND is not None:
+                best = self.real_ta.retrieval_max(self.gallery_ND)
+                result |= {"retrieval_max_ta": best["retrieval_max_ta"], "retrieval_max_gallery": "train"}
+                result |= {"n_gallery": best["n_gallery"]}
+        if self.real_sim_aa is not None:
             found = self.real_sim_aa.compute()
-            result |= {"retrieval_max_ta": best["retrieval_max_ta"], "retrieval_max_gallery": "train"}
-            result |= {"n_gallery": best["n_gallery"]}
-            result |= {f"test_set_{key}": found[key] for key in ("sim_aa_90", "sim_aa_95")}
+            result |= {f"test_set_{key}": found[key] for key in ("sim_aa_90", "sim_aa_95")} | {"n": found["n"]}
         return result
+
+    def _update_clap(
+        self,
+        ta: TextAudioSimilarity | None,
+        sim_aa: ClipMetric | None,
+        features: Features,
+        text_BD: Tensor | None,
+        ids: Sequence[str],
+    ) -> None:
+        if ta is None and sim_aa is None:
+            return
+        if features.clap_BD is None or (ta is not None and text_BD is None):
+            raise MusiccmError("text-audio similarity, SIM_AA: expected CLAP embeddings, found none; let CLAP listen")
+        if ta is not None:
+            ta.update(text_BD, features.clap_BD, ids)
+        if sim_aa is not None:
+            sim_aa.update(features.clap_BD, ids)
+
+
+def _sim_aa(train: tuple[Sequence[str], Tensor] | Callable[[], ClipMetric] | None) -> ClipMetric | None:
+    if train is None or callable(train):
+        return None if train is None else train()
+    return SimAA(train[1], train[0])

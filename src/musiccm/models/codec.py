@@ -86,29 +86,42 @@ class LatentCodec(nn.Module):
         posterior = self.vae.encode(F.pixel_unshuffle(mel_BMN.unsqueeze(1), self.patch)).latent_dist
         return posterior.mean, posterior.std
 
+    def standardise(self, raw_BCTF: Tensor) -> Tensor:
+        """Raw latents scaled channel by channel, but not folded: what a fast decoder takes."""
+        return (raw_BCTF - self.latents_mean) / self.latents_std
+
     def normalise(self, raw_BCTF: Tensor) -> Tensor:
         """Raw latents to the U-Net's z."""
-        return F.pixel_unshuffle((raw_BCTF - self.latents_mean) / self.latents_std, self.latent_patch)
+        return F.pixel_unshuffle(self.standardise(raw_BCTF), self.latent_patch)
 
     def denormalise(self, z_BCTF: Tensor) -> Tensor:
         """The U-Net's z to raw latents."""
         return F.pixel_shuffle(z_BCTF, self.latent_patch) * self.latents_std + self.latents_mean
 
-    def decode_mel(self, z_BCTF: Tensor, time: slice | None = None) -> Tensor:
+    def decode_mel(self, z_BCTF: Tensor, time: slice | None = None, context: int = 0) -> Tensor:
         """Decode normalised latents; gradients flow to z.
 
         Args:
             z_BCTF: Normalised latents.
             time: Latent frames to decode, where a crop is enough (the discriminator's case: the decoder is the
                 dearest part of a step).
+            context: Frames of the clip on either side of the crop that are decoded too, and cut off the mel: the first
+                and last frames of what is decoded lack their neighbours.
 
         Returns:
             mel_BMN, with M = T * downsampling.
         """
+        lead = 0
         if time is not None:
-            z_BCTF = z_BCTF[:, :, time]
+            frames = z_BCTF.shape[2]
+            start, stop, _ = time.indices(frames)
+            first, lead = max(0, start - context), min(start, context)
+            z_BCTF = z_BCTF[:, :, first : min(frames, stop + context)]
         image = self.vae.decode(self.denormalise(z_BCTF)).sample
-        return F.pixel_shuffle(image, self.patch).squeeze(1)
+        mel_BMN = F.pixel_shuffle(image, self.patch).squeeze(1)
+        if time is None or not context:
+            return mel_BMN
+        return mel_BMN[:, lead * self.downsampling : (lead + stop - start) * self.downsampling]
 
     def reconstruct(self, mel_BMN: Tensor) -> Tensor:
         """A mel through the VAE, by the mean of its posterior."""

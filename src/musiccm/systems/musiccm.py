@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from musiccm.audio.windows import keyed_generator
@@ -34,7 +36,11 @@ from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.models.discriminator import Discriminator
 from musiccm.models.ema import Ema
 from musiccm.models.features import ClapFeatures
+from musiccm.models.half import half_copy
+from musiccm.systems import speed
+from musiccm.systems.checkpoint_fit import check_fit, identity
 from musiccm.systems.clock import clock_stopped
+from musiccm.systems.parallel import average_gradients, mean_over_ranks, own_rows, share_weights
 from musiccm.systems.settings import Adversarial, Distillation, Optimization
 
 #: Frozen parts live under this name; checkpoints leave them out, for the bundle has them.
@@ -46,8 +52,8 @@ CLAMP_FROM_T = 900
 class MusicCM(pl.LightningModule):
     """Distills the teacher of a bundle into a few-step student (MusicCM, arXiv 2404.13358).
 
-    Only the student's steps advance `trainer.global_step`. All randomness is keyed by (seed, rank, batch), so a resumed
-    run draws what the uninterrupted one would have drawn.
+    Only the student's steps advance `trainer.global_step`. All randomness is keyed by (seed, batch) and drawn for the
+    global batch, so a resumed run draws what the uninterrupted one would have drawn, and so does one on other devices.
 
     Args:
         bundle: directory, packaged name or hub id of the teacher's bundle.
@@ -89,6 +95,7 @@ class MusicCM(pl.LightningModule):
                 check_skip(phase.skip, self.grid)
         self.batches_seen = 0
         self._unfinished: dict[str, Tensor] = {}
+        self._half: dict[str, nn.Module] = {}
 
         teacher = Denoiser(self.bundle.unet, self.schedule, self.bundle.prediction_type)
         self.frozen = nn.ModuleDict(
@@ -104,13 +111,25 @@ class MusicCM(pl.LightningModule):
             cond_width = self.frozen["conditioner"].width + features.embed_width
             self.discriminator = Discriminator(features.widths, cond_width, self.adversarial.head_width)
         self.frozen.requires_grad_(False).eval()
+        # DDP's private switch, set before it wraps the system: it looks after the student alone. One backward pass
+        # reaches all of that, so that nothing unused need be searched for, and the heads' pass does not send the
+        # student's buckets round a second time. Frozen parts and averages are alike on all processes as they are.
+        others = [*self.named_parameters(), *self.named_buffers()]
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in others if not name.startswith("student.")]
 
     def _feature_network(self) -> nn.Module:
         kind = self.adversarial.features
         if kind == "clap":
             return ClapFeatures(self.bundle.clap, self.bundle.feature_extractor, self.bundle.mel)
         if kind == "audiomae":
-            return self.bundle.evaluators["audiomae"]
+            features, frames = self.bundle.evaluators["audiomae"], self.adversarial.crop_frames
+            patch, factor = features.config.patch_size, self.frozen["codec"].downsampling
+            if frames is not None and frames * factor < patch:
+                raise MusiccmError(
+                    f"adversarial.crop_frames: expected at least {-(-patch // factor)} latent frames of {factor} mel "
+                    f"frames, to fill a patch of {patch} of the audiomae features, found {frames}."
+                )
+            return features
         raise MusiccmError(f"adversarial.features: expected 'audiomae' or 'clap', found {kind!r}.")
 
     # what callbacks and commands read
@@ -157,19 +176,24 @@ class MusicCM(pl.LightningModule):
 
     def _condition(self, batch: LatentBatch, generator: torch.Generator) -> Tensor:
         share = self.distillation.audio_condition_share
-        hears = torch.rand(len(batch), 1, generator=generator).to(batch.text_BD.device) < share
-        return torch.where(hears, batch.audio_BD, batch.text_BD)
+        hears = own_rows(lambda n: torch.rand(n, 1, generator=generator), len(batch)) < share
+        return torch.where(hears.to(batch.text_BD.device), batch.audio_BD, batch.text_BD)
 
     def _guided_teacher(self, cond_BD: Tensor) -> Any:
         null_BD = self.conditioner.null(1)
-        return with_guidance(self.teacher, cond_BD, null_BD, self.guidance_scale)
+        return with_guidance(self._part("teacher"), cond_BD, null_BD, self.guidance_scale)
+
+    def _part(self, name: str) -> nn.Module:
+        """A frozen part as the step uses it: its bf16 copy where there is one."""
+        return self._half[name] if name in self._half else self.frozen[name]
 
     def warm_start_loss(self, z0: Tensor, cond_BD: Tensor, generator: torch.Generator) -> tuple[Tensor, dict]:
         """Regression of the student's own prediction onto the teacher's guided one, at uniform timesteps (SPEC 2).
 
         The teacher's x0 is clamped at the noisiest steps, where an epsilon network's x0 divides its error by alpha.
         """
-        t_B = torch.randint(self.schedule.num_train_timesteps, (len(z0),), generator=generator).to(z0.device)
+        steps = self.schedule.num_train_timesteps
+        t_B = own_rows(lambda n: torch.randint(steps, (n,), generator=generator), len(z0)).to(z0.device)
         z = self.schedule.add_noise(z0, _normal(z0, generator), t_B)
         alpha_B, sigma_B = self.schedule.alpha(t_B), self.schedule.sigma(t_B)
         with torch.no_grad():
@@ -184,7 +208,8 @@ class MusicCM(pl.LightningModule):
     def distil(self, z0: Tensor, cond_BD: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, dict]:
         """`L_distil` of SPEC 4. Returns the student's x0, the loss and its parts."""
         settings, phase = self.distillation, self.distillation.phase(self._progress())
-        index = sample_grid_index(len(z0), len(self.grid), generator, settings.timestep_mode, settings.tail)
+        mode, tail = settings.timestep_mode, settings.tail
+        index = own_rows(lambda n: sample_grid_index(n, len(self.grid), generator, mode, tail), len(z0))
         t_B = self.grid[index].to(z0.device)
         z = self.schedule.add_noise(z0, _normal(z0, generator), t_B)
         with torch.no_grad():
@@ -198,7 +223,8 @@ class MusicCM(pl.LightningModule):
 
     def features_of(self, z_BCTF: Tensor, crop: slice | None) -> tuple[list[Tensor], Tensor]:
         """Frozen features of decoded latents, and their embedding [B, D]; gradients flow to the latents."""
-        return self.frozen["features"].with_embedding(self.codec.decode_mel(z_BCTF, crop))
+        mel_BMN = self._part("codec").decode_mel(z_BCTF, crop, self.adversarial.crop_context)
+        return self._part("features").with_embedding(mel_BMN)
 
     def _crop(self, frames: int, generator: torch.Generator) -> slice | None:
         length = self.adversarial.crop_frames
@@ -209,10 +235,14 @@ class MusicCM(pl.LightningModule):
 
     # the step
 
-    def training_step(self, batch: LatentBatch, batch_idx: int) -> None:
-        """One batch: student loss and step, EMAs, then the discriminator's loss and step."""
+    def training_step(self, batch: LatentBatch, batch_idx: int) -> dict[str, Any]:
+        """One batch: student loss and step, EMAs, then the discriminator's loss and step.
+
+        Returns:
+            `loss`, this process' own, and `watched`, the means over all processes of everything that must stay finite.
+        """
         started = time.perf_counter()
-        generator = keyed_generator(self.seed, "distil", self.global_rank, self.batches_seen)
+        generator = keyed_generator(self.seed, "distil", 0, self.batches_seen)
         self.batches_seen += 1
         last = self.batches_seen % self.optimization.accumulate == 0
         lr = self.optimization.lr * self._lr_factor()
@@ -228,13 +258,20 @@ class MusicCM(pl.LightningModule):
                 adversarial = self._judge(z0, x0_pred, batch.text_BD, generator)
                 loss = loss + self.adversarial.weight * adversarial["loss_g"]
                 parts["loss_g"] = adversarial["loss_g"].detach()
-        self._check_finite(loss, batch)
-        self.manual_backward(loss / self.optimization.accumulate)
+        self._backward(loss, self.manual_backward)
         if last:
             parts["grad_norm_student"] = self._student_step(lr)
         if adversarial is not None:
             parts |= self._discriminator_step(adversarial, last)
-        self._log_parts(loss, {**parts, "lr": lr}, len(batch), time.perf_counter() - started)
+        watched = mean_over_ranks({"loss": loss, **parts})
+        self._log_parts(watched, lr, len(batch), time.perf_counter() - started)
+        return {"loss": loss.detach(), "watched": watched}
+
+    def _backward(self, loss: Tensor, backward: Callable[[Tensor], None]) -> None:
+        # Autocast would reach into the backward pass: the matrix products of layers that ran in float32 (the heads, R1)
+        # would be cast there. What ran in bf16 goes back in bf16 without it.
+        with torch.autocast(self.device.type, enabled=False):
+            backward(loss / self.optimization.accumulate)
 
     def _judge(self, z0: Tensor, x0_pred: Tensor, text_BD: Tensor, generator: torch.Generator) -> dict[str, Any]:
         crop = self._crop(z0.shape[2], generator)
@@ -262,7 +299,9 @@ class MusicCM(pl.LightningModule):
         loss, parts = discriminator_loss(
             self.discriminator, judged["real"], judged["fake"], judged["cond"], self.adversarial.r1_gamma
         )
-        self.manual_backward(loss / self.optimization.accumulate)
+        # Not `manual_backward`, which would have DDP wait for gradients of the student.
+        self._backward(loss, Tensor.backward)
+        average_gradients(self.discriminator.parameters())
         if last:
             norm = nn.utils.clip_grad_norm_(self.discriminator.parameters(), self.optimization.clip_norm)
             with clock_stopped(optimizer):
@@ -306,24 +345,45 @@ class MusicCM(pl.LightningModule):
             )
         return min(bounds)
 
+    def setup(self, stage: str) -> None:
+        """Lay out the networks before a strategy wraps them."""
+        if stage == "fit" and self.optimization.gradient_checkpointing:
+            speed.recompute_activations([self.student, self.codec.vae])
+        if stage == "fit" and self.optimization.channels_last:
+            averages = [self.student_ema_target, self.student_ema_slow]
+            speed.channels_last([self.student, *averages, self.teacher, self.codec])
+
     def on_fit_start(self) -> None:
-        """Refuse what would train wrongly without a word."""
+        """Refuse what would train wrongly without a word; copy and compile, now that all is on its device."""
         if str(self.trainer.precision).startswith("16"):
             raise MusiccmError(
                 f"trainer.precision: expected 32-true or bf16-mixed, found {self.trainer.precision!r}. Under manual "
                 "optimization Lightning clips float16 gradients while they are still scaled."
             )
+        if self.discriminator is not None:
+            share_weights(self.discriminator)
+        self._use_fast_networks()
 
-        parallel = self.trainer.strategy
-        if self.discriminator is not None and isinstance(parallel, DDPStrategy):
-            if not parallel._ddp_kwargs.get("find_unused_parameters", False):
-                raise MusiccmError(
-                    "trainer.strategy: expected ddp_find_unused_parameters_true with the adversarial loss: student and "
-                    "heads are stepped in turn, so no backward pass reaches all parameters."
-                )
+    def _use_fast_networks(self) -> None:
+        if self.trainer.precision == "bf16-mixed" and self.optimization.half_frozen:
+            self._half = {"teacher": half_copy(self.teacher)}
+            if self.discriminator is not None:
+                codec, features = self.codec, self.frozen["features"]
+                unheard = [features.clap.text_model] if isinstance(features, ClapFeatures) else []
+                self._half["codec"] = half_copy(codec, [codec.vocoder, codec.vae.encoder])
+                self._half["features"] = half_copy(features, unheard)
+        if self.optimization.compile is not None:
+            target, teacher = self.student_ema_target.module, self._part("teacher").unet
+            speed.compile_networks([self.student, target, teacher], self.optimization.compile)
+
+    def on_fit_end(self) -> None:
+        """Let the copies go."""
+        self._half = {}
 
     def on_train_start(self) -> None:
-        """Take up the gradients of a step that the checkpoint was saved in the middle of."""
+        """Take up the optimizers' state, and the gradients of a step that the checkpoint was saved in the middle of."""
+        for optimizer in self._optimizers():
+            speed.match_strides(optimizer.optimizer)
         for name, parameter in self._trained():
             if name in self._unfinished:
                 parameter.grad = self._unfinished[name].to(parameter)
@@ -343,34 +403,22 @@ class MusicCM(pl.LightningModule):
 
     # guards, logs, checkpoints
 
-    def _check_finite(self, loss: Tensor, batch: LatentBatch) -> None:
-        diverged, where = ~torch.isfinite(loss.detach()), ""
-        if self.trainer.world_size > 1:
-            # A process that stopped alone would leave the others waiting for it in their next collective.
-            diverged = self.trainer.strategy.reduce(diverged.float(), reduce_op="sum") > 0
-            where = f" on process {self.global_rank}, not finite on this or another,"
-        if diverged:
-            shown = ", ".join(batch.ids[:8])
-            raise MusiccmError(
-                f"the loss is {loss.item()}{where} at step {self.global_step} (clips {shown}, ...): training has "
-                "diverged. Lower optimization.lr, or resume from the last checkpoint of this run."
-            )
-
-    def _log_parts(self, loss: Tensor, parts: dict[str, Any], samples: int, seconds: float) -> None:
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log("train/samples_per_s", samples / seconds, prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in parts.items()})
+    def _log_parts(self, parts: dict[str, Tensor], lr: float, samples: int, seconds: float) -> None:
+        self.log("train/loss", parts["loss"], prog_bar=True)
+        self.log("train/samples_per_s", samples * self.trainer.world_size / seconds, prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in parts.items() if name != "loss"} | {"train/lr": lr})
         every = self.trainer.log_every_n_steps
         if every and self.global_step % every == 0:
             self.log("train/ema_distance", self.student_ema_slow.distance(self.student))
 
     def validation_step(self, batch: LatentBatch, batch_idx: int) -> None:
         """How far the slow average is from its own answer one guided teacher jump further on; fixed noise."""
-        generator = keyed_generator(self.seed, "validate", batch_idx)
+        # Keyed by clip, so that the figure depends neither on the batch size nor on the number of processes.
+        generators = [keyed_generator(self.seed, "validate", name) for name in batch.ids]
         z0 = self.codec.normalise(batch.latents_BCTF)
-        index = sample_grid_index(len(z0), len(self.grid), generator, "stratified")
-        t_B = self.grid[index].to(z0.device)
-        z = self.schedule.add_noise(z0, _normal(z0, generator), t_B)
+        t_B = self.grid[torch.cat([sample_grid_index(1, len(self.grid), g) for g in generators])].to(z0.device)
+        noise = torch.stack([torch.randn(z0.shape[1:], generator=g) for g in generators]).to(z0.device)
+        z = self.schedule.add_noise(z0, noise, t_B)
         f = self.consistency("slow")
         teacher = self._guided_teacher(batch.text_BD)
         phase, settings = self.distillation.phase(1.0), self.distillation
@@ -388,13 +436,17 @@ class MusicCM(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen parts out; the bundle has them."""
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith(FROZEN)}
+        # Contiguous, whatever `channels_last` says: safetensors, which an export writes, takes no other.
+        checkpoint["state_dict"] = {
+            name: value.contiguous() for name, value in state.items() if not name.startswith(FROZEN)
+        }
         checkpoint["batches_seen"] = self.batches_seen
         if self.batches_seen % self.optimization.accumulate:
             # Saved by the clock or at the end of an epoch, between two batches of one step.
             grads = {name: parameter.grad for name, parameter in self._trained()}
             checkpoint["gradients"] = {name: grad for name, grad in grads.items() if grad is not None}
-        checkpoint["student"] = self._identity()
+        checkpoint["student"] = self._identity
+        checkpoint["global_batch"] = self._global_batch()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the frozen parts back, so that loading stays strict, and refuse a checkpoint of another shape."""
@@ -402,36 +454,27 @@ class MusicCM(pl.LightningModule):
         self._unfinished = checkpoint.get("gradients", {})
         mine = {name: value for name, value in self.state_dict().items() if name.startswith(FROZEN)}
         checkpoint["state_dict"] |= mine
+        fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         path = getattr(self._trainer, "ckpt_path", None) or "the checkpoint"
-        _check_fit(str(path), self.state_dict(), checkpoint["state_dict"])
-        stated = checkpoint.get("student", {})
-        for key, value in self._identity().items():
-            if stated.get(key, value) != value:
-                raise MusiccmError(
-                    f"{path}: its student was trained with {key} = {stated[key]!r}, but model.init_args.distillation "
-                    f"says {value!r}: the weights would be read as something else. Name the config.yaml beside the "
-                    "checkpoint's folder."
-                )
+        check_fit(str(path), self.state_dict(), checkpoint, self._identity, resuming=fitting)
+        before, now = checkpoint.get("global_batch"), self._global_batch()
+        if fitting and before != now and None not in (before, now):
+            rank_zero_warn(
+                f"{path} was trained with {before} clips a step over all processes, this run has {now} "
+                "(data.init_args.batch_size x processes): the rest of this epoch repeats or leaves out clips"
+            )
 
+    def _global_batch(self) -> int | None:
+        """Clips of one batch over all processes, as far as the data module tells."""
+        data: Any = getattr(self._trainer, "datamodule", None)
+        size = getattr(data, "batch_size", None)
+        return None if size is None else size * self.trainer.world_size
+
+    @functools.cached_property
     def _identity(self) -> dict[str, Any]:
-        """What the student's weights mean, which their shapes do not tell."""
-        d = self.distillation
-        return {"prediction_type": d.prediction_type, "grid_points": d.grid_points, "sigma_data": d.sigma_data,
-                "timestep_scaling": d.timestep_scaling}
+        return identity(self.bundle, self.distillation, self.adversarial, self.optimization, self.seed)
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator).to(like.device)
-
-
-def _check_fit(path: str, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    reasons = [f"it lacks {name}" for name in missing] + [f"it has {name} in excess" for name in extra]
-    for name in expected.keys() & found.keys():
-        if expected[name].shape != found[name].shape:
-            reasons.append(f"{name} is {tuple(found[name].shape)} in it and {tuple(expected[name].shape)} here")
-    if reasons:
-        raise MusiccmError(
-            f"{path} does not fit this configuration: {'; '.join(reasons[:3])} ({len(reasons)} differences). "
-            "Resume with the config.yaml that lies beside the checkpoint's folder."
-        )
+    noise = own_rows(lambda n: torch.randn((n, *like.shape[1:]), generator=generator), len(like))
+    return noise.to(like.device)

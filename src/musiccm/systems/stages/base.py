@@ -17,6 +17,7 @@ from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle_files import read_json, resolve_bundle, update_json
 from musiccm.models.ema import Ema
+from musiccm.systems.parallel import mean_over_ranks
 
 
 def warmup_cosine(warmup_steps: int, max_steps: int, final_share: float = 0.0) -> Callable[[int], float]:
@@ -132,12 +133,18 @@ class Stage(pl.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, curve)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """One batch; logs every part under `train/`."""
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """One batch; logs every part under `train/`.
+
+        Returns:
+            `loss`, and `watched`, the means over all processes of everything that must stay finite.
+        """
         total, parts = self.loss(batch, self.generator("train", self.global_step, batch_idx))
-        self.log("train/loss", total, prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in parts.items() if value.ndim == 0})
-        return total
+        scalars = {name: value for name, value in parts.items() if value.ndim == 0}
+        watched = mean_over_ranks({**scalars, "loss": total})
+        self.log("train/loss", watched["loss"], prog_bar=True)
+        self.log_dict({f"train/{name}": watched[name] for name in scalars if name != "loss"})
+        return {"loss": total, "watched": watched}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then average: before any checkpoint callback runs, so that checkpoints hold both in step."""

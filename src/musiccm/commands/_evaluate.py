@@ -1,0 +1,300 @@
+"""Two folders of audio in, figures out: the work of `musiccm evaluate`."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from musiccm.commands._hear_folder import hear_folder
+from musiccm.commands._index import CONDITIONER_PARTS
+from musiccm.commands._plagiarism import index_ear
+from musiccm.data.audio_folder import AudioFolder, FolderClip, clip_batches, read_audio_folder, read_captions
+from musiccm.errors import MusiccmError
+from musiccm.metrics.embedders import Embedder, load_embedder
+from musiccm.metrics.index import TrainingIndex
+from musiccm.metrics.listener import Listener
+from musiccm.metrics.nearest import Queries, nearest_clips
+from musiccm.metrics.reference import FeatureSet, reference_figures
+from musiccm.metrics.sim_aa import rates
+from musiccm.metrics.suite import MetricSuite
+from musiccm.metrics.text_audio import TextAudioSimilarity
+from musiccm.models.bundle import Bundle
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+#: What the field's tables are made with.
+DEFAULT_EMBEDDERS = ("pann", "vgg")
+# Lengths that differ by more than this share are pointed out: distances follow them.
+LENGTH_TOLERANCE = 0.05
+
+
+@dataclass
+class Task:
+    """What to score, and how; see `musiccm evaluate --help`."""
+
+    generated: Path
+    reference: Path
+    embedders: dict[str, str | None] = field(default_factory=dict)
+    bundle: str | None = None
+    captions: str | None = None
+    train: str | None = None
+    clap: str | None = None
+    duration_s: float | None = None
+    channel: str | int = "mean"
+    batch_size: int = 16
+    device: str = "auto"
+    also: Sequence[str] = ()
+    reference_implementation: bool = False
+
+
+def pairs_of(arguments: Sequence[str] | None) -> dict[str, str | None]:
+    """`NAME[=FILE]` arguments as a mapping; the default networks without any."""
+    named: dict[str, str | None] = {}
+    for argument in arguments or DEFAULT_EMBEDDERS:
+        name, _, path = argument.partition("=")
+        if name in named:
+            raise MusiccmError(f"--embedder {argument}: {name} is given twice")
+        named[name] = path or None
+    return named
+
+
+def evaluate(task: Task) -> dict[str, Any]:
+    """Score one folder against another.
+
+    Args:
+        task: What and how.
+
+    Returns:
+        What `report` prints and the JSON holds: `figures` by name, `reference_implementation` where asked for,
+        `references` (figures of the real clips), numbers of clips, files left out and why, notes, networks.
+
+    Raises:
+        MusiccmError: A folder, file of weights or option that cannot be used, named.
+    """
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if task.device == "auto" else task.device)
+    captions = None if task.captions is None else read_captions(task.captions)
+    embedders = [load_embedder(name, path, task.bundle, device) for name, path in task.embedders.items()]
+    clap = None
+    if captions is not None:
+        clap = load_embedder("clap", task.clap, task.bundle, device)
+    shortest = max(embedder.min_duration_s for embedder in [*embedders, *([clap] if clap else [])])
+    folders = {side: read_audio_folder(path, shortest, progress=True)
+               for side, path in (("generated", task.generated), ("reference", task.reference))}
+    for folder in folders.values():
+        if len(folder.clips) < 2:
+            raise MusiccmError(f"{folder}: expected at least 2 clips, of which a distance can be taken")
+    run = _Run(task, embedders, clap, folders, captions, device)
+    run.hear_all()
+    result = run.result()
+    return result if task.train is None else with_sim_aa(result, task, str(device))
+
+
+def with_sim_aa(result: dict[str, Any], task: Task, device: str) -> dict[str, Any]:
+    """Add the plagiarism check's rates; CLAP hears windows as the index was heard.
+
+    Args:
+        result: What `evaluate` found.
+        task: With the index.
+        device: Where to compute.
+
+    Returns:
+        The result with `sim_aa_90`, `sim_aa_95` of both sides and the nearest training clip of each generated one.
+
+    Raises:
+        MusiccmError: The index cannot be used, or was built with another CLAP.
+    """
+    index = TrainingIndex(str(task.train))
+    bundle = Bundle.from_pretrained(task.bundle or index.about["bundle"], parts=CONDITIONER_PARTS)
+    ear = index_ear(index, bundle, device, task.batch_size, workers=2)
+    for side, folder in (("generated", task.generated), ("reference", task.reference)):
+        heard = hear_folder(ear, folder)
+        found = nearest_clips(index, Queries(heard.rows, [len(starts) for starts in heard.starts_s]), 1)
+        maxima = found.cosine_QK[:, 0]
+        if side == "reference":
+            result["references"] |= {f"test_set_{key}": value for key, value in rates(maxima).items()}
+            continue
+        result["figures"] |= rates(maxima)
+        nearest = zip(heard.ids, found.clip_QK[:, 0].tolist(), maxima.tolist(), strict=True)
+        result["nearest"] = [{"clip": name, "nearest": index.ids[clip], "cosine": cosine}
+                             for name, clip, cosine in sorted(nearest, key=lambda match: (-match[2], match[0]))]
+    return result
+
+
+class _Run:
+    """One evaluation: the folders are heard once, the reference first."""
+
+    def __init__(
+        self,
+        task: Task,
+        embedders: Sequence[Embedder],
+        clap: Any,
+        folders: dict[str, AudioFolder],
+        captions: dict[str, str] | None,
+        device: torch.device,
+    ) -> None:
+        self.task, self.folders, self.device, self.clap = task, folders, device, clap
+        rate_hz = next(iter(folders["generated"].rates_hz))
+        self.listener = Listener(embedders, None, rate_hz).to(device)
+        self.classifies = self.listener.classifies(device)
+        also = {name: list(self.classifies) for name in ("kad", "fd_inf") if name in task.also}
+        self.suite = MetricSuite(self.classifies, text=False, **also).to(device)
+        self.text = None if captions is None else TextSimilarity(clap, captions)
+        self.kept = {side: {name: FeatureSet() for name in self.classifies} for side in folders}
+        names = {side: {clip.id for clip in folder.clips} for side, folder in folders.items()}
+        self.paired = names["generated"] & names["reference"]
+        if self.text is not None:
+            self.text.check(task.captions, names["generated"])
+
+    def hear_all(self) -> None:
+        """Hear the reference, then the generated clips."""
+        for side in ("reference", "generated"):
+            clips = self.folders[side].clips
+            with tqdm(total=len(clips), desc=f"hearing {side}", unit="clip", dynamic_ncols=True) as bar:
+                for paired in (True, False):
+                    self._hear([clip for clip in clips if (clip.id in self.paired) == paired], side, paired, bar)
+
+    @torch.no_grad()
+    def _hear(self, clips: Sequence[FolderClip], side: str, paired: bool, bar: tqdm) -> None:
+        task = self.task
+        for batch in clip_batches(clips, task.batch_size, task.duration_s, task.channel):
+            waveform_BS = batch.waveform_BS.to(self.device)
+            features = self.listener(waveform_BS, batch.sample_rate_hz)
+            if side == "reference":
+                self.suite.update_reference(features, None, batch.ids, paired=paired)
+            else:
+                self.suite.update(features, None, batch.ids, paired=paired)
+            if self.text is not None:
+                self.text.update(side, waveform_BS, batch.sample_rate_hz, batch.ids)
+            if task.reference_implementation:
+                for name, heard in features.heard.items():
+                    self.kept[side][name].add(batch.ids, heard)
+            bar.update(len(batch.ids))
+
+    def result(self) -> dict[str, Any]:
+        """Figures and everything that a reader needs to trust them."""
+        figures, _ = self.suite.compute()
+        figures = {key: value for key, value in figures.items() if not key.startswith(("sim_aa", "ta_sim", "n"))}
+        references: dict[str, Any] = {}
+        if self.text is not None:
+            found, references = self.text.compute()
+            figures |= found
+        result: dict[str, Any] = {
+            "schema": SCHEMA, "generated": str(self.task.generated), "reference": str(self.task.reference),
+            "n": len(self.folders["generated"].clips), "n_reference": len(self.folders["reference"].clips),
+            "n_pairs": len(self.paired), "figures": figures, "references": references,
+        }
+        if self.task.reference_implementation:
+            result["reference_implementation"] = self._second_column()
+        names = [*self.listener.embedders.values(), *([self.clap] if self.clap is not None else [])]
+        return result | {
+            "networks": {network.name: network.fingerprint for network in names},
+            "settings": {"seconds": self.task.duration_s, "channel": self.task.channel, "bundle": self.task.bundle},
+            "left_out": {side: [vars(item) for item in folder.left_out] for side, folder in self.folders.items()},
+            "unpaired": {side: sorted({clip.id for clip in folder.clips} - self.paired)
+                         for side, folder in self.folders.items()},
+            "notes": notes(self.folders, self.paired),
+        }
+
+    def _second_column(self) -> dict[str, float]:
+        column: dict[str, float] = {}
+        for name in self.classifies:
+            found = reference_figures(self.kept["generated"][name], self.kept["reference"][name])
+            column |= {{"fd": f"fd_{name}", "kl": f"kl_{name}"}.get(key, f"is_{name}_{key[3:]}"): value
+                       for key, value in found.items()}
+        return column
+
+
+class TextSimilarity:
+    """Text-audio similarity of both sides, and the best that retrieval among the references could do.
+
+    Args:
+        clap: The CLAP embedder, with `text`.
+        captions: Captions by clip id.
+    """
+
+    def __init__(self, clap: Any, captions: dict[str, str]) -> None:
+        self.clap, self.captions = clap, captions
+        self.similarity = {"generated": TextAudioSimilarity(), "reference": TextAudioSimilarity()}
+        self.gallery: list[Tensor] = []
+
+    def check(self, path: str | None, names: set[str]) -> None:
+        """Refuse captions that lack some of the generated clips."""
+        if missing := sorted(names - set(self.captions)):
+            raise MusiccmError(f"{path}: no caption for {len(missing)} of {len(names)} generated clips, first "
+                               f"{missing[0]}; expected one for each, under its path without the suffix")
+
+    def update(self, side: str, waveform_BS: Tensor, sample_rate_hz: int, ids: Sequence[str]) -> None:
+        """Add clips; references without a caption stand for themselves in the gallery alone."""
+        audio_BD = self.clap(waveform_BS, sample_rate_hz).embedding_RE.cpu()
+        if side == "reference":
+            self.gallery.append(audio_BD)
+        asked = [n for n, clip_id in enumerate(ids) if clip_id in self.captions]
+        if asked:
+            text_BD = self.clap.text([self.captions[ids[n]] for n in asked]).cpu()
+            self.similarity[side].update(text_BD, audio_BD[asked], [ids[n] for n in asked])
+
+    def compute(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """`ta_similarity` of the generated clips, and the two figures that put it in proportion."""
+        found = self.similarity["generated"].compute()
+        best = self.similarity["generated"].retrieval_max(torch.cat(self.gallery))
+        references = {"retrieval_max_ta": best["retrieval_max_ta"], "retrieval_max_n_gallery": best["n_gallery"]}
+        if self.similarity["reference"].joined("text").numel():
+            real = self.similarity["reference"].compute()
+            references |= {"test_set_ta": real["ta_similarity"], "test_set_ta_n": real["n"]}
+        return {"ta_similarity": found["ta_similarity"]}, references
+
+
+def notes(folders: dict[str, AudioFolder], paired: set[str]) -> list[str]:
+    """What a reader of the figures should know about the two sets."""
+    found = []
+    for side, folder in folders.items():
+        if folder.left_out:
+            found.append(f"{len(folder.left_out)} {side} files were left out: the figures are of the others only")
+    lengths = {side: statistics.median(clip.audio.duration_s for clip in folder.clips)
+               for side, folder in folders.items()}
+    short, long = sorted(lengths.values())
+    if long > short * (1 + LENGTH_TOLERANCE):
+        found.append(f"generated clips last {lengths['generated']:.2f} s, references {lengths['reference']:.2f} s "
+                     "(medians): distances follow length; --seconds makes them equal")
+    rates = {side: folder.rates_hz for side, folder in folders.items()}
+    if set(rates["generated"]) != set(rates["reference"]):
+        found.append("sampling rates differ: " + "; ".join(
+            f"{side} {', '.join(f'{rate} Hz' for rate in rate_hz)}" for side, rate_hz in rates.items())
+            + "; all are resampled, but what a low rate lacks stays lacking")
+    if not paired:
+        found.append("no name occurs on both sides: KL is left out")
+    elif (unpaired := len(folders["generated"].clips) - len(paired)):
+        found.append(f"{unpaired} generated clips have no reference of their name: KL is of the {len(paired)} pairs")
+    return found
+
+
+def report(result: dict[str, Any]) -> str:
+    """The result as text: figures, their second column, and what was left out."""
+    second = result.get("reference_implementation")
+    lines = [f"n = {result['n']} generated, {result['n_reference']} references, {result['n_pairs']} pairs", ""]
+    heads = ["figure", "value"] + (["audioldm_eval"] if second is not None else [])
+    rows = [[key, _number(value), *([_number(second.get(key))] if second is not None else [])]
+            for key, value in result["figures"].items()]
+    rows += [[key, _number(value), *([""] if second is not None else [])]
+             for key, value in result["references"].items()]
+    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
+    for row in [heads, ["-" * width for width in widths], *rows]:
+        lines.append("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip())
+    if result["notes"]:
+        lines += ["", *(f"- {note}" for note in result["notes"])]
+    for side, items in result["left_out"].items():
+        lines += [f"- left out, {side}: {item['path']}: {item['reason']} ({item['detail']})" for item in items]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

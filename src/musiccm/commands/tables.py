@@ -1,0 +1,147 @@
+"""lay an evaluated run out as tables 1 to 3 of the paper: quality and speed, copying, ablations."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from musiccm.commands.compare import read_run
+from musiccm.errors import MusiccmError
+
+#: Steps of the paper's ablations (arXiv 2404.13358, table 3).
+ABLATION_STEPS = 4
+NAMES = {"teacher": "teacher", "student": "student", "student_shipped": "shipped student"}
+
+
+def main(argv: list[str]) -> int:
+    """Run `musiccm tables`.
+
+    Args:
+        argv: The arguments behind `tables`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        MusiccmError: The experiment has no evaluated run.
+    """
+    from musiccm.config import load_experiment
+    from musiccm.files import write_text
+
+    args = _parser().parse_args(argv)
+    config, runs = Path(args.config), Path(args.runs)
+    own = newest_results(runs / load_experiment(config, resolve=False)["experiment"])
+    if own is None:
+        raise MusiccmError(f"{config}: no evaluated run of it under {runs}; run `musiccm test --config {config} "
+                           "--ckpt_path newest` (make eval) first")
+    ablations = {}
+    for file in ablation_files(config):
+        name = load_experiment(file, resolve=False)["experiment"]
+        ablations[name] = (file, newest_results(runs / name))
+    text = paper_tables(own, ablations)
+    print(text)
+    write_text(own["path"].with_name("tables.md"), text)
+    return 0
+
+
+def ablation_files(config: Path) -> list[Path]:
+    """The experiments in `ablations/` beside an experiment file that are laid over it.
+
+    Args:
+        config: The experiment file.
+
+    Returns:
+        Files that name it as their base.
+    """
+    from omegaconf import OmegaConf
+
+    found = []
+    for file in sorted((config.parent / "ablations").glob("*.yaml")):
+        base = OmegaConf.load(file).get("base")  # type: ignore[union-attr]
+        bases = [base] if isinstance(base, str) else list(base or [])
+        if config.resolve() in [(file.parent / name).resolve() for name in bases]:
+            found.append(file)
+    return found
+
+
+def newest_results(folder: Path) -> dict[str, Any] | None:
+    """The results of the experiment's run that was evaluated last; None where none was."""
+    files = sorted(folder.glob("version_*/results.json"), key=lambda path: path.stat().st_mtime_ns)
+    return read_run(files[-1]) if files else None
+
+
+def paper_tables(run: dict[str, Any], ablations: dict[str, tuple[Path, dict[str, Any] | None]]) -> str:
+    """The three tables as Markdown.
+
+    Args:
+        run: Content of the run's results.json.
+        ablations: Of each ablation its file and its results, None where it was not evaluated.
+
+    Returns:
+        The text, ended by a newline.
+    """
+    rows, references = run["rows"], run.get("references", {})
+    quality = [key for prefix in ("fd_", "is_", "kl_") for key in figures(rows, prefix)]
+    lines = [f"# {run['experiment']}: n = {run['n']} clips, {run['path'].parent.name}", ""]
+    lines += ["## 1. Quality and speed", ""]
+    lines += grid(["model", "steps", *quality, "s/clip"],
+                  [[label(row), row["steps"], *(row.get(key) for key in quality), row.get("latency_s")]
+                   for row in rows])
+    lines += ["", "## 2. Text and training set", ""]
+    lines += grid(["model", "steps", "text-audio", "SIM_AA@90", "SIM_AA@95"], [
+        ["test set", None, *(references.get(key) for key in ("test_set_ta", "test_set_sim_aa_90",
+                                                             "test_set_sim_aa_95"))],
+        ["retrieval max", None, references.get("retrieval_max_ta"), None, None],
+        *([label(row), row["steps"], *(row.get(key) for key in ("ta_similarity", "sim_aa_90", "sim_aa_95"))]
+          for row in rows),
+    ])
+    lines += ["", f"## 3. Ablations, {ABLATION_STEPS} steps", ""]
+    short = [key for key in quality if not key.endswith("_std")] + ["ta_similarity"]
+    body, notes = [], []
+    for name, found in {run["experiment"]: run, **{name: entry[1] for name, entry in ablations.items()}}.items():
+        row = student_row(found) if found else None
+        if row is None:
+            notes.append(f"{name}: not evaluated; `musiccm fit --config {ablations[name][0]}`, then `musiccm test`"
+                         if name in ablations else f"{name}: no student at {ABLATION_STEPS} steps")
+            continue
+        if found is not None and found["n"] != run["n"]:
+            notes.append(f"{name} was scored on n = {found['n']} clips, not {run['n']}: do not compare its distances")
+        body.append([name, *(row.get(key) for key in short), found["n"] if found else None])
+    lines += grid(["run", *short, "n"], body)
+    return "\n".join([*lines, *([""] if notes else []), *(f"- {note}" for note in notes)]) + "\n"
+
+
+def figures(rows: list[dict[str, Any]], prefix: str) -> list[str]:
+    """Keys of a kind of figure, in the order in which the rows have them."""
+    return list(dict.fromkeys(key for row in rows for key in row if key.startswith(prefix)))
+
+
+def label(row: dict[str, Any]) -> str:
+    """A row's model in words."""
+    return NAMES.get(row["model"], row["model"])
+
+
+def student_row(run: dict[str, Any]) -> dict[str, Any] | None:
+    """The run's own student at the steps of the ablations."""
+    return next((r for r in run["rows"] if r["model"] == "student" and r["steps"] == ABLATION_STEPS), None)
+
+
+def grid(heads: list[str], body: list[list[Any]]) -> list[str]:
+    """Lines of a Markdown table; columns without any value are left out."""
+    kept = [column for column in range(len(heads)) if any(line[column] is not None for line in body)]
+    lines = [f"| {' | '.join(heads[c] for c in kept)} |", "|" + "---|" * len(kept)]
+    return lines + [f"| {' | '.join(cell(line[c]) for c in kept)} |" for line in body]
+
+
+def cell(value: Any) -> str:
+    """A figure with four digits; anything else as it is."""
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="musiccm tables", description=__doc__)
+    parser.add_argument("--config", required=True, help="experiment file; the files in ablations/ beside it that have "
+                        "it as their base are its ablations")
+    parser.add_argument("--runs", default="lightning_logs", help="folder of the runs (default %(default)s)")
+    return parser

@@ -1,0 +1,195 @@
+"""A folder of audio from anywhere: what a system generated, or the references that it is measured against."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from musiccm.audio import AudioFacts, read_audio
+from musiccm.audio.io import AUDIO_SUFFIXES
+from musiccm.data.report import BadItem
+from musiccm.data.scan import AudioFile, Fault, examine_file
+from musiccm.data.tables import read_table, read_text
+from musiccm.errors import MusiccmError
+
+
+@dataclass(frozen=True)
+class FolderClip:
+    """One usable file: its path below the folder without the suffix, the file, and what decoding it told."""
+
+    id: str
+    path: Path
+    audio: AudioFacts
+
+
+@dataclass
+class AudioFolder:
+    """The audio files of a folder and all below it.
+
+    Args:
+        root: The folder.
+        clips: Those that can be used, by id.
+        left_out: Those that cannot, and why.
+        others: Files that are no audio by their suffix.
+    """
+
+    root: Path
+    clips: list[FolderClip] = field(default_factory=list)
+    left_out: list[BadItem] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+
+    @property
+    def rates_hz(self) -> dict[int, int]:
+        """Usable files by sampling rate."""
+        return dict(sorted(Counter(clip.audio.sample_rate_hz for clip in self.clips).items()))
+
+    def __str__(self) -> str:
+        reasons = Counter(item.reason for item in self.left_out)
+        text = f"{self.root}: {len(self.clips)} of {len(self.clips) + len(self.left_out)} audio files can be used"
+        return text + ("; left out: " + ", ".join(f"{n} {r}" for r, n in sorted(reasons.items())) if reasons else "")
+
+
+def read_audio_folder(root: str | Path, min_duration_s: float = 0.0, progress: bool = False) -> AudioFolder:
+    """Decode every audio file of a folder once and say which can be used.
+
+    Args:
+        root: The folder.
+        min_duration_s: Shorter files are left out.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        What was found; hidden files are not looked at.
+
+    Raises:
+        MusiccmError: There is no such folder, no usable file in it, or two files of one name, such as a.wav and a.mp3.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise MusiccmError(f"{root}: no such folder; expected one with audio files")
+    files = sorted(path for path in root.rglob("*") if path.is_file()
+                   and not any(part.startswith(".") for part in path.relative_to(root).parts))
+    paths = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
+    ids = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
+    if twice := [name for name, n in Counter(ids).items() if n > 1]:
+        raise MusiccmError(f"{root}: {len(twice)} names occur with several suffixes, first {twice[0]}; a clip is known "
+                           "by its name without the suffix, so remove one of each")
+    folder = AudioFolder(root, others=[path for path in files if path.suffix.lower() not in AUDIO_SUFFIXES])
+    with ThreadPoolExecutor() as pool, tqdm(total=len(paths), desc=f"reading {root.name}", unit="file",
+                                            disable=not progress, dynamic_ncols=True) as bar:
+        found = pool.map(lambda path: examine_file(AudioFile(path), min_duration_s), paths)
+        for clip_id, path, result in zip(ids, paths, found, strict=True):
+            if isinstance(result, Fault):
+                folder.left_out.append(BadItem(clip_id, str(path), result.reason, result.detail))
+            else:
+                folder.clips.append(FolderClip(clip_id, path, result))
+            bar.update()
+    if not folder.clips:
+        reasons = sorted({item.reason for item in folder.left_out})
+        raise MusiccmError(f"{root}: no audio that can be used" + (
+            f": {len(folder.left_out)} files were left out ({', '.join(reasons)})" if reasons else
+            f"; expected files ending in {', '.join(AUDIO_SUFFIXES)}"))
+    return folder
+
+
+class ClipBatch(NamedTuple):
+    """Clips of one length and rate: `[B, S]`, the rate, and their ids."""
+
+    waveform_BS: Tensor
+    sample_rate_hz: int
+    ids: list[str]
+
+
+class _Files(Dataset):
+    def __init__(self, clips: Sequence[FolderClip], duration_s: float | None, channel: str | int) -> None:
+        self.clips, self.duration_s, self.channel = list(clips), duration_s, channel
+
+    def __getitem__(self, item: int) -> tuple[Tensor, int, str]:
+        clip = self.clips[item]
+        waveform_S, rate_hz = read_audio(clip.path, 0.0, self.duration_s, self.channel, allow_silent=True)
+        return waveform_S - waveform_S.mean(), rate_hz, clip.id
+
+
+def _collate(items: Sequence[tuple[Tensor, int, str]]) -> ClipBatch:
+    return ClipBatch(torch.stack([item[0] for item in items]), items[0][1], [item[2] for item in items])
+
+
+def clip_batches(
+    clips: Sequence[FolderClip],
+    batch_size: int = 16,
+    duration_s: float | None = None,
+    channel: str | int = "mean",
+    num_workers: int = 0,
+) -> Iterator[ClipBatch]:
+    """Read clips, in batches of one length and rate; the mean of each is removed, its level stays.
+
+    Args:
+        clips: The clips.
+        batch_size: At most so many together.
+        duration_s: Take this much from the start of each; None takes all.
+        channel: `"mean"` of the channels, or a channel number (published tools take the first).
+        num_workers: Processes that decode.
+
+    Yields:
+        Batches, shortest clips first.
+    """
+    def shape(item: int) -> tuple[int, int]:
+        facts = clips[item].audio
+        frames = facts.frames if duration_s is None else min(facts.frames, round(duration_s * facts.sample_rate_hz))
+        return facts.sample_rate_hz, frames
+
+    batches: list[list[int]] = []
+    for item in sorted(range(len(clips)), key=lambda item: (shape(item), clips[item].id)):
+        if not batches or len(batches[-1]) == batch_size or shape(batches[-1][0]) != shape(item):
+            batches.append([])
+        batches[-1].append(item)
+    data = _Files(clips, duration_s, channel)
+    yield from DataLoader(data, batch_sampler=batches, collate_fn=_collate, num_workers=num_workers)
+
+
+def read_captions(path: str | Path) -> dict[str, str]:
+    """The caption of each clip by its id.
+
+    Args:
+        path: `.json`: an object from id to caption; `.csv` or `.tsv`: columns `caption` and `id`, or `path` whose name
+            without the suffix is the id.
+
+    Returns:
+        Id to caption.
+
+    Raises:
+        MusiccmError: The file is missing, has another form, a broken row, or two captions for one id.
+    """
+    path = Path(path)
+    if path.suffix == ".json":
+        try:
+            pairs = list(json.loads(read_text(path, "an object from clip id to caption")).items())
+        except (ValueError, AttributeError) as error:
+            raise MusiccmError(f"{path}: expected a JSON object from clip id to caption ({error})") from error
+    elif path.suffix in (".csv", ".tsv"):
+        table = read_table(path, "," if path.suffix == ".csv" else "\t")
+        key = next((name for name in ("id", "path") if name in table.header), None)
+        if key is None or "caption" not in table.header:
+            raise MusiccmError(f"{path}: expected columns caption and id or path, found {', '.join(table.header)}")
+        if table.bad:
+            raise MusiccmError(f"{path}: {len(table.bad)} rows cannot be read, first {table.bad[0].detail}")
+        rows = [dict(zip(table.header, cells, strict=True)) for _, cells in table.rows]
+        pairs = [(str(Path(row[key]).with_suffix("")) if key == "path" else row[key], row["caption"]) for row in rows]
+    else:
+        raise MusiccmError(f"{path}: expected captions as .json, .csv or .tsv")
+    captions: dict[str, str] = {}
+    for clip_id, caption in pairs:
+        if not isinstance(caption, str) or not caption.strip():
+            raise MusiccmError(f"{path}: {clip_id}: expected a caption, found {caption!r}")
+        if captions.setdefault(clip_id, caption.strip()) != caption.strip():
+            raise MusiccmError(f"{path}: {clip_id}: two different captions; expected one a clip")
+    return captions

@@ -1,0 +1,171 @@
+"""Latents straight to sound: one small network in place of VAE decoder and vocoder.
+
+A ConvNeXt backbone at the rate of the spectrogram's frames with an inverse-STFT head, as Vocos has (Siuzdak 2023,
+arXiv 2306.00814). Nothing in it looks further than its convolutions reach, so that sound can be made while latents
+still come in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from musiccm.errors import MusiccmError
+from musiccm.models.weights_folder import load_weights, make_config, read_config, save_weights_folder
+
+
+@dataclass
+class FastDecoderConfig:
+    """Shape of a fast decoder; the defaults fit the released MusicLDM.
+
+    Args:
+        latent_channels: Channels of the raw latents.
+        latent_bins: Their frequency bins; channels times bins are one frame of the input.
+        latent_hop: Samples a latent frame covers.
+        hop_length: Samples between frames of the head; divides `latent_hop`.
+        n_fft: Points of the head's inverse Fourier transform.
+        width: Channels of the backbone.
+        hidden: Channels within a block.
+        latent_blocks: Blocks at the rate of the latents.
+        blocks: Blocks at the rate of the head.
+        kernel_size: Of a block's convolution over time, odd.
+    """
+
+    latent_channels: int = 8
+    latent_bins: int = 16
+    latent_hop: int = 640
+    hop_length: int = 160
+    n_fft: int = 1024
+    width: int = 512
+    hidden: int = 1536
+    latent_blocks: int = 2
+    blocks: int = 8
+    kernel_size: int = 7
+
+
+class _Block(nn.Module):
+    """ConvNeXt block over time: depthwise convolution, layer norm, two pointwise layers, layer scale, residual."""
+
+    def __init__(self, width: int, hidden: int, kernel_size: int, scale: float) -> None:
+        super().__init__()
+        self.mix = nn.Conv1d(width, width, kernel_size, padding=kernel_size // 2, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, hidden)
+        self.narrow = nn.Linear(hidden, width)
+        self.scale = nn.Parameter(torch.full((width,), scale))
+
+    def forward(self, x_BWT: Tensor) -> Tensor:
+        y = self.norm(self.mix(x_BWT).transpose(1, 2))
+        return x_BWT + (self.scale * self.narrow(F.gelu(self.widen(y)))).transpose(1, 2)
+
+
+class FastDecoder(nn.Module):
+    """Raw latents, standardised channel by channel, to a waveform.
+
+    Args:
+        config: Shape, as an object or a mapping.
+
+    Raises:
+        MusiccmError: If the hops do not divide, or the kernel is even.
+    """
+
+    window: Tensor
+
+    def __init__(self, config: FastDecoderConfig | Mapping[str, Any]) -> None:
+        super().__init__()
+        self.config = c = make_config(FastDecoderConfig, config)
+        if c.latent_hop % c.hop_length or c.n_fft % 2 or c.n_fft < c.hop_length or c.kernel_size % 2 == 0:
+            raise MusiccmError(f"fast decoder: expected an odd kernel_size, an even n_fft >= hop_length that divides "
+                               f"latent_hop, found kernel_size {c.kernel_size}, n_fft {c.n_fft}, hop_length "
+                               f"{c.hop_length}, latent_hop {c.latent_hop}")
+        self.factor = c.latent_hop // c.hop_length
+        scale = 1.0 / (c.latent_blocks + c.blocks)
+        self.embed = nn.Conv1d(c.latent_channels * c.latent_bins, c.width, 3, padding=1)
+        self.slow = nn.Sequential(
+            *[_Block(c.width, c.hidden, c.kernel_size, scale) for _ in range(c.latent_blocks)]
+        )
+        self.expand = nn.Linear(c.width, c.width * self.factor)
+        self.fast = nn.Sequential(*[_Block(c.width, c.hidden, c.kernel_size, scale) for _ in range(c.blocks)])
+        self.norm = nn.LayerNorm(c.width)
+        self.head = nn.Linear(c.width, c.n_fft + 2)
+        self.register_buffer("window", torch.hann_window(c.n_fft), persistent=False)
+
+    @property
+    def reach(self) -> int:
+        """Latent frames on either side that a latent frame's sound depends on."""
+        c, side = self.config, self.config.kernel_size // 2
+        samples = side * c.blocks * c.hop_length + c.n_fft // 2
+        return 1 + side * c.latent_blocks + -(-samples // c.latent_hop)
+
+    def forward(self, latents_BCTF: Tensor) -> Tensor:
+        """Decode.
+
+        Args:
+            latents_BCTF: Raw latents with zero mean and unit deviation a channel, `[B, C, T, F]`.
+
+        Returns:
+            Waveforms `[B, T * latent_hop]`, float32.
+
+        Raises:
+            MusiccmError: If channels or bins are not the configuration's.
+        """
+        c = self.config
+        if latents_BCTF.shape[1] != c.latent_channels or latents_BCTF.shape[3] != c.latent_bins:
+            raise MusiccmError(f"fast decoder: expected latents of {c.latent_channels} channels and {c.latent_bins} "
+                               f"bins, found shape {tuple(latents_BCTF.shape)}")
+        x_BWT = self.slow(self.embed(latents_BCTF.transpose(2, 3).flatten(1, 2)))
+        x_BTW = self.expand(x_BWT.transpose(1, 2)).unflatten(2, (self.factor, c.width)).flatten(1, 2)
+        x_BTW = self.norm(self.fast(x_BTW.transpose(1, 2)).transpose(1, 2))
+        return self.synthesise(self.head(x_BTW).float())
+
+    def synthesise(self, heads_BTH: Tensor) -> Tensor:
+        """Inverse STFT of log-magnitudes and phases, `hop_length` samples a frame, the frame's centre in its middle."""
+        c = self.config
+        log_magnitude, phase = heads_BTH.chunk(2, dim=-1)
+        # exp(6) is louder than any frame of a waveform within [-1, 1] can be at this size by far
+        spectrum = torch.polar(log_magnitude.clamp(max=6.0).exp(), phase)
+        frames = torch.fft.irfft(spectrum, c.n_fft, norm="ortho") * self.window
+        return overlap_add(frames, c.hop_length) / self.envelope(heads_BTH.shape[1])
+
+    def envelope(self, frames: int) -> Tensor:
+        """Sum of the squared windows that overlap at each sample, `[frames * hop_length]`."""
+        squared = self.window.square().expand(1, frames, -1)
+        return overlap_add(squared, self.config.hop_length)[0].clamp(min=1e-3)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors`."""
+        save_weights_folder(folder, {"_class_name": "FastDecoder", **asdict(self.config)}, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> FastDecoder:
+        """Read a folder written by `save_pretrained`; the decoder comes in eval mode.
+
+        Raises:
+            MusiccmError: If a file is missing or the two do not belong together.
+        """
+        decoder = cls(make_config(FastDecoderConfig, read_config(folder), f"{folder}/config.json"))
+        load_weights(decoder, folder)
+        return decoder.eval()
+
+
+def overlap_add(frames_BTS: Tensor, hop_length: int) -> Tensor:
+    """Add frames up, `hop_length` apart, and cut what the first and the last stand out by.
+
+    Args:
+        frames_BTS: Frames, `[B, T, n_fft]`.
+        hop_length: Samples between their starts.
+
+    Returns:
+        `[B, T * hop_length]`; sample 0 lies `(n_fft - hop_length) / 2` into the first frame.
+    """
+    batch, frames, size = frames_BTS.shape
+    length = (frames - 1) * hop_length + size
+    added = F.fold(frames_BTS.transpose(1, 2), (1, length), (1, size), stride=(1, hop_length)).reshape(batch, length)
+    start = (size - hop_length) // 2
+    return added[:, start : start + frames * hop_length]

@@ -1,0 +1,87 @@
+"""What the processes of one run share: random draws, means of figures, gradients and weights outside DDP's care."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process' number and how many there are; (0, 1) without a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def own_rows(draw: Callable[[int], Tensor], count: int) -> Tensor:
+    """Draw for the global batch and keep this process' rows.
+
+    Every process makes the same draw, so that the draws of a global batch are the same for any number of processes, and
+    stratified ones are stratified over all of it.
+
+    Args:
+        draw: `n -> tensor` with `n` rows, from a generator that is keyed alike on all processes.
+        count: Rows of one process.
+
+    Returns:
+        `count` rows.
+    """
+    rank, world = rank_and_world()
+    return draw(count * world)[rank * count : (rank + 1) * count]
+
+
+@torch.no_grad()
+def mean_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Means of scalars over all processes, by one reduction and without waiting for the device.
+
+    Lightning's `sync_dist=True` would take a barrier and a reduction for every value.
+
+    Args:
+        values: Scalars, the same names in the same order on every process.
+
+    Returns:
+        The means, float32; a value that is not finite on any process is not finite in its mean.
+    """
+    if not values:
+        return {}
+    stacked = torch.stack([value.detach().float() for value in values.values()])
+    _, world = rank_and_world()
+    if world > 1:
+        dist.all_reduce(stacked)
+        stacked = stacked / world
+    return dict(zip(values, stacked.unbind(), strict=True))
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace gradients by their means over all processes, as one flat reduction.
+
+    For a small module that DDP does not look after. Every process must hold gradients of the same parameters.
+
+    Args:
+        parameters: Those without a gradient are passed over.
+    """
+    _, world = rank_and_world()
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if world == 1 or not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= world
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+
+
+@torch.no_grad()
+def share_weights(module: nn.Module) -> None:
+    """Give every process the parameters and buffers of the first one.
+
+    Args:
+        module: Of the same shape on every process.
+    """
+    if rank_and_world()[1] > 1:
+        for tensor in [*module.parameters(), *module.buffers()]:
+            dist.broadcast(tensor.detach(), src=0)

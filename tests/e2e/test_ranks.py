@@ -1,0 +1,85 @@
+"""Two processes under torchrun: what befalls one ends or moves both, and their evaluation is that of one process."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from musiccm import cli
+
+from .conftest import ACCIDENTS, World, accident, checkpoints, evaluation
+
+pytestmark = pytest.mark.e2e
+
+PARALLEL = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+
+
+def run(start: Callable[..., Any], arguments: list[str], folder: Path, **variables: str) -> tuple[int, str]:
+    process = start([*arguments, *PARALLEL], folder, ACCIDENTS, processes=2, **variables)
+    printed, _ = process.communicate(timeout=600)
+    return process.returncode, printed
+
+
+@pytest.fixture
+def config(world: World, here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(ACCIDENTS)
+    judged = evaluation(shipped_student=None, cache_dir=None)
+    return world.experiment(here, "pair", [checkpoints(1), judged, *accident()], max_steps=6, limit_val_batches=0)
+
+
+def steps_saved(folder: Path) -> int:
+    last = folder / "lightning_logs" / "pair" / "version_0" / "checkpoints" / "last.ckpt"
+    return torch.load(last, weights_only=True)["global_step"]
+
+
+def test_one_process_killed_ends_the_other_with_a_message(config: Path, here: Path, start: Callable[..., Any]) -> None:
+    code, printed = run(start, ["fit", "--config", str(config)], here, ACCIDENT="SIGKILL:4:1")
+    assert code != 0 and "exitcode  : -9" in printed, printed
+    assert "another process of this run has ended" in printed and "--ckpt_path auto" in printed
+    assert steps_saved(here) == 3
+    # The last sign of life before the accident is the checkpoint.
+    last = here / "lightning_logs" / "pair" / "version_0" / "checkpoints" / "last.ckpt"
+    assert time.time() - last.stat().st_mtime < 60
+
+
+def test_a_loss_that_is_not_finite_on_one_process_stops_both(
+    config: Path, here: Path, start: Callable[..., Any]
+) -> None:
+    code, printed = run(start, ["fit", "--config", str(config)], here, ACCIDENT="NAN:3:1")
+    assert code != 0
+    said = [line for line in printed.splitlines() if "training has diverged" in line]
+    assert len(said) == 2 and said[0] == said[1], printed
+    assert "loss is nan at step 3" in said[0] and "(process 1)" in said[0] and "(process 0)" not in said[0]
+    assert said[0].count("train_") == 8, "the clips of one process' batch"
+    assert "last.ckpt (step 2)" in said[0] and steps_saved(here) == 2
+
+
+def test_a_signal_to_one_process_saves_both_and_their_table_is_that_of_one_process(
+    config: Path, here: Path, start: Callable[..., Any]
+) -> None:
+    code, printed = run(start, ["fit", "--config", str(config)], here, ACCIDENT="SIGUSR1:3:1")
+    # torchrun says 1 whatever its workers say.
+    assert code == 1 and printed.count("exitcode  : 75") >= 1, printed
+    assert "another process' signal received: saved" in printed and "at step 4; exit code 75" in printed
+    assert steps_saved(here) == 4, "agreed on one step later"
+
+    def table() -> dict[str, Any]:
+        return json.loads((here / "lightning_logs" / "pair" / "version_0" / "results.json").read_text())
+
+    testing = ["test", "--config", str(config), "--ckpt_path", "newest"]
+    code, printed = run(start, testing, here)
+    assert code == 0, printed
+    two = table()
+    assert cli.main(testing) == 0
+    one = table()
+    assert one["n"] == two["n"]
+    for mine, theirs in zip(two["rows"], one["rows"], strict=True):
+        for key in (key for key in theirs if not key.startswith("latency")):
+            same = theirs[key] is None or isinstance(theirs[key], str)
+            assert mine[key] == (theirs[key] if same else pytest.approx(theirs[key], rel=1e-4, abs=1e-7)), key
