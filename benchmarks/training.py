@@ -93,8 +93,9 @@ def systems(bundle: str) -> dict[str, MusicCM]:
     }
 
 
-def batches(system: MusicCM, size: int = BATCH) -> list[LatentBatch]:
+def batches(system: MusicCM, size: int | None = None) -> list[LatentBatch]:
     """Noise of the latents' shape: the time does not depend on the values."""
+    size = size or BATCH
     generator = torch.Generator().manual_seed(0)
     width, latents = system.conditioner.width, torch.randn(size, *system.bundle.latent_shape(), generator=generator)
     cond = torch.nn.functional.normalize(torch.randn(size, width, generator=generator), dim=-1)

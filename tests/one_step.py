@@ -61,6 +61,7 @@ def one_step(
     adversarial: Adversarial | None = None,
     around: Callable[[str], AbstractContextManager] = lambda name: nullcontext(),
     size: int = 2,
+    system: type[MusicCM] = MusicCM,
     **optimization: Any,
 ) -> Step:
     """Train for one step.
@@ -72,13 +73,14 @@ def one_step(
         adversarial: By default a crop of half of `tests.tiny_bundle`'s clips.
         around: `name -> context` that the methods `_student_step` and `_discriminator_step` run in.
         size: Of the batch.
+        system: What is trained.
         **optimization: Fields of `Optimization`.
 
     Returns:
         The losses, and the gradients that the optimizers were given, after clipping.
     """
     torch.manual_seed(0)
-    model = MusicCM(
+    model = system(
         bundle,
         distillation=Distillation(curriculum=[Phase(1.0, 100, 1)]),
         adversarial=adversarial or Adversarial(crop_frames=4, head_width=8),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from one_step import batch_of, one_step
@@ -10,10 +12,13 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from tiny_bundle import build_random_bundle
 from torch.utils.data import DataLoader
 
+from musiccm.commands.bench import load
 from musiccm.errors import MusiccmError
 from musiccm.systems import speed
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.settings import Adversarial, Optimization
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +44,18 @@ def test_the_same_is_learned(bundle, plain, tmp_path, setting):
     ours = one_step(bundle, tmp_path, **{setting: True})
     assert_same(ours, plain)
     assert {name.split(".")[0] for name in ours.gradients} == {"student", "discriminator"}
+
+
+def test_a_straightforward_step_learns_the_same(bundle, plain, tmp_path):
+    """The benchmark's baseline: teacher called twice, each look at decoded mels a call, averages one by one."""
+    straightforward = load(BENCHMARKS / "training.py").Straightforward
+    theirs = one_step(bundle, tmp_path, system=straightforward)
+    assert_same(plain, theirs)
+    for name in ("student_ema_target", "student_ema_slow"):
+        ours, reference = (getattr(step.model, name).state_dict() for step in (plain, theirs))
+        # AdamW's first step is the sign of the gradient, which rounding may turn where it is nothing.
+        moved = sum((ours[key] - reference[key]).abs().gt(1e-6).sum() for key in ours)
+        assert moved <= 0.001 * sum(value.numel() for value in ours.values())
 
 
 def test_a_compiled_student_learns_the_same(bundle):

@@ -145,8 +145,8 @@ class _Run:
         rate_hz = next(iter(folders["generated"].rates_hz))
         self.listener = Listener(embedders, None, rate_hz).to(device)
         self.classifies = self.listener.classifies(device)
-        also = {name: list(self.classifies) for name in ("kad", "fd_inf") if name in task.also}
-        self.suite = MetricSuite(self.classifies, text=False, **also).to(device)
+        kad, fd_inf = (list(self.classifies) if name in task.also else [] for name in ("kad", "fd_inf"))
+        self.suite = MetricSuite(self.classifies, text=False, kad=kad, fd_inf=fd_inf).to(device)
         self.text = None if captions is None else TextSimilarity(clap, captions)
         self.kept = {side: {name: FeatureSet() for name in self.classifies} for side in folders}
         names = {side: {clip.id for clip in folder.clips} for side, folder in folders.items()}
