@@ -154,6 +154,26 @@ class LatentCodec(nn.Module):
         """Normalised latents to waveforms of shape [B, S]."""
         return self.vocode(self.decode_mel(z_BCTF))
 
+    @property
+    def vocoder_context(self) -> int:
+        """Mel frames on either side that the vocoder's sound of a frame can depend on (one-sided receptive field).
+
+        A chunk that is vocoded with this much context, which is then cut off, sounds as it does in the whole.
+
+        Raises:
+            MusiccmError: If this codec was built without a vocoder.
+        """
+        if self.vocoder is None:
+            raise MusiccmError("this codec has no vocoder: build it with one to make waveforms")
+        c = self.vocoder.config
+        reach, rate = 3.0, 1  # conv_pre has 7 taps; rate is in samples a mel frame
+        for upsample, taps in zip(c.upsample_rates, c.upsample_kernel_sizes, strict=True):
+            reach += -(-taps // upsample) / rate
+            rate *= upsample
+            blocks = zip(c.resblock_kernel_sizes, c.resblock_dilation_sizes, strict=True)
+            reach += max(sum((d + 1) * (k - 1) // 2 for d in dilations) for k, dilations in blocks) / rate
+        return math.ceil(reach + 3.0 / rate)
+
     def latent_shape(self, duration_s: float) -> tuple[int, int, int]:
         """The [C, T, F] of the z that holds at least `duration_s` seconds."""
         frames = math.ceil(duration_s * self.mel.sample_rate_hz / self.mel.hop_length - 1e-6)
