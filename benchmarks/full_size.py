@@ -179,7 +179,8 @@ def weight_bytes(system: MusicCM) -> int:
     """Bytes of all weights, of the gradients and AdamW's moments, and of the bf16 copies."""
     trained = sum(p.numel() for p in chain(system.student.parameters(), system.discriminator.parameters()))
     held = sum(t.numel() * t.element_size() for t in chain(system.parameters(), system.buffers()))
-    copies = sum(p.numel() * 2 for part in system._half.values() for p in part.parameters() if p.dtype == torch.bfloat16)
+    halves = chain.from_iterable(part.parameters() for part in system._half.values())
+    copies = sum(p.numel() * 2 for p in halves if p.dtype == torch.bfloat16)
     return held + copies + 3 * 4 * trained + int(4 * UNSEEN)
 
 
@@ -227,9 +228,9 @@ def memory_rows(system: MusicCM, one: Any, mode: FakeTensorMode) -> list[dict]:
         system.conditioner._null = system.conditioner._null.to("cuda")
         system._half = {name: half_copy(system.frozen[name]) for name in ("teacher", "codec", "features")}
     rows = []
-    for case, crop in (("on a crop", slice(100, 100 + CROP)), ("on whole clips", None), ("recomputing, on a crop", None)):
+    part = slice(100, 100 + CROP)
+    for case, crop in (("on a crop", part), ("on whole clips", None), ("recomputing, on a crop", part)):
         if case.startswith("recomputing"):
-            crop = slice(100, 100 + CROP)
             speed.recompute_activations([system.student, system._half["codec"].vae])
         system._crop = lambda *_, crop=crop: crop
         kept, weights = activation_bytes(system, many, mode), weight_bytes(system)

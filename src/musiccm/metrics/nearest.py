@@ -134,7 +134,7 @@ def _scan(
     clips = torch.full((len(queries), keep), -1, dtype=torch.long, device=device)
     exclude = torch.tensor(queries.exclude, dtype=torch.long, device=device)
     chunks = [(a, b, queries.rows[queries.first[a] : queries.first[b]].to(dtype)) for a, b in _chunks(queries)]
-    with _full_precision():
+    with _full_precision(device):
         for first, last in _blocks(gallery, begin, end, block_rows):
             rows = gallery.read(int(gallery.first_row[first]), int(gallery.first_row[last])).to(device)
             rows = rows.to(dtype) if gallery.unit else unit_rows(rows).to(dtype)
@@ -221,7 +221,7 @@ def rescore(gallery: Gallery, queries: Queries, clips_QK: Tensor, k: int) -> Nei
     held, rows32, rows64 = -1, torch.empty(0), torch.empty(0)
     # A few small products, one after the other: on the CPU, where the rows are.
     here = queries.rows.cpu()
-    with _full_precision():
+    with _full_precision(here.device):
         # In the order of the gallery, so that each of its files is read once.
         for query, place in pairs[clips_QK[pairs[:, 0], pairs[:, 1]].argsort(stable=True)].tolist():
             clip = int(clips_QK[query, place])
@@ -257,11 +257,12 @@ def _gathered(tensor: Tensor, world: int) -> Tensor:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
-    """Turn off TF32 and bfloat16 products, which the bound does not hold for."""
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Turn off autocast, TF32 and bfloat16 products, which the bound does not hold for."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        yield
+        with torch.autocast(device.type, enabled=False):
+            yield
     finally:
         torch.set_float32_matmul_precision(before)
