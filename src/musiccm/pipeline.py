@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,17 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musiccm.diffusion import NoiseSchedule, refuse_guidance, sampling_timesteps, student_grid
+from musiccm.diffusion import NoiseSchedule, refuse_guidance, sampling_timesteps, student_grid, with_guidance
 from musiccm.errors import MusiccmError
+from musiccm.long_form import LongMusic, check_duration, check_texts, compose
 from musiccm.models.bundle import Bundle
 from musiccm.models.denoiser import Consistency, Denoiser
-from musiccm.samplers import sample_ddim, sample_few_step, sample_noise, seeded_noise_fn
+from musiccm.samplers import (
+    Stepper,
+    sample_ddim,
+    sample_few_step,
+    sample_noise,
+    sample_seeds,
+    seeded_noise_fn,
+    trailing_timesteps,
+)
 
 STUDENT_STEPS, TEACHER_STEPS = 4, 50
 TEACHER_GUIDANCE_SCALE = 3.0  # MusicCM's w = 2
 
 
-class Pipeline:
+class Pipeline(LongMusic):
     """Makes music with a bundle: few-step with a distilled student, guided DDIM with a teacher.
 
     Which of the two a bundle is, its scheduler says: an `LCMScheduler` is a student, and carries the timestep grid that
@@ -76,9 +84,14 @@ class Pipeline:
         return self.bundle.mel.sample_rate_hz
 
     @property
+    def frame_samples(self) -> int:
+        """Samples of a latent frame."""
+        return self.codec.downsampling * self.bundle.mel.hop_length
+
+    @property
     def duration_s(self) -> float:
-        """Length of a clip."""
-        return self.latent_shape[1] * self.codec.downsampling * self.bundle.mel.hop_length / self.sample_rate_hz
+        """Length of a clip, and of the window that longer music is made in."""
+        return self.latent_shape[1] * self.frame_samples / self.sample_rate_hz
 
     @torch.no_grad()
     def __call__(
@@ -100,7 +113,7 @@ class Pipeline:
             prompts: One text or several.
             steps: Sampling steps; by default 4 for a student, 50 for a teacher.
             seed: Of the noise.
-            duration_s: Only the bundle's own length for now.
+            duration_s: Seconds, by default the length that the model was trained on; see `compose` for others.
             guidance_scale: For a teacher, 3 by default; a distilled student takes none.
             gamma: For a student: share of fresh noise between steps; by default what it was exported with, or 1.
             batch_size: Clips computed at once.
@@ -109,21 +122,63 @@ class Pipeline:
             Waveforms of shape [B, S] on the CPU, float32.
 
         Raises:
-            MusiccmError: For empty prompts, a step count off the grid, guidance on a student or another duration.
+            MusiccmError: For empty prompts, a step count off the grid, guidance on a student or an impossible duration.
         """
-        texts = _check_prompts(prompts)
-        if duration_s is not None and not math.isclose(duration_s, self.duration_s, abs_tol=1e-3):
-            raise MusiccmError(f"duration: this model makes clips of {self.duration_s:g} s, found {duration_s:g} s; "
-                               "leave the duration out")
+        texts = check_texts(prompts)
+        seeds = sample_seeds(seed, len(texts))
+        if duration_s is not None and not math.isclose(check_duration(duration_s), self.duration_s, abs_tol=1e-3):
+            stepper = self.stepper(steps, guidance_scale, gamma)
+            return torch.stack([compose(self, text, duration_s, stepper, own, batch_size=batch_size)
+                                for text, own in zip(texts, seeds, strict=True)])
         # One text at a time: a batch is padded to its longest, which alters the last bits.
         cond_BD = torch.cat([self.conditioner.text([text]) for text in texts])
-        seeds = sample_seeds(seed, len(texts))
         clips = []
         for start in range(0, len(texts), batch_size):
             part = slice(start, start + batch_size)
             z = self.latents(cond_BD[part], seeds[part], steps, guidance_scale=guidance_scale, gamma=gamma)
             clips.append(self.codec.decode(z).float().cpu())
         return torch.cat(clips)
+
+    def stepper(
+        self,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        gamma: float | None = None,
+        strength: float = 1.0,
+    ) -> Stepper:
+        """The sampler of this bundle, taken apart.
+
+        Args:
+            steps: See `__call__`.
+            guidance_scale: See `__call__`.
+            gamma: See `__call__`.
+            strength: Part of the noise levels that is gone through, from the cleanest up; below 1 to vary a clip.
+
+        Returns:
+            The network with its guidance, its timesteps and its gamma.
+
+        Raises:
+            MusiccmError: As `__call__`; or a strength that is not above 0 and up to 1.
+        """
+        if not 0.0 < strength <= 1.0:
+            raise MusiccmError(f"strength: expected a number above 0 and up to 1, found {strength}")
+        if self.is_student:
+            refuse_guidance(guidance_scale)
+            steps = STUDENT_STEPS if steps is None else steps
+            sampling_timesteps(steps, self.grid)  # refuses what is off the whole grid
+            levels = self.grid[: max(1, round(strength * len(self.grid)))]
+            timesteps = sampling_timesteps(min(steps, len(levels)), levels).tolist()
+            gamma = float(self.record.get("gamma", 1.0)) if gamma is None else gamma
+            return Stepper(self.consistency, self.schedule, timesteps, gamma)
+        if gamma is not None:
+            raise MusiccmError("gamma: only a distilled student's sampler has it, and this bundle is a teacher")
+        timesteps = trailing_timesteps(TEACHER_STEPS if steps is None else steps, self.schedule.num_train_timesteps)
+        scale = TEACHER_GUIDANCE_SCALE if guidance_scale is None else guidance_scale
+
+        def guided(z_BCTF: Tensor, t_B: Tensor, cond_BD: Tensor) -> Tensor:
+            return with_guidance(self.denoiser, cond_BD, self.conditioner.null(len(cond_BD)), scale)(z_BCTF, t_B)
+
+        return Stepper(guided, self.schedule, timesteps[-max(1, round(strength * len(timesteps))) :], 0.0)
 
     @torch.no_grad()
     def latents(
@@ -151,19 +206,14 @@ class Pipeline:
             MusiccmError: As `__call__`.
         """
         noise = sample_noise(seeds, self.latent_shape).to(self.device)
+        stepper = self.stepper(steps, guidance_scale, gamma)
         if self.is_student:
-            refuse_guidance(guidance_scale)
-            timesteps = sampling_timesteps(STUDENT_STEPS if steps is None else steps, self.grid)
             return sample_few_step(
-                self.consistency, self.schedule, cond_BD, noise, timesteps,
-                float(self.record.get("gamma", 1.0)) if gamma is None else gamma,
+                self.consistency, self.schedule, cond_BD, noise, stepper.timesteps, stepper.gamma,
                 noise_fn=seeded_noise_fn(seeds, self.latent_shape), grid=self.grid,
             )
-        if gamma is not None:
-            raise MusiccmError("gamma: only a distilled student's sampler has it, and this bundle is a teacher")
         return sample_ddim(
-            self.denoiser, self.schedule, cond_BD, self.conditioner.null(len(cond_BD)), noise,
-            TEACHER_STEPS if steps is None else steps,
+            self.denoiser, self.schedule, cond_BD, self.conditioner.null(len(cond_BD)), noise, len(stepper.timesteps),
             TEACHER_GUIDANCE_SCALE if guidance_scale is None else guidance_scale,
         )
 
@@ -176,23 +226,6 @@ class Pipeline:
             if self.record.get(key, scheduler[key]) != scheduler[key]:
                 raise MusiccmError(f"{where}: {key} is {scheduler[key]!r}, but the student was trained with "
                                    f"{self.record[key]!r} (musiccm.json); restore it")
-
-
-def sample_seeds(seed: int, count: int) -> list[int]:
-    """One seed a sample, from the run's seed and the sample's index alone."""
-    digests = (hashlib.blake2b(f"{int(seed)}/{index}".encode(), digest_size=8).digest() for index in range(count))
-    return [int.from_bytes(digest, "little") >> 1 for digest in digests]
-
-
-def _check_prompts(prompts: str | Sequence[str]) -> list[str]:
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not texts:
-        raise MusiccmError("prompts: expected at least one text, found an empty list")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
-            raise MusiccmError(f"prompt {index + 1} of {len(texts)}: expected a description such as 'a calm piano "
-                               f"melody', found {text!r}")
-    return texts
 
 
 def _check_widths(bundle: Bundle) -> None:

@@ -10,80 +10,15 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import soundfile
-import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from tiny_bundle import CAPTIONS, build_random_bundle
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from tiny_system import SAMPLES, Data, System
 
 from musiccm.callbacks.evaluation import Evaluation
+from musiccm.callbacks.evaluator import Evaluator
 from musiccm.callbacks.panels import Panels
-from musiccm.diffusion import NoiseSchedule, student_grid
 from musiccm.errors import MusiccmError
-from musiccm.models.bundle import Bundle
-from musiccm.models.denoiser import Consistency, Denoiser
-
-N, SAMPLES = 6, 128 * 160
-
-
-class Clips(Dataset):
-    """Noise that is the same every time, with captions and attributes."""
-
-    def __init__(self, first: int = 0) -> None:
-        self.first = first
-
-    def __len__(self) -> int:
-        return N
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(self.first + i)
-        return {
-            "waveform_S": 0.1 * torch.randn(SAMPLES, generator=generator), "tags_G": torch.zeros(0),
-            "id": f"clip/{self.first + i}", "caption": CAPTIONS[i % len(CAPTIONS)],
-            "attributes": {"instrument": ("piano", "organ")[i % 2]},
-            "start_s": 0.0,
-        }
-
-
-class Data(pl.LightningDataModule):
-    def waveforms(self, split: str) -> Dataset:
-        return Clips({"test": 0, "val": N, "train": 2 * N}[split])
-
-    def train_clap_audio(self) -> tuple[list[str], Tensor]:
-        return ["t0", "t1"], torch.eye(32)[:2]
-
-    def test_dataloader(self) -> DataLoader:
-        return DataLoader([0])
-
-    train_dataloader = val_dataloader = test_dataloader
-
-
-class System(pl.LightningModule):
-    """What the callbacks ask of a system, with nothing trained but one number."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.bundle = Bundle.from_pretrained(path)
-        self.codec, self.conditioner = self.bundle.codec(), self.bundle.conditioner()
-        self.schedule = NoiseSchedule.from_config(self.bundle.scheduler_config)
-        self.teacher = Denoiser(self.bundle.unet, self.schedule, "epsilon")
-        self.grid, self.guidance_scale = student_grid(), 3.0
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-
-    def consistency(self, which: str) -> Consistency:
-        assert which == "slow"
-        return Consistency(self.teacher)
-
-    def test_step(self, batch: Tensor) -> None:
-        return None
-
-    validation_step = test_step
-
-    def training_step(self, batch: Tensor) -> Tensor:
-        return self.weight**2
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +26,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_random_bundle(tmp_path_factory.mktemp("bundle"), frames=8)
 
 
-def trainer(root: Path, callbacks: list[pl.Callback], **kwargs: Any) -> pl.Trainer:
+def trainer(root: Path, callbacks: list[pl.Callback], checkpoints: bool = False, **kwargs: Any) -> pl.Trainer:
     return pl.Trainer(
         default_root_dir=root, logger=TensorBoardLogger(str(root / "lightning_logs"), name="tiny"), callbacks=callbacks,
-        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, **kwargs,
+        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=checkpoints,
+        **kwargs,
     )
 
 
@@ -142,11 +78,104 @@ def test_test_writes_the_table_once_computed_and_once_from_the_cache(
     assert (folder / "samples" / "clip_0.png").stat().st_size > 1000
 
 
-def test_validation_logs_what_a_checkpoint_can_monitor(bundle: Path, tmp_path: Path) -> None:
-    run = trainer(tmp_path, [Evaluation(val_steps=[1], val_limit=4, batch_size=4)])
+def test_validation_logs_all_figures_of_each_step_count(bundle: Path, tmp_path: Path) -> None:
+    run = trainer(tmp_path, [Evaluation(val_steps=[1, 2], val_limit=4, batch_size=4, kad=["tagger"])])
     run.validate(System(bundle), Data(), verbose=False)
-    assert math.isfinite(float(run.callback_metrics["val/fd_tagger_1"]))
-    assert "val/is_tagger_mean_1" not in run.callback_metrics  # four clips say nothing over ten splits
+    found = {key: float(value) for key, value in run.callback_metrics.items()}
+    names = ("fd_tagger", "kad_tagger", "kl_tagger", "kl_tagger_exact", "ta_similarity", "sim_aa_90", "sim_aa_95",
+             "acc_instrument", "latency_s", "network_calls")
+    assert {f"val/{name}_{steps}" for name in names for steps in (1, 2)} <= set(found)
+    assert all(math.isfinite(value) for value in found.values())
+    assert (found["val/n_1"], found["val/n_2"], found["val/network_calls_2"]) == (4, 4, 2)
+    assert "val/is_tagger_mean_1" not in found  # four clips say nothing over ten splits
+
+
+def test_a_checkpoint_keeps_the_best_of_a_monitored_figure(bundle: Path, tmp_path: Path) -> None:
+    saver = ModelCheckpoint(
+        dirpath=tmp_path / "best", filename="{step}", monitor="val/fd_tagger_1", save_top_k=-1,
+        auto_insert_metric_name=False,
+    )
+    watch = Evaluation(val_steps=[1], val_teacher_steps=[2], val_limit=4, batch_size=4)
+    run = trainer(tmp_path, [watch, saver], checkpoints=True, max_steps=2, num_sanity_val_steps=0)
+    run.fit(System(bundle), Data())
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == ["1.ckpt", "2.ckpt"]
+    # The student does not change here, and the same clips and noise give the same figure.
+    assert len({float(score) for score in saver.best_k_models.values()}) == 1
+    assert saver.best_model_score == run.callback_metrics["val/fd_tagger_1"] > 0
+    # Guided by 3, the teacher is another model than the student of its own weights; its row was computed once.
+    first = float(run.callback_metrics["val/fd_tagger_teacher_2"])
+    assert math.isfinite(first) and first != float(run.callback_metrics["val/fd_tagger_1"])
+    (kept,) = (tmp_path / "lightning_logs" / ".teacher_rows").glob("*.json")
+    content = json.loads(kept.read_text())
+    assert (content["key"]["n"], content["value"]["row"]["fd_tagger"]) == (4, pytest.approx(first, rel=1e-6))
+    content["value"]["row"]["fd_tagger"] = 123.0
+    kept.write_text(json.dumps(content))
+    again = trainer(tmp_path, [Evaluation(val_steps=[1], val_teacher_steps=[2], val_limit=4, batch_size=4)])
+    again.validate(System(bundle), Data(), verbose=False)
+    assert float(again.callback_metrics["val/fd_tagger_teacher_2"]) == 123.0
+    other = trainer(tmp_path, [Evaluation(val_steps=[1], val_teacher_steps=[2], val_limit=5, batch_size=4)])
+    other.validate(System(bundle), Data(), verbose=False)
+    assert float(other.callback_metrics["val/fd_tagger_teacher_2"]) != 123.0
+
+
+def test_a_time_budget_takes_fewer_clips_and_says_so(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Evaluator, "pace_s", lambda self, contender: 0.5 * contender.steps)
+    run = trainer(tmp_path, [Evaluation(val_steps=[1, 2], val_limit=6, batch_size=4, time_budget_s=5.0)])
+    run.validate(System(bundle), Data(), verbose=False)
+    assert [float(run.callback_metrics[f"val/n_{steps}"]) for steps in (1, 2)] == [3, 3]
+    assert float(run.callback_metrics["val/n_reference_1"]) == 6
+    assert "at 1.5 s a clip, 5 s allow 3 of 6 clips" in caplog.text
+    with pytest.raises(MusiccmError, match="time_budget_s"):
+        Evaluation(time_budget_s=0.0)
+
+
+def test_pace_is_that_of_a_clip_with_all_that_is_done_to_it(bundle: Path, tmp_path: Path) -> None:
+    watch = Evaluation(val_steps=[1], val_limit=6, batch_size=2, time_budget_s=1e-6)
+    run = trainer(tmp_path, [watch])
+    run.validate(System(bundle), Data(), verbose=False)
+    assert float(run.callback_metrics["val/n_1"]) == 2  # the fewest
+
+
+def test_several_networks_listen_each_under_its_own_name(bundle: Path, tmp_path: Path) -> None:
+    evaluation = Evaluation(
+        steps=[1], teacher_steps=[], limit=5, batch_size=5, n_panels=0, progress=False, embedders=["clap", "tagger"],
+    )
+    trainer(tmp_path, [evaluation]).test(System(bundle), Data(), verbose=False)
+    folder = tmp_path / "lightning_logs" / "tiny" / "version_0"
+    found = json.loads((folder / "results.json").read_text())
+    assert set(found["embedders"]) == {"bundle_clap", "tagger"}
+    (row,) = found["rows"]
+    assert row["fd_tagger"] != row["fd_bundle_clap"] and "kl_bundle_clap" not in row and row["kl_tagger"] is not None
+    assert found["references"]["fd_bundle_clap_real"] > 0
+    head = (folder / "results.txt").read_text().splitlines()[0].split()
+    assert head[3] == "fd_bundle_clap" and "fd_tagger" in head
+
+
+def test_ears_that_cannot_be_had_stop_the_run_before_its_first_step(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MUSICCM_WEIGHTS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    for arguments, message in (
+        ({"embedders": ["pann"]}, "pann"), ({"embedders": ["nobody"]}, "nobody"),
+        ({"weights": {"pann": "x.pth"}}, "evaluation.weights: expected names among embedders"),
+    ):
+        run = trainer(tmp_path, [Evaluation(**arguments)], max_steps=1)
+        with pytest.raises(MusiccmError, match=message):
+            run.fit(System(bundle), Data())
+        assert run.global_step == 0
+    with pytest.raises(MusiccmError, match="at least one name"):
+        Evaluation(embedders=[])
+
+
+def test_figures_asked_of_nobody_are_refused(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(MusiccmError, match="found .'pann'"):
+        trainer(tmp_path, [Evaluation(val_limit=4, kad=["pann"])]).validate(System(bundle), Data(), verbose=False)
+
+
+def test_no_validation_where_none_is_asked_for(bundle: Path, tmp_path: Path) -> None:
     silent = trainer(tmp_path, [Evaluation(every_n_validations=0)])
     silent.validate(System(bundle), Data(), verbose=False)
     assert not silent.callback_metrics

@@ -94,7 +94,7 @@ def test_inference_and_training_run_on_any_bundle(tmp_path, monkeypatch):
     rows += (trained := training.run(bundle))
     assert all(set(ROW_KEYS) <= set(r) for r in rows)
     assert sum(r["ours"] for r in trained if r["case"].startswith("share")) == pytest.approx(1.0)
-    assert len(trained) == 6 and all(r["ours"] > 0 for r in trained)
+    assert len(trained) == 12 and all(r["ours"] > 0 for r in trained)
 
 
 def test_corpus_benchmark_counts_tracks(monkeypatch):

@@ -52,7 +52,8 @@ def test_batches_hold_one_length_and_rate_and_every_clip_once(folder: Path) -> N
     batches = list(clip_batches(found.clips, batch_size=4))
     assert sorted(clip_id for batch in batches for clip_id in batch.ids) == [clip.id for clip in found.clips]
     assert all(len(batch.ids) <= 4 for batch in batches)
-    whole = {clip_id: (row, b.sample_rate_hz) for b in batches for clip_id, row in zip(b.ids, b.waveform_BS, strict=True)}
+    whole = {clip_id: (row, batch.sample_rate_hz) for batch in batches
+             for clip_id, row in zip(batch.ids, batch.waveform_BS, strict=True)}
     samples, rate_hz = soundfile.read(folder / "b.flac", dtype="float32")
     mono = samples.mean(axis=1)
     assert whole["b"][1] == rate_hz
@@ -64,7 +65,7 @@ def test_batches_hold_one_length_and_rate_and_every_clip_once(folder: Path) -> N
 
 @pytest.mark.parametrize(("prepare", "message"), [
     (lambda root: None, "no such folder"),
-    (lambda root: root.mkdir(), "expected wav, flac, ogg or mp3"),
+    (lambda root: root.mkdir(), "no audio that can be used; expected files ending in"),
     (lambda root: (tone(root / "x.wav"), tone(root / "x.flac")), "several suffixes, first x"),
 ])
 def test_folders_that_cannot_be_used(tmp_path: Path, prepare, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Two ranks give the figures of one process, with a padded repeat and with a rank that saw nothing."""
+"""Several ranks give the figures of one process, with padded repeats and with a rank that saw nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from musiccm.metrics import AttributeAccuracy, FrechetDistance, InceptionScore, KLDivergence, SimAA, TextAudioSimilarity
+from musiccm.metrics import (
+    AttributeAccuracy,
+    FrechetDistance,
+    FrechetInfinity,
+    InceptionScore,
+    KernelDistance,
+    KLDivergence,
+    SimAA,
+    TextAudioSimilarity,
+)
+from musiccm.metrics.clips import TooFewClips
 
 N, CLASSES = 23, 5
 
@@ -25,41 +35,69 @@ def data() -> dict[str, torch.Tensor]:
 def run(shards: list[list[int]]) -> dict[str, Any]:
     d, train_ids = data(), [f"t{i}" for i in range(N)]
     fd, folded = FrechetDistance(), FrechetDistance(buffer_rows=4)
+    kad, fd_inf, kept = KernelDistance(), FrechetInfinity(), KLDivergence(reset_real_features=False)
     inception, kl, ta = InceptionScore(), KLDivergence(), TextAudioSimilarity()
+    hashed = [InceptionScore(splits=3, splitting="hashed", buffer_rows=rows) for rows in (4, 1000)]
     sim = SimAA(d["train"], train_ids, thresholds=(0.5, 0.9))
     accuracy = AttributeAccuracy({"x": [0, 1, 2], "y": [3, 4]})
     for part in shards:
         ids = [f"clip{i}" for i in part]
-        for metric in (fd, folded, kl):
+        for metric in (fd, folded, kl, kept, kad, fd_inf):
             metric.update(d["real"][part], ids, real=True)
             metric.update(d["fake"][part], ids, real=False)
-        inception.update(d["fake"][part], ids)
+        for metric in (inception, *hashed):
+            metric.update(d["fake"][part], ids)
         ta.update(d["text"][part], d["audio"][part], ids)
         sim.update(d["audio"][part], ids)
         accuracy.update(d["fake"][part], (d["real"][part] > 0).float(), ids)
-    found = {name: metric.compute() for name, metric in
-             {"fd": fd, "folded": folded, "is": inception, "kl": kl, "ta": ta, "sim": sim, "acc": accuracy}.items()}
+    metrics = {"fd": fd, "folded": folded, "is": inception, "kl": kl, "ta": ta, "sim": sim, "acc": accuracy,
+               "kad": kad, "fd_inf": fd_inf, "kl_kept": kept, "hashed_folded": hashed[0], "hashed": hashed[1]}
+    found = {name: metric.compute() for name, metric in metrics.items()}
+    found["fd_inf"] |= {f"share {share}": distance for share, distance in
+                        zip(found["fd_inf"].pop("shares"), found["fd_inf"].pop("distances"), strict=True)}
     return {**found, "retrieval": ta.retrieval_max(d["train"])}
 
 
-def worker(rank: int, folder: str) -> None:
+def too_few_then_enough(rank: int, world: int) -> float:
+    """A figure that could not be taken does not spoil the next one, with the reference kept."""
+    d, metric = data(), FrechetDistance(reset_real_features=False)
+    mine = list(range(rank, N, world))
+    metric.update(d["real"][mine], [f"clip{i}" for i in mine], real=True)
+    if rank == 0:
+        metric.update(d["fake"][:1], ["clip0"], real=False)
+    with pytest.raises(TooFewClips, match="found 23 and 1"):
+        metric.compute()
+    metric.reset()
+    metric.update(d["fake"][mine], [f"clip{i}" for i in mine], real=False)
+    found = metric.compute()
+    assert (found["n"], found["n_real"]) == (N, N)
+    return found["fd"]
+
+
+def worker(rank: int, world: int, folder: str) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    # As DistributedSampler deals: rank r gets every second clip, and the odd one out is padded with clip 0 again.
-    padded = [[*range(0, N, 2)], [*range(1, N, 2), 0]][rank]
-    one_rank_idle = [[*range(N)], []][rank]
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    # As DistributedSampler deals: rank r gets every world-th clip, and the last round is padded with the first clips.
+    rounds = -(-N // world)
+    padded = [i % N for i in range(rank, rounds * world, world)]
+    one_rank_idle = [i for i in range(N) if world > 1 and i % (world - 1) == rank] if rank < world - 1 else []
     found = [run([dealt[start : start + 5] for start in range(0, len(dealt), 5)]) for dealt in (padded, one_rank_idle)]
-    torch.save(found, Path(folder) / f"result{rank}.pt")
+    torch.save((found, too_few_then_enough(rank, world)), Path(folder) / f"result{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_equal_one_process(world: int, tmp_path: Path) -> None:
     alone = run([list(range(N))])
+    assert alone["hashed"] == pytest.approx(alone["hashed_folded"], rel=1e-12)
+    assert alone["kl_kept"] == alone["kl"]
     expected = {match.clip_id: match for match in alone["sim"].pop("matches")}
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
-    for rank in range(2):
-        for found in torch.load(tmp_path / f"result{rank}.pt", weights_only=False):
+    mp.spawn(worker, args=(world, str(tmp_path)), nprocs=world)
+    for rank in range(world):
+        results, after_too_few = torch.load(tmp_path / f"result{rank}.pt", weights_only=False)
+        assert after_too_few == pytest.approx(alone["fd"]["fd"], rel=1e-9)
+        for found in results:
             matches = found["sim"].pop("matches")
             assert {match.clip_id: match.nearest_id for match in matches} == {
                 name: match.nearest_id for name, match in expected.items()

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from musiccm.errors import MusiccmError
 from musiccm.metrics import FrechetDistance
@@ -89,6 +91,61 @@ def test_streaming_moments_equal_one_pass_and_survive_large_means() -> None:
         total = merge(total, moments_of(chunk))
     assert total.n == 501
     np.testing.assert_allclose(total.covariance, np.cov(data.numpy(), rowvar=False), rtol=1e-7)
+
+
+def test_equals_audioldm_eval_on_float32_features_wider_than_many() -> None:
+    calculate_fid = pytest.importorskip("audioldm_eval.metrics.fid").calculate_fid
+    # As PANN's: not negative, correlated, on float32, and fewer clips than dimensions, where sqrtm is the weaker side.
+    mix = torch.randn(8, 60, generator=torch.Generator().manual_seed(30))
+    a, b = ((rows(50, 8, seed).float() @ mix + shift).relu() for seed, shift in ((31, 1.0), (32, 1.2)))
+    expected = calculate_fid({"2048": a}, {"2048": b}, "2048")["frechet_distance"]
+    assert distance(a, b) == pytest.approx(expected, rel=1e-4)
+    a, b = ((rows(400, 8, seed).float() @ mix + rows(400, 60, seed + 9).float()) for seed in (33, 34))
+    expected = calculate_fid({"2048": a}, {"2048": b}, "2048")["frechet_distance"]
+    assert distance(a, b) == pytest.approx(expected, rel=1e-6)
+
+
+def test_memory_is_flat_in_the_number_of_clips() -> None:
+    metric = FrechetDistance(buffer_rows=64)
+    held = []
+    for start in range(0, 1200, 10):
+        metric.update(rows(10, 5, start), [f"c{i}" for i in range(start, start + 10)], real=False)
+        names = [f"fake_{part}" for part in ("rows", "counts", "n", "mean", "m2")]
+        held.append(sum(chunk.numel() for name in names for chunk in getattr(metric, name)))
+    assert max(held) <= 64 * 6 + 1 + 5 + 25
+    assert max(held[60:]) == max(held[6:60])
+
+
+def test_few_rows_are_warned_about_once(caplog: pytest.LogCaptureFixture) -> None:
+    metric = FrechetDistance()
+    metric.update(rows(30, 3, 0), [f"r{i}" for i in range(30)], real=True)
+    metric.update(rows(29, 3, 1), [f"f{i}" for i in range(29)], real=False)
+    for i in (29, 30):
+        metric.compute()
+        assert caplog.text.count("30 reference and 29 generated rows for 3 dimensions") == 1
+        metric.update(rows(1, 3, i), [f"f{i}"], real=False)
+    caplog.clear()
+    distance(rows(30, 3, 0), rows(30, 3, 1))
+    assert not caplog.text
+
+
+@given(st.permutations(list(range(24))), st.lists(st.integers(1, 6), min_size=24, max_size=24), st.integers(1, 40))
+def test_any_order_and_batching_give_the_same(order: list[int], sizes: list[int], buffer_rows: int) -> None:
+    fake, counts = rows(60, 3, 20), [1 + i % 4 for i in range(24)]
+    clips = fake.split(counts)
+    metric = FrechetDistance(buffer_rows=buffer_rows)
+    metric.update(rows(40, 3, 21), [f"r{i}" for i in range(40)], real=True)
+    start = 0
+    for size in sizes:
+        part = order[start : start + size]
+        start += size
+        if part:
+            metric.update(
+                torch.cat([clips[i] for i in part]), [f"f{i}" for i in part], False, [counts[i] for i in part]
+            )
+    result = metric.compute()
+    assert (result["n"], result["rows"]) == (24, 60)
+    assert result["fd"] == pytest.approx(distance(rows(40, 3, 21), fake), rel=1e-9)
 
 
 @pytest.mark.parametrize("buffer_rows", [1, 16, 1000])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
-from musiccm.metrics import SimAA
+from musiccm.metrics import FrechetInfinity, KernelDistance, SimAA
 from musiccm.metrics.embedders import Embedder, Heard
 from musiccm.metrics.suite import Features, Listener, MetricSuite
 
@@ -124,3 +124,51 @@ def test_names_and_rows_that_cannot_be_are_refused() -> None:
         MetricSuite({"halves": True}, text=False).update(
             Features({"halves": Heard(REAL[:, :6], [1] * N)}, None), None, IDS
         )
+
+
+def test_one_clip_gives_what_one_clip_can_and_says_what_not(caplog: pytest.LogCaptureFixture) -> None:
+    ears = listener()
+    suite = MetricSuite(ears.classifies(), kad=["whole"], fd_inf=["halves"])
+    suite.update_reference(ears(REAL), REAL[:, :3], IDS)
+    suite.update(ears(FAKE[:1]), FAKE[:1, :3], IDS[:1])
+    row, _ = suite.compute()
+    assert row["n"] == 1 and row["kl_whole"] > 0 and row["ta_similarity"] == pytest.approx(1.0)
+    assert [row[key] for key in ("fd_whole", "kad_whole", "fd_inf_halves", "is_whole_mean")] == [None] * 4
+    assert row["fd_halves"] > 0  # two rows
+    for key in ("fd_whole", "kad_whole", "fd_inf_halves", "is_whole"):
+        assert f"{key} left out" in caplog.text
+    suite.reset_generated()
+    with pytest.raises(MusiccmError, match="found none"):
+        suite.compute()
+
+
+def test_kernel_distance_and_extrapolation_where_asked_for() -> None:
+    ears = listener(clap=False)
+    suite = MetricSuite(ears.classifies(), text=False, kad=["halves"], fd_inf=["whole"])
+    suite.update_reference(ears(REAL), None, IDS)
+    for part in (slice(0, 7), slice(7, N)):
+        suite.update(ears(FAKE[part]), None, IDS[part])
+    row, _ = suite.compute()
+    kad, fd_inf = KernelDistance(), FrechetInfinity()
+    for metric, rows, counts in ((kad, 6, [2] * N), (fd_inf, 4, [1] * N)):
+        for waves, real in ((REAL, True), (FAKE, False)):
+            metric.update(waves.reshape(-1, 6) if rows == 6 else waves[:, :4], IDS, real, counts)
+    assert row["kad_halves"] == pytest.approx(kad.compute()["kad"], rel=1e-9)
+    assert row["fd_inf_whole"] == pytest.approx(fd_inf.compute()["fd_inf"], rel=1e-9)
+    assert "kad_whole" not in row and "fd_inf_halves" not in row
+    with pytest.raises(MusiccmError, match="found .'pann'"):
+        MetricSuite(ears.classifies(), kad=["pann"])
+
+
+def test_kl_is_of_the_pairs() -> None:
+    ears = listener(clap=False)
+    suite = MetricSuite(ears.classifies(), text=False)
+    suite.update_reference(ears(REAL[:25]), None, IDS[:25])
+    suite.update_reference(ears(REAL[25:]), None, [f"other{i}" for i in range(5)], paired=False)
+    suite.update(ears(REAL[:25]), None, IDS[:25])
+    suite.update(ears(FAKE[25:]), None, IDS[25:], paired=False)
+    row, _ = suite.compute()
+    assert (row["n"], row["n_kl_whole"], row["kl_whole_exact"]) == (N, 25, pytest.approx(0.0, abs=1e-12))
+    suite.reset_generated()
+    suite.update(ears(FAKE[25:]), None, IDS[25:], paired=False)
+    assert suite.compute()[0]["kl_whole"] is None

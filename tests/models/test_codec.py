@@ -62,6 +62,21 @@ def test_time_crop_is_decoding_of_the_crop(codec: LatentCodec) -> None:
     assert codec.decode_mel(z, slice(2, 5)).shape == (1, 48, 64)
 
 
+@pytest.mark.parametrize("time, context, decoded, cut", [
+    (slice(2, 5), 1, slice(1, 6), slice(16, 64)),  # latent frames 1 to 5, of 16 mel frames each
+    (slice(0, 3), 2, slice(0, 5), slice(0, 48)),  # the clip's own ends are no cuts
+    (slice(6, 8), 3, slice(3, 8), slice(48, 80)),
+])
+def test_context_is_decoded_and_cut_off(codec: LatentCodec, time, context, decoded, cut) -> None:
+    z = torch.randn(1, 4, 8, 4, requires_grad=True)
+    found = codec.decode_mel(z, time, context)
+    torch.testing.assert_close(found, codec.decode_mel(z[:, :, decoded])[:, cut])
+    torch.testing.assert_close(codec.decode_mel(z, time, 8), codec.decode_mel(z)[:, time.start * 16 : time.stop * 16])
+    (gradient,) = torch.autograd.grad(found.square().sum(), z)
+    heard = gradient.abs().sum((0, 1, 3)) > 0
+    assert heard.nonzero().flatten().tolist() == list(range(8))[decoded]
+
+
 def test_waveform_has_hop_samples_a_frame(codec: LatentCodec) -> None:
     mel = torch.randn(2, 10, 64)
     assert codec.vocoder(mel).shape == (2, 1632)

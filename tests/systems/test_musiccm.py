@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from musiccm.data.batch import LatentBatch
 from musiccm.errors import MusiccmError
+from musiccm.models.features import ViTConfig, ViTFeatures
 from musiccm.systems.checkpoint_fit import MEANING
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
@@ -354,3 +355,13 @@ def test_a_wrong_optimization_is_refused(wrong):
 def test_phases_follow_progress():
     settings = Distillation(curriculum=[Phase(0.5, 100), Phase(1.0, 20)])
     assert [settings.phase(p).skip for p in (0.0, 0.49, 0.5, 1.0)] == [100, 100, 20, 20]
+
+
+def test_a_crop_must_fill_a_patch_of_the_judge(bundle, tmp_path):
+    """Refused before training, and not at `start_step`: here a latent frame is 16 mel frames, and a patch made 32."""
+    big = Path(shutil.copytree(bundle, tmp_path / "big"))
+    features = ViTFeatures(ViTConfig(frames=128, bins=64, patch_size=32, width=32, depth=2, heads=2))
+    features.save_pretrained(big / "evaluators" / "audiomae")
+    with pytest.raises(MusiccmError, match="adversarial.crop_frames: expected at least 2 .* found 1"):
+        MusicCM(str(big), adversarial=Adversarial(crop_frames=1))
+    assert MusicCM(str(big), adversarial=Adversarial(crop_frames=2)).discriminator is not None

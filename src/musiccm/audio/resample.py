@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torchaudio
 from torch import Tensor
 
@@ -19,4 +20,5 @@ def resample(waveform_S: Tensor, from_hz: int, to_hz: int) -> Tensor:
     """
     if from_hz == to_hz:
         return waveform_S
-    return torchaudio.functional.resample(waveform_S, from_hz, to_hz)
+    with torch.autocast(waveform_S.device.type, enabled=False):  # it is a convolution, which would be cast
+        return torchaudio.functional.resample(waveform_S, from_hz, to_hz)

@@ -161,3 +161,38 @@ def student_contender(
         )
 
     return Contender(model, steps, None, conditioner.text, sample, codec.decode, latent_shape, counted)
+
+
+def teachers(system: Any, all_steps: Sequence[int], guidance_scale: float) -> list[Contender]:
+    """The teacher at several step counts.
+
+    Args:
+        system: Has `teacher`, `schedule`, `conditioner`, `codec` and `bundle`.
+        all_steps: Sampling steps.
+        guidance_scale: The usual scale.
+
+    Returns:
+        A contender each.
+    """
+    m, shape = system, system.bundle.latent_shape()
+    return [
+        teacher_contender(m.teacher, m.schedule, m.conditioner, m.codec, shape, steps, guidance_scale)
+        for steps in all_steps
+    ]
+
+
+def students(system: Any, all_steps: Sequence[int], gamma: float) -> list[Contender]:
+    """The student, by its slow average, at several step counts.
+
+    Args:
+        system: Has `consistency`, `schedule`, `grid`, `conditioner`, `codec` and `bundle`.
+        all_steps: Sampling steps.
+        gamma: Share of fresh noise between steps.
+
+    Returns:
+        A contender each.
+    """
+    m, shape, f = system, system.bundle.latent_shape(), system.consistency(which="slow")
+    return [
+        student_contender(f, m.schedule, m.conditioner, m.codec, shape, steps, m.grid, gamma) for steps in all_steps
+    ]

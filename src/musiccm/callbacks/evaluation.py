@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from torch import Tensor
-from torch.utils.data import ConcatDataset, Subset
 
 from musiccm.audio.mel import LogMel
-from musiccm.callbacks.contenders import Contender, student_contender, teacher_contender
+from musiccm.callbacks.assembly import (
+    TrainClap,
+    build_evaluator,
+    cache_key,
+    data_of,
+    load_ears,
+    local_count,
+    real_distance,
+    run_folder,
+    train_clap_of,
+)
+from musiccm.callbacks.clip_budget import ClipBudget
+from musiccm.callbacks.contenders import students, teachers
 from musiccm.callbacks.evaluator import Evaluator
 from musiccm.callbacks.row_cache import RowCache, machine
 from musiccm.callbacks.shipped import check_shipped, shipped_contenders
 from musiccm.callbacks.table import run_table, write_samples, write_table
-from musiccm.data.sampling import KeyedLoader
-from musiccm.data.waveforms import collate_waveforms
 from musiccm.errors import MusiccmError
-from musiccm.metrics.embedders import TaggerEmbedder
-from musiccm.metrics.suite import Listener, MetricSuite
-from musiccm.models.bundle_files import check_part
+from musiccm.metrics.embedders import Embedder
 
 log = logging.getLogger(__name__)
+
+# What of a row is no figure of the clips: how it was made, and how long that took.
+NOT_LOGGED = ("model", "steps", "guidance_scale", "from_cache", "latency_batch")
 
 
 class Evaluation(pl.Callback):
@@ -48,12 +56,21 @@ class Evaluation(pl.Callback):
         n_panels: Clips whose audio and mels are written side by side.
         panel_labels: Whose; contenders that are not scored are left out.
         val_steps: Steps at which the student is scored after a validation epoch.
+        val_teacher_steps: Steps at which the teacher is scored on the same clips, once; its figures are logged beside.
         val_limit: At most this many held-out clips there.
         every_n_validations: How often; 0 is never.
+        time_budget_s: Seconds that generating and hearing the student's clips of one validation may take; None for as
+            long as it takes. The number of clips that fits is measured at the first one and kept, for figures of
+            different numbers of clips cannot be compared. The reference and the teacher come on top, once.
         cache_dir: Where the teacher's rows are kept, below the trainer's root folder; None keeps none.
-        embedders: Networks that listen; figures are named after them. Those that the bundle brings are found in it.
-        weights: Where the weights of the others are, by name.
+        embedders: Networks that listen, see `load_embedder`; figures are named after them, the table shows the first.
+        weights: Files of those that the bundle does not bring, by name; others are looked for in `MUSICCM_WEIGHTS`.
+        kad: Those of them that also give a kernel distance.
+        fd_inf: Those of them that also give FD-infinity in the table; it takes 15 distances a row.
         progress: Whether to show progress bars.
+
+    Raises:
+        MusiccmError: A number or list that cannot be.
     """
 
     def __init__(
@@ -69,11 +86,15 @@ class Evaluation(pl.Callback):
         n_panels: int = 4,
         panel_labels: Sequence[str] = ("teacher@50", "student@1", "student@4", "student_shipped@4"),
         val_steps: Sequence[int] = (4,),
+        val_teacher_steps: Sequence[int] = (),
         val_limit: int = 64,
         every_n_validations: int = 1,
+        time_budget_s: float | None = None,
         cache_dir: str | None = "lightning_logs/.teacher_rows",
         embedders: Sequence[str] = ("tagger",),
         weights: Mapping[str, str] | None = None,
+        kad: Sequence[str] = (),
+        fd_inf: Sequence[str] = (),
         progress: bool = True,
     ) -> None:
         if not embedders:
@@ -81,180 +102,153 @@ class Evaluation(pl.Callback):
         for name, value in {"limit": limit, "batch_size": batch_size, "val_limit": val_limit}.items():
             if value < 1:
                 raise MusiccmError(f"evaluation.{name}: expected at least 1, found {value}")
+        if time_budget_s is not None and not time_budget_s > 0:
+            raise MusiccmError(f"evaluation.time_budget_s: expected more than 0 or null, found {time_budget_s}")
         self.steps, self.teacher_steps = list(steps), list(teacher_steps)
         self.guidance_scale, self.gamma = guidance_scale, gamma
         self.limit, self.batch_size, self.seed = limit, batch_size, seed
         self.shipped_student, self.n_panels, self.panel_labels = shipped_student, n_panels, list(panel_labels)
-        self.val_steps, self.val_limit, self.every_n_validations = list(val_steps), val_limit, every_n_validations
+        self.val_steps, self.val_teacher_steps = list(val_steps), list(val_teacher_steps)
+        self.val_limit, self.every_n_validations = val_limit, every_n_validations
+        self.time_budget_s, self.cache_dir, self.progress = time_budget_s, cache_dir, progress
         self.embedders, self.weights = list(embedders), dict(weights or {})
-        self.cache_dir, self.progress = cache_dir, progress
-        self._watching: Evaluator | None = None
+        self.kad, self.fd_inf = list(kad), list(fd_inf)
+        self._loaded: list[Embedder] = []
+        self._watching: tuple[Evaluator, ClipBudget] | None = None
+        self._teacher_figures: dict[str, float] | None = None
         self._validations = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse a judge or a shipped student that is not there now, before training and not after it."""
+        """Refuse a judge or a shipped student that cannot be had now, before training and not after it."""
         if stage not in ("fit", "test"):
             return
-        for name in self.embedders:
-            judge = f"evaluators/{name}"
-            check_part(pl_module.bundle.root_of(judge), judge)  # type: ignore[operator, union-attr]
+        self._ears(pl_module)
         if self.shipped_student is not None:
             check_shipped(self.shipped_student)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log `val/fd_tagger_4` and its like, which a `ModelCheckpoint` can monitor."""
+        """Log `val/fd_tagger_4` and its like, which a `ModelCheckpoint` can monitor, with their `val/n_4`."""
         if trainer.sanity_checking or not self.every_n_validations:
             return
         self._validations += 1
         if (self._validations - 1) % self.every_n_validations:
             return
-        if self._watching is None:
-            self._watching = self._evaluator(trainer, pl_module, "val", self.val_limit, None, progress=False)
-        for contender in self._students(pl_module, self.val_steps):
-            row = self._watching.run(contender).row
-            names = [key for name in self.embedders for key in (f"fd_{name}", f"is_{name}_mean", f"kl_{name}")]
-            names += ["ta_similarity"]
-            figures = {f"val/{name}_{contender.steps}": row[name] for name in names if row.get(name) is not None}
-            pl_module.log_dict(figures, prog_bar=False, sync_dist=False, rank_zero_only=False)
+        contenders = students(pl_module, self.val_steps, self.gamma)
+        if not contenders:
+            return
+        evaluator, budget = self._watch(trainer, pl_module)
+        n = budget.settle(lambda: sum(evaluator.pace_s(contender) for contender in contenders))
+        if self._teacher_figures is None:
+            self._teacher_figures = self._watch_teacher(trainer, pl_module, evaluator, n)
+        figures, start = dict(self._teacher_figures), time.perf_counter()
+        for contender in contenders:
+            row = evaluator.run(contender, limit=local_count(trainer, n)).row
+            figures |= {f"val/{key}_{contender.steps}": value for key, value in logged(row).items()}
+        budget.spent(time.perf_counter() - start)
+        # Figures are the same on all ranks, but times are not, and a rank without clips has none.
+        pl_module.log_dict(trainer.strategy.broadcast(figures), sync_dist=True)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute the table and write it, with samples, into the run's folder."""
-        train_clap = self._train_clap(trainer)
-        evaluator = self._evaluator(trainer, pl_module, "test", self.limit, train_clap, self.progress)
-        contenders = self._teachers(pl_module) + self._students(pl_module, self.steps)
+        data = data_of(trainer, "test")
+        train_clap = train_clap_of(data)
+        clips = data.waveforms("test")
+        count = min(self.limit, len(clips))
+        if count < self.limit:
+            log.warning("evaluation: %d test clips, fewer than the limit of %d", count, self.limit)
+        evaluator = self._evaluator(trainer, pl_module, clips, count, train_clap, fd_inf=self.fd_inf)
+        contenders = teachers(pl_module, self.teacher_steps, self.guidance_scale)
+        contenders += students(pl_module, self.steps, self.gamma)
         if self.shipped_student is not None:
             contenders += shipped_contenders(self.shipped_student, self.steps, pl_module.device)
-        root = Path(trainer.default_root_dir)
         outcomes = run_table(
             evaluator,
             contenders,
             heard=self.panel_labels,
             n_panels=self.n_panels,
-            cache=RowCache(None if self.cache_dir is None else root / self.cache_dir),
-            cache_key=self._cache_key(trainer, pl_module, evaluator, train_clap),
+            cache=self._cache(trainer),
+            cache_key=cache_key(trainer, pl_module, evaluator, train_clap, count),
             share=trainer.strategy.broadcast,
         )
-        references = evaluator.suite.references() | self._real_distance(trainer, evaluator)
+        references = evaluator.suite.references() | real_distance(trainer, data, evaluator, self.limit)
         folder, experiment = run_folder(trainer)
+        names = list(evaluator.listener.embedders)
         for outcome in outcomes.values():
             row = outcome.row
-            for name in self.embedders:
-                figure = row[f"fd_{name}"]
-                pl_module.log(f"test/fd_{name}_{row['model']}_{row['steps']}", figure, rank_zero_only=False)
+            figures = {f"test/fd_{name}_{row['model']}_{row['steps']}": row[f"fd_{name}"] for name in names}
+            known = {key: figure for key, figure in figures.items() if figure is not None}
+            pl_module.log_dict(known, sync_dist=True)
         if not trainer.is_global_zero:
             return
         text = write_table(
-            folder, experiment, outcomes, references, self.embedders[0],
+            folder, experiment, outcomes, references, names[0],
             machine=machine(pl_module.device), checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
             seed=self.seed, gamma=self.gamma,
+            embedders={name: embedder.fingerprint for name, embedder in evaluator.listener.embedders.items()},
         )
         mel = pl_module.codec.mel
         write_samples(folder / "samples", outcomes, evaluator.prompt_of, LogMel(mel), mel.sample_rate_hz)
         print(f"\n{text}\nwritten to {folder}", flush=True)
 
+    def _watch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Evaluator, ClipBudget]:
+        """The evaluator of the held-out clips, made at the first validation: their features do not change."""
+        if self._watching is None:
+            data = data_of(trainer, "validate")
+            clips = data.waveforms("val")
+            count = min(self.val_limit, len(clips))
+            evaluator = self._evaluator(trainer, pl_module, clips, count, train_clap_of(data), progress=False)
+            budget = ClipBudget(self.time_budget_s, count, trainer.world_size, trainer.strategy.broadcast)
+            self._watching = evaluator, budget
+        return self._watching
+
+    def _watch_teacher(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, evaluator: Evaluator, n: int
+    ) -> dict[str, float]:
+        contenders = teachers(pl_module, self.val_teacher_steps, self.guidance_scale)
+        outcomes = run_table(
+            evaluator,
+            contenders,
+            cache=self._cache(trainer),
+            cache_key=cache_key(trainer, pl_module, evaluator, train_clap_of(data_of(trainer, "validate")), n),
+            share=trainer.strategy.broadcast,
+            limit=local_count(trainer, n),
+        ) if contenders else {}
+        return {
+            f"val/{key}_teacher_{outcome.row['steps']}": value
+            for outcome in outcomes.values() for key, value in logged(outcome.row).items()
+        }
+
     def _evaluator(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        split: str,
-        limit: int,
-        train_clap: tuple[Sequence[str], Tensor] | None,
-        progress: bool,
+        clips: Any,
+        count: int,
+        train_clap: TrainClap | None,
+        progress: bool = True,
+        **suite: Any,
     ) -> Evaluator:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if data is None:
-            raise MusiccmError("evaluation: expected a data module with real clips, found none")
-        mel, conditioner = pl_module.codec.mel, pl_module.conditioner
-        embedders = [
-            TaggerEmbedder(pl_module.bundle.evaluators[name], LogMel(mel), mel.sample_rate_hz, name)
-            for name in self.embedders
-        ]
-        listener = Listener(embedders, conditioner.audio, mel.sample_rate_hz).to(pl_module.device)
-        tagger = listener.tagger
-        suite = MetricSuite(
-            listener.classifies(pl_module.device), train_clap, listener.groups, tagger=tagger.name if tagger else ""
+        return build_evaluator(
+            trainer, pl_module, self._ears(pl_module), clips, count, train_clap, self.seed, self.batch_size,
+            progress and self.progress, kad=self.kad, **suite,
         )
-        evaluator = Evaluator(
-            listener, suite, self.seed, self.batch_size, pl_module.device, progress and trainer.is_global_zero
-        )
-        data.setup("test" if split == "test" else "validate")
-        clips = data.waveforms(split)
-        # Dealt out by hand: a distributed sampler would pad the last round with clips that another rank has.
-        mine = range(trainer.global_rank, min(limit, len(clips)), trainer.world_size)
-        if split == "test" and len(clips) < limit:
-            log.warning("evaluation: %d test clips, fewer than the limit of %d", len(clips), limit)
-        loader = KeyedLoader(Subset(clips, list(mine)), batch_size=self.batch_size, collate_fn=collate_waveforms)
-        evaluator.set_reference(loader, conditioner.text, len(mine))
-        return evaluator
 
-    def _real_distance(self, trainer: pl.Trainer, evaluator: Evaluator) -> dict[str, Any]:
-        """What real clips come to that are not the references: as many held-out clips, then training clips."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        # A bare index is the centred window, in the training clips too.
-        others: ConcatDataset = ConcatDataset([data.waveforms("val"), data.waveforms("train")])
-        count = min(self.limit, len(data.waveforms("test")))
-        if len(others) < count:
-            log.warning("evaluation: %d other real clips for %d references; no distance of theirs", len(others), count)
-            return {}
-        mine = range(trainer.global_rank, count, trainer.world_size)
-        loader = KeyedLoader(Subset(others, list(mine)), batch_size=self.batch_size, collate_fn=collate_waveforms)
-        found = evaluator.distance_of_real(loader, len(mine))
-        figures: dict[str, Any] = {}
-        for name in self.embedders:
-            figures |= {f"fd_{name}_real": found[f"fd_{name}"], f"n_fd_{name}_real": found["n"]}
-        return figures
+    def _ears(self, pl_module: Any) -> list[Embedder]:
+        if not self._loaded:
+            self._loaded = load_ears(pl_module.bundle, self.embedders, self.weights)
+        return self._loaded
 
-    def _teachers(self, pl_module: Any) -> list[Contender]:
-        m, shape = pl_module, pl_module.bundle.latent_shape()
-        return [
-            teacher_contender(m.teacher, m.schedule, m.conditioner, m.codec, shape, steps, self.guidance_scale)
-            for steps in self.teacher_steps
-        ]
-
-    def _students(self, pl_module: Any, all_steps: Sequence[int]) -> list[Contender]:
-        m, shape, f = pl_module, pl_module.bundle.latent_shape(), pl_module.consistency(which="slow")
-        return [
-            student_contender(f, m.schedule, m.conditioner, m.codec, shape, steps, m.grid, self.gamma)
-            for steps in all_steps
-        ]
-
-    def _train_clap(self, trainer: pl.Trainer) -> tuple[Sequence[str], Tensor] | None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if not hasattr(data, "train_clap_audio"):
-            log.warning("evaluation: the data module has no embeddings of the training clips; SIM_AA is left out")
-            return None
-        data.setup("test")
-        return data.train_clap_audio()
-
-    def _cache_key(
-        self, trainer: pl.Trainer, pl_module: Any, evaluator: Evaluator, train_clap: tuple[Sequence[str], Tensor] | None
-    ) -> dict[str, Any]:
-        digest = hashlib.sha256()
-        if train_clap is not None:
-            digest.update(repr(list(train_clap[0])).encode())
-            digest.update(train_clap[1].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return {
-            "bundle": pl_module.bundle.content_hash(),
-            "embedders": {name: embedder.fingerprint for name, embedder in evaluator.listener.embedders.items()},
-            "reference": evaluator.reference_digest,
-            "train": digest.hexdigest(),
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "world_size": trainer.world_size,
-            "machine": machine(pl_module.device),
-        }
+    def _cache(self, trainer: pl.Trainer) -> RowCache:
+        return RowCache(None if self.cache_dir is None else Path(trainer.default_root_dir) / self.cache_dir)
 
 
-def run_folder(trainer: pl.Trainer) -> tuple[Path, str]:
-    """Where a run's results go, and the name of its experiment.
+def logged(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row that a logger takes.
 
     Args:
-        trainer: The trainer; every rank must call this.
+        row: A row of the table.
 
     Returns:
-        `lightning_logs/<experiment>/version_N` and `<experiment>` with the usual logger, else the root folder and its
-        name.
+        Its figures, n and latency; those that are None are left out.
     """
-    folder = Path(trainer.log_dir or trainer.default_root_dir)
-    name = folder.parent.name if folder.name.startswith("version_") else folder.resolve().name
-    return folder, name
+    return {key: float(value) for key, value in row.items() if value is not None and key not in NOT_LOGGED}

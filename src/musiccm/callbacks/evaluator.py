@@ -120,12 +120,28 @@ class Evaluator:
 
         return self.suite.distances(heard())
 
-    def run(self, contender: Contender, keep: int = 0) -> Outcome:
+    def pace_s(self, contender: Contender) -> float:
+        """Measure what a clip takes, all told, by one batch that is thrown away.
+
+        Args:
+            contender: What generates.
+
+        Returns:
+            Seconds; 0 on a rank without clips.
+        """
+        for part in (slice(0, 1), slice(0, self.batch_size)):  # the first call pays for what is made once
+            start, ids = self._now(), self.ids[part]
+            if ids:
+                self.listener(self._generate(contender, ids, self.prompts[part])[0])
+        return (self._now() - start) / max(1, len(ids))
+
+    def run(self, contender: Contender, keep: int = 0, limit: int | None = None) -> Outcome:
         """Generate every prompt once and score the set.
 
         Args:
             contender: What generates.
             keep: How many of the first clips to hand back as waveforms.
+            limit: At most this many of this rank's prompts, the first ones.
 
         Returns:
             The outcome. Latencies are seconds a clip at the stated batch size, medians over batches.
@@ -134,9 +150,10 @@ class Evaluator:
         times: dict[str, list[float]] = {"text": [], "sampler": [], "decode": []}
         calls_before = contender.calls.samples if contender.calls else 0
         kept: dict[str, Tensor] = {}
-        with self._bar(contender.label, len(self.ids)) as bar:
-            for start in range(0, len(self.ids), self.batch_size):
-                part = slice(start, start + self.batch_size)
+        count = len(self.ids[:limit])
+        with self._bar(contender.label, count) as bar:
+            for start in range(0, count, self.batch_size):
+                part = slice(start, min(start + self.batch_size, count))
                 ids = self.ids[part]
                 waveforms, cond_BD, spent = self._generate(contender, ids, self.prompts[part])
                 for name, seconds in spent.items():
@@ -149,8 +166,8 @@ class Evaluator:
                         kept[clip_id] = waveform
                 bar.update(len(ids))
         figures, nearest = self.suite.compute()
-        calls = contender.calls.samples - calls_before if contender.calls and self.ids else None
-        return Outcome(self._row(contender, figures, times, calls), nearest, kept)
+        calls = (contender.calls.samples - calls_before) / count if contender.calls and count else None
+        return Outcome(self._row(contender, figures, times, calls, count), nearest, kept)
 
     def samples(self, contender: Contender, count: int) -> dict[str, Tensor]:
         """Waveforms of the first prompts alone: the very ones that `run` makes.
@@ -185,8 +202,18 @@ class Evaluator:
         clock.append(self._now())
         waveforms = contender.decode(latents)
         clock.append(self._now())
+        self._require_sound(contender, waveforms, ids)
         spent = {name: b - a for name, a, b in zip(("text", "sampler", "decode"), clock, clock[1:], strict=False)}
         return waveforms, cond_BD, spent
+
+    @staticmethod
+    def _require_sound(contender: Contender, waveforms: Tensor, ids: Sequence[str]) -> None:
+        bad = [ids[i] for i in (~waveforms.isfinite().all(dim=1)).nonzero().flatten().tolist()]
+        if bad:
+            raise MusiccmError(
+                f"{contender.label}: NaN or infinity in {len(bad)} of {len(ids)} generated clips, first {bad[:3]}; the "
+                "model has diverged, or its precision is too low"
+            )
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -194,20 +221,25 @@ class Evaluator:
         return time.perf_counter()
 
     def _row(
-        self, contender: Contender, figures: dict[str, Any], times: dict[str, list[float]], calls: int | None
+        self,
+        contender: Contender,
+        figures: dict[str, Any],
+        times: dict[str, list[float]],
+        calls: float | None,
+        count: int,
     ) -> dict[str, Any]:
         row: dict[str, Any] = {
             "model": contender.model,
             "steps": contender.steps,
             "guidance_scale": contender.guidance_scale,
-            "network_calls": None if calls is None else round(calls / len(self.ids), 6),
+            "network_calls": None if calls is None else round(calls, 6),
         }
         totals = [sum(parts) for parts in zip(*times.values(), strict=True)]
         row |= {key: value for key, value in figures.items() if key != "n"}
         row["latency_s"] = statistics.median(totals) if totals else None
         for name, seconds in times.items():
             row[f"latency_{name}_s"] = statistics.median(seconds) if seconds else None
-        return row | {"latency_batch": min(self.batch_size, len(self.ids)), "n": figures["n"]}
+        return row | {"latency_batch": min(self.batch_size, count), "n": figures["n"]}
 
     def _bar(self, label: str, total: int | None) -> tqdm:
         return tqdm(total=total, desc=label, unit="clip", disable=not self.progress, dynamic_ncols=True)

@@ -17,8 +17,8 @@ from musiccm.callbacks.contenders import (
     Contender,
     clip_seed,
     initial_noise,
-    student_contender,
-    teacher_contender,
+    students,
+    teachers,
 )
 from musiccm.callbacks.pictures import mel_image
 from musiccm.errors import MusiccmError
@@ -69,7 +69,7 @@ class Panels(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the teacher, and the student as it starts."""
         if trainer.global_step == 0:
-            self._log(trainer, pl_module, [self._teacher(pl_module)])
+            self._log(trainer, pl_module, teachers(pl_module, [self.teacher_steps], pl_module.guidance_scale))
         self._student(trainer, pl_module)
 
     @rank_zero_only
@@ -83,21 +83,12 @@ class Panels(pl.Callback):
         """Log the student as it ends."""
         self._student(trainer, pl_module)
 
-    def _teacher(self, m: Any) -> Contender:
-        shape = m.bundle.latent_shape()
-        return teacher_contender(m.teacher, m.schedule, m.conditioner, m.codec, shape, self.teacher_steps,
-                                 m.guidance_scale)
-
     def _student(self, trainer: pl.Trainer, m: Any) -> None:
         # Under accumulation several batches end at one step.
         if self._last_step == trainer.global_step:
             return
         self._last_step = trainer.global_step
-        shape, f = m.bundle.latent_shape(), m.consistency(which="slow")
-        self._log(trainer, m, [
-            student_contender(f, m.schedule, m.conditioner, m.codec, shape, steps, m.grid, self.gamma)
-            for steps in self.steps
-        ])
+        self._log(trainer, m, students(m, self.steps, self.gamma))
 
     @torch.no_grad()
     def _log(self, trainer: pl.Trainer, m: Any, contenders: Sequence[Contender]) -> None:

@@ -74,15 +74,20 @@ def format_table(rows: Sequence[dict[str, Any]], references: dict[str, Any], eva
         ("steps", lambda r: str(r["steps"])),
         ("calls", lambda r: _number(r.get("network_calls"), 0)),
         (fd, lambda r: _number(r[fd], 2)),
-        ("x teacher", lambda r: _number(r[fd] / anchor if anchor else None, 2)),
-        ("IS", lambda r: f"{_number(r[f'is_{evaluator}_mean'], 2)} ± {_number(r[f'is_{evaluator}_std'], 2)}"),
-        ("KL", lambda r: _number(r[f"kl_{evaluator}"], 3)),
+        ("x teacher", lambda r: _number(r[fd] / anchor if anchor and r[fd] is not None else None, 2)),
+        # A network that does not classify has neither.
+        ("IS", lambda r: f"{_number(r.get(f'is_{evaluator}_mean'), 2)} ± {_number(r.get(f'is_{evaluator}_std'), 2)}"),
+        ("KL", lambda r: _number(r.get(f"kl_{evaluator}"), 3)),
         ("TA", lambda r: _number(r["ta_similarity"], 3)),
         ("SIM@90", lambda r: _number(r["sim_aa_90"], 3)),
         ("SIM@95", lambda r: _number(r["sim_aa_95"], 3)),
         ("s/clip", lambda r: _number(r["latency_s"], 3) + ("*" if r.get("from_cache") else "")),
         ("n", lambda r: str(r["n"])),
     ]
+    others = [key for key in dict.fromkeys(key for row in rows for key in row)
+              if key.startswith(("fd_", "kad_")) and key != fd]
+    for key in others:
+        columns.insert(-2, (key, lambda r, key=key: _number(r.get(key), 2)))
     groups = [key for key in dict.fromkeys(key for row in rows for key in row) if key.startswith("acc_")]
     for key in groups:
         columns.insert(-2, (key[4:], lambda r, key=key: _number(r.get(key), 2)))
@@ -116,7 +121,7 @@ def plot_fd(path: Path, rows: Sequence[dict[str, Any]], evaluator: str = "tagger
     ticks: set[float] = set()
     for model, marker in zip(MODELS, "osD", strict=True):
         points = [(r["network_calls"], r[key], r["steps"]) for r in sort_rows(rows)
-                  if r["model"] == model and r.get("network_calls")]
+                  if r["model"] == model and r.get("network_calls") and r[key] is not None]
         if not points:
             continue
         calls, distances, steps = zip(*points, strict=True)

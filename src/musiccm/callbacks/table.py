@@ -29,6 +29,7 @@ def run_table(
     cache: RowCache | None = None,
     cache_key: Mapping[str, Any] | None = None,
     share: Callable[[Any], Any] = lambda value: value,
+    limit: int | None = None,
 ) -> dict[str, Outcome]:
     """Score every contender; teachers are looked up in the cache first.
 
@@ -40,6 +41,7 @@ def run_table(
         cache: Where teachers' rows are kept.
         cache_key: What they depend on beside model, steps and guidance.
         share: Gives every rank what rank zero found in the cache, so that all take the same way.
+        limit: See `Evaluator.run`.
 
     Returns:
         Label to outcome, in the order of the contenders.
@@ -56,7 +58,7 @@ def run_table(
             outcome = Outcome({**found["row"], "from_cache": True}, found["nearest"])
             outcome.kept = evaluator.samples(contender, keep) if keep else {}
         else:
-            outcome = evaluator.run(contender, keep)
+            outcome = evaluator.run(contender, keep, limit)
             if keyed:
                 keyed.put(key, {"row": outcome.row, "nearest": outcome.nearest})
         outcomes[contender.label] = outcome

@@ -13,13 +13,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from musiccm.commands._hear_folder import hear_folder
+from musiccm.commands._index import CONDITIONER_PARTS
+from musiccm.commands._plagiarism import index_ear
 from musiccm.data.audio_folder import AudioFolder, FolderClip, clip_batches, read_audio_folder, read_captions
 from musiccm.errors import MusiccmError
 from musiccm.metrics.embedders import Embedder, load_embedder
+from musiccm.metrics.index import TrainingIndex
 from musiccm.metrics.listener import Listener
+from musiccm.metrics.nearest import Queries, nearest_clips
 from musiccm.metrics.reference import FeatureSet, reference_figures
+from musiccm.metrics.sim_aa import rates
 from musiccm.metrics.suite import MetricSuite
 from musiccm.metrics.text_audio import TextAudioSimilarity
+from musiccm.models.bundle import Bundle
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +52,7 @@ class Task:
     channel: str | int = "mean"
     batch_size: int = 16
     device: str = "auto"
+    also: Sequence[str] = ()
     reference_implementation: bool = False
 
 
@@ -76,14 +84,49 @@ def evaluate(task: Task) -> dict[str, Any]:
     captions = None if task.captions is None else read_captions(task.captions)
     embedders = [load_embedder(name, path, task.bundle, device) for name, path in task.embedders.items()]
     clap = None
-    if captions is not None or task.train is not None:
+    if captions is not None:
         clap = load_embedder("clap", task.clap, task.bundle, device)
     shortest = max(embedder.min_duration_s for embedder in [*embedders, *([clap] if clap else [])])
     folders = {side: read_audio_folder(path, shortest, progress=True)
                for side, path in (("generated", task.generated), ("reference", task.reference))}
+    for folder in folders.values():
+        if len(folder.clips) < 2:
+            raise MusiccmError(f"{folder}: expected at least 2 clips, of which a distance can be taken")
     run = _Run(task, embedders, clap, folders, captions, device)
     run.hear_all()
-    return run.result()
+    result = run.result()
+    return result if task.train is None else with_sim_aa(result, task, str(device))
+
+
+def with_sim_aa(result: dict[str, Any], task: Task, device: str) -> dict[str, Any]:
+    """Add the plagiarism check's rates; CLAP hears windows as the index was heard.
+
+    Args:
+        result: What `evaluate` found.
+        task: With the index.
+        device: Where to compute.
+
+    Returns:
+        The result with `sim_aa_90`, `sim_aa_95` of both sides and the nearest training clip of each generated one.
+
+    Raises:
+        MusiccmError: The index cannot be used, or was built with another CLAP.
+    """
+    index = TrainingIndex(str(task.train))
+    bundle = Bundle.from_pretrained(task.bundle or index.about["bundle"], parts=CONDITIONER_PARTS)
+    ear = index_ear(index, bundle, device, task.batch_size, workers=2)
+    for side, folder in (("generated", task.generated), ("reference", task.reference)):
+        heard = hear_folder(ear, folder)
+        found = nearest_clips(index, Queries(heard.rows, [len(starts) for starts in heard.starts_s]), 1)
+        maxima = found.cosine_QK[:, 0]
+        if side == "reference":
+            result["references"] |= {f"test_set_{key}": value for key, value in rates(maxima).items()}
+            continue
+        result["figures"] |= rates(maxima)
+        nearest = zip(heard.ids, found.clip_QK[:, 0].tolist(), maxima.tolist(), strict=True)
+        result["nearest"] = [{"clip": name, "nearest": index.ids[clip], "cosine": cosine}
+                             for name, clip, cosine in sorted(nearest, key=lambda match: (-match[2], match[0]))]
+    return result
 
 
 class _Run:
@@ -102,7 +145,8 @@ class _Run:
         rate_hz = next(iter(folders["generated"].rates_hz))
         self.listener = Listener(embedders, None, rate_hz).to(device)
         self.classifies = self.listener.classifies(device)
-        self.suite = MetricSuite(self.classifies, text=False).to(device)
+        kad, fd_inf = (list(self.classifies) if name in task.also else [] for name in ("kad", "fd_inf"))
+        self.suite = MetricSuite(self.classifies, text=False, kad=kad, fd_inf=fd_inf).to(device)
         self.text = None if captions is None else TextSimilarity(clap, captions)
         self.kept = {side: {name: FeatureSet() for name in self.classifies} for side in folders}
         names = {side: {clip.id for clip in folder.clips} for side, folder in folders.items()}
@@ -125,7 +169,7 @@ class _Run:
             waveform_BS = batch.waveform_BS.to(self.device)
             features = self.listener(waveform_BS, batch.sample_rate_hz)
             if side == "reference":
-                self.suite.update_reference(features, None, batch.ids)
+                self.suite.update_reference(features, None, batch.ids, paired=paired)
             else:
                 self.suite.update(features, None, batch.ids, paired=paired)
             if self.text is not None:

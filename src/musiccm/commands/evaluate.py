@@ -23,6 +23,7 @@ def main(argv: list[str]) -> int:
         generated=Path(args.generated), reference=Path(args.reference), embedders=pairs_of(args.embedder),
         bundle=args.bundle, captions=args.captions, train=args.train, clap=args.clap, duration_s=args.seconds,
         channel=0 if args.channel == "first" else "mean", batch_size=args.batch_size, device=args.device,
+        also=[name for name in ("kad", "fd_inf") if getattr(args, name)],
         reference_implementation=args.reference_implementation,
     )
     result = evaluate(task)
@@ -41,18 +42,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--generated", required=True, help="folder of generated audio (wav, flac, ogg, mp3)")
     parser.add_argument("--reference", required=True, help="folder of reference audio")
-    parser.add_argument("--embedder", action="append", metavar="NAME[=FILE]", help="network behind FD, IS and KL: pann, "
-                        "pann32k, vgg, clap, audiomae or tagger, with its weights unless they lie in $MUSICCM_WEIGHTS; "
-                        "may be given several times (default pann and vgg)")
+    parser.add_argument("--embedder", action="append", metavar="NAME[=FILE]",
+                        help="network behind FD, IS and KL: pann, pann32k, vgg, clap, audiomae or tagger, with its "
+                        "weights unless they lie in $MUSICCM_WEIGHTS; may be given several times (default pann, vgg)")
     parser.add_argument("--bundle", help="bundle that tagger, audiomae and clap come from, such as musiccm-tiny")
     parser.add_argument("--captions", help="captions by clip (.json, .csv, .tsv), for text-audio similarity")
-    parser.add_argument("--clap", metavar="FILE", help="CLAP for text-audio similarity and --train; the bundle's if not "
-                        "given")
-    parser.add_argument("--train", metavar="INDEX", help="index of the training clips (musiccm prepare index), for "
-                        "SIM_AA")
+    parser.add_argument("--clap", metavar="FILE",
+                        help="CLAP for text-audio similarity; the bundle's if not given")
+    parser.add_argument("--train", metavar="INDEX",
+                        help="index of the training clips (musiccm prepare index), for SIM_AA by its CLAP")
     parser.add_argument("--seconds", type=float, help="take this much from the start of every file (default: all)")
     parser.add_argument("--channel", choices=("mean", "first"), default="mean", help="of files with several; published "
                         "tools take the first (default %(default)s)")
+    parser.add_argument("--kad", action="store_true", help="add the kernel distance, which small sets do not bias")
+    parser.add_argument("--fd-inf", action="store_true", help="add the Frechet distance extrapolated to infinite n")
     parser.add_argument("--reference-implementation", action="store_true",
                         help="run audioldm_eval's own functions on the same embeddings, as a second column")
     parser.add_argument("--batch-size", type=int, default=16, help="clips heard together (default %(default)s)")

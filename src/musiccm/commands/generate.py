@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from musiccm.commands._outputs import STDOUT, checked_outputs, output_paths
+from musiccm.errors import MusiccmError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from musiccm.pipeline import Pipeline
+
+__all__ = ["main", "output_paths"]
+
+EDITS = ("continue", "inpaint", "vary")
+DEFAULT_STRENGTH = 0.4
 
 
 def main(argv: list[str]) -> int:
@@ -17,39 +32,148 @@ def main(argv: list[str]) -> int:
         The exit code.
     """
     args = _parser().parse_args(argv)
+    _check_together(args)
+    paths = checked_outputs(args.out, len(args.prompts), [".wav"] if args.stream else [".wav", ".flac"], args.force)
     import torch
 
-    from musiccm.audio.io import write_audio
-    from musiccm.errors import MusiccmError
+    from musiccm.long_form import check_duration, check_texts
     from musiccm.pipeline import Pipeline
 
-    out = Path(args.out)
-    if out.suffix.lower() not in {".wav", ".flac"}:
-        raise MusiccmError(f"--out {out}: expected a name that ends in .wav or .flac")
+    check_texts(args.prompts)
+    if args.seconds is not None and not args.stream:
+        check_duration(args.seconds, advice="--stream makes longer music")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     pipeline = Pipeline.from_pretrained(args.model).to(device)
     start = time.perf_counter()
-    waveforms = pipeline(args.prompts, args.steps, args.seed, guidance_scale=args.guidance_scale, gamma=args.gamma)
-    elapsed = time.perf_counter() - start
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for path, prompt, waveform in zip(output_paths(out, len(waveforms)), args.prompts, waveforms, strict=True):
-        write_audio(path, waveform, pipeline.sample_rate_hz)
-        print(f"{path}: {prompt}")
-    print(f"{len(waveforms)} clip(s) of {pipeline.duration_s:g} s in {elapsed:.2f} s")
+    if args.stream:
+        made_s = _stream(pipeline, args, paths)
+    else:
+        made_s = _write(pipeline, args, paths)
+    _say(args, f"{len(args.prompts)} clip(s) of {made_s:g} s in {time.perf_counter() - start:.2f} s")
     return 0
 
 
-def output_paths(out: Path, count: int) -> list[Path]:
-    """One path for one clip; `out_1.wav`, `out_2.wav`, ... for several."""
-    if count == 1:
-        return [out]
-    return [out.with_name(f"{out.stem}_{index + 1}{out.suffix}") for index in range(count)]
+def _write(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> float:
+    """Make whole clips and write them; seconds of one."""
+    from musiccm.audio.io import write_audio
+    from musiccm.audio.wav_stream import WavStream
+
+    waveforms = _edit(pipeline, args) if _edit_of(args) else _make(pipeline, args)
+    for path, prompt, waveform in zip(paths, args.prompts, waveforms, strict=False):
+        write_audio(path, waveform, pipeline.sample_rate_hz)
+        _say(args, f"{path}: {prompt}")
+    if args.out == STDOUT:
+        with WavStream(sys.stdout.buffer, pipeline.sample_rate_hz, len(waveforms[0])) as wav:
+            wav.write(waveforms[0])
+    return len(waveforms[0]) / pipeline.sample_rate_hz
+
+
+def _make(pipeline: Pipeline, args: argparse.Namespace) -> list[Tensor]:
+    sampler = {"guidance_scale": args.guidance_scale, "gamma": args.gamma}
+    shape = {"overlap": args.overlap, "fusion": args.fusion}
+    if args.at or args.overlap is not None or args.fusion is not None:
+        seconds = pipeline.duration_s if args.seconds is None else args.seconds
+        return [pipeline.compose(_plan(args), seconds, args.steps, args.seed, **shape, **sampler)]
+    return list(pipeline(args.prompts, args.steps, args.seed, duration_s=args.seconds, **sampler))
+
+
+def _stream(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> float:
+    """Write sound while it is made; seconds that were written."""
+    from musiccm.audio.wav_stream import WavStream
+
+    stream = pipeline.stream(_plan(args), args.seconds, args.steps, args.seed, overlap=args.overlap,
+                             fusion=args.fusion, guidance_scale=args.guidance_scale, gamma=args.gamma)
+    target: Any = paths[0] if paths else sys.stdout.buffer
+    written = 0
+    try:
+        with WavStream(target, pipeline.sample_rate_hz, stream.samples) as wav:
+            for chunk in stream:
+                wav.write(chunk)
+                written += len(chunk)
+    except KeyboardInterrupt:
+        _say(args, f"{args.out}: interrupted; the {written / pipeline.sample_rate_hz:.1f} s that were made are kept")
+        raise
+    return written / pipeline.sample_rate_hz
+
+
+def _edit(pipeline: Pipeline, args: argparse.Namespace) -> list[Tensor]:
+    """Continue, mend or vary a clip, once a prompt; the seams are measured and reported."""
+    from musiccm.long_form import Edited, Editor, read_clip, seam_figures
+    from musiccm.samplers import sample_seeds
+
+    kind = _edit_of(args)
+    path = getattr(args, f"{kind}_")
+    clip = read_clip(pipeline, path)
+    made: list[Tensor] = []
+    for prompt, noise_seed in zip(args.prompts, sample_seeds(args.seed, len(args.prompts)), strict=True):
+        editor = Editor(pipeline, noise_seed, args.steps, args.guidance_scale, args.gamma, args.overlap, args.fusion)
+        plan = [(0.0, prompt), *_changes(args)]
+        if kind == "continue":
+            edited: Edited = editor.extend(clip, plan, args.seconds)
+        elif kind == "inpaint":
+            edited = editor.inpaint(clip, plan, args.from_, args.to)
+        else:
+            edited = editor.vary(clip, plan, DEFAULT_STRENGTH if args.strength is None else args.strength)
+        made.append(edited.waveform_S)
+        figures = seam_figures(edited.waveform_S, edited.seams_s, pipeline.bundle.mel)
+        if figures is not None:
+            seams = ", ".join(f"{seam:.2f}" for seam in edited.seams_s)
+            _say(args, f"{path}: kept but for what lies between its seams, at {seams} s: level jump there "
+                 f"{figures.level_jump_db:.1f} dB (elsewhere {figures.usual_level_jump_db:.1f}), spectral change "
+                 f"{figures.flux:.1f} dB (elsewhere {figures.usual_flux:.1f})")
+    return made
+
+
+def _plan(args: argparse.Namespace) -> list[tuple[float, str]]:
+    return [(0.0, args.prompts[0]), *_changes(args)]
+
+
+def _changes(args: argparse.Namespace) -> list[tuple[float, str]]:
+    changes = []
+    for start, text in args.at:
+        try:
+            changes.append((float(start), text))
+        except ValueError:
+            raise MusiccmError(f"--at {start}: expected seconds, then a text") from None
+    return changes
+
+
+def _edit_of(args: argparse.Namespace) -> str | None:
+    return next((kind for kind in EDITS if getattr(args, f"{kind}_") is not None), None)
+
+
+def _check_together(args: argparse.Namespace) -> None:
+    """Refuse options that would be ignored."""
+    kind = _edit_of(args)
+    several = len(args.prompts) > 1
+    inpaints = kind == "inpaint"
+    for wrong, said in (
+        (args.stream and kind, "--stream makes new music: leave out --" + str(kind)),
+        (args.stream and several, f"--stream takes one prompt, found {len(args.prompts)}; texts along time are --at"),
+        (args.at and several, f"--at changes the text of one piece, found {len(args.prompts)} prompts; give one"),
+        (several and kind is None and (args.overlap is not None or args.fusion is not None),
+         f"--overlap and --fusion take one prompt, found {len(args.prompts)}; give one"),
+        (args.seconds is not None and kind in ("inpaint", "vary"),
+         f"--{kind}: the clip's own length is kept; leave out --seconds"),
+        (inpaints != (args.from_ is not None), "--inpaint and --from need each other: --inpaint f.wav --from 3 --to 6"),
+        (inpaints != (args.to is not None), "--inpaint and --to need each other: --inpaint f.wav --from 3 --to 6"),
+        (args.strength is not None and kind != "vary", "--strength is how much --vary changes; it has no meaning here"),
+    ):
+        if wrong:
+            raise MusiccmError(said)
+
+
+def _say(args: argparse.Namespace, text: str) -> None:
+    """Messages go where they cannot mix with sound on the standard output."""
+    print(text, file=sys.stderr if args.out == STDOUT else sys.stdout)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="musiccm generate", description=__doc__)
     parser.add_argument("prompts", nargs="+", help="what the music should be like; one clip a text")
-    parser.add_argument("--out", default="out.wav", help="file to write; numbered for several (default %(default)s)")
+    parser.add_argument("--out", default="out.wav", help="file to write, numbered for several; - writes a wav to the "
+                                                         "standard output (default %(default)s)")
+    parser.add_argument("--force", action="store_true", help="replace files that are there")
     parser.add_argument("--model", default="musiccm-tiny-student",
                         help="directory, packaged bundle or hub id (default %(default)s)")
     parser.add_argument("--steps", type=int, help="sampling steps (default 4 for a student, 50 for a teacher)")
@@ -57,4 +181,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--guidance-scale", type=float, help="for a teacher only (default 3)")
     parser.add_argument("--gamma", type=float, help="for a student: share of fresh noise between steps, 0 to 1")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
+    long = parser.add_argument_group("length")
+    long.add_argument("--seconds", type=float, help="length (default: that of the model's training clips)")
+    long.add_argument("--at", nargs=2, action="append", default=[], metavar=("SECONDS", "TEXT"),
+                      help="from there on, another text; may be repeated")
+    long.add_argument("--stream", action="store_true",
+                      help="write while the music is made, in constant memory; without --seconds until interrupted")
+    long.add_argument("--overlap", type=float, help="shared part of neighbouring windows, 0 to below 1 (default 0.5)")
+    long.add_argument("--fusion", help="how windows are fused: uniform, triangular or swap")
+    edit = parser.add_argument_group("music that is there").add_mutually_exclusive_group()
+    edit.add_argument("--continue", dest="continue_", metavar="FILE", help="go on where this ends; --seconds is the "
+                                                                           "length of both together")
+    edit.add_argument("--inpaint", dest="inpaint_", metavar="FILE", help="make a range of this anew")
+    edit.add_argument("--vary", dest="vary_", metavar="FILE", help="another take on this")
+    parser.add_argument("--from", dest="from_", type=float, metavar="SECONDS", help="start of the range to --inpaint")
+    parser.add_argument("--to", type=float, metavar="SECONDS", help="end of the range to --inpaint")
+    parser.add_argument("--strength", type=float, help=f"how much --vary changes, 0 to 1 (default {DEFAULT_STRENGTH})")
     return parser

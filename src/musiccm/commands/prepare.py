@@ -1,4 +1,4 @@
-"""write the demo corpus (`demo`), or encode a corpus into latents (`latents`)."""
+"""write the demo corpus (`demo`), encode a corpus into latents (`latents`), index its training clips (`index`)."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def main(argv: list[str]) -> int:
         out = args.out or corpus_root(args.config, args.layout)
         write(Path(out), args.tracks, args.seed, args.test_tracks, args.workers)
         print(f"{out}: the demo corpus is complete")
+        return 0
+    if args.what == "index":
+        from musiccm.commands._index import prepare_index
+
+        prepare_index(args)
         return 0
     from musiccm.commands._encode import encode_corpus
 
@@ -85,4 +90,19 @@ def _parser() -> argparse.ArgumentParser:
     latents.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
     latents.add_argument("--overwrite", action="store_true", help="replace a cache that was made from something else")
     latents.add_argument("--strict", action="store_true", help="stop at the first item that cannot be used")
+    index = commands.add_parser("index", help="embed training clips with CLAP, for SIM_AA and `musiccm plagiarism`")
+    source = index.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", action="append", help="experiment file; what it trains on is indexed")
+    source.add_argument("--root", help="folder of training audio, searched through; needs no labels")
+    index.add_argument("--out", required=True, help="folder to write; a killed run goes on where it stopped")
+    index.add_argument("--from-cache", action="store_true",
+                       help="take the embeddings of the experiment's latent cache, in place of hearing whole clips")
+    index.add_argument("--bundle", help="whose CLAP (default the experiment's, or musiccm-tiny with --root)")
+    index.add_argument("--hop-s", type=float, help="seconds between windows (default half of CLAP's window)")
+    index.add_argument("--faiss", nargs="?", const="auto", metavar="FACTORY",
+                       help="write a FAISS index too, such as Flat or IVF4096,SQfp16 (default by size)")
+    index.add_argument("--batch-size", type=int, default=16, help="windows embedded at a time (default %(default)s)")
+    index.add_argument("--workers", type=int, default=2, help="threads that decode (default %(default)s)")
+    index.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
+    index.add_argument("--overwrite", action="store_true", help="replace an index that was made from something else")
     return parser

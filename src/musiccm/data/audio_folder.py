@@ -40,11 +40,13 @@ class AudioFolder:
         root: The folder.
         clips: Those that can be used, by id.
         left_out: Those that cannot, and why.
+        others: Files that are no audio by their suffix.
     """
 
     root: Path
     clips: list[FolderClip] = field(default_factory=list)
     left_out: list[BadItem] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
 
     @property
     def rates_hz(self) -> dict[int, int]:
@@ -66,7 +68,7 @@ def read_audio_folder(root: str | Path, min_duration_s: float = 0.0, progress: b
         progress: Whether to show a progress bar.
 
     Returns:
-        What was found; hidden files and those without an audio suffix are not looked at.
+        What was found; hidden files are not looked at.
 
     Raises:
         MusiccmError: There is no such folder, no usable file in it, or two files of one name, such as a.wav and a.mp3.
@@ -74,13 +76,14 @@ def read_audio_folder(root: str | Path, min_duration_s: float = 0.0, progress: b
     root = Path(root)
     if not root.is_dir():
         raise MusiccmError(f"{root}: no such folder; expected one with audio files")
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES
+    files = sorted(path for path in root.rglob("*") if path.is_file()
                    and not any(part.startswith(".") for part in path.relative_to(root).parts))
+    paths = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
     ids = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
     if twice := [name for name, n in Counter(ids).items() if n > 1]:
         raise MusiccmError(f"{root}: {len(twice)} names occur with several suffixes, first {twice[0]}; a clip is known "
                            "by its name without the suffix, so remove one of each")
-    folder = AudioFolder(root)
+    folder = AudioFolder(root, others=[path for path in files if path.suffix.lower() not in AUDIO_SUFFIXES])
     with ThreadPoolExecutor() as pool, tqdm(total=len(paths), desc=f"reading {root.name}", unit="file",
                                             disable=not progress, dynamic_ncols=True) as bar:
         found = pool.map(lambda path: examine_file(AudioFile(path), min_duration_s), paths)
@@ -91,8 +94,10 @@ def read_audio_folder(root: str | Path, min_duration_s: float = 0.0, progress: b
                 folder.clips.append(FolderClip(clip_id, path, result))
             bar.update()
     if not folder.clips:
-        first = f"; first: {folder.left_out[0].path}: {folder.left_out[0].reason}" if folder.left_out else ""
-        raise MusiccmError(f"{folder}: expected wav, flac, ogg or mp3 files{first}")
+        reasons = sorted({item.reason for item in folder.left_out})
+        raise MusiccmError(f"{root}: no audio that can be used" + (
+            f": {len(folder.left_out)} files were left out ({', '.join(reasons)})" if reasons else
+            f"; expected files ending in {', '.join(AUDIO_SUFFIXES)}"))
     return folder
 
 

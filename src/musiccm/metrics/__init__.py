@@ -1,8 +1,10 @@
 """Metrics over clips that were embedded once; each returns its n, and no clip counts twice."""
 
 from musiccm.metrics.attributes import AttributeAccuracy
+from musiccm.metrics.extrapolated import FrechetInfinity
 from musiccm.metrics.frechet import FrechetDistance
 from musiccm.metrics.inception import InceptionScore
+from musiccm.metrics.kernel import KernelDistance
 from musiccm.metrics.kl import KLDivergence
 from musiccm.metrics.sim_aa import Match, SimAA
 from musiccm.metrics.text_audio import TextAudioSimilarity
@@ -10,7 +12,9 @@ from musiccm.metrics.text_audio import TextAudioSimilarity
 __all__ = [
     "AttributeAccuracy",
     "FrechetDistance",
+    "FrechetInfinity",
     "InceptionScore",
+    "KernelDistance",
     "KLDivergence",
     "Match",
     "SimAA",

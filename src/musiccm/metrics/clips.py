@@ -6,7 +6,9 @@ figure, so each metric keeps the clip id beside each row, and drops repeats afte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,37 +16,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from musiccm.errors import MusiccmError
+from musiccm.metrics.clip_ids import decode_ids, encode_ids
+
+log = logging.getLogger(__name__)
 
 
-def encode_ids(ids: Sequence[str]) -> Tensor:
-    """Pack clip ids into one uint8 tensor (UTF-8, each ended by a zero byte), so that they travel like any other state.
-
-    Args:
-        ids: Clip ids; none may be empty or hold a zero byte.
-
-    Returns:
-        Bytes, `[total]`, uint8.
-
-    Raises:
-        MusiccmError: An id is empty or holds a zero byte.
-    """
-    for clip_id in ids:
-        if not isinstance(clip_id, str) or not clip_id or "\0" in clip_id:
-            raise MusiccmError(f"clip id: expected a non-empty string without zero bytes, found {clip_id!r}")
-    packed = b"".join(clip_id.encode("utf-8") + b"\0" for clip_id in ids)
-    return torch.frombuffer(bytearray(packed), dtype=torch.uint8) if packed else torch.empty(0, dtype=torch.uint8)
-
-
-def decode_ids(packed: Tensor) -> list[str]:
-    """Undo `encode_ids`.
-
-    Args:
-        packed: Bytes, `[total]`, uint8.
-
-    Returns:
-        The clip ids, in order.
-    """
-    return [part.decode("utf-8") for part in bytes(packed.cpu().numpy().tobytes()).split(b"\0")[:-1]]
+class TooFewClips(MusiccmError):
+    """A figure cannot be taken from so few clips; others of the same clips can."""
 
 
 def require_rows(name: str, rows: Tensor, ids: Sequence[str]) -> None:
@@ -108,15 +86,19 @@ class ClipMetric(Metric):
     full_state_update = False
     is_differentiable = False
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, reset_real_features: bool = True, **kwargs: Any) -> None:
         """Start without rows.
 
         Args:
+            reset_real_features: Whether `reset` forgets the reference clips too; false lets one reference serve many
+                models. The reference is what states with names in `real_` hold.
             **kwargs: Passed to `torchmetrics.Metric`.
         """
         super().__init__(**kwargs)
+        self.reset_real_features = reset_real_features
         self._ndim: dict[str, tuple[int, torch.dtype]] = {}
         self._seen: dict[str, set[str]] = {}
+        self._cautioned: set[str] = set()
 
     def add_rows(self, name: str, ndim: int, dtype: torch.dtype) -> None:
         """Declare a list of tensors that are joined along their first axis.
@@ -138,6 +120,23 @@ class ClipMetric(Metric):
         self.add_rows(name, 1, torch.uint8)
         self._seen[name] = set()
 
+    def first_seen(self, name: str, ids: Sequence[str]) -> list[int]:
+        """Mark ids as seen on this rank.
+
+        Args:
+            name: What they are counted under.
+            ids: Clip ids of one batch.
+
+        Returns:
+            Positions, in the batch, of those not seen before.
+        """
+        seen, keep = self._seen[name], []
+        for position, clip_id in enumerate(ids):
+            if clip_id not in seen:
+                seen.add(clip_id)
+                keep.append(position)
+        return keep
+
     def take_new(self, name: str, ids: Sequence[str]) -> list[int]:
         """Record the ids not seen before on this rank.
 
@@ -148,11 +147,7 @@ class ClipMetric(Metric):
         Returns:
             Positions, in the batch, of the rows to keep.
         """
-        seen, keep = self._seen[name], []
-        for position, clip_id in enumerate(ids):
-            if clip_id not in seen:
-                seen.add(clip_id)
-                keep.append(position)
+        keep = self.first_seen(name, ids)
         getattr(self, name).append(encode_ids([ids[position] for position in keep]).to(self.device))
         return keep
 
@@ -184,11 +179,47 @@ class ClipMetric(Metric):
         ids = sorted(first)
         return ids, torch.tensor([first[clip_id] for clip_id in ids], dtype=torch.long, device=self.device)
 
+    def caution(self, what: str, *args: Any) -> None:
+        """Log a warning about the figure, once for each metric and text, on rank zero.
+
+        Args:
+            what: The text, as `logging` takes it.
+            *args: What goes into it.
+        """
+        message = what % args
+        if message not in self._cautioned and not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
+            log.warning(message)
+        self._cautioned.add(message)
+
     def reset(self) -> None:
-        """Forget all rows."""
+        """Forget all rows; those of the reference stay where `reset_real_features` is false."""
+        names = [] if self.reset_real_features else [name for name in self._reductions if name.startswith("real_")]
+        kept = {name: list(getattr(self, name)) for name in names}  # Metric.reset clears the lists themselves
         super().reset()
-        for seen in self._seen.values():
-            seen.clear()
+        for name, rows in kept.items():
+            setattr(self, name, rows)
+        for name, seen in self._seen.items():
+            if self.reset_real_features or not name.startswith("real_"):
+                seen.clear()
+
+    @contextmanager
+    def sync_context(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """As `Metric.sync_context`, but a `compute` that raises leaves the metric as it was.
+
+        Args:
+            *args: As there.
+            **kwargs: As there.
+
+        Yields:
+            Nothing.
+        """
+        try:
+            with super().sync_context(*args, **kwargs):
+                yield
+        except BaseException:
+            if self._is_synced:
+                self.unsync()
+            raise
 
     def _sync_dist(self, dist_sync_fn: Callable[..., Any] | None = None, process_group: Any | None = None) -> None:
         # torchmetrics gives a rank without rows a 1-D float tensor, which cannot be gathered with its neighbours' rows.
@@ -198,3 +229,28 @@ class ClipMetric(Metric):
             local = self.joined(name)
             gathered = dist_sync_fn(local, group=process_group or self.process_group)
             setattr(self, name, [rows for rows in gathered if rows.shape[0]])
+
+
+class ClipCount(ClipMetric):
+    """How many clips there are: the n of a row, whatever its figures are."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Start without clips.
+
+        Args:
+            **kwargs: Passed to `ClipMetric`.
+        """
+        super().__init__(**kwargs)
+        self.add_ids("ids")
+
+    def update(self, ids: Sequence[str]) -> None:
+        """Add clips.
+
+        Args:
+            ids: Clip ids.
+        """
+        self.take_new("ids", ids)
+
+    def compute(self) -> int:
+        """The number of different clips."""
+        return len(self.unique("ids")[0])

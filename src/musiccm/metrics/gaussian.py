@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
+from musiccm.metrics.clips import TooFewClips
 
 Method = Literal["auto", "nuclear", "eigen", "sqrtm"]
 
@@ -74,20 +75,19 @@ def trace_sqrt_eigen(cov1_DD: Tensor, cov2_DD: Tensor) -> Tensor:
     return torch.linalg.eigvalsh((inner + inner.T) / 2).clamp_min(0).sqrt().sum()
 
 
-def trace_sqrt_nuclear(rows1_RD: Tensor, rows2_RD: Tensor) -> Tensor:
-    """`tr (S1 S2)^{1/2}` from the rows: the nuclear norm of `A B^T`, A and B centred and scaled by 1/sqrt(n - 1).
+def trace_sqrt_nuclear(a_RD: Tensor, b_RD: Tensor) -> Tensor:
+    """`tr (S1 S2)^{1/2}` as the nuclear norm of `A B^T`, where `A^T A = S1` and `B^T B = S2`.
 
     Exact, and much cheaper than any D x D form while there are fewer rows than dimensions (FastFID, arXiv 2009.14075).
 
     Args:
-        rows1_RD: Feature rows, `[R1, D]`.
-        rows2_RD: Feature rows, `[R2, D]`.
+        a_RD: Rows of one set, centred and divided by sqrt(n - 1), `[R1, D]`.
+        b_RD: Rows of the other, likewise, `[R2, D]`.
 
     Returns:
         The trace, a scalar.
     """
-    scaled = [(rows - rows.mean(dim=0)) / (rows.shape[0] - 1) ** 0.5 for rows in (rows1_RD.double(), rows2_RD.double())]
-    return torch.linalg.svdvals(scaled[0] @ scaled[1].T).sum()
+    return torch.linalg.svdvals(a_RD @ b_RD.T).sum()
 
 
 def trace_sqrt_sqrtm(cov1_DD: Tensor, cov2_DD: Tensor, eps: float = 1e-6) -> Tensor:
@@ -119,43 +119,56 @@ def trace_sqrt_sqrtm(cov1_DD: Tensor, cov2_DD: Tensor, eps: float = 1e-6) -> Ten
     return root.trace().to(cov1_DD.device)
 
 
-def frechet_distance(
-    a: Moments, b: Moments, rows_a: Tensor | None = None, rows_b: Tensor | None = None, method: Method = "auto"
-) -> float:
+def frechet_distance(a: Moments, b: Moments, method: Method = "auto") -> float:
     """`|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^{1/2})` (SPEC 8), unbiased covariances, float64.
 
     Args:
         a: Moments of one set.
         b: Moments of the other.
-        rows_a: The rows behind `a`, `[R, D]`, where they are still at hand.
-        rows_b: The rows behind `b`.
-        method: `nuclear` needs the rows; `auto` takes it when both sets have fewer rows than dimensions, else `eigen`.
+        method: `eigen` (also `auto`) or `sqrtm`.
 
     Returns:
         The squared distance; tiny negative rounding is kept at 0.
 
     Raises:
-        MusiccmError: Fewer than two rows in a set, different widths, or `nuclear` without rows.
+        MusiccmError: Fewer than two rows in a set, different widths, or `nuclear`, which needs the rows.
     """
-    if a.n < 2 or b.n < 2:
-        raise MusiccmError(f"Frechet distance: expected at least 2 rows in each set, found {a.n} and {b.n}")
-    if a.mean.shape != b.mean.shape:
-        raise MusiccmError(
-            f"Frechet distance: expected features of one width, found {a.mean.shape[0]} and {b.mean.shape[0]}; "
-            "were both sets embedded by the same network?"
-        )
-    have_rows = rows_a is not None and rows_b is not None
-    if method == "auto":
-        method = "nuclear" if have_rows and max(a.n, b.n) < a.mean.shape[0] else "eigen"
+    _check(a.n, b.n, len(a.mean), len(b.mean))
     if method == "nuclear":
-        if rows_a is None or rows_b is None:
-            raise MusiccmError("Frechet distance: the nuclear-norm route needs the feature rows, found only moments")
-        trace_root = trace_sqrt_nuclear(rows_a, rows_b)
-    elif method == "eigen":
-        trace_root = trace_sqrt_eigen(a.covariance, b.covariance)
-    else:
-        trace_root = trace_sqrt_sqrtm(a.covariance, b.covariance)
+        raise MusiccmError("Frechet distance: the nuclear-norm route needs the feature rows, found only moments")
+    root = trace_sqrt_sqrtm if method == "sqrtm" else trace_sqrt_eigen
     gap = (a.mean - b.mean).square().sum()
-    value = gap + a.covariance.trace() + b.covariance.trace() - 2 * trace_root
+    value = gap + a.covariance.trace() + b.covariance.trace() - 2 * root(a.covariance, b.covariance)
     # The reference form is returned as it comes, so that parity is not hidden by the clamp.
     return float(value) if method == "sqrtm" else max(float(value), 0.0)
+
+
+def frechet_distance_of_rows(rows_a: Tensor, rows_b: Tensor, method: Method = "auto") -> float:
+    """`frechet_distance` where all rows are at hand.
+
+    Args:
+        rows_a: Feature rows of one set, `[R1, D]`.
+        rows_b: Feature rows of the other, `[R2, D]`.
+        method: `auto` takes `nuclear`, which needs no covariance, when a set has fewer rows than dimensions.
+
+    Returns:
+        The squared distance; tiny negative rounding is kept at 0.
+    """
+    _check(len(rows_a), len(rows_b), rows_a.shape[1], rows_b.shape[1])
+    few = min(len(rows_a), len(rows_b)) < rows_a.shape[1]
+    if method != "nuclear" and not (method == "auto" and few):
+        return frechet_distance(moments_of(rows_a), moments_of(rows_b), method)
+    means = [rows.double().mean(dim=0) for rows in (rows_a, rows_b)]
+    a, b = ((rows.double() - mean) / (len(rows) - 1) ** 0.5 for rows, mean in zip((rows_a, rows_b), means, strict=True))
+    value = (means[0] - means[1]).square().sum() + a.square().sum() + b.square().sum() - 2 * trace_sqrt_nuclear(a, b)
+    return max(float(value), 0.0)
+
+
+def _check(rows_a: int, rows_b: int, width_a: int, width_b: int) -> None:
+    if rows_a < 2 or rows_b < 2:
+        raise TooFewClips(f"Frechet distance: expected at least 2 rows in each set, found {rows_a} and {rows_b}")
+    if width_a != width_b:
+        raise MusiccmError(
+            f"Frechet distance: expected features of one width, found {width_a} and {width_b}; were both sets embedded "
+            "by the same network?"
+        )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from musiccm.errors import MusiccmError
 from musiccm.metrics.attributes import AttributeAccuracy
-from musiccm.metrics.clips import ClipMetric
+from musiccm.metrics.clips import ClipCount, ClipMetric
 from musiccm.metrics.embedders.base import Heard
 from musiccm.metrics.listener import Features, Listener, check_names
 from musiccm.metrics.network import NetworkMetrics
@@ -31,6 +31,11 @@ class MetricSuite(nn.Module):
         text: Whether captions are known: without them there is no text-audio similarity.
         gallery_ND: CLAP audio embeddings that Retrieval Max chooses from; those of `train` where it holds them.
         tagger: The classifier whose outputs `groups` names.
+        kad: Networks that also give a kernel distance.
+        fd_inf: Networks that also give FD-infinity.
+
+    Raises:
+        MusiccmError: Groups without a classifier, or figures asked of a network that does not listen.
     """
 
     def __init__(
@@ -42,34 +47,49 @@ class MetricSuite(nn.Module):
         text: bool = True,
         gallery_ND: Tensor | None = None,
         tagger: str = "tagger",
+        kad: Sequence[str] = (),
+        fd_inf: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        unknown = sorted({*kad, *fd_inf} - set(embedders))
+        if unknown:
+            raise MusiccmError(f"kad and fd_inf: expected names among the embedders {list(embedders)}, found {unknown}")
         check_names(list(embedders))
         if groups and not embedders.get(tagger):
             raise MusiccmError(f"attribute groups: expected a classifier {tagger!r}, found {dict(embedders)}")
         self.networks = nn.ModuleDict({
-            name: NetworkMetrics(name, classifies, splits) for name, classifies in embedders.items()
+            name: NetworkMetrics(name, classifies, splits, name in kad, name in fd_inf)
+            for name, classifies in embedders.items()
         })
         self.ta = TextAudioSimilarity() if text else None
         self.real_ta = TextAudioSimilarity() if text else None
         self.sim_aa, self.real_sim_aa = _sim_aa(train), _sim_aa(train)
         self.gallery_ND = train[1] if gallery_ND is None and isinstance(train, tuple) else gallery_ND
+        self.count = ClipCount()
         self.accuracy, self.tagger = AttributeAccuracy(groups) if groups else None, tagger
 
-    def update_reference(self, features: Features, text_BD: Tensor | None, ids: Sequence[str]) -> None:
+    def update_reference(
+        self, features: Features, text_BD: Tensor | None, ids: Sequence[str], paired: bool = True
+    ) -> None:
         """Add real clips.
 
         Args:
             features: What was heard.
             text_BD: CLAP embeddings of their captions; None in a suite without text.
             ids: Clip ids.
+            paired: False for clips that are known to have no generated partner, so that KL need not hold them.
         """
         for name, network in self.networks.items():
-            network.update(features.heard[name], ids, real=True)
+            network.update(features.heard[name], ids, real=True, paired=paired)
         self._update_clap(self.real_ta, self.real_sim_aa, features, text_BD, ids)
 
     def update(
-        self, features: Features, text_BD: Tensor | None, ids: Sequence[str], wanted_BG: Tensor | None = None
+        self,
+        features: Features,
+        text_BD: Tensor | None,
+        ids: Sequence[str],
+        wanted_BG: Tensor | None = None,
+        paired: bool = True,
     ) -> None:
         """Add generated clips.
 
@@ -78,12 +98,14 @@ class MetricSuite(nn.Module):
             text_BD: CLAP embeddings of the captions that were asked for; None in a suite without text.
             ids: Clip ids.
             wanted_BG: Tags asked for; needed where the suite has attribute groups.
+            paired: Whether a reference clip of each id exists; KL is of those alone.
 
         Raises:
             MusiccmError: Groups, but no tags or no logits of the tagger.
         """
+        self.count.update(ids)
         for name, network in self.networks.items():
-            network.update(features.heard[name], ids, real=False)
+            network.update(features.heard[name], ids, real=False, paired=paired)
         self._update_clap(self.ta, self.sim_aa, features, text_BD, ids)
         if self.accuracy is not None:
             logits = features.heard[self.tagger].logits_BG
@@ -95,7 +117,7 @@ class MetricSuite(nn.Module):
         """Forget the generated clips, keep the reference."""
         for network in self.networks.values():
             network.reset()
-        for metric in (self.ta, self.sim_aa, self.accuracy):
+        for metric in (self.count, self.ta, self.sim_aa, self.accuracy):
             if metric is not None:
                 metric.reset()
 
@@ -105,10 +127,16 @@ class MetricSuite(nn.Module):
         Returns:
             A row of figures with its `n`, and for each clip its nearest training clip (empty without training
             embeddings). A figure that these clips cannot give is None.
+
+        Raises:
+            MusiccmError: No clip, or generated clips without a reference.
         """
+        n = self.count.compute()
+        if not n:
+            raise MusiccmError("evaluation: expected generated clips, found none")
         row: dict[str, Any] = {}
         for network in self.networks.values():
-            row |= network.compute()
+            row |= network.compute(n)
         ta = {"ta_similarity": None} if self.ta is None else self.ta.compute()
         nearest: list[dict[str, Any]] = []
         found: dict[str, Any] = {"sim_aa_90": None, "sim_aa_95": None}
@@ -116,31 +144,31 @@ class MetricSuite(nn.Module):
             found = self.sim_aa.compute()
             nearest = [match._asdict() for match in found["matches"]]
         accuracy = {} if self.accuracy is None else self.accuracy.compute()
-        # A row has one n: every metric heard the same clips. It stands last.
-        n = next((part["n"] for part in (row, ta, found, accuracy) if "n" in part), 0)
-        row.pop("n", None)
         row |= {"ta_similarity": ta["ta_similarity"]}
         row |= {key: found[key] for key in ("sim_aa_90", "sim_aa_95")}
         row |= {key: value for key, value in accuracy.items() if key != "n" and value is not None}
         return row | {"n": n}, nearest
 
-    def distances(self, batches: Any) -> dict[str, Any]:
+    def distances(self, batches: Iterable[tuple[Mapping[str, Heard], Sequence[str]]]) -> dict[str, Any]:
         """Distances of other real clips from the reference; the generated clips are forgotten before and after.
 
         Args:
             batches: Pairs of what the embedders heard (`Listener.hear`) and clip ids.
 
         Returns:
-            `fd_<name>` of each network and the number `n` of these clips.
+            `NetworkMetrics.distances` of each network and the number `n` of these clips.
         """
         self.reset_generated()
         for heard, ids in batches:
-            self._update_rows(heard, ids)
+            self.count.update(ids)
+            for name, network in self.networks.items():
+                network.update_rows(heard[name], ids, real=False)
+        n = self.count.compute()
         row: dict[str, Any] = {}
         for network in self.networks.values():
-            row |= network.distances()
+            row |= network.distances(n)
         self.reset_generated()
-        return row
+        return row | {"n": n}
 
     def references(self) -> dict[str, Any]:
         """The figures that put the rows in proportion: the test set's own, and the best that retrieval could do.
@@ -161,10 +189,6 @@ class MetricSuite(nn.Module):
             found = self.real_sim_aa.compute()
             result |= {f"test_set_{key}": found[key] for key in ("sim_aa_90", "sim_aa_95")} | {"n": found["n"]}
         return result
-
-    def _update_rows(self, heard: Mapping[str, Heard], ids: Sequence[str]) -> None:
-        for name, network in self.networks.items():
-            network.update_rows(heard[name], ids, real=False)
 
     def _update_clap(
         self,

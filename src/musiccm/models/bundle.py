@@ -16,10 +16,12 @@ from torch import nn
 
 from musiccm.audio.mel import MelConfig
 from musiccm.errors import MusiccmError
+from musiccm.models import heads
 from musiccm.models.bundle_files import (
     PARTS,
     SETTINGS_FILE,
     check_part,
+    has_text_tower_alone,
     load_part,
     need,
     part_files,
@@ -121,7 +123,9 @@ class Bundle:
         if name not in self._loaded:
             root = self.root_of(name)
             check_part(root, name)
-            kwargs = {"source": self.mel} if name == "evaluators/audiomae" else {}
+            kwargs: dict[str, Any] = {"source": self.mel} if name == "evaluators/audiomae" else {}
+            if name == "unet":
+                kwargs = heads.check_heads(self.config("unet"), self.settings.get(heads.SETTING), root)
             self._loaded[name] = load_part(root, name, self.dtype, **kwargs)
         return self._loaded[name]
 
@@ -137,7 +141,7 @@ class Bundle:
 
     @property
     def clap(self) -> nn.Module:
-        """The whole `ClapModel`, both towers."""
+        """The whole `ClapModel`, both towers; of AudioLDM's published layout a `ClapTextModelWithProjection`."""
         return self.part("text_encoder")
 
     @property
@@ -162,8 +166,10 @@ class Bundle:
 
     @property
     def prediction_type(self) -> str:
-        """What the U-Net predicts, as `scheduler/scheduler_config.json` states it."""
-        return need(self.scheduler_config, "prediction_type", self.root_of("scheduler") / "scheduler")
+        """What the U-Net predicts, as `scheduler/scheduler_config.json` states it; epsilon, diffusers' own default,
+        for a file that is older than the key.
+        """
+        return self.scheduler_config.get("prediction_type", "epsilon")
 
     @property
     def evaluators(self) -> Mapping[str, nn.Module]:
@@ -219,7 +225,8 @@ class Bundle:
         """The `ClapConditioner` of this bundle."""
         from musiccm.models.conditioner import ClapConditioner
 
-        return ClapConditioner(self.clap, self.tokenizer, self.feature_extractor)
+        reads_alone = has_text_tower_alone(self.root_of("text_encoder"))
+        return ClapConditioner(self.clap, self.tokenizer, None if reads_alone else self.feature_extractor)
 
     def latent_shape(self) -> tuple[int, int, int]:
         """The [C, T, F] that the U-Net was trained on, from its configuration."""
@@ -250,6 +257,8 @@ class Bundle:
                     while chunk := stream.read(1 << 20):
                         digest.update(chunk)
         digest.update(json.dumps(asdict(self.mel), sort_keys=True).encode())
+        if "unet" in names and heads.SETTING in self.settings:
+            digest.update(json.dumps(self.settings[heads.SETTING]).encode())
         return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ import importlib
 import importlib.resources
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,9 @@ def check_part(bundle: Path, name: str) -> None:
         raise MusiccmError(f"{bundle}: '{name}' is no part of a bundle; parts are {', '.join(PARTS)}")
     kind, folder = PARTS[name], bundle / name
     if not folder.is_dir():
+        if name == "feature_extractor" and has_text_tower_alone(bundle):
+            raise MusiccmError(f"{folder}: is missing, and text_encoder holds CLAP's text tower alone, as AudioLDM's "
+                               "published layout does; add the other by `musiccm convert --bundle FOLDER --clap FILE`")
         raise MusiccmError(f"{folder}: this part of the bundle is missing; expected a folder with {kind.config_file}")
     if not (folder / kind.config_file).is_file():
         raise MusiccmError(f"{folder / kind.config_file}: not found; a {kind.class_name} needs it")
@@ -141,6 +144,12 @@ def check_part(bundle: Path, name: str) -> None:
     hint = f"; found {', '.join(pickled)}, which is not safetensors: save the part with safe_serialization=True" if (
         pickled) else "; copy the part's weights there"
     raise MusiccmError(f"{weights}: not found{hint}")
+
+
+def has_text_tower_alone(bundle: Path) -> bool:
+    """Whether `text_encoder/` is a `ClapTextModelWithProjection`, which AudioLDM's published layout has for CLAP."""
+    config = bundle / "text_encoder" / PARTS["text_encoder"].config_file
+    return config.is_file() and read_json(config, "CLAP's configuration").get("model_type") == "clap_text_model"
 
 
 def part_files(folder: Path) -> list[Path]:
@@ -166,6 +175,8 @@ def load_part(bundle: Path, name: str, dtype: torch.dtype = torch.float32, **kwa
     kind, folder = PARTS[name], bundle / name
     if name == "scheduler":
         return read_json(folder / kind.config_file, "the noise schedule")
+    if name == "text_encoder" and has_text_tower_alone(bundle):
+        kind = replace(kind, class_name="ClapTextModelWithProjection")
     loader = kind.load_class()
     try:
         with _quiet():
@@ -188,7 +199,7 @@ def _read(
     if kind.library == "diffusers":
         return loader.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype, output_loading_info=True,
-            ignore_mismatched_sizes=True, low_cpu_mem_usage=False,
+            ignore_mismatched_sizes=True, low_cpu_mem_usage=False, **kwargs,
         )
     if kind.library == "transformers":
         return loader.from_pretrained(

@@ -98,21 +98,30 @@ class LatentCodec(nn.Module):
         """The U-Net's z to raw latents."""
         return F.pixel_shuffle(z_BCTF, self.latent_patch) * self.latents_std + self.latents_mean
 
-    def decode_mel(self, z_BCTF: Tensor, time: slice | None = None) -> Tensor:
+    def decode_mel(self, z_BCTF: Tensor, time: slice | None = None, context: int = 0) -> Tensor:
         """Decode normalised latents; gradients flow to z.
 
         Args:
             z_BCTF: Normalised latents.
             time: Latent frames to decode, where a crop is enough (the discriminator's case: the decoder is the
                 dearest part of a step).
+            context: Frames of the clip on either side of the crop that are decoded too, and cut off the mel: the first
+                and last frames of what is decoded lack their neighbours.
 
         Returns:
             mel_BMN, with M = T * downsampling.
         """
+        lead = 0
         if time is not None:
-            z_BCTF = z_BCTF[:, :, time]
+            frames = z_BCTF.shape[2]
+            start, stop, _ = time.indices(frames)
+            first, lead = max(0, start - context), min(start, context)
+            z_BCTF = z_BCTF[:, :, first : min(frames, stop + context)]
         image = self.vae.decode(self.denormalise(z_BCTF)).sample
-        return F.pixel_shuffle(image, self.patch).squeeze(1)
+        mel_BMN = F.pixel_shuffle(image, self.patch).squeeze(1)
+        if time is None or not context:
+            return mel_BMN
+        return mel_BMN[:, lead * self.downsampling : (lead + stop - start) * self.downsampling]
 
     def reconstruct(self, mel_BMN: Tensor) -> Tensor:
         """A mel through the VAE, by the mean of its posterior."""
@@ -144,6 +153,26 @@ class LatentCodec(nn.Module):
     def decode(self, z_BCTF: Tensor) -> Tensor:
         """Normalised latents to waveforms of shape [B, S]."""
         return self.vocode(self.decode_mel(z_BCTF))
+
+    @property
+    def vocoder_context(self) -> int:
+        """Mel frames on either side that the vocoder's sound of a frame can depend on (one-sided receptive field).
+
+        A chunk that is vocoded with this much context, which is then cut off, sounds as it does in the whole.
+
+        Raises:
+            MusiccmError: If this codec was built without a vocoder.
+        """
+        if self.vocoder is None:
+            raise MusiccmError("this codec has no vocoder: build it with one to make waveforms")
+        c = self.vocoder.config
+        reach, rate = 3.0, 1  # conv_pre has 7 taps; rate is in samples a mel frame
+        for upsample, taps in zip(c.upsample_rates, c.upsample_kernel_sizes, strict=True):
+            reach += -(-taps // upsample) / rate
+            rate *= upsample
+            blocks = zip(c.resblock_kernel_sizes, c.resblock_dilation_sizes, strict=True)
+            reach += max(sum((d + 1) * (k - 1) // 2 for d in dilations) for k, dilations in blocks) / rate
+        return math.ceil(reach + 3.0 / rate)
 
     def latent_shape(self, duration_s: float) -> tuple[int, int, int]:
         """The [C, T, F] of the z that holds at least `duration_s` seconds."""

@@ -61,9 +61,10 @@ class ClapFrontEnd(nn.Module):
         """
         x = self.pad(waveform_BS).float()
         window = torch.hann_window(self.n_fft, periodic=True, dtype=x.dtype, device=x.device)
-        spectrum = torch.stft(x, self.n_fft, self.hop_length, window=window, center=True, pad_mode="reflect",
-                              return_complex=True)
-        power = torch.view_as_real(spectrum).square().sum(-1).transpose(1, 2) @ self.filters
+        with torch.autocast(x.device.type, enabled=False):  # the product with the filters would be cast
+            spectrum = torch.stft(x, self.n_fft, self.hop_length, window=window, center=True, pad_mode="reflect",
+                                  return_complex=True)
+            power = torch.view_as_real(spectrum).square().sum(-1).transpose(1, 2) @ self.filters
         return (10.0 * power.clamp(min=1e-10).log10()).unsqueeze(1).float()
 
 
@@ -71,9 +72,10 @@ class ClapConditioner(nn.Module):
     """Embeds texts and waveforms with a frozen CLAP; rows have unit length.
 
     Args:
-        clap: A transformers `ClapModel`.
+        clap: A transformers `ClapModel`, or the text tower alone (`ClapTextModelWithProjection`), which reads but does
+            not hear.
         tokenizer: Its tokenizer.
-        feature_extractor: Its `ClapFeatureExtractor`, read for its numbers.
+        feature_extractor: Its `ClapFeatureExtractor`, read for its numbers; None with the text tower alone.
 
     Raises:
         MusiccmError: If extractor and audio tower disagree on the number of mel bins.
@@ -81,21 +83,42 @@ class ClapConditioner(nn.Module):
 
     def __init__(self, clap: nn.Module, tokenizer: Any, feature_extractor: Any) -> None:
         super().__init__()
-        bins = clap.config.audio_config.num_mel_bins
-        if feature_extractor.feature_size != bins:
-            raise MusiccmError(f"feature_extractor/preprocessor_config.json: feature_size is "
-                               f"{feature_extractor.feature_size}, but text_encoder's audio tower takes {bins} bins")
         self.clap = clap.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.front_end = ClapFrontEnd(feature_extractor)
+        self._front_end: ClapFrontEnd | None = None
+        if self.hears:
+            bins = clap.config.audio_config.num_mel_bins
+            if feature_extractor.feature_size != bins:
+                raise MusiccmError(f"feature_extractor/preprocessor_config.json: feature_size is "
+                                   f"{feature_extractor.feature_size}, but text_encoder's audio tower takes {bins} "
+                                   "bins")
+            self._front_end = ClapFrontEnd(feature_extractor)
         self.width = int(clap.config.projection_dim)
-        positions = clap.config.text_config.max_position_embeddings - clap.config.text_config.pad_token_id - 1
+        text_config = clap.config.text_config if self.hears else clap.config
+        positions = text_config.max_position_embeddings - text_config.pad_token_id - 1
         self.max_tokens = int(min(tokenizer.model_max_length, positions))
         self._null: Tensor | None = None
 
     def train(self, mode: bool = True) -> ClapConditioner:
         """Stay in eval mode: dropout would make the condition random (MusicLDM's own inference suffers from that)."""
         return super().train(False)
+
+    @property
+    def hears(self) -> bool:
+        """Whether there is an audio tower."""
+        return hasattr(self.clap, "audio_model")
+
+    @property
+    def front_end(self) -> ClapFrontEnd:
+        """What makes the audio tower's input from a waveform.
+
+        Raises:
+            MusiccmError: There is no audio tower.
+        """
+        if self._front_end is None:
+            raise MusiccmError("text_encoder is CLAP's text tower alone, as in AudioLDM's published layout: it embeds "
+                               "no audio. Add the audio tower by `musiccm convert --bundle FOLDER --clap FILE`")
+        return self._front_end
 
     @property
     def device(self) -> torch.device:
@@ -123,7 +146,8 @@ class ClapConditioner(nn.Module):
             if length == self.max_tokens and (count := len(self.tokenizer(text).input_ids)) > length:
                 log.warning("a text of %d tokens is cut to the %d that the text tower reads: %.60s...", count, length,
                             text)
-        return _unit(self.clap.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask))
+        taken = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
+        return _unit(self.clap.get_text_features(**taken) if self.hears else self.clap(**taken).text_embeds)
 
     def audio(self, waveform_BS: Tensor, sample_rate_hz: int, windows: str = "first") -> Tensor:
         """Embed waveforms, the same way every time; gradients flow to the waveform.
@@ -138,7 +162,7 @@ class ClapConditioner(nn.Module):
             Unit vectors of shape [B, D].
 
         Raises:
-            MusiccmError: If the waveform is empty or not finite, or `windows` is unknown.
+            MusiccmError: If the waveform is empty or not finite, `windows` is unknown, or CLAP has no audio tower.
         """
         if windows not in {"first", "mean"}:
             raise MusiccmError(f"windows must be 'first' or 'mean', found {windows!r}")

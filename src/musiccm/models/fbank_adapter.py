@@ -41,8 +41,9 @@ class FbankAdapter(nn.Module):
         self.slope = slope
 
     def forward(self, mel_BMN: Tensor) -> Tensor:
-        """Map a mel of N bins to the target's P bins, frame by frame."""
-        return mel_BMN @ self.weight_NP * self.slope + self.offset_P
+        """Map a mel of N bins to the target's P bins, frame by frame, in float32 under autocast too."""
+        with torch.autocast(mel_BMN.device.type, enabled=False):
+            return mel_BMN.to(self.weight_NP.dtype) @ self.weight_NP * self.slope + self.offset_P
 
     @classmethod
     def identity(cls, n_mels: int) -> FbankAdapter:

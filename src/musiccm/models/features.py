@@ -186,10 +186,16 @@ class ClapFeatures(nn.Module):
         clap: A `ClapModel`; frozen here.
         feature_extractor: Its extractor, read for its numbers.
         source: The mel's front end.
+
+    Raises:
+        MusiccmError: If it is CLAP's text tower alone.
     """
 
     def __init__(self, clap: nn.Module, feature_extractor: Any, source: MelConfig | None = None) -> None:
         super().__init__()
+        if not hasattr(clap, "audio_model"):
+            raise MusiccmError("text_encoder is CLAP's text tower alone, which has no features of audio; take "
+                               "adversarial.features audiomae, or add the audio tower by `musiccm convert`")
         fe, source = feature_extractor, source or MelConfig()
         self.clap = clap.eval().requires_grad_(False)
         # The extractor's two filter banks: HTK for the fusion models, Slaney for the others.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from musiccm.errors import MusiccmError
 from musiccm.files import write_atomically, write_text
+from musiccm.models.state_dicts import require_fit
 
 ConfigT = TypeVar("ConfigT")
 
@@ -64,14 +65,7 @@ def load_weights(module: nn.Module, folder: str | Path, ignore_prefixes: tuple[s
         raise MusiccmError(f"{path}: cannot be read ({error}); expected the network's weights") from None
     state = {key: value for key, value in state.items() if not key.startswith(ignore_prefixes)} if (
         ignore_prefixes) else state
-    own = module.state_dict()
-    wrong = [f"{key} is missing" for key in own if key not in state]
-    wrong += [f"{key} is unknown" for key in state if key not in own]
-    wrong += [f"{key} is {tuple(state[key].shape)} instead of {tuple(own[key].shape)}" for key in own
-              if key in state and state[key].shape != own[key].shape]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise MusiccmError(f"{path}: {'; '.join(wrong[:3])}{more}; config.json and the weights do not belong together")
+    require_fit(module.state_dict(), state, str(path), "config.json and the weights do not belong together")
     module.load_state_dict(state)
 
 

@@ -32,13 +32,56 @@ def sample_noise(seeds: Sequence[int], shape_CTF: Sequence[int], step: int = INI
     Returns:
         Standard normal float32 noise `[B, C, T, F]` on the CPU.
     """
-    rows = []
-    for seed in seeds:
-        # A hash keeps (seed 0, step 1) apart from (seed 1, step 0), as sums of the two would not.
-        digest = hashlib.blake2b(f"{int(seed)}/{step}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-        rows.append(torch.randn(tuple(shape_CTF), generator=generator))
-    return torch.stack(rows)
+    return torch.stack([_draw(f"{int(seed)}/{step}", shape_CTF) for seed in seeds])
+
+
+def _draw(key: str, shape: Sequence[int]) -> Tensor:
+    # A hash keeps (seed 0, step 1) apart from (seed 1, step 0), as sums of the two would not.
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.randn(tuple(shape), generator=generator)
+
+
+class FrameNoise:
+    """Noise of a piece of any length, keyed by absolute position: a frame has the same noise however it is asked for.
+
+    Drawn in blocks as long as a clip; the first block is `sample_noise`'s, so that a piece of one clip's length is that
+    very clip.
+
+    Args:
+        seed: Of the piece.
+        shape_CTF: Shape of one clip.
+    """
+
+    def __init__(self, seed: int, shape_CTF: Sequence[int]) -> None:
+        self.seed = int(seed)
+        self.shape_CTF = tuple(shape_CTF)
+
+    def __call__(self, step: int, first: int, last: int) -> Tensor:
+        """Noise of frames `first` to before `last`.
+
+        Args:
+            step: `INITIAL`, or the step after which the noise is added.
+            first: First frame of the piece.
+            last: The frame behind the last one.
+
+        Returns:
+            Standard normal float32 noise `[C, last - first, F]` on the CPU.
+        """
+        block = self.shape_CTF[1]
+        index = range(first // block, -(-last // block))
+        drawn = torch.cat([self._block(step, i) for i in index], dim=1) if index else torch.empty(self.shape_CTF)
+        offset = first - first // block * block
+        return drawn[:, offset : offset + last - first]
+
+    def _block(self, step: int, index: int) -> Tensor:
+        return _draw(f"{self.seed}/{step}" + (f"/{index}" if index else ""), self.shape_CTF)
+
+
+def sample_seeds(seed: int, count: int) -> list[int]:
+    """One seed a sample, from the run's seed and the sample's index alone."""
+    digests = (hashlib.blake2b(f"{int(seed)}/{index}".encode(), digest_size=8).digest() for index in range(count))
+    return [int.from_bytes(digest, "little") >> 1 for digest in digests]
 
 
 def seeded_noise_fn(seeds: Sequence[int], shape_CTF: Sequence[int]) -> NoiseFn:

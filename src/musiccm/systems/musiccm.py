@@ -6,7 +6,7 @@ import copy
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -36,6 +36,8 @@ from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.models.discriminator import Discriminator
 from musiccm.models.ema import Ema
 from musiccm.models.features import ClapFeatures
+from musiccm.models.half import half_copy
+from musiccm.systems import speed
 from musiccm.systems.checkpoint_fit import check_fit, identity
 from musiccm.systems.clock import clock_stopped
 from musiccm.systems.parallel import average_gradients, mean_over_ranks, own_rows, shard, share_weights, whole
@@ -93,6 +95,7 @@ class MusicCM(pl.LightningModule):
                 check_skip(phase.skip, self.grid)
         self.batches_seen = 0
         self._unfinished: dict[str, Tensor] = {}
+        self._half: dict[str, nn.Module] = {}
 
         teacher = Denoiser(self.bundle.unet, self.schedule, self.bundle.prediction_type)
         self.frozen = nn.ModuleDict(
@@ -119,7 +122,14 @@ class MusicCM(pl.LightningModule):
         if kind == "clap":
             return ClapFeatures(self.bundle.clap, self.bundle.feature_extractor, self.bundle.mel)
         if kind == "audiomae":
-            return self.bundle.evaluators["audiomae"]
+            features, frames = self.bundle.evaluators["audiomae"], self.adversarial.crop_frames
+            patch, factor = features.config.patch_size, self.frozen["codec"].downsampling
+            if frames is not None and frames * factor < patch:
+                raise MusiccmError(
+                    f"adversarial.crop_frames: expected at least {-(-patch // factor)} latent frames of {factor} mel "
+                    f"frames, to fill a patch of {patch} of the audiomae features, found {frames}."
+                )
+            return features
         raise MusiccmError(f"adversarial.features: expected 'audiomae' or 'clap', found {kind!r}.")
 
     # what callbacks and commands read
@@ -171,7 +181,11 @@ class MusicCM(pl.LightningModule):
 
     def _guided_teacher(self, cond_BD: Tensor) -> Any:
         null_BD = self.conditioner.null(1)
-        return with_guidance(self.teacher, cond_BD, null_BD, self.guidance_scale)
+        return with_guidance(self._part("teacher"), cond_BD, null_BD, self.guidance_scale)
+
+    def _part(self, name: str) -> nn.Module:
+        """A frozen part as the step uses it: its bf16 copy where there is one."""
+        return self._half[name] if name in self._half else self.frozen[name]
 
     def warm_start_loss(self, z0: Tensor, cond_BD: Tensor, generator: torch.Generator) -> tuple[Tensor, dict]:
         """Regression of the student's own prediction onto the teacher's guided one, at uniform timesteps (SPEC 2).
@@ -209,7 +223,8 @@ class MusicCM(pl.LightningModule):
 
     def features_of(self, z_BCTF: Tensor, crop: slice | None) -> tuple[list[Tensor], Tensor]:
         """Frozen features of decoded latents, and their embedding [B, D]; gradients flow to the latents."""
-        return self.frozen["features"].with_embedding(self.codec.decode_mel(z_BCTF, crop))
+        mel_BMN = self._part("codec").decode_mel(z_BCTF, crop, self.adversarial.crop_context)
+        return self._part("features").with_embedding(mel_BMN)
 
     def _crop(self, frames: int, generator: torch.Generator) -> slice | None:
         length = self.adversarial.crop_frames
@@ -243,7 +258,7 @@ class MusicCM(pl.LightningModule):
                 adversarial = self._judge(z0, x0_pred, batch.text_BD, generator)
                 loss = loss + self.adversarial.weight * adversarial["loss_g"]
                 parts["loss_g"] = adversarial["loss_g"].detach()
-        self.manual_backward(loss / self.optimization.accumulate)
+        self._backward(loss, self.manual_backward)
         if last:
             parts["grad_norm_student"] = self._student_step(lr)
         if adversarial is not None:
@@ -251,6 +266,12 @@ class MusicCM(pl.LightningModule):
         watched = mean_over_ranks({"loss": loss, **parts})
         self._log_parts(watched, lr, len(batch), time.perf_counter() - started)
         return {"loss": loss.detach(), "watched": watched}
+
+    def _backward(self, loss: Tensor, backward: Callable[[Tensor], None]) -> None:
+        # Autocast would reach into the backward pass: the matrix products of layers that ran in float32 (the heads, R1)
+        # would be cast there. What ran in bf16 goes back in bf16 without it.
+        with torch.autocast(self.device.type, enabled=False):
+            backward(loss / self.optimization.accumulate)
 
     def _judge(self, z0: Tensor, x0_pred: Tensor, text_BD: Tensor, generator: torch.Generator) -> dict[str, Any]:
         crop = self._crop(z0.shape[2], generator)
@@ -279,7 +300,7 @@ class MusicCM(pl.LightningModule):
             self.discriminator, judged["real"], judged["fake"], judged["cond"], self.adversarial.r1_gamma
         )
         # Not `manual_backward`, which would have DDP wait for gradients of the student.
-        (loss / self.optimization.accumulate).backward()
+        self._backward(loss, Tensor.backward)
         average_gradients(self.discriminator.parameters())
         if last:
             norm = nn.utils.clip_grad_norm_(self.discriminator.parameters(), self.optimization.clip_norm)
@@ -324,6 +345,14 @@ class MusicCM(pl.LightningModule):
             )
         return min(bounds)
 
+    def setup(self, stage: str) -> None:
+        """Lay out the networks before a strategy wraps them."""
+        if stage == "fit" and self.optimization.gradient_checkpointing:
+            speed.recompute_activations([self.student, self.codec.vae])
+        if stage == "fit" and self.optimization.channels_last:
+            averages = [self.student_ema_target, self.student_ema_slow]
+            speed.channels_last([self.student, *averages, self.teacher, self.codec])
+
     def configure_model(self) -> None:
         """Under `ModelParallelStrategy`, spread the four U-Nets over the processes; heads and decoders stay whole."""
         mesh = self.device_mesh
@@ -338,7 +367,7 @@ class MusicCM(pl.LightningModule):
                 shard(unet, mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
-        """Refuse what would train wrongly without a word."""
+        """Refuse what would train wrongly without a word; copy and compile, now that all is on its device."""
         if str(self.trainer.precision).startswith("16"):
             raise MusiccmError(
                 f"trainer.precision: expected 32-true or bf16-mixed, found {self.trainer.precision!r}. Under manual "
@@ -346,9 +375,28 @@ class MusicCM(pl.LightningModule):
             )
         if self.discriminator is not None:
             share_weights(self.discriminator)
+        self._use_fast_networks()
+
+    def _use_fast_networks(self) -> None:
+        if self.trainer.precision == "bf16-mixed" and self.optimization.half_frozen:
+            self._half = {"teacher": half_copy(self.teacher)}
+            if self.discriminator is not None:
+                codec, features = self.codec, self.frozen["features"]
+                unheard = [features.clap.text_model] if isinstance(features, ClapFeatures) else []
+                self._half["codec"] = half_copy(codec, [codec.vocoder, codec.vae.encoder])
+                self._half["features"] = half_copy(features, unheard)
+        if self.optimization.compile is not None:
+            target, teacher = self.student_ema_target.module, self._part("teacher").unet
+            speed.compile_networks([self.student, target, teacher], self.optimization.compile)
+
+    def on_fit_end(self) -> None:
+        """Let the copies go."""
+        self._half = {}
 
     def on_train_start(self) -> None:
-        """Take up the gradients of a step that the checkpoint was saved in the middle of."""
+        """Take up the optimizers' state, and the gradients of a step that the checkpoint was saved in the middle of."""
+        for optimizer in self._optimizers():
+            speed.match_strides(optimizer.optimizer)
         for name, parameter in self._trained():
             if name in self._unfinished:
                 parameter.grad = self._unfinished[name].to(parameter)
@@ -401,7 +449,10 @@ class MusicCM(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen parts out; the bundle has them."""
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith(FROZEN)}
+        # Contiguous, whatever `channels_last` says: safetensors, which an export writes, takes no other.
+        checkpoint["state_dict"] = {
+            name: value.contiguous() for name, value in state.items() if not name.startswith(FROZEN)
+        }
         checkpoint["batches_seen"] = self.batches_seen
         if self.batches_seen % self.optimization.accumulate:
             # Saved by the clock or at the end of an epoch, between two batches of one step.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from musiccm.diffusion import PREDICTION_TYPES, SOLVERS, TIMESTEP_MODES
 from musiccm.errors import MusiccmError
 from musiccm.losses import DISTANCES
@@ -110,6 +112,7 @@ class Adversarial:
         features: the frozen feature network: `audiomae` or `clap`.
         start_step: optimizer step of the student at which the adversarial loss joins.
         crop_frames: latent frames that are decoded and judged, at one random place a step; null judges whole clips.
+        crop_context: latent frames on either side of the crop that are decoded with it and not judged.
         head_width: inner width of the heads.
         r1_gamma: weight of R1 on the heads' inputs.
         lr: learning rate of the heads.
@@ -120,6 +123,7 @@ class Adversarial:
     features: str = "audiomae"
     start_step: int = 0
     crop_frames: int | None = None
+    crop_context: int = 0
     head_width: int = 64
     r1_gamma: float = 1e-5
     lr: float = 1e-4
@@ -135,7 +139,7 @@ class Adversarial:
             raise MusiccmError(
                 f"adversarial.features: expected one of {', '.join(FEATURES)}, found {self.features!r}."
             )
-        for key in ("weight", "start_step", "r1_gamma"):
+        for key in ("weight", "start_step", "crop_context", "r1_gamma"):
             if getattr(self, key) < 0:
                 raise MusiccmError(f"adversarial.{key}: expected no number below 0, found {getattr(self, key)}.")
         for key in ("lr", "head_width", "crop_frames"):
@@ -146,7 +150,7 @@ class Adversarial:
 
 @dataclass
 class Optimization:
-    """The student's optimizer, and what Lightning refuses to do under manual optimization.
+    """The student's optimizer, what Lightning refuses to do under manual optimization, and how a step is computed.
 
     Args:
         lr: AdamW's learning rate; 1e-5 for the full-size model.
@@ -157,6 +161,13 @@ class Optimization:
         final_lr_share: share of `lr` that is left at the end.
         clip_norm: bound of the gradient norm, of student and heads alike.
         accumulate: batches whose gradients make one step.
+        half_frozen: under bf16-mixed, whether the frozen networks are also held in bf16 for the training step, which
+            spares a cast at every call; the numbers are the same.
+        gradient_checkpointing: whether the activations of the student and of the judge's decoder are computed a second
+            time in the backward pass instead of being kept: a third more work there, several times less memory.
+        compile: backend of `torch.compile` for student, target and teacher, such as `inductor`; null runs them as they
+            are.
+        channels_last: whether convolutions keep their channels last in memory.
     """
 
     lr: float = 1e-5
@@ -167,13 +178,23 @@ class Optimization:
     final_lr_share: float = 0.0
     clip_norm: float = 1.0
     accumulate: int = 1
+    half_frozen: bool = True
+    gradient_checkpointing: bool = False
+    compile: str | None = None
+    channels_last: bool = False
 
     def check(self) -> None:
         """Refuse numbers that stop a run halfway, or stop it from learning.
 
         Raises:
-            MusiccmError: a number out of range.
+            MusiccmError: a number out of range, or a backend that torch.compile does not have.
         """
         for key in ("accumulate", "lr", "clip_norm"):
             if not getattr(self, key) > 0:
                 raise MusiccmError(f"optimization.{key}: expected a number above 0, found {getattr(self, key)}.")
+        if self.compile is not None:
+            known = torch.compiler.list_backends(exclude_tags=())
+            if self.compile not in known:
+                raise MusiccmError(
+                    f"optimization.compile: expected null or one of {', '.join(known)}, found {self.compile!r}."
+                )

@@ -1,67 +1,41 @@
-"""A bundle's tagger as a listening network."""
+"""The bundle's own tagger as ears: what listens to tiny models where PANN listens to large ones."""
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
-import torchaudio
-from torch import Tensor, nn
+from torch import Tensor
 
-from musiccm.audio.mel import LogMel
-from musiccm.errors import MusiccmError
-from musiccm.metrics.embedders.base import Embedder, Heard
+from musiccm.audio.mel import LogMel, MelConfig
+from musiccm.metrics.embedders.base import Heard
+from musiccm.metrics.embedders.frozen import FrozenEmbedder, batches
 from musiccm.models.tagger import Tagger
 
+FRAMES_PER_PASS = 32768
 
-class TaggerEmbedder(Embedder):
-    """The tagger behind its own mel: one embedding and one row of logits a clip, of any length.
+
+class TaggerEmbedder(FrozenEmbedder):
+    """A `Tagger` behind its mel: one row a clip of any length, and logits of its tags.
 
     Args:
-        tagger: `mel_BMN -> (embedding_BE, logits_BG)`.
-        log_mel: The front end that it was trained with.
-        sample_rate_hz: Rate of that front end.
-        name: What figures taken with it are called after.
+        tagger: The network.
+        mel: The front end that it was trained on.
 
     Attributes:
-        groups: Outputs by attribute.
-        tags: Names of the outputs.
+        tags: Names of the logits; `group:value` where they state an attribute.
+        groups: Group name to logit columns.
     """
 
-    def __init__(self, tagger: Tagger, log_mel: LogMel, sample_rate_hz: int, name: str = "tagger") -> None:
-        super().__init__()
-        self.tagger, self.log_mel = tagger.eval().requires_grad_(False), log_mel
-        self.sample_rate_hz, self.name = sample_rate_hz, name
-        self.min_duration_s = (log_mel.config.n_fft // 2 + 1) / sample_rate_hz
-        self.groups, self.tags = tagger.groups, tagger.tags
-        self.fingerprint = _fingerprint(tagger, f"{tagger.config} {log_mel.config}")
+    def __init__(self, tagger: Tagger, mel: MelConfig) -> None:
+        # One sample more than half a transform is what the mel's reflect padding needs.
+        super().__init__("tagger", mel.sample_rate_hz, max(mel.n_fft // 2 + 1, mel.hop_length))
+        self.network, self.log_mel = tagger.float(), LogMel(mel)
+        self.tags, self.groups = list(tagger.tags), dict(tagger.groups)
+        self.freeze(tagger, mel=vars(mel), tagger=vars(tagger.config))
 
-    @torch.no_grad()
-    def forward(self, waveform_BS: Tensor, sample_rate_hz: int) -> Heard:
-        """Listen to a batch; the front end runs in float32, also under autocast.
-
-        Args:
-            waveform_BS: Waveforms.
-            sample_rate_hz: Their rate.
-
-        Returns:
-            One row and one set of logits a clip.
-
-        Raises:
-            MusiccmError: Clips shorter than `min_duration_s`.
-        """
-        if waveform_BS.shape[-1] < self.min_duration_s * sample_rate_hz:
-            raise MusiccmError(
-                f"embedder {self.name}: expected clips of at least {self.min_duration_s:.3f} s, found "
-                f"{waveform_BS.shape[-1] / sample_rate_hz:.3f} s"
-            )
-        waveform = torchaudio.functional.resample(waveform_BS.float(), sample_rate_hz, self.sample_rate_hz)
-        embedding, logits = self.tagger(self.log_mel(waveform))
-        return Heard(embedding.float(), [1] * len(embedding), logits.float())
-
-
-def _fingerprint(module: nn.Module, settings: str) -> str:
-    digest = hashlib.sha256(settings.encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode() + b"\0" + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    def hear(self, waveform_BS: Tensor) -> Heard:
+        """One row a clip."""
+        frames = waveform_BS.shape[-1] // self.log_mel.config.hop_length
+        rows = [self.network(self.log_mel(waveform_BS[part]))
+                for part in batches(len(waveform_BS), frames, FRAMES_PER_PASS)]
+        embedding, logits = (torch.cat(column) for column in zip(*rows, strict=True))
+        return Heard(embedding, [1] * len(embedding), logits)

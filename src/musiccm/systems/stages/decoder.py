@@ -157,7 +157,7 @@ class DecoderStage(Stage):
         duration_s = frames * c.latent_hop / rate_hz
         latents_BCTF = torch.zeros(1, c.latent_channels, frames, c.latent_bins, device=self.device)
         z_BCTF = F.pixel_unshuffle(latents_BCTF, self.codec.latent_patch)
-        result = {}
+        result: dict[str, float] = {}
         for name, decode in {"": lambda: self.best(latents_BCTF), "slow_": lambda: self.codec.decode(z_BCTF)}.items():
             with FlopCounterMode(display=False) as counter:
                 decode()

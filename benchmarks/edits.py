@@ -1,0 +1,60 @@
+"""Seams of continued and mended clips at four steps, against joining clips that know nothing of each other.
+
+Held-out tracks of the demo world are continued and mended under their own captions, then vocoded. The baseline puts a
+new clip of the same caption behind the track's latents, or into the range, and is decoded alike.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from musiccm.audio.io import write_audio
+from musiccm.commands._timing import row
+from musiccm.data.demo.tracks import make_track
+from musiccm.long_form import SeamFigures, decode_whole, read_clip, seam_figures
+from musiccm.long_form.edit import Edited
+from musiccm.pipeline import Pipeline
+
+STEPS, CLIPS = 4, 16
+STUDENTS = {"musiccm-tiny": "musiccm-tiny-student"}
+
+
+def joined(pipeline: Pipeline, edited: Edited, text: str, seed: int) -> SeamFigures | None:
+    """The same kept frames, the others from a clip of its own."""
+    cond_BD = pipeline.conditioner.text([text])
+    z = edited.z_CTF.clone()
+    new = torch.nonzero(~edited.kept_T)[:, 0]
+    z[:, new] = pipeline.latents(cond_BD, [seed], STEPS)[0][:, : len(new)]
+    return seam_figures(decode_whole(pipeline, z), edited.seams_s, pipeline.bundle.mel)
+
+
+@torch.no_grad()
+def run(bundle: str) -> list[dict]:
+    pipeline = Pipeline.from_pretrained(STUDENTS.get(bundle, bundle))
+    found: dict[str, list[tuple[SeamFigures, SeamFigures]]] = {"continued": [], "mended": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for index in range(CLIPS):
+            track = make_track(3, "test", index)
+            path = Path(folder) / f"{index}.wav"
+            write_audio(path, torch.from_numpy(track.waveform_S), pipeline.sample_rate_hz)
+            clip, text, editor = read_clip(pipeline, path), track.texts[0], pipeline.editor(STEPS, index)
+            whole_s = clip.samples / pipeline.sample_rate_hz
+            for name, edited in (
+                ("continued", editor.extend(clip, text, whole_s + pipeline.duration_s / 2)),
+                ("mended", editor.inpaint(clip, text, 0.4 * whole_s, 0.4 * whole_s + 0.5 * pipeline.duration_s)),
+            ):
+                ours = seam_figures(edited.waveform_S, edited.seams_s, pipeline.bundle.mel)
+                theirs = joined(pipeline, edited, text, index)
+                if ours is not None and theirs is not None:
+                    found[name].append((ours, theirs))
+    rows = []
+    for name, pairs in found.items():
+        for key, said in (("level_jump_db", "level jump"), ("flux", "spectral change")):
+            ours, theirs, usual = ([getattr(side, k) for side in sides] for k, sides in (
+                (key, [a for a, _ in pairs]), (key, [b for _, b in pairs]), (f"usual_{key}", [a for a, _ in pairs])))
+            rows.append(row(f"{name}: {said} at the seam, against a hard join", ours, theirs, "dB"))
+            rows.append(row(f"{name}: {said} at the seam, against anywhere else", ours, usual, "dB"))
+    return rows

@@ -1,0 +1,239 @@
+"""The training step at MusicLDM's size: work counted, seconds at batch 1, and memory at batch 8 as counted bytes.
+
+U-Net, VAE and AudioMAE have random weights and the released shapes (185.0, 55.4 and 85.7 M); text tower, vocoder and
+schedule are the given bundle's, which a step calls for one cached vector or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from musiccm.audio.windows import keyed_generator
+from musiccm.commands._timing import alternating, row
+from musiccm.commands.bench import load
+from musiccm.losses import discriminator_loss
+from musiccm.models.bundle import Bundle
+from musiccm.models.bundle_files import save_part
+from musiccm.models.features import ViTConfig, ViTFeatures
+from musiccm.models.half import half_copy
+from musiccm.systems import speed
+from musiccm.systems.musiccm import MusicCM
+from musiccm.systems.settings import Adversarial
+
+training = load(Path(__file__).with_name("training.py"))
+
+#: Latent frames judged, of 256, and decoded on either side.
+CROP, CONTEXT = 48, 2
+BATCH, REPEATS, CARD_BYTES = 8, 1, 40e9
+#: Parameters of the release that the bundle here holds in another size: CLAP and HiFi-GAN.
+UNSEEN = 193.9e6 + 55.3e6
+#: The adversarial step may take this many times the step without it.
+BOUND = 1.8
+
+
+def write_bundle(folder: Path, small: str) -> Path:
+    """A bundle of the released shapes, save for what a step does not call."""
+    source = Bundle.from_pretrained(small)
+    for name in ("tokenizer", "feature_extractor", "text_encoder", "scheduler", "vocoder"):
+        shutil.copytree(source.root_of(name) / name, folder / name)
+    shutil.copy(source.path / "model_index.json", folder)
+    width = int(source.config("clap")["projection_dim"])
+    parts = {
+        "unet": UNet2DConditionModel(
+            sample_size=[256, 16], in_channels=8, out_channels=8, block_out_channels=(128, 256, 384, 640),
+            down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 3), layers_per_block=2,
+            up_block_types=(*["CrossAttnUpBlock2D"] * 3, "UpBlock2D"), cross_attention_dim=[128, 256, 384, 640],
+            attention_head_dim=(4, 8, 12, 20), class_embed_type="simple_projection", class_embeddings_concat=True,
+            projection_class_embeddings_input_dim=width,
+        ),
+        "vae": AutoencoderKL(
+            in_channels=1, out_channels=1, down_block_types=("DownEncoderBlock2D",) * 3, layers_per_block=2,
+            up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(128, 256, 512), latent_channels=8,
+        ),
+        "evaluators/audiomae": ViTFeatures(ViTConfig(input="kaldi"), source.mel),
+    }
+    for name, part in parts.items():
+        save_part(folder, name, part, torch.float16)
+    return folder
+
+
+def step_of(system: MusicCM, adversarial: bool, straightforward: bool = False) -> Callable[[Any], None]:
+    """Losses, backward passes and averages of a step; the optimizers' own work is left out."""
+    kind = training.Straightforward if straightforward else MusicCM
+
+    def step(batch: Any) -> None:
+        system._guided_teacher = lambda cond_BD: kind._guided_teacher(system, cond_BD)
+        generator = keyed_generator(0, "bench")
+        z0 = system.codec.normalise(batch.latents_BCTF)
+        x0_pred, loss, _ = system.distil(z0, batch.text_BD, generator)
+        judged = None
+        if adversarial:
+            whole = slice(0, z0.shape[2])
+            system._crop = lambda frames, _: whole if straightforward else slice(100, 100 + CROP)
+            judged = kind._judge(system, z0, x0_pred, batch.text_BD, generator)
+            loss = loss + judged["loss_g"]
+        loss.backward()
+        if judged is not None:
+            discriminator_loss(system.discriminator, judged["real"], judged["fake"], judged["cond"])[0].backward()
+        for average in (system.student_ema_target, system.student_ema_slow):
+            average.update(system.student)
+        system.zero_grad(set_to_none=True)
+
+    return step
+
+
+class Work(TorchDispatchMode):
+    """Floating-point operations of matrix products, convolutions and attention, by torch's own formulas.
+
+    (Its `FlopCounterMode` also follows modules, which R1's `autograd.grad` does not allow.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.operations += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def make_fake(modules: list[nn.Module], mode: FakeTensorMode, device: str) -> None:
+    """Replace all tensors by ones without contents."""
+    for module in chain.from_iterable(m.modules() for m in modules):
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    with mode:
+                        made = mode.from_tensor(tensor.detach()).to(device)
+                    trained = tensor.requires_grad
+                    table[name] = nn.Parameter(made, trained) if table is module._parameters else made
+
+
+class _Attention(torch.autograd.Function):
+    """What a fused attention kernel keeps: its inputs, its result and a row of sums; on `mode`, nothing is computed."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        result, sums = torch.empty_like(query), query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, result, sums)
+        return result
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise NotImplementedError
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    original = nn.functional.scaled_dot_product_attention
+    nn.functional.scaled_dot_product_attention = lambda q, k, v, *_, **__: _Attention.apply(q, k, v)
+    try:
+        yield
+    finally:
+        nn.functional.scaled_dot_product_attention = original
+
+
+def activation_bytes(system: MusicCM, batch: Any, mode: FakeTensorMode) -> int:
+    """Bytes that autograd keeps between the forward pass and the backward pass, on a GPU under bf16 autocast."""
+    weights = {id(t.untyped_storage()._cdata) for t in chain(system.parameters(), system.buffers())}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage
+        return tensor
+
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    torch.set_autocast_enabled("cuda", True)  # `torch.autocast` would refuse where there is no GPU
+    try:
+        with mode, fused_attention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            generator = keyed_generator(0, "bench")
+            latents, cond_BD = (x.to("cuda") for x in (batch.latents_BCTF, batch.text_BD))
+            x0_pred, loss, _ = system.distil(system.codec.normalise(latents), cond_BD, generator)
+            judged = system._judge(latents, x0_pred, cond_BD, generator)
+            loss = loss + judged["loss_g"]
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+    return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
+
+
+def weight_bytes(system: MusicCM) -> int:
+    """Bytes of all weights, of the gradients and AdamW's moments, and of the bf16 copies."""
+    trained = sum(p.numel() for p in chain(system.student.parameters(), system.discriminator.parameters()))
+    held = sum(t.numel() * t.element_size() for t in chain(system.parameters(), system.buffers()))
+    copies = sum(p.numel() * 2 for part in system._half.values() for p in part.parameters() if p.dtype == torch.bfloat16)
+    return held + copies + 3 * 4 * trained + int(4 * UNSEEN)
+
+
+def run(bundle: str) -> list[dict]:
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_bundle(Path(folder) / "full", bundle)
+        torch.manual_seed(0)
+        system = MusicCM(str(path), adversarial=Adversarial(crop_frames=CROP, crop_context=CONTEXT))
+        one = training.batches(system, 1)[0]
+    system._progress = lambda: 0.0
+    system.conditioner.null(1)
+    steps = {"distillation alone": step_of(system, False), "adversarial, on a crop": step_of(system, True),
+             "adversarial, straightforward": step_of(system, True, straightforward=True)}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    if not os.environ.get("MUSICCM_BENCH_COUNT_ONLY"):
+        seconds = alternating({name: lambda s=s: s(one) for name, s in steps.items()}, REPEATS, warmup=0)
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    make_fake([system], mode, "cpu")
+    counts = {}
+    for name, step in steps.items():
+        with mode, Work() as work:
+            step(one)
+        counts[name] = [work.operations / 1e9]
+
+    rows = []
+    for figures, unit in ((counts, "GFLOP"), (seconds, "s")):
+        ours, alone, theirs = (figures[name] for name in
+                               ("adversarial, on a crop", "distillation alone", "adversarial, straightforward"))
+        if alone:
+            rows += [row("adversarial, on a crop, against distillation alone, batch 1", ours, alone, unit, 1 / BOUND),
+                     row("adversarial, straightforward, against distillation alone, batch 1", theirs, alone, unit),
+                     row("adversarial, on a crop, against straightforward, batch 1", ours, theirs, unit)]
+    return rows + memory_rows(system, one, mode)
+
+
+def memory_rows(system: MusicCM, one: Any, mode: FakeTensorMode) -> list[dict]:
+    make_fake([system], mode, "cuda")
+    del system._guided_teacher
+    many = type(one)(*(x.repeat(BATCH, *[1] * (x.ndim - 1)) if torch.is_tensor(x) else x * BATCH
+                       for x in (one.latents_BCTF, one.text_BD, one.audio_BD, one.ids, one.captions)))
+    system.conditioner._null = many.text_BD[:1].to("cpu")
+    with mode:
+        system.conditioner._null = system.conditioner._null.to("cuda")
+        system._half = {name: half_copy(system.frozen[name]) for name in ("teacher", "codec", "features")}
+    rows = []
+    for case, crop in (("on a crop", slice(100, 100 + CROP)), ("on whole clips", None), ("recomputing, on a crop", None)):
+        if case.startswith("recomputing"):
+            crop = slice(100, 100 + CROP)
+            speed.recompute_activations([system.student, system._half["codec"].vae])
+        system._crop = lambda *_, crop=crop: crop
+        kept, weights = activation_bytes(system, many, mode), weight_bytes(system)
+        rows += [row(f"memory of a step {case}, batch {BATCH}, bf16, against a 40 GB card", [(kept + weights) / 1e9],
+                     [CARD_BYTES / 1e9], "GB", 1.0),
+                 row(f"of it activations {case}, batch {BATCH}, bf16", [kept / 1e9], [], "GB")]
+    return rows

@@ -1,0 +1,190 @@
+"""Long pieces at four steps: ways of fusing windows, against windows that know nothing of each other.
+
+Seams by the bundle's tagger and by level and spectrum, on decoded mels of many short pieces, for a distance wants many
+different ones; text similarity (vocoded) and tempo along a few pieces of a minute. The other baseline is MultiDiffusion
+(arXiv 2302.08113) as published: crops are averaged after the sampler's step, noise and all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from musiccm.audio import LogMel
+from musiccm.commands._quality import frechet
+from musiccm.commands._timing import row
+from musiccm.data.demo.tracks import make_track
+from musiccm.diffusion import to_eps, to_x0
+from musiccm.long_form import MelDecoder
+from musiccm.long_form.compose import Score
+from musiccm.long_form.seams import SPAN_FRAMES, jumps
+from musiccm.pipeline import Pipeline, sample_seeds
+from musiccm.samplers import INITIAL, FrameNoise, SharedProcess, sample_shared
+from musiccm.samplers.shared_restricted import CondOf
+
+STEPS, REAL = 4, 300
+#: (pieces, seconds) of those whose seams are judged, and of those that are followed over a minute.
+SHORT, LONG = (24, 20.48), (4, 60.0)
+OVERLAPS = {"uniform": (0.25, 0.5), "triangular": (0.25, 0.5), "swap": (0.25, 0.5)}
+#: What is judged around a seam, as a part of the model's window; seams lie closer where windows overlap more.
+JUDGED = 0.5
+STUDENTS = {"musiccm-tiny": "musiccm-tiny-student"}
+
+
+@torch.no_grad()
+def multidiffusion(process: SharedProcess, cond_of: CondOf, fuse: str) -> Tensor:
+    """`fuse="outputs"`: each crop is re-noised with noise of its own, then averaged, which leaves 1/sqrt(n) of it.
+    `fuse="eps"`: the predicted noise is averaged before one shared step; x0 is affine in it."""
+    crops, stepper = process.crops, process.stepper
+    assert crops.length is not None and crops.count is not None
+    starts = [crops.start(i) for i in range(crops.count)]
+    cond_ND = torch.stack([cond_of(i) for i in range(crops.count)])
+    own = [FrameNoise(process.noise.seed // 1000 + i, process.noise.shape_CTF) for i in range(crops.count)]
+    share_NW = torch.stack([crops.share(i, torch.ones(crops.window)) for i in range(crops.count)])
+    z = process.fresh(INITIAL, 0, crops.length)
+    for step, t in enumerate(stepper.timesteps):
+        last = step + 1 == len(stepper.timesteps)
+        z_BCTF = torch.stack([z[:, start : start + crops.window] for start in starts])
+        t_B = torch.full((crops.count,), t, dtype=torch.long)
+        alpha, sigma = stepper.schedule.alpha(t_B), stepper.schedule.sigma(t_B)
+        values = stepper.f(z_BCTF, t_B, cond_ND)
+        if fuse == "eps":
+            values = to_eps("sample", values, z_BCTF, alpha, sigma)
+        elif not last:
+            values = torch.stack([stepper.renoise(step, x0, crop, noise(step, 0, crops.window))
+                                  for x0, crop, noise in zip(values, z_BCTF, own, strict=True)])
+        fused = torch.zeros_like(z)
+        for start, share, value in zip(starts, share_NW, values, strict=True):
+            fused[:, start : start + crops.window] += share[:, None] * value
+        if fuse == "eps":
+            x0 = to_x0("epsilon", fused[None], z[None], alpha[:1], sigma[:1])[0]
+            fused = x0 if last else stepper.renoise(step, x0, z, process.fresh(step, 0, crops.length))
+        z = fused
+    return z
+
+
+class Way(NamedTuple):
+    """How a long piece is made."""
+
+    overlap: float
+    fusion: str
+    sample: Callable[[SharedProcess, CondOf], Tensor] = sample_shared
+
+
+class Judge:
+    """Figures of sets of pieces, each made in one way."""
+
+    def __init__(self, pipeline: Pipeline, real_ED: Tensor) -> None:
+        self.pipeline, self.real_ED = pipeline, real_ED
+        self.window = pipeline.latent_shape[1]
+        self.tagger = pipeline.bundle.evaluators["tagger"]
+        self.tempo = self.tagger.groups.get("tempo", [])
+
+    def piece(self, index: int, seconds: float, way: Way) -> tuple[Tensor, Score, str]:
+        """Latents, layout and text of one piece; the same noise and text for every way."""
+        text = make_track(2, "test", index).texts[0]
+        stepper = self.pipeline.stepper(STEPS)
+        score = Score.of(self.pipeline, text, seconds, stepper, sample_seeds(index, 1)[0], way.overlap, way.fusion)
+        return way.sample(score.process, score.cond_of), score, text
+
+    def mel(self, z: Tensor) -> Tensor:
+        return torch.cat(list(MelDecoder(self.pipeline.codec, self.window, z.shape[1]).push(z)))
+
+    @torch.no_grad()
+    def seams(self, way: Way) -> dict[str, list[float]]:
+        per, window = self.pipeline.codec.downsampling, self.window
+        half = int(window * JUDGED / 2) * per
+        rows: dict[str, list[Tensor]] = {"fd_seam": [], "fd_middle": []}
+        out: dict[str, list[float]] = {k: [] for k in ("level", "usual_level", "flux", "usual_flux", "detail")}
+        for index in range(SHORT[0]):
+            z, score, _ = self.piece(index, SHORT[1], way)
+            crops = score.process.crops
+            # the middle of what two neighbours share; half way between two of those
+            seams = [(crops.start(i) + crops.start(i - 1) + window) / 2 for i in range(1, crops.count or 0)]
+            middles = [(a + b) / 2 for a, b in zip(seams, seams[1:], strict=False)]
+            mel_MN = self.mel(z)
+            for key, places in (("fd_seam", seams), ("fd_middle", middles)):
+                cut = [mel_MN[int(place * per) - half : int(place * per) + half] for place in places]
+                rows[key] += [clip for clip in cut if len(clip) == 2 * half]
+            level, flux = jumps(mel_MN)
+            at = torch.tensor([int(place * per) - SPAN_FRAMES for place in seams])
+            for name, values in (("level", level), ("flux", flux)):
+                out[name] += values[at].tolist()
+                out[f"usual_{name}"].append(float(values.median()))
+            # fine structure: variance of the first difference along time, over that of the frames themselves
+            out["detail"].append(float(z.diff(dim=1).var() / z.var()))
+        n = 2 * SHORT[0]  # independent windows have so many middles; the distance falls with n
+        for key, clips in rows.items():
+            chosen = torch.stack([clips[i] for i in torch.linspace(0, len(clips) - 1, n).long()])
+            out[key] = [frechet(self.real_ED, self.tagger(chosen)[0])] * n
+        return out
+
+    @torch.no_grad()
+    def minute(self, way: Way) -> dict[str, list[float]]:
+        per, window, codec = self.pipeline.codec.downsampling, self.window, self.pipeline.codec
+        out: dict[str, list[float]] = {k: [] for k in ("text_first", "text_last", "same_tempo")}
+        for index in range(LONG[0]):
+            z, _, text = self.piece(index, LONG[1], way)
+            mel_MN = self.mel(z)
+            sounds = torch.cat([codec.vocode(end[None]) for end in (mel_MN[: window * per], mel_MN[-window * per :])])
+            heard = self.pipeline.conditioner.audio(sounds, self.pipeline.sample_rate_hz, "mean")
+            similar = F.cosine_similarity(heard, self.pipeline.conditioner.text([text])).tolist()
+            out["text_first"].append(similar[0])
+            out["text_last"].append(similar[1])
+            if self.tempo:
+                windows = mel_MN[: len(mel_MN) // (window * per) * window * per].unflatten(0, (-1, window * per))
+                classes = self.tagger(windows)[1][:, self.tempo].argmax(1)
+                out["same_tempo"].append(float((classes == classes.mode().values).float().mean()))
+        return out
+
+
+def real_rows(pipeline: Pipeline) -> Tensor:
+    """The tagger's embeddings of as many held-out tracks, as long as what is judged around a seam."""
+    log_mel, tagger = LogMel(pipeline.bundle.mel), pipeline.bundle.evaluators["tagger"]
+    frames = 2 * int(pipeline.latent_shape[1] * JUDGED / 2) * pipeline.codec.downsampling
+    rows = []
+    for index in range(REAL):
+        waveform = torch.from_numpy(make_track(1, "test", index).waveform_S).float()
+        waveform = 0.5 * waveform / waveform.abs().max()
+        mel_MN = log_mel(waveform)
+        start = index * 37 % (len(mel_MN) - frames)
+        rows.append(mel_MN[start : start + frames])
+    with torch.no_grad():
+        return torch.cat([tagger(torch.stack(part))[0] for part in (rows[i : i + 50] for i in range(0, REAL, 50))])
+
+
+NAMES = {
+    "fd_seam": ("fd_tagger around seams", "", True), "fd_middle": ("fd_tagger between seams", "", True),
+    "level": ("level jump at seams", "dB", True), "usual_level": ("level jump anywhere", "dB", True),
+    "flux": ("spectral change at seams", "dB", True), "usual_flux": ("spectral change anywhere", "dB", True),
+    "detail": ("variance of first differences of z", "of z's", False),
+    "text_first": ("text-audio, first window", "cosine", False),
+    "text_last": ("text-audio, last window", "cosine", False),
+    "same_tempo": ("windows of the commonest tempo class", "of 1", False),
+}
+
+
+def ways() -> dict[str, Way]:
+    def outputs(process: SharedProcess, cond_of: CondOf) -> Tensor:
+        return multidiffusion(process, cond_of, "outputs")
+
+    fused = {f"{fusion}, overlap {overlap:g}": Way(overlap, fusion)
+             for fusion, overlaps in OVERLAPS.items() for overlap in overlaps}
+    return {"independent": Way(0.0, "uniform"), "MultiDiffusion, overlap 0.5": Way(0.5, "uniform", outputs), **fused}
+
+
+def run(bundle: str) -> list[dict]:
+    pipeline = Pipeline.from_pretrained(STUDENTS.get(bundle, bundle))
+    judge = Judge(pipeline, real_rows(pipeline))
+    figures = {name: judge.seams(way) | judge.minute(way) for name, way in ways().items()}
+    alone = figures.pop("independent")
+    rows = [row(f"{name}: {way}", found[key], alone[key], unit, None, lower)
+            for key, (name, unit, lower) in NAMES.items() for way, found in figures.items() if found[key]]
+    z, _, _ = judge.piece(0, SHORT[1], Way(0.5, "uniform"))
+    eps, _, _ = judge.piece(0, SHORT[1], Way(0.5, "uniform", lambda p, c: multidiffusion(p, c, "eps")))
+    difference = float((z - eps).abs().max() / z.std())
+    return [*rows, row("largest difference of uniform and eps-fusion", [difference], [], "of z's deviation")]

@@ -1,0 +1,227 @@
+"""From a trainer and its system to an evaluator with its reference, and to the models that it scores."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, Subset
+
+from musiccm.callbacks.evaluator import Evaluator
+from musiccm.callbacks.row_cache import machine
+from musiccm.data.sampling import KeyedLoader
+from musiccm.data.waveforms import collate_waveforms
+from musiccm.errors import MusiccmError
+from musiccm.metrics.embedders import Embedder, load_embedder
+from musiccm.metrics.suite import Listener, MetricSuite
+
+log = logging.getLogger(__name__)
+
+TrainClap = tuple[Sequence[str], Tensor]
+
+
+def load_ears(bundle: Any, names: Sequence[str], weights: Mapping[str, str]) -> list[Embedder]:
+    """The networks that listen.
+
+    Args:
+        bundle: Where those come from that a bundle has.
+        names: See `load_embedder`.
+        weights: Files of the others, by name.
+
+    Returns:
+        The networks, in the order of the names.
+
+    Raises:
+        MusiccmError: A network that cannot be had, or weights of one that is not asked for.
+    """
+    stray = sorted(set(weights) - set(names))
+    if stray:
+        raise MusiccmError(f"evaluation.weights: expected names among embedders {list(names)}, found {stray}")
+    return [load_embedder(name, weights.get(name), bundle) for name in names]
+
+
+def data_of(trainer: pl.Trainer, stage: str) -> Any:
+    """The data module, set up.
+
+    Args:
+        trainer: Its trainer.
+        stage: `validate` or `test`.
+
+    Returns:
+        The data module.
+
+    Raises:
+        MusiccmError: There is none.
+    """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    if data is None:
+        raise MusiccmError("evaluation: expected a data module with real clips, found none")
+    data.setup(stage)
+    return data
+
+
+def train_clap_of(data: Any) -> TrainClap | None:
+    """What SIM_AA compares with.
+
+    Args:
+        data: The data module.
+
+    Returns:
+        Ids and CLAP embeddings of the training clips; None, with a warning, where the data module has none.
+    """
+    if not hasattr(data, "train_clap_audio"):
+        log.warning("evaluation: the data module has no embeddings of the training clips; SIM_AA is left out")
+        return None
+    return data.train_clap_audio()
+
+
+def dealt(clips: Dataset, count: int, trainer: pl.Trainer, batch_size: int) -> tuple[KeyedLoader, int]:
+    """This rank's share of the first clips. A distributed sampler would pad the last round with another rank's clips.
+
+    Args:
+        clips: All clips.
+        count: How many of them, over all ranks.
+        trainer: Knows the rank.
+        batch_size: Clips read together.
+
+    Returns:
+        A loader of this rank's clips, and their number.
+    """
+    mine = range(trainer.global_rank, count, trainer.world_size)
+    loader = KeyedLoader(Subset(clips, list(mine)), batch_size=batch_size, collate_fn=collate_waveforms)
+    return loader, len(mine)
+
+
+def build_evaluator(
+    trainer: pl.Trainer,
+    system: Any,
+    ears: Sequence[Embedder],
+    clips: Dataset,
+    count: int,
+    train_clap: TrainClap | None,
+    seed: int,
+    batch_size: int,
+    progress: bool,
+    **suite: Any,
+) -> Evaluator:
+    """An evaluator that has heard its reference.
+
+    Args:
+        trainer: Knows the rank.
+        system: Has `codec`, `conditioner` and `device`.
+        ears: The networks that listen.
+        clips: Real clips.
+        count: How many of them, over all ranks.
+        train_clap: What SIM_AA compares with.
+        seed: Seed of the noise.
+        batch_size: Clips generated together.
+        progress: Whether rank zero shows progress bars.
+        **suite: Further arguments of `MetricSuite`.
+
+    Returns:
+        The evaluator.
+    """
+    conditioner = system.conditioner
+    listener = Listener(ears, conditioner.audio, system.codec.mel.sample_rate_hz).to(system.device)
+    tagger = listener.tagger
+    metrics = MetricSuite(
+        listener.classifies(system.device), train_clap, listener.groups, tagger=tagger.name if tagger else "", **suite
+    )
+    evaluator = Evaluator(listener, metrics, seed, batch_size, system.device, progress and trainer.is_global_zero)
+    loader, mine = dealt(clips, count, trainer, batch_size)
+    evaluator.set_reference(loader, conditioner.text, mine)
+    return evaluator
+
+
+def real_distance(trainer: pl.Trainer, data: Any, evaluator: Evaluator, limit: int) -> dict[str, Any]:
+    """What real clips come to that are not the references: as many held-out clips, then training clips.
+
+    Args:
+        trainer: Knows the rank.
+        data: The data module.
+        evaluator: With the reference.
+        limit: At most this many clips.
+
+    Returns:
+        `fd_<name>_real` and the like, and `n_fd_<name>_real`; nothing, with a warning, where there are too few clips.
+    """
+    # A bare index is the centred window, in the training clips too.
+    others: ConcatDataset = ConcatDataset([data.waveforms("val"), data.waveforms("train")])
+    count = min(limit, len(data.waveforms("test")))
+    if len(others) < count:
+        log.warning("evaluation: %d other real clips for %d references; no distance of theirs", len(others), count)
+        return {}
+    found = evaluator.distance_of_real(*dealt(others, count, trainer, evaluator.batch_size))
+    figures: dict[str, Any] = {}
+    for key, value in found.items():
+        if key.startswith(("fd_", "kad_")):
+            figures |= {f"{key}_real": value, f"n_{key}_real": found["n"]}
+    return figures
+
+
+def cache_key(
+    trainer: pl.Trainer, system: Any, evaluator: Evaluator, train_clap: TrainClap | None, n: int
+) -> dict[str, Any]:
+    """What a teacher's row rests on, beside its steps and guidance.
+
+    Args:
+        trainer: Knows the number of ranks, whose batches differ.
+        system: Has `bundle` and `device`.
+        evaluator: With its reference; every rank must call this.
+        train_clap: What SIM_AA compares with.
+        n: Clips, over all ranks.
+
+    Returns:
+        Plain JSON values.
+    """
+    digest = hashlib.sha256()
+    if train_clap is not None:
+        digest.update(repr(list(train_clap[0])).encode())
+        digest.update(train_clap[1].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    networks = evaluator.suite.networks
+    return {
+        "bundle": system.bundle.content_hash(),
+        "embedders": {name: embedder.fingerprint for name, embedder in evaluator.listener.embedders.items()},
+        "figures": {name: sorted(key for key, _ in network.named_children()) for name, network in networks.items()},
+        "reference": evaluator.reference_digest,
+        "train": digest.hexdigest(),
+        "seed": evaluator.seed,
+        "batch_size": evaluator.batch_size,
+        "world_size": trainer.world_size,
+        "n": n,
+        "machine": machine(system.device),
+    }
+
+
+def local_count(trainer: pl.Trainer, n: int) -> int:
+    """How many of the first n clips are this rank's, as `dealt` deals them.
+
+    Args:
+        trainer: Knows the rank.
+        n: Clips, over all ranks.
+
+    Returns:
+        This rank's.
+    """
+    return len(range(trainer.global_rank, n, trainer.world_size))
+
+
+def run_folder(trainer: pl.Trainer) -> tuple[Path, str]:
+    """Where a run's results go, and the name of its experiment.
+
+    Args:
+        trainer: The trainer; every rank must call this.
+
+    Returns:
+        `lightning_logs/<experiment>/version_N` and `<experiment>` with the usual logger, else the root folder and its
+        name.
+    """
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    name = folder.parent.name if folder.name.startswith("version_") else folder.resolve().name
+    return folder, name

@@ -1,0 +1,54 @@
+"""Where generated sound goes: checked before anything is computed, never over a file that is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from musiccm.errors import MusiccmError
+
+STDOUT = "-"
+
+
+def output_paths(out: Path, count: int) -> list[Path]:
+    """One path for one clip; `out_1.wav`, `out_2.wav`, ... for several."""
+    if count == 1:
+        return [out]
+    return [out.with_name(f"{out.stem}_{index + 1}{out.suffix}") for index in range(count)]
+
+
+def checked_outputs(out: str, count: int, suffixes: Sequence[str], force: bool) -> list[Path]:
+    """The files that will be written; none for `-`, the standard output.
+
+    Args:
+        out: What `--out` says.
+        count: Number of clips.
+        suffixes: Endings that are allowed.
+        force: Whether files that are there may be replaced.
+
+    Returns:
+        One path a clip, or an empty list for `-`.
+
+    Raises:
+        MusiccmError: The name has another ending, a file is there, or its folder takes none.
+    """
+    if out == STDOUT:
+        if count != 1:
+            raise MusiccmError(f"--out -: the standard output takes one clip, found {count} prompts; give one")
+        return []
+    path = Path(out)
+    if path.suffix.lower() not in suffixes:
+        raise MusiccmError(f"--out {out}: expected a name that ends in {' or '.join(suffixes)}, or - for a pipe")
+    paths = output_paths(path, count)
+    for path in paths:
+        if path.is_dir():
+            raise MusiccmError(f"{path}: could not be written: it is a folder; name a file in it")
+        if path.exists() and not force:
+            raise MusiccmError(f"{path}: exists, and is not overwritten; choose another --out, or add --force")
+    folder = paths[0].absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise MusiccmError(f"{paths[0]}: could not be written: {folder} takes no new files; choose another folder")
+    return paths

@@ -1,0 +1,158 @@
+"""turn MusicLDM's or AudioLDM's files, or a bundle that lacks something, into a bundle to distill."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from musiccm.errors import MusiccmError
+
+if TYPE_CHECKING:
+    from musiccm.models.convert.assemble import Assembled
+
+RECORD = "conversion.json"
+"""Beside `model_index.json`: which file each part came from, every name that was dropped, every number assumed."""
+
+
+def main(argv: list[str]) -> int:
+    """Run `musiccm convert`.
+
+    Args:
+        argv: The arguments behind `convert`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        MusiccmError: A file cannot be read or converted, or the target is in use.
+    """
+    args = _parser().parse_args(argv)
+    import torch
+
+    from musiccm.models.bundle import Bundle
+    from musiccm.models.convert.assemble import Sources, assemble
+    from musiccm.models.convert.completing import complete
+
+    out = Path(args.out)
+    refuse_to_overwrite(out, args.overwrite, args.bundle)
+    only = {"ldm": ("weights", "vae", "vocoder", "vocoder_config", "tokenizer", "prefer", "head_channels",
+                    "scale_factor", "mel_frames"), "bundle": ("heads",)}
+    kind = "ldm" if args.ldm else "bundle"
+    other = "bundle" if args.ldm else "ldm"
+    if stray := [f"--{name.replace('_', '-')}" for name in only[other] if getattr(args, name) is not None]:
+        raise MusiccmError(f"{', '.join(stray)}: only goes with --{other}, not with --{kind}; leave it out")
+    if kind == "ldm":
+        if args.weights is None:
+            raise MusiccmError("--weights: expected ema (the average that MusicLDM samples with) or raw (those of the "
+                               "last step), found nothing; the file may hold both, and they differ")
+        stated = {name: getattr(args, name) for name in (*only["ldm"], "clap") if getattr(args, name) is not None}
+        made = assemble(Sources(ldm=args.ldm, **stated))
+    else:
+        made = complete(args.bundle, args.clap, heads(args.heads))
+    if args.audiomae:
+        from musiccm.models.convert.audiomae import audiomae_from_original
+
+        features, dropped = audiomae_from_original(args.audiomae, made.mel)
+        made.add("evaluators/audiomae", features, args.audiomae, dropped)
+    staging = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        write(made, staging, getattr(torch, args.dtype))
+        Bundle.from_pretrained(staging)
+        if out.exists():
+            shutil.rmtree(out)
+        staging.replace(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    print(summary(made.record, out))
+    return 0
+
+
+def refuse_to_overwrite(out: Path, overwrite: bool, source: str | None) -> None:
+    """Only a bundle may be replaced, and only if it was asked for.
+
+    Raises:
+        MusiccmError: The target is in use.
+    """
+    if source is not None and Path(source).resolve() == out.resolve():
+        raise MusiccmError(f"--out {out}: is the bundle that is read; name another folder")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / "model_index.json").is_file():
+        raise MusiccmError(f"--out {out}: is there and is no bundle (no model_index.json); name another folder")
+    if not overwrite:
+        raise MusiccmError(f"--out {out}: a bundle lies there; name another folder, or add --overwrite")
+
+
+def heads(stated: str | None) -> list[int] | None:
+    """`--heads 4,8,12,20` as numbers.
+
+    Raises:
+        MusiccmError: They are no positive whole numbers.
+    """
+    if stated is None:
+        return None
+    try:
+        numbers = [int(number) for number in stated.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise MusiccmError(f"--heads: expected whole numbers such as 4,8,12,20, one a level, found {stated!r}")
+    return numbers
+
+
+def write(made: Assembled, folder: Path, dtype: Any) -> None:
+    """Write parts, settings and record."""
+    from musiccm.files import write_json
+    from musiccm.models.bundle import save_settings
+    from musiccm.models.bundle_files import PARTS, save_part
+
+    folder.mkdir(parents=True)
+    for name in PARTS:
+        if name in made.parts:
+            save_part(folder, name, made.parts[name], dtype)
+    save_settings(folder, **{**made.settings, "mel": made.mel})
+    write_json(folder / RECORD, made.record)
+
+
+def summary(record: dict[str, Any], out: Path) -> str:
+    """What was converted, dropped and assumed, for people; every name stands in the record."""
+    lines = [f"{out}:"]
+    for name, part in record["parts"].items():
+        which = f" ({part['weights']} weights)" if "weights" in part else ""
+        lines.append(f"  {name:<20} {part['parameters'] / 1e6:8.2f} M parameters from {part['file']}{which}")
+        groups = Counter(dropped.split(".")[0] for dropped in part["dropped"])
+        if groups:
+            lines.append("    not used: " + ", ".join(f"{group} ({count})" for group, count in groups.items()))
+    lines += [f"  assumed: {line}" for line in record["assumed"]]
+    return "\n".join([*lines, f"  every name: {out / RECORD}"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="musiccm convert", description=__doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--ldm", help="musicldm-ckpt.ckpt, or AudioLDM's checkpoint")
+    source.add_argument("--bundle", help="folder or hub id in the diffusers layout, to be copied with the right heads")
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--weights", choices=["ema", "raw"],
+                        help="with --ldm: the U-Net's average over training, or its last step; must be stated")
+    parser.add_argument("--vae", help="vae-ckpt.ckpt (default: the copy in --ldm)")
+    parser.add_argument("--clap", help="clap-ckpt.pt (default: the copy in --ldm); with --bundle, the CLAP whose audio "
+                                       "tower a bundle with the text tower alone lacks")
+    parser.add_argument("--vocoder", help="hifigan-ckpt.ckpt (default: the copy in --ldm)")
+    parser.add_argument("--vocoder-config", help="its JSON (default: the released one's numbers)")
+    parser.add_argument("--audiomae", help="AudioMAE's pre-trained checkpoint, for the adversarial loss")
+    parser.add_argument("--tokenizer", help="folder or hub id of RoBERTa's tokenizer (default: roberta-base)")
+    parser.add_argument("--prefer", choices=["checkpoint", "files"],
+                        help="where --ldm and a file hold different weights of one part (default: refuse)")
+    parser.add_argument("--head-channels", type=int, help="of the U-Net's attention, for a width that was not released")
+    parser.add_argument("--scale-factor", type=float, help="of the latents, for a checkpoint without it")
+    parser.add_argument("--mel-frames", type=int, help="of the clips it was trained on (default 1024)")
+    parser.add_argument("--heads", help="with --bundle: heads of each level, such as 4,8,12,20 (default: those that "
+                                        "the released models of this shape were trained with)")
+    parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the weights on disk")
+    parser.add_argument("--overwrite", action="store_true", help="replace the bundle that lies in --out")
+    return parser

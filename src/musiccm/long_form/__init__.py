@@ -1,0 +1,32 @@
+"""Music of any length: made whole, made while it plays, or made out of music that is there."""
+
+from musiccm.long_form.compose import MAX_WHOLE_S, Score, check_duration, compose, decode_whole
+from musiccm.long_form.decode import MelDecoder, PieceDecoder, encode_piece
+from musiccm.long_form.edit import Clip, Edited, Editor, read_clip
+from musiccm.long_form.methods import LongMusic
+from musiccm.long_form.prompts import PromptPlan, Prompts, check_text, check_texts
+from musiccm.long_form.seams import SeamFigures, seam_figures
+from musiccm.long_form.stream import MusicStream
+
+__all__ = [
+    "MAX_WHOLE_S",
+    "Clip",
+    "Edited",
+    "Editor",
+    "LongMusic",
+    "MelDecoder",
+    "MusicStream",
+    "PieceDecoder",
+    "PromptPlan",
+    "Prompts",
+    "Score",
+    "SeamFigures",
+    "check_duration",
+    "check_text",
+    "check_texts",
+    "compose",
+    "decode_whole",
+    "encode_piece",
+    "read_clip",
+    "seam_figures",
+]

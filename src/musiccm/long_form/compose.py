@@ -1,0 +1,166 @@
+"""A piece of any length, made whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from musiccm.errors import MusiccmError
+from musiccm.long_form.decode import PieceDecoder
+from musiccm.long_form.prompts import PlannedCondition, PromptPlan, Prompts
+from musiccm.samplers import Crops, FrameNoise, SharedProcess, Stepper, sample_shared
+
+if TYPE_CHECKING:
+    from musiccm.pipeline import Pipeline
+
+MAX_WHOLE_S = 3600.0
+"""Longest piece that is made whole, whose latents and sound are held in memory; a stream has no such limit."""
+
+DEFAULT_OVERLAP, DEFAULT_FUSION = 0.5, "swap"
+"""Chosen by measurement, see docs/long.md."""
+
+
+def check_duration(duration_s: Any, longest_s: float = MAX_WHOLE_S, advice: str = "stream longer music") -> float:
+    """Refuse lengths that no piece can have.
+
+    Args:
+        duration_s: What was asked for.
+        longest_s: The limit.
+        advice: What to do about more.
+
+    Returns:
+        The seconds.
+
+    Raises:
+        MusiccmError: Not a number above 0 and up to the limit.
+    """
+    if isinstance(duration_s, bool) or not isinstance(duration_s, int | float) or not 0 < duration_s <= longest_s:
+        raise MusiccmError(f"duration: expected seconds above 0 and up to {longest_s:g}, found {duration_s!r}; "
+                           f"{advice}")
+    return float(duration_s)
+
+
+@dataclass(frozen=True)
+class Score:
+    """All that fixes a piece: where its windows are, its noise, its texts and its exact length.
+
+    Args:
+        process: Sampler, crops and noise.
+        condition: Texts along time.
+        samples: Samples of sound; None without end.
+    """
+
+    process: SharedProcess
+    condition: PlannedCondition
+    samples: int | None
+
+    @classmethod
+    def of(
+        cls,
+        pipeline: Pipeline,
+        prompts: Prompts,
+        duration_s: float | None,
+        stepper: Stepper,
+        noise_seed: int,
+        overlap: float | None,
+        fusion: str | None,
+    ) -> Score:
+        """Lay a piece out.
+
+        Args:
+            pipeline: The model.
+            prompts: Texts along time.
+            duration_s: Seconds; None without end.
+            stepper: The sampler.
+            noise_seed: Of the piece's noise.
+            overlap: Shared part of neighbouring windows; the measured best by default.
+            fusion: How windows are fused; the measured best by default.
+
+        Returns:
+            The layout.
+        """
+        window = pipeline.latent_shape[1]
+        samples = None if duration_s is None else max(1, round(duration_s * pipeline.sample_rate_hz))
+        frames = None if samples is None else max(window, math.ceil(samples / pipeline.frame_samples))
+        crops = Crops.overlapping(frames, window, DEFAULT_OVERLAP if overlap is None else overlap)
+        process = SharedProcess(stepper, crops, FrameNoise(noise_seed, pipeline.latent_shape),
+                                DEFAULT_FUSION if fusion is None else fusion, pipeline.device)
+        frame_s = pipeline.frame_samples / pipeline.sample_rate_hz
+        condition = PlannedCondition(PromptPlan(prompts), pipeline.conditioner, pipeline.duration_s, frame_s)
+        return cls(process, condition, samples)
+
+    def cond_of(self, crop: int) -> Tensor:
+        """Condition of a crop."""
+        return self.condition.at(self.process.crops.start(crop))
+
+    def centre_s(self, crop: int) -> float:
+        """Middle of a crop, in seconds."""
+        return self.condition.centre_s(self.process.crops.start(crop))
+
+    def require_heard(self, crops: Sequence[int] | None = None) -> None:
+        """Refuse texts that none of the crops, by default all, would hear.
+
+        Raises:
+            MusiccmError: There is such a text.
+        """
+        count = self.process.crops.count
+        if count is None:  # without end: as many as pass the last change
+            count = math.ceil(self.condition.plan.entries[-1][0] / (self.centre_s(1) - self.centre_s(0))) + 1
+        self.condition.plan.require_heard(range(count) if crops is None else crops, self.centre_s)
+
+
+@torch.no_grad()
+def compose(
+    pipeline: Pipeline,
+    prompts: Prompts,
+    duration_s: float,
+    stepper: Stepper,
+    noise_seed: int,
+    *,
+    overlap: float | None = None,
+    fusion: str | None = None,
+    batch_size: int = 8,
+) -> Tensor:
+    """Make a piece of any length by the shared restricted process.
+
+    Args:
+        pipeline: The model.
+        prompts: One text, or `(start_s, text)` pairs.
+        duration_s: Seconds, up to `MAX_WHOLE_S`; the sound has exactly this length.
+        stepper: The sampler.
+        noise_seed: Of the piece's noise.
+        overlap: Shared part of neighbouring windows, from 0 to below 1.
+        fusion: `uniform`, `triangular` or `swap`.
+        batch_size: Windows a network call.
+
+    Returns:
+        Waveform of shape [S] on the CPU, float32.
+
+    Raises:
+        MusiccmError: For lengths, texts, overlaps or fusions out of range.
+    """
+    score = Score.of(pipeline, prompts, check_duration(duration_s), stepper, noise_seed, overlap, fusion)
+    score.require_heard()
+    z_CTF = sample_shared(score.process, score.cond_of, batch_size)
+    return decode_whole(pipeline, z_CTF, batch_size)[: score.samples]
+
+
+def decode_whole(pipeline: Pipeline, z_CTF: Tensor, batch_size: int = 8) -> Tensor:
+    """Sound of a whole piece's latents.
+
+    Args:
+        pipeline: The model.
+        z_CTF: Latents, at least a window long.
+        batch_size: Windows decoded at once where there is a GPU; a CPU is fastest with one.
+
+    Returns:
+        Waveform of shape [S] on the CPU.
+    """
+    batch_size = batch_size if z_CTF.device.type != "cpu" else 1
+    decoder = PieceDecoder(pipeline.codec, pipeline.latent_shape[1], z_CTF.shape[1], batch_size)
+    return decoder.push(z_CTF)

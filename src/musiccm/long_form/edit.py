@@ -1,0 +1,238 @@
+"""New music out of music that is there: going on, mending a range, another take."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from musiccm.audio.io import BadAudio, read_audio
+from musiccm.audio.mel import MEL_FLOOR, LogMel
+from musiccm.audio.resample import resample
+from musiccm.audio.windows import level
+from musiccm.errors import MusiccmError
+from musiccm.long_form.compose import MAX_WHOLE_S, Score, check_duration, decode_whole
+from musiccm.long_form.decode import encode_piece
+from musiccm.long_form.prompts import Prompts
+from musiccm.samplers import INITIAL, needed_crops, sample_shared
+
+if TYPE_CHECKING:
+    from musiccm.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Music that is there, as the model sees it.
+
+    Args:
+        name: Its file, for messages.
+        samples: Its length at the model's rate.
+        mel_MN: Its log-mel.
+    """
+
+    name: str
+    samples: int
+    mel_MN: Tensor
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What an edit made.
+
+    Args:
+        waveform_S: The sound, float32 on the CPU.
+        z_CTF: Its latents.
+        kept_T: Latent frames that are the clip's own, bit by bit; none in a variation.
+        seams_s: Where kept and new music meet, in seconds.
+    """
+
+    waveform_S: Tensor
+    z_CTF: Tensor
+    kept_T: Tensor
+    seams_s: list[float]
+
+
+def read_clip(pipeline: Pipeline, path: str | Path) -> Clip:
+    """Read music in any format, rate and number of channels that libsndfile decodes.
+
+    Channels are averaged and the level set as in training: mean removed, peak 0.5.
+
+    Args:
+        pipeline: The model that is to hear it.
+        path: The file.
+
+    Returns:
+        The clip.
+
+    Raises:
+        BadAudio: The file cannot be used, or is shorter than one latent frame.
+        MusiccmError: It is longer than `MAX_WHOLE_S`.
+    """
+    waveform_S, rate_hz = read_audio(path)
+    if len(waveform_S) > MAX_WHOLE_S * rate_hz:
+        raise MusiccmError(f"{path}: at most {MAX_WHOLE_S:g} s can be edited, found {len(waveform_S) / rate_hz:.0f} s; "
+                           "cut it")
+    waveform_S = resample(level(waveform_S), rate_hz, pipeline.sample_rate_hz)
+    mel = pipeline.bundle.mel
+    shortest = max(pipeline.frame_samples, mel.n_fft // 2 + 1)
+    if len(waveform_S) < shortest:
+        raise BadAudio(path, "too_short", f"{len(waveform_S) / pipeline.sample_rate_hz:.3f} s, expected at least "
+                                          f"{shortest / pipeline.sample_rate_hz:.3f} s")
+    return Clip(str(path), len(waveform_S), LogMel(mel)(waveform_S))
+
+
+class Editor:
+    """Edits with one model and one seed.
+
+    Args:
+        pipeline: The model.
+        noise_seed: Of the new music.
+        steps: See `Pipeline.__call__`.
+        guidance_scale: See `Pipeline.__call__`.
+        gamma: See `Pipeline.__call__`.
+        overlap: See `compose`.
+        fusion: See `compose`.
+        batch_size: See `compose`.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        noise_seed: int,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        gamma: float | None = None,
+        overlap: float | None = None,
+        fusion: str | None = None,
+        batch_size: int = 8,
+    ) -> None:
+        self.pipeline = pipeline
+        self.noise_seed = noise_seed
+        self.steps, self.guidance_scale, self.gamma = steps, guidance_scale, gamma
+        self.overlap, self.fusion, self.batch_size = overlap, fusion, batch_size
+
+    def extend(self, clip: Clip, prompts: Prompts, duration_s: float | None = None) -> Edited:
+        """Let a clip go on.
+
+        Args:
+            clip: The clip; kept but for a last part that fills no latent frame.
+            prompts: Texts along time, counted from the clip's start.
+            duration_s: Seconds of clip and continuation together; by default the continuation is a window long.
+
+        Returns:
+            The whole.
+
+        Raises:
+            MusiccmError: The whole is no longer than the clip.
+        """
+        pipeline = self.pipeline
+        has_s = clip.samples / pipeline.sample_rate_hz
+        duration_s = check_duration(has_s + pipeline.duration_s if duration_s is None else duration_s)
+        if duration_s <= has_s:
+            raise MusiccmError(f"duration: {clip.name} lasts {has_s:.2f} s already; ask for more than that, found "
+                               f"{duration_s:g} s")
+        score = self._score(prompts, duration_s)
+        kept_T = torch.zeros(_length(score), dtype=torch.bool)
+        kept_T[: clip.samples // pipeline.frame_samples] = True
+        return self._fill(score, clip, kept_T)
+
+    def inpaint(self, clip: Clip, prompts: Prompts, from_s: float, to_s: float) -> Edited:
+        """Make a range of a clip anew, to fit what lies around it.
+
+        Args:
+            clip: The clip.
+            prompts: Texts along time, counted from the clip's start.
+            from_s: Start of the range; moved back to a latent frame.
+            to_s: Its end; moved on to a latent frame.
+
+        Returns:
+            The clip with new music in the range.
+
+        Raises:
+            MusiccmError: The range is empty, not in the clip, or leaves nothing of it.
+        """
+        per, rate_hz = self.pipeline.frame_samples, self.pipeline.sample_rate_hz
+        has_s = clip.samples / rate_hz
+        if not 0 <= from_s < to_s <= has_s + 1e-6:
+            raise MusiccmError(f"range: expected 0 <= from < to <= {has_s:.2f} s, the length of {clip.name}, found "
+                               f"from {from_s:g} s to {to_s:g} s")
+        score = self._score(prompts, has_s)
+        kept_T = torch.zeros(_length(score), dtype=torch.bool)
+        kept_T[: clip.samples // per] = True
+        kept_T[math.floor(from_s * rate_hz / per + 1e-6) : math.ceil(to_s * rate_hz / per - 1e-6)] = False
+        if not kept_T.any():
+            raise MusiccmError(f"range: {from_s:g} s to {to_s:g} s leaves nothing of {clip.name} to fit to; generate "
+                               "without it")
+        return self._fill(score, clip, kept_T)
+
+    def vary(self, clip: Clip, prompts: Prompts, strength: float) -> Edited:
+        """Another take on a clip: noise is added to it and taken away again (SDEdit, arXiv 2108.01073).
+
+        Args:
+            clip: The clip.
+            prompts: Texts along time.
+            strength: How much noise: part of the model's noise levels, above 0 and up to 1, which keeps nothing.
+
+        Returns:
+            Music of the clip's length.
+
+        Raises:
+            MusiccmError: The strength is out of range.
+        """
+        score = self._score(prompts, clip.samples / self.pipeline.sample_rate_hz, strength)
+        length = _length(score)
+        score.require_heard()
+        # a clip shorter than the window ends in silence, as in training
+        z_CTF = self._encode(clip, length, pad_value=math.log(MEL_FLOOR))
+        initial = self._noised(score, z_CTF)
+        made = sample_shared(score.process, score.cond_of, self.batch_size, initial_CTF=initial)
+        return self._edited(score, made, torch.zeros(length, dtype=torch.bool))
+
+    def _score(self, prompts: Prompts, duration_s: float, strength: float = 1.0) -> Score:
+        stepper = self.pipeline.stepper(self.steps, self.guidance_scale, self.gamma, strength)
+        return Score.of(self.pipeline, prompts, duration_s, stepper, self.noise_seed, self.overlap, self.fusion)
+
+    @torch.no_grad()
+    def _fill(self, score: Score, clip: Clip, kept_T: Tensor) -> Edited:
+        """Sample the frames that are not kept."""
+        clean = self._encode(clip, len(kept_T), pad_value=None)
+        score.require_heard(needed_crops(score.process.crops, kept_T))
+        noise = score.process.fresh(INITIAL, 0, len(kept_T))
+        initial = torch.where(kept_T[:, None].to(clean.device), self._noised(score, clean), noise)
+        made = sample_shared(score.process, score.cond_of, self.batch_size, initial_CTF=initial, kept_CTF=clean,
+                             kept_T=kept_T)
+        return self._edited(score, made, kept_T)
+
+    def _noised(self, score: Score, clean_CTF: Tensor) -> Tensor:
+        """Clean latents at the sampler's first noise level."""
+        noise = score.process.fresh(INITIAL, 0, clean_CTF.shape[1])
+        stepper = score.process.stepper
+        return stepper.schedule.add_noise(clean_CTF, noise, torch.tensor(stepper.timesteps[0], device=noise.device))
+
+    def _encode(self, clip: Clip, length: int, pad_value: float | None) -> Tensor:
+        """Latents of the clip, padded to `length`: by mels of `pad_value`, or by zeros that nobody reads."""
+        codec, window = self.pipeline.codec, self.pipeline.latent_shape[1]
+        mel_MN, per = clip.mel_MN[: length * codec.downsampling], codec.downsampling
+        if pad_value is not None:
+            mel_MN = F.pad(mel_MN, (0, 0, 0, length * per - len(mel_MN)), value=pad_value)
+        elif len(mel_MN) % per:
+            mel_MN = torch.cat([mel_MN, mel_MN[-1:].expand(per - len(mel_MN) % per, -1)])
+        z_CTF = encode_piece(codec, mel_MN.to(self.pipeline.device), window)
+        return F.pad(z_CTF, (0, 0, 0, length - z_CTF.shape[1]))
+
+    def _edited(self, score: Score, z_CTF: Tensor, kept_T: Tensor) -> Edited:
+        sound_S = decode_whole(self.pipeline, z_CTF, self.batch_size)[: score.samples]
+        borders = torch.nonzero(kept_T[1:] != kept_T[:-1])[:, 0] + 1
+        seams_s = [int(frame) * self.pipeline.frame_samples / self.pipeline.sample_rate_hz for frame in borders]
+        return Edited(sound_S, z_CTF, kept_T, [s for s in seams_s if s < len(sound_S) / self.pipeline.sample_rate_hz])
+
+
+def _length(score: Score) -> int:
+    length = score.process.crops.length
+    assert length is not None
+    return length

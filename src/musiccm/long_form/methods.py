@@ -1,0 +1,111 @@
+"""What a pipeline can do beyond clips of the trained length."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor
+
+from musiccm.long_form.compose import Score, check_duration, compose
+from musiccm.long_form.edit import Editor
+from musiccm.long_form.prompts import Prompts
+from musiccm.long_form.stream import MusicStream
+from musiccm.samplers import sample_seeds
+
+if TYPE_CHECKING:
+    from musiccm.pipeline import Pipeline
+
+
+class LongMusic:
+    """Pieces of any length, streams and edits: the part of `Pipeline` that is built on its sampler."""
+
+    @property
+    def _pipeline(self) -> Pipeline:
+        return cast("Pipeline", self)
+
+    def compose(
+        self,
+        prompts: Prompts,
+        duration_s: float,
+        steps: int | None = None,
+        seed: int = 0,
+        *,
+        overlap: float | None = None,
+        fusion: str | None = None,
+        guidance_scale: float | None = None,
+        gamma: float | None = None,
+        batch_size: int = 8,
+    ) -> Tensor:
+        """Make one piece of any length, by the shared restricted process; at a clip's own length it is that clip.
+
+        Args:
+            prompts: One text, or `(start_s, text)` pairs for music that changes.
+            duration_s: Seconds above 0 and up to an hour.
+            steps: See `Pipeline.__call__`.
+            seed: See `Pipeline.__call__`.
+            overlap: Shared part of neighbouring windows, from 0 to below 1.
+            fusion: `uniform`, `triangular` or `swap`.
+            guidance_scale: See `Pipeline.__call__`.
+            gamma: See `Pipeline.__call__`.
+            batch_size: Windows a network call.
+
+        Returns:
+            Waveform of shape [S] on the CPU, float32.
+
+        Raises:
+            MusiccmError: As `Pipeline.__call__`; and for a text that no window would hear.
+        """
+        return compose(self._pipeline, prompts, duration_s, self._pipeline.stepper(steps, guidance_scale, gamma),
+                       sample_seeds(seed, 1)[0], overlap=overlap, fusion=fusion, batch_size=batch_size)
+
+    def stream(
+        self,
+        prompts: Prompts,
+        duration_s: float | None = None,
+        steps: int | None = None,
+        seed: int = 0,
+        *,
+        overlap: float | None = None,
+        fusion: str | None = None,
+        guidance_scale: float | None = None,
+        gamma: float | None = None,
+    ) -> MusicStream:
+        """Make the piece that `compose` makes, and give its sound while it is made, in constant memory.
+
+        Args:
+            prompts: See `compose`; `MusicStream.set_prompt` changes the text while it plays.
+            duration_s: Seconds; None goes on until it is closed.
+            steps: See `Pipeline.__call__`.
+            seed: See `Pipeline.__call__`.
+            overlap: See `compose`.
+            fusion: See `compose`.
+            guidance_scale: See `Pipeline.__call__`.
+            gamma: See `Pipeline.__call__`.
+
+        Returns:
+            An iterator over waveforms of shape [S] on the CPU, float32.
+
+        Raises:
+            MusiccmError: As `compose`.
+        """
+        if duration_s is not None:
+            check_duration(duration_s, math.inf, "None streams without end")
+        stepper = self._pipeline.stepper(steps, guidance_scale, gamma)
+        noise_seed = sample_seeds(seed, 1)[0]
+        return MusicStream(
+            self._pipeline, Score.of(self._pipeline, prompts, duration_s, stepper, noise_seed, overlap, fusion)
+        )
+
+    def editor(self, steps: int | None = None, seed: int = 0, **options: Any) -> Editor:
+        """What continues, mends and varies clips with this model.
+
+        Args:
+            steps: See `Pipeline.__call__`.
+            seed: See `Pipeline.__call__`.
+            **options: `guidance_scale`, `gamma`, `overlap`, `fusion`, `batch_size`, as `compose` takes them.
+
+        Returns:
+            The editor.
+        """
+        return Editor(self._pipeline, sample_seeds(seed, 1)[0], steps, **options)

@@ -1,0 +1,147 @@
+"""What the music should be like, and from when on."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from musiccm.errors import MusiccmError
+
+Prompts: TypeAlias = "str | Sequence[tuple[float, str]]"
+"""One text, or a list of (start in seconds, text), the first from 0 on."""
+
+
+def check_text(text: Any, name: str = "prompt") -> str:
+    """Refuse what is no description.
+
+    Args:
+        text: What was given.
+        name: What it is called in the message.
+
+    Returns:
+        The text.
+
+    Raises:
+        MusiccmError: It is empty, no text, or holds characters that no text holds.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise MusiccmError(f"{name}: expected a description such as 'a calm piano melody', found {text!r}")
+    odd = next((c for c in text if "\ud800" <= c <= "\udfff" or (c < " " and c not in "\t\n\r")), None)
+    if odd is not None:
+        raise MusiccmError(f"{name}: expected text, found the character {odd!r} in {text[:60]!r}; was it read from "
+                           "something that is not UTF-8 text?")
+    return text
+
+
+def check_texts(prompts: str | Sequence[str]) -> list[str]:
+    """A list of descriptions from one or several.
+
+    Args:
+        prompts: One text or several.
+
+    Returns:
+        The texts.
+
+    Raises:
+        MusiccmError: There is none, or one of them is refused by `check_text`.
+    """
+    if isinstance(prompts, str):
+        return [check_text(prompts, "prompt 1 of 1")]
+    if isinstance(prompts, bytes) or not isinstance(prompts, Iterable):
+        raise MusiccmError(f"prompts: expected a text or a list of texts, found {prompts!r}")
+    texts = list(prompts)
+    if not texts:
+        raise MusiccmError("prompts: expected at least one text, found an empty list")
+    return [check_text(text, f"prompt {i + 1} of {len(texts)}") for i, text in enumerate(texts)]
+
+
+class PromptPlan:
+    """Texts along time.
+
+    Args:
+        prompts: One text, or `(start_s, text)` pairs with ascending starts, the first at 0.
+
+    Raises:
+        MusiccmError: The pairs are no such plan.
+    """
+
+    def __init__(self, prompts: Prompts) -> None:
+        if isinstance(prompts, str):
+            prompts = [(0.0, prompts)]
+        if not isinstance(prompts, Sequence) or not prompts:
+            raise MusiccmError(f"prompts: expected a text or a list of (start in seconds, text), found {prompts!r}")
+        self.entries: list[tuple[float, str]] = []
+        for entry in prompts:
+            if not isinstance(entry, Sequence) or isinstance(entry, str) or len(entry) != 2:
+                raise MusiccmError(f"prompts: expected pairs (start in seconds, text), found {entry!r}")
+            start, text = entry
+            if isinstance(start, bool) or not isinstance(start, int | float) or not math.isfinite(start):
+                raise MusiccmError(f"prompts: expected a start in seconds, found {start!r} for {text!r}")
+            if not self.entries and start != 0:
+                raise MusiccmError(f"prompts: the first text must start at 0 s, found {start:g} s")
+            if self.entries and start <= self.entries[-1][0]:
+                raise MusiccmError(f"prompts: expected ascending starts, found {start:g} s behind "
+                                   f"{self.entries[-1][0]:g} s")
+            self.entries.append((float(start), check_text(text, f"prompt at {start:g} s")))
+
+    def index_at(self, time_s: float) -> int:
+        """Number of the entry in force at a time."""
+        return max(i for i, (start, _) in enumerate(self.entries) if i == 0 or start <= time_s)
+
+    def change(self, time_s: float, text: str) -> None:
+        """Let a text hold from `time_s` on, in place of whatever was planned from then on."""
+        text = check_text(text)
+        self.entries = [entry for entry in self.entries if entry[0] < time_s] + [(time_s, text)]
+
+    def require_heard(self, crops: Sequence[int], centre_s: Callable[[int], float]) -> None:
+        """Refuse a plan of which something would be skipped in silence.
+
+        Args:
+            crops: Numbers of the windows that will be made, ascending.
+            centre_s: Middle of a window in seconds; a window has one condition, the text that holds there.
+
+        Raises:
+            MusiccmError: No window's middle lies where some text holds.
+        """
+        starts = [bisect_left(crops, start, key=centre_s) for start, _ in self.entries] + [len(crops)]
+        starts[0] = 0
+        for i, (start, text) in enumerate(self.entries):
+            if starts[i] == starts[i + 1] and crops:
+                shown = ", ".join(f"{centre_s(crop):g}" for crop in crops[:8]) + (", ..." if len(crops) > 8 else "")
+                raise MusiccmError(
+                    f"prompts: {text!r} (from {start:g} s) would not be heard. Text can change between the middles of "
+                    f"the model's windows, which are at {shown} s; move the changes, or choose a larger overlap"
+                )
+
+
+class PlannedCondition:
+    """The condition of each window: the embedding of the text that holds in its middle.
+
+    Args:
+        plan: The texts; it may change as the music plays.
+        conditioner: Has `text(list) -> [B, D]`.
+        window_s: Seconds of a window.
+        frame_s: Seconds of a latent frame.
+    """
+
+    def __init__(self, plan: PromptPlan, conditioner: Any, window_s: float, frame_s: float) -> None:
+        self.plan = plan
+        self._conditioner = conditioner
+        self._half_s = window_s / 2
+        self._frame_s = frame_s
+        self._last: tuple[str, Tensor] | None = None
+
+    def centre_s(self, start: int) -> float:
+        """Middle of the window that begins at a latent frame."""
+        return start * self._frame_s + self._half_s
+
+    def at(self, start: int) -> Tensor:
+        """Condition, [D], of the window that begins at a latent frame."""
+        text = self.plan.entries[self.plan.index_at(self.centre_s(start))][1]
+        if self._last is None or self._last[0] != text:
+            self._last = text, self._conditioner.text([text])[0]
+        return self._last[1]

@@ -1,0 +1,158 @@
+"""Music longer than the training window: one noisy piece, denoised crop by crop (MusicCM, algorithm 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from musiccm.diffusion import ConsistencyFunction, NoiseSchedule, to_eps
+from musiccm.errors import MusiccmError
+from musiccm.samplers.crops import Crops, fusion_profile
+from musiccm.samplers.noise import INITIAL, FrameNoise
+
+CondOf: TypeAlias = Callable[[int], Tensor]
+"""`cond_of(crop) -> cond_D`, asked once a crop, in order, just before its first network call."""
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """A few-step sampler taken apart: which network, at which noise levels, and how the noise is renewed between them.
+
+    Args:
+        f: `(z, t, cond) -> x0`: a consistency function, or a (guided) teacher with `gamma` 0, which is DDIM.
+        schedule: The noise schedule that it was trained with.
+        timesteps: Strictly descending; the caller has held them against the training grid.
+        gamma: Share of fresh noise in [0, 1], see `sample_few_step`.
+    """
+
+    f: ConsistencyFunction
+    schedule: NoiseSchedule
+    timesteps: Sequence[int]
+    gamma: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.gamma <= 1.0:
+            raise MusiccmError(f"gamma: expected a number in [0, 1], found {self.gamma}.")
+
+    def renoise(self, step: int, x0: Tensor, z: Tensor, fresh: Tensor) -> Tensor:
+        """From the clean estimate after one step to the noisy latents of the next.
+
+        Args:
+            step: The step that gave `x0`.
+            x0: Fused clean estimate; any shape.
+            z: The noisy latents that it was computed from.
+            fresh: Standard normal noise.
+
+        Returns:
+            `alpha x0 + sigma (sqrt(1 - gamma^2) eps_pred + gamma fresh)` at the next timestep.
+        """
+        t = torch.tensor(self.timesteps[step], device=z.device)
+        eps = self.gamma * fresh.to(z)
+        if self.gamma < 1.0:
+            predicted = to_eps("sample", x0, z, self.schedule.alpha(t), self.schedule.sigma(t))
+            eps = eps + math.sqrt(1.0 - self.gamma**2) * predicted
+        return self.schedule.add_noise(x0, eps, torch.tensor(self.timesteps[step + 1], device=z.device))
+
+
+@dataclass(frozen=True)
+class SharedProcess:
+    """One piece: its sampler, its noise, its crops and how they are fused.
+
+    Args:
+        stepper: The sampler.
+        crops: Windows of the piece, in latent frames.
+        noise: Its noise by position.
+        fusion: One of `FUSIONS`.
+        device: Where the network is.
+
+    Raises:
+        MusiccmError: The fusion is unknown.
+    """
+
+    stepper: Stepper
+    crops: Crops
+    noise: FrameNoise
+    fusion: str
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        _ = self._profile_W  # an unknown fusion is said now
+
+    @cached_property
+    def _profile_W(self) -> Tensor | None:
+        return fusion_profile(self.fusion, self.crops.window)
+
+    def share(self, crop: int, step: int) -> Tensor:
+        """The part of each of its frames that a crop contributes, shape [window, 1] on the device."""
+        return self.crops.share(crop, self._profile_W, step)[:, None].to(self.device)
+
+    def fresh(self, step: int, first: int, last: int) -> Tensor:
+        """Noise of some frames on the device, [C, frames, F]."""
+        return self.noise(step, first, last).to(self.device)
+
+
+def needed_crops(crops: Crops, kept_T: Tensor) -> list[int]:
+    """The crops that hold a frame which is not kept; the others need no network."""
+    assert crops.count is not None
+    starts = [(i, crops.start(i)) for i in range(crops.count)]
+    return [i for i, start in starts if not bool(kept_T[start : start + crops.window].all())]
+
+
+@torch.no_grad()
+def sample_shared(
+    process: SharedProcess,
+    cond_of: CondOf,
+    batch_size: int = 8,
+    *,
+    initial_CTF: Tensor | None = None,
+    kept_CTF: Tensor | None = None,
+    kept_T: Tensor | None = None,
+) -> Tensor:
+    """Sample a whole piece by the shared restricted process (MusicCM, arXiv 2404.13358, algorithm 1 and equation 10).
+
+    At each step the crops of the one noisy piece are denoised in batches and their x0 fused; then noise is added to
+    the fused piece once. (Fusing crops that were each re-noised would shrink the noise by 1/sqrt(n) where n of them
+    overlap.) A piece of one crop is plain sampling.
+
+    Args:
+        process: The piece; its crops must have an end.
+        cond_of: Condition of each crop.
+        batch_size: Crops a network call.
+        initial_CTF: Noisy latents at the first timestep, to start from those in place of pure noise.
+        kept_CTF: Clean latents that the piece must contain where `kept_T` says so; they take the place of x0 there
+            after every step, the last included (RePaint, arXiv 2201.09865, without its repetitions).
+        kept_T: Frames to keep, boolean.
+
+    Returns:
+        Clean latents `[C, T, F]` of the piece.
+
+    Raises:
+        MusiccmError: The piece has no end.
+    """
+    crops, stepper = process.crops, process.stepper
+    if crops.length is None or crops.count is None:
+        raise MusiccmError("a piece without end cannot be sampled whole; stream it")
+    window = crops.window
+    z = process.fresh(INITIAL, 0, crops.length) if initial_CTF is None else initial_CTF
+    needed = list(range(crops.count)) if kept_T is None else needed_crops(crops, kept_T)
+    cond_ND = torch.stack([cond_of(i) for i in needed]) if needed else torch.empty(0)
+    x0 = z
+    for step, t in enumerate(stepper.timesteps):
+        x0 = torch.zeros_like(z)
+        for begin in range(0, len(needed), batch_size):
+            part = needed[begin : begin + batch_size]
+            z_BCTF = torch.stack([z[:, crops.start(i) : crops.start(i) + window] for i in part])
+            t_B = torch.full((len(part),), t, dtype=torch.long, device=z.device)
+            for i, estimate in zip(part, stepper.f(z_BCTF, t_B, cond_ND[begin : begin + batch_size]), strict=True):
+                x0[:, crops.start(i) : crops.start(i) + window] += process.share(i, step) * estimate
+        if kept_CTF is not None and kept_T is not None:
+            x0 = torch.where(kept_T[:, None].to(z.device), kept_CTF.to(z), x0)
+        if step + 1 < len(stepper.timesteps):
+            z = stepper.renoise(step, x0, z, process.fresh(step, 0, crops.length))
+    return x0

@@ -1,0 +1,55 @@
+"""How a training step is computed, never what: memory layout, recomputed activations, compiled networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+
+def channels_last(networks: Iterable[nn.Module]) -> None:
+    """Lay the kernels of 2-d convolutions out with their channels last; the activations follow.
+
+    Args:
+        networks: changed in place; parameters stay the same objects.
+    """
+    for network in networks:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def recompute_activations(networks: Iterable[nn.Module]) -> None:
+    """Keep only the inputs of each block for the backward pass, which then computes the block a second time.
+
+    Args:
+        networks: models of diffusers, changed in place.
+    """
+    for network in networks:
+        network.enable_gradient_checkpointing()  # type: ignore[operator]
+
+
+def compile_networks(networks: Iterable[nn.Module], backend: str | Callable) -> None:
+    """Compile networks in place, at their first call; names in their state stay as they are.
+
+    Args:
+        networks: the networks.
+        backend: of `torch.compile`, by name or as a function.
+    """
+    for network in networks:
+        network.compile(backend=backend)
+
+
+def match_strides(optimizer: torch.optim.Optimizer) -> None:
+    """Give an optimizer's moments the memory layout of their parameters.
+
+    The fused kernels walk all of them in the order of memory, and a checkpoint may have been written with another
+    `optimization.channels_last` than the run has that resumes from it.
+
+    Args:
+        optimizer: with its state restored; changed in place.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                if value.stride() != parameter.stride():
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

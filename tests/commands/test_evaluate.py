@@ -1,0 +1,150 @@
+"""`musiccm evaluate`: figures of two folders against the reference implementation, and everything that may go wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from musiccm.cli import main
+
+N = 24
+
+
+def write_clips(folder: Path, count: int, seed: int, seconds: float = 1.2, rate_hz: int = 16000) -> Path:
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(seed)
+    time = np.arange(round(seconds * rate_hz)) / rate_hz
+    for n in range(count):
+        tones = sum(np.sin(2 * np.pi * f * time) for f in draw.uniform(100, 3000, 3))
+        swell = 0.6 + 0.4 * np.sin(2 * np.pi * draw.uniform(1, 8) * time)
+        samples = 0.1 * tones * swell + 0.01 * draw.standard_normal(len(time))
+        soundfile.write(folder / f"clip{n:02d}.wav", samples.astype(np.float32), rate_hz)
+    return folder
+
+
+def evaluate(generated: Path, reference: Path, *more: str) -> int:
+    return main(["evaluate", "--generated", str(generated), "--reference", str(reference), "--bundle", "musiccm-tiny",
+                 "--embedder", "tagger", "--device", "cpu", *more])
+
+
+def result_of(generated: Path) -> dict[str, Any]:
+    return json.loads(generated.with_name(f"{generated.name}-evaluation.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("folders")
+    return write_clips(root / "generated", N, 0), write_clips(root / "reference", N, 1)
+
+
+def test_figures_equal_audioldm_eval_on_the_same_embeddings(folders, capsys) -> None:
+    generated, reference = folders
+    assert evaluate(generated, reference, "--reference-implementation") == 0
+    result = result_of(generated)
+    assert (result["n"], result["n_reference"], result["n_pairs"]) == (N, N, N)
+    ours, theirs = result["figures"], result["reference_implementation"]
+    assert set(theirs) == {"fd_tagger", "is_tagger_mean", "is_tagger_std", "kl_tagger"}
+    assert ours["fd_tagger"] == pytest.approx(theirs["fd_tagger"], rel=1e-4) and ours["fd_tagger"] > 0
+    for key in ("is_tagger_mean", "is_tagger_std", "kl_tagger"):
+        assert ours[key] == pytest.approx(theirs[key], rel=1e-6), key
+    out = capsys.readouterr().out
+    assert "audioldm_eval" in out and f"n = {N} generated" in out
+    assert len(result["networks"]["tagger"]) == 64
+
+
+def test_a_folder_against_itself_is_perfect(folders, tmp_path: Path) -> None:
+    generated, _ = folders
+    copy = tmp_path / "copy"
+    shutil.copytree(generated, copy)
+    assert evaluate(copy, generated) == 0
+    figures = result_of(copy)["figures"]
+    assert figures["fd_tagger"] == pytest.approx(0.0, abs=1e-5) and figures["kl_tagger_exact"] == pytest.approx(0.0)
+
+
+def test_left_out_unpaired_and_unlike_sets_are_said(folders, tmp_path: Path, capsys) -> None:
+    generated = tmp_path / "generated"
+    shutil.copytree(folders[0], generated)
+    (generated / "clip23.wav").rename(generated / "other.wav")
+    soundfile.write(generated / "clip22.wav", np.zeros(20000), 16000)
+    (generated / "clip21.wav").write_bytes(b"broken")
+    reference = write_clips(tmp_path / "reference", N, 1, 2.0, 22050)
+    assert evaluate(generated, reference) == 0
+    result, out = result_of(generated), capsys.readouterr().out
+    assert (result["n"], result["n_reference"], result["n_pairs"]) == (N - 2, N, N - 3)
+    assert {Path(item["path"]).name: item["reason"] for item in result["left_out"]["generated"]} == {
+        "clip22.wav": "silent", "clip21.wav": "unreadable"}
+    assert result["unpaired"] == {"generated": ["other"], "reference": ["clip21", "clip22", "clip23"]}
+    for said in ("clip22.wav: silent", "2 generated files were left out", "1 generated clips have no reference",
+                 "last 1.20 s, references 2.00 s", "22050 Hz"):
+        assert said in out, said
+
+
+def test_sets_without_a_common_name_have_no_kl(folders, tmp_path: Path) -> None:
+    generated = tmp_path / "generated"
+    shutil.copytree(folders[0], generated)
+    for path in sorted(generated.iterdir()):
+        path.rename(path.with_name(f"x{path.name}"))
+    assert evaluate(generated, folders[1], "--reference-implementation") == 0
+    result = result_of(generated)
+    assert result["n_pairs"] == 0 and result["figures"]["kl_tagger"] is None
+    assert "kl_tagger" not in result["reference_implementation"]
+    assert result["figures"]["fd_tagger"] == pytest.approx(result["reference_implementation"]["fd_tagger"], rel=1e-4)
+
+
+def test_text_audio_similarity_with_captions(folders, tmp_path: Path) -> None:
+    generated = tmp_path / "generated"
+    shutil.copytree(folders[0], generated)
+    captions = tmp_path / "captions.json"
+    captions.write_text(json.dumps({f"clip{n:02d}": ["a calm piano", "fast drums"][n % 2] for n in range(N)}))
+    assert evaluate(generated, folders[1], "--captions", str(captions)) == 0
+    result = result_of(generated)
+    assert -1 <= result["figures"]["ta_similarity"] <= result["references"]["retrieval_max_ta"] + 0.5
+    assert result["references"]["test_set_ta_n"] == N and result["references"]["retrieval_max_n_gallery"] == N
+    captions.write_text(json.dumps({"clip00": "a calm piano"}))
+    assert evaluate(generated, folders[1], "--captions", str(captions)) == 2
+
+
+def test_sim_aa_against_an_index_of_the_references(folders, tmp_path: Path) -> None:
+    generated = tmp_path / "generated"
+    shutil.copytree(folders[0], generated)
+    shutil.copy(folders[1] / "clip07.wav", generated / "clip03.wav")
+    index = tmp_path / "index"
+    assert main(["prepare", "index", "--root", str(folders[1]), "--bundle", "musiccm-tiny", "--out", str(index)]) == 0
+    assert evaluate(generated, folders[1], "--train", str(index)) == 0
+    result = result_of(generated)
+    assert result["references"]["test_set_sim_aa_95"] == 1.0  # each reference is in the index itself
+    first = result["nearest"][0]
+    assert first["clip"] == "clip03.wav" and first["nearest"] == "clip07.wav"
+    assert first["cosine"] == pytest.approx(1.0, abs=1e-5)
+    above = sum(match["cosine"] > 0.9 for match in result["nearest"]) / N
+    assert result["figures"]["sim_aa_90"] == pytest.approx(above) and above > 0
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--generated", "nowhere"], "nowhere: no such folder"),
+    (["--embedder", "ear"], "embedder 'ear': expected one of"),
+    (["--embedder", "tagger"], "given twice"),
+    (["--captions", "missing.json"], "missing.json: cannot be read"),
+])
+def test_bad_arguments_are_named(folders, arguments: list[str], message: str, capsys) -> None:
+    assert evaluate(*folders, *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_one_clip_is_refused(tmp_path: Path, folders, capsys) -> None:
+    one = write_clips(tmp_path / "one", 1, 5)
+    assert evaluate(one, folders[1]) == 2
+    assert "at least 2" in capsys.readouterr().err
+
+
+def test_missing_weights_are_named_with_where_to_put_them(folders, monkeypatch, capsys) -> None:
+    monkeypatch.delenv("MUSICCM_WEIGHTS", raising=False)
+    assert evaluate(*folders, "--embedder", "pann") == 2
+    message = capsys.readouterr().err
+    assert "Cnn14_16k_mAP=0.438.pth" in message and "MUSICCM_WEIGHTS" in message

@@ -1,0 +1,139 @@
+"""`musiccm generate`: lengths, streams, edits, and what it refuses before it computes."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tiny_bundle import build_random_bundle, make_unet
+
+from musiccm.cli import main
+from musiccm.export import StudentInfo, export_student
+from musiccm.models.bundle import Bundle
+from musiccm.pipeline import Pipeline
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles")
+    teacher = Bundle.from_pretrained(build_random_bundle(folder / "teacher", frames=4, evaluators=False))
+    torch.manual_seed(11)
+    return export_student(make_unet(frames=4), teacher, folder / "student", StudentInfo("v_prediction", 3.0))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def generate(model: Path, *arguments: str) -> int:
+    """With a prompt before the arguments, which may begin with more of them."""
+    return main(["generate", "a tune", *arguments, "--model", str(model), "--device", "cpu", "--steps", "2"])
+
+
+def heard(path: str) -> np.ndarray:
+    return soundfile.read(path, dtype="float32")[0]
+
+
+def test_long_music_and_its_stream(model: Path, here: Path) -> None:
+    plan = ["--seconds", "2.5", "--at", "1.2", "slow organ chords"]
+    assert generate(model, *plan, "--out", "whole.flac") == 0
+    assert generate(model, *plan, "--out", "stream.wav", "--stream") == 0
+    expected = Pipeline.from_pretrained(model).compose([(0, "a tune"), (1.2, "slow organ chords")], 2.5, 2)
+    for name in ("whole.flac", "stream.wav"):
+        np.testing.assert_allclose(heard(name), expected.clamp(-1, 1), atol=2e-4)
+
+
+def test_sound_on_the_standard_output(model: Path, here: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert generate(model, "--seconds", "1.5", "--stream", "--out", "-") == 0
+    streamed = capfdbinary.readouterr()
+    assert generate(model, "--seconds", "1.5", "--out", "-") == 0
+    whole = capfdbinary.readouterr()
+    assert b"1.5 s in" in streamed.err and b"1.5 s in" in whole.err
+    sounds = [soundfile.read(io.BytesIO(data.out), dtype="float32")[0] for data in (streamed, whole)]
+    assert len(sounds[0]) == 24000 and len(streamed.out) == 48044
+    np.testing.assert_allclose(sounds[0], sounds[1], atol=2e-4)
+    assert list(here.iterdir()) == []
+
+
+def test_edits(model: Path, here: Path, capsys: Capture) -> None:
+    time_S = np.arange(70560) / 44100
+    soundfile.write("tune.wav", np.stack([np.sin(2000 * time_S), np.sin(3000 * time_S)], 1) * 0.4, 44100)
+    assert generate(model, "--continue", "tune.wav", "--seconds", "2.2", "--out", "c.wav") == 0
+    assert "at 1.60 s: level jump" in capsys.readouterr().out
+    assert generate(model, "--inpaint", "tune.wav", "--from", "0.5", "--to", "0.9", "--out", "i.wav") == 0
+    assert "at 0.48, 0.96 s" in capsys.readouterr().out
+    assert generate(model, "another tune", "--vary", "tune.wav", "--strength", "0.3", "--out", "v.wav") == 0
+    assert [len(heard(f"{name}.wav")) for name in ("c", "i", "v_1", "v_2")] == [35200, 25600, 25600, 25600]
+    assert not np.array_equal(heard("v_1.wav"), heard("v_2.wav"))
+
+
+def test_files_are_replaced_only_when_asked(model: Path, here: Path, capsys: Capture) -> None:
+    (here / "a_2.wav").write_text("mine")
+    assert generate(model, "another tune", "--out", "a.wav") == 2
+    assert "a_2.wav: exists" in capsys.readouterr().err and not (here / "a_1.wav").exists()
+    assert generate(model, "--stream", "--seconds", "1", "--out", "a_2.wav") == 2
+    assert (here / "a_2.wav").read_text() == "mine"
+    assert generate(model, "another tune", "--out", "a.wav", "--force") == 0
+    assert len(heard("a_2.wav")) == 10240
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--seconds", "nan"], "duration"),
+    (["--seconds", "0"], "duration"),
+    (["--seconds", "-3", "--stream"], "duration"),
+    (["--seconds", "4000"], "--stream makes longer"),
+    (["--seconds", "1e6", "--stream"], "4 GiB"),
+    (["--seconds", "2", "--overlap", "1"], "overlap"),
+    (["--seconds", "2", "--fusion", "mean"], "uniform, triangular, swap"),
+    (["--seconds", "2", "--at", "soon", "x"], "--at soon"),
+    (["--seconds", "2", "--at", "1.9", "x"], "would not be heard"),
+    (["more", "--at", "1", "x"], "give one"),
+    (["more", "--stream"], "one prompt"),
+    (["--stream", "--vary", "x.wav"], "leave out --vary"),
+    (["--vary", "gone.wav"], "gone.wav: missing"),
+    (["--vary", "x.wav", "--seconds", "3"], "own length"),
+    (["--inpaint", "x.wav", "--from", "3"], "--to"),
+    (["--from", "3", "--to", "4"], "--inpaint"),
+    (["--strength", "0.3"], "--vary"),
+    (["--stream", "--out", "a.flac"], ".wav"),
+    (["--out", "."], "expected a name"),
+    (["--out", "file/x.wav"], "could not be written"),
+    (["more", "--out", "-"], "one clip"),
+    (["a\udcff"], "prompt 2"),
+])
+def test_refusals(model: Path, here: Path, capsys: Capture, arguments: list[str], said: str) -> None:
+    (here / "file").write_text("")
+    assert generate(model, *arguments) == 2
+    shown = capsys.readouterr().err
+    assert said in shown and "Traceback" not in shown
+    assert [path.name for path in here.iterdir()] == ["file"]
+
+
+def test_a_prompt_that_is_cut_is_reported(model: Path, here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["generate", "piano " * 200, "--model", str(model), "--steps", "1"]) == 0
+    assert "is cut to the" in caplog.text
+
+
+@pytest.mark.e2e
+def test_an_endless_stream_that_is_killed_leaves_a_wav(model: Path, here: Path) -> None:
+    command = ["generate", "a tune", "--model", str(model), "--stream", "--out", "a.wav"]
+    process = subprocess.Popen([sys.executable, "-m", "musiccm", *command], stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not ((here / "a.wav").exists() and (here / "a.wav").stat().st_size > 1e5):
+            time.sleep(0.2)
+    finally:
+        process.kill()
+        process.communicate()
+    assert len(heard("a.wav")) > 40000 and np.abs(heard("a.wav")).max() > 1e-3

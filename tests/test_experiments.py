@@ -1,0 +1,61 @@
+"""The full-size run says what the paper says, and its ablations differ from it in one thing each."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from musiccm.config import load_experiment
+from musiccm.data.corpora import parse_corpora
+from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {path: value}
+    return {key: leaf for name, inner in value.items() for key, leaf in flat(inner, f"{path}.{name}").items()}
+
+
+def settings(name: str) -> tuple[dict[str, Any], Distillation, Adversarial, Optimization]:
+    content = load_experiment(FOLDER / name)
+    model = content["model"]["init_args"]
+    stated = dict(model["distillation"])
+    stated["curriculum"] = [Phase(**phase) for phase in stated["curriculum"]]
+    found = Distillation(**stated), Adversarial(**model["adversarial"]), Optimization(**model["optimization"])
+    for part in found:
+        part.check()
+    return content, *found
+
+
+def test_the_papers_settings() -> None:
+    content, distillation, adversarial, optimization = settings("musiccm.yaml")
+    (phase,) = distillation.curriculum
+    assert (phase.skip, phase.jumps, distillation.grid_points) == (20, 1, 50)
+    assert (distillation.weight, distillation.guidance_scale, distillation.target_ema_decay) == (3.0, 3.0, 0.95)
+    assert (distillation.tail, distillation.solver) == (0.0, "ddim")
+    assert (adversarial.features, adversarial.weight) == ("audiomae", 1.0)
+    assert optimization.lr == 1e-5 and optimization.decay_share == 0.0
+    assert content["trainer"]["precision"] == "bf16-mixed"
+    data = content["data"]["init_args"]
+    assert data["clip_samples"] == round(10.24 * 16000)
+    corpora = parse_corpora(data["corpora"])
+    assert [corpus.layout for corpus in corpora] == ["audiostock", "magnatagatune"]
+    assert data["corpora"][1]["draw"] == 5000
+
+
+@pytest.mark.parametrize(
+    ("name", "differences"),
+    [
+        ("no_adversarial", {".trainer.strategy", ".model.init_args.adversarial.weight"}),
+        ("clap_features", {".model.init_args.adversarial.features"}),
+        ("epsilon_student", {".model.init_args.distillation.prediction_type",
+                             ".model.init_args.distillation.warm_start_steps"}),
+    ],
+)
+def test_an_ablation_differs_in_one_thing(name: str, differences: set[str]) -> None:
+    base, ours = flat(load_experiment(FOLDER / "musiccm.yaml")), flat(settings(f"ablations/{name}.yaml")[0])
+    assert ours[".experiment"] == name
+    keys = {key for key in base.keys() | ours.keys() if base.get(key) != ours.get(key)}
+    assert keys == differences | {".experiment"}
