@@ -51,7 +51,7 @@ class _Tally:
         self.frames += len(block_S)
         self.total += float(block_S.sum(dtype=np.float64))
         self.low, self.high = min(self.low, float(block_S.min())), max(self.high, float(block_S.max()))
-        self.hash.update(np.ascontiguousarray(block_S))
+        self.hash.update(np.ascontiguousarray(block_S).data)
 
     def facts(self, rate_hz: int, channels: int) -> AudioFacts:
         dc = self.total / self.frames

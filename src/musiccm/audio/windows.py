@@ -49,10 +49,20 @@ class Conversion:
                 raise MusiccmError(f"{name} must be one of {', '.join(values)}, found {getattr(self, name)!r}")
 
 
+def key_hash(*key: int | str) -> int:
+    """A number below 2^64 that depends on `key` alone, as good as uniform over different keys."""
+    digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def keyed_seed(*key: int | str) -> int:
+    """What `keyed_generator` seeds its generator with, for those who use one generator for many keys."""
+    return key_hash(*key) >> 1
+
+
 def keyed_generator(*key: int | str) -> torch.Generator:
     """A CPU generator whose stream depends on `key` alone: not on the order of calls, the process or the machine."""
-    digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.Generator().manual_seed(keyed_seed(*key))
 
 
 def level(waveform_S: Tensor) -> Tensor:
