@@ -28,10 +28,13 @@ def make_writer(root, folder, windows_per_track=1, model="abc", shard_size=6):
     return CacheWriter(folder, key, WindowIndex.plan(clips, SAMPLES, RATE_HZ, windows_per_track), shard_size)
 
 
-def make_cache(root, folder, windows_per_track=1, model="abc", overwrite=False):
-    writer = make_writer(root, folder, windows_per_track, model)
+def write_all(writer, overwrite=False):
     writer.begin(overwrite)
     for unit in writer.units():
         if not writer.is_written(unit):
             writer.write(unit, fake_encode(writer.index, unit))
     return writer
+
+
+def make_cache(root, folder, windows_per_track=1, model="abc", overwrite=False):
+    return write_all(make_writer(root, folder, windows_per_track, model), overwrite)

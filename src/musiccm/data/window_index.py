@@ -30,7 +30,8 @@ class StringColumn:
     @classmethod
     def pack(cls, strings: Sequence[str]) -> StringColumn:
         """Store strings."""
-        encoded = [string.encode() for string in strings]
+        # Names of files may hold what is no sound UTF-8.
+        encoded = [string.encode(errors="surrogatepass") for string in strings]
         ends = np.zeros(len(encoded) + 1, np.int64)
         np.cumsum([len(string) for string in encoded], out=ends[1:])
         return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
@@ -39,7 +40,7 @@ class StringColumn:
         return len(self.ends_N1) - 1
 
     def __getitem__(self, number: int) -> str:
-        return self.data_X[self.ends_N1[number] : self.ends_N1[number + 1]].tobytes().decode()
+        return self.data_X[self.ends_N1[number] : self.ends_N1[number + 1]].tobytes().decode(errors="surrogatepass")
 
 
 class WindowIndex:
