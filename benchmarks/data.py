@@ -146,8 +146,8 @@ def processor_time(data: LatentWindows, case: str, windows: int) -> dict:
     return row(f"{case}, against drawing its noise alone", spent, [drawing], "us/window")
 
 
-def memory(data: LatentWindows, workers: int, batches: int) -> list[dict[str, float]]:
-    """Megabytes of this process and its loader workers together, before and after some batches.
+def memory(data: LatentWindows, workers: int, warmup: int, batches: int) -> list[dict[str, float]]:
+    """Megabytes of this process and its loader workers together, before and after some batches, once warmed up.
 
     A page that several of them share counts once (Linux' proportional set size). `own` leaves out what is mapped from
     files, which the kernel takes back when it needs the room.
@@ -155,7 +155,7 @@ def memory(data: LatentWindows, workers: int, batches: int) -> list[dict[str, fl
     loader = KeyedLoader(data, batch_size=BATCH, sampler=ShuffledSampler(len(data), BATCH), num_workers=workers,
                          collate_fn=collate_latents)
     iterator, found = iter(loader), []
-    for count in (8 * workers, batches):
+    for count in (warmup, batches):
         for _ in range(count):
             next(iterator)
         total, own = 0, 0
@@ -198,17 +198,18 @@ def index_of_a_million(folder: Path) -> list[dict]:
                large.starts_N)
     # The columns are mapped, but not a page of them is there before it is read.
     without = LatentWindows(IndexOnly(small), np.arange(100 * BATCH * 8) % (4 * BATCH))
-    before = memory(without, 8, 1)[0]["total"]
+    before = memory(without, 8, 64, 1)[0]["total"]
     assert all(column.sum() >= 0 for column in columns)
-    added = memory(LatentWindows(IndexOnly(small, large), np.arange(LARGE)), 8, 1)[0]["total"] - before
+    added = memory(LatentWindows(IndexOnly(small, large), np.arange(LARGE)), 8, 64, 1)[0]["total"] - before
     case = f"memory that an index of {LARGE} windows adds, 8 workers, against what is asked for"
     return [*rows, row(case, [added], [ASKED_MEMORY_MB], "MB", 1.0)]
 
 
 def memory_over_an_epoch(folder: Path) -> list[dict]:
-    data = LatentWindows(LatentCache(folder / "tiny"), np.arange(16_384))
-    begin, end = memory(data, WORKERS, 16_384 // BATCH - 8 * WORKERS - 1)
-    case = f"memory but for mapped files after an epoch of 16384 windows, {WORKERS} workers, against its start"
+    windows = 16_384
+    data = LatentWindows(LatentCache(folder / "tiny"), np.arange(2 * windows) % windows)
+    begin, end = memory(data, WORKERS, windows // BATCH, windows // BATCH)
+    case = f"memory but for mapped files after the second {windows} windows, {WORKERS} workers, against after the first"
     return [row(case, [end["own"]], [begin["own"]], "MB")]
 
 
