@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import torchaudio
 
-from musiccm.audio import centred_start, fixed_window, random_start, resample, scan_audio
+from musiccm.audio import Conversion, centred_start, fixed_window, random_start, resample, scan_audio
 from musiccm.audio.windows import keyed_generator, read_window
+from musiccm.errors import MusiccmError
 
 
 def music(samples: int, seed: int = 0) -> torch.Tensor:
@@ -61,15 +63,59 @@ def test_reading_a_window_equals_cutting_it_from_the_whole(tmp_path, suffix, sta
     torch.testing.assert_close(window, fixed_window(decoded, 8000, start), atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("resampler", ["torchaudio", "soxr"])
 @pytest.mark.parametrize("native_hz", [44100, 48000, 22050, 8000])
 @pytest.mark.parametrize("start", [None, 0, 7001, 16000])
-def test_reading_a_resampled_window(tmp_path, native_hz, start):
+def test_reading_a_resampled_window(tmp_path, native_hz, start, resampler):
     path = tmp_path / "x.wav"
     wave = music(native_hz + native_hz // 3)
     soundfile.write(path, wave.numpy(), native_hz, subtype="FLOAT")
     facts = scan_audio(path)
     levelled = (wave - wave.mean()) * (0.5 / (wave - wave.mean()).abs().max())
-    whole = resample(levelled, native_hz, 16000)
+    whole = resample(levelled, native_hz, 16000, resampler)
     first = centred_start(len(whole), 8000) if start is None else start
     expected = torch.nn.functional.pad(whole[first : first + 8000], (0, 8000 - len(whole[first : first + 8000])))
-    torch.testing.assert_close(read_window(str(path), facts, 8000, 16000, start), expected, atol=2e-6, rtol=0)
+    window = read_window(str(path), facts, 8000, 16000, start, Conversion(resampler=resampler))
+    torch.testing.assert_close(window, expected, atol=2e-6, rtol=0)
+
+
+def musicldm_read_wav(path, length: int, rate_hz: int = 16000) -> torch.Tensor:
+    """What the data set of MusicLDM does with a file, in its order (facts of its reader, centred as in validation)."""
+    decoded, native_hz = soundfile.read(path, dtype="float32", always_2d=True)
+    y = torchaudio.functional.resample(torch.from_numpy(decoded.T), native_hz, rate_hz)[0]
+    y = y - y.mean()
+    y = y / (y.abs().max() + 1e-8) * 0.5
+    start = max(0, (len(y) - length) // 2)
+    y = y[start : start + length]
+    return torch.nn.functional.pad(y, (0, length - len(y)))
+
+
+@pytest.mark.parametrize(("native_hz", "seconds"), [(44100, 3.1), (22050, 0.4), (16000, 2.0)])
+def test_musicldms_own_reading(tmp_path, native_hz, seconds):
+    # the steps at both ends of a file with an offset ring in the filter: the order of the steps shows in the peak
+    stereo = torch.stack([music(round(native_hz * seconds), seed) * 0.3 + 0.4 for seed in (1, 2)], 1)
+    path = tmp_path / "x.wav"
+    soundfile.write(path, stereo.numpy(), native_hz, subtype="FLOAT")
+    parity = Conversion("first", "torchaudio", "resampled")
+    window = read_window(str(path), scan_audio(path, channel="first"), 8000, 16000, None, parity)
+    expected = musicldm_read_wav(path, 8000)
+    torch.testing.assert_close(window, expected, atol=1e-6, rtol=0)
+    ours = read_window(str(path), scan_audio(path, channel="first"), 8000, 16000, None, Conversion("first"))
+    if native_hz != 16000:
+        assert (ours - expected).abs().max() > 1e-3
+    mixed = read_window(str(path), scan_audio(path), 8000, 16000, None)
+    assert (mixed - expected).abs().max() > 1e-2
+
+
+def test_soxr_keeps_a_tone_and_the_length(tmp_path):
+    t = torch.arange(44107, dtype=torch.float64) / 44100
+    out = resample(torch.sin(2 * torch.pi * 1000 * t).float().expand(2, 3, -1), 44100, 16000, "soxr")
+    assert out.shape == (2, 3, -(-44107 * 16000 // 44100))
+    expected = torch.sin(2 * torch.pi * 1000 * torch.arange(out.shape[-1], dtype=torch.float64) / 16000).float()
+    torch.testing.assert_close(out[1, 2, 300:-300], expected[300:-300], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("wrong", [{"channel": "left"}, {"resampler": "sox"}, {"level": "loud"}])
+def test_unknown_conversions_are_refused(wrong):
+    with pytest.raises(MusiccmError, match=f"{next(iter(wrong))} must be one of"):
+        Conversion(**wrong)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -57,16 +58,18 @@ def test_latents_equal_those_encoded_from_the_waveforms(world, capsys):
     assert len(cache) == 24 and len(data.latent_cache("test")) == 4
     row = 7  # the last window of the fourth track
     clip = data.clips("train")[3]
-    assert cache.windows[row].clip_id == clip.id and cache.windows[row].start == clip.audio.frames - SAMPLES
-    waveform = fixed_window(read_audio(clip.path)[0], SAMPLES, cache.windows[row].start)[None]
+    index = cache.index
+    assert index.id(row, 3) == f"{clip.id}@1" and index.starts_N[row] == clip.audio.frames - SAMPLES
+    waveform = fixed_window(read_audio(clip.path)[0], SAMPLES, int(index.starts_N[row]))[None]
     with torch.no_grad():
         mean, std = bundle.codec(with_vocoder=False).encode(LogMel(bundle.mel)(waveform))
         audio, text = conditioner.audio(waveform, 16000), conditioner.text(clip.captions)
-    torch.testing.assert_close(cache.moments(row)[0], mean[0], atol=5e-3, rtol=2e-3)
-    torch.testing.assert_close(cache.moments(row)[1], std[0], atol=5e-3, rtol=2e-3)
-    torch.testing.assert_close(cache.audio(row), audio[0], atol=1e-4, rtol=0)
-    for number in range(len(clip.captions)):
-        torch.testing.assert_close(cache.text(row, number), text[number], atol=1e-4, rtol=0)
+    rows = np.asarray([row])
+    torch.testing.assert_close(cache.moments(rows)[0], mean, atol=5e-3, rtol=2e-3)
+    torch.testing.assert_close(cache.moments(rows)[1], std, atol=5e-3, rtol=2e-3)
+    torch.testing.assert_close(cache.audio(rows), audio, atol=1e-4, rtol=0)
+    numbers = np.arange(index.caption_ends_P1[3], index.caption_ends_P1[4])
+    torch.testing.assert_close(cache.text(numbers), text, atol=1e-4, rtol=0)
     assert len(data.waveforms("train")) == 11  # one of twelve is held out
     batch = next(iter(data.train_dataloader()))
     assert batch.latents_BCTF.shape == (4, 4, 8, 4) and batch.text_BD.shape == batch.audio_BD.shape == (4, 32)

@@ -6,9 +6,12 @@ import os
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from small_corpus import RATE_HZ, sound, write_clip, write_corpus
 
 from musiccm.data.audiostock import read_audiostock
+from musiccm.data.labels import BadLabel, read_label
 from musiccm.errors import MusiccmError
 
 
@@ -140,3 +143,26 @@ def test_strict_stops_at_the_first(tmp_path):
     with pytest.raises(MusiccmError, match=r"a_short\.flac: too_short .*strict"):
         read_audiostock(tmp_path, "train", max_bad_fraction=0.1, strict=True)
     assert len(json.loads((tmp_path / "report-train.json").read_text())["bad"]) == 1
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.text(st.characters(), max_size=6),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3))
+LABEL = st.fixed_dictionaries({}, optional={"text": JSON, "tag": JSON, "original_data": JSON | st.fixed_dictionaries(
+    {"attributes": JSON})})
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.one_of(JSON.map(json.dumps), LABEL.map(json.dumps), st.text(max_size=30), st.just("[" * 100_000)))
+def test_any_label_file_is_words_or_one_reason(tmp_path, content):
+    path = tmp_path / "label.json"
+    path.write_text(content, encoding="utf-8", errors="surrogatepass")
+    try:
+        captions, tags, attributes = read_label(path)
+    except BadLabel as error:
+        assert error.reason in ("not_json", "no_caption") and str(path) in str(error)
+        return
+    said = json.loads(content)["text"]
+    wanted = [said] if isinstance(said, str) else said
+    assert captions and all(word == word.strip() != "" and word.encode() for word in captions + tags)
+    assert [word for word in wanted if isinstance(word, str) and word.strip() in captions]
+    assert all(isinstance(value, str) for value in attributes.values())

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from small_cache import write_all
 from small_corpus import RATE_HZ, sound, write_clip, write_corpus
 from small_mtat import path_of, write_mtat
 
 from musiccm.config import load_experiment
 from musiccm.data.corpora import parse_corpora
-from musiccm.data.latents import plan_windows, write_cache
+from musiccm.data.latent_files import CacheWriter
 from musiccm.data.module import MusicDataModule
+from musiccm.data.window_index import WindowIndex
 from musiccm.errors import MusiccmError
 
 SAMPLES = 8000
@@ -107,18 +108,11 @@ def test_the_same_for_any_workers_and_after_a_resume_within_an_epoch(folder):
         assert as_tuples(resumed) + as_tuples(resumed) == expected[5:]
 
 
-def fake_encode(windows):
-    code = torch.tensor([float(sum(w.id.encode())) for w in windows]).view(-1, 1, 1, 1)
-    return {"mean": code * torch.ones(1, 2, 3, 4), "std": torch.full((len(windows), 2, 3, 4), 0.25),
-            "clap_audio": torch.ones(len(windows), 2),
-            "clap_text": torch.ones(sum(len(w.captions) for w in windows), 2)}
-
-
 def test_latents_are_mixed_by_weight_and_the_cache_stands_changes_of_weights_and_validation(folder, tmp_path):
     encoded = module(folder, "test")
-    windows = plan_windows(encoded.clips("train"), SAMPLES, RATE_HZ, 2)
+    index = WindowIndex.plan(encoded.clips("train"), SAMPLES, RATE_HZ, 2)
     key = encoded.latent_key("train") | {"windows_per_track": 2}
-    write_cache(tmp_path / "train", key, windows, fake_encode, shard_size=10)
+    write_all(CacheWriter(tmp_path / "train", key, index, shard_size=10))
     options = {"kind": "latent", "cache_dir": str(tmp_path), "windows_per_track": 2}
     for weights, val_clips in (((1, 1), 4), ((1, 3), 2)):
         data = module(folder, corpora=corpora(folder, weights), val_clips=val_clips, **options)

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_corpus import RATE_HZ, sound
 
-from musiccm.data.manifest import list_audioldm, list_manifest
+from musiccm.data.audioldm import list_audioldm
+from musiccm.data.manifest import list_manifest
 from musiccm.data.reading import Rules, read_split
 from musiccm.errors import MusiccmError
 
@@ -162,6 +163,28 @@ def test_audioldm_manifests(tmp_path):
         list_audioldm(metadata, "train", "yours")
     (metadata / "mine" / "train.json").write_text('{"data": 3}')
     with pytest.raises(MusiccmError, match="a list under data"):
+        list_audioldm(metadata, "train")
+
+
+def test_audioset_labels_become_their_names(tmp_path):
+    write(tmp_path / "data" / "dataset" / "mine", "one.wav", 1)
+    metadata = audioldm(tmp_path, [{"wav": "one.wav", "caption": "x", "labels": "/m/04rlf, /t/dd00134,/m/none"},
+                                   {"wav": "two.wav", "caption": "y", "labels": ["/m/05r5c", 3]}])
+    index = metadata / "dataset_root.json"
+    document = json.loads(index.read_text())
+    document["metadata"]["path"]["mine"]["class_label_indices"] = "data/dataset/metadata/class_labels_indices.csv"
+    index.write_text(json.dumps(document))
+    listing = list_audioldm(metadata, "train")
+    assert listing.entries[0].tags == ["/m/04rlf", "/t/dd00134", "/m/none"]
+    assert len(listing.notes) == 1 and "class_labels_indices.csv" in listing.notes[0]
+    table = metadata / "class_labels_indices.csv"
+    table.write_text('index,mid,display_name\n137,/m/04rlf,"Music"\n300,/t/dd00134,"Car passing by, fast"\n'
+                     '153,/m/05r5c,"Piano"\n')
+    listing = list_audioldm(metadata, "train")
+    assert [entry.tags for entry in listing.entries] == [["Music", "Car passing by, fast", "/m/none"], ["Piano"]]
+    assert listing.notes == []
+    table.write_text("id,name\n1,x\n")
+    with pytest.raises(MusiccmError, match="no column display_name or mid"):
         list_audioldm(metadata, "train")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from contextlib import closing
@@ -106,11 +107,21 @@ def test_the_same_samples_have_one_digest_and_others_another(tmp_path):
     scan = AudioScan(tmp_path, "x")
     facts = [found for _, found in scan.results(files)]
     assert facts[0] == facts[1] and facts[2].peak == facts[0].peak and facts[2].dc == facts[0].dc
-    digests = [scan.digest(file.path) for file in files]
-    assert digests[0] == digests[1] != digests[2]
-    again = AudioScan(tmp_path, "x")
-    assert [found for _, found in again.results(files)] == facts
-    assert [again._entries[file.path.name]["digest"] for file in files] == digests
+    assert facts[0].digest == facts[1].digest != facts[2].digest
+    assert facts[0].digest == hashlib.blake2b((samples / np.float32(32768)).tobytes(), digest_size=16).hexdigest()
+    assert [found for _, found in AudioScan(tmp_path, "x").results(files)] == facts
+
+
+def test_the_channel_that_is_heard_decides_the_facts(tmp_path):
+    left, right = sound(1), sound(2) + 0.1
+    files = [AudioFile(write(tmp_path / "a.wav", np.stack([left, right], 1), subtype="FLOAT"))]
+    found = {}
+    for channel, heard in (("mean", (left + right) / 2), ("first", left), ("mean", (left + right) / 2)):
+        ((_, facts),) = AudioScan(tmp_path, "x", channel=channel).results(files)
+        assert facts.dc == pytest.approx(heard.mean(dtype=np.float64), abs=1e-8) and facts.channels == 2
+        assert facts.peak == pytest.approx(np.abs(heard - heard.mean(dtype=np.float64)).max(), rel=1e-6)
+        found.setdefault(channel, facts)
+        assert facts == found[channel]
 
 
 def test_a_scan_that_is_stopped_early_forgets_nothing(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,8 @@ BAD_AUDIO_REASONS = ("missing", "unreadable", "empty", "silent", "nan", "too_sho
 
 # Below this peak a file is silence: one step of 16-bit audio is 3.1e-5.
 SILENCE_PEAK = 1e-4
-# Frames decoded at a time by scan_audio, so that an hour of audio does not need an hour of memory.
-_SCAN_BLOCK_FRAMES = 1 << 20
+# Which samples of a file are heard: the mean of its channels, or the first one as in MusicLDM's data set.
+CHANNELS = ("mean", "first")
 
 _ADVICE = {
     "missing": "expected an audio file here; check the path",
@@ -56,31 +55,8 @@ class BadAudio(MusiccmError):
         return type(self), (self.path, self.reason, self.detail)
 
 
-@dataclass(frozen=True)
-class AudioFacts:
-    """What one pass over a file tells: enough to cut normalised windows later without decoding the rest.
-
-    Args:
-        frames: Samples a channel, at the file's own rate.
-        sample_rate_hz: The file's own rate.
-        channels: Channels in the file.
-        dc: Mean of the channel mean.
-        peak: Largest magnitude of the channel mean once `dc` is removed.
-    """
-
-    frames: int
-    sample_rate_hz: int
-    channels: int
-    dc: float
-    peak: float
-
-    @property
-    def duration_s(self) -> float:
-        """Length in seconds."""
-        return self.frames / self.sample_rate_hz
-
-
-def _open(path: str | Path) -> soundfile.SoundFile:
+def open_audio(path: str | Path) -> soundfile.SoundFile:
+    """Open a file for decoding, or say why it cannot be: missing, empty or unreadable."""
     if not Path(path).is_file():
         raise BadAudio(path, "missing")
     if Path(path).stat().st_size == 0:
@@ -94,10 +70,11 @@ def _open(path: str | Path) -> soundfile.SoundFile:
 def _mix(samples_SC: np.ndarray, channel: str | int, path: str | Path) -> np.ndarray:
     if channel == "mean":
         return samples_SC[:, 0] if samples_SC.shape[1] == 1 else samples_SC.mean(axis=1, dtype=np.float32)
+    channel = 0 if channel == "first" else channel
     if isinstance(channel, int) and 0 <= channel < samples_SC.shape[1]:
         return np.ascontiguousarray(samples_SC[:, channel])
     raise MusiccmError(
-        f"{path}: channel must be 'mean' or a channel number below {samples_SC.shape[1]}, found {channel!r}"
+        f"{path}: channel must be mean, first or a channel number below {samples_SC.shape[1]}, found {channel!r}"
     )
 
 
@@ -114,7 +91,7 @@ def read_audio(
         path: A wav, flac, ogg or mp3 file.
         start_s: Where to start, in seconds.
         duration_s: How much to read, in seconds; None reads to the end. A range that runs past the end is cut there.
-        channel: `"mean"` for the mean of all channels, or a channel number.
+        channel: `"mean"` for the mean of all channels, `"first"`, or a channel number.
         allow_silent: Accept a range whose samples are all silence, as a rest in the music is.
 
     Returns:
@@ -123,7 +100,7 @@ def read_audio(
     Raises:
         BadAudio: The file is missing, unreadable, empty, silent, holds NaN, or ends before `start_s`.
     """
-    with _open(path) as file:
+    with open_audio(path) as file:
         rate = file.samplerate
         start = round(start_s * rate)
         frames = -1 if duration_s is None else round(duration_s * rate)
@@ -133,10 +110,10 @@ def read_audio(
     return torch.from_numpy(waveform), rate
 
 
-def read_range(path: str | Path, start: int, frames: int) -> Tensor:
-    """Decode `frames` samples of the channel mean from sample `start`, both at the file's own rate."""
-    with _open(path) as file:
-        return torch.from_numpy(read_frames(file, start, frames, "mean", path))
+def read_range(path: str | Path, start: int, frames: int, channel: str | int = "mean") -> Tensor:
+    """Decode `frames` samples from sample `start`, both at the file's own rate; mono, as `channel` says."""
+    with open_audio(path) as file:
+        return torch.from_numpy(read_frames(file, start, frames, channel, path))
 
 
 def read_frames(
@@ -150,46 +127,23 @@ def read_frames(
     try:
         if start:
             file.seek(start)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise BadAudio(path, "unreadable", str(error).splitlines()[0]) from error
+    waveform_S = next_frames(file, frames, channel, path)
+    if len(waveform_S) == 0:
+        raise BadAudio(path, "unreadable", f"no samples from {start} on, the header states {file.frames}")
+    return waveform_S
+
+
+def next_frames(file: soundfile.SoundFile, frames: int, channel: str | int, path: str | Path) -> np.ndarray:
+    """Decode up to `frames` samples from where the file stands, to float32 mono; none at its end."""
+    try:
         samples_SC = file.read(frames, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise BadAudio(path, "unreadable", str(error).splitlines()[0]) from error
-    if len(samples_SC) == 0:
-        raise BadAudio(path, "unreadable", f"no samples from {start} on, the header states {file.frames}")
     if not np.isfinite(samples_SC).all():
         raise BadAudio(path, "nan")
     return _mix(samples_SC, channel, path)
-
-
-def scan_audio(path: str | Path, min_duration_s: float = 0.0) -> AudioFacts:
-    """Decode a whole file block by block and say whether it can be used.
-
-    Args:
-        path: The file.
-        min_duration_s: Shorter files are refused as `too_short`.
-
-    Returns:
-        The file's facts.
-
-    Raises:
-        BadAudio: With any of the reasons.
-    """
-    with _open(path) as file:
-        frames, total, low, high = 0, 0.0, np.inf, -np.inf
-        while frames < file.frames:
-            block = read_frames(file, frames, min(_SCAN_BLOCK_FRAMES, file.frames - frames), "mean", path)
-            frames += len(block)
-            total += float(block.sum(dtype=np.float64))
-            low, high = min(low, float(block.min())), max(high, float(block.max()))
-        if frames == 0:
-            raise BadAudio(path, "empty", "0 samples")
-        rate, channels = file.samplerate, file.channels
-    dc = total / frames
-    peak = max(high - dc, dc - low)
-    if peak < SILENCE_PEAK:
-        raise BadAudio(path, "silent")
-    if frames < min_duration_s * rate:
-        raise BadAudio(path, "too_short", f"{frames / rate:.2f} s, expected at least {min_duration_s:.2f} s")
-    return AudioFacts(frames, rate, channels, dc, peak)
 
 
 def write_audio(path: str | Path, waveform_S: Tensor | np.ndarray, sample_rate_hz: int) -> None:

@@ -1,23 +1,26 @@
-"""Encoding a corpus: windows in, moments of the VAE and CLAP embeddings out."""
+"""Encoding a corpus, in one process or in those that torchrun started."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
+import os
+import warnings
+from datetime import timedelta
 from typing import Any
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
+import pytorch_lightning as pl
+from pytorch_lightning.strategies import DDPStrategy
 
-from musiccm.audio import LogMel
-from musiccm.audio.windows import read_window
 from musiccm.config import load_experiment
+from musiccm.data.encoding import EncodingData
 from musiccm.data.fingerprint import ENCODING_PARTS, bundle_fingerprint
-from musiccm.data.labels import Clip
-from musiccm.data.latents import Window, plan_windows, write_cache
 from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
+from musiccm.systems.encoding import Encoder
+
+# How long a process may wait for the others at the end: they may have one file more to encode.
+_LONGEST_WAIT = timedelta(days=1)
 
 
 def data_module(configs: list[str], overrides: dict[str, Any]) -> MusicDataModule:
@@ -46,102 +49,72 @@ def data_module(configs: list[str], overrides: dict[str, Any]) -> MusicDataModul
         raise MusiccmError(f"{configs[-1]}: data.init_args do not fit MusicDataModule: {error}") from error
 
 
-class WindowEncoder:
-    """Encodes windows with the VAE and both CLAP towers of a bundle.
-
-    Args:
-        bundle: The bundle.
-        data: The data module: window length and rate.
-        batch_size: Windows at a time.
-        device: Where to compute.
-
-    Raises:
-        MusiccmError: The window length or rate does not fit the bundle.
-    """
-
-    def __init__(self, bundle: Bundle, data: MusicDataModule, batch_size: int, device: str) -> None:
-        self.data, self.batch_size, self.device = data, batch_size, device
-        self.codec = bundle.codec(with_vocoder=False).to(device)
-        self.conditioner = bundle.conditioner().to(device)
-        self.mel = LogMel(bundle.mel).to(device)
-        if data.sample_rate_hz != bundle.mel.sample_rate_hz:
-            raise MusiccmError(f"data.sample_rate_hz is {data.sample_rate_hz}, but {bundle.path} works at "
-                               f"{bundle.mel.sample_rate_hz}; set it to that")
-        if (bundle.path / "unet").is_dir():
-            samples = bundle.latent_shape()[1] * self.codec.downsampling * bundle.mel.hop_length
-            if samples != data.clip_samples:
-                raise MusiccmError(f"data.clip_samples is {data.clip_samples}, but the U-Net of {bundle.path} was "
-                                   f"trained on {samples}; set it to that")
-
-    @torch.inference_mode()
-    def __call__(self, windows: list[Window], clips: dict[str, Clip], bar: tqdm) -> dict[str, Tensor]:
-        """Encode a shard.
-
-        Args:
-            windows: What to encode.
-            clips: Clips by id.
-            bar: Told of every batch.
-
-        Returns:
-            `mean`, `std` [n, C, T, F], `clap_audio` [n, D], `clap_text` [all captions in order, D].
-        """
-        parts: dict[str, list[Tensor]] = {"mean": [], "std": [], "clap_audio": [], "clap_text": []}
-        for first in range(0, len(windows), self.batch_size):
-            batch = windows[first : first + self.batch_size]
-            waveform_BS = torch.stack([self._read(clips[window.clip_id], window.start) for window in batch])
-            waveform_BS = waveform_BS.to(self.device)
-            mean, std = self.codec.encode(self.mel(waveform_BS))
-            captions = [caption for window in batch for caption in window.captions]
-            encoded = {
-                "mean": mean,
-                "std": std,
-                "clap_audio": self.conditioner.audio(waveform_BS, self.data.sample_rate_hz),
-                "clap_text": self.conditioner.text(captions),
-            }
-            for name, tensor in encoded.items():
-                parts[name].append(tensor.cpu())
-            bar.update(len(batch))
-        return {name: torch.cat(tensors) for name, tensors in parts.items()}
-
-    def _read(self, clip: Clip, start: int) -> Tensor:
-        return read_window(clip.path, clip.audio, self.data.clip_samples, self.data.sample_rate_hz, start)
-
-
 def encode_corpus(
-    configs: list[str], overrides: dict[str, Any], batch_size: int = 16, device: str = "auto", overwrite: bool = False
+    configs: list[str],
+    overrides: dict[str, Any],
+    batch_size: int = 16,
+    device: str = "auto",
+    overwrite: bool = False,
+    shard_size: int = 256,
 ) -> None:
     """Encode both folders of an experiment's corpus into its latent cache; a killed run goes on where it stopped.
+
+    Under torchrun every process encodes files of its own.
 
     Args:
         configs: Experiment files.
         overrides: Arguments that win over `data.init_args`.
-        batch_size: Windows at a time.
+        batch_size: Windows at a time in a process.
         device: `auto`, `cpu`, `cuda`, ...
         overwrite: Replace a cache that was made from something else.
+        shard_size: Windows in a file of the cache.
 
     Raises:
         MusiccmError: Bad configuration, corpus, bundle or cache, each named.
     """
+    if min(batch_size, shard_size) < 1:
+        raise MusiccmError(f"--batch-size and --shard-size must be at least 1, found {batch_size} and {shard_size}")
     data = data_module(configs, {**overrides, "kind": "waveform"})
-    data.setup("test")
     bundle = Bundle.from_pretrained(str(data.bundle), parts=ENCODING_PARTS)
-    model = bundle_fingerprint(bundle.path)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    encoder = WindowEncoder(bundle, data, batch_size, device)
-    for split in ("train", "test"):
-        for name, report in data.reports.items():
-            if name.split("/")[-1] in ((split, "validation") if split == "train" else (split,)):
-                print(report)
-        clips = {clip.id: clip for clip in data.clips(split)}
-        windows = plan_windows(list(clips.values()), data.clip_samples, data.sample_rate_hz, data.windows_per_track)
-        folder = Path(str(data.cache_dir)) / split
-        with tqdm(total=len(windows), desc=f"encoding {split}", unit="window") as bar:
+    work = EncodingData(data, bundle_fingerprint(bundle.path), batch_size, shard_size, overwrite)
+    encoder = Encoder(bundle, work)
+    trainer = make_trainer(device)
+    trainer.predict(encoder, datamodule=work, return_predictions=False)
+    report = encoder.finish(trainer.strategy)
+    if trainer.is_global_zero:
+        print(summary(report), flush=True)
 
-            def encode(part: list[Window], clips: dict[str, Clip] = clips, bar: tqdm = bar) -> dict[str, Tensor]:
-                return encoder(part, clips, bar)
 
-            def skipped(count: int, bar: tqdm = bar) -> None:
-                bar.initial += count  # counts as done, but not towards the rate
-                bar.update(count)
+def make_trainer(device: str) -> pl.Trainer:
+    """A Trainer for the processes that torchrun started, or for this one alone.
 
-            write_cache(folder, data.latent_key(split, model), windows, encode, overwrite=overwrite, skipped=skipped)
+    Args:
+        device: `auto`, `cpu`, `cuda`, or one of several such as `cuda:1`.
+
+    Returns:
+        The Trainer; it keeps no logs and no checkpoints.
+    """
+    # Lightning's hints about GPUs and loader workers are not for the people who encode a corpus.
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    for hint in ("does not have many workers", "Total length of", "predict returned None", "LeafSpec"):
+        warnings.filterwarnings("ignore", message=f".*{hint}.*")
+    name, _, number = device.partition(":")
+    settings: dict[str, Any] = {"devices": [int(number)] if number else 1}
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        here, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        # Processes only count and wait: gloo does that on every machine, and notices at once when one of them dies.
+        strategy = DDPStrategy(process_group_backend="gloo", timeout=_LONGEST_WAIT)
+        settings = {"devices": here, "num_nodes": world // here, "strategy": strategy}
+    return pl.Trainer(
+        accelerator="gpu" if name == "cuda" else name, logger=False, enable_checkpointing=False,
+        enable_model_summary=False, use_distributed_sampler=False, **settings,
+    )
+
+
+def summary(report: dict[str, Any]) -> str:
+    """One line of what `Encoder.finish` reports."""
+    if not report["windows"] and not report["captions"]:
+        return "nothing to encode: the cache is complete"
+    shares = ", ".join(f"{part.replace('_', ' ')} {share:.0%}" for part, share in report["shares"].items())
+    return (f"{report['windows']} windows and {report['captions']} captions in {report['wall_s']:.1f} s on "
+            f"{report['processes']} process(es): {report['windows_per_s']:.1f} windows/s; of the work: {shares}")

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
 
     overrides = {"root": args.root, "bundle": args.bundle, "cache_dir": args.cache_dir, "strict": args.strict or None}
     encode_corpus(args.config, {k: v for k, v in overrides.items() if v is not None}, args.batch_size, args.device,
-                  args.overwrite)
+                  args.overwrite, args.shard_size)
     return 0
 
 
@@ -81,12 +81,14 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--test-tracks", type=int, help="held-out tracks (default an eighth of --tracks)")
     demo.add_argument("--seed", type=int, default=0, help="decides every byte (default %(default)s)")
     demo.add_argument("--workers", type=int, help="processes (default one a core)")
-    latents = commands.add_parser("latents", help="encode the corpus of an experiment with its bundle's VAE and CLAP")
+    latents = commands.add_parser("latents", help="encode the corpus of an experiment with its bundle's VAE and CLAP",
+                                  epilog="On several GPUs: torchrun --nproc-per-node 8 -m musiccm prepare latents ...")
     latents.add_argument("--config", required=True, action="append", help="experiment file; its data section is used")
     latents.add_argument("--root", help="corpus, in place of data.root")
     latents.add_argument("--bundle", help="bundle, in place of data.bundle")
     latents.add_argument("--cache-dir", help="cache, in place of data.cache_dir")
     latents.add_argument("--batch-size", type=int, default=16, help="windows encoded at a time (default %(default)s)")
+    latents.add_argument("--shard-size", type=int, default=256, help="windows in a file (default %(default)s)")
     latents.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
     latents.add_argument("--overwrite", action="store_true", help="replace a cache that was made from something else")
     latents.add_argument("--strict", action="store_true", help="stop at the first item that cannot be used")

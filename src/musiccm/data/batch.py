@@ -8,11 +8,11 @@ from typing import TypeVar
 
 from torch import Tensor
 
-AnyBatch = TypeVar("AnyBatch", bound="_Batch")
+AnyBatch = TypeVar("AnyBatch", bound="Batch")
 
 
 @dataclass
-class _Batch:
+class Batch:
     """Moves the tensors among its fields together."""
 
     def _map(self: AnyBatch, function: Callable[[Tensor], Tensor]) -> AnyBatch:
@@ -29,7 +29,7 @@ class _Batch:
 
 
 @dataclass
-class WaveformBatch(_Batch):
+class WaveformBatch(Batch):
     """Windows with their words.
 
     Args:
@@ -53,7 +53,7 @@ class WaveformBatch(_Batch):
 
 
 @dataclass
-class LatentBatch(_Batch):
+class LatentBatch(Batch):
     """Encoded windows with their conditions.
 
     Args:

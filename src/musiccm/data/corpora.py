@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from musiccm.data.audioldm import audioldm_has, list_audioldm
 from musiccm.data.audiostock import list_audiostock
 from musiccm.data.labels import Clip
 from musiccm.data.magnatagatune import list_magnatagatune
-from musiccm.data.manifest import audioldm_has, list_audioldm, list_manifest, manifest_has
+from musiccm.data.manifest import list_manifest, manifest_has
 from musiccm.data.reading import Heard, Listing, Rules, listen, read_split
 from musiccm.data.report import Report
 from musiccm.errors import MusiccmError

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from musiccm.audio import AudioFacts
+from musiccm.data.tables import is_text
 from musiccm.errors import MusiccmError
 
 
@@ -57,7 +58,7 @@ def read_label(path: Path) -> tuple[list[str], list[str], dict[str, str]]:
         label = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BadLabel(path, "no_label", "no such label file; expected JSON with a list 'text'") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadLabel(path, "not_json", f"not a JSON file ({error})") from error
     if not isinstance(label, dict):
         raise BadLabel(path, "not_json", f"expected a JSON object, found a {type(label).__name__}")
@@ -72,4 +73,4 @@ def read_label(path: Path) -> tuple[list[str], list[str], dict[str, str]]:
 
 def _strings(value: object) -> list[str]:
     items = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-    return [item.strip() for item in items if isinstance(item, str) and item.strip()]
+    return [item.strip() for item in items if isinstance(item, str) and item.strip() and is_text(item)]

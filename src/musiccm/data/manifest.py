@@ -1,4 +1,4 @@
-"""Corpora that name their files in a manifest: CSV or JSON lines, and the JSON of AudioLDM's training code."""
+"""Corpora that name their files in a manifest: CSV or JSON lines."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from musiccm.errors import MusiccmError
 
 SUFFIXES = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 SPLITS = ("train", "validation", "test")
-# What AudioLDM's files call the splits.
-_AUDIOLDM_NAMES = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
 
 
 def list_manifest(root: str | Path, split: str, files: Mapping[str, str] | None = None) -> Listing:
@@ -39,7 +37,7 @@ def list_manifest(root: str | Path, split: str, files: Mapping[str, str] | None 
     """
     root = Path(root)
     path = _manifest_path(root, split, files)
-    collected = _Collector(root, split, path)
+    collected = Collector(root, split, path)
     if path.suffix == ".jsonl":
         lines = read_text(path, "a JSON object with path and caption in each line").split("\n")
         for number, text in enumerate(lines, 1):
@@ -56,73 +54,22 @@ def list_manifest(root: str | Path, split: str, files: Mapping[str, str] | None 
     return collected.listing
 
 
-def list_audioldm(root: str | Path, split: str, dataset: str | None = None) -> Listing:
-    """List one split of a corpus as AudioLDM's training code describes it.
-
-    `dataset_root.json` holds the folder of each data set under its name, and under `metadata.path` the JSON of each
-    split: `{"data": [{"wav": ..., "caption": ..., "labels": ...}]}` with `wav` relative to the folder.
-
-    Args:
-        root: `dataset_root.json`, or the folder that it lies in.
-        split: `"train"`, `"validation"` (there `val`) or `"test"`.
-        dataset: Which data set; needed only where the file names several.
-
-    Returns:
-        The listing, whose root is the data set's folder.
-
-    Raises:
-        MusiccmError: A file is missing or has another form.
-    """
-    index, folder, splits = _audioldm_index(root, dataset)
-    file = next((splits[key] for key in _AUDIOLDM_NAMES.get(split, ()) if isinstance(splits.get(key), str)), None)
-    if file is None:
-        raise MusiccmError(f"{index}: no {split} split; it has {', '.join(map(str, splits))}")
-    path, folder_path = _beside(index, file), _beside(index, folder)
-    items = _json_object(path).get("data")
-    if not isinstance(items, list):
-        raise MusiccmError(f"{path}: expected a list under data, found {type(items).__name__}")
-    collected = _Collector(folder_path, split, path)
-    for number, item in enumerate(items, 1):
-        if isinstance(item, dict):
-            # seg_label is unused by AudioLDM itself, and holds paths.
-            item = {**{k: v for k, v in item.items() if k not in ("wav", "labels", "seg_label")},
-                    "path": item.get("wav"), "tags": item.get("labels", "")}
-        collected.add(number, item)
-    return collected.listing
-
-
 def manifest_has(root: str | Path, files: Mapping[str, str] | None = None, split: str = "test") -> bool:
     """Whether a corpus with plain manifests has one for a split."""
     return split in files if files is not None else any((Path(root) / f"{split}{s}").is_file() for s in SUFFIXES)
 
 
-def audioldm_has(root: str | Path, dataset: str | None = None, split: str = "test") -> bool:
-    """Whether AudioLDM's index names a file for a split."""
-    splits = _audioldm_index(root, dataset)[2]
-    return any(isinstance(splits.get(key), str) for key in _AUDIOLDM_NAMES[split])
+class Collector:
+    """Turns rows into entries; what is wrong with one goes to the listing.
 
+    Args:
+        root: The corpus.
+        split: Which part of it.
+        manifest: Where the rows come from.
 
-def _audioldm_index(root: str | Path, dataset: str | None) -> tuple[Path, str, dict[str, Any]]:
-    """`(the index, folder of the data set, its split files by name)`."""
-    index = Path(root)
-    index = index / "dataset_root.json" if index.is_dir() else index
-    document = _json_object(index)
-    metadata = document.get("metadata")
-    paths = metadata.get("path") if isinstance(metadata, dict) else None
-    if not isinstance(paths, dict) or not paths:
-        raise MusiccmError(f"{index}: expected metadata.path with the split files of each data set, found none")
-    if dataset is None and len(paths) > 1:
-        raise MusiccmError(f"{index}: holds {', '.join(map(str, paths))}; name one with dataset")
-    name = dataset if dataset is not None else next(iter(paths))
-    folder, splits = document.get(name), paths.get(name)
-    if not isinstance(folder, str) or not isinstance(splits, dict):
-        raise MusiccmError(f"{index}: expected a folder and split files for the data set {name!r}; it names "
-                           f"{', '.join(map(str, paths))}")
-    return index, folder, splits
-
-
-class _Collector:
-    """Turns rows into entries; what is wrong with one goes to the listing."""
+    Raises:
+        MusiccmError: There is no such corpus.
+    """
 
     def __init__(self, root: Path, split: str, manifest: Path) -> None:
         if not root.is_dir():
@@ -133,6 +80,7 @@ class _Collector:
         self._ids: set[str] = set()
 
     def add(self, number: int, row: Any) -> None:
+        """Take a row of a manifest in: `path`, `caption`, and whatever else it has."""
         if not isinstance(row, dict):
             self.listing.bad.append(malformed(self.manifest, number, "not a JSON object" if row is None else
                                               f"a {type(row).__name__}, expected a JSON object"))
@@ -212,19 +160,3 @@ def _manifest_path(root: Path, split: str, files: Mapping[str, str] | None) -> P
         raise MusiccmError(f"{root}: expected one of {', '.join(split + suffix for suffix in SUFFIXES)}, found "
                            f"{' and '.join(path.name for path in found) or 'none'}; name it under files")
     return found[0]
-
-
-def _beside(index: Path, path: str) -> Path:
-    """A path of dataset_root.json: relative to its folder or, as AudioLDM runs from above it, to one further up."""
-    folders = index.absolute().parents
-    return next((folder / path for folder in folders if (folder / path).exists()), folders[0] / path)
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise MusiccmError(f"{path}: expected a JSON file ({error})") from error
-    if not isinstance(document, dict):
-        raise MusiccmError(f"{path}: expected a JSON object, found a {type(document).__name__}")
-    return document

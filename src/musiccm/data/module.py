@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from musiccm.audio import Conversion
 from musiccm.data.corpora import Corpora, first_by_hash, parse_corpora, single_corpus
 from musiccm.data.fingerprint import bundle_fingerprint, bundle_folder
 from musiccm.data.labels import Clip
+from musiccm.data.latent_files import cache_key
 from musiccm.data.latent_windows import LatentWindows, collate_latents
-from musiccm.data.latents import LatentCache, cache_key
+from musiccm.data.latents import LatentCache
 from musiccm.data.reading import Rules
 from musiccm.data.report import Report
 from musiccm.data.sampling import KeyedLoader, MixedSampler, OrderedSampler, ShuffledSampler
@@ -76,6 +77,9 @@ class MusicDataModule(pl.LightningDataModule):
         corpora: In place of `root`, a list of corpora of any layout: `layout`, `root`, `weight`, `name` and the
             layout's options (`parse_corpora`). Their clip ids begin with their names where there are several.
         strict: Stop at the first bad item.
+        channel: What is heard of a file: the `mean` of its channels, or the `first`.
+        resampler: `torchaudio` or `soxr`.
+        level: Where a file's mean and peak are measured, `native` or `resampled` (`musiccm.audio.Conversion`).
     """
 
     def __init__(
@@ -98,6 +102,9 @@ class MusicDataModule(pl.LightningDataModule):
         max_bad_fraction: float = 0.05,
         corpora: list[dict[str, Any]] | None = None,
         strict: bool = False,
+        channel: str = "mean",
+        resampler: str = "torchaudio",
+        level: str = "native",
     ) -> None:
         super().__init__()
         if (root is None) == (corpora is None):
@@ -111,7 +118,8 @@ class MusicDataModule(pl.LightningDataModule):
             if value < 1:
                 raise MusiccmError(f"data.{name} must be at least 1, found {value}")
         specs = single_corpus(root) if root is not None else parse_corpora(corpora or [])
-        self.corpora = Corpora(specs, Rules(min_duration_s, max_bad_fraction, strict))
+        self.conversion = Conversion(channel, resampler, level)
+        self.corpora = Corpora(specs, Rules(min_duration_s, max_bad_fraction, strict, channel=channel))
         self.root = ", ".join(spec.root for spec in specs)
         self.kind, self.clip_samples, self.sample_rate_hz = kind, clip_samples, sample_rate_hz
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
@@ -174,7 +182,9 @@ class MusicDataModule(pl.LightningDataModule):
         folder = bundle_folder(self.bundle) if self.bundle else None
         if model is None and folder is not None:
             model = bundle_fingerprint(folder)
-        return cache_key(self.clips(split), self.clip_samples, self.sample_rate_hz, self.windows_per_track, model)
+        return cache_key(
+            self.clips(split), self.clip_samples, self.sample_rate_hz, self.windows_per_track, model, self.conversion
+        )
 
     def latent_cache(self, split: str) -> LatentCache:
         """The cache of a folder, `"train"` (which holds the validation clips too) or `"test"`, checked on opening.
@@ -188,16 +198,19 @@ class MusicDataModule(pl.LightningDataModule):
             self._caches[split] = LatentCache(Path(self.cache_dir) / split, self.latent_key(split))
         return self._caches[split]
 
-    def latent_rows(self, split: str) -> list[int]:
+    def latent_rows(self, split: str) -> np.ndarray:
         """Rows of the cache that belong to `"train"`, `"val"` or `"test"`; outside training one window a clip."""
-        cache = self.latent_cache("test" if split == "test" else "train")
-        by_clip: dict[str, list[int]] = {}
-        for row, window in enumerate(cache.windows):
-            by_clip.setdefault(window.clip_id, []).append(row)
+        folder = "test" if split == "test" else "train"
+        index = self.latent_cache(folder).index
         if split == "train":
-            return [row for clip in self.train_clips for row in by_clip[clip.id]]
+            return index.rows_of(self._clip_numbers(folder, self.train_clips))
         clips = self.val_clips if split == "val" else self.test_clips
-        return [by_clip[clip.id][len(by_clip[clip.id]) // 2] for clip in clips[: self.eval_limit]]
+        return index.middle_rows(self._clip_numbers(folder, clips[: self.eval_limit]))
+
+    def _clip_numbers(self, folder: str, clips: Sequence[Clip]) -> np.ndarray:
+        """Where clips stand in the cache of a folder, which was made from all its clips in this order."""
+        numbers = {clip.id: number for number, clip in enumerate(self.clips(folder))}
+        return np.asarray([numbers[clip.id] for clip in clips], np.int64)
 
     def train_clap_audio(self) -> tuple[list[str], Tensor]:
         """CLAP embeddings of everything that is trained on: what generated clips are compared with for plagiarism.
@@ -209,7 +222,7 @@ class MusicDataModule(pl.LightningDataModule):
             MusiccmError: There is no latent cache, or it is unfinished or stale.
         """
         cache, rows = self.latent_cache("train"), self.latent_rows("train")
-        return [cache.windows[row].clip_id for row in rows], torch.stack([cache.audio(row) for row in rows])
+        return [cache.index.clip_ids[clip] for clip in cache.index.clips_of(rows)], cache.audio(rows)
 
     def latents(self, split: str) -> LatentWindows:
         """The cached windows of `"train"`, `"val"` or `"test"` as a data set."""
@@ -230,7 +243,9 @@ class MusicDataModule(pl.LightningDataModule):
         """The windows of `"train"`, `"val"` or `"test"` as a data set; a bare index gives the centred window."""
         clips = {"train": self.train_clips, "val": self.val_clips, "test": self.test_clips}[split]
         clips = clips if split == "train" else clips[: self.eval_limit]
-        return WaveformWindows(clips, self.clip_samples, self.sample_rate_hz, self.vocabulary, self.seed)
+        return WaveformWindows(
+            clips, self.clip_samples, self.sample_rate_hz, self.vocabulary, self.seed, self.conversion
+        )
 
     def train_dataloader(self) -> KeyedLoader:
         """Shuffled training batches, mixed by weight where the corpora have weights."""
@@ -242,8 +257,8 @@ class MusicDataModule(pl.LightningDataModule):
         if self.corpora.weights is None:
             return ShuffledSampler(size, self.batch_size, self.seed)
         if self.kind == "latent":
-            windows = Counter(window.clip_id for window in self.latent_cache("train").windows)
-            sizes = [sum(windows[clip.id] for clip in part) for part in self._train_parts]
+            index = self.latent_cache("train").index
+            sizes = [int(index.window_counts(self._clip_numbers("train", part)).sum()) for part in self._train_parts]
         else:
             sizes = [len(part) for part in self._train_parts]
         return MixedSampler(sizes, self.corpora.weights, self.batch_size, self.seed)
@@ -259,7 +274,7 @@ class MusicDataModule(pl.LightningDataModule):
         dataset = self.waveforms("test")
         return self._loader(dataset, collate_waveforms, OrderedSampler(len(dataset)), self.eval_batch_size)
 
-    def _dataset(self, split: str) -> tuple[Dataset, Callable[[Sequence[Any]], Any]]:
+    def _dataset(self, split: str) -> tuple[Dataset, Callable[[Any], Any]]:
         if self.kind == "latent":
             return self.latents(split), collate_latents
         return self.waveforms(split), collate_waveforms

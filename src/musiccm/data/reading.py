@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from musiccm.audio import AudioFacts, BadAudio
+from musiccm.audio import AudioFacts
 from musiccm.data.labels import Clip
 from musiccm.data.report import BadItem, Report
 from musiccm.data.scan import AudioFile, AudioScan, Fault, write_if_possible
@@ -84,57 +84,48 @@ class Rules:
         max_bad_fraction: Largest share of bad items.
         strict: Stop at the first bad item.
         workers: Threads that decode; one a core by default.
+        channel: What is heard of each file (`scan_audio`).
     """
 
     min_duration_s: float = 1.0
     max_bad_fraction: float = 0.05
     strict: bool = False
     workers: int | None = None
+    channel: str = "mean"
+
+    def scan(self, listing: Listing) -> AudioScan:
+        """The scan of a listing's audio."""
+        return AudioScan(listing.root, listing.split, self.min_duration_s, self.workers, self.channel)
 
 
 class Heard:
-    """Audio that was examined, to find the same audio again.
-
-    Equal length, rate, mean and peak make two files candidates, which costs nothing; only then are samples compared.
-    """
+    """Audio that was examined, to find the same audio again: equal length, rate and hash of the samples."""
 
     def __init__(self) -> None:
-        self._by_facts: dict[tuple, list[tuple[Path, AudioScan]]] = {}
+        self._paths: dict[tuple[int, int, str], Path] = {}
 
-    def add(self, path: Path, facts: AudioFacts, scan: AudioScan) -> None:
+    def add(self, path: Path, facts: AudioFacts) -> None:
         """Remember a file."""
-        self._by_facts.setdefault(_facts_key(facts), []).append((path, scan))
+        self._paths.setdefault((facts.frames, facts.sample_rate_hz, facts.digest), path)
 
-    def find(self, path: Path, facts: AudioFacts, scan: AudioScan) -> Path | None:
+    def find(self, facts: AudioFacts) -> Path | None:
         """The first remembered file with the same samples, if there is one."""
-        for other, its_scan in self._by_facts.get(_facts_key(facts), ()):
-            try:
-                if its_scan.digest(other) == scan.digest(path):
-                    return other
-            except BadAudio:
-                continue  # changed since it was examined; reading it for training will say so
-        return None
+        return self._paths.get((facts.frames, facts.sample_rate_hz, facts.digest))
 
 
-def _facts_key(facts: AudioFacts) -> tuple:
-    return facts.frames, facts.sample_rate_hz, facts.dc, facts.peak
-
-
-def _heard_before(
-    entry: Entry, facts: AudioFacts, scan: AudioScan, others: Iterable[tuple[str, Heard]]
-) -> BadItem | None:
+def _heard_before(entry: Entry, facts: AudioFacts, others: Iterable[tuple[str, Heard]]) -> BadItem | None:
     for reason, heard in others:
-        if (same := heard.find(entry.path, facts, scan)) is not None:
+        if (same := heard.find(facts)) is not None:
             return BadItem(entry.id, str(entry.path), reason, f"the same audio as {same}")
     return None
 
 
 def listen(listing: Listing, rules: Rules) -> Heard:
     """Examine the audio of a listing only to recognise it elsewhere; nothing is reported."""
-    heard, scan = Heard(), AudioScan(listing.root, listing.split, rules.min_duration_s, rules.workers)
+    heard, scan = Heard(), rules.scan(listing)
     for file, found in scan.results([entry.file for entry in listing.entries]):
         if isinstance(found, AudioFacts):
-            heard.add(file.path, found, scan)
+            heard.add(file.path, found)
     return heard
 
 
@@ -175,7 +166,7 @@ def read_split(
         list(listing.bad), unused=dict(listing.unused), notes=list(listing.notes), tables=listing.tables,
     )
     report_path = report_path or listing.root / f"report-{listing.split}.json"
-    scan = AudioScan(listing.root, listing.split, rules.min_duration_s, rules.workers)
+    scan = rules.scan(listing)
     entries = sorted(listing.entries, key=lambda entry: entry.id)
     clips, converted = [], Counter[str]()
     with closing(scan.results([entry.file for entry in entries])) as results:
@@ -185,14 +176,14 @@ def read_split(
             if isinstance(found, Fault):
                 report.bad.append(BadItem(entry.id, str(entry.path), found.reason, found.detail))
                 continue
-            fault = entry.fault or _heard_before(entry, found, scan, others)
+            fault = entry.fault or _heard_before(entry, found, others)
             if fault is not None:
                 report.bad.append(fault)
                 continue
-            heard.add(entry.path, found, scan)
+            heard.add(entry.path, found)
             clips.append(Clip(entry.id, str(entry.path), entry.captions, entry.tags, entry.attributes, found,
                               entry.source))
-            converted["mixed_to_mono"] += found.channels > 1
+            converted["mixed_to_mono" if rules.channel == "mean" else "first_channel_taken"] += found.channels > 1
             converted[f"rate_{found.sample_rate_hz}_hz"] += 1
     report.converted = {key: n for key, n in sorted(converted.items()) if n}
     write_if_possible(report_path, lambda: report.write(report_path))

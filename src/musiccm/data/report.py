@@ -29,8 +29,8 @@ class Report:
         split: Which part of it.
         found: Items that the folder or its index names for this part; broken rows of an index are items too.
         bad: Those that cannot be used, and are left out.
-        converted: Usable files counted by kind: `mixed_to_mono`, and `rate_<hz>_hz`, which are resampled unless it is
-            the rate of the windows.
+        converted: Usable files counted by kind: `mixed_to_mono` or `first_channel_taken`, and `rate_<hz>_hz`, which are
+            resampled unless it is the rate of the windows.
         unused: Sound items that were left out on purpose, counted by reason: `untagged`, `not_drawn`, ...
         notes: Anything else that a reader of the report should know, a sentence each.
         tables: Counts by name, such as how often each tag occurs before and after a draw.

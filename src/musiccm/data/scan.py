@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -12,9 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import soundfile
-
-from musiccm.audio import AudioFacts, BadAudio, read_audio, scan_audio
+from musiccm.audio import AudioFacts, BadAudio, scan_audio
 from musiccm.audio.io import SILENCE_PEAK
 from musiccm.data.containers import missing_end, sniff_format
 from musiccm.errors import MusiccmError
@@ -23,7 +20,7 @@ from musiccm.files import write_json
 log = logging.getLogger(__name__)
 
 # Raise it when the rules below or scan_audio's change: results of older scans are then taken again.
-_SCAN_VERSION = 2
+_SCAN_VERSION = 3
 # How far a file may fall short of the length that its corpus states, in seconds: encoders pad and trim their ends.
 _STATED_TOLERANCE_S = 1.0
 # What was found, where the reason says it all.
@@ -51,12 +48,13 @@ class AudioFile:
     stated_s: float | None = None
 
 
-def examine_file(file: AudioFile, min_duration_s: float) -> AudioFacts | Fault:
+def examine_file(file: AudioFile, min_duration_s: float, channel: str = "mean") -> AudioFacts | Fault:
     """Decode one file and say whether it can be used.
 
     Args:
         file: The file.
         min_duration_s: Shorter ones are a fault.
+        channel: What is heard of it (`scan_audio`).
 
     Returns:
         Its facts; or its fault, whose reason is one of missing, zero_byte, mislabelled, truncated, unreadable, empty,
@@ -75,34 +73,17 @@ def examine_file(file: AudioFile, min_duration_s: float) -> AudioFacts | Fault:
     if kind is not None and kind != path.suffix.lower():
         return Fault("mislabelled", f"named {path.suffix}, but the content is {kind[1:]}")
     try:
-        facts = scan_audio(path, min_duration_s)
+        facts = scan_audio(path, min_duration_s, channel)
     except BadAudio as error:
         # A file that was cut off fails in its format's own way: for the reader of the report it is one reason.
         if error.reason in ("unreadable", "empty", "too_short") and (cut := missing_end(path)):
             return Fault("truncated", cut)
-        counted = _counted_facts(path) if kind == ".mp3" and error.reason == "unreadable" else None
-        if counted is None or counted.duration_s < min_duration_s:
-            return Fault(error.reason, error.detail or _DETAILS.get(error.reason, "libsndfile cannot decode it"))
-        facts = counted
+        return Fault(error.reason, error.detail or _DETAILS.get(error.reason, "libsndfile cannot decode it"))
     if file.stated_s is not None and facts.duration_s < file.stated_s - _STATED_TOLERANCE_S:
         return Fault("truncated", f"{facts.duration_s:.1f} of {file.stated_s:.1f} s")
     # A FLAC that decodes to the number of samples in its header is whole.
     cut = missing_end(path) if kind != ".flac" else None
     return Fault("truncated", cut) if cut else facts
-
-
-def _counted_facts(path: Path) -> AudioFacts | None:
-    """Facts of an mp3 whose header does not tell its length: libsndfile then guesses it from the size of the file.
-
-    The guess counts tags as music, and scan_audio takes the missing samples for damage. Here they are counted.
-    """
-    try:
-        waveform_S, rate_hz = read_audio(path)
-    except BadAudio:
-        return None
-    dc = float(waveform_S.double().mean())
-    peak = max(float(waveform_S.max()) - dc, dc - float(waveform_S.min()))
-    return AudioFacts(len(waveform_S), rate_hz, soundfile.info(str(path)).channels, dc, peak)
 
 
 class AudioScan:
@@ -113,21 +94,24 @@ class AudioScan:
         name: Whose results, such as the split's name.
         min_duration_s: Shorter files are a fault.
         workers: Threads that decode; one a core by default.
+        channel: What is heard of each file (`scan_audio`).
     """
 
-    def __init__(self, root: Path, name: str, min_duration_s: float = 1.0, workers: int | None = None) -> None:
-        self.root, self.min_duration_s, self.workers = root, min_duration_s, workers
+    def __init__(
+        self, root: Path, name: str, min_duration_s: float = 1.0, workers: int | None = None, channel: str = "mean"
+    ) -> None:
+        self.root, self.min_duration_s, self.workers, self.channel = root, min_duration_s, workers, channel
+        # What the results depend on; others are taken again.
+        self._settings = {"version": _SCAN_VERSION, "min_duration_s": min_duration_s, "channel": channel}
         self.cache_path = root / f".scan-{name}.json"
         self._known = self._read()
         self._entries: dict[str, dict[str, Any]] = {}
-        self._running = False
 
     def results(self, files: Sequence[AudioFile]) -> Generator[tuple[AudioFile, AudioFacts | Fault], None, None]:
         """Facts or fault of each file, in order; what was found is remembered also if the caller stops early."""
         # Threads suffice: libsndfile decodes without holding the interpreter's lock.
         pool = ThreadPoolExecutor(self.workers or os.cpu_count())
         unseen = dict(self._known)
-        self._running = True
         try:
             for file, entry in zip(files, pool.map(self._examine, files), strict=True):
                 self._entries[self._name(file.path)] = entry
@@ -136,18 +120,7 @@ class AudioScan:
         finally:
             pool.shutdown(cancel_futures=True)
             self._entries = {**unseen, **self._entries}
-            self._running = False
             self._save()
-
-    def digest(self, path: Path) -> str:
-        """Hash of a file's decoded samples, equal for the same audio in two lossless formats; remembered too."""
-        entry = self._entries.get(self._name(path), {})
-        if "digest" not in entry:
-            waveform_S, _ = read_audio(path)
-            entry["digest"] = hashlib.blake2b(waveform_S.numpy().tobytes(), digest_size=16).hexdigest()
-            if not self._running:  # a running scan saves once, at its end
-                self._save()
-        return entry["digest"]
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -156,13 +129,13 @@ class AudioScan:
         remembered = self._known.get(self._name(file.path))
         if remembered and remembered.get("stamp") == _stamp(file.path):
             return dict(remembered)
-        found = examine_file(file, self.min_duration_s)
+        found = examine_file(file, self.min_duration_s, self.channel)
         result = {"facts": asdict(found)} if isinstance(found, AudioFacts) else asdict(found)
         return {"stamp": _stamp(file.path), **result}
 
     def _save(self) -> None:
         if self._entries != self._known:
-            fresh = {"version": _SCAN_VERSION, "min_duration_s": self.min_duration_s, "files": self._entries}
+            fresh = {**self._settings, "files": self._entries}
             write_if_possible(self.cache_path, lambda: write_json(self.cache_path, fresh))
             self._known = {name: dict(entry) for name, entry in self._entries.items()}
 
@@ -171,8 +144,7 @@ class AudioScan:
             cache = json.loads(self.cache_path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        same = isinstance(cache, dict) and (cache.get("version"), cache.get("min_duration_s")) == (
-            _SCAN_VERSION, self.min_duration_s)
+        same = isinstance(cache, dict) and all(cache.get(key) == value for key, value in self._settings.items())
         files = cache.get("files") if same else None
         return files if isinstance(files, dict) else {}
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch.utils.data import Dataset
 
-from musiccm.audio import BadAudio
-from musiccm.audio.windows import centred_start, keyed_generator, random_start, read_window, resampled_length
+from musiccm.audio import BadAudio, Conversion
+from musiccm.audio.windows import centred_start, key_hash, random_start, read_window, resampled_length
 from musiccm.data.batch import WaveformBatch
 from musiccm.data.labels import Clip
 from musiccm.data.vocabulary import TagVocabulary
@@ -19,7 +19,7 @@ Index = tuple[int, int] | int
 
 def pick(count: int, *key: int | str) -> int:
     """A number below `count`, uniform, that depends on `key` alone."""
-    return 0 if count == 1 else int(torch.randint(count, (), generator=keyed_generator(*key)))
+    return key_hash(*key) % count
 
 
 class WaveformWindows(Dataset):
@@ -33,6 +33,7 @@ class WaveformWindows(Dataset):
         sample_rate_hz: Rate of the windows.
         vocabulary: Tags to encode; without one, the tag vectors have no columns.
         seed: Seed of windows and captions.
+        conversion: How files are read; `Conversion()` if not given.
     """
 
     def __init__(
@@ -42,11 +43,12 @@ class WaveformWindows(Dataset):
         sample_rate_hz: int = 16000,
         vocabulary: TagVocabulary | None = None,
         seed: int = 0,
+        conversion: Conversion | None = None,
     ) -> None:
         self.clips = list(clips)
         self.clip_samples = clip_samples
         self.sample_rate_hz = sample_rate_hz
-        self.seed = seed
+        self.seed, self.conversion = seed, conversion
         width = len(vocabulary) if vocabulary else 0
         self._tags = torch.stack([vocabulary.encode(c) for c in self.clips]) if vocabulary and self.clips else (
             torch.zeros(len(self.clips), width))
@@ -74,7 +76,9 @@ class WaveformWindows(Dataset):
             start = random_start(total, self.clip_samples, self.seed, epoch, clip.id)
             caption = clip.captions[pick(len(clip.captions), self.seed, epoch, clip.id, "caption")]
         try:
-            window = read_window(clip.path, clip.audio, self.clip_samples, self.sample_rate_hz, start)
+            window = read_window(
+                clip.path, clip.audio, self.clip_samples, self.sample_rate_hz, start, self.conversion
+            )
         except BadAudio as error:
             return error
         return {
