@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from musiccm.audio.windows import keyed_generator
+from musiccm.columns import StringColumn
 from musiccm.commands._timing import row, seconds_of
 from musiccm.data.batch import LatentBatch
 from musiccm.data.latent_files import FORMAT, CacheWriter
@@ -22,7 +23,7 @@ from musiccm.data.latent_windows import LatentWindows, collate_latents
 from musiccm.data.latents import LatentCache
 from musiccm.data.sampling import KeyedLoader, ShuffledSampler
 from musiccm.data.waveforms import pick
-from musiccm.data.window_index import StringColumn, WindowIndex
+from musiccm.data.window_index import WindowIndex
 
 #: What is asked for.
 ASKED_WINDOWS_PER_S, ASKED_OPEN_S, ASKED_MEMORY_MB, ASKED_TIMES_TRAINING = 20_000, 1.0, 300.0, 10.0

@@ -11,12 +11,13 @@ from small_cache import RATE_HZ, SAMPLES, fake_encode, make_cache, make_writer
 from small_corpus import write_corpus
 
 from musiccm.audio.windows import keyed_generator
+from musiccm.columns import StringColumn
 from musiccm.data.audiostock import read_audiostock
 from musiccm.data.latent_files import Unit
 from musiccm.data.latent_windows import LatentWindows
 from musiccm.data.latents import LatentCache
 from musiccm.data.module import MusicDataModule
-from musiccm.data.window_index import StringColumn, WindowIndex
+from musiccm.data.window_index import WindowIndex
 from musiccm.errors import MusiccmError
 
 

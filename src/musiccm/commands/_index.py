@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -130,12 +131,12 @@ def _index_cache(out: Path, args: argparse.Namespace, data: MusicDataModule) -> 
     ear = ClapWindows.of_bundle(bundle)
     heard = min(ear.window_samples, data.clip_samples * ear.sample_rate_hz // data.sample_rate_hz)
     by_clip: dict[str, list[int]] = {}
-    for row in rows:
-        by_clip.setdefault(cache.windows[row].clip_id, []).append(row)
+    for row, clip_number in zip(rows.tolist(), cache.index.clips_of(rows).tolist(), strict=True):
+        by_clip.setdefault(cache.index.clip_ids[clip_number], []).append(row)
     clips = [clip for clip in data.train_clips if clip.id in by_clip]
     planned = [
         PlannedClip(clip.id, str(Path(clip.path).resolve()),
-                    [cache.windows[row].start / data.sample_rate_hz for row in by_clip[clip.id]])
+                    (cache.index.starts_N[by_clip[clip.id]] / data.sample_rate_hz).tolist())
         for clip in clips
     ]
     key = {**ear.key(), "window_samples": heard, "hop_samples": heard,
@@ -145,7 +146,7 @@ def _index_cache(out: Path, args: argparse.Namespace, data: MusicDataModule) -> 
     def embed(first: int, last: int, bar: tqdm) -> Tensor:
         chosen = [row for clip in clips[first:last] for row in by_clip[clip.id]]
         bar.update(len(chosen))
-        return torch.stack([cache.audio(row) for row in chosen])
+        return cache.audio(np.asarray(chosen, np.int64))
 
     about = {"bundle": str(data.bundle), "source": f"latent cache {cache.folder}"}
     _write(out, args, key, about, planned, bundle.conditioner().width, embed)

@@ -11,36 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from musiccm.audio.windows import centred_start, resampled_length
+from musiccm.columns import StringColumn
 from musiccm.data.labels import Clip
 from musiccm.errors import MusiccmError
 from musiccm.files import write_atomically
-
-
-class StringColumn:
-    """Strings as one run of UTF-8 bytes and the places where they end.
-
-    Args:
-        data_X: The bytes, uint8.
-        ends_N1: Where string n begins, and at n + 1 where it ends; int64.
-    """
-
-    def __init__(self, data_X: np.ndarray, ends_N1: np.ndarray) -> None:
-        self.data_X, self.ends_N1 = data_X, ends_N1
-
-    @classmethod
-    def pack(cls, strings: Sequence[str]) -> StringColumn:
-        """Store strings."""
-        # Names of files may hold what is no sound UTF-8.
-        encoded = [string.encode(errors="surrogatepass") for string in strings]
-        ends = np.zeros(len(encoded) + 1, np.int64)
-        np.cumsum([len(string) for string in encoded], out=ends[1:])
-        return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
-
-    def __len__(self) -> int:
-        return len(self.ends_N1) - 1
-
-    def __getitem__(self, number: int) -> str:
-        return self.data_X[self.ends_N1[number] : self.ends_N1[number + 1]].tobytes().decode(errors="surrogatepass")
 
 
 class WindowIndex:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from musiccm.audio.io import SILENCE_PEAK, AudioFacts
+from musiccm.audio import AudioFacts
+from musiccm.audio.io import SILENCE_PEAK
 from musiccm.audio.windows import PEAK, read_window, resampled_length
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle

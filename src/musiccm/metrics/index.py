@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from musiccm.columns import StringColumn
 from musiccm.errors import MusiccmError
 from musiccm.metrics.gallery import Gallery
 
@@ -26,40 +26,6 @@ INDEX_FILE, COLUMNS_FILE = "index.json", "columns.safetensors"
 # Shards whose pages are mapped at a time: what was searched is let go.
 _MAPPED = 4
 _REBUILD = "run `musiccm prepare index` again"
-
-
-class PackedStrings(Sequence[str]):
-    """Strings in one byte column, decoded when asked for: a million ids cost their bytes and no objects.
-
-    Args:
-        text: UTF-8 of all strings, joined, uint8.
-        ends: Where each ends.
-    """
-
-    def __init__(self, text: np.ndarray, ends: np.ndarray) -> None:
-        self._text, self._ends = text, ends
-
-    @staticmethod
-    def pack(strings: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The two columns of some strings."""
-        encoded = [string.encode("utf-8") for string in strings]
-        return np.frombuffer(b"".join(encoded), dtype=np.uint8), np.cumsum([len(e) for e in encoded], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    @overload
-    def __getitem__(self, number: int) -> str: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[str]: ...
-    def __getitem__(self, number: int | slice) -> str | list[str]:
-        if isinstance(number, slice):
-            return [self[n] for n in range(*number.indices(len(self)))]
-        if not -len(self) <= number < len(self):
-            raise IndexError(number)
-        number %= len(self)
-        begin = int(self._ends[number - 1]) if number else 0
-        return self._text[begin : int(self._ends[number])].tobytes().decode("utf-8")
 
 
 def rows_path(folder: Path, number: int) -> Path:
@@ -125,8 +91,8 @@ class TrainingIndex(Gallery):
         self._shards = np.asarray(content["shards"], dtype=np.int64)
         columns = self._open(self.folder / COLUMNS_FILE)
         self.first_row, self._starts_s = columns["first_row"].numpy(), columns["start_s"].numpy()
-        self.ids = PackedStrings(columns["id_text"].numpy(), columns["id_ends"].numpy())
-        self.paths = PackedStrings(columns["path_text"].numpy(), columns["path_ends"].numpy())
+        self.ids = StringColumn(columns["id_text"].numpy(), columns["id_ends"].numpy())
+        self.paths = StringColumn(columns["path_text"].numpy(), columns["path_ends"].numpy())
         if not self.n_clips or not self.n_rows:
             raise MusiccmError(f"{self.folder}: an index of zero clips; there is nothing to compare with. {_REBUILD} "
                                "on a folder or experiment with training audio")

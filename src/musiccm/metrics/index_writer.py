@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from musiccm.columns import StringColumn
 from musiccm.errors import MusiccmError
 from musiccm.files import write_atomically, write_json
-from musiccm.metrics.index import COLUMNS_FILE, FORMAT, INDEX_FILE, PackedStrings, read_index_file, rows_path
+from musiccm.metrics.index import COLUMNS_FILE, FORMAT, INDEX_FILE, read_index_file, rows_path
 from musiccm.metrics.text_audio import unit_rows
 
 SHARD_ROWS = 2048
@@ -119,8 +120,9 @@ def _replace(folder: Path, found: dict[str, Any], key: dict[str, Any], overwrite
 
 def _write_columns(folder: Path, clips: Sequence[PlannedClip], first_row: np.ndarray, digest: str) -> None:
     columns = {"first_row": first_row, "start_s": np.concatenate([np.asarray(c.starts_s, np.float64) for c in clips])}
-    columns["id_text"], columns["id_ends"] = PackedStrings.pack([clip.id for clip in clips])
-    columns["path_text"], columns["path_ends"] = PackedStrings.pack([clip.path for clip in clips])
+    for name, strings in (("id", [clip.id for clip in clips]), ("path", [clip.path for clip in clips])):
+        packed = StringColumn.pack(strings)
+        columns[f"{name}_text"], columns[f"{name}_ends"] = packed.data_X, packed.ends_N1
     tensors = {name: torch.from_numpy(column.copy()) for name, column in columns.items()}
     write_atomically(folder / COLUMNS_FILE, lambda path: save_file(tensors, path, metadata={"digest": digest}))
 
