@@ -360,7 +360,7 @@ class MusicCM(pl.LightningModule):
             if self.trainer.ckpt_path and self.trainer.state.fn == TrainerFn.FITTING:
                 raise MusiccmError(
                     f"--ckpt_path {self.trainer.ckpt_path}: a run under ModelParallelStrategy saves checkpoints but "
-                    "cannot yet go on from one; resume with experiments/strategies/ddp.yaml, or leave --ckpt_path out"
+                    "cannot yet go on from one; use experiments/strategies/ddp.yaml, or leave --ckpt_path out"
                 )
             averages = (self.student_ema_target.module, self.student_ema_slow.module)
             for unet in (self.student, *averages, self.teacher.unet):
