@@ -25,7 +25,7 @@ from musiccm.systems.settings import Adversarial, Distillation, Optimization
 
 BATCH, WARMUP, STEPS, ROUNDS = 8, 1, 2, 2
 #: Share of the clip that is judged.
-CROP = 3 / 16
+CROP = 5 / 32
 #: The adversarial step may take this many times the step without it.
 BOUND = 1.8
 

@@ -15,7 +15,7 @@ from musiccm.models.denoiser import Float32Conv2d
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def half_copy(network: Network, shared: Iterable[nn.Module | None] = ()) -> Network:
+def half_copy(network: Network, shared: Iterable[object] = ()) -> Network:
     """A copy for use under bf16 autocast, which computes the very same numbers as the original does there.
 
     Autocast casts the weights of convolutions and linear layers before each call, and remembers the result only for
@@ -24,7 +24,7 @@ def half_copy(network: Network, shared: Iterable[nn.Module | None] = ()) -> Netw
 
     Args:
         network: a frozen network on its device; not changed.
-        shared: parts of it that are taken over as they are, because nothing under autocast calls them.
+        shared: attributes anywhere in it that are taken over as they are, such as parts that the step does not call.
 
     Returns:
         The copy.

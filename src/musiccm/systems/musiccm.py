@@ -379,7 +379,7 @@ class MusicCM(pl.LightningModule):
 
     def _use_fast_networks(self) -> None:
         if self.trainer.precision == "bf16-mixed" and self.optimization.half_frozen:
-            self._half = {"teacher": half_copy(self.teacher)}
+            self._half = {"teacher": half_copy(self.teacher, [self.schedule])}
             if self.discriminator is not None:
                 codec, features = self.codec, self.frozen["features"]
                 unheard = [features.clap.text_model] if isinstance(features, ClapFeatures) else []
