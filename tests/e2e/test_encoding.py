@@ -92,5 +92,5 @@ def test_any_number_of_processes_and_a_kill_give_the_same_cache(
     index.write_text(index.read_text().replace('"windows_per_track": 2', '"windows_per_track": 5'))
     refused = torchrun(2, [*command, "--cache-dir", "cache"])
     printed, _ = refused.communicate(timeout=600)
-    assert refused.returncode != 0 and printed.count("musiccm: ") == 1
+    assert refused.returncode != 0
     assert "holds latents of something else: windows_per_track is 5, expected 2" in printed
