@@ -119,6 +119,13 @@ class Work(TorchDispatchMode):
         return result
 
 
+def giga_operations(function: Callable[[], Any]) -> float:
+    """Work of a call."""
+    with Work() as work, sdpa_kernel(SDPBackend.MATH):  # torch has no formula for the fused attention of CPUs
+        function()
+    return work.operations / 1e9
+
+
 def make_fake(modules: list[nn.Module], mode: FakeTensorMode, device: str) -> None:
     """Replace all tensors by ones without contents."""
     for module in chain.from_iterable(m.modules() for m in modules):
@@ -204,11 +211,8 @@ def run(bundle: str) -> list[dict]:
     # Tensors without contents: nothing is computed from here on.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     make_fake([system], mode, "cpu")
-    counts = {}
-    for name, step in steps.items():
-        with mode, Work() as work, sdpa_kernel(SDPBackend.MATH):  # the fused kernel of CPUs has no formula there
-            step(one)
-        counts[name] = [work.operations / 1e9]
+    with mode:
+        counts = {name: [giga_operations(lambda s=s: s(one))] for name, s in steps.items()}
 
     rows = []
     for figures, unit in ((counts, "GFLOP"), (seconds, "s")):

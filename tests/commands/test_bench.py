@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from musiccm.cli import main
 from musiccm.commands._timing import ROW_KEYS, alternating, row
 from musiccm.commands.bench import load
+from musiccm.systems.musiccm import MusicCM
+from musiccm.systems.settings import Adversarial
 from tests.tiny_bundle import build_random_bundle
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -110,25 +111,30 @@ def test_corpus_benchmark_counts_tracks(monkeypatch):
     assert found["ours"] == 2.0 and found["ratio"] == pytest.approx(20.48) and found["target"] == pytest.approx(204.8)
 
 
-def test_full_size_benchmark_counts_the_work_of_a_step(tmp_path, monkeypatch):
+def test_full_size_benchmark_counts_the_work_and_the_memory_of_a_step(tmp_path, monkeypatch):
     """On small parts, against the step's closed form: six passes of the U-Net, and what the judge adds to them."""
     full = load(BENCHMARKS / "full_size.py")
-    bundle = build_random_bundle(tmp_path / "bundle")
-    monkeypatch.setattr(full, "write_bundle", lambda folder, small: small)
-    for name, value in {"REPEATS": 0, "CROP": 4, "CONTEXT": 0, "BATCH": 2}.items():
+    for name, value in {"CROP": 4, "BATCH": 2}.items():
         monkeypatch.setattr(full, name, value)
-    rows = full.run(str(bundle))
-    assert all(set(ROW_KEYS) <= set(r) for r in rows) and len(rows) == 9
+    system = MusicCM(str(build_random_bundle(tmp_path / "bundle")), adversarial=Adversarial(head_width=8))
+    system._progress = lambda: 0.0
+    batch = full.training.batches(system, 1)[0]
 
-    unet, work = UNet2DConditionModel.from_pretrained(bundle / "unet"), full.Work()
-    with work, sdpa_kernel(SDPBackend.MATH):
-        unet(torch.zeros(1, 4, 8, 4), 5, None, class_labels=torch.zeros(1, 32))
+    unet = system.teacher.unet
+    once = full.giga_operations(lambda: unet(torch.zeros(1, 4, 8, 4), 5, None, class_labels=torch.zeros(1, 32)))
+    alone, crop, straightforward = (
+        full.giga_operations(lambda step=step: step(batch))
+        for step in (full.step_of(system, False), full.step_of(system, True), full.step_of(system, True, True))
+    )
     # A guided pair, the target, and the student's pass with a backward pass of twice the work.
-    distillation = rows[0]["baseline"]
-    assert distillation == pytest.approx(6 * work.operations / 1e9, rel=0.02)
-    judged, straightforward = rows[0]["ours"] - distillation, rows[1]["ours"] - distillation
+    assert alone == pytest.approx(6 * once, rel=0.02)
     # Decoder and features see twice as much, and go through it 5 times (real, its embedding, the student's side, that
     # again and back) where ours goes 3 times; the heads, which are most of so small a judge, are called alike.
-    assert 1.0 < straightforward / judged / 2 < 5 / 3
-    crop, whole, recomputing = (rows[i]["ours"] for i in (4, 6, 8))
+    assert 1.0 < (straightforward - alone) / (crop - alone) / 2 < 5 / 3
+
+    mode = full.FakeTensorMode(allow_non_fake_inputs=True)
+    full.make_fake([system], mode, "cpu")
+    rows = full.memory_rows(system, batch, mode)
+    assert all(set(ROW_KEYS) <= set(r) for r in rows)
+    crop, whole, recomputing = (r["ours"] for r in rows[1::2])
     assert recomputing < 0.7 * crop < 0.7 * whole
