@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
 
 
 def parts_of(bundle: Bundle) -> tuple[set[str], list[str]]:
-    """The parts that a bundle has, and those of the layout that it lacks.
+    """The parts that a bundle has, and those of the layout that it needs and lacks.
 
     Raises:
         MusiccmError: It has none.
@@ -93,7 +93,7 @@ def parts_of(bundle: Bundle) -> tuple[set[str], list[str]]:
     present = {name for name in PARTS if (bundle.root_of(name) / name).is_dir()}
     if not present:
         raise MusiccmError(f"{bundle.path}: none of {', '.join(PARTS)} is there; run the stages first (make bundle)")
-    return present, [name for name in PARTS if name not in present]
+    return present, [name for name, kind in PARTS.items() if name not in present and not kind.optional]
 
 
 def refuse_to_overwrite(target: Path, source: Path) -> None:

@@ -24,12 +24,16 @@ PACKAGED = {"musiccm-tiny": "tiny", "musiccm-tiny-student": "tiny-student"}
 
 @dataclass(frozen=True)
 class PartKind:
-    """What a folder of the layout holds: the class that reads it, its configuration and its weights (None: none)."""
+    """What a folder of the layout holds: the class that reads it, its configuration and its weights (None: none).
+
+    A bundle does without an optional part.
+    """
 
     library: str
     class_name: str
     config_file: str = "config.json"
     weights: str | None = None
+    optional: bool = False
 
     def load_class(self) -> Any:
         """Import the class; heavy libraries are paid for only by those who use the part."""
@@ -43,7 +47,7 @@ PARTS = {
     "tokenizer": PartKind("transformers", "AutoTokenizer", config_file="tokenizer_config.json"),
     "feature_extractor": PartKind("transformers", "ClapFeatureExtractor", config_file="preprocessor_config.json"),
     "vocoder": PartKind("transformers", "SpeechT5HifiGan", weights="model"),
-    "decoder": PartKind("musiccm.models.fast_decoder", "FastDecoder", weights="model"),
+    "decoder": PartKind("musiccm.models.fast_decoder", "FastDecoder", weights="model", optional=True),
     "scheduler": PartKind("diffusers", "DDIMScheduler", config_file="scheduler_config.json"),
     "evaluators/tagger": PartKind("musiccm.models.tagger", "Tagger", weights="model"),
     "evaluators/audiomae": PartKind("musiccm.models.features", "ViTFeatures", weights="model"),
