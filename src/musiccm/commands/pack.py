@@ -93,7 +93,8 @@ def parts_of(bundle: Bundle) -> tuple[set[str], list[str]]:
     present = {name for name in PARTS if (bundle.root_of(name) / name).is_dir()}
     if not present:
         raise MusiccmError(f"{bundle.path}: none of {', '.join(PARTS)} is there; run the stages first (make bundle)")
-    return present, [name for name, kind in PARTS.items() if name not in present and not kind.optional]
+    needed = [name for name, kind in PARTS.items() if not kind.optional]
+    return present, [name for name in needed if name not in present]
 
 
 def refuse_to_overwrite(target: Path, source: Path) -> None:
