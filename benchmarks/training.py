@@ -23,9 +23,9 @@ from musiccm.models.ema import Ema
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.settings import Adversarial, Distillation, Optimization
 
-BATCH, WARMUP, STEPS, ROUNDS = 8, 1, 2, 2
+BATCH, WARMUP, STEPS, ROUNDS = 8, 1, 2, 3
 #: Share of the clip that is judged.
-CROP = 5 / 32
+CROP = 1 / 8
 #: The adversarial step may take this many times the step without it.
 BOUND = 1.8
 
