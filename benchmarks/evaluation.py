@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ import soundfile
 import torch
 
 from musiccm.commands._evaluate import Task, evaluate
-from musiccm.commands._timing import alternating, row, seconds_of
+from musiccm.commands._timing import alternating, peak_mib, row, seconds_of
 from musiccm.metrics import FrechetDistance, InceptionScore, KLDivergence
 
 CLIPS, SECONDS, RATE_HZ = 200, 10, 16000
@@ -168,11 +167,6 @@ def grown_mib(n: int) -> float:
         metrics[1].update(logits, ids)
     metrics[1].compute()
     return peak_mib() - before
-
-
-def peak_mib() -> float:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 10 if sys.platform == "linux" else 1 << 20)
 
 
 def memory() -> list[dict]:

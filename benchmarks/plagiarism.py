@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from musiccm.commands._timing import row
+from musiccm.commands._timing import peak_mib, row
 from musiccm.metrics.index import TrainingIndex
 from musiccm.metrics.index_writer import PlannedClip, write_index
 from musiccm.metrics.nearest import Queries, nearest_clips
@@ -68,12 +67,12 @@ def side(name: str, folder: Path, queries: int) -> dict:
     """Seconds and peak memory of one side, beyond what the imports and the queries take."""
     audio = drawn(queries, -1)
     torch.ones(64, 64) @ torch.ones(64, 64)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     start = time.perf_counter()
     best = {"ours": ours, "naive": naive}[name](folder, audio)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": seconds, "mib": (peak - before) / 1024, "best": best.tolist()}
+    peak = peak_mib()
+    return {"seconds": seconds, "mib": peak - before, "best": best.tolist()}
 
 
 def in_a_process(name: str, folder: Path, queries: int) -> dict:

@@ -7,14 +7,13 @@ same music made whole.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
 
 import torch
 
-from musiccm.commands._timing import row
+from musiccm.commands._timing import peak_mib, row
 from musiccm.pipeline import Pipeline
 
 STEPS, PROMPT = 4, "a calm piano melody over soft strings, 80 bpm"
@@ -27,7 +26,7 @@ def play(bundle: str, seconds: float, whole: bool) -> dict[str, float]:
     """One piece, in a process of its own."""
     pipeline = Pipeline.from_pretrained(bundle).to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline(PROMPT, STEPS)  # warm-up; it passes every network
-    before = peak_bytes()
+    before = peak()
     start = time.perf_counter()
     first, samples, calls = 0.0, 0, 0
     if whole:
@@ -41,13 +40,12 @@ def play(bundle: str, seconds: float, whole: bool) -> dict[str, float]:
             samples += len(chunk)
     spent = time.perf_counter() - start
     return {"first_s": first, "calls": calls, "work": spent / (samples / pipeline.sample_rate_hz),
-            "growth": (peak_bytes() - before) / 2**20}
+            "growth": peak() - before}
 
 
-def peak_bytes() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak() -> float:
+    """MiB, on the GPU where there is one."""
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_mib()
 
 
 def run(bundle: str) -> list[dict]:

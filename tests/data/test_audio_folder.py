@@ -58,7 +58,7 @@ def test_batches_hold_one_length_and_rate_and_every_clip_once(folder: Path) -> N
     mono = samples.mean(axis=1)
     assert whole["b"][1] == rate_hz
     torch.testing.assert_close(whole["b"][0], torch.from_numpy(mono - mono.mean()))
-    first = next(b for b in clip_batches(found.clips, channel=0, duration_s=0.5) if "b" in b.ids)
+    first = next(b for b in clip_batches(found.clips, channel="first", duration_s=0.5) if "b" in b.ids)
     cut = samples[: round(0.5 * rate_hz), 0]
     torch.testing.assert_close(first.waveform_BS[0], torch.from_numpy(cut - cut.mean()))
 

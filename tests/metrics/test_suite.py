@@ -91,7 +91,7 @@ def test_an_index_of_the_training_set_takes_the_place_of_its_rows() -> None:
     row, nearest = suite.compute()
     assert (row["sim_aa_90"], row["sim_aa_95"]) == (1.0, 1.0)
     assert [match["nearest_id"] for match in nearest] == ["t0", "t1"]
-    assert suite.references()["n_gallery"] == 2
+    assert suite.references()["n_retrieval_max_gallery"] == 2
 
 
 def test_attributes_are_the_taggers() -> None:

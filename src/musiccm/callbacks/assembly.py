@@ -185,11 +185,15 @@ def cache_key(
         digest.update(repr(list(train_clap[0])).encode())
         digest.update(train_clap[1].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     networks = evaluator.suite.networks
+    references = [evaluator.reference_digest]
+    if trainer.world_size > 1:  # each rank has heard its own clips
+        references = [""] * trainer.world_size
+        torch.distributed.all_gather_object(references, evaluator.reference_digest)
     return {
         "bundle": system.bundle.content_hash(),
         "embedders": {name: embedder.fingerprint for name, embedder in evaluator.listener.embedders.items()},
         "figures": {name: sorted(key for key, _ in network.named_children()) for name, network in networks.items()},
-        "reference": evaluator.reference_digest,
+        "reference": references,
         "train": digest.hexdigest(),
         "seed": evaluator.seed,
         "batch_size": evaluator.batch_size,

@@ -99,9 +99,20 @@ class Evaluation(pl.Callback):
     ) -> None:
         if not embedders:
             raise MusiccmError("evaluation.embedders: expected at least one name, found none")
-        for name, value in {"limit": limit, "batch_size": batch_size, "val_limit": val_limit}.items():
+        least = {"limit": limit, "batch_size": batch_size, "val_limit": val_limit}
+        for name, counts in {"steps": steps, "teacher_steps": teacher_steps, "val_steps": val_steps,
+                             "val_teacher_steps": val_teacher_steps}.items():
+            least[name] = min(counts, default=1)
+        for name, value in least.items():
             if value < 1:
                 raise MusiccmError(f"evaluation.{name}: expected at least 1, found {value}")
+        if every_n_validations < 0:
+            raise MusiccmError(f"evaluation.every_n_validations: expected 0, which is never, or more, found "
+                               f"{every_n_validations}")
+        for name, asked in {"kad": kad, "fd_inf": fd_inf}.items():
+            if unknown := sorted(set(asked) - set(embedders)):
+                raise MusiccmError(f"evaluation.{name}: expected names among evaluation.embedders, {list(embedders)}, "
+                                   f"found {unknown}")
         if time_budget_s is not None and not time_budget_s > 0:
             raise MusiccmError(f"evaluation.time_budget_s: expected more than 0 or null, found {time_budget_s}")
         self.steps, self.teacher_steps = list(steps), list(teacher_steps)
@@ -169,6 +180,7 @@ class Evaluation(pl.Callback):
             cache=self._cache(trainer),
             cache_key=cache_key(trainer, pl_module, evaluator, train_clap, count),
             share=trainer.strategy.broadcast,
+            writes=trainer.is_global_zero,
         )
         references = evaluator.suite.references() | real_distance(trainer, data, evaluator, self.limit)
         folder, experiment = run_folder(trainer)
@@ -211,6 +223,7 @@ class Evaluation(pl.Callback):
             cache=self._cache(trainer),
             cache_key=cache_key(trainer, pl_module, evaluator, train_clap_of(data_of(trainer, "validate")), n),
             share=trainer.strategy.broadcast,
+            writes=trainer.is_global_zero,
             limit=local_count(trainer, n),
         ) if contenders else {}
         return {

@@ -29,6 +29,7 @@ def run_table(
     cache: RowCache | None = None,
     cache_key: Mapping[str, Any] | None = None,
     share: Callable[[Any], Any] = lambda value: value,
+    writes: bool = True,
     limit: int | None = None,
 ) -> dict[str, Outcome]:
     """Score every contender; teachers are looked up in the cache first.
@@ -41,6 +42,7 @@ def run_table(
         cache: Where teachers' rows are kept.
         cache_key: What they depend on beside model, steps and guidance.
         share: Gives every rank what rank zero found in the cache, so that all take the same way.
+        writes: Whether this process fills the cache: rank zero, whose files are looked up.
         limit: See `Evaluator.run`.
 
     Returns:
@@ -59,7 +61,7 @@ def run_table(
             outcome.kept = evaluator.samples(contender, keep) if keep else {}
         else:
             outcome = evaluator.run(contender, keep, limit)
-            if keyed:
+            if keyed and writes:
                 keyed.put(key, {"row": outcome.row, "nearest": outcome.nearest})
         outcomes[contender.label] = outcome
     return outcomes

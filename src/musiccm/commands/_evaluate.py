@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,10 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from musiccm.commands._hear_folder import hear_folder
-from musiccm.commands._index import CONDITIONER_PARTS
+from musiccm.commands._index import CONDITIONER_PARTS, choose_device
 from musiccm.commands._plagiarism import index_ear
 from musiccm.data.audio_folder import AudioFolder, FolderClip, clip_batches, read_audio_folder, read_captions
 from musiccm.errors import MusiccmError
+from musiccm.metrics.clap_windows import ClapWindows
 from musiccm.metrics.embedders import Embedder, load_embedder
 from musiccm.metrics.index import TrainingIndex
 from musiccm.metrics.listener import Listener
@@ -49,7 +51,7 @@ class Task:
     train: str | None = None
     clap: str | None = None
     duration_s: float | None = None
-    channel: str | int = "mean"
+    channel: str = "mean"
     batch_size: int = 16
     device: str = "auto"
     also: Sequence[str] = ()
@@ -80,14 +82,20 @@ def evaluate(task: Task) -> dict[str, Any]:
     Raises:
         MusiccmError: A folder, file of weights or option that cannot be used, named.
     """
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if task.device == "auto" else task.device)
+    if task.batch_size < 1:
+        raise MusiccmError(f"--batch-size: expected at least 1, found {task.batch_size}")
+    device = torch.device(choose_device(task.device))
+    index = None if task.train is None else opened_index(task)
     captions = None if task.captions is None else read_captions(task.captions)
     embedders = [load_embedder(name, path, task.bundle, device) for name, path in task.embedders.items()]
     clap = None
     if captions is not None:
         clap = load_embedder("clap", task.clap, task.bundle, device)
     shortest = max(embedder.min_duration_s for embedder in [*embedders, *([clap] if clap else [])])
-    folders = {side: read_audio_folder(path, shortest, progress=True)
+    if task.duration_s is not None and not task.duration_s >= shortest:
+        raise MusiccmError(f"--seconds: expected at least the {shortest:g} s that the networks hear, found "
+                           f"{task.duration_s:g}")
+    folders = {side: read_audio_folder(path, shortest, task.channel, progress=True)
                for side, path in (("generated", task.generated), ("reference", task.reference))}
     for folder in folders.values():
         if len(folder.clips) < 2:
@@ -95,35 +103,49 @@ def evaluate(task: Task) -> dict[str, Any]:
     run = _Run(task, embedders, clap, folders, captions, device)
     run.hear_all()
     result = run.result()
-    return result if task.train is None else with_sim_aa(result, task, str(device))
+    return result if index is None else with_sim_aa(result, task, *index)
 
 
-def with_sim_aa(result: dict[str, Any], task: Task, device: str) -> dict[str, Any]:
-    """Add the plagiarism check's rates; CLAP hears windows as the index was heard.
-
-    Args:
-        result: What `evaluate` found.
-        task: With the index.
-        device: Where to compute.
-
-    Returns:
-        The result with `sim_aa_90`, `sim_aa_95` of both sides and the nearest training clip of each generated one.
+def opened_index(task: Task) -> tuple[TrainingIndex, ClapWindows]:
+    """The index of `--train` and a CLAP that hears as the index was heard.
 
     Raises:
         MusiccmError: The index cannot be used, or was built with another CLAP.
     """
     index = TrainingIndex(str(task.train))
     bundle = Bundle.from_pretrained(task.bundle or index.about["bundle"], parts=CONDITIONER_PARTS)
-    ear = index_ear(index, bundle, device, task.batch_size, workers=2)
+    return index, index_ear(index, bundle, choose_device(task.device), task.batch_size, workers=2)
+
+
+def with_sim_aa(result: dict[str, Any], task: Task, index: TrainingIndex, ear: ClapWindows) -> dict[str, Any]:
+    """Add the plagiarism check's rates, which are of whole files: CLAP hears windows as the index was heard.
+
+    Args:
+        result: What `evaluate` found.
+        task: With the folders.
+        index: The training clips.
+        ear: What hears.
+
+    Returns:
+        The result with `sim_aa_90`, `sim_aa_95` of both sides, the clips behind them, and the nearest training clip of
+        each generated one.
+    """
     for side, folder in (("generated", task.generated), ("reference", task.reference)):
         heard = hear_folder(ear, folder)
+        known = {item["path"] for item in result["left_out"][side]}
+        result["left_out"][side] += [{"id": Path(item["path"]).stem, **item} for item in heard.left_out
+                                     if item["path"] not in known and item["reason"] != "not_audio"]
         found = nearest_clips(index, Queries(heard.rows, [len(starts) for starts in heard.starts_s]), 1)
         maxima = found.cosine_QK[:, 0]
         if side == "reference":
             result["references"] |= {f"test_set_{key}": value for key, value in rates(maxima).items()}
+            result["references"]["n_test_set_sim_aa"] = len(heard.ids)
             continue
-        result["figures"] |= rates(maxima)
-        nearest = zip(heard.ids, found.clip_QK[:, 0].tolist(), maxima.tolist(), strict=True)
+        result["figures"] |= rates(maxima) | {"n_sim_aa": len(heard.ids)}
+        if task.duration_s is not None or task.channel != "mean":
+            result["notes"].append("SIM_AA hears whole files and the mean of their channels")
+        names = [Path(name).with_suffix("").as_posix() for name in heard.ids]
+        nearest = zip(names, found.clip_QK[:, 0].tolist(), maxima.tolist(), strict=True)
         result["nearest"] = [{"clip": name, "nearest": index.ids[clip], "cosine": cosine}
                              for name, clip, cosine in sorted(nearest, key=lambda match: (-match[2], match[0]))]
     return result
@@ -182,7 +204,8 @@ class _Run:
     def result(self) -> dict[str, Any]:
         """Figures and everything that a reader needs to trust them."""
         figures, _ = self.suite.compute()
-        figures = {key: value for key, value in figures.items() if not key.startswith(("sim_aa", "ta_sim", "n"))}
+        figures = {key: value for key, value in figures.items() if key not in ("n", "n_reference")
+                   and not key.startswith(("sim_aa", "ta_sim"))}
         references: dict[str, Any] = {}
         if self.text is not None:
             found, references = self.text.compute()
@@ -201,7 +224,7 @@ class _Run:
             "left_out": {side: [vars(item) for item in folder.left_out] for side, folder in self.folders.items()},
             "unpaired": {side: sorted({clip.id for clip in folder.clips} - self.paired)
                          for side, folder in self.folders.items()},
-            "notes": notes(self.folders, self.paired),
+            "notes": notes(self.folders, self.paired, self.task.duration_s),
         }
 
     def _second_column(self) -> dict[str, float]:
@@ -246,20 +269,23 @@ class TextSimilarity:
         """`ta_similarity` of the generated clips, and the two figures that put it in proportion."""
         found = self.similarity["generated"].compute()
         best = self.similarity["generated"].retrieval_max(torch.cat(self.gallery))
-        references = {"retrieval_max_ta": best["retrieval_max_ta"], "retrieval_max_n_gallery": best["n_gallery"]}
+        references = {"retrieval_max_ta": best["retrieval_max_ta"], "retrieval_max_gallery": "reference",
+                      "n_retrieval_max_gallery": best["n_gallery"]}
         if self.similarity["reference"].joined("text").numel():
             real = self.similarity["reference"].compute()
-            references |= {"test_set_ta": real["ta_similarity"], "test_set_ta_n": real["n"]}
+            references |= {"test_set_ta": real["ta_similarity"], "n_test_set_ta": real["n"]}
         return {"ta_similarity": found["ta_similarity"]}, references
 
 
-def notes(folders: dict[str, AudioFolder], paired: set[str]) -> list[str]:
+def notes(folders: dict[str, AudioFolder], paired: set[str], seconds: float | None = None) -> list[str]:
     """What a reader of the figures should know about the two sets."""
     found = []
     for side, folder in folders.items():
         if folder.left_out:
             found.append(f"{len(folder.left_out)} {side} files were left out: the figures are of the others only")
-    lengths = {side: statistics.median(clip.audio.duration_s for clip in folder.clips)
+        if brief := sum(clip.audio.duration_s < (seconds or 0) for clip in folder.clips):
+            found.append(f"{brief} {side} clips are shorter than --seconds {seconds:g}, and were heard whole")
+    lengths = {side: statistics.median(min(clip.audio.duration_s, seconds or math.inf) for clip in folder.clips)
                for side, folder in folders.items()}
     short, long = sorted(lengths.values())
     if long > short * (1 + LENGTH_TOLERANCE):

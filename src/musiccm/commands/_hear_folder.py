@@ -76,9 +76,8 @@ def hear_folder(ear: ClapWindows, folder: Path, most_windows: int | None = None)
         kept.append(mine)
     if not kept:
         reasons = sorted({item["reason"] for item in heard.left_out})
-        raise MusiccmError(f"{folder}: no audio that can be used" + (
-            f": {len(heard.left_out)} files were left out ({', '.join(reasons)})" if reasons else
-            f"; expected files ending in {', '.join(AUDIO_SUFFIXES)}"))
+        raise MusiccmError(f"{folder}: no audio that can be used: {len(heard.left_out)} files were left out "
+                           f"({', '.join(reasons)})")
     heard.rows = torch.cat(kept)
     return heard
 

@@ -47,18 +47,21 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         MusiccmError: A folder, index or bundle that cannot be used, or no file that can be.
     """
-    for name in ("top", "pairs"):
-        if getattr(args, name) < 1:
-            raise MusiccmError(f"--{name}: expected at least 1, found {getattr(args, name)}")
+    least = {"top": 1, "pairs": 1, "nprobe": 1, "batch_size": 1, "train_clips": 0}
+    for name, smallest in least.items():
+        if getattr(args, name) < smallest:
+            raise MusiccmError(f"--{name.replace('_', '-')}: expected at least {smallest}, found {getattr(args, name)}")
+    if not -1 <= args.copy_above <= 1:
+        raise MusiccmError(f"--copy-above: expected a correlation from -1 to 1, found {args.copy_above}")
     index, out = TrainingIndex(args.index), Path(args.out)
     for folder in filter(None, (args.generated, args.reference)):
         if out.resolve().is_relative_to(Path(folder).resolve()):
             raise MusiccmError(f"--out {out}: lies in {folder}, and its audio would be taken for clips the next time; "
                                "name a folder elsewhere")
-    bundle = Bundle.from_pretrained(args.bundle or index.about["bundle"], parts=CONDITIONER_PARTS)
-    ear = index_ear(index, bundle, choose_device(args.device), args.batch_size, args.workers)
+    bundle, device = Bundle.from_pretrained(args.bundle or index.about["bundle"], CONDITIONER_PARTS), choose_device(
+        args.device)
+    ear = index_ear(index, bundle, device, args.batch_size, args.workers)
     search, description, exact = _searcher(index, args)
-    device = choose_device(args.device)
 
     generated = hear_folder(ear, Path(args.generated))
     counts = [len(starts) for starts in generated.starts_s]

@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     task = Task(
         generated=Path(args.generated), reference=Path(args.reference), embedders=pairs_of(args.embedder),
         bundle=args.bundle, captions=args.captions, train=args.train, clap=args.clap, duration_s=args.seconds,
-        channel=0 if args.channel == "first" else "mean", batch_size=args.batch_size, device=args.device,
+        channel=args.channel, batch_size=args.batch_size, device=args.device,
         also=[name for name in ("kad", "fd_inf") if getattr(args, name)],
         reference_implementation=args.reference_implementation,
     )

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 
 def ablation_files(config: Path) -> list[Path]:
-    """The experiments in `ablations/` beside an experiment file that are laid over it.
+    """The experiments in `ablations/` beside an experiment file that are laid directly over it.
 
     Args:
         config: The experiment file.
@@ -129,6 +129,8 @@ def student_row(run: dict[str, Any]) -> dict[str, Any] | None:
 
 def grid(heads: list[str], body: list[list[Any]]) -> list[str]:
     """Lines of a Markdown table; columns without any value are left out."""
+    if not body:
+        return ["nothing to show"]
     kept = [column for column in range(len(heads)) if any(line[column] is not None for line in body)]
     lines = [f"| {' | '.join(heads[c] for c in kept)} |", "|" + "---|" * len(kept)]
     return lines + [f"| {' | '.join(cell(line[c]) for c in kept)} |" for line in body]

@@ -59,12 +59,15 @@ class AudioFolder:
         return text + ("; left out: " + ", ".join(f"{n} {r}" for r, n in sorted(reasons.items())) if reasons else "")
 
 
-def read_audio_folder(root: str | Path, min_duration_s: float = 0.0, progress: bool = False) -> AudioFolder:
+def read_audio_folder(
+    root: str | Path, min_duration_s: float = 0.0, channel: str = "mean", progress: bool = False
+) -> AudioFolder:
     """Decode every audio file of a folder once and say which can be used.
 
     Args:
         root: The folder.
         min_duration_s: Shorter files are left out.
+        channel: `mean` of the channels or the `first`: what is silent or NaN is judged on it.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -86,7 +89,7 @@ def read_audio_folder(root: str | Path, min_duration_s: float = 0.0, progress: b
     folder = AudioFolder(root, others=[path for path in files if path.suffix.lower() not in AUDIO_SUFFIXES])
     with ThreadPoolExecutor() as pool, tqdm(total=len(paths), desc=f"reading {root.name}", unit="file",
                                             disable=not progress, dynamic_ncols=True) as bar:
-        found = pool.map(lambda path: examine_file(AudioFile(path), min_duration_s), paths)
+        found = pool.map(lambda path: examine_file(AudioFile(path), min_duration_s, channel), paths)
         for clip_id, path, result in zip(ids, paths, found, strict=True):
             if isinstance(result, Fault):
                 folder.left_out.append(BadItem(clip_id, str(path), result.reason, result.detail))
@@ -110,7 +113,7 @@ class ClipBatch(NamedTuple):
 
 
 class _Files(Dataset):
-    def __init__(self, clips: Sequence[FolderClip], duration_s: float | None, channel: str | int) -> None:
+    def __init__(self, clips: Sequence[FolderClip], duration_s: float | None, channel: str) -> None:
         self.clips, self.duration_s, self.channel = list(clips), duration_s, channel
 
     def __getitem__(self, item: int) -> tuple[Tensor, int, str]:
@@ -127,8 +130,7 @@ def clip_batches(
     clips: Sequence[FolderClip],
     batch_size: int = 16,
     duration_s: float | None = None,
-    channel: str | int = "mean",
-    num_workers: int = 0,
+    channel: str = "mean",
 ) -> Iterator[ClipBatch]:
     """Read clips, in batches of one length and rate; the mean of each is removed, its level stays.
 
@@ -136,8 +138,7 @@ def clip_batches(
         clips: The clips.
         batch_size: At most so many together.
         duration_s: Take this much from the start of each; None takes all.
-        channel: `"mean"` of the channels, or a channel number (published tools take the first).
-        num_workers: Processes that decode.
+        channel: `mean` of the channels, or the `first`, which published tools take.
 
     Yields:
         Batches, shortest clips first.
@@ -153,7 +154,7 @@ def clip_batches(
             batches.append([])
         batches[-1].append(item)
     data = _Files(clips, duration_s, channel)
-    yield from DataLoader(data, batch_sampler=batches, collate_fn=_collate, num_workers=num_workers)
+    yield from DataLoader(data, batch_sampler=batches, collate_fn=_collate)
 
 
 def read_captions(path: str | Path) -> dict[str, str]:

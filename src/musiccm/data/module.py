@@ -114,9 +114,14 @@ class MusicDataModule(pl.LightningDataModule):
             raise MusiccmError(f"data.kind must be one of {', '.join(KINDS)}, found {kind!r}")
         if kind == "latent" and cache_dir is None:
             raise MusiccmError("data.cache_dir is needed where data.kind is 'latent'")
-        for name, value in {"clip_samples": clip_samples, "batch_size": batch_size, "val_clips": val_clips}.items():
-            if value < 1:
+        least = {"clip_samples": clip_samples, "batch_size": batch_size, "val_clips": val_clips,
+                 "eval_batch_size": eval_batch_size, "eval_limit": eval_limit, "windows_per_track": windows_per_track}
+        for name, value in least.items():
+            if value is not None and value < 1:
                 raise MusiccmError(f"data.{name} must be at least 1, found {value}")
+        if num_workers < 0 or not 0 <= max_bad_fraction <= 1:
+            raise MusiccmError(f"data: expected num_workers of at least 0 and a max_bad_fraction from 0 to 1, found "
+                               f"{num_workers} and {max_bad_fraction}")
         specs = single_corpus(root) if root is not None else parse_corpora(corpora or [])
         self.conversion = Conversion(channel, resampler, level)
         self.corpora = Corpora(specs, Rules(min_duration_s, max_bad_fraction, strict, channel=channel))

@@ -89,7 +89,7 @@ class ClapWindows:
         self.batch_size, self.workers = batch_size, max(1, workers)
         if min(self.window_samples, self.hop_samples, batch_size) < 1:
             raise MusiccmError(f"CLAP windows: expected a positive window, hop and batch size, found {window_samples} "
-                               f"and {self.hop_samples} samples, {batch_size}; set --hop-s above 0")
+                               f"and {self.hop_samples} samples, {batch_size}; check --hop-s and --batch-size")
 
     @classmethod
     def of_bundle(

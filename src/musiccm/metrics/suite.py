@@ -180,14 +180,15 @@ class MetricSuite(nn.Module):
         result: dict[str, Any] = {}
         if self.real_ta is not None:
             real = self.real_ta.compute()
-            result |= {"test_set_ta": real["ta_similarity"], "n": real["n"]}
+            result |= {"test_set_ta": real["ta_similarity"], "n_test_set_ta": real["n"]}
             if self.gallery_ND is not None:
                 best = self.real_ta.retrieval_max(self.gallery_ND)
                 result |= {"retrieval_max_ta": best["retrieval_max_ta"], "retrieval_max_gallery": "train"}
-                result |= {"n_gallery": best["n_gallery"]}
+                result |= {"n_retrieval_max_gallery": best["n_gallery"]}
         if self.real_sim_aa is not None:
             found = self.real_sim_aa.compute()
-            result |= {f"test_set_{key}": found[key] for key in ("sim_aa_90", "sim_aa_95")} | {"n": found["n"]}
+            result |= {f"test_set_{key}": found[key] for key in ("sim_aa_90", "sim_aa_95")} | {
+                "n_test_set_sim_aa": found["n"]}
         return result
 
     def _update_clap(
