@@ -75,7 +75,20 @@ def _dispatch(arguments: list[str]) -> int:
         raise MusiccmError(f"there is no command {name!r}{hint}\nCommands: {', '.join(known)} (musiccm --help)")
     if name in commands.TRAINER_COMMANDS:
         rest = merge_config_arguments(name, rest)
-    return commands.load(name)(rest)
+    try:
+        code = commands.load(name)(rest)
+    except SystemExit:
+        _leave_group()
+        raise
+    _leave_group()
+    return code
+
+
+def _leave_group() -> None:
+    """Take this process out of its group, whose threads would abort an interpreter that ends before them."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def usage() -> str:
@@ -89,7 +102,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "fit, validate, test and predict take --config experiments/NAME.yaml; every value in the file can be",
+            "fit, validate and test take --config experiments/NAME.yaml; every value in the file can be",
             "overridden on the command line, as in --trainer.max_steps 100. --ckpt_path takes a file, or `newest`.",
         ]
     )

@@ -86,14 +86,14 @@ def test_two_processes_log_and_write_what_one_does(tmp_path: Path, monkeypatch: 
             assert values["val/n_1"] == values["val/n_teacher_1"] == n
             if budget_s is None:
                 assert {k: v for k, v in values.items() if is_figure(k)} == pytest.approx(
-                    {k: v for k, v in alone["val_None"].items() if is_figure(k)}, rel=1e-5
+                    {k: v for k, v in alone["val_None"].items() if is_figure(k)}, rel=1e-4
                 )
     tables = [json.loads((tmp_path / who / "tiny" / "version_None" / "results.json").read_text())
               for who in ("one", "two")]
     for one, two in zip(tables[0]["rows"], tables[1]["rows"], strict=True):
         assert {k: v for k, v in two.items() if isinstance(v, float) and is_figure(k)} == pytest.approx(
-            {k: v for k, v in one.items() if isinstance(v, float) and is_figure(k)}, rel=1e-5
+            {k: v for k, v in one.items() if isinstance(v, float) and is_figure(k)}, rel=1e-4
         )
     one, two = (table["references"] for table in tables)
     assert two.pop("retrieval_max_gallery") == one.pop("retrieval_max_gallery")
-    assert two == pytest.approx(one, rel=1e-5)
+    assert two == pytest.approx(one, rel=1e-4)
