@@ -22,9 +22,11 @@ from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
 from musiccm.models.codec import LatentCodec
+from musiccm.models.fast_decoder import FastDecoder
 from musiccm.systems.stages.audiomae import AudioMaeStage
 from musiccm.systems.stages.base import Stage, warmup_cosine
 from musiccm.systems.stages.clap import ClapStage
+from musiccm.systems.stages.decoder import DecoderStage
 from musiccm.systems.stages.tagger import TaggerStage, group_accuracy
 from musiccm.systems.stages.teacher import TeacherStage, scale_condition, start_unet_at_identity
 from musiccm.systems.stages.vae import VaeStage, start_at_scale, start_posterior_at
@@ -222,6 +224,46 @@ def test_vocoder_refuses_a_mel_of_other_dimensions():
     config = plain(make_vocoder().config.to_dict()) | {"upsample_rates": [5, 4, 2, 2, 1]}
     with pytest.raises(MusiccmError, match="product of upsample_rates is 80.*160"):
         VocoderStage(config)
+
+
+def decoder_config(bundle: Path, **changed: int) -> dict[str, int]:
+    codec = Bundle.from_pretrained(bundle, ["vae"]).codec(with_vocoder=False)
+    factor = codec.downsampling // codec.latent_patch
+    fitting = {"latent_channels": codec.vae.config.latent_channels, "latent_bins": codec.mel.n_mels // factor,
+               "latent_hop": codec.mel.hop_length * factor, "hop_length": codec.mel.hop_length, "n_fft": 640,
+               "width": 16, "hidden": 24, "latent_blocks": 1, "blocks": 1}
+    return fitting | changed
+
+
+def test_decoder_from_clips_and_from_the_slow_pair(corpus: Path, bundle: Path, tmp_path: Path):
+    stage = DecoderStage(
+        decoder_config(bundle), bundle=str(bundle), warmup_steps=1, fft_sizes=(256, 512), adversarial_weight=0.1,
+        discriminator={"fft_sizes": (256,), "width": 4}, distilled_share=0.5,
+    )
+    judge = copy.deepcopy(stage.judge.state_dict())
+    quality = run(stage, data(corpus), tmp_path)
+    assert {"mel_l1", "slow_mel_l1"} <= set(quality) and 0 < quality["gflop_a_second"]
+    saved = FastDecoder.from_pretrained(bundle / "decoder").state_dict()
+    torch.testing.assert_close(saved, stage.part.state_dict())
+    assert any(not torch.equal(judge[name], value) for name, value in stage.judge.state_dict().items())
+    assert not any("codec" in key or "vae" in key for key in stage.state_dict())
+    # diffusers, which knows no such class, is not told of it
+    assert "decoder" not in json.loads((bundle / "model_index.json").read_text())
+
+
+def test_decoder_learns_what_the_slow_pair_makes_of_pushed_latents(corpus: Path, bundle: Path):
+    stage = DecoderStage(decoder_config(bundle), bundle=str(bundle), distilled_share=1.0, distilled_noise=0.0)
+    datamodule = data(corpus)
+    datamodule.setup("fit")
+    batch = next(iter(datamodule.train_dataloader()))
+    latents, target = stage.pairs(batch, torch.Generator().manual_seed(0))
+    folded = torch.nn.functional.pixel_unshuffle(latents, stage.codec.latent_patch)
+    torch.testing.assert_close(target, stage.codec.decode(folded), atol=1e-5, rtol=1e-4)
+
+
+def test_decoder_refuses_latents_of_another_vae(bundle: Path):
+    with pytest.raises(MusiccmError, match="decoder.latent_bins is 3"):
+        DecoderStage(decoder_config(bundle, latent_bins=3), bundle=str(bundle))
 
 
 def test_audiomae(corpus: Path, tmp_path: Path):
