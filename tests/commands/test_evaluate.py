@@ -126,6 +126,19 @@ def test_sim_aa_against_an_index_of_the_references(folders, tmp_path: Path) -> N
     assert result["figures"]["sim_aa_90"] == pytest.approx(above) and above > 0
 
 
+def test_a_clap_that_hears_for_two_figures_hears_once(folders, tmp_path: Path, monkeypatch) -> None:
+    from musiccm.metrics.embedders.clap import ClapEmbedder
+
+    heard: list[int] = []
+    hear = ClapEmbedder.hear
+    monkeypatch.setattr(ClapEmbedder, "hear", lambda self, wave: heard.append(len(wave)) or hear(self, wave))
+    captions = tmp_path / "captions.json"
+    captions.write_text(json.dumps({f"clip{n:02d}": "a calm piano" for n in range(N)}))
+    assert evaluate(*folders, "--embedder", "clap", "--captions", str(captions)) == 0
+    assert result_of(folders[0])["figures"]["fd_bundle_clap"] > 0
+    assert sum(heard) == 2 * N + 1  # and the tone that tells whether it classifies
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--generated", "nowhere"], "nowhere: no such folder"),
     (["--embedder", "ear"], "embedder 'ear': expected one of"),

@@ -63,9 +63,7 @@ def test_the_full_size_decoder_costs_less_than_40_gflop() -> None:
     with torch.device("meta"):
         full, latents = FastDecoder({}), torch.empty(1, 8, 256, 16)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        full.head(full.norm(torch.empty(1, 1024, 512, device="meta")))
-        x = full.slow(full.embed(latents.transpose(2, 3).flatten(1, 2)))
-        full.fast(full.expand(x.transpose(1, 2)).unflatten(2, (4, 512)).flatten(1, 2).transpose(1, 2))
+        assert full(latents).shape == (1, 256 * 640)
     assert 20e9 < counter.get_total_flops() < 40e9
 
 

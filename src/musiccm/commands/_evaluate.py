@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +12,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from musiccm.commands._device import choose_device
+from musiccm.commands._evaluate_report import notes
 from musiccm.commands._hear_folder import hear_folder
-from musiccm.commands._index import CONDITIONER_PARTS, choose_device
+from musiccm.commands._index import CONDITIONER_PARTS
 from musiccm.commands._plagiarism import index_ear
 from musiccm.data.audio_folder import AudioFolder, FolderClip, clip_batches, read_audio_folder, read_captions
 from musiccm.errors import MusiccmError
 from musiccm.metrics.clap_windows import ClapWindows
 from musiccm.metrics.embedders import Embedder, load_embedder
+from musiccm.metrics.embedders.clap import ClapEmbedder
 from musiccm.metrics.index import TrainingIndex
 from musiccm.metrics.listener import Listener
 from musiccm.metrics.nearest import Queries, nearest_clips
@@ -35,8 +36,6 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 #: What the field's tables are made with.
 DEFAULT_EMBEDDERS = ("pann", "vgg")
-# Lengths that differ by more than this share are pointed out: distances follow them.
-LENGTH_TOLERANCE = 0.05
 
 
 @dataclass
@@ -90,7 +89,8 @@ def evaluate(task: Task) -> dict[str, Any]:
     embedders = [load_embedder(name, path, task.bundle, device) for name, path in task.embedders.items()]
     clap = None
     if captions is not None:
-        clap = load_embedder("clap", task.clap, task.bundle, device)
+        heard = [embedder for embedder in embedders if isinstance(embedder, ClapEmbedder) and task.clap is None]
+        clap = heard[0] if heard else load_embedder("clap", task.clap, task.bundle, device)
     shortest = max(embedder.min_duration_s for embedder in [*embedders, *([clap] if clap else [])])
     if task.duration_s is not None and not task.duration_s >= shortest:
         raise MusiccmError(f"--seconds: expected at least the {shortest:g} s that the networks hear, found "
@@ -195,7 +195,9 @@ class _Run:
             else:
                 self.suite.update(features, None, batch.ids, paired=paired)
             if self.text is not None:
-                self.text.update(side, waveform_BS, batch.sample_rate_hz, batch.ids)
+                heard = features.heard[self.clap.name] if self.clap in self.listener.embedders.values() else (
+                    self.clap(waveform_BS, batch.sample_rate_hz))
+                self.text.update(side, heard.embedding_RE.cpu(), batch.ids)
             if task.reference_implementation:
                 for name, heard in features.heard.items():
                     self.kept[side][name].add(batch.ids, heard)
@@ -255,9 +257,8 @@ class TextSimilarity:
             raise MusiccmError(f"{path}: no caption for {len(missing)} of {len(names)} generated clips, first "
                                f"{missing[0]}; expected one for each, under its path without the suffix")
 
-    def update(self, side: str, waveform_BS: Tensor, sample_rate_hz: int, ids: Sequence[str]) -> None:
+    def update(self, side: str, audio_BD: Tensor, ids: Sequence[str]) -> None:
         """Add clips; references without a caption stand for themselves in the gallery alone."""
-        audio_BD = self.clap(waveform_BS, sample_rate_hz).embedding_RE.cpu()
         if side == "reference":
             self.gallery.append(audio_BD)
         asked = [n for n, clip_id in enumerate(ids) if clip_id in self.captions]
@@ -275,52 +276,3 @@ class TextSimilarity:
             real = self.similarity["reference"].compute()
             references |= {"test_set_ta": real["ta_similarity"], "n_test_set_ta": real["n"]}
         return {"ta_similarity": found["ta_similarity"]}, references
-
-
-def notes(folders: dict[str, AudioFolder], paired: set[str], seconds: float | None = None) -> list[str]:
-    """What a reader of the figures should know about the two sets."""
-    found = []
-    for side, folder in folders.items():
-        if folder.left_out:
-            found.append(f"{len(folder.left_out)} {side} files were left out: the figures are of the others only")
-        if brief := sum(clip.audio.duration_s < (seconds or 0) for clip in folder.clips):
-            found.append(f"{brief} {side} clips are shorter than --seconds {seconds:g}, and were heard whole")
-    lengths = {side: statistics.median(min(clip.audio.duration_s, seconds or math.inf) for clip in folder.clips)
-               for side, folder in folders.items()}
-    short, long = sorted(lengths.values())
-    if long > short * (1 + LENGTH_TOLERANCE):
-        found.append(f"generated clips last {lengths['generated']:.2f} s, references {lengths['reference']:.2f} s "
-                     "(medians): distances follow length; --seconds makes them equal")
-    rates = {side: folder.rates_hz for side, folder in folders.items()}
-    if set(rates["generated"]) != set(rates["reference"]):
-        found.append("sampling rates differ: " + "; ".join(
-            f"{side} {', '.join(f'{rate} Hz' for rate in rate_hz)}" for side, rate_hz in rates.items())
-            + "; all are resampled, but what a low rate lacks stays lacking")
-    if not paired:
-        found.append("no name occurs on both sides: KL is left out")
-    elif (unpaired := len(folders["generated"].clips) - len(paired)):
-        found.append(f"{unpaired} generated clips have no reference of their name: KL is of the {len(paired)} pairs")
-    return found
-
-
-def report(result: dict[str, Any]) -> str:
-    """The result as text: figures, their second column, and what was left out."""
-    second = result.get("reference_implementation")
-    lines = [f"n = {result['n']} generated, {result['n_reference']} references, {result['n_pairs']} pairs", ""]
-    heads = ["figure", "value"] + (["audioldm_eval"] if second is not None else [])
-    rows = [[key, _number(value), *([_number(second.get(key))] if second is not None else [])]
-            for key, value in result["figures"].items()]
-    rows += [[key, _number(value), *([""] if second is not None else [])]
-             for key, value in result["references"].items()]
-    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
-    for row in [heads, ["-" * width for width in widths], *rows]:
-        lines.append("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip())
-    if result["notes"]:
-        lines += ["", *(f"- {note}" for note in result["notes"])]
-    for side, items in result["left_out"].items():
-        lines += [f"- left out, {side}: {item['path']}: {item['reason']} ({item['detail']})" for item in items]
-    return "\n".join(lines) + "\n"
-
-
-def _number(value: Any) -> str:
-    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

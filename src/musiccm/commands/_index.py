@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from musiccm.audio.io import AUDIO_SUFFIXES
+from musiccm.commands._device import choose_device
 from musiccm.commands._encode import data_module
+from musiccm.data.audio_folder import files_below
 from musiccm.data.fingerprint import clips_fingerprint
 from musiccm.data.labels import Clip
 from musiccm.data.module import MusicDataModule
@@ -63,35 +64,12 @@ def prepare_index(args: argparse.Namespace) -> None:
         print(f"{out}: FAISS {build_faiss(index, None if args.faiss == 'auto' else args.faiss)}")
 
 
-def choose_device(name: str) -> str:
-    """The device of a name, where `auto` is a GPU if there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-def audio_files(root: Path) -> list[Path]:
-    """The files of a folder and all below it that are not hidden.
-
-    Args:
-        root: The folder.
-
-    Returns:
-        Paths in order, audio or not.
-
-    Raises:
-        MusiccmError: There is no such folder.
-    """
-    if not root.is_dir():
-        raise MusiccmError(f"{root}: no such folder; expected one with audio files in it")
-    return sorted(p for p in root.rglob("*")
-                  if p.is_file() and not any(part.startswith(".") for part in p.relative_to(root).parts))
-
-
 def _folder_clips(root: Path, out: Path) -> list[Clip]:
     """The clips of a plain folder; bad and repeated audio is reported beside the index."""
     if (root / "train").is_dir() and (root / "test").is_dir():
         raise MusiccmError(f"{root}: holds both train/ and test/; name {root / 'train'}, or held-out music would "
                            "count as training music")
-    paths = [path for path in audio_files(root) if path.suffix.lower() in AUDIO_SUFFIXES]
+    paths = [path for path in files_below(root) if path.suffix.lower() in AUDIO_SUFFIXES]
     if not paths:
         raise MusiccmError(f"{root}: no audio found; expected files ending in {', '.join(AUDIO_SUFFIXES)}")
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from musiccm import __version__
 from musiccm.audio.mel import LogMel
+from musiccm.commands._device import choose_device
 from musiccm.commands._hear_folder import HeardFolder, hear_folder
-from musiccm.commands._index import CONDITIONER_PARTS, choose_device
+from musiccm.commands._index import CONDITIONER_PARTS
 from musiccm.commands._plagiarism_page import write_page
 from musiccm.commands._plagiarism_pairs import Neighbour, Suspect, examine
 from musiccm.errors import MusiccmError
@@ -58,8 +59,8 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
         if out.resolve().is_relative_to(Path(folder).resolve()):
             raise MusiccmError(f"--out {out}: lies in {folder}, and its audio would be taken for clips the next time; "
                                "name a folder elsewhere")
-    bundle, device = Bundle.from_pretrained(args.bundle or index.about["bundle"], CONDITIONER_PARTS), choose_device(
-        args.device)
+    bundle = Bundle.from_pretrained(args.bundle or index.about["bundle"], CONDITIONER_PARTS)
+    device = choose_device(args.device)
     ear = index_ear(index, bundle, device, args.batch_size, args.workers)
     search, description, exact = _searcher(index, args)
 

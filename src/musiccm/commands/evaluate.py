@@ -16,7 +16,8 @@ def main(argv: list[str]) -> int:
         The exit code.
     """
     args = _parser().parse_args(argv)
-    from musiccm.commands._evaluate import Task, evaluate, pairs_of, report
+    from musiccm.commands._evaluate import Task, evaluate, pairs_of
+    from musiccm.commands._evaluate_report import report
     from musiccm.files import write_json
 
     task = Task(

@@ -34,15 +34,15 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     _check_together(args)
     paths = checked_outputs(args.out, len(args.prompts), [".wav"] if args.stream else [".wav", ".flac"], args.force)
-    import torch
 
+    from musiccm.commands._device import choose_device
     from musiccm.long_form import check_duration, check_texts
     from musiccm.pipeline import Pipeline
 
     check_texts(args.prompts)
     if args.seconds is not None and not args.stream:
         check_duration(args.seconds, advice="--stream makes longer music")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    device = choose_device(args.device)
     pipeline = Pipeline.from_pretrained(args.model).to(device)
     start = time.perf_counter()
     if args.stream:

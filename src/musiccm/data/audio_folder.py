@@ -59,6 +59,24 @@ class AudioFolder:
         return text + ("; left out: " + ", ".join(f"{n} {r}" for r, n in sorted(reasons.items())) if reasons else "")
 
 
+def files_below(root: Path) -> list[Path]:
+    """The files of a folder and all below it that are not hidden.
+
+    Args:
+        root: The folder.
+
+    Returns:
+        Paths in order, audio or not.
+
+    Raises:
+        MusiccmError: There is no such folder.
+    """
+    if not root.is_dir():
+        raise MusiccmError(f"{root}: no such folder; expected one with audio files in it")
+    return sorted(path for path in root.rglob("*") if path.is_file()
+                  and not any(part.startswith(".") for part in path.relative_to(root).parts))
+
+
 def read_audio_folder(
     root: str | Path, min_duration_s: float = 0.0, channel: str = "mean", progress: bool = False
 ) -> AudioFolder:
@@ -77,10 +95,7 @@ def read_audio_folder(
         MusiccmError: There is no such folder, no usable file in it, or two files of one name, such as a.wav and a.mp3.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise MusiccmError(f"{root}: no such folder; expected one with audio files")
-    files = sorted(path for path in root.rglob("*") if path.is_file()
-                   and not any(part.startswith(".") for part in path.relative_to(root).parts))
+    files = files_below(root)
     paths = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
     ids = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
     if twice := [name for name, n in Counter(ids).items() if n > 1]:

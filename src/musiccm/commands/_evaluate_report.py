@@ -1,0 +1,61 @@
+"""What `musiccm evaluate` says about two sets of clips and their figures."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+from musiccm.data.audio_folder import AudioFolder
+
+# Lengths that differ by more than this share are pointed out: distances follow them.
+LENGTH_TOLERANCE = 0.05
+
+
+def notes(folders: dict[str, AudioFolder], paired: set[str], seconds: float | None = None) -> list[str]:
+    """What a reader of the figures should know about the two sets."""
+    found = []
+    for side, folder in folders.items():
+        if folder.left_out:
+            found.append(f"{len(folder.left_out)} {side} files were left out: the figures are of the others only")
+        if brief := sum(clip.audio.duration_s < (seconds or 0) for clip in folder.clips):
+            found.append(f"{brief} {side} clips are shorter than --seconds {seconds:g}, and were heard whole")
+    lengths = {side: statistics.median(min(clip.audio.duration_s, seconds or math.inf) for clip in folder.clips)
+               for side, folder in folders.items()}
+    short, long = sorted(lengths.values())
+    if long > short * (1 + LENGTH_TOLERANCE):
+        found.append(f"generated clips last {lengths['generated']:.2f} s, references {lengths['reference']:.2f} s "
+                     "(medians): distances follow length; --seconds makes them equal")
+    rates = {side: folder.rates_hz for side, folder in folders.items()}
+    if set(rates["generated"]) != set(rates["reference"]):
+        found.append("sampling rates differ: " + "; ".join(
+            f"{side} {', '.join(f'{rate} Hz' for rate in rate_hz)}" for side, rate_hz in rates.items())
+            + "; all are resampled, but what a low rate lacks stays lacking")
+    if not paired:
+        found.append("no name occurs on both sides: KL is left out")
+    elif (unpaired := len(folders["generated"].clips) - len(paired)):
+        found.append(f"{unpaired} generated clips have no reference of their name: KL is of the {len(paired)} pairs")
+    return found
+
+
+def report(result: dict[str, Any]) -> str:
+    """The result as text: figures, their second column, and what was left out."""
+    second = result.get("reference_implementation")
+    lines = [f"n = {result['n']} generated, {result['n_reference']} references, {result['n_pairs']} pairs", ""]
+    heads = ["figure", "value"] + (["audioldm_eval"] if second is not None else [])
+    rows = [[key, _number(value), *([_number(second.get(key))] if second is not None else [])]
+            for key, value in result["figures"].items()]
+    rows += [[key, _number(value), *([""] if second is not None else [])]
+             for key, value in result["references"].items()]
+    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
+    for row in [heads, ["-" * width for width in widths], *rows]:
+        lines.append("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip())
+    if result["notes"]:
+        lines += ["", *(f"- {note}" for note in result["notes"])]
+    for side, items in result["left_out"].items():
+        lines += [f"- left out, {side}: {item['path']}: {item['reason']} ({item['detail']})" for item in items]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
