@@ -31,6 +31,7 @@ from musiccm.diffusion import (
 from musiccm.errors import MusiccmError
 from musiccm.losses.adversarial import discriminator_loss, generator_loss
 from musiccm.losses.distillation import distillation_loss
+from musiccm.models.acceleration import channels_last
 from musiccm.models.bundle import Bundle
 from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.models.discriminator import Discriminator
@@ -351,7 +352,7 @@ class MusicCM(pl.LightningModule):
             speed.recompute_activations([self.student, self.codec.vae])
         if stage == "fit" and self.optimization.channels_last:
             averages = [self.student_ema_target, self.student_ema_slow]
-            speed.channels_last([self.student, *averages, self.teacher, self.codec])
+            channels_last([self.student, *averages, self.teacher, self.codec])
 
     def configure_model(self) -> None:
         """Under `ModelParallelStrategy`, spread the four U-Nets over the processes; heads and decoders stay whole."""
