@@ -15,6 +15,7 @@ from musiccm.commands.generate import output_paths
 from musiccm.diffusion import consistency_boundary
 from musiccm.errors import MusiccmError
 from musiccm.export import StudentInfo, export_student
+from musiccm.models.acceleration import CpuConv2d
 from musiccm.models.bundle import Bundle
 from musiccm.models.codec import LatentCodec
 from musiccm.models.denoiser import Consistency, Denoiser
@@ -287,3 +288,37 @@ def test_commands_say_what_is_wrong(
         assert main(arguments) != 0, arguments
         assert said in capsys.readouterr().err, arguments
     assert not (tmp_path / "x").exists()
+
+
+def test_an_accelerated_pipeline_makes_the_same_sound(student_dir: Path, student: Pipeline, monkeypatch) -> None:
+    """Up to rounding, which few network calls do not blow up: differences 80 dB below the sound."""
+    monkeypatch.setattr("musiccm.models.acceleration.WIDE", 8)  # the test bundle's layers are narrow
+    fast = Pipeline.from_pretrained(student_dir).accelerate()
+    plain, ours = student(PROMPTS, steps=4, seed=1), fast(PROMPTS, steps=4, seed=1)
+    assert any(isinstance(layer, CpuConv2d) for layer in fast.denoiser.unet.modules())
+    assert (ours - plain).norm() < 1e-4 * plain.norm()
+    alone = fast(PROMPTS[:1], steps=4, seed=1)
+    assert (ours[:1] - alone).norm() < 1e-4 * alone.norm(), "the second prompt is nothing to the first"
+    assert not ours.is_inference() and not fast.compose(PROMPTS[0], 0.7, steps=1).is_inference()
+    for wrong in (fast.accelerate, lambda: fast.to("cpu")):
+        with pytest.raises(MusiccmError, match="accelerate"):
+            wrong()
+
+
+def test_a_compiled_pipeline_makes_the_same_sound(student_dir: Path, student: Pipeline, monkeypatch) -> None:
+    """Here the compiler hands the network back as it is, for a real one takes a minute to read it."""
+    asked = {}
+    monkeypatch.setattr(torch, "compile", lambda network, **options: asked.update(options) or network)
+    compiled = Pipeline.from_pretrained(student_dir).accelerate(backend="inductor")
+    assert asked == {"backend": "inductor", "mode": "reduce-overhead", "dynamic": False}
+    plain, ours = student(PROMPTS, steps=4, seed=1), compiled(PROMPTS, steps=4, seed=1)
+    assert (ours - plain).norm() < 1e-4 * plain.norm()
+
+
+def test_a_network_in_bf16_makes_nearly_the_same_latents() -> None:
+    plain, half = (Pipeline.from_pretrained("musiccm-tiny-student") for _ in range(2))
+    half.accelerate(half=True)
+    cond = plain.conditioner.prompts(PROMPTS)
+    z, rounded = (pipeline.latents(cond, [1, 2], steps=1) for pipeline in (plain, half))
+    assert rounded.dtype == torch.float32
+    assert (rounded - z).norm() < 0.03 * z.norm()

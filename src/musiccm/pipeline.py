@@ -95,16 +95,18 @@ class Pipeline(LongMusic):
             module.to(self.device)
         return self
 
-    def accelerate(self, backend: str | Callable[..., Any] | None = None) -> Pipeline:
-        """Put the networks into the form that their device computes fastest; see docs/speed.md for what it brings.
+    def accelerate(self, half: bool = False, backend: str | Callable[..., Any] | None = None) -> Pipeline:
+        """Put the networks into the form that their device computes fastest; docs/speed.md says what it brings.
 
-        On a CPU, wide convolutions are computed by other algorithms: the sound changes by rounding, as it does from one
-        machine to another. On a GPU the U-Net computes in bf16, but for its last layer. Neither can be undone.
+        By itself it changes the sound by rounding only, as another machine would: kernels are laid out with their
+        channels last, and on a CPU, if nothing is compiled, wide convolutions are computed in ways of fewer operations.
+        It cannot be undone.
 
         Args:
-            backend: Also compile U-Net and fast decoder, by this backend of `torch.compile`. `inductor` takes a minute
-                or more at the first call with each batch size, which pays where many clips are made; on a GPU it
-                captures a CUDA graph.
+            half: Let the U-Net compute in bf16, but for its last layer: for GPUs, and for CPUs that have bf16 units.
+            backend: Also compile the U-Net, by this backend of `torch.compile`. `inductor` takes a minute or more at
+                the first call with each batch size, which pays where many clips are made; on a GPU it captures a CUDA
+                graph.
 
         Returns:
             The pipeline.
@@ -115,12 +117,13 @@ class Pipeline(LongMusic):
         if self.accelerated:
             raise MusiccmError("this pipeline was accelerated before; make another one to do it in another way")
         self.accelerated = True
-        if self.device.type == "cpu":
-            for network in (self.denoiser.unet, self.codec):
-                suit_cpu(network)
-        elif self.device.type == "cuda":
+        if half:
             to_bfloat16(self.denoiser.unet)
-        channels_last([self.denoiser.unet, self.codec])
+        networks = [self.denoiser.unet, self.codec]
+        if self.device.type == "cpu" and backend is None:
+            for network in networks:
+                suit_cpu(network)
+        channels_last(networks)
         if backend is not None:
             self.denoiser.unet = CompiledNetwork(self.denoiser.unet, backend)
         return self

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     if args.seconds is not None and not args.stream:
         check_duration(args.seconds, advice="--stream makes longer music")
     device = choose_device(args.device)
-    pipeline = Pipeline.from_pretrained(args.model, decoder=args.decoder).to(device)
+    pipeline = Pipeline.from_pretrained(args.model, decoder=args.decoder).to(device).accelerate()
     start = time.perf_counter()
     if args.stream:
         made_s = _stream(pipeline, args, paths)
