@@ -98,9 +98,9 @@ class Pipeline(LongMusic):
     def accelerate(self, half: bool = False, backend: str | Callable[..., Any] | None = None) -> Pipeline:
         """Put the networks into the form that their device computes fastest; docs/speed.md says what it brings.
 
-        By itself it changes the sound by rounding only, as another machine would: kernels are laid out with their
-        channels last, and on a CPU, if nothing is compiled, wide convolutions are computed in ways of fewer operations.
-        It cannot be undone.
+        By itself it changes the sound by rounding only, as another machine would. On a CPU, kernels are laid out with
+        their channels last, and wide convolutions are computed in ways of fewer operations; on a GPU there is no gain
+        without one of the options. It cannot be undone.
 
         Args:
             half: Let the U-Net compute in bf16, but for its last layer: for GPUs, and for CPUs that have bf16 units.
@@ -123,7 +123,8 @@ class Pipeline(LongMusic):
         if self.device.type == "cpu" and backend is None:
             for network in networks:
                 suit_cpu(network)
-        channels_last(networks)
+        if self.device.type == "cpu" or backend is not None:  # GPUs have no such kernel for norms unless it is compiled
+            channels_last(networks)
         if backend is not None:
             self.denoiser.unet = CompiledNetwork(self.denoiser.unet, backend)
         return self

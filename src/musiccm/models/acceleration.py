@@ -63,14 +63,18 @@ class CpuConv2d(nn.Module):
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
-        self.way: nn.Module = convolution
+        # in a list, which hides it from what is done to all layers: a change of its layout would be a copy for nothing
+        self._plain = [convolution]
+        self.way: nn.Module | None = None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Convolve; `[B, O, H, W]`."""
-        if isinstance(self.way, nn.Conv2d):
-            kind = UnfoldedConv2d if x_BCHW.shape[2] * x_BCHW.shape[3] <= FEW else WinogradConv2d
+        if self.way is None:
+            plain, kind = self._plain.pop(), WinogradConv2d
+            if x_BCHW.shape[2] * x_BCHW.shape[3] <= FEW:
+                kind = UnfoldedConv2d
             with torch.inference_mode(False):  # buffers that a later call outside it may use too
-                self.way = kind(self.way.weight, self.way.bias)
+                self.way = kind(plain.weight, plain.bias)
         return self.way(x_BCHW)
 
 
