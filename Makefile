@@ -18,7 +18,7 @@ TEST_TRACKS ?= 320
 BENCH ?= all
 ARGS ?=
 # The order in which the parts of the embedded bundle need each other.
-STAGES ?= clap vae tagger vocoder audiomae teacher
+STAGES ?= clap vae tagger vocoder decoder audiomae teacher
 BUNDLE_TRACKS ?= 6000
 # What experiments/stages/base.yaml reads: a corpus beside the demo's, which `make train` may complete as it needs.
 BUNDLE_CORPUS := data/bundle-corpus

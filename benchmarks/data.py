@@ -226,7 +226,7 @@ def encoding(bundle: str, folder: Path) -> list[dict]:
 
     write_corpus(folder / "demo", 48, 0, 16, None)
     parts = Bundle.from_pretrained(bundle, parts=ENCODING_PARTS)
-    samples = parts.latent_shape()[1] * parts.codec(False).downsampling * parts.mel.hop_length
+    samples = parts.latent_shape()[1] * parts.codec("none").downsampling * parts.mel.hop_length
     data = MusicDataModule(str(folder / "demo"), clip_samples=samples, windows_per_track=2, bundle=bundle,
                            cache_dir=str(folder / "encoded"))
     work = EncodingData(data, bundle_fingerprint(parts.path), 16)

@@ -16,6 +16,7 @@ from musiccm.diffusion import consistency_boundary
 from musiccm.errors import MusiccmError
 from musiccm.export import StudentInfo, export_student
 from musiccm.models.bundle import Bundle
+from musiccm.models.codec import LatentCodec
 from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.pipeline import Pipeline, sample_seeds
 from musiccm.samplers import sample_noise
@@ -26,7 +27,7 @@ PROMPTS = ["a calm piano melody", "slow organ chords"]
 
 @pytest.fixture(scope="module")
 def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_random_bundle(tmp_path_factory.mktemp("teacher") / "teacher", frames=4)
+    return build_random_bundle(tmp_path_factory.mktemp("teacher") / "teacher", frames=4, decoder=True)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,28 @@ def test_export_and_reload_gives_equal_sound(
     with torch.no_grad():
         expected = teacher.codec().decode(z)
     assert torch.equal(student(PROMPTS[0], steps=2, seed=3), expected)
+
+
+def test_each_decoder_is_the_one_that_was_asked_for(student_dir: Path, teacher_dir: Path, tmp_path: Path) -> None:
+    """An export carries its teacher's fast decoder; either can be asked for, and what there is not is said."""
+    teacher = Bundle.from_pretrained(teacher_dir)
+    seeds = sample_seeds(0, 1)
+    makers = {name: Pipeline.from_pretrained(student_dir, decoder=name) for name in (None, "fast", "original")}
+    sounds = {name: maker(PROMPTS[0]) for name, maker in makers.items()}
+    z = makers[None].latents(makers[None].conditioner.text(PROMPTS[:1]), seeds)
+    with torch.no_grad():
+        slow = LatentCodec(teacher.vae, teacher.vocoder, teacher.mel).decode(z)
+        fast = teacher.part("decoder")(teacher.codec("none").standardise(makers[None].codec.denormalise(z)))
+    torch.testing.assert_close(sounds["original"], slow)
+    torch.testing.assert_close(sounds["fast"], fast)
+    assert torch.equal(sounds[None], sounds["fast"])
+    shutil.copytree(student_dir, tmp_path / "without")
+    shutil.rmtree(tmp_path / "without/decoder")
+    assert torch.equal(Pipeline.from_pretrained(tmp_path / "without")(PROMPTS[0]), sounds["original"])
+    with pytest.raises(MusiccmError, match="has no fast decoder"):
+        Pipeline.from_pretrained(tmp_path / "without", decoder="fast")
+    with pytest.raises(MusiccmError, match="one of fast, original, found 'quick'"):
+        Pipeline.from_pretrained(student_dir, decoder="quick")
 
 
 def test_packaged_bundles_fit_into_a_wheel() -> None:

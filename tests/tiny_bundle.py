@@ -11,6 +11,7 @@ from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, SpeechT5Hi
 from musiccm.audio.mel import MelConfig
 from musiccm.models.bundle import save_settings
 from musiccm.models.bundle_files import save_part
+from musiccm.models.fast_decoder import FastDecoder, FastDecoderConfig
 from musiccm.models.tokenizer import train_tokenizer
 
 CAPTIONS = [
@@ -76,6 +77,12 @@ def make_vocoder() -> SpeechT5HifiGan:
     return vocoder
 
 
+def make_decoder() -> FastDecoder:
+    """A fast decoder of `make_vae`'s latents."""
+    return FastDecoder(FastDecoderConfig(latent_channels=4, latent_bins=4, latent_hop=2560, hop_length=160, n_fft=320,
+                                         width=16, hidden=24, latent_blocks=1, blocks=1, kernel_size=3))
+
+
 SCHEDULER = {
     "_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear",
     "beta_start": 0.0015, "beta_end": 0.0195, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
@@ -84,7 +91,8 @@ SCHEDULER = {
 
 
 def build_random_bundle(
-    path: str | Path, frames: int = 8, dtype: torch.dtype | None = None, seed: int = 0, evaluators: bool = True
+    path: str | Path, frames: int = 8, dtype: torch.dtype | None = None, seed: int = 0, evaluators: bool = True,
+    decoder: bool = False,
 ) -> Path:
     """Write a whole bundle with random weights.
 
@@ -94,6 +102,7 @@ def build_random_bundle(
         dtype: Type on disk.
         seed: Of the weights.
         evaluators: Whether to write the tagger and the AudioMAE-style network too.
+        decoder: Whether to write a fast decoder too.
 
     Returns:
         The directory.
@@ -120,6 +129,8 @@ def build_random_bundle(
             parts["evaluators/audiomae"] = ViTFeatures(
                 ViTConfig(frames=frames * 16, bins=64, patch_size=16, width=32, depth=4, heads=2)
             )
+        if decoder:
+            parts["decoder"] = make_decoder()
     for name, part in parts.items():
         save_part(path, name, part, dtype)
     save_settings(path, mel=MelConfig())

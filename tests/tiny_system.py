@@ -56,7 +56,7 @@ class System(pl.LightningModule):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.bundle = Bundle.from_pretrained(path)
-        self.codec, self.conditioner = self.bundle.codec(), self.bundle.conditioner()
+        self.codec, self.conditioner = self.bundle.codec("original"), self.bundle.conditioner()
         self.schedule = NoiseSchedule.from_config(self.bundle.scheduler_config)
         self.teacher = Denoiser(self.bundle.unet, self.schedule, "epsilon")
         self.grid, self.guidance_scale = student_grid(), 3.0

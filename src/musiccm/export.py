@@ -138,9 +138,12 @@ def _write(
     """Fill `partial` with what will be `folder`."""
     partial.mkdir(parents=True)
     others = [part for part in teacher.index if part in PARTS and part not in STUDENTS_OWN]
+    # not in the index, which is for diffusers' eyes
+    others += [part for part in ("decoder",) if teacher.has(part)]
     borrowed = {} if base is None else {"base": _borrow(teacher, folder, base, others)}
     for part in others:
-        update_json(partial / "model_index.json", {part: teacher.index[part]})
+        if part in teacher.index:
+            update_json(partial / "model_index.json", {part: teacher.index[part]})
         if base is None:
             with naming_full_disk(folder / part):
                 shutil.copytree(teacher.root_of(part) / part, partial / part)

@@ -37,12 +37,13 @@ class Pipeline(LongMusic):
 
     Args:
         bundle: The bundle.
+        decoder: `fast`, `original`, or None for the fast one where there is one: see `Bundle.codec`.
 
     Raises:
         MusiccmError: If its parts do not fit together, or a student's record contradicts its scheduler.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, decoder: str | None = None) -> None:
         self.bundle = bundle
         _check_widths(bundle)
         scheduler = bundle.scheduler_config
@@ -50,7 +51,7 @@ class Pipeline(LongMusic):
         self.schedule = NoiseSchedule.from_config(scheduler)
         self.prediction_type = bundle.prediction_type
         self.conditioner = bundle.conditioner()
-        self.codec = bundle.codec()
+        self.codec = bundle.codec(decoder)
         self.latent_shape = bundle.latent_shape()
         self.denoiser = Denoiser(bundle.unet, self.schedule, self.prediction_type).eval()
         self.device = torch.device("cpu")
@@ -63,13 +64,20 @@ class Pipeline(LongMusic):
             )
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> Pipeline:
+    def from_pretrained(
+        cls, path: str | Path, dtype: torch.dtype = torch.float32, decoder: str | None = None
+    ) -> Pipeline:
         """Read a bundle from a directory, by a packaged name (`musiccm-tiny-student`) or from the hub.
 
+        Args:
+            path: See `Bundle.from_pretrained`.
+            dtype: Type of the weights in memory.
+            decoder: See `Pipeline`.
+
         Raises:
-            MusiccmError: If the bundle is missing, incomplete or inconsistent.
+            MusiccmError: If the bundle is missing, incomplete or inconsistent, or lacks the decoder.
         """
-        return cls(Bundle.from_pretrained(path, dtype=dtype))
+        return cls(Bundle.from_pretrained(path, dtype=dtype), decoder)
 
     def to(self, device: str | torch.device) -> Pipeline:
         """Move the networks."""

@@ -23,7 +23,7 @@ from musiccm.errors import MusiccmError
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_random_bundle(tmp_path_factory.mktemp("bundle"), frames=8)
+    return build_random_bundle(tmp_path_factory.mktemp("bundle"), frames=8, decoder=True)
 
 
 def trainer(root: Path, callbacks: list[pl.Callback], checkpoints: bool = False, **kwargs: Any) -> pl.Trainer:
@@ -40,7 +40,7 @@ def test_test_writes_the_table_once_computed_and_once_from_the_cache(
     found = []
     for version in range(2):
         evaluation = Evaluation(
-            steps=[1, 2], teacher_steps=[2, 1], limit=5, batch_size=3, n_panels=2, progress=False,
+            steps=[1, 2], fast_steps=[2], teacher_steps=[2, 1], limit=5, batch_size=3, n_panels=2, progress=False,
             panel_labels=["teacher@2", "student@1"],
         )
         trainer(tmp_path, [evaluation]).test(System(bundle), Data(), verbose=False)
@@ -54,8 +54,10 @@ def test_test_writes_the_table_once_computed_and_once_from_the_cache(
     assert first["experiment"] == "tiny"
     assert first["n"] == 5
     assert [(r["model"], r["steps"], r["network_calls"], r["guidance_scale"]) for r in first["rows"]] == [
-        ("teacher", 1, 2, 3.0), ("teacher", 2, 4, 3.0), ("student", 1, 1, None), ("student", 2, 2, None)
+        ("teacher", 1, 2, 3.0), ("teacher", 2, 4, 3.0), ("student", 1, 1, None), ("student", 2, 2, None),
+        ("student_fast", 2, 2, None),
     ]
+    assert first["rows"][3]["fd_tagger"] != first["rows"][4]["fd_tagger"], "the fast decoder sounds otherwise"
     for row in first["rows"]:
         assert math.isfinite(row["fd_tagger"]) and row["fd_tagger"] > 0
         assert 0 <= row["acc_instrument"] <= 1 and "acc_drums" not in row

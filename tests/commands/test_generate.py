@@ -29,7 +29,7 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles")
-    teacher = Bundle.from_pretrained(build_random_bundle(folder / "teacher", frames=4, evaluators=False))
+    teacher = Bundle.from_pretrained(build_random_bundle(folder / "teacher", frames=4, evaluators=False, decoder=True))
     torch.manual_seed(11)
     return export_student(make_unet(frames=4), teacher, folder / "student", StudentInfo("v_prediction", 3.0))
 
@@ -56,6 +56,9 @@ def test_long_music_and_its_stream(model: Path, here: Path) -> None:
     expected = Pipeline.from_pretrained(model).compose([(0, "a tune"), (1.2, "slow organ chords")], 2.5, 2)
     for name in ("whole.flac", "stream.wav"):
         np.testing.assert_allclose(heard(name), expected.clamp(-1, 1), atol=2e-4)
+    assert generate(model, "--decoder", "original", "--out", "original.flac") == 0
+    slow = Pipeline.from_pretrained(model, decoder="original")(["a tune"], 2)
+    np.testing.assert_allclose(heard("original.flac"), slow[0].clamp(-1, 1), atol=2e-4)
 
 
 def test_sound_on_the_standard_output(model: Path, here: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:

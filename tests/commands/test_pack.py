@@ -23,7 +23,7 @@ def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pack")
     assert main(["prepare", "demo", "--out", str(folder / "corpus"), "--tracks", "10", "--test-tracks", "12",
                  "--seed", "3", "--workers", "1"]) == 0
-    build_random_bundle(folder / "work")
+    build_random_bundle(folder / "work", decoder=True)
     (folder / "work/quality").mkdir()
     (folder / "work/quality/clap.json").write_text(json.dumps(
         {"stage": "clap", "steps": 300, "train_seconds": 5400.0, "parameters": 7, "seed": 4, "n": 9, "recall": 0.25}))
@@ -52,7 +52,7 @@ def test_packed_bundle_is_the_same_model(world, packed):
     before, after = Bundle.from_pretrained(world / "work"), Bundle.from_pretrained(folder)
     assert after.mel == before.mel and after.scheduler_config == before.scheduler_config
     assert quality["missing"] == [] and quality["precision"].keys() == {
-        "unet", "vae", "text_encoder", "vocoder", "evaluators/tagger", "evaluators/audiomae"}
+        "unet", "vae", "text_encoder", "vocoder", "decoder", "evaluators/tagger", "evaluators/audiomae"}
     for part, get in {"vae": lambda b: b.vae, "unet": lambda b: b.unet, "vocoder": lambda b: b.vocoder}.items():
         stated = quality["precision"][part]["dtype"]
         weights = load_file(next((folder / part).glob("*.safetensors")))
@@ -86,6 +86,10 @@ def test_figures_equal_those_taken_by_hand(world, packed):
     clap = quality["figures"]["clap"]
     assert clap["chance_at_10"] == pytest.approx(10 / 12) and 0 <= clap["text_to_audio_recall_at_10"] <= 1
     kept = quality["figures"]["reconstruction_accuracy"]
+    assert quality["figures"]["fast_reconstruction_accuracy"]["n"] == 12
+    assert quality["figures"]["fd_tagger"].keys() >= {
+        f"{decoder}reconstructions_against_{what}" for decoder in ("", "fast_") for what in ("other_half",
+                                                                                            "their_originals")}
     assert kept["drums_kept"] * quality["figures"]["tagger_accuracy"]["drums"] == pytest.approx(kept["drums"])
 
 
@@ -105,14 +109,15 @@ def test_recall_distance_and_kept_share_of_known_features():
     tags = torch.tensor([[1.0, 0.0]] * 30 + [[0.0, 1.0]] * 10)
     half_right = logits.clone()
     half_right[:15] = torch.tensor([0.0, 1.0])
-    heard = {"ids": [str(i) for i in range(40)], "tags": tags, "real_logits": logits, "fake_logits": half_right,
-             "real_embedding": rows, "fake_embedding": rows + torch.tensor([3.0, 0.0, 4.0]),
-             "clap_text": eye, "clap_audio": eye.roll(20, 0)}
+    heard = {"ids": [str(i) for i in range(40)], "tags": tags, "real_logits": logits, "original_logits": half_right,
+             "real_embedding": rows, "original_embedding": rows + torch.tensor([3.0, 0.0, 4.0]),
+             "clap_text": eye, "clap_audio": eye.roll(20, 0), "fast_audio": 0.5 * eye + eye.roll(1, 0)}
     found = figures(heard, {"drums": [0, 1]})
     assert found["tagger_accuracy"]["drums"] == 0.75
     assert found["reconstruction_accuracy"]["drums"] == 0.375 and found["reconstruction_accuracy"]["drums_kept"] == 0.5
     assert found["fd_tagger"]["reconstructions_against_their_originals"] == pytest.approx(25.0, abs=1e-6)
     assert found["clap"]["text_to_audio_recall_at_10"] == 0.0
+    assert found["text_audio"] == {"n": 40, "real": 0.0, "fast_reconstructions": pytest.approx(0.2**0.5)}
     assert figures({**heard, "clap_audio": eye}, {})["clap"]["text_to_audio_recall_at_10"] == 1.0
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_bundle import make_vae, make_vocoder
+from tiny_bundle import make_decoder, make_vae, make_vocoder
 
-from musiccm.long_form import PieceDecoder, encode_piece
+from musiccm.long_form import DirectDecoder, PieceDecoder, encode_piece, piece_decoder
 from musiccm.models.codec import LatentCodec
 
 WINDOW = 8
@@ -58,6 +58,37 @@ def test_chunks_of_the_vocoder_are_the_whole(codec: LatentCodec, z: torch.Tensor
             mel[here] += weight[:, None] * codec.decode_mel(z[None, :, start : start + WINDOW])[0]
         whole = codec.vocode((mel / total[:, None])[None])[0]
     torch.testing.assert_close(PieceDecoder(codec, WINDOW, 29).push(z), whole, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def fast() -> LatentCodec:
+    torch.manual_seed(0)
+    return LatentCodec(make_vae(), latent_patch=2, decoder=make_decoder())
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.integers(0, 29), max_size=5), st.integers(1, 29), st.integers(1, 12))
+def test_the_fast_decoder_in_chunks_is_the_whole(
+    fast: LatentCodec, cuts: list[int], length: int, window: int
+) -> None:
+    z = torch.randn(16, length, 2, generator=torch.Generator().manual_seed(length))
+    with torch.no_grad():
+        whole = fast.decode(z[None])[0]
+    borders = sorted({0, length, *(cut for cut in cuts if cut < length)})
+    decoder = DirectDecoder(fast, window, length)
+    parts = [decoder.push(z[:, a:b]) for a, b in zip(borders, borders[1:], strict=False)]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-5)
+    assert len(whole) == length * 5120
+
+
+def test_without_end_the_fast_decoder_is_late_by_its_context_alone(fast: LatentCodec) -> None:
+    z = torch.randn(16, 60, 2, generator=torch.Generator().manual_seed(0))
+    decoder = piece_decoder(fast, WINDOW, None)
+    sound = torch.cat([decoder.push(z[:, i : i + 3]) for i in range(0, 60, 3)])
+    assert isinstance(decoder, DirectDecoder) and len(sound) == (60 - fast.decoder_context) * 5120
+    assert decoder._z is not None and decoder._z.shape[1] <= 2 * fast.decoder_context
+    with torch.no_grad():
+        torch.testing.assert_close(sound, fast.decode(z[None])[0, : len(sound)], rtol=0, atol=1e-5)
 
 
 @settings(max_examples=12, deadline=None)

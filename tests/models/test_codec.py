@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from tiny_bundle import make_vae, make_vocoder
+from tiny_bundle import make_decoder, make_vae, make_vocoder
 
 from musiccm.audio.mel import MelConfig
 from musiccm.errors import MusiccmError
@@ -99,6 +99,21 @@ def test_bad_input_is_refused(codec: LatentCodec) -> None:
         LatentCodec(make_vae(), make_vocoder(), MelConfig(n_mels=80))
     with pytest.raises(MusiccmError, match="in_channels is 3"):
         LatentCodec(AutoencoderKL(in_channels=3, block_out_channels=(8,), norm_num_groups=4))
+    with pytest.raises(MusiccmError, match="decoder/config.json: latent_hop is 2560, but the VAE's latents have 2000"):
+        LatentCodec(make_vae(), mel=MelConfig(hop_length=125), decoder=make_decoder())
+    with pytest.raises(MusiccmError, match="no fast decoder"):
+        _ = codec.decoder_context
+
+
+def test_the_fast_decoder_takes_unfolded_latents_with_unit_deviation(codec: LatentCodec) -> None:
+    decoder = make_decoder()
+    fast = LatentCodec(codec.vae, latent_patch=2, decoder=decoder)
+    raw = torch.randn(2, 4, 6, 4)
+    mean, deviation = torch.tensor([0.1, -0.2, 0.3, 0.0]), torch.tensor([1.5, 0.5, 1.0, 2.0])
+    unit = (raw - mean.view(-1, 1, 1)) / deviation.view(-1, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(fast.decode(fast.normalise(raw)), decoder(unit))
+    assert fast.decoder_context == -(-decoder.reach // 2)
 
 
 def test_latent_patch_folds_blocks_of_raw_latents_into_channels(codec: LatentCodec) -> None:

@@ -227,7 +227,7 @@ def test_vocoder_refuses_a_mel_of_other_dimensions():
 
 
 def decoder_config(bundle: Path, **changed: int) -> dict[str, int]:
-    codec = Bundle.from_pretrained(bundle, ["vae"]).codec(with_vocoder=False)
+    codec = Bundle.from_pretrained(bundle, ["vae"]).codec("none")
     factor = codec.downsampling // codec.latent_patch
     fitting = {"latent_channels": codec.vae.config.latent_channels, "latent_bins": codec.mel.n_mels // factor,
                "latent_hop": codec.mel.hop_length * factor, "hop_length": codec.mel.hop_length, "n_fft": 640,

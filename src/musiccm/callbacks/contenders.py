@@ -13,7 +13,7 @@ from torch import Tensor
 from musiccm.diffusion import NoiseSchedule, sampling_timesteps
 from musiccm.samplers import INITIAL, sample_ddim, sample_few_step, sample_noise, seeded_noise_fn
 
-MODELS = ("teacher", "student", "student_shipped")
+MODELS = ("teacher", "student", "student_fast", "student_shipped")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Contender:
     """One row of the table.
 
     Args:
-        model: `teacher`, `student` or `student_shipped`.
+        model: `teacher`, `student`, `student_fast` (by the bundle's fast decoder) or `student_shipped`.
         steps: Sampling steps.
         guidance_scale: None where the sampler does not guide.
         encode: `captions -> cond_BD`.
@@ -146,7 +146,7 @@ def student_contender(
         steps: Sampling steps, each one network call.
         grid: The student's training grid.
         gamma: Share of fresh noise between steps.
-        model: `student` or `student_shipped`.
+        model: What its row is called, one of `MODELS`.
 
     Returns:
         The contender.
@@ -181,18 +181,40 @@ def teachers(system: Any, all_steps: Sequence[int], guidance_scale: float) -> li
     ]
 
 
-def students(system: Any, all_steps: Sequence[int], gamma: float) -> list[Contender]:
+def students(
+    system: Any, all_steps: Sequence[int], gamma: float, codec: Any = None, model: str = "student"
+) -> list[Contender]:
     """The student, by its slow average, at several step counts.
 
     Args:
         system: Has `consistency`, `schedule`, `grid`, `conditioner`, `codec` and `bundle`.
         all_steps: Sampling steps.
         gamma: Share of fresh noise between steps.
+        codec: Decodes in place of the system's own.
+        model: What the rows are called.
 
     Returns:
         A contender each.
     """
     m, shape, f = system, system.bundle.latent_shape(), system.consistency(which="slow")
     return [
-        student_contender(f, m.schedule, m.conditioner, m.codec, shape, steps, m.grid, gamma) for steps in all_steps
+        student_contender(f, m.schedule, m.conditioner, codec or m.codec, shape, steps, m.grid, gamma, model)
+        for steps in all_steps
     ]
+
+
+def fast_students(system: Any, all_steps: Sequence[int], gamma: float) -> list[Contender]:
+    """The student with its bundle's fast decoder; none where the bundle has no such decoder.
+
+    Args:
+        system: See `students`; also has `device`.
+        all_steps: Sampling steps.
+        gamma: Share of fresh noise between steps.
+
+    Returns:
+        A contender each.
+    """
+    if not all_steps or not system.bundle.has("decoder"):
+        return []
+    codec = system.bundle.codec("fast").to(system.device)
+    return students(system, all_steps, gamma, codec, "student_fast")

@@ -23,7 +23,7 @@ from musiccm.callbacks.assembly import (
     train_clap_of,
 )
 from musiccm.callbacks.clip_budget import ClipBudget
-from musiccm.callbacks.contenders import students, teachers
+from musiccm.callbacks.contenders import fast_students, students, teachers
 from musiccm.callbacks.evaluator import Evaluator
 from musiccm.callbacks.row_cache import RowCache, machine
 from musiccm.callbacks.shipped import check_shipped, shipped_contenders
@@ -46,6 +46,8 @@ class Evaluation(pl.Callback):
 
     Args:
         steps: Steps at which the student is scored.
+        fast_steps: Steps at which the student is scored once more with the bundle's fast decoder, if it has one; all
+            other rows are made by VAE decoder and vocoder.
         teacher_steps: Steps at which the teacher is scored.
         guidance_scale: The teacher's guidance, the usual scale.
         gamma: Share of fresh noise between the student's steps.
@@ -76,6 +78,7 @@ class Evaluation(pl.Callback):
     def __init__(
         self,
         steps: Sequence[int] = (1, 2, 4, 8),
+        fast_steps: Sequence[int] = (1, 4),
         teacher_steps: Sequence[int] = (50, 8, 4, 2, 1),
         guidance_scale: float = 3.0,
         gamma: float = 1.0,
@@ -100,8 +103,8 @@ class Evaluation(pl.Callback):
         if not embedders:
             raise MusiccmError("evaluation.embedders: expected at least one name, found none")
         least = {"limit": limit, "batch_size": batch_size, "val_limit": val_limit}
-        for name, counts in {"steps": steps, "teacher_steps": teacher_steps, "val_steps": val_steps,
-                             "val_teacher_steps": val_teacher_steps}.items():
+        for name, counts in {"steps": steps, "fast_steps": fast_steps, "teacher_steps": teacher_steps,
+                             "val_steps": val_steps, "val_teacher_steps": val_teacher_steps}.items():
             least[name] = min(counts, default=1)
         for name, value in least.items():
             if value < 1:
@@ -115,7 +118,7 @@ class Evaluation(pl.Callback):
                                    f"found {unknown}")
         if time_budget_s is not None and not time_budget_s > 0:
             raise MusiccmError(f"evaluation.time_budget_s: expected more than 0 or null, found {time_budget_s}")
-        self.steps, self.teacher_steps = list(steps), list(teacher_steps)
+        self.steps, self.fast_steps, self.teacher_steps = list(steps), list(fast_steps), list(teacher_steps)
         self.guidance_scale, self.gamma = guidance_scale, gamma
         self.limit, self.batch_size, self.seed = limit, batch_size, seed
         self.shipped_student, self.n_panels, self.panel_labels = shipped_student, n_panels, list(panel_labels)
@@ -170,6 +173,7 @@ class Evaluation(pl.Callback):
         evaluator = self._evaluator(trainer, pl_module, clips, count, train_clap, fd_inf=self.fd_inf)
         contenders = teachers(pl_module, self.teacher_steps, self.guidance_scale)
         contenders += students(pl_module, self.steps, self.gamma)
+        contenders += fast_students(pl_module, self.fast_steps, self.gamma)
         if self.shipped_student is not None:
             contenders += shipped_contenders(self.shipped_student, self.steps, pl_module.device)
         outcomes = run_table(

@@ -11,11 +11,12 @@ from musiccm.callbacks.contenders import MODELS
 from musiccm.files import write_atomically, write_json
 
 SCHEMA = 1
-NAMES = {"teacher": "teacher (DDIM, guided)", "student": "student, this run", "student_shipped": "student, shipped"}
+NAMES = {"teacher": "teacher (DDIM, guided)", "student": "student, this run",
+         "student_fast": "student, fast decoder", "student_shipped": "student, shipped"}
 
 
 def sort_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows by model (teacher, student, shipped student), then from few steps to many.
+    """Rows by model, in the order of `MODELS`, then from few steps to many.
 
     Args:
         rows: Rows of the table.
@@ -119,7 +120,7 @@ def plot_fd(path: Path, rows: Sequence[dict[str, Any]], evaluator: str = "tagger
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     ticks: set[float] = set()
-    for model, marker in zip(MODELS, "osD", strict=True):
+    for model, marker in zip(MODELS, "os^D", strict=True):
         points = [(r["network_calls"], r[key], r["steps"]) for r in sort_rows(rows)
                   if r["model"] == model and r.get("network_calls") and r[key] is not None]
         if not points:

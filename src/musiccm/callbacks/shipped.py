@@ -53,7 +53,7 @@ def shipped_contenders(
         MusiccmError: The bundle is missing, or no distilled student.
     """
     check_shipped(path)
-    pipeline = Pipeline.from_pretrained(path).to(device)
+    pipeline = Pipeline.from_pretrained(path, decoder="original").to(device)
     gamma = float(pipeline.record.get("gamma", 1.0))
     return [
         student_contender(

@@ -52,7 +52,8 @@ def probes(bundle: Bundle, batch: WaveformBatch, present: set[str]) -> dict[str,
     Returns:
         A probe for each part in `present` that has weights; for the U-Net only where the scheduler is there too.
     """
-    mel_BMN = LogMel(bundle.mel)(batch.waveform_BS)
+    log_mel = LogMel(bundle.mel)
+    mel_BMN = log_mel(batch.waveform_BS)
     found: dict[str, Probe] = {
         "evaluators/tagger": lambda tagger: list(tagger(mel_BMN)),
         "evaluators/audiomae": lambda network: [*network(mel_BMN), network.embed(mel_BMN)],
@@ -65,6 +66,10 @@ def probes(bundle: Bundle, batch: WaveformBatch, present: set[str]) -> dict[str,
         return [mean_BCTF, std_BCTF, codec.decode_mel(codec.normalise(mean_BCTF))]
 
     found["vae"] = vae_probe
+    if "vae" in present:
+        codec = bundle.codec("none")
+        latents_BCTF = codec.standardise(codec.encode(mel_BMN)[0])
+        found["decoder"] = lambda decoder: [log_mel(decoder(latents_BCTF))]
     if {"tokenizer", "feature_extractor"} <= present:
 
         def clap_probe(clap: nn.Module) -> list[Tensor]:

@@ -17,7 +17,9 @@ from musiccm.metrics.frechet import FrechetDistance
 from musiccm.models.bundle import Bundle
 
 TAGGER = {"evaluators/tagger"}
-CODEC = TAGGER | {"vae", "vocoder"}
+SOUND = {"original": {"vae", "vocoder"}, "fast": {"vae", "decoder"}}
+#: How the figures of each decoder's reconstructions begin.
+PREFIX = {"original": "", "fast": "fast_"}
 CLAP = {"text_encoder", "tokenizer", "feature_extractor"}
 RECALLED = 10
 
@@ -32,7 +34,7 @@ def frechet(real_ED: Tensor, fake_ED: Tensor) -> float:
 
 @torch.inference_mode()
 def listen(bundle: Bundle, batches: Iterable[WaveformBatch], present: set[str], total: int) -> dict[str, Any]:
-    """Hear every clip once, and its reconstruction by VAE and vocoder.
+    """Hear every clip once, its reconstruction by VAE and vocoder, and the one by VAE and fast decoder.
 
     Args:
         bundle: The bundle.
@@ -41,12 +43,12 @@ def listen(bundle: Bundle, batches: Iterable[WaveformBatch], present: set[str], 
         total: Number of clips, for the progress bar.
 
     Returns:
-        `ids`, and by name the joined rows: `tags`, `real_embedding`, `real_logits`, `fake_embedding`, `fake_logits`,
-        `clap_text`, `clap_audio`.
+        `ids`, and by name the joined rows: `tags`, `real_embedding`, `real_logits`, `clap_text`, `clap_audio`; and of
+        each decoder `<name>_embedding`, `<name>_logits`, `<name>_audio`.
     """
     log_mel = LogMel(bundle.mel)
     tagger = bundle.evaluators["tagger"] if present >= TAGGER else None
-    codec = bundle.codec() if present >= CODEC else None
+    codecs = {name: bundle.codec(name) for name, parts in SOUND.items() if present >= parts}
     conditioner = bundle.conditioner() if present >= CLAP else None
     ids: list[str] = []
     rows: dict[str, list[Tensor]] = {}
@@ -62,12 +64,16 @@ def listen(bundle: Bundle, batches: Iterable[WaveformBatch], present: set[str], 
             if tagger is not None:
                 embedding, logits = tagger(mel_BMN)
                 keep(tags=batch.tags_BG, real_embedding=embedding, real_logits=logits)
-            if tagger is not None and codec is not None:
-                embedding, logits = tagger(log_mel(codec.vocode(codec.reconstruct(mel_BMN))))
-                keep(fake_embedding=embedding, fake_logits=logits)
             if conditioner is not None:
                 keep(clap_text=conditioner.text(batch.captions),
                      clap_audio=conditioner.audio(batch.waveform_BS, bundle.mel.sample_rate_hz))
+            for name, codec in codecs.items():
+                sound_BS = codec.decode(codec.normalise(codec.encode(mel_BMN)[0]))
+                if tagger is not None:
+                    embedding, logits = tagger(log_mel(sound_BS))
+                    keep(**{f"{name}_embedding": embedding, f"{name}_logits": logits})
+                if conditioner is not None:
+                    keep(**{f"{name}_audio": conditioner.audio(sound_BS, bundle.mel.sample_rate_hz)})
             bar.update(len(batch.ids))
     return {"ids": ids} | {name: torch.cat(tensors) for name, tensors in rows.items()}
 
@@ -81,8 +87,8 @@ def figures(heard: dict[str, Any], groups: dict[str, list[int]], pairs: int = 50
         pairs: Recall is taken over at most this many pairs, for it falls as they grow in number.
 
     Returns:
-        `tagger_accuracy`, `reconstruction_accuracy` (with the share kept), `fd_tagger`, `clap`; each only where its
-        parts were there.
+        `tagger_accuracy`, `reconstruction_accuracy` (with the share kept), `fd_tagger`, `clap`, `text_audio`; each
+        only where its parts were there, and those of the fast decoder behind `fast_`.
     """
     result: dict[str, Any] = {}
     ids, n = heard["ids"], len(heard["ids"])
@@ -90,10 +96,11 @@ def figures(heard: dict[str, Any], groups: dict[str, list[int]], pairs: int = 50
         real = _accuracy(heard["real_logits"], heard["tags"], ids, groups)
         result["tagger_accuracy"] = {"n": n, **real}
         result["fd_tagger"] = _distances(heard)
-    if "fake_logits" in heard:
-        fake = _accuracy(heard["fake_logits"], heard["tags"], ids, groups)
-        kept = {f"{group}_kept": fake[group] / real[group] for group in fake if real[group]}
-        result["reconstruction_accuracy"] = {"n": n, **fake, **kept}
+    for name, prefix in PREFIX.items():
+        if f"{name}_logits" in heard:
+            fake = _accuracy(heard[f"{name}_logits"], heard["tags"], ids, groups)
+            kept = {f"{group}_kept": fake[group] / real[group] for group in fake if real[group]}
+            result[f"{prefix}reconstruction_accuracy"] = {"n": n, **fake, **kept}
     if "clap_text" in heard:
         text, audio = heard["clap_text"][:pairs], heard["clap_audio"][:pairs]
         result["clap"] = {
@@ -101,6 +108,13 @@ def figures(heard: dict[str, Any], groups: dict[str, list[int]], pairs: int = 50
             f"text_to_audio_recall_at_{RECALLED}": recall_at_k(text, audio, RECALLED),
             f"audio_to_text_recall_at_{RECALLED}": recall_at_k(audio, text, RECALLED),
             f"chance_at_{RECALLED}": min(1.0, RECALLED / len(text)),
+        }
+        sounds = {"real": heard["clap_audio"]} | {
+            f"{PREFIX[name]}reconstructions": heard[f"{name}_audio"] for name in PREFIX if f"{name}_audio" in heard
+        }
+        result["text_audio"] = {"n": n} | {
+            name: torch.cosine_similarity(heard["clap_text"], rows).double().mean().item()
+            for name, rows in sounds.items()
         }
     return result
 
@@ -122,8 +136,10 @@ def _distances(heard: dict[str, Any]) -> dict[str, Any]:
         return {"n": half}
     first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
     result: dict[str, Any] = {"n": half, "real_against_other_half": frechet(real[second], real[first])}
-    if "fake_embedding" in heard:
-        fake = heard["fake_embedding"]
-        result["reconstructions_against_other_half"] = frechet(real[second], fake[first])
-        result |= {"n_paired": len(real), "reconstructions_against_their_originals": frechet(real, fake)}
+    for name, prefix in PREFIX.items():
+        if f"{name}_embedding" in heard:
+            fake = heard[f"{name}_embedding"]
+            result[f"{prefix}reconstructions_against_other_half"] = frechet(real[second], fake[first])
+            result["n_paired"] = len(real)
+            result[f"{prefix}reconstructions_against_their_originals"] = frechet(real, fake)
     return result

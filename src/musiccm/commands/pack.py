@@ -90,7 +90,7 @@ def parts_of(bundle: Bundle) -> tuple[set[str], list[str]]:
     """
     from musiccm.models.bundle_files import PARTS
 
-    present = {name for name in PARTS if (bundle.root_of(name) / name).is_dir()}
+    present = {name for name in PARTS if bundle.has(name)}
     if not present:
         raise MusiccmError(f"{bundle.path}: none of {', '.join(PARTS)} is there; run the stages first (make bundle)")
     needed = [name for name, kind in PARTS.items() if not kind.optional]
@@ -118,7 +118,7 @@ def corpus(root: str, bundle: Bundle, present: set[str], limit: int, clip_sample
     from musiccm.data.module import MusicDataModule
 
     if {"unet", "vae"} <= present and clip_samples is None:
-        codec = bundle.codec(with_vocoder=False)
+        codec = bundle.codec("none")
         clip_samples = bundle.latent_shape()[1] * codec.downsampling * bundle.mel.hop_length
     if clip_samples is None:
         raise MusiccmError(f"{bundle.path}: without unet/ and vae/ the clip length is unknown; state --clip-samples")
@@ -133,13 +133,6 @@ def corpus(root: str, bundle: Bundle, present: set[str], limit: int, clip_sample
     if len(data.test_clips) < limit:
         print(f"{root}: {len(data.test_clips)} test clips, fewer than --n {limit}; all of them are used")
     return data
-
-
-def read_part(bundle: Bundle, name: str) -> Any:
-    """A part by its folder's name."""
-    if name.startswith("evaluators/"):
-        return bundle.evaluators[name.split("/", 1)[1]]
-    return getattr(bundle, {"text_encoder": "clap", "scheduler": "scheduler_config"}.get(name, name))
 
 
 def write_parts(
@@ -162,7 +155,7 @@ def write_parts(
     compared = probes(bundle, few, present)
     chosen: dict[str, dict[str, Any]] = {}
     for name in tqdm([name for name in PARTS if name in present], desc="packing", unit="part", dynamic_ncols=True):
-        part, dtype = read_part(bundle, name), None
+        part, dtype = bundle.part(name), None
         if isinstance(part, torch.nn.Module):
             record = choose(part, compared.get(name), tolerance)
             chosen[name] = {**record, "n": len(few)}

@@ -11,7 +11,8 @@ from musiccm.errors import MusiccmError
 
 #: Steps of the paper's ablations (arXiv 2404.13358, table 3).
 ABLATION_STEPS = 4
-NAMES = {"teacher": "teacher", "student": "student", "student_shipped": "shipped student"}
+NAMES = {"teacher": "teacher", "student": "student", "student_fast": "student, fast decoder",
+         "student_shipped": "shipped student"}
 
 
 def main(argv: list[str]) -> int:

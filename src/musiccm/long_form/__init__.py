@@ -2,6 +2,7 @@
 
 from musiccm.long_form.compose import MAX_STREAM_S, MAX_WHOLE_S, Score, check_duration, compose, decode_whole
 from musiccm.long_form.decode import MelDecoder, PieceDecoder, encode_piece
+from musiccm.long_form.direct import DirectDecoder, piece_decoder
 from musiccm.long_form.edit import Clip, Edited, Editor, read_clip
 from musiccm.long_form.methods import LongMusic
 from musiccm.long_form.prompts import PromptPlan, Prompts, check_text, check_texts
@@ -12,6 +13,7 @@ __all__ = [
     "MAX_STREAM_S",
     "MAX_WHOLE_S",
     "Clip",
+    "DirectDecoder",
     "Edited",
     "Editor",
     "LongMusic",
@@ -28,6 +30,7 @@ __all__ = [
     "compose",
     "decode_whole",
     "encode_piece",
+    "piece_decoder",
     "read_clip",
     "seam_figures",
 ]

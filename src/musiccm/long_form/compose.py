@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
-from musiccm.long_form.decode import PieceDecoder
+from musiccm.long_form.direct import piece_decoder
 from musiccm.long_form.prompts import PlannedCondition, PromptPlan, Prompts
 from musiccm.samplers import Crops, FrameNoise, SharedProcess, Stepper, sample_shared
 
@@ -165,5 +165,5 @@ def decode_whole(pipeline: Pipeline, z_CTF: Tensor, batch_size: int = 8) -> Tens
         Waveform of shape [S] on the CPU.
     """
     batch_size = batch_size if z_CTF.device.type != "cpu" else 1
-    decoder = PieceDecoder(pipeline.codec, pipeline.latent_shape[1], z_CTF.shape[1], batch_size)
+    decoder = piece_decoder(pipeline.codec, pipeline.latent_shape[1], z_CTF.shape[1], batch_size)
     return decoder.push(z_CTF)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from musiccm.errors import MusiccmError
 from musiccm.long_form.compose import Score
-from musiccm.long_form.decode import PieceDecoder
+from musiccm.long_form.direct import piece_decoder
 from musiccm.samplers import Wavefront
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class MusicStream:
         crops = score.process.crops
         score.require_heard()
         self._front = Wavefront(score.process, score.cond_of)
-        self._decoder = PieceDecoder(pipeline.codec, crops.window, crops.length)
+        self._decoder = piece_decoder(pipeline.codec, crops.window, crops.length)
         self._left = score.samples
         self._closed = False
 

@@ -30,6 +30,8 @@ from musiccm.models.bundle_files import (
     update_json,
 )
 
+#: What can make sound of latents.
+DECODERS = ("fast", "original")
 # Attribute of Bundle -> folder of the layout.
 ATTRIBUTES = {"clap": "text_encoder"}
 
@@ -215,11 +217,34 @@ class Bundle:
         name, config = ATTRIBUTES.get(part, part), self.config(part)
         return [need(config, key, self.root_of(name) / name / PARTS[name].config_file) for key in keys]
 
-    def codec(self, with_vocoder: bool = True) -> nn.Module:
-        """The `LatentCodec` of this bundle; without the vocoder where only latents and mels are needed."""
+    def has(self, name: str) -> bool:
+        """Whether a part's folder is there, here or in the base."""
+        return (self.root_of(name) / name).is_dir()
+
+    def codec(self, decoder: str | None = None) -> nn.Module:
+        """The `LatentCodec` of this bundle.
+
+        Args:
+            decoder: What makes its sound: `fast`, the bundle's fast decoder; `original`, VAE decoder and vocoder;
+                `none`, where only latents and mels are needed; None for the fast one where there is one, else the
+                original.
+
+        Raises:
+            MusiccmError: Another name, or a fast decoder is asked for that the bundle lacks or that is not for its VAE.
+        """
         from musiccm.models.codec import LatentCodec
 
-        return LatentCodec(self.vae, self.vocoder if with_vocoder else None, self.mel, self.latent_patch)
+        if decoder not in (None, "none", *DECODERS):
+            raise MusiccmError(f"decoder: expected one of {', '.join(DECODERS)}, found {decoder!r}")
+        if decoder == "fast" and not self.has("decoder"):
+            raise MusiccmError(f"{self.path}: has no fast decoder (no decoder/ folder); use decoder 'original', or "
+                               "train one by experiments/stages/decoder.yaml")
+        if decoder is None:
+            decoder = "fast" if self.has("decoder") else "original"
+        return LatentCodec(
+            self.vae, self.vocoder if decoder == "original" else None, self.mel, self.latent_patch,
+            self.part("decoder") if decoder == "fast" else None,
+        )
 
     def conditioner(self) -> nn.Module:
         """The `ClapConditioner` of this bundle."""

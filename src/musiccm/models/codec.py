@@ -1,4 +1,4 @@
-"""Between sound and latents: mel, VAE and vocoder behind one door."""
+"""Between sound and latents: mel, VAE, vocoder and fast decoder behind one door."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch.nn import functional as F
 
 from musiccm.audio.mel import MelConfig
 from musiccm.errors import MusiccmError
+from musiccm.models.fast_decoder import FastDecoder
 
 
 class LatentCodec(nn.Module):
-    """A frozen `AutoencoderKL` and a frozen HiFi-GAN, with the conventions that connect them.
+    """A frozen `AutoencoderKL` and what makes sound of its latents, with the conventions that connect them.
 
     The mel enters the VAE as an image of height M (time) and width N (bins), pixel-unshuffled by
     `isqrt(vae.in_channels)`: 1 for MusicLDM. Raw latents are what the encoder gives; normalised latents, written z, are
@@ -26,9 +27,10 @@ class LatentCodec(nn.Module):
         vocoder: A transformers `SpeechT5HifiGan`, or None where no waveform is asked for.
         mel: Numbers of the mel front end.
         latent_patch: Side p of the blocks of raw latents that are one position of z.
+        decoder: A fast decoder of this VAE's latents, which `decode` then uses in place of VAE and vocoder.
 
     Raises:
-        MusiccmError: If the VAE's channels are no square, or vocoder and mel disagree.
+        MusiccmError: If the VAE's channels are no square, vocoder and mel disagree, or the decoder takes other latents.
     """
 
     latents_mean: Tensor
@@ -40,11 +42,13 @@ class LatentCodec(nn.Module):
         vocoder: nn.Module | None = None,
         mel: MelConfig | None = None,
         latent_patch: int = 1,
+        decoder: FastDecoder | None = None,
     ) -> None:
         super().__init__()
         self.latent_patch = latent_patch
         self.vae = vae.eval().requires_grad_(False)
         self.vocoder = None if vocoder is None else vocoder.eval().requires_grad_(False)
+        self.decoder = None if decoder is None else decoder.eval().requires_grad_(False)
         self.mel = mel or MelConfig()
         config = vae.config
         self.patch = math.isqrt(config.in_channels)
@@ -60,12 +64,35 @@ class LatentCodec(nn.Module):
         mean, std = torch.zeros(raw_channels), torch.full((raw_channels,), 1.0 / config.scaling_factor)
         if config.latents_mean is not None and config.latents_std is not None:
             mean, std = torch.tensor(config.latents_mean), torch.tensor(config.latents_std)
+        if decoder is not None:
+            self.check_decoder(decoder, "decoder/config.json: ")
         self.register_buffer("latents_mean", mean.view(1, -1, 1, 1), persistent=False)
         self.register_buffer("latents_std", std.view(1, -1, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> LatentCodec:
         """Stay in eval mode: the codec is frozen, whatever module holds it."""
         return super().train(False)
+
+    def check_decoder(self, decoder: FastDecoder, where: str) -> None:
+        """Refuse a fast decoder of other latents than the VAE's.
+
+        Args:
+            decoder: The decoder.
+            where: What its configuration was read from, as the message begins.
+
+        Raises:
+            MusiccmError: Names the first number that differs.
+        """
+        factor = self.downsampling // self.latent_patch
+        for key, expected in (
+            ("latent_channels", self.vae.config.latent_channels),
+            ("latent_bins", self.mel.n_mels // factor),
+            ("latent_hop", self.mel.hop_length * factor),
+        ):
+            found = getattr(decoder.config, key)
+            if found != expected:
+                raise MusiccmError(f"{where}{key} is {found}, but the VAE's latents have {expected}; the decoder must "
+                                   "be trained for this VAE")
 
     def encode(self, mel_BMN: Tensor) -> tuple[Tensor, Tensor]:
         """Encode a mel.
@@ -151,7 +178,9 @@ class LatentCodec(nn.Module):
         return waveform_BS[:, : mel_BMN.shape[1] * self.mel.hop_length]
 
     def decode(self, z_BCTF: Tensor) -> Tensor:
-        """Normalised latents to waveforms of shape [B, S]."""
+        """Normalised latents to waveforms of shape [B, S], by the fast decoder where there is one."""
+        if self.decoder is not None:
+            return self.decoder(F.pixel_shuffle(z_BCTF, self.latent_patch))
         return self.vocode(self.decode_mel(z_BCTF))
 
     @property
@@ -173,6 +202,17 @@ class LatentCodec(nn.Module):
             blocks = zip(c.resblock_kernel_sizes, c.resblock_dilation_sizes, strict=True)
             reach += max(sum((d + 1) * (k - 1) // 2 for d in dilations) for k, dilations in blocks) / rate
         return math.ceil(reach + 3.0 / rate)
+
+    @property
+    def decoder_context(self) -> int:
+        """Frames of z on either side that the fast decoder's sound of a frame can depend on.
+
+        Raises:
+            MusiccmError: If this codec has no fast decoder.
+        """
+        if self.decoder is None:
+            raise MusiccmError("this codec has no fast decoder: build it with one")
+        return -(-self.decoder.reach // self.latent_patch)
 
     def latent_shape(self, duration_s: float) -> tuple[int, int, int]:
         """The [C, T, F] of the z that holds at least `duration_s` seconds."""

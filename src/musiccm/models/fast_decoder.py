@@ -75,8 +75,6 @@ class FastDecoder(nn.Module):
         MusiccmError: If the hops do not divide, or the kernel is even.
     """
 
-    window: Tensor
-
     def __init__(self, config: FastDecoderConfig | Mapping[str, Any]) -> None:
         super().__init__()
         self.config = c = make_config(FastDecoderConfig, config)
@@ -94,7 +92,6 @@ class FastDecoder(nn.Module):
         self.fast = nn.Sequential(*[_Block(c.width, c.hidden, c.kernel_size, scale) for _ in range(c.blocks)])
         self.norm = nn.LayerNorm(c.width)
         self.head = nn.Linear(c.width, c.n_fft + 2)
-        self.register_buffer("window", torch.hann_window(c.n_fft), persistent=False)
 
     @property
     def reach(self) -> int:
@@ -130,13 +127,12 @@ class FastDecoder(nn.Module):
         log_magnitude, phase = heads_BTH.chunk(2, dim=-1)
         # exp(6) is louder than any frame of a waveform within [-1, 1] can be at this size by far
         spectrum = torch.polar(log_magnitude.clamp(max=6.0).exp(), phase)
-        frames = torch.fft.irfft(spectrum, c.n_fft, norm="ortho") * self.window
-        return overlap_add(frames, c.hop_length) / self.envelope(heads_BTH.shape[1])
-
-    def envelope(self, frames: int) -> Tensor:
-        """Sum of the squared windows that overlap at each sample, `[frames * hop_length]`."""
-        squared = self.window.square().expand(1, frames, -1)
-        return overlap_add(squared, self.config.hop_length)[0].clamp(min=1e-3)
+        # not a buffer, which a decoder in bf16 would round
+        window = torch.hann_window(c.n_fft, device=heads_BTH.device)
+        frames = torch.fft.irfft(spectrum, c.n_fft, norm="ortho") * window
+        # the sum of the squared windows that overlap at each sample
+        envelope = overlap_add(window.square().expand(1, heads_BTH.shape[1], -1), c.hop_length)[0]
+        return overlap_add(frames, c.hop_length) / envelope.clamp(min=1e-3)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors`."""

@@ -37,7 +37,7 @@ class Encoder(pl.LightningModule):
     def __init__(self, bundle: Bundle, work: EncodingData) -> None:
         super().__init__()
         self.work = work
-        self.codec = bundle.codec(with_vocoder=False)
+        self.codec = bundle.codec("none")
         self.conditioner = bundle.conditioner()
         self.mel = LogMel(bundle.mel)
         self._start = self._wall_s = 0.0

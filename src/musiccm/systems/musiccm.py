@@ -99,7 +99,7 @@ class MusicCM(pl.LightningModule):
 
         teacher = Denoiser(self.bundle.unet, self.schedule, self.bundle.prediction_type)
         self.frozen = nn.ModuleDict(
-            {"teacher": teacher, "codec": self.bundle.codec(), "conditioner": self.bundle.conditioner()}
+            {"teacher": teacher, "codec": self.bundle.codec("original"), "conditioner": self.bundle.conditioner()}
         )
         self.student = copy.deepcopy(self.bundle.unet).requires_grad_(True)
         self.student_ema_target = Ema(self.student, self.distillation.target_ema_decay)

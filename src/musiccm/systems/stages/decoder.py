@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from musiccm.audio.mel import LogMel
 from musiccm.data.batch import WaveformBatch
-from musiccm.errors import MusiccmError
 from musiccm.losses.spectral import MultiResolutionStft
 from musiccm.losses.waveform_adversarial import waveform_adversarial
 from musiccm.models.bundle import Bundle
@@ -63,9 +62,9 @@ class DecoderStage(Stage):
         super().__init__(**stage)
         bundle = Bundle.from_pretrained(self.bundle, parts=["vae", "vocoder"])
         # held outside the module tree: frozen, not trained, not in this stage's checkpoints
-        self._codec: list[LatentCodec] = [bundle.codec()]
+        self._codec: list[LatentCodec] = [bundle.codec("original")]
         self.part = FastDecoder(decoder)
-        self.check_dimensions()
+        self.codec.check_decoder(self.part, "model.init_args.decoder.")
         self.mel = LogMel(self.codec.mel)
         self.stft = MultiResolutionStft(fft_sizes)
         self.stft_weight, self.mel_weight = stft_weight, mel_weight
@@ -78,19 +77,6 @@ class DecoderStage(Stage):
     def codec(self) -> LatentCodec:
         """The slow pair."""
         return self._codec[0]
-
-    def check_dimensions(self) -> None:
-        """Refuse a decoder whose latents are not the VAE's."""
-        c, codec = self.part.config, self.codec
-        factor = codec.downsampling // codec.latent_patch
-        for key, found, expected in (
-            ("latent_channels", c.latent_channels, codec.vae.config.latent_channels),
-            ("latent_bins", c.latent_bins, codec.mel.n_mels // factor),
-            ("latent_hop", c.latent_hop, codec.mel.hop_length * factor),
-        ):
-            if found != expected:
-                raise MusiccmError(f"decoder.{key} is {found}, but the latents of {self.bundle} have {expected}; "
-                                   "change model.init_args.decoder")
 
     def trained(self) -> list[nn.Module]:
         """The decoder and its judge."""

@@ -130,7 +130,7 @@ class TeacherStage(Stage):
         """Read what the bundle already holds: the latents' moments and the null condition."""
         if not self._codec:
             bundle = Bundle.from_pretrained(self.bundle, parts=["vae", "clap", "tokenizer", "feature_extractor"])
-            self._codec = [bundle.codec(with_vocoder=False)]
+            self._codec = [bundle.codec("none")]
             self._null = [bundle.conditioner().null(1).clone()]
 
     def normalised(self, batch: LatentBatch) -> Tensor:

@@ -98,7 +98,7 @@ class VocoderStage(Stage):
         """Read the VAE when its reconstructions are asked for."""
         if self.reconstructed_share > 0.0:
             bundle = Bundle.from_pretrained(self.bundle, parts=["vae"])
-            self._codec = [bundle.codec(with_vocoder=False).to(self.device)]
+            self._codec = [bundle.codec("none").to(self.device)]
 
     @torch.no_grad()
     def reconstruct(self, mel_BMN: Tensor) -> Tensor:
