@@ -7,6 +7,7 @@ import pytest
 
 from musiccm.config import load_experiment
 from musiccm.data.corpora import parse_corpora
+from musiccm.models.fast_decoder import FastDecoderConfig
 from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
 
 FOLDER = Path(__file__).parents[1] / "experiments"
@@ -43,6 +44,15 @@ def test_the_papers_settings() -> None:
     corpora = parse_corpora(data["corpora"])
     assert [corpus.layout for corpus in corpora] == ["audiostock", "magnatagatune"]
     assert data["corpora"][1]["draw"] == 5000
+
+
+def test_the_full_size_decoder_is_that_of_the_released_latents() -> None:
+    """8 channels, 64 mel bins / 4, 160 samples a mel frame x 4; clips of whole latent frames."""
+    content = load_experiment(FOLDER / "musiccm_decoder.yaml")
+    config = FastDecoderConfig(**content["model"]["init_args"]["decoder"])
+    assert config == FastDecoderConfig() and (config.latent_bins, config.latent_hop) == (64 // 4, 160 * 4)
+    assert content["data"]["init_args"]["clip_samples"] % config.latent_hop == 0
+    assert content["model"]["class_path"] == load_experiment(FOLDER / "stages/decoder.yaml")["model"]["class_path"]
 
 
 @pytest.mark.parametrize(

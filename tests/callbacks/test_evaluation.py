@@ -142,7 +142,8 @@ def test_pace_is_that_of_a_clip_with_all_that_is_done_to_it(bundle: Path, tmp_pa
 
 def test_several_networks_listen_each_under_its_own_name(bundle: Path, tmp_path: Path) -> None:
     evaluation = Evaluation(
-        steps=[1], teacher_steps=[], limit=5, batch_size=5, n_panels=0, progress=False, embedders=["clap", "tagger"],
+        steps=[1], fast_steps=[], teacher_steps=[], limit=5, batch_size=5, n_panels=0, progress=False,
+        embedders=["clap", "tagger"],
     )
     trainer(tmp_path, [evaluation]).test(System(bundle), Data(), verbose=False)
     folder = tmp_path / "lightning_logs" / "tiny" / "version_0"
