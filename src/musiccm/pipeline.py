@@ -49,7 +49,7 @@ class Pipeline(LongMusic):
         _check_widths(bundle)
         scheduler = bundle.scheduler_config
         self.is_student = scheduler.get("_class_name") == STUDENT_SCHEDULER
-        self.record: dict[str, Any] = bundle.settings.get("distillation", {})
+        self.record: dict[str, Any] = bundle.settings.get("distillation") or {}
         check_sampler(self.record, scheduler, bundle.root_of("scheduler") / "scheduler" / "scheduler_config.json")
         self.schedule = NoiseSchedule.from_config(scheduler)
         self.prediction_type = bundle.prediction_type

@@ -95,7 +95,7 @@ student = "PATH_OF_THIS_FOLDER"
 parts = {parts}
 unet = UNet2DConditionModel.from_pretrained(student, subfolder="unet")
 scheduler = LCMScheduler.from_pretrained(student, subfolder="scheduler")
-clap = ClapModel.from_pretrained(parts, subfolder="text_encoder").eval()
+clap = ClapModel.from_pretrained(parts, subfolder="text_encoder", dtype=torch.float32).eval()
 tokenizer = AutoTokenizer.from_pretrained(parts, subfolder="tokenizer")
 tokens = tokenizer("a calm piano melody", return_tensors="pt")
 scheduler.set_timesteps({steps})
