@@ -1,13 +1,17 @@
 """The full-size run says what the paper says, and its ablations differ from it in one thing each."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonargparse import ArgumentParser
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from musiccm.config import load_experiment
 from musiccm.data.corpora import parse_corpora
 from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
+from musiccm.systems.sharded import Sharded
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 
@@ -43,6 +47,21 @@ def test_the_papers_settings() -> None:
     corpora = parse_corpora(data["corpora"])
     assert [corpus.layout for corpus in corpora] == ["audiostock", "magnatagatune"]
     assert data["corpora"][1]["draw"] == 5000
+
+
+def test_the_main_run_is_launched_as_the_preset_says() -> None:
+    run, preset = (load_experiment(FOLDER / name)["trainer"] for name in ("musiccm.yaml", "strategies/ddp.yaml"))
+    assert run["strategy"] == preset["strategy"] and run["devices"] == 8
+    assert preset["strategy"]["init_args"]["gradient_as_bucket_view"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ddp", DDPStrategy), ("fsdp", Sharded)])
+def test_presets_build_strategies_that_wait_ten_minutes_for_a_process(name: str, kind: type) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Strategy, "strategy")
+    preset = load_experiment(FOLDER / "strategies" / f"{name}.yaml")["trainer"]
+    strategy = parser.instantiate_classes(parser.parse_object({"strategy": preset["strategy"]})).strategy
+    assert type(strategy) is kind and strategy._timeout == timedelta(minutes=10)
 
 
 @pytest.mark.parametrize(
