@@ -19,6 +19,7 @@ from musiccm.commands.generate import output_paths
 from musiccm.diffusion import consistency_boundary
 from musiccm.errors import MusiccmError
 from musiccm.export import StudentInfo, export_student, lcm_scheduler
+from musiccm.models import heads
 from musiccm.models.bundle import Bundle
 from musiccm.models.card import write_card
 from musiccm.models.codec import LatentCodec
@@ -141,6 +142,18 @@ def test_lcm_scheduler_reaches_the_same_latents(student_dir: Path, student: Pipe
         abar = scheduler.alphas_cumprod[scheduler.timesteps[step + 1]]
         z = abar.sqrt() * result.denoised + (1 - abar).sqrt() * sample_noise(seeds, student.latent_shape, step)
     torch.testing.assert_close(ours, z, atol=2e-4, rtol=1e-4)
+
+
+def test_own_heads_of_a_released_shape_go_along(
+    teacher_dir: Path, student_dir: Path, student_unet: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where this small U-Net is taken for a released one with other heads, its student says whose it has."""
+    assert "attention_heads" not in json.loads((student_dir / "musiccm.json").read_text())
+    monkeypatch.setitem(heads.HEAD_CHANNELS, 16, 4)
+    monkeypatch.setattr(heads, "LEVELS", (1, 2))
+    folder = export_student(student_unet, Bundle.from_pretrained(teacher_dir), tmp_path / "own", INFO)
+    unet = Bundle.from_pretrained(folder).unet
+    assert tuple(unet.config.attention_head_dim) == tuple(student_unet.config.attention_head_dim) == (1, 2)
 
 
 def test_a_clip_does_not_depend_on_its_batch(student: Pipeline) -> None:

@@ -17,6 +17,7 @@ from musiccm.files import naming_full_disk
 from musiccm.models.bundle import Bundle, save_settings
 from musiccm.models.bundle_files import PARTS, load_part, save_part, update_json
 from musiccm.models.card import write_card
+from musiccm.models.heads import own_heads
 from musiccm.models.student_record import LCM_SIGMA_DATA, sampler_record
 
 STUDENTS_OWN = ("unet", "scheduler")
@@ -147,6 +148,7 @@ def _write(
             with naming_full_disk(folder / part):
                 shutil.copytree(teacher.root_of(part) / part, partial / part)
     save_part(partial, "unet", unet, dtype)
+    save_settings(partial, **own_heads(unet.config))  # type: ignore[arg-type]
     save_part(partial, "scheduler", scheduler)
     record = {
         "guidance_scale": info.guidance_scale,
