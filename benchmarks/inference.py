@@ -111,7 +111,9 @@ class Teacher:
         scheduler = DDIMScheduler.from_config(bundle.scheduler_config)
         self.pipe = FittedPipeline(vae=vae, text_encoder=clap, scheduler=scheduler, **parts)
         self.pipe.vae_scale_factor = vae.codec.downsampling
-        self.pipe.to(device, torch.float16 if device == "cuda" else torch.float32)
+        self.pipe.to(device)
+        if device == "cuda":
+            self.pipe.to(torch.float16)
         self.duration_s = bundle.latent_shape()[1] * vae.codec.downsampling * bundle.mel.hop_length / (
             bundle.mel.sample_rate_hz)
         self.clock = Clock(("text", self.pipe, "_encode_prompt"), ("decode", vae, "decode"),

@@ -16,6 +16,7 @@ from musiccm.long_form import LongMusic, check_duration, check_texts, compose
 from musiccm.models.acceleration import CompiledNetwork, channels_last, suit_cpu, to_bfloat16
 from musiccm.models.bundle import Bundle
 from musiccm.models.denoiser import Consistency, Denoiser
+from musiccm.models.student_record import DEFAULT_STEPS, STUDENT_SCHEDULER, check_sampler
 from musiccm.samplers import (
     Stepper,
     sample_ddim,
@@ -26,7 +27,7 @@ from musiccm.samplers import (
     trailing_timesteps,
 )
 
-STUDENT_STEPS, TEACHER_STEPS = 4, 50
+TEACHER_STEPS = 50
 TEACHER_GUIDANCE_SCALE = 3.0  # MusicCM's w = 2
 
 
@@ -48,7 +49,9 @@ class Pipeline(LongMusic):
         self.bundle = bundle
         _check_widths(bundle)
         scheduler = bundle.scheduler_config
-        self.is_student = scheduler.get("_class_name") == "LCMScheduler"
+        self.is_student = scheduler.get("_class_name") == STUDENT_SCHEDULER
+        self.record: dict[str, Any] = bundle.settings.get("distillation") or {}
+        check_sampler(self.record, scheduler, bundle.root_of("scheduler") / "scheduler" / "scheduler_config.json")
         self.schedule = NoiseSchedule.from_config(scheduler)
         self.prediction_type = bundle.prediction_type
         self.conditioner = bundle.conditioner()
@@ -57,9 +60,7 @@ class Pipeline(LongMusic):
         self.denoiser = Denoiser(bundle.unet, self.schedule, self.prediction_type).eval()
         self.device = torch.device("cpu")
         self.accelerated = False
-        self.record: dict[str, Any] = bundle.settings.get("distillation", {})
         if self.is_student:
-            self._check_record(scheduler)
             self.grid = student_grid(self.schedule.num_train_timesteps, int(scheduler["original_inference_steps"]))
             self.consistency = Consistency(
                 self.denoiser, timestep_scaling=float(scheduler.get("timestep_scaling", 10.0))
@@ -161,7 +162,7 @@ class Pipeline(LongMusic):
 
         Args:
             prompts: One text or several.
-            steps: Sampling steps; by default 4 for a student, 50 for a teacher.
+            steps: Sampling steps; by default what a student was exported with (4), or 50 for a teacher.
             seed: Of the noise.
             duration_s: Seconds, by default the length that the model was trained on; see `compose` for others.
             guidance_scale: For a teacher, 3 by default; a distilled student takes none.
@@ -214,7 +215,7 @@ class Pipeline(LongMusic):
             raise MusiccmError(f"strength: expected a number above 0 and up to 1, found {strength}")
         if self.is_student:
             refuse_guidance(guidance_scale)
-            steps = STUDENT_STEPS if steps is None else steps
+            steps = self.record.get("default_steps", DEFAULT_STEPS) if steps is None else steps
             sampling_timesteps(steps, self.grid)  # refuses what is off the whole grid
             levels = self.grid[: max(1, round(strength * len(self.grid)))]
             timesteps = sampling_timesteps(min(steps, len(levels)), levels).tolist()
@@ -266,16 +267,6 @@ class Pipeline(LongMusic):
             self.denoiser, self.schedule, cond_BD, self.conditioner.null(len(cond_BD)), noise, len(stepper.timesteps),
             TEACHER_GUIDANCE_SCALE if guidance_scale is None else guidance_scale,
         )
-
-    def _check_record(self, scheduler: dict[str, Any]) -> None:
-        """A student sampled with other settings than it was trained with is silently wrong: refuse it."""
-        where = self.bundle.root_of("scheduler") / "scheduler" / "scheduler_config.json"
-        for key in ("original_inference_steps", "prediction_type", "timestep_scaling"):
-            if key not in scheduler:
-                raise MusiccmError(f"{where}: '{key}' is missing; a distilled student's scheduler must state it")
-            if self.record.get(key, scheduler[key]) != scheduler[key]:
-                raise MusiccmError(f"{where}: {key} is {scheduler[key]!r}, but the student was trained with "
-                                   f"{self.record[key]!r} (musiccm.json); restore it")
 
 
 def _check_widths(bundle: Bundle) -> None:

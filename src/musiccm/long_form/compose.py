@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MAX_WHOLE_S = 3600.0
 """Longest piece that is made whole, whose latents and sound are held in memory; a stream has no such limit."""
 
+MAX_STREAM_S = 1e9
+"""Longest stream of a stated length, 32 years: far beyond any file, and its samples still are exact numbers."""
+
 DEFAULT_OVERLAP, DEFAULT_FUSION = 0.5, "swap"
 """Chosen by measurement, see docs/long.md."""
 
