@@ -1,7 +1,8 @@
 """Seams of continued and mended clips at four steps, against joining clips that know nothing of each other.
 
-Held-out tracks of the demo world are continued and mended under their own captions, then vocoded. The baseline puts a
-new clip of the same caption behind the track's latents, or into the range, and is decoded alike.
+Held-out tracks of the demo world are continued and mended under their own captions and turned into sound by each
+decoder of the bundle. The baseline puts a new clip of the same caption behind the track's latents, or into the range,
+and is decoded alike.
 """
 
 from __future__ import annotations
@@ -10,31 +11,36 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from musiccm.audio.io import write_audio
+from musiccm.commands._quality import decoders
 from musiccm.commands._timing import row
 from musiccm.data.demo.tracks import make_track
 from musiccm.long_form import SeamFigures, decode_whole, read_clip, seam_figures
 from musiccm.long_form.edit import Edited
+from musiccm.models.bundle import Bundle
 from musiccm.pipeline import Pipeline
 
-STEPS, CLIPS = 4, 16
+STEPS, CLIPS = 4, 24
 STUDENTS = {"musiccm-tiny": "musiccm-tiny-student"}
 
 
-def joined(pipeline: Pipeline, edited: Edited, text: str, seed: int) -> SeamFigures | None:
-    """The same kept frames, the others from a clip of its own."""
+def joined(pipeline: Pipeline, edited: Edited, text: str, seed: int) -> Tensor:
+    """Latents with the same kept frames, the others from a clip of its own."""
     cond_BD = pipeline.conditioner.text([text])
     z = edited.z_CTF.clone()
     new = torch.nonzero(~edited.kept_T)[:, 0]
     z[:, new] = pipeline.latents(cond_BD, [seed], STEPS)[0][:, : len(new)]
-    return seam_figures(decode_whole(pipeline, z), edited.seams_s, pipeline.bundle.mel)
+    return z
 
 
 @torch.no_grad()
 def run(bundle: str) -> list[dict]:
-    pipeline = Pipeline.from_pretrained(STUDENTS.get(bundle, bundle))
-    found: dict[str, list[tuple[SeamFigures, SeamFigures]]] = {"continued": [], "mended": []}
+    parts = Bundle.from_pretrained(STUDENTS.get(bundle, bundle))
+    sounding = {name: Pipeline(parts, name) for name in decoders(parts)}
+    pipeline = sounding["original"]
+    found: dict[tuple[str, str], list[tuple[SeamFigures, SeamFigures]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for index in range(CLIPS):
             track = make_track(3, "test", index)
@@ -46,15 +52,18 @@ def run(bundle: str) -> list[dict]:
                 ("continued", editor.extend(clip, text, whole_s + pipeline.duration_s / 2)),
                 ("mended", editor.inpaint(clip, text, 0.4 * whole_s, 0.4 * whole_s + 0.5 * pipeline.duration_s)),
             ):
-                ours = seam_figures(edited.waveform_S, edited.seams_s, pipeline.bundle.mel)
-                theirs = joined(pipeline, edited, text, index)
-                if ours is not None and theirs is not None:
-                    found[name].append((ours, theirs))
+                hard = joined(pipeline, edited, text, index)
+                for decoder, by in sounding.items():
+                    ours, theirs = (seam_figures(decode_whole(by, z)[: len(edited.waveform_S)], edited.seams_s,
+                                                 parts.mel) for z in (edited.z_CTF, hard))
+                    if ours is not None and theirs is not None:
+                        found.setdefault((name, decoder), []).append((ours, theirs))
     rows = []
-    for name, pairs in found.items():
+    for (name, decoder), pairs in found.items():
         for key, said in (("level_jump_db", "level jump"), ("flux", "spectral change")):
             ours, theirs, usual = ([getattr(side, k) for side in sides] for k, sides in (
                 (key, [a for a, _ in pairs]), (key, [b for _, b in pairs]), (f"usual_{key}", [a for a, _ in pairs])))
-            rows.append(row(f"{name}: {said} at the seam, against a hard join", ours, theirs, "dB"))
-            rows.append(row(f"{name}: {said} at the seam, against anywhere else", ours, usual, "dB"))
+            case = f"{name}, {decoder} decoder: {said} at the seam"
+            rows.append(row(f"{case}, against a hard join", ours, theirs, "dB"))
+            rows.append(row(f"{case}, against anywhere else", ours, usual, "dB"))
     return rows

@@ -2,11 +2,13 @@
 
 Seams by the bundle's tagger and by level and spectrum, on decoded mels of many short pieces, for a distance wants many
 different ones; text similarity (vocoded) and tempo along a few pieces of a minute. The other baseline is MultiDiffusion
-(arXiv 2302.08113) as published: crops are averaged after the sampler's step, noise and all.
+(arXiv 2302.08113) as published: crops are averaged after the sampler's step, noise and all. Mels are the original
+decoder's, for the fast one makes none. At the end, what decoding a long piece in parts alters, for each decoder.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,24 +17,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from musiccm.audio import LogMel
-from musiccm.commands._quality import frechet
+from musiccm.commands._quality import decoders, frechet
 from musiccm.commands._timing import row
 from musiccm.data.demo.tracks import make_track
 from musiccm.diffusion import to_eps, to_x0
-from musiccm.long_form import MelDecoder
+from musiccm.long_form import MelDecoder, piece_decoder
 from musiccm.long_form.compose import Score
 from musiccm.long_form.seams import SPAN_FRAMES, jumps
 from musiccm.pipeline import Pipeline, sample_seeds
-from musiccm.samplers import INITIAL, FrameNoise, SharedProcess, sample_shared
+from musiccm.samplers import INITIAL, Crops, FrameNoise, SharedProcess, sample_shared
 from musiccm.samplers.shared_restricted import CondOf
 
 STEPS, REAL = 4, 300
-#: (pieces, seconds) of those whose seams are judged, and of those that are followed over a minute.
-SHORT, LONG = (24, 20.48), (4, 60.0)
+#: (pieces, seconds) of those whose seams are judged, those followed over a minute, those decoded in parts and whole.
+SHORT, LONG, DECODED = (24, 20.48), (4, 60.0), (4, 30.72)
 OVERLAPS = {"uniform": (0.25, 0.5), "triangular": (0.25, 0.5), "swap": (0.25, 0.5)}
 #: What is judged around a seam, as a part of the model's window; seams lie closer where windows overlap more.
 JUDGED = 0.5
 STUDENTS = {"musiccm-tiny": "musiccm-tiny-student"}
+DECIBEL = 20.0 / math.log(10.0)
 
 
 @torch.no_grad()
@@ -75,6 +78,15 @@ class Way(NamedTuple):
     sample: Callable[[SharedProcess, CondOf], Tensor] = sample_shared
 
 
+def detail(z_CTF: Tensor, crops: Crops) -> list[list[float]]:
+    """Fine structure: variance of z's first difference along time. First where both frames lie in two windows or more,
+    then where in one alone; nothing where there is no such place."""
+    starts_N1 = torch.tensor([crops.start(i) for i in range(crops.count or 0)])[:, None]
+    first = torch.arange(z_CTF.shape[1] - 1)
+    windows = ((starts_N1 <= first) & (first + 1 < starts_N1 + crops.window)).sum(0)
+    return [[float(z_CTF.diff(dim=1)[:, there].var())] if there.any() else [] for there in (windows > 1, windows == 1)]
+
+
 class Judge:
     """Figures of sets of pieces, each made in one way."""
 
@@ -99,7 +111,8 @@ class Judge:
         per, window = self.pipeline.codec.downsampling, self.window
         half = int(window * JUDGED / 2) * per
         rows: dict[str, list[Tensor]] = {"fd_seam": [], "fd_middle": []}
-        out: dict[str, list[float]] = {k: [] for k in ("level", "usual_level", "flux", "usual_flux", "detail")}
+        out: dict[str, list[float]] = {
+            k: [] for k in ("level", "usual_level", "flux", "usual_flux", "detail_shared", "detail_alone")}
         for index in range(SHORT[0]):
             z, score, _ = self.piece(index, SHORT[1], way)
             crops = score.process.crops
@@ -115,8 +128,9 @@ class Judge:
             for name, values in (("level", level), ("flux", flux)):
                 out[name] += values[at].tolist()
                 out[f"usual_{name}"].append(float(values.median()))
-            # fine structure: variance of the first difference along time, over that of the frames themselves
-            out["detail"].append(float(z.diff(dim=1).var() / z.var()))
+            shared, lonely = detail(z, crops)
+            out["detail_shared"] += shared
+            out["detail_alone"] += lonely
         n = 2 * SHORT[0]  # independent windows have so many middles; the distance falls with n
         for key, clips in rows.items():
             chosen = torch.stack([clips[i] for i in torch.linspace(0, len(clips) - 1, n).long()])
@@ -142,26 +156,59 @@ class Judge:
         return out
 
 
-def real_rows(pipeline: Pipeline) -> Tensor:
-    """The tagger's embeddings of as many held-out tracks, as long as what is judged around a seam."""
+    @torch.no_grad()
+    def decoding(self) -> list[dict]:
+        """What decoding a piece in parts alters: the windows of the VAE, beside windows set end to end, and the chunks
+        of vocoder and fast decoder."""
+        codec, window, per = self.pipeline.codec, self.window, self.pipeline.codec.downsampling
+        errors: dict[str, list[list[float]]] = {name: [[], []] for name in ("mean", "rms", "border")}
+        sounds: dict[str, list[float]] = {name: [] for name in decoders(self.pipeline.bundle)}
+        spread = []
+        for index in range(DECODED[0]):
+            z, _, _ = self.piece(index, DECODED[1], Way(0.5, "swap"))
+            whole, faded = codec.decode_mel(z[None])[0], self.mel(z)
+            joined = torch.cat([codec.decode_mel(part[None])[0] for part in z.split(window, 1)])
+            spread.append(DECIBEL * float(whole.std()))
+            # a latent frame on either side of where the joined windows meet
+            near = (torch.arange(per, len(whole) - per) + per) % (window * per) < 2 * per
+            for side, mel_MN in enumerate((faded, joined)):
+                error = DECIBEL * (mel_MN - whole).abs()
+                errors["mean"][side].append(float(error.mean()))
+                errors["rms"][side].append(float(error.square().mean().sqrt()))
+                errors["border"][side].append(float(error[per:-per][near].mean()))
+            for name, differences in sounds.items():
+                by = self.pipeline.bundle.codec(name)
+                at_once = by.vocode(faded[None]) if name == "original" else by.decode(z[None])
+                parts = piece_decoder(by, window, z.shape[1]).push(z)
+                differences.append(float((parts - at_once[0]).abs().max()))
+        said = {"mean": "mean difference", "rms": "root mean square", "border": "mean near the latter's borders"}
+        rows = [row(f"VAE in windows, against the whole: {said[key]} (baseline: set end to end)", *sides, "dB")
+                for key, sides in errors.items()]
+        rows.append(row("of these mels: standard deviation", spread, [], "dB"))
+        return rows + [row(f"{name} decoder: largest difference of sound in chunks and at once", found, [], "of 1")
+                       for name, found in sounds.items()]
+
+
+def real_rows(pipeline: Pipeline, frames: int, count: int) -> Tensor:
+    """The tagger's embeddings of so many held-out tracks, a stretch of `frames` mel frames of each."""
     log_mel, tagger = LogMel(pipeline.bundle.mel), pipeline.bundle.evaluators["tagger"]
-    frames = 2 * int(pipeline.latent_shape[1] * JUDGED / 2) * pipeline.codec.downsampling
     rows = []
-    for index in range(REAL):
+    for index in range(count):
         waveform = torch.from_numpy(make_track(1, "test", index).waveform_S).float()
         waveform = 0.5 * waveform / waveform.abs().max()
         mel_MN = log_mel(waveform)
         start = index * 37 % (len(mel_MN) - frames)
         rows.append(mel_MN[start : start + frames])
     with torch.no_grad():
-        return torch.cat([tagger(torch.stack(part))[0] for part in (rows[i : i + 50] for i in range(0, REAL, 50))])
+        return torch.cat([tagger(torch.stack(part))[0] for part in (rows[i : i + 50] for i in range(0, count, 50))])
 
 
 NAMES = {
     "fd_seam": ("fd_tagger around seams", "", True), "fd_middle": ("fd_tagger between seams", "", True),
     "level": ("level jump at seams", "dB", True), "usual_level": ("level jump anywhere", "dB", True),
     "flux": ("spectral change at seams", "dB", True), "usual_flux": ("spectral change anywhere", "dB", True),
-    "detail": ("variance of first differences of z", "of z's", False),
+    "detail_shared": ("variance of first differences of z where windows overlap", "", False),
+    "detail_alone": ("variance of first differences of z elsewhere", "", False),
     "text_first": ("text-audio, first window", "cosine", False),
     "text_last": ("text-audio, last window", "cosine", False),
     "same_tempo": ("windows of the commonest tempo class", "of 1", False),
@@ -178,13 +225,23 @@ def ways() -> dict[str, Way]:
 
 
 def run(bundle: str) -> list[dict]:
-    pipeline = Pipeline.from_pretrained(STUDENTS.get(bundle, bundle))
-    judge = Judge(pipeline, real_rows(pipeline))
+    pipeline = Pipeline.from_pretrained(STUDENTS.get(bundle, bundle), decoder="original")
+    frames = 2 * int(pipeline.latent_shape[1] * JUDGED / 2) * pipeline.codec.downsampling
+    judge = Judge(pipeline, real_rows(pipeline, frames, REAL))
     figures = {name: judge.seams(way) | judge.minute(way) for name, way in ways().items()}
     alone = figures.pop("independent")
+    # these have no overlap; what overlaps are compared with is what windows have that nothing is fused with
+    alone["detail_shared"] = alone["detail_alone"]
     rows = [row(f"{name}: {way}", found[key], alone[key], unit, None, lower)
             for key, (name, unit, lower) in NAMES.items() for way, found in figures.items() if found[key]]
+    for name, way in ways().items():
+        mean = f"uniform, overlap {way.overlap:g}"  # its windows lie over the same music, so pieces can be paired
+        if name in figures and mean in figures and name != mean:
+            pairs = zip(figures[name]["detail_shared"], figures[mean]["detail_shared"], strict=True)
+            shares = [a / b for a, b in pairs]
+            rows.append(row(f"this variance in overlaps, of the uniform mean's: {name}", shares, [], "of 1"))
     z, _, _ = judge.piece(0, SHORT[1], Way(0.5, "uniform"))
     eps, _, _ = judge.piece(0, SHORT[1], Way(0.5, "uniform", lambda p, c: multidiffusion(p, c, "eps")))
     difference = float((z - eps).abs().max() / z.std())
-    return [*rows, row("largest difference of uniform and eps-fusion", [difference], [], "of z's deviation")]
+    rows.append(row("largest difference of uniform and eps-fusion", [difference], [], "of z's deviation"))
+    return rows + judge.decoding()

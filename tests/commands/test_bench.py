@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from PIL import Image
 
 from musiccm.cli import main
 from musiccm.commands._timing import ROW_KEYS, alternating, row
 from musiccm.commands.bench import load
+from musiccm.export import StudentInfo, export_student
+from musiccm.models.bundle import Bundle
+from musiccm.samplers import Crops
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.settings import Adversarial
-from tests.tiny_bundle import build_random_bundle
+from tests.tiny_bundle import build_random_bundle, make_unet
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 GOOD = '''"""Two cases."""
@@ -45,6 +49,14 @@ def test_results_follow_the_schema(folder, capsys, monkeypatch):
         {"case": "faster", "ours": 2.0, "baseline": 8.0, "unit": "s", "ratio": 4.0, "target": 5.0, "n": 3},
         {"case": "alone", "ours": 0.25, "baseline": None, "unit": "of 1", "ratio": None, "target": None, "n": 1},
     ]
+
+
+def test_a_benchmark_may_draw_its_rows(folder, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    drawing = "\ndef plot(path, rows):\n    path.write_text(' '.join(row['case'] for row in rows))\n"
+    (folder / "speed.py").write_text(GOOD + drawing)
+    assert main(["bench", "speed", "--dir", str(folder)]) == 0
+    assert (folder / "results/speed.png").read_text() == "faster alone"
 
 
 def test_a_rate_is_better_when_it_is_larger():
@@ -167,3 +179,71 @@ def test_full_size_benchmark_counts_the_work_and_the_memory_of_a_step(tmp_path, 
     assert all(set(ROW_KEYS) <= set(r) for r in rows)
     crop, whole, recomputing = (r["ours"] for r in rows[1::2])
     assert recomputing < 0.7 * crop < 0.7 * whole
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A student of random weights, with both decoders."""
+    folder = tmp_path_factory.mktemp("bundles")
+    teacher = Bundle.from_pretrained(build_random_bundle(folder / "teacher", decoder=True))
+    torch.manual_seed(11)
+    info = StudentInfo("v_prediction", 3.0, gamma=0.6)
+    return str(export_student(make_unet(), teacher, folder / "student", info, base="../teacher"))
+
+
+def test_fine_structure_is_told_apart_where_windows_overlap():
+    """Frames that alternate have a first difference of ±2 wherever they do; frames that stand still have none."""
+    crops = Crops(10, 6, 4)  # frames 4 and 5 lie in both windows
+    z = torch.zeros(1, 10, 2)
+    z[:, 4], z[:, 5] = torch.tensor([1.0, -1.0]), torch.tensor([-1.0, 1.0])
+    shared, alone = load(BENCHMARKS / "long.py").detail(z, crops)
+    assert shared == [pytest.approx(torch.tensor([2.0, -2.0]).var().item())]
+    step = torch.zeros(8, 2)  # the other differences: into frame 4, out of frame 5
+    step[3], step[4] = torch.tensor([1.0, -1.0]), torch.tensor([1.0, -1.0])
+    assert alone == [pytest.approx(step.var().item())]
+    assert load(BENCHMARKS / "long.py").detail(z, Crops(10, 5, 5))[0] == [], "windows end to end share nothing"
+
+
+def test_streaming_benchmark_shows_both_decoders(student, tmp_path, monkeypatch):
+    streaming = load(BENCHMARKS / "streaming.py")
+    for name, value in {"LENGTHS_S": (4.8, 5.0), "WHOLE_S": 4.8, "SAME_S": 1.5, "apart": streaming.play}.items():
+        monkeypatch.setattr(streaming, name, value)
+    rows = streaming.run(student)
+    figure = {r["case"]: r["ours"] for r in rows}
+    # Half a window is done after 2 (T - 1) + 1 = 7 calls, which the fast decoder's reach leaves a frame of; the VAE
+    # wants a whole window.
+    calls = [figure[f"{name} decoder: network calls until the first sound"] for name in ("original", "fast")]
+    assert calls == [8, 7]
+    assert all(value < 1e-4 for case, value in figure.items() if "largest difference" in case)
+    assert [(r["decoder"], r["length_s"]) for r in rows if r.get("shown") == "growth"] == [
+        ("original", 4.8), ("original", 5.0), ("fast", 4.8), ("fast", 5.0)]
+    streaming.plot(tmp_path / "streaming.png", rows)
+    with Image.open(tmp_path / "streaming.png") as image:
+        assert image.format == "PNG" and len(image.convert("L").getcolors()) > 2
+
+
+def test_long_music_benchmarks_run_on_a_bundle_with_a_fast_decoder(student, monkeypatch):
+    """They need mels, which a fast decoder does not make, and they show both decoders where sound is made."""
+    gamma, long, edits = (load(BENCHMARKS / f"{name}.py") for name in ("gamma", "long", "edits"))
+    for module, small in (
+        (long, {"REAL": 4, "SHORT": (2, 3.84), "LONG": (1, 1.28), "DECODED": (1, 2.56),
+                "OVERLAPS": {"uniform": (0.5,)}}),
+        (gamma, {"CLIPS": 4, "DRAWS": 1, "GAMMAS": {1: (1.0,), 2: (1.0, 0.0)}}),
+        (edits, {"CLIPS": 1}),
+    ):
+        for name, value in small.items():
+            monkeypatch.setattr(module, name, value)
+    rows = long.run(student)
+    figure = {r["case"]: r for r in rows}
+    assert "fd_tagger around seams: uniform, overlap 0.5" in figure
+    assert figure["this variance in overlaps, of the uniform mean's: MultiDiffusion, overlap 0.5"]["n"] == 2
+    for name in ("original", "fast"):
+        assert figure[f"{name} decoder: largest difference of sound in chunks and at once"]["ours"] < 1e-5
+    assert figure["largest difference of uniform and eps-fusion"]["ours"] < 1e-4
+
+    rows = gamma.run(student)
+    assert [r["ours"] == r["baseline"] for r in rows] == [True, True, False], "gamma 1 is its own baseline"
+
+    rows = edits.run(student)
+    assert len(rows) == 16 and all(r["n"] == 1 for r in rows)
+    assert [r["ours"] for r in rows if "original" in r["case"]] != [r["ours"] for r in rows if "fast" in r["case"]]

@@ -24,6 +24,11 @@ CLAP = {"text_encoder", "tokenizer", "feature_extractor"}
 RECALLED = 10
 
 
+def decoders(bundle: Bundle) -> list[str]:
+    """The decoders that a bundle has, by the names that `Bundle.codec` takes: `original`, and `fast` where it is."""
+    return [name for name, parts in SOUND.items() if all(bundle.has(part) for part in parts)]
+
+
 def frechet(real_ED: Tensor, fake_ED: Tensor) -> float:
     """Frechet distance of two sets of embeddings, one row a clip."""
     metric = FrechetDistance()

@@ -1,4 +1,8 @@
-"""measure speed against a baseline in the same run, and write benchmarks/results/NAME.json."""
+"""measure speed against a baseline in the same run, and write benchmarks/results/NAME.json.
+
+A benchmark is a file with a function `run(bundle)` that returns rows; where it has a `plot(path, rows)` too, that draws
+NAME.png beside them.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +45,8 @@ def main(argv: list[str]) -> int:
         gpu = f"-{re.sub('[^a-z0-9]+', '-', machine['gpu'].lower())}" if machine["gpu"] else ""
         out = folder / "results" / f"{path.stem}{gpu}.json"
         write_json(out, {"schema": SCHEMA, "machine": machine, "bundle": args.bundle, "rows": rows})
+        if hasattr(module, "plot"):
+            module.plot(out.with_suffix(".png"), rows)
         print(table(rows), f"{out}: {time.perf_counter() - start:.0f} s\n", sep="\n", flush=True)
     return 0
 
