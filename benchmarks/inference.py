@@ -1,73 +1,277 @@
-"""Seconds from text to sound: the student in 1 and 4 steps against its teacher in 50 guided ones.
+"""Seconds and memory from text to sound: the pipeline in 4 and 1 steps against the teacher as diffusers runs it.
 
-The student has its teacher's network, so the bundle's own U-Net stands for both: weights do not alter the time. Both
-sides share text encoder and decoders, the parts of which are shown alone too.
+The teacher is diffusers' own `MusicLDMPipeline`, all of 50 guided DDIM steps, then VAE decoder and HiFi-GAN; on a GPU
+in float16, as its documentation has it. It is measured on the given bundle and on one of the released size. Weights
+are random where there are none (the full size, a fast decoder that the bundle lacks, the student), for they do not
+alter the time; a fast decoder has the size that `experiments/stages/decoder.yaml` trains, at full size its defaults.
+
+Three things are fitted to the pipeline of diffusers so that it runs at all, none of which makes it slower: its text
+tower hands out the tensor that it expects (transformers 5 wraps it); the empty text is padded to the tokenizer's
+length, not to CLAP's width; the VAE is called through the codec, which unfolds latents and mel where a bundle folds
+them.
+
+Each contender lives in a process of its own, which tells its peak memory; the processes take turns. Every clip has a
+new text, so that no embedding is remembered. At full size the teacher is timed once, whole; `n` counts our calls.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
+from diffusers import DDIMScheduler, MusicLDMPipeline
+from torch import Tensor, nn
 
-from musiccm.callbacks.contenders import Contender, initial_noise, student_contender, teacher_contender
-from musiccm.commands._timing import now, row
-from musiccm.diffusion import NoiseSchedule, student_grid
-from musiccm.models.bundle import Bundle
-from musiccm.models.denoiser import Consistency, Denoiser
+from musiccm.commands._timing import now, peak_mib, row
+from musiccm.config import load_experiment
+from musiccm.export import StudentInfo, lcm_scheduler
+from musiccm.models.bundle import Bundle, save_settings
+from musiccm.models.bundle_files import PARTS, save_part
+from musiccm.models.fast_decoder import FastDecoder
+from musiccm.pipeline import Pipeline
 
-TEACHER_STEPS, GUIDANCE_SCALE = 50, 3.0
+ROOT = Path(__file__).parents[1]
+TEACHER_STEPS, GUIDANCE_SCALE, STEPS = 50, 3.0, (4, 1)
 #: The paper's clip costs 2.19 s with 50 teacher steps, 0.37 s with 4 and 0.23 s with 1 (arXiv 2404.13358, table 1).
-PAPER_RATIO = {1: 2.19 / 0.23, 4: 2.19 / 0.37}
-REPEATS = {1: 5, 8: 3}
-PARTS = ("text", "sampler", "decode")
+TARGETS = {"original": {4: 2.19 / 0.37, 1: 2.19 / 0.23}, "fast": {4: 20.0, 1: 50.0}}
+#: At full size, 4 steps, fast decoder: seconds of one clip on each kind of device, and of a minute of music.
+CLIP_S, MINUTE_S = {"cpu": 6.0, "cuda": 0.025}, {"cuda": 0.060}
+#: Timed calls of (ours, the teacher).
+REPEATS = {"given size": (5, 3), "full size": (3, 1)}
+BATCH = 8
+PARTS_OF_A_CLIP = ("text", "sampler", "decode")
 
 
-def contenders(bundle: Bundle, device: str) -> dict[str, Contender]:
-    schedule = NoiseSchedule.from_config(bundle.scheduler_config)
-    unet = bundle.unet.to(device)
-    conditioner, codec, shape = bundle.conditioner().to(device), bundle.codec().to(device), bundle.latent_shape()
-    teacher = Denoiser(unet, schedule, bundle.scheduler_config["prediction_type"])
-    f = Consistency(Denoiser(unet, schedule, "v_prediction"))
-    grid = student_grid(schedule.num_train_timesteps)
-    student = partial(student_contender, f, schedule, conditioner, codec, shape, grid=grid)
-    return {
-        "teacher": teacher_contender(teacher, schedule, conditioner, codec, shape, TEACHER_STEPS, GUIDANCE_SCALE),
-        **{f"student@{steps}": student(steps) for steps in (1, 4)},
-    }
+class Clock:
+    """Seconds of the parts of a call, by standing before the functions that make them."""
+
+    def __init__(self, *functions: tuple[str, Any, str]) -> None:
+        self.seconds: dict[str, float] = {}
+        for part, owner, name in functions:
+            setattr(owner, name, partial(self._timed, part, getattr(owner, name)))
+
+    def _timed(self, part: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        start = now()
+        result = function(*args, **kwargs)
+        self.seconds[part] = self.seconds.get(part, 0.0) + now() - start
+        return result
+
+    def parts(self, make: Callable[[], Any]) -> dict[str, float]:
+        """Seconds of a call, in all and by part; the sampler's are what text and decoding leave."""
+        self.seconds = {}
+        start = now()
+        make()
+        total = now() - start
+        named = {part: self.seconds.get(part, 0.0) for part in ("text", "decode")}
+        return {"total": total, **named, "sampler": total - sum(named.values())}
 
 
-@torch.inference_mode()
-def generate(contender: Contender, captions: list[str], seed: int, device: str) -> dict[str, float]:
-    """Make one batch; seconds of each part."""
-    seeds = list(range(seed, seed + len(captions)))
-    clock = [now()]
-    cond_BD = contender.encode(captions)
-    clock.append(now())
-    z = contender.sample(cond_BD, initial_noise(seeds, contender.latent_shape, device), seeds)
-    clock.append(now())
-    contender.decode(z)
-    clock.append(now())
-    return {name: b - a for name, a, b in zip(PARTS, clock, clock[1:], strict=False)}
+class CodecAsVae(nn.Module):
+    """The codec's VAE as diffusers' pipeline asks for it."""
+
+    def __init__(self, codec: Any) -> None:
+        super().__init__()
+        self.codec = codec
+        self.config = SimpleNamespace(scaling_factor=1.0, block_out_channels=codec.vae.config.block_out_channels)
+        self.dtype, self.device = codec.vae.dtype, codec.vae.device
+
+    def decode(self, z_BCTF: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=self.codec.decode_mel(z_BCTF).unsqueeze(1))
+
+
+class FittedPipeline(MusicLDMPipeline):
+    """See the file's head."""
+
+    def _encode_prompt(self, prompt, device, *args, **kwargs):
+        null = self.tokenizer([""] * len(prompt), padding="max_length", truncation=True, return_tensors="pt",
+                              max_length=self.tokenizer.model_max_length).to(device)
+        kwargs["negative_prompt_embeds"] = self.text_encoder.get_text_features(**null)
+        return super()._encode_prompt(prompt, device, *args, **kwargs)
+
+
+class Teacher:
+    """The baseline."""
+
+    def __init__(self, folder: str, device: str) -> None:
+        bundle = Bundle.from_pretrained(folder)
+        clap, vae = bundle.clap, CodecAsVae(bundle.codec("none"))
+        features = clap.get_text_features
+        clap.get_text_features = lambda *args, **kwargs: features(*args, **kwargs).pooler_output
+        parts = {name: bundle.part(name) for name in ("tokenizer", "feature_extractor", "unet", "vocoder")}
+        scheduler = DDIMScheduler.from_config(bundle.scheduler_config)
+        self.pipe = FittedPipeline(vae=vae, text_encoder=clap, scheduler=scheduler, **parts)
+        self.pipe.vae_scale_factor = vae.codec.downsampling
+        self.pipe.to(device)
+        if device == "cuda":
+            self.pipe.to(torch.float16)
+        self.duration_s = bundle.latent_shape()[1] * vae.codec.downsampling * bundle.mel.hop_length / (
+            bundle.mel.sample_rate_hz)
+        self.clock = Clock(("text", self.pipe, "_encode_prompt"), ("decode", vae, "decode"),
+                           ("decode", self.pipe, "mel_spectrogram_to_waveform"))
+
+    def make(self, texts: list[str], steps: int, seconds: float | None) -> None:
+        self.pipe(texts, self.duration_s, steps, GUIDANCE_SCALE)
+
+
+class Ours:
+    """The pipeline, accelerated; compiled on a GPU only."""
+
+    def __init__(self, folder: str, device: str, decoder: str) -> None:
+        self.pipe = Pipeline.from_pretrained(folder, decoder=decoder).to(device)
+        if device == "cuda":
+            self.pipe.accelerate(half=True, backend="inductor")
+        else:
+            self.pipe.accelerate()
+        self.clock = Clock(("text", self.pipe.conditioner, "prompts"), ("decode", self.pipe.codec, "decode"))
+
+    def make(self, texts: list[str], steps: int, seconds: float | None) -> None:
+        if seconds is None:
+            self.pipe(texts, steps, batch_size=len(texts))
+        else:
+            self.pipe.compose(texts[0], seconds, steps, batch_size=16)
+
+
+class Contender:
+    """One side, asked call by call; every clip has a text of its own."""
+
+    def __init__(self, folder: str, device: str, decoder: str | None) -> None:
+        self.side = Teacher(folder, device) if decoder is None else Ours(folder, device, decoder)
+        self.device, self.made = device, 0
+
+    def ask(self, steps: int, clips: int = 1, seconds: float | None = None) -> dict[str, float]:
+        """Make some clips; seconds of the parts, and MiB that were in use at most until then."""
+        self.made += clips
+        texts = [f"a calm piano melody over soft strings, {self.made + i} bpm" for i in range(clips)]
+        spent = self.side.clock.parts(lambda: self.side.make(texts, steps, seconds))
+        peak = torch.cuda.max_memory_allocated() / (1 << 20) if self.device == "cuda" else peak_mib()
+        return {**spent, "peak": peak}
+
+    def close(self) -> None:
+        pass
+
+
+class Apart:
+    """A contender in a process of its own, asked through its standard input and output."""
+
+    def __init__(self, *args: str | None) -> None:
+        self.process = subprocess.Popen([sys.executable, __file__, json.dumps(args)], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, text=True)
+
+    def ask(self, **request: Any) -> dict[str, float]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"a contender ended with {self.process.wait()}; its last words are above")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def serve(args: list[Any]) -> None:
+    """Answer requests, a line of JSON each; whatever libraries print goes to the standard error."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    contender = Contender(*args)
+    for line in sys.stdin:
+        print(json.dumps(contender.ask(**json.loads(line))), file=answers, flush=True)
+
+
+def write_student(teacher: str | Path, folder: Path, decoder: FastDecoder) -> Path:
+    """A student with the teacher's network, its other parts and a fast decoder."""
+    bundle = Bundle.from_pretrained(teacher)
+    folder.mkdir(parents=True)
+    shutil.copy(bundle.path / "model_index.json", folder)
+    save_settings(folder, **{k: v for k, v in bundle.settings.items() if k not in ("base", "distillation")})
+    for name in (name for name in PARTS if bundle.has(name) and name != "scheduler"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to((bundle.root_of(name) / name).resolve(), target_is_directory=True)
+    save_part(folder, "scheduler", lcm_scheduler(bundle.scheduler_config, StudentInfo("v_prediction", GUIDANCE_SCALE)))
+    if not bundle.has("decoder"):
+        save_part(folder, "decoder", decoder)
+    return folder
+
+
+def small_decoder(teacher: str) -> FastDecoder:
+    """With the shape of the decoder stage, and the channels, bins and hop of a bundle's latents."""
+    bundle = Bundle.from_pretrained(teacher)
+    codec, config = bundle.codec("none"), load_experiment(ROOT / "experiments/stages/decoder.yaml")
+    factor = codec.downsampling // codec.latent_patch
+    return FastDecoder({**config["model"]["init_args"]["decoder"], "latent_channels": codec.vae.config.latent_channels,
+                        "latent_bins": bundle.mel.n_mels // factor, "latent_hop": bundle.mel.hop_length * factor})
+
+
+def compare(size: str, teacher: str, student: str, device: str, kind: Callable[..., Any] = Apart) -> list[dict]:
+    """Rows of one size."""
+    sides = {"teacher": kind(teacher, device, None), "fast": kind(student, device, "fast"),
+             "original": kind(student, device, "original")}
+    spent: dict[tuple[str, int], list[dict[str, float]]] = {}
+    cases = [("teacher", TEACHER_STEPS), *[(name, steps) for name in ("fast", "original") for steps in STEPS]]
+    for name, _ in cases[::2]:
+        sides[name].ask(steps=1)  # warm-up; it passes every network
+    ours, theirs = REPEATS[size]
+    for repeat in range(max(ours, theirs)):
+        for name, steps in cases:
+            if repeat < (theirs if name == "teacher" else ours):
+                print(f"{size}: {name}, {steps} steps, {repeat + 1} of {theirs if name == 'teacher' else ours}",
+                      file=sys.stderr, flush=True)
+                spent.setdefault((name, steps), []).append(sides[name].ask(steps=steps))
+
+    def of(name: str, steps: int, part: str = "total") -> list[float]:
+        return [one[part] for one in spent[name, steps]]
+
+    rows, full = [], size == "full size"
+    for name, steps in cases[1:]:
+        target = TARGETS[name][steps] if full or name == "original" else None
+        rows.append(row(f"{size}: {steps} step(s), {name} decoder, text to sound, against the teacher of diffusers",
+                        of(name, steps), of("teacher", TEACHER_STEPS), "s", target))
+    for name in ("fast", "original"):
+        for part in PARTS_OF_A_CLIP:
+            rows.append(row(f"{size}: of that {part}, 4 steps, {name} decoder", of(name, 4, part),
+                            of("teacher", TEACHER_STEPS, part), "s"))
+        rows.append(row(f"{size}: peak memory, {name} decoder", [max(of(name, 4, "peak"))],
+                        [max(of("teacher", TEACHER_STEPS, "peak"))], "MiB"))
+    if full:
+        rows.append(row(f"{size}: 4 steps, fast decoder, a clip against a bound", of("fast", 4), [CLIP_S[device]], "s",
+                        1.0))
+    wanted = {f"{size}: batch {BATCH}, 4 steps, fast decoder, seconds a clip against batch 1":
+              ({"clips": BATCH}, BATCH, of("fast", 4), None)}
+    if full and device in MINUTE_S:
+        wanted[f"{size}: one minute of music, 4 steps, fast decoder, against a bound"] = (
+            {"seconds": 60.0}, 1, [MINUTE_S[device]], 1.0)
+    for case, (request, share, baseline, target) in wanted.items():
+        sides["fast"].ask(steps=4, **request)  # warm-up, of another shape
+        made = [sides["fast"].ask(steps=4, **request)["total"] / share for _ in range(ours)]
+        rows.append(row(case, made, baseline, "s", target))
+    for side in sides.values():
+        side.close()
+    return rows
 
 
 def run(bundle: str) -> list[dict]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    sides = contenders(Bundle.from_pretrained(bundle), device)
-    rows = []
-    for batch, repeats in REPEATS.items():
-        captions = ["a calm piano melody over soft strings, 80 bpm"] * batch
-        spent: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-        for name in ("student@1", "student@4"):
-            generate(sides[name], captions, 0, device)  # warm-up; it passes every network
-        for repeat in range(repeats):
-            for name, side in sides.items():
-                spent[name].append(generate(side, captions, repeat, device))
-        totals = {name: [sum(times.values()) for times in all_times] for name, all_times in spent.items()}
-        for steps, ratio in PAPER_RATIO.items():
-            case = f"batch {batch}: student@{steps} against teacher@{TEACHER_STEPS}, text to sound"
-            rows.append(row(case, totals[f"student@{steps}"], totals["teacher"], "s", ratio if batch == 1 else None))
-        for part in PARTS:
-            ours, theirs = ([times[part] for times in spent[name]] for name in ("student@4", "teacher"))
-            rows.append(row(f"batch {batch}: of these, {part} (student@4)", ours, theirs, "s"))
-    return rows
+    with tempfile.TemporaryDirectory() as scratch:
+        student = write_student(bundle, Path(scratch, "student"), small_decoder(bundle))
+        rows = compare("given size", bundle, str(student), device)
+        full = Path(scratch, "full")
+        subprocess.run([sys.executable, str(ROOT / "tests/full_size.py"), "--out", str(full)], check=True)
+        student = write_student(full, Path(scratch, "full-student"), FastDecoder({}))
+        return rows + compare("full size", str(full), str(student), device)
+
+
+if __name__ == "__main__":
+    serve(json.loads(sys.argv[1]))

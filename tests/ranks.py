@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.strategies import ModelParallelStrategy
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 from musiccm.data.batch import LatentBatch
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.parallel import whole
 from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
+from musiccm.systems.sharded import Sharded
 
 #: Global batch; on two processes each has the eight that a group of the heads' local batch norm holds.
 GLOBAL_BATCH, STEPS = 16, 3
@@ -78,7 +79,7 @@ def fit(case: str, bundle: str, out: Path, strategy: str, ckpt_path: Path | None
     witness = Witness(out / f"{case}.ckpt")
     parallel: Any = strategy if world > 1 else "auto"
     if parallel == "fsdp":
-        parallel = ModelParallelStrategy(world, 1, save_distributed_checkpoint=False)
+        parallel = Sharded()
     trainer = Trainer(
         max_steps=STEPS, accelerator="cpu", devices=world, strategy=parallel, logger=False,
         callbacks=[witness], enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -87,17 +88,25 @@ def fit(case: str, bundle: str, out: Path, strategy: str, ckpt_path: Path | None
     trainer.fit(model, DataLoader(batches, batch_size=None), ckpt_path=ckpt_path, weights_only=True)
     return {
         "state": {key: whole(value) for key, value in model.state_dict().items() if not key.startswith("frozen.")},
-        "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+        "optimizers": [gathered(optimizer.state_dict()) for optimizer in trainer.optimizers],
         "gradients": witness.gradients, "watched": witness.watched, "step": trainer.global_step,
     }  # fmt: skip
+
+
+def gathered(state: Any) -> Any:
+    """An optimizer's state with whole tensors."""
+    return tree_map(lambda value: whole(value) if isinstance(value, torch.Tensor) else value, state)
 
 
 def run(bundle: str, out: Path, strategy: str) -> dict[str, Any]:
     """Train every case, and one from its checkpoint."""
     found = {case: fit(case, bundle, out, strategy) for case in CASES}
+    found["resumed"] = fit("adversarial", bundle, out, strategy, out / "adversarial.ckpt")
     if strategy == "fsdp":
-        return {case: {key: kept[key] for key in ("state", "watched", "step")} for case, kept in found.items()}
-    return found | {"resumed": fit("adversarial", bundle, out, strategy, out / "adversarial.ckpt")}
+        # Other processes' too: what DDP saved is gone on from, sharded.
+        found["from_ddp"] = fit("adversarial", bundle, out, strategy, out.parent / "ddp.ckpt")
+        return {case: {key: value for key, value in kept.items() if key != "gradients"} for case, kept in found.items()}
+    return found
 
 
 if __name__ == "__main__":

@@ -1,13 +1,18 @@
 """The full-size run says what the paper says, and its ablations differ from it in one thing each."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonargparse import ArgumentParser
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from musiccm.config import load_experiment
 from musiccm.data.corpora import parse_corpora
+from musiccm.models.fast_decoder import FastDecoderConfig
 from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
+from musiccm.systems.sharded import Sharded
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 
@@ -43,6 +48,30 @@ def test_the_papers_settings() -> None:
     corpora = parse_corpora(data["corpora"])
     assert [corpus.layout for corpus in corpora] == ["audiostock", "magnatagatune"]
     assert data["corpora"][1]["draw"] == 5000
+
+
+def test_the_full_size_decoder_is_that_of_the_released_latents() -> None:
+    """8 channels, 64 mel bins / 4, 160 samples a mel frame x 4; clips of whole latent frames."""
+    content = load_experiment(FOLDER / "musiccm_decoder.yaml")
+    config = FastDecoderConfig(**content["model"]["init_args"]["decoder"])
+    assert config == FastDecoderConfig() and (config.latent_bins, config.latent_hop) == (64 // 4, 160 * 4)
+    assert content["data"]["init_args"]["clip_samples"] % config.latent_hop == 0
+    assert content["model"]["class_path"] == load_experiment(FOLDER / "stages/decoder.yaml")["model"]["class_path"]
+
+
+def test_the_main_run_is_launched_as_the_preset_says() -> None:
+    run, preset = (load_experiment(FOLDER / name)["trainer"] for name in ("musiccm.yaml", "strategies/ddp.yaml"))
+    assert run["strategy"] == preset["strategy"] and run["devices"] == 8
+    assert preset["strategy"]["init_args"]["gradient_as_bucket_view"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ddp", DDPStrategy), ("fsdp", Sharded)])
+def test_presets_build_strategies_that_wait_ten_minutes_for_a_process(name: str, kind: type) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Strategy, "strategy")
+    preset = load_experiment(FOLDER / "strategies" / f"{name}.yaml")["trainer"]
+    strategy = parser.instantiate_classes(parser.parse_object({"strategy": preset["strategy"]})).strategy
+    assert type(strategy) is kind and strategy._timeout == timedelta(minutes=10)
 
 
 @pytest.mark.parametrize(

@@ -2,24 +2,32 @@
 
 import importlib.resources
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import LCMScheduler
+from diffusers import AutoencoderKL, LCMScheduler, UNet2DConditionModel
+from diffusers.schedulers import scheduling_lcm
 from tiny_bundle import build_random_bundle, make_unet
+from transformers import ClapModel, SpeechT5HifiGan
 
 from musiccm.cli import main
+from musiccm.commands.export import read_results
 from musiccm.commands.generate import output_paths
 from musiccm.diffusion import consistency_boundary
 from musiccm.errors import MusiccmError
-from musiccm.export import StudentInfo, export_student
+from musiccm.export import StudentInfo, export_student, lcm_scheduler
+from musiccm.models import heads
+from musiccm.models.acceleration import CpuConv2d
 from musiccm.models.bundle import Bundle
+from musiccm.models.card import write_card
 from musiccm.models.codec import LatentCodec
 from musiccm.models.denoiser import Consistency, Denoiser
+from musiccm.models.student_record import sampler_record
 from musiccm.pipeline import Pipeline, sample_seeds
-from musiccm.samplers import sample_noise
+from musiccm.samplers import INITIAL, sample_noise
 
 INFO = StudentInfo("v_prediction", 3.0, recipe={"seed": 7}, rows=[{"model": "student", "steps": 4, "fd_tagger": 1.25}])
 PROMPTS = ["a calm piano melody", "slow organ chords"]
@@ -137,6 +145,18 @@ def test_lcm_scheduler_reaches_the_same_latents(student_dir: Path, student: Pipe
     torch.testing.assert_close(ours, z, atol=2e-4, rtol=1e-4)
 
 
+def test_own_heads_of_a_released_shape_go_along(
+    teacher_dir: Path, student_dir: Path, student_unet: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where this small U-Net is taken for a released one with other heads, its student says whose it has."""
+    assert "attention_heads" not in json.loads((student_dir / "musiccm.json").read_text())
+    monkeypatch.setitem(heads.HEAD_CHANNELS, 16, 4)
+    monkeypatch.setattr(heads, "LEVELS", (1, 2))
+    folder = export_student(student_unet, Bundle.from_pretrained(teacher_dir), tmp_path / "own", INFO)
+    unet = Bundle.from_pretrained(folder).unet
+    assert tuple(unet.config.attention_head_dim) == tuple(student_unet.config.attention_head_dim) == (1, 2)
+
+
 def test_a_clip_does_not_depend_on_its_batch(student: Pipeline) -> None:
     both = student(PROMPTS, steps=2, seed=5)
     torch.testing.assert_close(student(PROMPTS[0], steps=2, seed=5)[0], both[0], atol=1e-5, rtol=0)
@@ -171,14 +191,82 @@ def test_guidance_is_refused(student: Pipeline) -> None:
         student(PROMPTS[0], guidance_scale=3.0)
 
 
-@pytest.mark.parametrize("key, value", [("prediction_type", "epsilon"), ("original_inference_steps", 25),
-                                        ("timestep_scaling", 1.0)])
-def test_altered_scheduler_is_refused(student_dir: Path, tmp_path: Path, key: str, value: object) -> None:
+@pytest.mark.parametrize(("key", "value", "right"), [
+    ("_class_name", "DDIMScheduler", "LCMScheduler"), ("_class_name", None, "LCMScheduler"),
+    ("prediction_type", "epsilon", "v_prediction"), ("original_inference_steps", 25, 50),
+    ("original_inference_steps", 30, 50), ("timestep_scaling", 1.0, 10.0), ("num_train_timesteps", 500, 1000),
+    ("beta_start", 0.00085, 0.0015), ("beta_end", 0.012, 0.0195), ("beta_schedule", "linear", "scaled_linear"),
+    ("trained_betas", [0.1] * 1000, None), ("sigma_data", 1.0, 0.5),
+])
+def test_altered_scheduler_is_refused(
+    student_dir: Path, tmp_path: Path, key: str, value: object, right: object
+) -> None:
     copy = shutil.copytree(student_dir, tmp_path / "copy")
     path = copy / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
-    with pytest.raises(MusiccmError, match=key):
+    written = path.read_text()
+    path.write_text(json.dumps({**json.loads(written), key: value}))
+    with pytest.raises(MusiccmError) as caught:
         Pipeline.from_pretrained(copy)
+    said = str(caught.value)
+    assert f"scheduler_config.json: {key} is {value!r}" in said and repr(right) in said.split(repr(value), 1)[1]
+    path.write_text(written)
+    assert Pipeline.from_pretrained(copy).is_student
+
+
+@pytest.mark.parametrize("key", ["original_inference_steps", "beta_end", "num_train_timesteps"])
+def test_a_scheduler_that_lacks_a_key_is_refused(student_dir: Path, tmp_path: Path, key: str) -> None:
+    copy = shutil.copytree(student_dir, tmp_path / "copy")
+    path = copy / "scheduler" / "scheduler_config.json"
+    content = json.loads(path.read_text())
+    right = content.pop(key)
+    path.write_text(json.dumps(content))
+    with pytest.raises(MusiccmError, match=rf"{key}.* with {right}"):
+        Pipeline.from_pretrained(copy)
+
+
+def test_an_export_from_before_the_schedule_was_recorded_opens(student_dir: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(student_dir, tmp_path / "copy")
+    path = copy / "musiccm.json"
+    content = json.loads(path.read_text())
+    known = ("prediction_type", "guidance_scale", "original_inference_steps", "timestep_scaling", "gamma", "recipe")
+    content["distillation"] = {key: content["distillation"][key] for key in known}
+    path.write_text(json.dumps(content))
+    assert Pipeline.from_pretrained(copy).stepper().timesteps == [999, 759, 499, 259]
+
+
+def test_the_record_states_the_sampler(student_dir: Path, tmp_path: Path) -> None:
+    record = json.loads((student_dir / "musiccm.json").read_text())["distillation"]
+    assert record["timesteps"] == list(range(19, 1000, 20))
+    assert (record["sampling_steps"], record["default_steps"]) == ([1, 2, 4, 8], 4)
+    assert (record["beta_start"], record["beta_end"], record["sigma_data"]) == (0.0015, 0.0195, 0.5)
+    copy = shutil.copytree(student_dir, tmp_path / "copy")
+    settings = json.loads((copy / "musiccm.json").read_text())
+    settings["distillation"]["default_steps"] = 2
+    (copy / "musiccm.json").write_text(json.dumps(settings))
+    assert Pipeline.from_pretrained(copy).stepper().timesteps == [999, 499]
+    settings["distillation"]["timesteps"][7] = 160
+    (copy / "musiccm.json").write_text(json.dumps(settings))
+    with pytest.raises(MusiccmError, match="timesteps"):
+        Pipeline.from_pretrained(copy)
+
+
+def test_packaged_student_states_its_own_scheduler() -> None:
+    """Its record was completed after it was made: by the numbers of the scheduler that it is sampled with."""
+    bundle = Bundle.from_pretrained("musiccm-tiny-student")
+    theirs = LCMScheduler.from_pretrained(bundle.path / "scheduler").config
+    record = bundle.settings["distillation"]
+    for key in ("prediction_type", "original_inference_steps", "timestep_scaling", "num_train_timesteps", "beta_start",
+                "beta_end", "beta_schedule", "trained_betas"):
+        assert record[key] == theirs[key]
+    assert record["sigma_data"] == 0.5 and record["timesteps"] == list(range(19, 1000, 20))
+
+
+def test_packaged_card_is_that_of_its_record(tmp_path: Path) -> None:
+    bundle = Bundle.from_pretrained("musiccm-tiny-student")
+    settings = bundle.settings
+    write_card(tmp_path / "card.md", "tiny-student", settings["distillation"], settings["results"],
+               bundle.latent_shape(), settings["base"]["path"])
+    assert (bundle.path / "README.md").read_text() == (tmp_path / "card.md").read_text()
 
 
 def test_borrowed_parts(
@@ -198,6 +286,59 @@ def test_borrowed_parts(
 def test_card_states_the_results(student_dir: Path) -> None:
     card = (student_dir / "README.md").read_text()
     assert "| student | 4 | 1.25 |" in card and "pipeline_tag: text-to-audio" in card and "seed: 7" in card
+    assert "50 timesteps (19, 39, ..., 999)" in card and "meant for 1, 2, 4, 8 steps; 4 is the default" in card
+
+
+@pytest.mark.parametrize("packaged", [False, True])
+def test_plain_classes_open_an_export_and_agree(
+    student_dir: Path, monkeypatch: pytest.MonkeyPatch, packaged: bool
+) -> None:
+    """The card's own snippet makes our latents; the libraries' VAE and vocoder make our mel and sound of them."""
+    ours = Pipeline.from_pretrained("musiccm-tiny-student" if packaged else student_dir, decoder="original")
+    folder = ours.bundle.path
+    text, seeds = "a calm piano melody", sample_seeds(0, 1)
+    embedding = ours.conditioner.text([text])
+    latents, heard = ours.latents(embedding, seeds, gamma=1.0), ours(text, gamma=1.0)
+
+    snippet = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    draws = [sample_noise(seeds, ours.latent_shape, step) for step in (INITIAL, 0, 1, 2)]  # in place of diffusers' own
+    monkeypatch.setattr(scheduling_lcm, "randn_tensor", lambda *_, **__: draws.pop(0))
+    monkeypatch.setattr(torch, "randn", lambda *_: draws.pop(0))
+    theirs: dict = {}
+    exec(snippet.replace("PATH_OF_THIS_FOLDER", str(folder)), theirs)
+    assert not draws and theirs["scheduler"].timesteps.tolist() == [999, 759, 499, 259]
+    assert type(theirs["clap"]) is ClapModel and type(theirs["unet"]) is UNet2DConditionModel
+    torch.testing.assert_close(theirs["text"], embedding, atol=1e-5, rtol=0)
+    torch.testing.assert_close(theirs["x0"], latents, atol=2e-4, rtol=1e-4)
+
+    vae = AutoencoderKL.from_pretrained(theirs["parts"], subfolder="vae").eval()
+    vocoder = SpeechT5HifiGan.from_pretrained(theirs["parts"], subfolder="vocoder", dtype=torch.float32).eval()
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std))
+    with torch.no_grad():
+        raw = torch.nn.functional.pixel_shuffle(theirs["x0"], ours.bundle.latent_patch) * std + mean
+        mel = torch.nn.functional.pixel_shuffle(vae.decode(raw).sample, math.isqrt(vae.config.in_channels))[:, 0]
+        sound = vocoder(mel)[:, : mel.shape[1] * 160]
+    torch.testing.assert_close(mel, ours.codec.decode_mel(latents), atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(sound, heard, atol=2e-3, rtol=0)
+    assert sound.std() > 1e-3
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.6])
+def test_card_tells_decoders_and_gammas(tmp_path: Path, gamma: float) -> None:
+    results = {"gamma": gamma, "rows": [
+        {"model": model, "steps": 4, "fd_tagger": fd}
+        for model, fd in (("teacher", 1.0), ("student", 1.5), ("student_fast", 1.75), ("student_shipped", 9.5))
+    ]}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    rows, drawn = read_results(tmp_path / "results.json", must_exist=True)
+    record = {"guidance_scale": 3.0, "gamma": drawn, **sampler_record(lcm_scheduler({}, INFO).config)}
+    write_card(tmp_path / "card.md", "x", record, rows, (4, 4, 4))
+    card = (tmp_path / "card.md").read_text()
+    for row in ("| teacher | 4 | original |  | 1 |", f"| student | 4 | original | {gamma:.4g} | 1.5 |",
+                f"| student_fast | 4 | fast | {gamma:.4g} | 1.75 |", f"rows were taken at gamma {gamma:g}."):
+        assert row in card
+    assert "9.5" not in card
+    assert ("`--gamma 1`" in card) == (gamma != 1.0)
 
 
 def test_export_refuses(teacher_dir: Path, student_unet: torch.nn.Module, student_dir: Path, tmp_path: Path) -> None:
@@ -287,3 +428,37 @@ def test_commands_say_what_is_wrong(
         assert main(arguments) != 0, arguments
         assert said in capsys.readouterr().err, arguments
     assert not (tmp_path / "x").exists()
+
+
+def test_an_accelerated_pipeline_makes_the_same_sound(student_dir: Path, student: Pipeline, monkeypatch) -> None:
+    """Up to rounding, which few network calls do not blow up: differences 80 dB below the sound."""
+    monkeypatch.setattr("musiccm.models.acceleration.WIDE", 8)  # the test bundle's layers are narrow
+    fast = Pipeline.from_pretrained(student_dir).accelerate()
+    plain, ours = student(PROMPTS, steps=4, seed=1), fast(PROMPTS, steps=4, seed=1)
+    assert any(isinstance(layer, CpuConv2d) for layer in fast.denoiser.unet.modules())
+    assert (ours - plain).norm() < 1e-4 * plain.norm()
+    alone = fast(PROMPTS[:1], steps=4, seed=1)
+    assert (ours[:1] - alone).norm() < 1e-4 * alone.norm(), "the second prompt is nothing to the first"
+    assert not ours.is_inference() and not fast.compose(PROMPTS[0], 0.7, steps=1).is_inference()
+    for wrong in (fast.accelerate, lambda: fast.to("cpu")):
+        with pytest.raises(MusiccmError, match="accelerate"):
+            wrong()
+
+
+def test_a_compiled_pipeline_makes_the_same_sound(student_dir: Path, student: Pipeline, monkeypatch) -> None:
+    """Here the compiler hands the network back as it is, for a real one takes a minute to read it."""
+    asked = {}
+    monkeypatch.setattr(torch, "compile", lambda network, **options: asked.update(options) or network)
+    compiled = Pipeline.from_pretrained(student_dir).accelerate(backend="inductor")
+    assert asked == {"backend": "inductor", "mode": "reduce-overhead", "dynamic": False}
+    plain, ours = student(PROMPTS, steps=4, seed=1), compiled(PROMPTS, steps=4, seed=1)
+    assert (ours - plain).norm() < 1e-4 * plain.norm()
+
+
+def test_a_network_in_bf16_makes_nearly_the_same_latents() -> None:
+    plain, half = (Pipeline.from_pretrained("musiccm-tiny-student") for _ in range(2))
+    half.accelerate(half=True)
+    cond = plain.conditioner.prompts(PROMPTS)
+    z, rounded = (pipeline.latents(cond, [1, 2], steps=1) for pipeline in (plain, half))
+    assert rounded.dtype == torch.float32
+    assert (rounded - z).norm() < 0.03 * z.norm()

@@ -15,11 +15,11 @@ from torch import nn
 from musiccm.errors import MusiccmError
 from musiccm.files import naming_full_disk
 from musiccm.models.bundle import Bundle, save_settings
-from musiccm.models.bundle_files import PARTS, save_part, update_json
+from musiccm.models.bundle_files import PARTS, load_part, save_part, update_json
 from musiccm.models.card import write_card
+from musiccm.models.heads import own_heads
+from musiccm.models.student_record import LCM_SIGMA_DATA, sampler_record
 
-# diffusers' LCMScheduler has this number written into it.
-LCM_SIGMA_DATA = 0.5
 STUDENTS_OWN = ("unet", "scheduler")
 
 
@@ -148,20 +148,19 @@ def _write(
             with naming_full_disk(folder / part):
                 shutil.copytree(teacher.root_of(part) / part, partial / part)
     save_part(partial, "unet", unet, dtype)
+    save_settings(partial, **own_heads(unet.config))  # type: ignore[arg-type]
     save_part(partial, "scheduler", scheduler)
     record = {
-        "prediction_type": info.prediction_type,
         "guidance_scale": info.guidance_scale,
-        "original_inference_steps": info.grid_points,
-        "timestep_scaling": info.timestep_scaling,
         "gamma": info.gamma,
+        **sampler_record(load_part(partial, "scheduler")),
         "recipe": dict(info.recipe),
     }
     rows = [dict(row) for row in info.rows]
     save_settings(
         partial, mel=teacher.mel, latent_patch=teacher.latent_patch, distillation=record, results=rows, **borrowed
     )
-    write_card(partial / "README.md", folder.name, record, info.rows)
+    write_card(partial / "README.md", folder.name, record, rows, teacher.latent_shape(), base)
 
 
 def _borrow(teacher: Bundle, folder: Path, base: str, parts: list[str]) -> dict[str, Any]:

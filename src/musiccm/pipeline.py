@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch import Tensor
 from musiccm.diffusion import NoiseSchedule, refuse_guidance, sampling_timesteps, student_grid, with_guidance
 from musiccm.errors import MusiccmError
 from musiccm.long_form import LongMusic, check_duration, check_texts, compose
+from musiccm.models.acceleration import CompiledNetwork, channels_last, suit_cpu, to_bfloat16
 from musiccm.models.bundle import Bundle
 from musiccm.models.denoiser import Consistency, Denoiser
+from musiccm.models.student_record import DEFAULT_STEPS, STUDENT_SCHEDULER, check_sampler
 from musiccm.samplers import (
     Stepper,
     sample_ddim,
@@ -25,7 +27,7 @@ from musiccm.samplers import (
     trailing_timesteps,
 )
 
-STUDENT_STEPS, TEACHER_STEPS = 4, 50
+TEACHER_STEPS = 50
 TEACHER_GUIDANCE_SCALE = 3.0  # MusicCM's w = 2
 
 
@@ -47,7 +49,9 @@ class Pipeline(LongMusic):
         self.bundle = bundle
         _check_widths(bundle)
         scheduler = bundle.scheduler_config
-        self.is_student = scheduler.get("_class_name") == "LCMScheduler"
+        self.is_student = scheduler.get("_class_name") == STUDENT_SCHEDULER
+        self.record: dict[str, Any] = bundle.settings.get("distillation") or {}
+        check_sampler(self.record, scheduler, bundle.root_of("scheduler") / "scheduler" / "scheduler_config.json")
         self.schedule = NoiseSchedule.from_config(scheduler)
         self.prediction_type = bundle.prediction_type
         self.conditioner = bundle.conditioner()
@@ -55,9 +59,8 @@ class Pipeline(LongMusic):
         self.latent_shape = bundle.latent_shape()
         self.denoiser = Denoiser(bundle.unet, self.schedule, self.prediction_type).eval()
         self.device = torch.device("cpu")
-        self.record: dict[str, Any] = bundle.settings.get("distillation", {})
+        self.accelerated = False
         if self.is_student:
-            self._check_record(scheduler)
             self.grid = student_grid(self.schedule.num_train_timesteps, int(scheduler["original_inference_steps"]))
             self.consistency = Consistency(
                 self.denoiser, timestep_scaling=float(scheduler.get("timestep_scaling", 10.0))
@@ -80,10 +83,51 @@ class Pipeline(LongMusic):
         return cls(Bundle.from_pretrained(path, dtype=dtype), decoder)
 
     def to(self, device: str | torch.device) -> Pipeline:
-        """Move the networks."""
+        """Move the networks.
+
+        Raises:
+            MusiccmError: They were made for the device that they are on by `accelerate`.
+        """
+        if self.accelerated:
+            raise MusiccmError(f"the networks were made fast for {self.device} and cannot be moved; call "
+                               "to(device) first, then accelerate()")
         self.device = torch.device(device)
         for module in (self.denoiser, self.conditioner, self.codec):
             module.to(self.device)
+        return self
+
+    def accelerate(self, half: bool = False, backend: str | Callable[..., Any] | None = None) -> Pipeline:
+        """Put the networks into the form that their device computes fastest; docs/speed.md says what it brings.
+
+        By itself it changes the sound by rounding only, as another machine would. On a CPU, kernels are laid out with
+        their channels last, and wide convolutions are computed in ways of fewer operations; on a GPU there is no gain
+        without one of the options. It cannot be undone.
+
+        Args:
+            half: Let the U-Net compute in bf16, but for its last layer: for GPUs, and for CPUs that have bf16 units.
+            backend: Also compile the U-Net, by this backend of `torch.compile`. `inductor` takes a minute or more at
+                the first call with each batch size, which pays where many clips are made; on a GPU it captures a CUDA
+                graph.
+
+        Returns:
+            The pipeline.
+
+        Raises:
+            MusiccmError: It was called before.
+        """
+        if self.accelerated:
+            raise MusiccmError("this pipeline was accelerated before; make another one to do it in another way")
+        self.accelerated = True
+        if half:
+            to_bfloat16(self.denoiser.unet)
+        networks = [self.denoiser.unet, self.codec]
+        if self.device.type == "cpu" and backend is None:
+            for network in networks:
+                suit_cpu(network)
+        if self.device.type == "cpu" or backend is not None:  # GPUs have no such kernel for norms unless it is compiled
+            channels_last(networks)
+        if backend is not None:
+            self.denoiser.unet = CompiledNetwork(self.denoiser.unet, backend)
         return self
 
     @property
@@ -101,7 +145,6 @@ class Pipeline(LongMusic):
         """Length of a clip, and of the window that longer music is made in."""
         return self.latent_shape[1] * self.frame_samples / self.sample_rate_hz
 
-    @torch.no_grad()
     def __call__(
         self,
         prompts: str | Sequence[str],
@@ -119,7 +162,7 @@ class Pipeline(LongMusic):
 
         Args:
             prompts: One text or several.
-            steps: Sampling steps; by default 4 for a student, 50 for a teacher.
+            steps: Sampling steps; by default what a student was exported with (4), or 50 for a teacher.
             seed: Of the noise.
             duration_s: Seconds, by default the length that the model was trained on; see `compose` for others.
             guidance_scale: For a teacher, 3 by default; a distilled student takes none.
@@ -138,14 +181,14 @@ class Pipeline(LongMusic):
             stepper = self.stepper(steps, guidance_scale, gamma)
             return torch.stack([compose(self, text, duration_s, stepper, own, batch_size=batch_size)
                                 for text, own in zip(texts, seeds, strict=True)])
-        # One text at a time: a batch is padded to its longest, which alters the last bits.
-        cond_BD = torch.cat([self.conditioner.text([text]) for text in texts])
-        clips = []
-        for start in range(0, len(texts), batch_size):
-            part = slice(start, start + batch_size)
-            z = self.latents(cond_BD[part], seeds[part], steps, guidance_scale=guidance_scale, gamma=gamma)
-            clips.append(self.codec.decode(z).float().cpu())
-        return torch.cat(clips)
+        with torch.inference_mode():
+            cond_BD = self.conditioner.prompts(texts)
+            clips = []
+            for start in range(0, len(texts), batch_size):
+                part = slice(start, start + batch_size)
+                z = self.latents(cond_BD[part], seeds[part], steps, guidance_scale=guidance_scale, gamma=gamma)
+                clips.append(self.codec.decode(z).float().cpu())
+        return torch.cat(clips)  # outside the mode: a tensor like any other
 
     def stepper(
         self,
@@ -172,7 +215,7 @@ class Pipeline(LongMusic):
             raise MusiccmError(f"strength: expected a number above 0 and up to 1, found {strength}")
         if self.is_student:
             refuse_guidance(guidance_scale)
-            steps = STUDENT_STEPS if steps is None else steps
+            steps = self.record.get("default_steps", DEFAULT_STEPS) if steps is None else steps
             sampling_timesteps(steps, self.grid)  # refuses what is off the whole grid
             levels = self.grid[: max(1, round(strength * len(self.grid)))]
             timesteps = sampling_timesteps(min(steps, len(levels)), levels).tolist()
@@ -224,16 +267,6 @@ class Pipeline(LongMusic):
             self.denoiser, self.schedule, cond_BD, self.conditioner.null(len(cond_BD)), noise, len(stepper.timesteps),
             TEACHER_GUIDANCE_SCALE if guidance_scale is None else guidance_scale,
         )
-
-    def _check_record(self, scheduler: dict[str, Any]) -> None:
-        """A student sampled with other settings than it was trained with is silently wrong: refuse it."""
-        where = self.bundle.root_of("scheduler") / "scheduler" / "scheduler_config.json"
-        for key in ("original_inference_steps", "prediction_type", "timestep_scaling"):
-            if key not in scheduler:
-                raise MusiccmError(f"{where}: '{key}' is missing; a distilled student's scheduler must state it")
-            if self.record.get(key, scheduler[key]) != scheduler[key]:
-                raise MusiccmError(f"{where}: {key} is {scheduler[key]!r}, but the student was trained with "
-                                   f"{self.record[key]!r} (musiccm.json); restore it")
 
 
 def _check_widths(bundle: Bundle) -> None:

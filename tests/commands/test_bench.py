@@ -90,24 +90,53 @@ def test_unknown_name_and_empty_folder(folder, capsys):
     assert "--dir" in capsys.readouterr().err
 
 
-def test_inference_and_training_run_on_any_bundle(tmp_path, monkeypatch):
-    bundle = str(build_random_bundle(tmp_path / "bundle"))
-    inference, training = load(BENCHMARKS / "inference.py"), load(BENCHMARKS / "training.py")
-    monkeypatch.setattr(inference, "REPEATS", {1: 1})
-    monkeypatch.setattr(inference, "TEACHER_STEPS", 10)
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> str:
+    return str(build_random_bundle(tmp_path_factory.mktemp("bench") / "bundle"))
+
+
+def test_inference_compares_the_pipeline_with_that_of_diffusers(bundle, tmp_path, monkeypatch, capsys):
+    inference = load(BENCHMARKS / "inference.py")
+    for name, value in {"REPEATS": {"full size": (1, 1)}, "TEACHER_STEPS": 10, "BATCH": 2}.items():
+        monkeypatch.setattr(inference, name, value)
     # A clock that goes on by one for every clip through the U-Net: real seconds of one run depend on who else computes.
     ticks, forward = [], UNet2DConditionModel.forward
     monkeypatch.setattr(UNet2DConditionModel, "forward",
                         lambda unet, sample, *args, **kwargs: ticks.extend(range(len(sample))) or forward(
                             unet, sample, *args, **kwargs))
     monkeypatch.setattr(inference, "now", lambda: float(len(ticks)))
-    rows = inference.run(bundle)
-    assert [r["ratio"] for r in rows[:2]] == [20.0, 5.0], "10 guided steps are 20 passes, against 1 and 4"
-    assert [r["ours"] for r in rows[2:]] == [0.0, 4.0, 0.0], "text, sampler and decode make up the whole"
+    student = inference.write_student(bundle, tmp_path / "student", inference.small_decoder(bundle))
+    rows = inference.compare("full size", bundle, str(student), "cpu", inference.Contender)
+    assert all(set(ROW_KEYS) <= set(r) for r in rows)
+    found = {r["case"].removeprefix("full size: "): r for r in rows}
+    speed = [r for case, r in found.items() if "text to sound" in case]
+    assert [r["ratio"] for r in speed] == [5.0, 20.0, 5.0, 20.0], "10 guided steps are 20 passes, against 4 and 1"
+    assert [r["target"] for r in speed[:2]] == [20.0, 50.0]
+    for decoder in ("fast", "original"):
+        parts = [found[f"of that {part}, 4 steps, {decoder} decoder"] for part in inference.PARTS_OF_A_CLIP]
+        assert [(r["ours"], r["baseline"]) for r in parts] == [(0.0, 0.0), (4.0, 20.0), (0.0, 0.0)]
+        assert found[f"peak memory, {decoder} decoder"]["ours"] > 10
+    assert found["4 steps, fast decoder, a clip against a bound"]["baseline"] == 6.0
+    assert found["batch 2, 4 steps, fast decoder, seconds a clip against batch 1"]["ratio"] == 1.0
+
+
+def test_a_contender_apart_answers_as_one_here_or_says_that_it_ended(bundle):
+    inference = load(BENCHMARKS / "inference.py")
+    apart = inference.Apart(bundle, "cpu", None)
+    answer = apart.ask(steps=1)
+    assert answer.keys() == {"total", "peak", *inference.PARTS_OF_A_CLIP}
+    assert answer["total"] == pytest.approx(sum(answer[part] for part in inference.PARTS_OF_A_CLIP))
+    with pytest.raises(RuntimeError, match="ended with 1"):
+        apart.ask(steps="many")
+    apart.close()
+
+
+def test_training_runs_on_any_bundle(bundle, monkeypatch):
+    training = load(BENCHMARKS / "training.py")
     for name, value in {"BATCH": 2, "STEPS": 1, "ROUNDS": 1}.items():
         monkeypatch.setattr(training, name, value)
-    rows += (trained := training.run(bundle))
-    assert all(set(ROW_KEYS) <= set(r) for r in rows)
+    trained = training.run(bundle)
+    assert all(set(ROW_KEYS) <= set(r) for r in trained)
     assert sum(r["ours"] for r in trained if r["case"].startswith("share")) == pytest.approx(1.0)
     assert len(trained) == 12 and all(r["ours"] > 0 for r in trained)
 

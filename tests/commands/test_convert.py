@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from laion_clap import write_original
 from original_files import OriginalFiles, small_files
 from safetensors.torch import load_file
 
 from musiccm import cli
 from musiccm.errors import MusiccmError
-from musiccm.models.bundle import Bundle
+from musiccm.models import heads
+from musiccm.models.bundle import Bundle, save_settings
 from musiccm.pipeline import Pipeline
 
 SHAPE = ["--head-channels", "16", "--mel-frames", "64"]
@@ -70,8 +72,21 @@ def test_every_name_is_kept_or_listed(files: OriginalFiles, bundle: Path) -> Non
     assert set(parts["unet"]["dropped"]) == names - averaged - {"betas", "scale_factor"}
     assert (parts["unet"]["weights"], parts["unet"]["file"]) == ("ema", "musicldm-ckpt.ckpt")
     assert parts["vae"]["dropped"] == ["loss.logvar"] and parts["vocoder"]["dropped"] == []
+    # CLAP written back under LAION's names by the tests' own inverse: what comes out as it went in was kept.
+    torch.manual_seed(1)  # the inverse draws what a ClapModel lacks
     saved = torch.load(files.folder / "clap-ckpt.pt", weights_only=True)["state_dict"]
-    assert set(parts["text_encoder"]["dropped"]) <= {name.removeprefix("module.") for name in saved}
+    again = write_original(Bundle.from_pretrained(bundle).clap)
+    computed = ("position_ids", "relative_position_index")  # equal, but worked out anew and not read
+    kept = {name for name in saved if torch.equal(saved[name], again[name]) and not name.endswith(computed)}
+    dropped = {f"module.{name}" for name in parts["text_encoder"]["dropped"]}
+    assert len(kept) > 50 and not kept & dropped and kept | dropped == saved.keys()
+    # beside the weights
+    nests = {"musicldm-ckpt.ckpt": "state_dict", "vae-ckpt.ckpt": "state_dict", "clap-ckpt.pt": "state_dict",
+             "hifigan-ckpt.ckpt": "generator"}
+    for name, nest in nests.items():
+        beside = set(torch.load(files.folder / name, weights_only=False)) - {nest}
+        assert set(record["files"][name]["ignored"]) == beside, name
+    assert {"global_step", "epoch", "hyper_parameters"} <= set(record["files"]["musicldm-ckpt.ckpt"]["ignored"])
     assert str(files.folder) not in json.dumps(record)
     assert any("upsample_rates" in line for line in record["assumed"])
 
@@ -152,13 +167,52 @@ def test_a_bundle_is_only_replaced_on_request(
     assert Bundle.from_pretrained(tmp_path / "copy").unet.config.attention_head_dim == [1, 2]
 
 
+def test_own_heads_of_a_released_shape_survive(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where this small U-Net is taken for a released one, other heads must be stated, and stay stated."""
+    monkeypatch.setitem(heads.HEAD_CHANNELS, 32, 8)
+    monkeypatch.setattr(heads, "LEVELS", (1, 2))
+    with pytest.raises(MusiccmError, match=r"trained with \[4, 8\]"):
+        _ = Bundle.from_pretrained(bundle).unet  # it states (2, 4)
+    copied = ["convert", "--bundle"]
+    assert cli.main([*copied, str(bundle), "--heads", "2,4", "--out", str(tmp_path / "own")]) == 0
+    # again, without a word about heads: the setting goes along
+    assert cli.main([*copied, str(tmp_path / "own"), "--out", str(tmp_path / "copy")]) == 0
+    for name in ("own", "copy"):
+        assert tuple(Bundle.from_pretrained(tmp_path / name).unet.config.attention_head_dim) == (2, 4)
+    assert cli.main([*copied, str(bundle), "--out", str(tmp_path / "released")]) == 0
+    assert tuple(Bundle.from_pretrained(tmp_path / "released").unet.config.attention_head_dim) == (4, 8)
+    assert "attention_heads" not in json.loads((tmp_path / "released" / "musiccm.json").read_text())
+    # a setting that cannot be is refused, and leaves nothing behind
+    save_settings(tmp_path / "own", attention_heads=8)
+    assert cli.main([*copied, str(tmp_path / "own"), "--out", str(tmp_path / "bad")]) == 2
+    assert "attention_heads is 8" in capsys.readouterr().err and not (tmp_path / "bad").exists()
+
+
+def test_what_could_not_be_opened_is_not_left_behind(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Heads that cannot be are noticed when the bundle is opened, before the user is told of success."""
+
+    def write(made: object, folder: Path, dtype: object) -> None:
+        shutil.copytree(bundle, folder)
+        save_settings(folder, attention_heads=[2, 3])
+
+    monkeypatch.setattr("musiccm.commands.convert.write", write)
+    assert cli.main(["convert", "--bundle", str(bundle), "--out", str(tmp_path / "out")]) == 2
+    shown = capsys.readouterr()
+    assert "attention_heads is [2, 3]" in shown.err and "M parameters" not in shown.out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_audiomae_joins_a_bundle(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from timm.models.vision_transformer import VisionTransformer
 
     vit = VisionTransformer(img_size=(64, 128), patch_size=16, in_chans=1, num_classes=0, global_pool="avg",
                             fc_norm=False, embed_dim=64, depth=2, num_heads=1).eval()
     beside = {"mask_token": torch.zeros(1, 1, 512), "decoder_embed.weight": torch.zeros(512, 64)}
-    torch.save({"model": vit.state_dict() | beside}, tmp_path / "audiomae.pth")
+    torch.save({"model": vit.state_dict() | beside, "optimizer": {"lr": 1.0}}, tmp_path / "audiomae.pth")
     command = ["convert", "--bundle", str(bundle), "--audiomae", str(tmp_path / "audiomae.pth")]
     assert cli.main([*command, "--out", str(tmp_path / "with")]) == 0
     made = Bundle.from_pretrained(tmp_path / "with")
@@ -169,8 +223,9 @@ def test_audiomae_joins_a_bundle(bundle: Path, tmp_path: Path, capsys: pytest.Ca
         features.adapter = torch.nn.Identity()
         found = features.embed(fbank * 2 * features.std + features.mean)
     torch.testing.assert_close(found, expected.mean(1), rtol=1e-4, atol=1e-5)
-    dropped = json.loads((tmp_path / "with" / "conversion.json").read_text())["parts"]["evaluators/audiomae"]["dropped"]
-    assert dropped == ["decoder_embed.weight", "mask_token"]
+    record = json.loads((tmp_path / "with" / "conversion.json").read_text())
+    assert record["parts"]["evaluators/audiomae"]["dropped"] == ["decoder_embed.weight", "mask_token"]
+    assert record["files"] == {"audiomae.pth": {"ignored": ["optimizer"]}}
     tuned = {name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: value
              for name, value in vit.state_dict().items()}
     torch.save({"model": tuned}, tmp_path / "audiomae.pth")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -14,8 +16,10 @@ import soundfile
 import torch
 from tiny_bundle import build_random_bundle, make_unet
 
+from musiccm.audio.wav_stream import wav_header
 from musiccm.cli import main
 from musiccm.export import StudentInfo, export_student
+from musiccm.long_form import MAX_WHOLE_S
 from musiccm.models.bundle import Bundle
 from musiccm.pipeline import Pipeline
 
@@ -95,6 +99,8 @@ def test_files_are_replaced_only_when_asked(model: Path, here: Path, capsys: Cap
     (["--seconds", "nan"], "duration"),
     (["--seconds", "0"], "duration"),
     (["--seconds", "-3", "--stream"], "duration"),
+    (["--seconds", "inf", "--stream"], "without --seconds a stream goes on until it is interrupted"),
+    (["--seconds", "inf"], "up to 3600, found inf"),
     (["--seconds", "4000"], "--stream makes longer"),
     (["--seconds", "1e6", "--stream"], "4 GiB"),
     (["--seconds", "2", "--overlap", "1"], "overlap"),
@@ -123,20 +129,65 @@ def test_refusals(model: Path, here: Path, capsys: Capture, arguments: list[str]
     assert [path.name for path in here.iterdir()] == ["file"]
 
 
-def test_a_prompt_that_is_cut_is_reported(model: Path, here: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert main(["generate", "piano " * 200, "--model", str(model), "--steps", "1"]) == 0
-    assert "is cut to the" in caplog.text
+def test_clips_that_cannot_be_continued(model: Path, here: Path, capsys: Capture) -> None:
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 32000)
+    (here / "broken.wav").write_bytes(b"no sound at all")
+    soundfile.write("nan.wav", np.where(np.arange(32000) == 5, np.nan, samples), 16000, subtype="FLOAT")
+    soundfile.write("cut.flac", samples, 16000)
+    (here / "cut.flac").write_bytes((here / "cut.flac").read_bytes()[:30000])
+    (here / "long.wav").write_bytes(wav_header(8000, 16000 * 3601))
+    with (here / "long.wav").open("r+b") as file:
+        file.truncate(44 + 16000 * 3601)
+    for name, said in (("broken.wav", "re-encode or remove"), ("nan.wav", "NaN or infinite samples"),
+                       ("cut.flac", "re-encode or remove"), ("long.wav", "found 3601 s; cut it")):
+        assert generate(model, "--continue", name, "--out", "new.wav") == 2
+        shown = capsys.readouterr().err
+        assert f"musiccm: {name}: " in shown and said in shown and "Traceback" not in shown
+    assert not (here / "new.wav").exists()
+
+
+def test_help_states_limits_and_formats(capsys: Capture) -> None:
+    assert main(["generate", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"up to {MAX_WHOLE_S:g} unless it is streamed" in shown and ".wav or .flac" in shown
+
+
+def test_a_disk_that_fills_while_music_is_streamed(model: Path, here: Path, capsys: Capture) -> None:
+    """Every write beyond 50,000 bytes fails half way, as on a full disk: a bit more than a second and a half."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        assert generate(model, "--stream", "--seconds", "4", "--out", "a.wav") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    shown = capsys.readouterr()
+    assert "a.wav: could not be written" in shown.err and "free space" in shown.err and "Traceback" not in shown.err
+    kept_s = len(heard("a.wav")) / 16000
+    assert 0.3 < kept_s < 1.6 and f"a.wav: ended early; the {kept_s:.1f} s that were made are kept" in shown.out
+    expected = Pipeline.from_pretrained(model).compose("a tune", 4, 2)[: len(heard("a.wav"))]
+    np.testing.assert_allclose(heard("a.wav"), expected.clamp(-1, 1), atol=2e-4)
 
 
 @pytest.mark.e2e
-def test_an_endless_stream_that_is_killed_leaves_a_wav(model: Path, here: Path) -> None:
-    command = ["generate", "a tune", "--model", str(model), "--stream", "--out", "a.wav"]
-    process = subprocess.Popen([sys.executable, "-m", "musiccm", *command], stderr=subprocess.PIPE)
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGKILL])
+def test_an_endless_stream_that_is_ended_leaves_a_wav(model: Path, here: Path, way: signal.Signals) -> None:
+    command = ["generate", "piano " * 200, "--model", str(model), "--stream", "--out", "a.wav"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "musiccm", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )
     try:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not ((here / "a.wav").exists() and (here / "a.wav").stat().st_size > 1e5):
             time.sleep(0.2)
+        process.send_signal(way)
+        out, err = process.communicate(timeout=60)
     finally:
         process.kill()
         process.communicate()
     assert len(heard("a.wav")) > 40000 and np.abs(heard("a.wav")).max() > 1e-3
+    assert "is cut to the" in err and "piano piano" in err, "a prompt that is too long is reported"
+    if way == signal.SIGINT:
+        assert process.returncode == 130 and "musiccm: interrupted" in err and "Traceback" not in err
+        kept_s = len(heard("a.wav")) / 16000
+        assert f"a.wav: interrupted; the {kept_s:.1f} s that were made are kept" in out

@@ -1,6 +1,8 @@
 """Experiments through `musiccm fit` and `musiccm test`, with a toy model in place of the real ones."""
 
 import logging
+import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,6 +92,26 @@ def test_fit_then_test_in_the_same_folder(here):
     assert torch.equal(tested, weight)
     assert (run / "config_test.yaml").exists()
     assert [p.name for p in run.parent.iterdir()] == ["version_0"]
+
+
+def test_lightning_never_requeues_a_slurm_job_itself(here, monkeypatch):
+    """Neither a fit nor a test has its handler, which saves and calls `scontrol`."""
+    for name, value in {"NTASKS": 1, "NTASKS_PER_NODE": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "JOB_ID": 7,
+                        "JOB_NAME": "job"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert cli.main(["fit", "--config", "toy.yaml"]) == 0
+    handlers = []
+    monkeypatch.setattr(toy_module().Toy, "test_step", lambda *_: handlers.append(signal.getsignal(signal.SIGUSR1)))
+    assert cli.main(["test", "--config", "toy.yaml", "--ckpt_path", "newest"]) == 0
+    assert handlers and set(handlers) == {signal.SIG_DFL}
+
+
+def test_the_preset_for_several_devices_gives_way_to_one(here):
+    preset = Path(__file__).parents[2] / "experiments" / "strategies" / "ddp.yaml"
+    alone = ["--trainer.devices", "1", "--trainer.strategy", "auto"]
+    assert cli.main(["fit", "--config", "toy.yaml", "--config", str(preset), *alone]) == 0
+    saved = yaml.safe_load((here / "lightning_logs/toy/version_0/config.yaml").read_text())["trainer"]
+    assert (str(saved["devices"]), saved["strategy"]) == ("1", "auto")
 
 
 def test_saved_config_runs_again_and_resuming_stays_in_its_folder(here):

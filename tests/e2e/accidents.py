@@ -1,8 +1,9 @@
-"""A callback that makes a run meet with an accident, as the environment says; copied beside an experiment."""
+"""Callbacks that make a run meet with an accident, as the environment says, and tell what each process came to."""
 
 import os
 import signal
 
+import torch
 from pytorch_lightning import Callback
 
 
@@ -24,3 +25,23 @@ class SaveAtEnd(Callback):
 
     def on_train_end(self, trainer, pl_module):
         trainer.save_checkpoint("final.ckpt")
+
+
+class EachProcess(Callback):
+    """Writes what every process trained on and came to into `rank<number>.pt`, also where a signal ends the run."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.clips = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.clips.append(list(batch.ids))
+
+    def on_train_end(self, trainer, pl_module):
+        trained = {name: p.detach() for name, p in pl_module.named_parameters() if not name.startswith("frozen.")}
+        found = {"clips": self.clips, "step": trainer.global_step, "weights": trained,
+                 "environment": type(trainer.strategy.cluster_environment).__name__,
+                 "timeout_s": trainer.strategy._timeout.total_seconds()}
+        torch.save(found, f"rank{trainer.global_rank}.pt")
+
+    def on_exception(self, trainer, pl_module, exception):
+        self.on_train_end(trainer, pl_module)

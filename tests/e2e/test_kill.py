@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import signal
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,3 +77,49 @@ def test_a_run_ended_at_any_step_goes_on_to_the_same_weights(
         moved = differences(before["state_dict"], found["state_dict"])
         assert {place.strip("/").split(".")[0] for place in moved} == names
         assert [p.name for p in (tmp_path / "lightning_logs" / "killed").iterdir()] == ["version_0"]
+
+
+def saves_seen(path: Path, running: subprocess.Popen, count: int) -> list[float]:
+    """Waits until a checkpoint has been written so often; returns when each was seen, in seconds."""
+    seen: list[float] = []
+    last, until = 0, time.monotonic() + 600
+    while len(seen) < count:
+        assert running.poll() is None and time.monotonic() < until, "the run ended, or never saved"
+        changed = path.stat().st_mtime_ns if path.exists() else 0
+        if changed != last:
+            last = changed
+            seen.append(time.monotonic())
+        time.sleep(0.002)
+    return seen
+
+
+def test_a_run_killed_from_outside_at_any_moment_goes_on_to_the_same_weights(
+    world: World, undisturbed: dict, tmp_path: Path, start: Callable[..., Any]
+) -> None:
+    """Not between two batches but at a random time after a random save: in a step, or while a checkpoint is written.
+
+    Every step is saved, so that much of the time goes to writing.
+    """
+    seed = random.randrange(2**32)
+    chance = random.Random(seed)
+    callbacks = [checkpoints(1), *accident()]
+    config = world.experiment(tmp_path, "killed", callbacks, max_steps=STEPS, val_check_interval=4)
+    command = ["fit", "--config", str(config), "--ckpt_path", "auto"]
+    last = tmp_path / "lightning_logs" / "killed" / "version_0" / "checkpoints" / "last.ckpt"
+    running = start(command, tmp_path, ACCIDENTS)
+    seen = saves_seen(last, running, chance.randint(2, 7))
+    delay_s = chance.uniform(0, seen[-1] - seen[-2])
+    time.sleep(delay_s)
+    running.kill()
+    printed, _ = running.communicate(timeout=60)
+    print(f"seed {seed}: killed {delay_s:.3f} s after save {len(seen)}")
+    assert running.returncode == -signal.SIGKILL and not (tmp_path / "final.ckpt").exists(), printed
+    saved_at = torch.load(last, weights_only=True)["global_step"]
+    assert 0 < saved_at < STEPS
+
+    resumed = start(command, tmp_path, ACCIDENTS)
+    printed, _ = resumed.communicate(timeout=600)
+    assert resumed.returncode == 0, printed
+    found = torch.load(tmp_path / "final.ckpt", weights_only=True)
+    for part in PARTS:
+        assert differences(undisturbed[part], found[part], part) == []

@@ -100,14 +100,14 @@ def test_teachers_make_long_music_too(student: Pipeline) -> None:
     torch.testing.assert_close(one, teacher(PROMPT, steps=3)[0], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("seconds", [0, -1.0, float("nan"), float("inf"), 3601, True, "6"])
+@pytest.mark.parametrize("seconds", [0, -1.0, float("nan"), float("inf"), 1e300, 10**400, 3601, True, "6"])
 def test_impossible_lengths(student: Pipeline, seconds: object) -> None:
     with pytest.raises(MusiccmError, match="duration"):
         student(PROMPT, duration_s=seconds)  # type: ignore[arg-type]
     with pytest.raises(MusiccmError, match="duration"):
         student.compose(PROMPT, seconds)  # type: ignore[arg-type]
-    if seconds not in (float("inf"), 3601):
-        with pytest.raises(MusiccmError, match="duration"):
+    if seconds != 3601:
+        with pytest.raises(MusiccmError, match="duration.*None streams without end"):
             student.stream(PROMPT, seconds)  # type: ignore[arg-type]
 
 

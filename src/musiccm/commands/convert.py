@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from musiccm.models.convert.assemble import Assembled
 
 RECORD = "conversion.json"
-"""Beside `model_index.json`: which file each part came from, every name that was dropped, every number assumed."""
+"""Beside `model_index.json`: which file each part came from, every name that was dropped or ignored, every
+number assumed."""
 
 
 def main(argv: list[str]) -> int:
@@ -55,13 +56,13 @@ def main(argv: list[str]) -> int:
     if args.audiomae:
         from musiccm.models.convert.audiomae import audiomae_from_original
 
-        features, dropped = audiomae_from_original(args.audiomae, made.mel)
-        made.add("evaluators/audiomae", features, args.audiomae, dropped)
+        features, dropped, ignored = audiomae_from_original(args.audiomae, made.mel)
+        made.add("evaluators/audiomae", features, args.audiomae, dropped, ignored)
     staging = out.with_name(f".{out.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     try:
         write(made, staging, getattr(torch, args.dtype))
-        Bundle.from_pretrained(staging)
+        _ = Bundle.from_pretrained(staging).unet  # what would be refused later is refused here
         if out.exists():
             shutil.rmtree(out)
         staging.replace(out)
@@ -109,12 +110,13 @@ def write(made: Assembled, folder: Path, dtype: Any) -> None:
     from musiccm.files import write_json
     from musiccm.models.bundle import save_settings
     from musiccm.models.bundle_files import PARTS, save_part
+    from musiccm.models.heads import own_heads
 
     folder.mkdir(parents=True)
     for name in PARTS:
         if name in made.parts:
             save_part(folder, name, made.parts[name], dtype)
-    save_settings(folder, **{**made.settings, "mel": made.mel})
+    save_settings(folder, **{**made.settings, **own_heads(made.parts["unet"].config), "mel": made.mel})
     write_json(folder / RECORD, made.record)
 
 
@@ -127,6 +129,8 @@ def summary(record: dict[str, Any], out: Path) -> str:
         groups = Counter(dropped.split(".")[0] for dropped in part["dropped"])
         if groups:
             lines.append("    not used: " + ", ".join(f"{group} ({count})" for group, count in groups.items()))
+    lines += [f"  no weights, left out of {file}: {', '.join(found['ignored'])}"
+              for file, found in record["files"].items() if found["ignored"]]
     lines += [f"  assumed: {line}" for line in record["assumed"]]
     return "\n".join([*lines, f"  every name: {out / RECORD}"])
 

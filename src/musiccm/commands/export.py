@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 STUDENT_WEIGHTS = "student_ema_slow.module."
 """Prefix, in a Lightning checkpoint, of the averaged U-Net that the evaluator measures."""
 
+DECODERS = {"teacher": "original", "student": "original", "student_fast": "fast"}
+"""Models of a results.json that a student's card shows, and what made sound of their latents."""
+
 
 def main(argv: list[str]) -> int:
     """Run `musiccm export`.
@@ -130,9 +133,9 @@ def load_student(teacher: Any, state: dict[str, Tensor], path: Path) -> Any:
 
 
 def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], float]:
-    """The rows of a results.json about the student and its teacher, and the gamma that they were sampled with.
+    """The rows of a results.json about the student and its teacher, and the gamma that the student was sampled with.
 
-    Without a file, no rows and gamma 1.
+    Each row is given its `decoder` and, the student's, its `gamma`. Without a file, no rows and gamma 1.
 
     Raises:
         MusiccmError: If the file is not one of ours, or is missing though it was asked for.
@@ -141,12 +144,18 @@ def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], fl
         return [], 1.0
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        rows = [row for row in results["rows"] if row["model"] in ("teacher", "student")]
-        return rows, float(results.get("gamma", 1.0))
+        gamma = float(results.get("gamma", 1.0))
+        return [described_row(row, gamma) for row in results["rows"] if row["model"] in DECODERS], gamma
     except FileNotFoundError:
         raise MusiccmError(f"{path}: no such results file") from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise MusiccmError(f"{path}: expected a results.json with 'rows' ({error})") from None
+
+
+def described_row(row: Mapping[str, Any], gamma: float) -> dict[str, Any]:
+    """A row of results with what is the same for a whole run: the decoder of each model, and the student's gamma."""
+    drawn = None if row["model"] == "teacher" else gamma
+    return {"model": row["model"], "steps": row.get("steps"), "decoder": DECODERS[row["model"]], "gamma": drawn, **row}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -36,14 +36,16 @@ def main(argv: list[str]) -> int:
     paths = checked_outputs(args.out, len(args.prompts), [".wav"] if args.stream else [".wav", ".flac"], args.force)
 
     from musiccm.commands._device import choose_device
-    from musiccm.long_form import check_duration, check_texts
+    from musiccm.long_form import MAX_STREAM_S, MAX_WHOLE_S, check_duration, check_texts
     from musiccm.pipeline import Pipeline
 
     check_texts(args.prompts)
-    if args.seconds is not None and not args.stream:
-        check_duration(args.seconds, advice="--stream makes longer music")
+    if args.seconds is not None and args.stream:
+        check_duration(args.seconds, MAX_STREAM_S, "without --seconds a stream goes on until it is interrupted")
+    elif args.seconds is not None:
+        check_duration(args.seconds, MAX_WHOLE_S, "--stream makes longer music")
     device = choose_device(args.device)
-    pipeline = Pipeline.from_pretrained(args.model, decoder=args.decoder).to(device)
+    pipeline = Pipeline.from_pretrained(args.model, decoder=args.decoder).to(device).accelerate()
     start = time.perf_counter()
     if args.stream:
         made_s = _stream(pipeline, args, paths)
@@ -90,8 +92,10 @@ def _stream(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> 
             for chunk in stream:
                 wav.write(chunk)
                 written += len(chunk)
-    except KeyboardInterrupt:
-        _say(args, f"{args.out}: interrupted; the {written / pipeline.sample_rate_hz:.1f} s that were made are kept")
+    except (KeyboardInterrupt, MusiccmError) as error:
+        if written:
+            why = "interrupted" if isinstance(error, KeyboardInterrupt) else "ended early"
+            _say(args, f"{args.out}: {why}; the {written / pipeline.sample_rate_hz:.1f} s that were made are kept")
         raise
     return written / pipeline.sample_rate_hz
 
@@ -171,8 +175,9 @@ def _say(args: argparse.Namespace, text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="musiccm generate", description=__doc__)
     parser.add_argument("prompts", nargs="+", help="what the music should be like; one clip a text")
-    parser.add_argument("--out", default="out.wav", help="file to write, numbered for several; - writes a wav to the "
-                                                         "standard output (default %(default)s)")
+    parser.add_argument("--out", default="out.wav",
+                        help="file to write, a .wav or .flac (a stream: .wav), numbered for several; - writes a wav to "
+                             "the standard output (default %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace files that are there")
     parser.add_argument("--model", default="musiccm-tiny-student",
                         help="directory, packaged bundle or hub id (default %(default)s)")
@@ -185,7 +190,8 @@ def _parser() -> argparse.ArgumentParser:
                              "fast, where the model has it)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
     long = parser.add_argument_group("length")
-    long.add_argument("--seconds", type=float, help="length (default: that of the model's training clips)")
+    long.add_argument("--seconds", type=float, help="length, up to 3600 unless it is streamed (default: that of the "
+                                                    "model's training clips)")
     long.add_argument("--at", nargs=2, action="append", default=[], metavar=("SECONDS", "TEXT"),
                       help="from there on, another text; may be repeated")
     long.add_argument("--stream", action="store_true",

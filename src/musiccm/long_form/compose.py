@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MAX_WHOLE_S = 3600.0
 """Longest piece that is made whole, whose latents and sound are held in memory; a stream has no such limit."""
 
+MAX_STREAM_S = 1e9
+"""Longest stream of a stated length, 32 years: far beyond any file, and its samples still are exact numbers."""
+
 DEFAULT_OVERLAP, DEFAULT_FUSION = 0.5, "swap"
 """Chosen by measurement, see docs/long.md."""
 
@@ -114,7 +117,6 @@ class Score:
         self.condition.plan.require_heard(range(count) if crops is None else crops, self.centre_s)
 
 
-@torch.no_grad()
 def compose(
     pipeline: Pipeline,
     prompts: Prompts,
@@ -146,8 +148,9 @@ def compose(
     """
     score = Score.of(pipeline, prompts, check_duration(duration_s), stepper, noise_seed, overlap, fusion)
     score.require_heard()
-    z_CTF = sample_shared(score.process, score.cond_of, batch_size)
-    return decode_whole(pipeline, z_CTF, batch_size)[: score.samples]
+    with torch.inference_mode():
+        sound_S = decode_whole(pipeline, sample_shared(score.process, score.cond_of, batch_size), batch_size)
+    return sound_S[: score.samples].clone()  # outside the mode: a tensor like any other
 
 
 def decode_whole(pipeline: Pipeline, z_CTF: Tensor, batch_size: int = 8) -> Tensor:
@@ -162,5 +165,8 @@ def decode_whole(pipeline: Pipeline, z_CTF: Tensor, batch_size: int = 8) -> Tens
         Waveform of shape [S] on the CPU.
     """
     batch_size = batch_size if z_CTF.device.type != "cpu" else 1
-    decoder = piece_decoder(pipeline.codec, pipeline.latent_shape[1], z_CTF.shape[1], batch_size)
+    window = pipeline.latent_shape[1]
+    if pipeline.codec.decoder is not None:  # takes any length: what would be a batch is one longer stretch
+        window, batch_size = window * batch_size, 1
+    decoder = piece_decoder(pipeline.codec, window, z_CTF.shape[1], batch_size)
     return decoder.push(z_CTF)

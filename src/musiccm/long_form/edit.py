@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from musiccm.audio.io import BadAudio, read_audio
+from musiccm.audio.io import BadAudio, open_audio, read_audio
 from musiccm.audio.mel import MEL_FLOOR, LogMel
 from musiccm.audio.resample import resample
 from musiccm.audio.windows import level
@@ -73,10 +73,11 @@ def read_clip(pipeline: Pipeline, path: str | Path) -> Clip:
         BadAudio: The file cannot be used, or is shorter than one latent frame.
         MusiccmError: It is longer than `MAX_WHOLE_S`.
     """
+    with open_audio(path) as file:  # its header, before hours of it are decoded
+        if file.frames > MAX_WHOLE_S * file.samplerate:
+            raise MusiccmError(f"{path}: at most {MAX_WHOLE_S:g} s can be edited, found "
+                               f"{file.frames / file.samplerate:.0f} s; cut it")
     waveform_S, rate_hz = read_audio(path)
-    if len(waveform_S) > MAX_WHOLE_S * rate_hz:
-        raise MusiccmError(f"{path}: at most {MAX_WHOLE_S:g} s can be edited, found {len(waveform_S) / rate_hz:.0f} s; "
-                           "cut it")
     waveform_S = resample(level(waveform_S), rate_hz, pipeline.sample_rate_hz)
     mel = pipeline.bundle.mel
     shortest = max(pipeline.frame_samples, mel.n_fft // 2 + 1)

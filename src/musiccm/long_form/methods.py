@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from musiccm.long_form.compose import Score, check_duration, compose
+from musiccm.long_form.compose import MAX_STREAM_S, Score, check_duration, compose
 from musiccm.long_form.edit import Editor
 from musiccm.long_form.prompts import Prompts
 from musiccm.long_form.stream import MusicStream
@@ -75,7 +74,7 @@ class LongMusic:
 
         Args:
             prompts: See `compose`; `MusicStream.set_prompt` changes the text while it plays.
-            duration_s: Seconds; None goes on until it is closed.
+            duration_s: Seconds above 0 and up to 1e9; None goes on until it is closed.
             steps: See `Pipeline.__call__`.
             seed: See `Pipeline.__call__`.
             overlap: See `compose`.
@@ -90,7 +89,7 @@ class LongMusic:
             MusiccmError: As `compose`.
         """
         if duration_s is not None:
-            check_duration(duration_s, math.inf, "None streams without end")
+            check_duration(duration_s, MAX_STREAM_S, "None streams without end")
         stepper = self._pipeline.stepper(steps, guidance_scale, gamma)
         noise_seed = sample_seeds(seed, 1)[0]
         return MusicStream(

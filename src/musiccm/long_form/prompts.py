@@ -123,7 +123,7 @@ class PlannedCondition:
 
     Args:
         plan: The texts; it may change as the music plays.
-        conditioner: Has `text(list) -> [B, D]`.
+        conditioner: Has `prompts(list) -> [B, D]`.
         window_s: Seconds of a window.
         frame_s: Seconds of a latent frame.
     """
@@ -133,7 +133,6 @@ class PlannedCondition:
         self._conditioner = conditioner
         self._half_s = window_s / 2
         self._frame_s = frame_s
-        self._last: tuple[str, Tensor] | None = None
 
     def centre_s(self, start: int) -> float:
         """Middle of the window that begins at a latent frame."""
@@ -142,6 +141,4 @@ class PlannedCondition:
     def at(self, start: int) -> Tensor:
         """Condition, [D], of the window that begins at a latent frame."""
         text = self.plan.entries[self.plan.index_at(self.centre_s(start))][1]
-        if self._last is None or self._last[0] != text:
-            self._last = text, self._conditioner.text([text])[0]
-        return self._last[1]
+        return self._conditioner.prompts([text])[0]

@@ -17,7 +17,14 @@ FRONT_MATTER = {
 }
 
 
-def write_card(path: Path, name: str, record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+def write_card(
+    path: Path,
+    name: str,
+    record: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    latent_shape: Sequence[int],
+    base: str | None = None,
+) -> None:
     """Write the card.
 
     Args:
@@ -25,21 +32,35 @@ def write_card(path: Path, name: str, record: Mapping[str, Any], rows: Sequence[
         name: Title.
         record: The `distillation` record of the bundle.
         rows: Rows of results; without any, the card says that there are none.
+        latent_shape: [C, T, F] of a clip's latents.
+        base: The bundle that other parts are borrowed from, as `base` of `musiccm.json` names it.
     """
+    points, steps = record["timesteps"], record["sampling_steps"]
+    default = record["default_steps"]
     text = f"""---
 {yaml.safe_dump(FRONT_MATTER, sort_keys=False).strip()}
 ---
 # {name}
 
-A text-to-music model that was distilled to sample in 1 to 8 network calls (MusicCM, arXiv 2404.13358).
+A text-to-music model that was distilled to sample in {steps[0]} to {steps[-1]} network calls (MusicCM, arXiv \
+2404.13358).
 
 ```sh
-musiccm generate "a calm piano melody over soft strings" --model PATH_OF_THIS_FOLDER --steps 4 --out out.wav
+musiccm generate "a calm piano melody over soft strings" --model PATH_OF_THIS_FOLDER --steps {default} --out out.wav
 ```
 
-It was trained on {record["original_inference_steps"]} timesteps and samples on those only. The teacher's guidance
+It was trained on {len(points)} timesteps ({", ".join(map(str, points[:2]))}, ..., {points[-1]}) and samples on those
+only. It is meant for {", ".join(map(str, steps))} steps; {default} is the default. The teacher's guidance
 (scale {record["guidance_scale"]:g}) is part of its weights: do not guide it again. Its weights derive from its
 teacher's, and so does their licence.
+
+## In diffusers
+
+Between its steps diffusers' `LCMScheduler` adds nothing but fresh noise. That is gamma 1; {_gamma(record["gamma"])}
+
+```python
+{_snippet(default, latent_shape, base)}
+```
 
 ## Training
 
@@ -49,8 +70,52 @@ teacher's, and so does their licence.
 ## Results
 
 {results_table(rows)}
-"""
+{_how_measured(rows)}"""
     write_text(path, text)
+
+
+def _gamma(gamma: float) -> str:
+    if gamma == 1.0:
+        return "so does `musiccm` by default, and the two agree."
+    return f"`musiccm` takes\ngamma {gamma:g} by default, and agrees with diffusers at `--gamma 1`."
+
+
+def _snippet(steps: int, latent_shape: Sequence[int], base: str | None) -> str:
+    """From a text to latents with the libraries' own classes."""
+    parts = "student"
+    if base is not None:
+        beside, on_hub = base.startswith("."), "/" in base
+        parts = f'student + "/{base}"' if beside else f'"{base}"' if on_hub else f'"PATH_OF_THE_BUNDLE {base}"'
+    return f"""\
+import torch
+from diffusers import LCMScheduler, UNet2DConditionModel
+from transformers import AutoTokenizer, ClapModel
+
+student = "PATH_OF_THIS_FOLDER"
+parts = {parts}
+unet = UNet2DConditionModel.from_pretrained(student, subfolder="unet")
+scheduler = LCMScheduler.from_pretrained(student, subfolder="scheduler")
+clap = ClapModel.from_pretrained(parts, subfolder="text_encoder", dtype=torch.float32).eval()
+tokenizer = AutoTokenizer.from_pretrained(parts, subfolder="tokenizer")
+tokens = tokenizer("a calm piano melody", return_tensors="pt")
+scheduler.set_timesteps({steps})
+with torch.no_grad():
+    text = torch.nn.functional.normalize(clap.get_text_features(**tokens).pooler_output, dim=-1)
+    z = torch.randn(1, {", ".join(map(str, latent_shape))})
+    for t in scheduler.timesteps:
+        output = unet(z, t, encoder_hidden_states=None, class_labels=text).sample
+        z, x0 = scheduler.step(output, t, z, return_dict=False)
+# x0: normalised latents, of which musiccm's Pipeline.from_pretrained(student).codec.decode(x0) makes sound"""
+
+
+def _how_measured(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the columns `decoder` and `gamma` say, where there are such."""
+    if not any("decoder" in row for row in rows):
+        return ""
+    gammas = sorted({row["gamma"] for row in rows if row.get("gamma") is not None})
+    taken = f"; the student's rows were taken at gamma {', '.join(f'{gamma:g}' for gamma in gammas)}" if gammas else ""
+    return (f"\n`decoder` is what made sound of the latents: VAE decoder and vocoder (original), or the fast decoder "
+            f"(fast){taken}.\n")
 
 
 def _list(entries: Mapping[str, Any]) -> str:

@@ -74,6 +74,21 @@ def attending(config: Mapping[str, Any]) -> list[int]:
     return sorted(levels)
 
 
+def own_heads(config: Mapping[str, Any]) -> dict[str, list[int]]:
+    """What `musiccm.json` must say beside a U-Net of a released model's shape that has heads of its own.
+
+    Args:
+        config: A `UNet2DConditionModel`'s configuration, with the heads that its weights were trained with.
+
+    Returns:
+        The setting; nothing where the network is no released model's, or has that model's heads.
+    """
+    trained, stated, where = trained_heads(config), stated_heads(config), attending(config)
+    if trained is None or [stated[level] for level in where] == [trained[level] for level in where]:
+        return {}
+    return {SETTING: list(stated)}
+
+
 def check_heads(config: Mapping[str, Any], setting: Any, folder: Path) -> dict[str, Any]:
     """What to load a U-Net with: nothing beside its own configuration, or the heads that `musiccm.json` states.
 
@@ -101,8 +116,8 @@ def check_heads(config: Mapping[str, Any], setting: Any, folder: Path) -> dict[s
     trained = trained_heads(config)
     if trained is None:
         return {}
-    stated, where = stated_heads(config), attending(config)
-    if [stated[level] for level in where] == [trained[level] for level in where]:
+    stated = stated_heads(config)
+    if not own_heads(config):
         return {}
     raise MusiccmError(
         f"{folder / 'unet' / 'config.json'}: attention_head_dim is {config.get('attention_head_dim')!r}, that is "

@@ -68,10 +68,10 @@ def sample_ddim(
     timesteps = trailing_timesteps(steps, schedule.num_train_timesteps)
     guided = with_guidance(denoise, cond_BD, null_BD, guidance_scale)
     z = noise_BCTF.to(compute_dtype(noise_BCTF))
-    for step, (t, t_next) in enumerate(zip(timesteps, [*timesteps[1:], 0], strict=True)):
-        t_B = torch.full((z.shape[0],), t, dtype=torch.long, device=z.device)
-        x0, eps = predict_at(guided, schedule, z, t_B)
+    t_SB = torch.tensor([*timesteps, 0]).to(z.device)[:, None].expand(-1, len(z))
+    for step, t in enumerate(timesteps):
+        x0, eps = predict_at(guided, schedule, z, t_SB[step])
         if callback is not None:
             callback(step, t, x0)
-        z = ddim_jump(schedule, x0, eps, torch.full_like(t_B, t_next))
+        z = ddim_jump(schedule, x0, eps, t_SB[step + 1])
     return z

@@ -73,19 +73,21 @@ def sample_few_step(
     fresh = resolve_noise_fn(noise_BCTF.shape, generator, noise_fn) if draws else None
     dtype = compute_dtype(noise_BCTF)
     z = noise_BCTF.to(dtype)
+    # All that comes from the host is sent before the first network call: from then on a GPU is never waited for.
+    t_SB = torch.tensor(schedule_T).to(z.device)[:, None].expand(-1, len(z))
+    drawn = [] if fresh is None else [fresh(step).to(z) for step in range(len(schedule_T) - 1)]
     x0 = z
-    for step, t in enumerate(schedule_T):
-        t_B = torch.full((z.shape[0],), t, dtype=torch.long, device=z.device)
+    for step, t_B in enumerate(t_SB):
         x0 = f(z, t_B, cond_BD).to(dtype)
         if callback is not None:
-            callback(step, t, x0)
+            callback(step, schedule_T[step], x0)
         if step + 1 == len(schedule_T):
             break
         eps = torch.zeros_like(z)
         if gamma < 1.0:
             predicted = to_eps("sample", x0, z, schedule.alpha(t_B, dtype), schedule.sigma(t_B, dtype))
             eps = math.sqrt(1.0 - gamma * gamma) * predicted
-        if fresh is not None:
-            eps = eps + gamma * fresh(step).to(z)
-        z = schedule.add_noise(x0, eps, torch.full_like(t_B, schedule_T[step + 1]))
+        if drawn:
+            eps = eps + gamma * drawn[step]
+        z = schedule.add_noise(x0, eps, t_SB[step + 1])
     return x0

@@ -52,12 +52,13 @@ class Stepper:
         Returns:
             `alpha x0 + sigma (sqrt(1 - gamma^2) eps_pred + gamma fresh)` at the next timestep.
         """
-        t = torch.tensor(self.timesteps[step], device=z.device)
+        # filled on the device, and not one number but a list of one: nothing is sent there or asked back
+        t, t_next = (torch.full((1,), self.timesteps[i], device=z.device) for i in (step, step + 1))
         eps = self.gamma * fresh.to(z)
         if self.gamma < 1.0:
             predicted = to_eps("sample", x0, z, self.schedule.alpha(t), self.schedule.sigma(t))
             eps = eps + math.sqrt(1.0 - self.gamma**2) * predicted
-        return self.schedule.add_noise(x0, eps, torch.tensor(self.timesteps[step + 1], device=z.device))
+        return self.schedule.add_noise(x0, eps, t_next)
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,13 @@ class SharedProcess:
     def share(self, crop: int, step: int) -> Tensor:
         """The part of each of its frames that a crop contributes, shape [window, 1] on the device."""
         return self.crops.share(crop, self._profile_W, step)[:, None].to(self.device)
+
+    def shares(self, crops: Sequence[int], steps: int) -> Tensor:
+        """`share` of several crops at every step, [steps, crops, window, 1], sent to the device as one."""
+        once = self._profile_W is not None  # only `swap` changes from step to step
+        found = [torch.stack([self.crops.share(i, self._profile_W, step) for i in crops])
+                 for step in range(1 if once else steps)]
+        return torch.stack(found)[..., None].to(self.device).expand(steps, -1, -1, -1)
 
     def fresh(self, step: int, first: int, last: int) -> Tensor:
         """Noise of some frames on the device, [C, frames, F]."""
@@ -141,18 +149,26 @@ def sample_shared(
     window = crops.window
     z = process.fresh(INITIAL, 0, crops.length) if initial_CTF is None else initial_CTF
     needed = list(range(crops.count)) if kept_T is None else needed_crops(crops, kept_T)
+    starts = [crops.start(i) for i in needed]
     cond_ND = torch.stack([cond_of(i) for i in needed]) if needed else torch.empty(0)
+    # All that comes from the host is sent before the first network call: from then on a GPU is never waited for.
+    share_SNW1 = process.shares(needed, len(stepper.timesteps)) if needed else torch.empty(len(stepper.timesteps), 0)
+    zeros, between = torch.zeros_like(z), range(len(stepper.timesteps) - 1)
+    drawn = [process.fresh(step, 0, crops.length) if stepper.gamma > 0.0 else zeros for step in between]
+    if kept_CTF is not None and kept_T is not None:
+        kept_CTF, kept_T1 = kept_CTF.to(z), kept_T[:, None].to(z.device)
     x0 = z
     for step, t in enumerate(stepper.timesteps):
         x0 = torch.zeros_like(z)
         for begin in range(0, len(needed), batch_size):
-            part = needed[begin : begin + batch_size]
-            z_BCTF = torch.stack([z[:, crops.start(i) : crops.start(i) + window] for i in part])
-            t_B = torch.full((len(part),), t, dtype=torch.long, device=z.device)
-            for i, estimate in zip(part, stepper.f(z_BCTF, t_B, cond_ND[begin : begin + batch_size]), strict=True):
-                x0[:, crops.start(i) : crops.start(i) + window] += process.share(i, step) * estimate
+            part = slice(begin, begin + batch_size)
+            z_BCTF = torch.stack([z[:, start : start + window] for start in starts[part]])
+            t_B = torch.full((len(z_BCTF),), t, dtype=torch.long, device=z.device)
+            estimates = stepper.f(z_BCTF, t_B, cond_ND[part])
+            for start, share_W1, estimate in zip(starts[part], share_SNW1[step][part], estimates, strict=True):
+                x0[:, start : start + window] += share_W1 * estimate
         if kept_CTF is not None and kept_T is not None:
-            x0 = torch.where(kept_T[:, None].to(z.device), kept_CTF.to(z), x0)
+            x0 = torch.where(kept_T1, kept_CTF, x0)
         if step + 1 < len(stepper.timesteps):
-            z = stepper.renoise(step, x0, z, process.fresh(step, 0, crops.length))
+            z = stepper.renoise(step, x0, z, drawn[step])
     return x0

@@ -31,6 +31,7 @@ from musiccm.diffusion import (
 from musiccm.errors import MusiccmError
 from musiccm.losses.adversarial import discriminator_loss, generator_loss
 from musiccm.losses.distillation import distillation_loss
+from musiccm.models.acceleration import channels_last
 from musiccm.models.bundle import Bundle
 from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.models.discriminator import Discriminator
@@ -40,7 +41,7 @@ from musiccm.models.half import half_copy
 from musiccm.systems import speed
 from musiccm.systems.checkpoint_fit import check_fit, identity
 from musiccm.systems.clock import clock_stopped
-from musiccm.systems.parallel import average_gradients, mean_over_ranks, own_rows, shard, share_weights, whole
+from musiccm.systems.parallel import average_gradients, mean_over_ranks, own_rows, shard, share_weights, spread, whole
 from musiccm.systems.settings import Adversarial, Distillation, Optimization
 
 #: Frozen parts live under this name; checkpoints leave them out, for the bundle has them.
@@ -351,17 +352,12 @@ class MusicCM(pl.LightningModule):
             speed.recompute_activations([self.student, self.codec.vae])
         if stage == "fit" and self.optimization.channels_last:
             averages = [self.student_ema_target, self.student_ema_slow]
-            speed.channels_last([self.student, *averages, self.teacher, self.codec])
+            channels_last([self.student, *averages, self.teacher, self.codec])
 
     def configure_model(self) -> None:
-        """Under `ModelParallelStrategy`, spread the four U-Nets over the processes; heads and decoders stay whole."""
+        """Under `Sharded`, spread the four U-Nets over the processes; heads and decoders stay whole."""
         mesh = self.device_mesh
         if mesh is not None:
-            if self.trainer.ckpt_path and self.trainer.state.fn == TrainerFn.FITTING:
-                raise MusiccmError(
-                    f"--ckpt_path {self.trainer.ckpt_path}: a run under ModelParallelStrategy saves checkpoints but "
-                    "cannot yet go on from one; use experiments/strategies/ddp.yaml, or leave --ckpt_path out"
-                )
             averages = (self.student_ema_target.module, self.student_ema_slow.module)
             for unet in (self.student, *averages, self.teacher.unet):
                 shard(unet, mesh["data_parallel"])
@@ -399,7 +395,8 @@ class MusicCM(pl.LightningModule):
             speed.match_strides(optimizer.optimizer)
         for name, parameter in self._trained():
             if name in self._unfinished:
-                parameter.grad = self._unfinished[name].to(parameter)
+                gradient = self._unfinished[name].to(parameter.device, parameter.dtype)
+                parameter.grad = spread(gradient, parameter)
         self._unfinished = {}
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -40,6 +40,21 @@ def own_rows(draw: Callable[[int], Tensor], count: int) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """A tensor gathered from its shards; one that is not sharded comes back as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def spread(tensor: Tensor, like: Tensor) -> Tensor:
+    """The shards of a whole tensor where another is sharded: the opposite of `whole`, without sending anything.
+
+    Args:
+        tensor: The same on every process.
+        like: Whose layout it takes, and whose device if it is sharded.
+
+    Returns:
+        A sharded tensor; the one given where `like` is not sharded, or where it is sharded already.
+    """
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def shard(unet: nn.Module, mesh: DeviceMesh) -> None:

@@ -1,4 +1,4 @@
-"""How a training step is computed, never what: memory layout, recomputed activations, compiled networks."""
+"""How a training step is computed, never what: recomputed activations, compiled networks, layouts that match."""
 
 from __future__ import annotations
 
@@ -6,16 +6,6 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
-
-
-def channels_last(networks: Iterable[nn.Module]) -> None:
-    """Lay the kernels of 2-d convolutions out with their channels last; the activations follow.
-
-    Args:
-        networks: changed in place; parameters stay the same objects.
-    """
-    for network in networks:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def recompute_activations(networks: Iterable[nn.Module]) -> None:

@@ -29,11 +29,15 @@ def test_objects_beside_the_weights_become_stand_ins(tmp_path: Path) -> None:
               "shape": np.zeros(3), "path": Path("somewhere")}
     torch.save({"state_dict": {"a": torch.ones(2)}, "hyper_parameters": beside}, tmp_path / "a.ckpt")
     content = read_original(tmp_path / "a.ckpt")
-    assert tensors_of(content, "a", "state_dict")["a"].tolist() == [1, 1]
+    tensors, ignored = tensors_of(content, "a", "state_dict")
+    assert tensors["a"].tolist() == [1, 1] and ignored == ["hyper_parameters"]
     assert type(content["hyper_parameters"]["args"]) is not argparse.Namespace
     assert not hasattr(content["hyper_parameters"]["args"], "lr")
     torch.save({"module.a": torch.ones(1), "module.b": torch.ones(1)}, tmp_path / "b.pt")
-    assert set(tensors_of(read_original(tmp_path / "b.pt"), "b", "state_dict")) == {"a", "b"}
+    assert set(tensors_of(read_original(tmp_path / "b.pt"), "b", "state_dict")[0]) == {"a", "b"}
+    mixed = {"a": torch.ones(1), "version": 3}
+    assert tensors_of({"epoch": 1, "state_dict": mixed}, "c", "state_dict")[1] == ["epoch", "state_dict.version"]
+    assert tensors_of(mixed, "d", "state_dict")[1] == ["version"]
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -61,11 +61,26 @@ class Assembled:
     parts: dict[str, Any] = field(default_factory=dict)
     mel: MelConfig = field(default_factory=MelConfig)
     settings: dict[str, Any] = field(default_factory=dict)
-    record: dict[str, Any] = field(default_factory=lambda: {"schema": 1, "parts": {}, "assumed": []})
+    record: dict[str, Any] = field(default_factory=lambda: {"schema": 1, "parts": {}, "files": {}, "assumed": []})
 
-    def add(self, name: str, part: nn.Module, source: str | Path, dropped: list[str], **notes: Any) -> None:
-        """Take a part in, with the file it came from (its name alone) and what of that had no use."""
+    def add(
+        self, name: str, part: nn.Module, source: str | Path, dropped: list[str], ignored: list[str] | None = None,
+        **notes: Any,
+    ) -> None:
+        """Take a part in, with the file it came from (its name alone) and what of that had no use.
+
+        Args:
+            name: Its folder.
+            part: The part.
+            source: The file or folder.
+            dropped: Weights that no part was made from.
+            ignored: Keys of what is no weight in the file; None where the source is no such file.
+            **notes: Anything else that the record should say.
+        """
         self.parts[name] = part
+        if ignored is not None:
+            before = self.record["files"].get(Path(source).name, {"ignored": []})["ignored"]
+            self.record["files"][Path(source).name] = {"ignored": sorted({*before, *ignored})}
         self.record["parts"][name] = {
             "file": Path(source).name, **notes, "tensors": len(part.state_dict()),
             "parameters": sum(p.numel() for p in part.parameters()), "dropped": sorted(dropped),
@@ -111,9 +126,9 @@ def assemble(sources: Sources) -> Assembled:
         ("text_encoder", "clap", ldm.clap, make_clap, ("state_dict",)),
     ):
         path = getattr(sources, option)
-        part, origin, dropped = _choose(option, path, ldm.path, own, make, nests, sources.prefer)
+        part, origin, dropped, ignored = _choose(option, path, ldm, own, make, nests, sources.prefer)
         used[option] = origin == ldm.path
-        made.add(name, part, origin, dropped)
+        made.add(name, part, origin, dropped, ignored)
     frames, vae = sources.mel_frames, made.parts["vae"]
     factor_of_time = 2 ** (len(vae.config.block_out_channels) - 1)
     if frames % factor_of_time:
@@ -121,7 +136,7 @@ def assemble(sources: Sources) -> Assembled:
     unet = unet_from_original(ldm.unet(sources.weights), sources.head_channels, frames // factor_of_time, str(ldm.path))
     assumed.extend(unet.assumed)
     made.add("unet", unet.build(lambda config: UNet2DConditionModel(**config), str(ldm.path)), ldm.path,
-             ldm.dropped(sources.weights, used), weights=sources.weights, scale_factor=factor,
+             ldm.dropped(sources.weights, used), ldm.ignored, weights=sources.weights, scale_factor=factor,
              attention_heads=unet.config["attention_head_dim"])
     made.parts["scheduler"], schedule_assumed = ldm.scheduler()
     clap, vocoder = made.parts["text_encoder"], made.parts["vocoder"].config
@@ -136,25 +151,26 @@ def assemble(sources: Sources) -> Assembled:
 
 
 def _choose(
-    option: str, path: str | None, ldm: Path, own: Mapping[str, Tensor],
+    option: str, path: str | None, ldm: LdmCheckpoint, own: Mapping[str, Tensor],
     make: Callable[[Mapping[str, Tensor], str], tuple[nn.Module, list[str]]], nests: tuple[str, ...],
     prefer: str | None,
-) -> tuple[nn.Module, Path, list[str]]:
+) -> tuple[nn.Module, Path, list[str], list[str]]:
     """The part from its own file or from the LDM checkpoint; where both have it they agree, or one is preferred."""
     if path is None and not own:
-        raise MusiccmError(f"{ldm}: holds no {option}; give its file by --{option}")
-    theirs = make(own, str(ldm)) if own and not (path and prefer == "files") else None
+        raise MusiccmError(f"{ldm.path}: holds no {option}; give its file by --{option}")
+    theirs = make(own, str(ldm.path)) if own and not (path and prefer == "files") else None
     if path is None or (theirs is not None and prefer == "checkpoint"):
         assert theirs is not None
-        return theirs[0], ldm, theirs[1]
-    part, dropped = make(tensors_of(read_original(path), path, *nests), path)
+        return theirs[0], ldm.path, theirs[1], ldm.ignored
+    tensors, ignored = tensors_of(read_original(path), path, *nests)
+    part, dropped = make(tensors, path)
     if theirs is not None and (different := _differences(part, theirs[0])):
         raise MusiccmError(
-            f"{path} and {ldm} hold different weights of the {option} ({len(different)} tensors, first "
+            f"{path} and {ldm.path} hold different weights of the {option} ({len(different)} tensors, first "
             f"{different[0]}). MusicLDM itself loads the checkpoint last, so its copy is the one that was heard: "
             "choose by --prefer checkpoint, or --prefer files"
         )
-    return part, Path(path), dropped
+    return part, Path(path), dropped, ignored
 
 
 def _differences(first: nn.Module, second: nn.Module) -> list[str]:

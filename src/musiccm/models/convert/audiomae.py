@@ -14,7 +14,7 @@ from musiccm.models.features import DECODER_KEYS, ViTConfig, ViTFeatures
 BINS = 128
 
 
-def audiomae_from_original(path: str | Path, source: MelConfig) -> tuple[ViTFeatures, list[str]]:
+def audiomae_from_original(path: str | Path, source: MelConfig) -> tuple[ViTFeatures, list[str], list[str]]:
     """Read a pre-trained AudioMAE's encoder.
 
     Args:
@@ -22,12 +22,13 @@ def audiomae_from_original(path: str | Path, source: MelConfig) -> tuple[ViTFeat
         source: The mel that the network will look at.
 
     Returns:
-        The network, and the names that it has no use for: the decoder's.
+        The network, the names of weights that it has no use for, the decoder's, and the keys of what is no weight.
 
     Raises:
         MusiccmError: It is not such a file, or the fine-tuned kind, which lacks the norm of the tokens.
     """
-    tensors, what = tensors_of(read_original(path), path, "model", "state_dict"), str(path)
+    tensors, ignored = tensors_of(read_original(path), path, "model", "state_dict")
+    what = str(path)
     if "fc_norm.weight" in tensors:
         raise MusiccmError(f"{path}: is the fine-tuned AudioMAE, which normalises the mean of its tokens and not the "
                            "tokens; take the pre-trained one")
@@ -46,4 +47,4 @@ def audiomae_from_original(path: str | Path, source: MelConfig) -> tuple[ViTFeat
     features = ViTFeatures(config, source)
     converted = Converted({}, state, dropped)
     features.vit = converted.build(lambda _: ViTFeatures(config, source).vit, what)
-    return features.eval().requires_grad_(False), dropped
+    return features.eval().requires_grad_(False), dropped, ignored

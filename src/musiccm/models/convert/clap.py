@@ -42,11 +42,11 @@ def clap_from_original(tensors: Mapping[str, Tensor]) -> tuple[nn.Module, list[s
     return clap.eval().requires_grad_(False), dropped
 
 
-def read_clap(path: str | Path) -> tuple[nn.Module, list[str]]:
+def read_clap(path: str | Path) -> tuple[nn.Module, list[str], list[str]]:
     """Read a CLAP: LAION's file, or a folder with a `ClapModel`.
 
     Returns:
-        The model, and the names in the file that it has no use for.
+        The model, the names of weights in the file that it has no use for, and the keys of what is no weight.
 
     Raises:
         MusiccmError: It is neither.
@@ -60,8 +60,9 @@ def read_clap(path: str | Path) -> tuple[nn.Module, list[str]]:
         if name != "text_encoder":
             raise MusiccmError(f"{path}: expected CLAP's file, or a bundle with text_encoder/")
         check_part(folder, name)
-        return load_part(folder, name), []
-    return clap_from_original(tensors_of(read_original(path), path, "state_dict"))
+        return load_part(folder, name), [], []
+    tensors, ignored = tensors_of(read_original(path), path, "state_dict")
+    return *clap_from_original(tensors), ignored
 
 
 def make_extractor(clap: nn.Module) -> Any:

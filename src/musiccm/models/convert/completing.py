@@ -12,7 +12,7 @@ from musiccm.models.bundle import Bundle
 from musiccm.models.bundle_files import PARTS
 from musiccm.models.convert.assemble import Assembled
 from musiccm.models.convert.clap import make_extractor, read_clap
-from musiccm.models.heads import SETTING, stated_heads, trained_heads
+from musiccm.models.heads import SETTING, check_heads, stated_heads, trained_heads
 
 
 def complete(source: str, clap: str | None = None, heads: list[int] | None = None) -> Assembled:
@@ -22,7 +22,8 @@ def complete(source: str, clap: str | None = None, heads: list[int] | None = Non
         source: Folder, packaged name or hub id.
         clap: LAION's file, or a bundle with a `ClapModel`; for a bundle with CLAP's text tower alone, which must be
             this CLAP's.
-        heads: Of each level of the U-Net; None takes those of the released model of this shape, else the file's.
+        heads: Of each level of the U-Net; None takes those that `musiccm.json` states, else those of the released model
+            of this shape, else the file's.
 
     Returns:
         Its parts.
@@ -32,8 +33,11 @@ def complete(source: str, clap: str | None = None, heads: list[int] | None = Non
     """
     bundle, made = Bundle.from_pretrained(source), Assembled()
     config = bundle.config("unet")
-    right = heads or trained_heads(config) or stated_heads(config)
-    if list(right) != list(stated_heads(config)):
+    own = bundle.settings.get(SETTING)
+    if own is not None:
+        check_heads(config, own, bundle.path)
+    right = heads or own or trained_heads(config) or stated_heads(config)
+    if heads or list(right) != list(stated_heads(config)):
         bundle.settings[SETTING] = list(right)
         made.record["assumed"].append(f"attention heads {list(right)}, where unet/config.json says "
                                       f"{list(stated_heads(config))}")
@@ -46,9 +50,9 @@ def complete(source: str, clap: str | None = None, heads: list[int] | None = Non
         else:
             made.parts[name] = part
     if clap is not None:
-        whole, dropped = read_clap(clap)
+        whole, dropped, ignored = read_clap(clap)
         _check_text_tower(made.parts["text_encoder"], whole, source, clap)
-        made.add("text_encoder", whole, clap, dropped)
+        made.add("text_encoder", whole, clap, dropped, ignored)
         made.parts.setdefault("feature_extractor", make_extractor(whole))
     made.mel = bundle.mel
     made.settings = {key: value for key, value in bundle.settings.items() if key not in (SETTING, "base")}

@@ -30,6 +30,7 @@ class LdmCheckpoint:
         vae: Weights of the autoencoder and of its training losses, without their prefix.
         vocoder: Weights of the vocoder.
         clap: Weights of CLAP.
+        ignored: Keys of what is no weight.
 
     Raises:
         MusiccmError: It is unreadable or holds no U-Net.
@@ -37,7 +38,7 @@ class LdmCheckpoint:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.tensors = tensors_of(read_original(path), path, "state_dict")
+        self.tensors, self.ignored = tensors_of(read_original(path), path, "state_dict")
         self._raw = under(self.tensors, UNET)
         if not self._raw:
             raise MusiccmError(f"{path}: expected weights named {UNET}..., found {', '.join(list(self.tensors)[:3])}; "

@@ -116,8 +116,8 @@ def _read(path: Path) -> Any:
     return torch.load(path, map_location="cpu", mmap=True, weights_only=False, pickle_module=_PICKLE)
 
 
-def tensors_of(content: Mapping[str, Any], path: str | Path, *nests: str) -> dict[str, Tensor]:
-    """The weights of a checkpoint, by name.
+def tensors_of(content: Mapping[str, Any], path: str | Path, *nests: str) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights of a checkpoint, by name, and what lies beside them.
 
     Args:
         content: What `read_original` gave.
@@ -126,19 +126,24 @@ def tensors_of(content: Mapping[str, Any], path: str | Path, *nests: str) -> dic
             the weights itself.
 
     Returns:
-        The tensors, without `module.`, which a parallel wrapper put before every name.
+        The tensors, without `module.`, which a parallel wrapper put before every name; and the keys of all else in the
+        file, which is no weight: `epoch`, or `state_dict.version` for a value among the weights.
 
     Raises:
         MusiccmError: There are none.
     """
-    found: Any = next((content[nest] for nest in nests if isinstance(content.get(nest), Mapping)), content)
+    nest = next((nest for nest in nests if isinstance(content.get(nest), Mapping)), None)
+    found: Mapping[Any, Any] = content if nest is None else content[nest]
     tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
     if not tensors:
         raise MusiccmError(f"{path}: expected weights by name{' under ' + ' or '.join(nests) if nests else ''}, found "
                            f"the keys {', '.join(map(str, list(content)[:6]))}")
+    ignored = [] if nest is None else [str(key) for key in content if key != nest]
+    inside = "" if nest is None else f"{nest}."
+    ignored += [f"{inside}{name}" for name, value in found.items() if not isinstance(value, Tensor)]
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    return tensors
+    return tensors, ignored
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
