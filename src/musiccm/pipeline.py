@@ -97,7 +97,7 @@ class Pipeline(LongMusic):
         return self
 
     def accelerate(self, half: bool = False, backend: str | Callable[..., Any] | None = None) -> Pipeline:
-        """Put the networks into the form that their device computes fastest; docs/speed.md says what it brings.
+        """Put the U-Net into the form that its device computes fastest; docs/speed.md says what it brings.
 
         By itself it changes the sound by rounding only, as another machine would. On a CPU, kernels are laid out with
         their channels last, and wide convolutions are computed in ways of fewer operations; on a GPU there is no gain
@@ -120,12 +120,10 @@ class Pipeline(LongMusic):
         self.accelerated = True
         if half:
             to_bfloat16(self.denoiser.unet)
-        networks = [self.denoiser.unet, self.codec]
         if self.device.type == "cpu" and backend is None:
-            for network in networks:
-                suit_cpu(network)
+            suit_cpu(self.denoiser.unet)
         if self.device.type == "cpu" or backend is not None:  # GPUs have no such kernel for norms unless it is compiled
-            channels_last(networks)
+            channels_last([self.denoiser.unet])
         if backend is not None:
             self.denoiser.unet = CompiledNetwork(self.denoiser.unet, backend)
         return self
