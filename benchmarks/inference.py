@@ -111,9 +111,7 @@ class Teacher:
         scheduler = DDIMScheduler.from_config(bundle.scheduler_config)
         self.pipe = FittedPipeline(vae=vae, text_encoder=clap, scheduler=scheduler, **parts)
         self.pipe.vae_scale_factor = vae.codec.downsampling
-        self.pipe.to(device)
-        if device == "cuda":
-            self.pipe.to(torch.float16)
+        self.pipe.to(torch.float16 if device == "cuda" else torch.float32).to(device)
         self.duration_s = bundle.latent_shape()[1] * vae.codec.downsampling * bundle.mel.hop_length / (
             bundle.mel.sample_rate_hz)
         self.clock = Clock(("text", self.pipe, "_encode_prompt"), ("decode", vae, "decode"),
@@ -147,6 +145,9 @@ class Contender:
     def __init__(self, folder: str, device: str, decoder: str | None) -> None:
         self.side = Teacher(folder, device) if decoder is None else Ours(folder, device, decoder)
         self.device, self.made = device, 0
+        if device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()  # what loading took is not what making takes
 
     def ask(self, steps: int, clips: int = 1, seconds: float | None = None) -> dict[str, float]:
         """Make some clips; seconds of the parts, and MiB that were in use at most until then."""
@@ -179,7 +180,10 @@ class Apart:
     def close(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait()
+        try:
+            self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
 
 
 def serve(args: list[Any]) -> None:
@@ -219,10 +223,20 @@ def compare(size: str, teacher: str, student: str, device: str, kind: Callable[.
     """Rows of one size."""
     sides = {"teacher": kind(teacher, device, None), "fast": kind(student, device, "fast"),
              "original": kind(student, device, "original")}
+    try:
+        return measure(size, sides, device)
+    finally:
+        for side in sides.values():
+            side.close()
+
+
+def measure(size: str, sides: dict[str, Any], device: str) -> list[dict]:
+    """The contenders of one size, taking turns."""
     spent: dict[tuple[str, int], list[dict[str, float]]] = {}
     cases = [("teacher", TEACHER_STEPS), *[(name, steps) for name in ("fast", "original") for steps in STEPS]]
-    for name, _ in cases[::2]:
-        sides[name].ask(steps=1)  # warm-up; it passes every network
+    for name, side in sides.items():
+        for _ in range(1 if name == "teacher" else 3):  # every network, and what CUDA graphs record at a second call
+            side.ask(steps=1)
     ours, theirs = REPEATS[size]
     for repeat in range(max(ours, theirs)):
         for name, steps in cases:
@@ -257,8 +271,6 @@ def compare(size: str, teacher: str, student: str, device: str, kind: Callable[.
         sides["fast"].ask(steps=4, **request)  # warm-up, of another shape
         made = [sides["fast"].ask(steps=4, **request)["total"] / share for _ in range(ours)]
         rows.append(row(case, made, baseline, "s", target))
-    for side in sides.values():
-        side.close()
     return rows
 
 

@@ -59,7 +59,6 @@ class Pipeline(LongMusic):
         self.latent_shape = bundle.latent_shape()
         self.denoiser = Denoiser(bundle.unet, self.schedule, self.prediction_type).eval()
         self.device = torch.device("cpu")
-        self.accelerated = False
         if self.is_student:
             self.grid = student_grid(self.schedule.num_train_timesteps, int(scheduler["original_inference_steps"]))
             self.consistency = Consistency(
@@ -81,6 +80,11 @@ class Pipeline(LongMusic):
             MusiccmError: If the bundle is missing, incomplete or inconsistent, or lacks the decoder.
         """
         return cls(Bundle.from_pretrained(path, dtype=dtype), decoder)
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether `accelerate` was called, on this pipeline or another of the same `Bundle`: they share the U-Net."""
+        return getattr(self.bundle.unet, "accelerated", False)
 
     def to(self, device: str | torch.device) -> Pipeline:
         """Move the networks.
@@ -117,7 +121,7 @@ class Pipeline(LongMusic):
         """
         if self.accelerated:
             raise MusiccmError("this pipeline was accelerated before; make another one to do it in another way")
-        self.accelerated = True
+        self.bundle.unet.accelerated = True  # type: ignore[assignment]
         if half:
             to_bfloat16(self.denoiser.unet)
         if self.device.type == "cpu" and backend is None:

@@ -10,7 +10,6 @@ from tiny_bundle import make_unet
 from torch import nn
 from torch.nn import functional as F
 
-from musiccm.models import acceleration
 from musiccm.models.acceleration import CompiledNetwork, CpuConv2d, UnfoldedConv2d, suit_cpu, to_bfloat16
 from musiccm.models.denoiser import Float32Conv2d
 from musiccm.models.winograd import WinogradConv2d
@@ -57,7 +56,7 @@ def test_bf16_spares_the_last_layer() -> None:
     assert {p.dtype for name, p in unet.named_parameters() if "conv_out" not in name} == {torch.bfloat16}
 
 
-def test_a_compiled_network_gives_the_same_and_keeps_no_hold_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_a_compiled_network_outlive_its_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """The backend stands for CUDA graphs: it writes every result into the same memory."""
     shared: dict[torch.Size, torch.Tensor] = {}
     marks = []
@@ -77,4 +76,4 @@ def test_a_compiled_network_gives_the_same_and_keeps_no_hold_of_it(monkeypatch: 
     a, b = compiled(first), compiled(second)
     torch.testing.assert_close(a, network(first))
     torch.testing.assert_close(b, network(second))
-    assert len(marks) == 2 and acceleration.WIDE > 3
+    assert len(marks) == 2

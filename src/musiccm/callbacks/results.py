@@ -75,7 +75,9 @@ def format_table(rows: Sequence[dict[str, Any]], references: dict[str, Any], eva
         ("steps", lambda r: str(r["steps"])),
         ("calls", lambda r: _number(r.get("network_calls"), 0)),
         (fd, lambda r: _number(r[fd], 2)),
-        ("x teacher", lambda r: _number(r[fd] / anchor if anchor and r[fd] is not None else None, 2)),
+        # The teacher's rows are by the original decoder: a ratio across decoders would be theirs, not the sampler's.
+        ("x teacher", lambda r: _number(
+            r[fd] / anchor if anchor and r[fd] is not None and r["model"] != "student_fast" else None, 2)),
         # A network that does not classify has neither.
         ("IS", lambda r: f"{_number(r.get(f'is_{evaluator}_mean'), 2)} ± {_number(r.get(f'is_{evaluator}_std'), 2)}"),
         ("KL", lambda r: _number(r.get(f"kl_{evaluator}"), 3)),

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     elif args.seconds is not None:
         check_duration(args.seconds, MAX_WHOLE_S, "--stream makes longer music")
     device = choose_device(args.device)
-    pipeline = Pipeline.from_pretrained(args.model, decoder=args.decoder).to(device).accelerate()
+    pipeline = Pipeline.from_pretrained(args.model, decoder=args.decoder).to(device).accelerate(args.half, args.compile)
     start = time.perf_counter()
     if args.stream:
         made_s = _stream(pipeline, args, paths)
@@ -188,6 +188,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--decoder", choices=["fast", "original"],
                         help="what makes sound of latents: one small network, or VAE decoder and vocoder (default: "
                              "fast, where the model has it)")
+    parser.add_argument("--half", action="store_true", help="U-Net in bf16, for GPUs")
+    parser.add_argument("--compile", metavar="BACKEND", help="compile the U-Net, as by inductor: slow at first, for "
+                                                              "GPUs and many clips")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
     long = parser.add_argument_group("length")
     long.add_argument("--seconds", type=float, help="length, up to 3600 unless it is streamed (default: that of the "

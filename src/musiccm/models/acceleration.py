@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch.nn import functional as F
 
 from musiccm.models.denoiser import Float32Conv2d
 from musiccm.models.winograd import WinogradConv2d
+
+log = logging.getLogger(__name__)
 
 WIDE = 128
 """Channels from which on a convolution is replaced on a CPU; below, Winograd's transforms cost what they save."""
@@ -113,6 +116,9 @@ def to_bfloat16(network: nn.Module) -> None:
 class CompiledNetwork(nn.Module):
     """A network compiled at its first call with each shape of input; without gradients.
 
+    PyTorch compiles for eight shapes at most (`torch._dynamo.config.recompile_limit`) and runs others as they are,
+    which is logged.
+
     Args:
         network: the network; called with tensors (or numbers) and returning a tensor or a tuple of them.
         backend: of `torch.compile`. With `inductor` on a GPU a call is one CUDA graph, launched as a whole.
@@ -122,12 +128,24 @@ class CompiledNetwork(nn.Module):
         super().__init__()
         self.network = network
         mode = "reduce-overhead" if backend == "inductor" else None
+        self._shapes: set[tuple[int, ...]] = set()
         self._compiled = torch.compile(network, backend=backend, mode=mode, dynamic=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the network."""
+        # an expanded timestep has other strides than a list of them, and would be compiled for anew
+        args = tuple(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args)
+        self._watch(args)
         # a CUDA graph writes each result into the same memory: the last one is done with, and this one is copied out
         torch.compiler.cudagraph_mark_step_begin()
         with torch.inference_mode():
             result = self._compiled(*args, **kwargs)
             return result.clone() if isinstance(result, Tensor) else tuple(part.clone() for part in result)
+
+    def _watch(self, args: tuple[Any, ...]) -> None:
+        shape = next((tuple(arg.shape) for arg in args if isinstance(arg, Tensor)), ())
+        if shape not in self._shapes:
+            self._shapes.add(shape)
+            if len(self._shapes) == torch._dynamo.config.recompile_limit + 1:
+                log.warning("inputs of %d shapes: the network is compiled for the first %d only and runs the others "
+                            "uncompiled; keep to fewer batch sizes", len(self._shapes), len(self._shapes) - 1)
