@@ -15,7 +15,7 @@ from torch import Tensor
 
 from musiccm.audio.io import write_audio
 from musiccm.commands._quality import decoders
-from musiccm.commands._timing import row
+from musiccm.commands._timing import row, student_of
 from musiccm.data.demo.tracks import make_track
 from musiccm.long_form import SeamFigures, decode_whole, read_clip, seam_figures
 from musiccm.long_form.edit import Edited
@@ -23,7 +23,6 @@ from musiccm.models.bundle import Bundle
 from musiccm.pipeline import Pipeline
 
 STEPS, CLIPS = 4, 24
-STUDENTS = {"musiccm-tiny": "musiccm-tiny-student"}
 
 
 def joined(pipeline: Pipeline, edited: Edited, text: str, seed: int) -> Tensor:
@@ -37,7 +36,7 @@ def joined(pipeline: Pipeline, edited: Edited, text: str, seed: int) -> Tensor:
 
 @torch.no_grad()
 def run(bundle: str) -> list[dict]:
-    parts = Bundle.from_pretrained(STUDENTS.get(bundle, bundle))
+    parts = Bundle.from_pretrained(student_of(bundle))
     sounding = {name: Pipeline(parts, name) for name in decoders(parts)}
     pipeline = sounding["original"]
     found: dict[tuple[str, str], list[tuple[SeamFigures, SeamFigures]]] = {}

@@ -12,21 +12,20 @@ import torch
 from torch import Tensor
 
 from musiccm.commands._quality import frechet
-from musiccm.commands._timing import row
+from musiccm.commands._timing import row, student_of
 from musiccm.commands.bench import load
 from musiccm.data.demo.tracks import make_track
 from musiccm.pipeline import Pipeline, sample_seeds
 
 CLIPS, DRAWS, BATCH = 160, 2, 16
 GAMMAS = {2: (1.0, 0.6, 0.3, 0.0), 4: (1.0, 0.8, 0.7, 0.6, 0.5, 0.3, 0.0), 8: (1.0, 0.6, 0.3, 0.0)}
-STUDENTS = {"musiccm-tiny": "musiccm-tiny-student"}
 
 long = load(Path(__file__).with_name("long.py"))
 
 
 @torch.no_grad()
 def run(bundle: str) -> list[dict]:
-    pipeline = Pipeline.from_pretrained(STUDENTS.get(bundle, bundle), decoder="original")
+    pipeline = Pipeline.from_pretrained(student_of(bundle), decoder="original")
     codec, tagger = pipeline.codec, pipeline.bundle.evaluators["tagger"]
     real_ED = long.real_rows(pipeline, pipeline.latent_shape[1] * codec.downsampling, CLIPS)
     cond_BD = pipeline.conditioner.text([make_track(1, "test", index).texts[0] for index in range(CLIPS)])

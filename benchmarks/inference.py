@@ -213,10 +213,8 @@ def write_student(teacher: str | Path, folder: Path, decoder: FastDecoder) -> Pa
 def small_decoder(teacher: str) -> FastDecoder:
     """With the shape of the decoder stage, and the channels, bins and hop of a bundle's latents."""
     bundle = Bundle.from_pretrained(teacher)
-    codec, config = bundle.codec("none"), load_experiment(ROOT / "experiments/stages/decoder.yaml")
-    factor = codec.downsampling // codec.latent_patch
-    return FastDecoder({**config["model"]["init_args"]["decoder"], "latent_channels": codec.vae.config.latent_channels,
-                        "latent_bins": bundle.mel.n_mels // factor, "latent_hop": bundle.mel.hop_length * factor})
+    shape = load_experiment(ROOT / "experiments/stages/decoder.yaml")["model"]["init_args"]["decoder"]
+    return FastDecoder({**shape, **bundle.codec("none").raw_latents()})
 
 
 def compare(size: str, teacher: str, student: str, device: str, kind: Callable[..., Any] = Apart) -> list[dict]:

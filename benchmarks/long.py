@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from musiccm.audio import LogMel
 from musiccm.commands._quality import decoders, frechet
-from musiccm.commands._timing import row
+from musiccm.commands._timing import row, student_of
 from musiccm.data.demo.tracks import make_track
 from musiccm.diffusion import to_eps, to_x0
 from musiccm.long_form import MelDecoder, piece_decoder
@@ -34,7 +34,6 @@ SHORT, LONG, DECODED = (24, 20.48), (4, 60.0), (4, 30.72)
 OVERLAPS = {"uniform": (0.25, 0.5), "triangular": (0.25, 0.5), "swap": (0.25, 0.5)}
 #: What is judged around a seam, as a part of the model's window; seams lie closer where windows overlap more.
 JUDGED = 0.5
-STUDENTS = {"musiccm-tiny": "musiccm-tiny-student"}
 DECIBEL = 20.0 / math.log(10.0)
 
 
@@ -225,7 +224,7 @@ def ways() -> dict[str, Way]:
 
 
 def run(bundle: str) -> list[dict]:
-    pipeline = Pipeline.from_pretrained(STUDENTS.get(bundle, bundle), decoder="original")
+    pipeline = Pipeline.from_pretrained(student_of(bundle), decoder="original")
     frames = 2 * int(pipeline.latent_shape[1] * JUDGED / 2) * pipeline.codec.downsampling
     judge = Judge(pipeline, real_rows(pipeline, frames, REAL))
     figures = {name: judge.seams(way) | judge.minute(way) for name, way in ways().items()}

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from musiccm.commands._quality import decoders
-from musiccm.commands._timing import now, peak_mib, row
+from musiccm.commands._timing import now, peak_mib, row, student_of
 from musiccm.files import write_atomically
 from musiccm.models.bundle import Bundle
 from musiccm.pipeline import Pipeline
@@ -27,7 +27,6 @@ LENGTHS_S = (60.0, 120.0, 300.0, 600.0, 1800.0)
 WHOLE_S = 60.0
 #: Of a piece whose stream is held against the piece made whole; its last window is shifted back.
 SAME_S = 31.3
-STUDENTS = {"musiccm-tiny": "musiccm-tiny-student"}
 #: What the picture shows: axis labels by the key of `play`'s figures.
 SHOWN = {"growth": "peak memory above a clip's, MiB", "work": "seconds of work a second of music"}
 
@@ -67,7 +66,7 @@ def apart(bundle: str, decoder: str, seconds: float, whole: bool) -> dict[str, f
 
 
 def run(bundle: str) -> list[dict]:
-    bundle = STUDENTS.get(bundle, bundle)
+    bundle = student_of(bundle)
     return [found for decoder in decoders(Bundle.from_pretrained(bundle)) for found in rows_of(bundle, decoder)]
 
 

@@ -39,6 +39,19 @@ def undisturbed(experiment: Path, start_once: Callable[..., Any]) -> dict:
     return torch.load(folder / "final.ckpt", weights_only=True)
 
 
+def goes_on(
+    start: Callable[..., Any], command: list[str], folder: Path, undisturbed: dict[str, Any]
+) -> dict[str, Any]:
+    """Run the same command again; it ends with the weights, averages and moments of the run that nothing disturbed."""
+    resumed = start(command, folder, ACCIDENTS)
+    printed, _ = resumed.communicate(timeout=600)
+    assert resumed.returncode == 0, printed
+    found = torch.load(folder / "final.ckpt", weights_only=True)
+    for part in PARTS:
+        assert differences(undisturbed[part], found[part], part) == []
+    return found
+
+
 @pytest.mark.parametrize("way", ENDED_AT)
 def test_a_run_ended_at_any_step_goes_on_to_the_same_weights(
     experiment: Path, undisturbed: dict, tmp_path: Path, start: Callable[..., Any], way: str
@@ -63,12 +76,7 @@ def test_a_run_ended_at_any_step_goes_on_to_the_same_weights(
     before = torch.load(last, weights_only=True) if saved_at else None
     assert before is None or before["global_step"] == saved_at
 
-    resumed = start(command, tmp_path, ACCIDENTS)
-    printed, _ = resumed.communicate(timeout=600)
-    assert resumed.returncode == 0, printed
-    found = torch.load(tmp_path / "final.ckpt", weights_only=True)
-    for part in PARTS:
-        assert differences(undisturbed[part], found[part], part) == []
+    found = goes_on(start, command, tmp_path, undisturbed)
     assert found["global_step"] == found["batches_seen"] == STEPS
     names = {name.split(".")[0] for name in found["state_dict"]}
     assert names == {"student", "student_ema_target", "student_ema_slow", "discriminator"}
@@ -117,9 +125,4 @@ def test_a_run_killed_from_outside_at_any_moment_goes_on_to_the_same_weights(
     saved_at = torch.load(last, weights_only=True)["global_step"]
     assert 0 < saved_at < STEPS
 
-    resumed = start(command, tmp_path, ACCIDENTS)
-    printed, _ = resumed.communicate(timeout=600)
-    assert resumed.returncode == 0, printed
-    found = torch.load(tmp_path / "final.ckpt", weights_only=True)
-    for part in PARTS:
-        assert differences(undisturbed[part], found[part], part) == []
+    goes_on(start, command, tmp_path, undisturbed)

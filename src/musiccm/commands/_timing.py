@@ -88,3 +88,8 @@ def row(
     ratio = None if theirs is None or not better else worse / better  # type: ignore[operator]
     return {"case": case, "ours": mine, "baseline": theirs, "unit": unit, "ratio": ratio, "target": target,
             "n": len(ours)}
+
+
+def student_of(bundle: str) -> str:
+    """The student that a few-step benchmark samples: the packaged one for the packaged teacher, else the bundle."""
+    return {"musiccm-tiny": "musiccm-tiny-student"}.get(bundle, bundle)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 STUDENT_WEIGHTS = "student_ema_slow.module."
 """Prefix, in a Lightning checkpoint, of the averaged U-Net that the evaluator measures."""
 
-DECODERS = {"teacher": "original", "student": "original", "student_fast": "fast"}
+DECODER_OF = {"teacher": "original", "student": "original", "student_fast": "fast"}
 """Models of a results.json that a student's card shows, and what made sound of their latents."""
 
 
@@ -145,7 +145,7 @@ def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], fl
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         gamma = float(results.get("gamma", 1.0))
-        return [described_row(row, gamma) for row in results["rows"] if row["model"] in DECODERS], gamma
+        return [described_row(row, gamma) for row in results["rows"] if row["model"] in DECODER_OF], gamma
     except FileNotFoundError:
         raise MusiccmError(f"{path}: no such results file") from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -155,7 +155,8 @@ def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], fl
 def described_row(row: Mapping[str, Any], gamma: float) -> dict[str, Any]:
     """A row of results with what is the same for a whole run: the decoder of each model, and the student's gamma."""
     drawn = None if row["model"] == "teacher" else gamma
-    return {"model": row["model"], "steps": row.get("steps"), "decoder": DECODERS[row["model"]], "gamma": drawn, **row}
+    own = {"model": row["model"], "steps": row.get("steps"), "decoder": DECODER_OF[row["model"]], "gamma": drawn}
+    return {**own, **row}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -73,6 +73,12 @@ class LatentCodec(nn.Module):
         """Stay in eval mode: the codec is frozen, whatever module holds it."""
         return super().train(False)
 
+    def raw_latents(self) -> dict[str, int]:
+        """Channels and frequency bins of the VAE's latents, and samples a frame of them covers: as a decoder's keys."""
+        factor = self.downsampling // self.latent_patch
+        return {"latent_channels": self.vae.config.latent_channels, "latent_bins": self.mel.n_mels // factor,
+                "latent_hop": self.mel.hop_length * factor}
+
     def check_decoder(self, decoder: FastDecoder, where: str) -> None:
         """Refuse a fast decoder of other latents than the VAE's.
 
@@ -83,12 +89,7 @@ class LatentCodec(nn.Module):
         Raises:
             MusiccmError: Names the first number that differs.
         """
-        factor = self.downsampling // self.latent_patch
-        for key, expected in (
-            ("latent_channels", self.vae.config.latent_channels),
-            ("latent_bins", self.mel.n_mels // factor),
-            ("latent_hop", self.mel.hop_length * factor),
-        ):
+        for key, expected in self.raw_latents().items():
             found = getattr(decoder.config, key)
             if found != expected:
                 raise MusiccmError(f"{where}{key} is {found}, but the VAE's latents have {expected}; the decoder must "
