@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musiccm.diffusion import NoiseSchedule, refuse_guidance, sampling_timesteps, student_grid, with_guidance
+from musiccm.diffusion import noise_process, refuse_guidance, sampling_timesteps, student_grid, with_guidance
 from musiccm.errors import MusiccmError
 from musiccm.long_form import LongMusic, check_duration, check_texts, compose
 from musiccm.models.acceleration import CompiledNetwork, channels_last, suit_cpu, to_bfloat16
@@ -18,9 +18,13 @@ from musiccm.models.bundle import Bundle
 from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.models.student_record import DEFAULT_STEPS, STUDENT_SCHEDULER, check_sampler
 from musiccm.samplers import (
+    SAMPLERS,
+    Ddim,
+    Lcm,
+    Sampler,
+    SamplerSpec,
     Stepper,
-    sample_ddim,
-    sample_few_step,
+    make_sampler,
     sample_noise,
     sample_seeds,
     seeded_noise_fn,
@@ -52,7 +56,7 @@ class Pipeline(LongMusic):
         self.is_student = scheduler.get("_class_name") == STUDENT_SCHEDULER
         self.record: dict[str, Any] = bundle.settings.get("distillation") or {}
         check_sampler(self.record, scheduler, bundle.root_of("scheduler") / "scheduler" / "scheduler_config.json")
-        self.schedule = NoiseSchedule.from_config(scheduler)
+        self.schedule = noise_process(scheduler)
         self.prediction_type = bundle.prediction_type
         self.conditioner = bundle.conditioner()
         self.codec = bundle.codec(decoder)
@@ -156,6 +160,7 @@ class Pipeline(LongMusic):
         duration_s: float | None = None,
         guidance_scale: float | None = None,
         gamma: float | None = None,
+        sampler: SamplerSpec | None = None,
         batch_size: int = 8,
     ) -> Tensor:
         """Make one clip a prompt.
@@ -169,26 +174,30 @@ class Pipeline(LongMusic):
             duration_s: Seconds, by default the length that the model was trained on; see `compose` for others.
             guidance_scale: For a teacher, 3 by default; a distilled student takes none.
             gamma: For a student: share of fresh noise between steps; by default what it was exported with, or 1.
+            sampler: A sampler, its name, or its name and fields (`make_sampler`); by default what a student was
+                exported with (`lcm`), or `ddim` for a teacher.
             batch_size: Clips computed at once.
 
         Returns:
             Waveforms of shape [B, S] on the CPU, float32.
 
         Raises:
-            MusiccmError: For empty prompts, a step count off the grid, guidance on a student or an impossible duration.
+            MusiccmError: For empty prompts, a step count off the grid, guidance on a student, a sampler that does not
+                suit the model, or an impossible duration.
         """
         texts = check_texts(prompts)
         seeds = sample_seeds(seed, len(texts))
         if duration_s is not None and not math.isclose(check_duration(duration_s), self.duration_s, abs_tol=1e-3):
-            stepper = self.stepper(steps, guidance_scale, gamma)
+            stepper = self.stepper(steps, guidance_scale, gamma, sampler=sampler)
             return torch.stack([compose(self, text, duration_s, stepper, own, batch_size=batch_size)
                                 for text, own in zip(texts, seeds, strict=True)])
+        options: dict[str, Any] = {"guidance_scale": guidance_scale, "gamma": gamma, "sampler": sampler}
         with torch.inference_mode():
             cond_BD = self.conditioner.prompts(texts)
             clips = []
             for start in range(0, len(texts), batch_size):
                 part = slice(start, start + batch_size)
-                z = self.latents(cond_BD[part], seeds[part], steps, guidance_scale=guidance_scale, gamma=gamma)
+                z = self.latents(cond_BD[part], seeds[part], steps, **options)
                 clips.append(self.codec.decode(z).float().cpu())
         return torch.cat(clips)  # outside the mode: a tensor like any other
 
@@ -198,40 +207,65 @@ class Pipeline(LongMusic):
         guidance_scale: float | None = None,
         gamma: float | None = None,
         strength: float = 1.0,
+        sampler: SamplerSpec | None = None,
     ) -> Stepper:
-        """The sampler of this bundle, taken apart.
+        """The sampler of this bundle at work.
 
         Args:
             steps: See `__call__`.
             guidance_scale: See `__call__`.
             gamma: See `__call__`.
             strength: Part of the noise levels that is gone through, from the cleanest up; below 1 to vary a clip.
+            sampler: See `__call__`.
 
         Returns:
-            The network with its guidance, its timesteps and its gamma.
+            The network with its guidance, its timesteps and its rule.
 
         Raises:
             MusiccmError: As `__call__`; or a strength that is not above 0 and up to 1.
         """
         if not 0.0 < strength <= 1.0:
             raise MusiccmError(f"strength: expected a number above 0 and up to 1, found {strength}")
+        rule = self.sampler(sampler, gamma)
         if self.is_student:
             refuse_guidance(guidance_scale)
             steps = self.record.get("default_steps", DEFAULT_STEPS) if steps is None else steps
             sampling_timesteps(steps, self.grid)  # refuses what is off the whole grid
             levels = self.grid[: max(1, round(strength * len(self.grid)))]
             timesteps = sampling_timesteps(min(steps, len(levels)), levels).tolist()
-            gamma = float(self.record.get("gamma", 1.0)) if gamma is None else gamma
-            return Stepper(self.consistency, self.schedule, timesteps, gamma)
-        if gamma is not None:
-            raise MusiccmError("gamma: only a distilled student's sampler has it, and this bundle is a teacher")
+            return Stepper(self.consistency, self.schedule, timesteps, rule)
         timesteps = trailing_timesteps(TEACHER_STEPS if steps is None else steps, self.schedule.num_train_timesteps)
         scale = TEACHER_GUIDANCE_SCALE if guidance_scale is None else guidance_scale
 
         def guided(z_BCTF: Tensor, t_B: Tensor, cond_BD: Tensor) -> Tensor:
             return with_guidance(self.denoiser, cond_BD, self.conditioner.null(len(cond_BD)), scale)(z_BCTF, t_B)
 
-        return Stepper(guided, self.schedule, timesteps[-max(1, round(strength * len(timesteps))) :], 0.0)
+        return Stepper(guided, self.schedule, timesteps[-max(1, round(strength * len(timesteps))) :], rule)
+
+    def sampler(self, spec: SamplerSpec | None = None, gamma: float | None = None) -> Sampler:
+        """The rule by which this bundle is sampled.
+
+        Args:
+            spec: See `__call__`.
+            gamma: See `__call__`.
+
+        Returns:
+            The sampler.
+
+        Raises:
+            MusiccmError: It is unknown, does not suit this kind of model, or has no gamma.
+        """
+        if spec is None:
+            recorded = self.record.get("sampler") or Lcm(float(self.record.get("gamma", 1.0)))
+            spec = recorded if self.is_student else Ddim()
+        if gamma is not None and not self.is_student:
+            raise MusiccmError("gamma: only a distilled student's sampler has it, and this bundle is a teacher")
+        sampler = make_sampler(spec, gamma)
+        if not (sampler.students if self.is_student else sampler.teachers):
+            fitting = [name for name, kind in SAMPLERS.items() if (kind.students if self.is_student else kind.teachers)]
+            raise MusiccmError(f"sampler: this bundle is a {'distilled student' if self.is_student else 'teacher'}, "
+                               f"which {', '.join(fitting)} sample, found {sampler.name}")
+        return sampler
 
     @torch.no_grad()
     def latents(
@@ -242,6 +276,7 @@ class Pipeline(LongMusic):
         *,
         guidance_scale: float | None = None,
         gamma: float | None = None,
+        sampler: SamplerSpec | None = None,
     ) -> Tensor:
         """Sample normalised latents.
 
@@ -251,6 +286,7 @@ class Pipeline(LongMusic):
             steps: See `__call__`.
             guidance_scale: See `__call__`.
             gamma: See `__call__`.
+            sampler: See `__call__`.
 
         Returns:
             z_BCTF.
@@ -258,17 +294,9 @@ class Pipeline(LongMusic):
         Raises:
             MusiccmError: As `__call__`.
         """
+        stepper = self.stepper(steps, guidance_scale, gamma, sampler=sampler)
         noise = sample_noise(seeds, self.latent_shape).to(self.device)
-        stepper = self.stepper(steps, guidance_scale, gamma)
-        if self.is_student:
-            return sample_few_step(
-                self.consistency, self.schedule, cond_BD, noise, stepper.timesteps, stepper.gamma,
-                noise_fn=seeded_noise_fn(seeds, self.latent_shape), grid=self.grid,
-            )
-        return sample_ddim(
-            self.denoiser, self.schedule, cond_BD, self.conditioner.null(len(cond_BD)), noise, len(stepper.timesteps),
-            TEACHER_GUIDANCE_SCALE if guidance_scale is None else guidance_scale,
-        )
+        return stepper.sample(cond_BD, noise, seeded_noise_fn(seeds, self.latent_shape))
 
 
 def _check_widths(bundle: Bundle) -> None:

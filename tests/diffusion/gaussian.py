@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from musiccm.diffusion import NoiseSchedule, expand_to
+from musiccm.diffusion import NoiseProcess, expand_to
 
 MUSICLDM = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195, "num_train_timesteps": 1000}
 
@@ -16,13 +16,13 @@ MUSICLDM = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 
 class Gaussian:
     """Data N(mean, std^2) in every element."""
 
-    schedule: NoiseSchedule
+    schedule: NoiseProcess
     mean: float = 0.7
     std: float = 0.4
 
     def coefficients(self, z: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
-        abar = self.schedule.alphas_cumprod[t_B]
-        return expand_to(abar.sqrt(), z), expand_to((1 - abar).sqrt(), z)
+        alpha, sigma = self.schedule.alpha(t_B, torch.float64), self.schedule.sigma(t_B, torch.float64)
+        return expand_to(alpha, z), expand_to(sigma, z)
 
     def x0(self, z: Tensor, t_B: Tensor) -> Tensor:
         """The posterior mean, which the ideal network predicts."""

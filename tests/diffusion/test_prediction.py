@@ -17,7 +17,8 @@ def truth() -> dict[str, torch.Tensor]:
     alpha, sigma = schedule.alpha(t, torch.float64), schedule.sigma(t, torch.float64)
     z = alpha[:, None, None, None] * x0 + sigma[:, None, None, None] * eps
     v = alpha[:, None, None, None] * eps - sigma[:, None, None, None] * x0
-    return {"sample": x0, "epsilon": eps, "v_prediction": v, "z": z, "alpha": alpha, "sigma": sigma}
+    return {"sample": x0, "epsilon": eps, "v_prediction": v, "flow_prediction": eps - x0, "z": z, "alpha": alpha,
+            "sigma": sigma}
 
 
 @pytest.mark.parametrize("kind", PREDICTION_TYPES)

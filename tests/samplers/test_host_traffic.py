@@ -18,6 +18,7 @@ from musiccm.samplers import (
     FUSIONS,
     Crops,
     FrameNoise,
+    Lcm,
     SharedProcess,
     Stepper,
     sample_ddim,
@@ -87,7 +88,7 @@ def test_long_pieces(fusion: str, kept: bool) -> None:
     parts = {"kept_CTF": torch.zeros(2, 20, 3), "kept_T": torch.arange(20) < 5} if kept else {}
 
     def sample(traffic: Traffic) -> torch.Tensor:
-        stepper = Stepper(traffic.network, SCHEDULE, TIMESTEPS, 0.6)
+        stepper = Stepper(traffic.network, SCHEDULE, TIMESTEPS, Lcm(0.6))
         process = SharedProcess(stepper, Crops(20, 8, 4), FrameNoise(5, SHAPE), fusion, "meta")
         return sample_shared(process, lambda _: COND[0], 3, **parts)
 

@@ -17,6 +17,8 @@ from musiccm.samplers import (
     INITIAL,
     Crops,
     FrameNoise,
+    Heun,
+    Lcm,
     SharedProcess,
     Stepper,
     Wavefront,
@@ -39,7 +41,7 @@ def network(z: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tenso
 
 
 def process(crops: Crops, f=network, timesteps=TIMESTEPS, gamma=1.0, fusion="uniform", seed=5, shape=(2, 8, 3)):
-    stepper = Stepper(f, SCHEDULE, timesteps, gamma)
+    stepper = Stepper(f, SCHEDULE, timesteps, Lcm(gamma))
     return SharedProcess(stepper, crops, FrameNoise(seed, shape), fusion)
 
 
@@ -191,7 +193,10 @@ def test_conditions_are_asked_when_a_crop_begins() -> None:
 
 def test_bad_requests_are_refused() -> None:
     with pytest.raises(MusiccmError, match="gamma"):
-        Stepper(network, SCHEDULE, TIMESTEPS, math.nan)
+        Lcm(math.nan)
+    heun = Stepper(network, SCHEDULE, TIMESTEPS, Heun())
+    with pytest.raises(MusiccmError, match="heun makes several network calls"):
+        SharedProcess(heun, Crops(8, 8, 4), FrameNoise(5, (2, 8, 3)), "uniform")
     with pytest.raises(MusiccmError, match="fusion"):
         process(Crops(8, 8, 4), fusion="mean")
     with pytest.raises(MusiccmError, match="without end"):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from musiccm.audio import LogMel
 from musiccm.data.batch import WaveformBatch
-from musiccm.diffusion import NoiseSchedule
+from musiccm.diffusion import noise_process
 from musiccm.models.bundle import Bundle
 from musiccm.models.codec import LatentCodec
 from musiccm.models.conditioner import ClapConditioner
@@ -83,7 +83,7 @@ def probes(bundle: Bundle, batch: WaveformBatch, present: set[str]) -> dict[str,
 
 
 def _sampled(bundle: Bundle, unet: nn.Module, batch: WaveformBatch, present: set[str]) -> Tensor:
-    schedule = NoiseSchedule.from_config(bundle.scheduler_config)
+    schedule = noise_process(bundle.scheduler_config)
     denoise = Denoiser(unet, schedule, bundle.prediction_type)
     if {"text_encoder", "tokenizer", "feature_extractor"} <= present:
         conditioner = bundle.conditioner()

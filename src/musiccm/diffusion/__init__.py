@@ -1,7 +1,9 @@
-"""Pure diffusion maths on tensors: schedule, prediction types, consistency boundary, solvers, guidance, grids."""
+"""Pure diffusion maths on tensors: noise processes, prediction types, consistency boundary, solvers, guidance, grids."""
 
 from musiccm.diffusion.boundary import consistency_boundary
+from musiccm.diffusion.continuous import Angle, RectifiedFlow
 from musiccm.diffusion.contracts import BoundDenoise, ConsistencyFunction, Denoise
+from musiccm.diffusion.families import noise_process, prediction_type_of
 from musiccm.diffusion.grid import (
     TIMESTEP_MODES,
     check_skip,
@@ -19,17 +21,21 @@ from musiccm.diffusion.prediction import (
     to_x0,
     training_target,
 )
-from musiccm.diffusion.schedule import NoiseSchedule, compute_dtype, expand_to
+from musiccm.diffusion.process import NoiseProcess, compute_dtype, expand_to
+from musiccm.diffusion.schedule import NoiseSchedule
 from musiccm.diffusion.solvers import SOLVERS, ddim_jump, heun_jump, jump_to_target, predict_at
 
 __all__ = [
     "PREDICTION_TYPES",
     "SOLVERS",
     "TIMESTEP_MODES",
+    "Angle",
     "BoundDenoise",
     "ConsistencyFunction",
     "Denoise",
+    "NoiseProcess",
     "NoiseSchedule",
+    "RectifiedFlow",
     "check_prediction_type",
     "check_skip",
     "check_timesteps",
@@ -40,7 +46,9 @@ __all__ = [
     "guide",
     "heun_jump",
     "jump_to_target",
+    "noise_process",
     "predict_at",
+    "prediction_type_of",
     "refuse_guidance",
     "sample_grid_index",
     "sampling_timesteps",

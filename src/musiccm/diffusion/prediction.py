@@ -1,7 +1,8 @@
-"""Conversions between what a network predicts (eps, v or x0) and what the caller wants.
+"""Conversions between what a network predicts (eps, v, x0 or the flow) and what the caller wants.
 
 All are solutions of `z = alpha x0 + sigma eps`, `v = alpha eps - sigma x0` with `alpha^2 + sigma^2 = 1` (the
-velocity of Salimans and Ho, arXiv 2202.00512). They run in float32 or better whatever autocast says: at the noisiest
+velocity of Salimans and Ho, arXiv 2202.00512), and of the flow `u = eps - x0` (flow matching, arXiv 2210.02747), which
+needs no such condition. They run in float32 or better whatever autocast says: at the noisiest
 MusicLDM step, x0 from an epsilon network divides by alpha = 0.0119, which turns bf16 rounding into 0.3 of a standard
 deviation.
 """
@@ -11,31 +12,41 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from musiccm.diffusion.schedule import compute_dtype, expand_to
+from musiccm.diffusion.process import NoiseProcess, compute_dtype, expand_to
 from musiccm.errors import MusiccmError
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 
-def check_prediction_type(prediction_type: str) -> str:
-    """Return `prediction_type` unchanged, or raise if it is none of diffusers' three names.
+def check_prediction_type(prediction_type: str, process: NoiseProcess | None = None) -> str:
+    """Return `prediction_type` unchanged, or raise if it is unknown or says too little under a noise process.
+
+    Args:
+        prediction_type: `epsilon`, `v_prediction`, `sample` or `flow_prediction`.
+        process: the noise process that it must determine x0 under, at every timestep.
 
     Raises:
-        MusiccmError: if it is unknown.
+        MusiccmError: if it is not one of these, or does not suit the process.
     """
     if prediction_type not in PREDICTION_TYPES:
         raise MusiccmError(
             f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, found {prediction_type!r}. "
             "Correct the configuration or the scheduler_config.json that it was read from."
         )
+    if process is not None and prediction_type not in process.predictions:
+        raise MusiccmError(
+            f"prediction_type: expected one of {', '.join(process.predictions)} for a {type(process).__name__} "
+            f"process, found {prediction_type!r}. Choose one of these for the student, or correct the teacher's "
+            "scheduler_config.json."
+        )
     return prediction_type
 
 
 def to_x0(prediction_type: str, output: Tensor, z: Tensor, alpha_B: Tensor, sigma_B: Tensor) -> Tensor:
-    """The clean estimate: `(z - sigma eps)/alpha`, `alpha z - sigma v`, or the output itself.
+    """The clean estimate: `(z - sigma eps)/alpha`, `alpha z - sigma v`, `(z - sigma u)/(alpha + sigma)`, or x0 itself.
 
     Args:
-        prediction_type: what `output` is: `epsilon`, `v_prediction` or `sample`.
+        prediction_type: what `output` is, one of `PREDICTION_TYPES`.
         output: the network's output `[B, ...]`.
         z: the noisy latents that it was computed from.
         alpha_B: signal coefficients, one a sample.
@@ -49,11 +60,15 @@ def to_x0(prediction_type: str, output: Tensor, z: Tensor, alpha_B: Tensor, sigm
         return (z - sigma * output) / alpha
     if prediction_type == "v_prediction":
         return alpha * z - sigma * output
+    if prediction_type == "flow_prediction":
+        return (z - sigma * output) / (alpha + sigma)
     return output
 
 
 def to_eps(prediction_type: str, output: Tensor, z: Tensor, alpha_B: Tensor, sigma_B: Tensor) -> Tensor:
-    """The noise estimate: the output itself, `sigma z + alpha v`, or `(z - alpha x0)/sigma`; arguments as `to_x0`.
+    """The noise estimate: eps itself, `sigma z + alpha v`, `(z + alpha u)/(alpha + sigma)`, or `(z - alpha x0)/sigma`.
+
+    Arguments as `to_x0`.
 
     Returns:
         eps, of the shape of `z`, float32 or better.
@@ -63,6 +78,8 @@ def to_eps(prediction_type: str, output: Tensor, z: Tensor, alpha_B: Tensor, sig
         return output
     if prediction_type == "v_prediction":
         return sigma * z + alpha * output
+    if prediction_type == "flow_prediction":
+        return (z + alpha * output) / (alpha + sigma)
     return (z - alpha * output) / sigma
 
 
@@ -79,6 +96,8 @@ def to_v(prediction_type: str, output: Tensor, z: Tensor, alpha_B: Tensor, sigma
         return (output - sigma * z) / alpha
     if prediction_type == "v_prediction":
         return output
+    if prediction_type == "flow_prediction":
+        return (alpha * (z + alpha * output) - sigma * (z - sigma * output)) / (alpha + sigma)
     return (alpha * z - output) / sigma
 
 
@@ -86,7 +105,7 @@ def training_target(prediction_type: str, x0: Tensor, eps: Tensor, alpha_B: Tens
     """What a network of this prediction type regresses onto, given the true x0 and eps.
 
     Args:
-        prediction_type: `epsilon`, `v_prediction` or `sample`.
+        prediction_type: one of `PREDICTION_TYPES`.
         x0: clean latents `[B, ...]`.
         eps: the noise that was added.
         alpha_B: signal coefficients, one a sample.
@@ -100,6 +119,8 @@ def training_target(prediction_type: str, x0: Tensor, eps: Tensor, alpha_B: Tens
         return eps
     if prediction_type == "v_prediction":
         return alpha * eps - sigma * x0
+    if prediction_type == "flow_prediction":
+        return eps - x0
     return x0
 
 

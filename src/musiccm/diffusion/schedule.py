@@ -9,41 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from musiccm.diffusion.process import NoiseProcess
 from musiccm.errors import MusiccmError
 
 # Keys of a diffusers scheduler config whose other values would change alpha_t behind our back.
 _REQUIRED_VALUES: dict[str, Any] = {"rescale_betas_zero_snr": False}
 
 
-def expand_to(coefficient_B: Tensor, like: Tensor) -> Tensor:
-    """Append singleton axes so that a per-sample coefficient multiplies a tensor of any rank.
-
-    Args:
-        coefficient_B: one number a sample, or a scalar tensor.
-        like: tensor `[B, ...]` that it will be multiplied with.
-
-    Returns:
-        A view of shape `[B, 1, ..., 1]`; a scalar stays a scalar.
-    """
-    if coefficient_B.ndim == 0:
-        return coefficient_B
-    return coefficient_B.reshape(coefficient_B.shape[0], *([1] * (like.ndim - 1)))
-
-
-def compute_dtype(z: Tensor) -> torch.dtype:
-    """The precision that the maths around `z` runs in: float64 stays float64, everything else is float32."""
-    return torch.float64 if z.dtype == torch.float64 else torch.float32
-
-
-class NoiseSchedule:
+class NoiseSchedule(NoiseProcess):
     """Looks up `alpha_t = sqrt(abar_t)` and `sigma_t = sqrt(1 - abar_t)` (DDPM, arXiv 2006.11239, equation 4).
 
-    The table is held in float64; lookups move to the device of `t` and are float32 unless asked otherwise.
-
-    What t = 0 means depends on the side of a jump. As the *input* of a network, t = 0 is the first noise level of the
-    schedule (abar_0 = 0.9985 for MusicLDM), the one that a teacher was trained with: `alpha`, `sigma`, `add_noise`.
-    As the *target* of a jump, t <= 0 means clean, alpha = 1 and sigma = 0: `target_alpha`, `target_sigma`. No point of
-    the student's grid is 0 (the lowest is 19), so the two readings never meet in one sample.
+    The table is held in float64; lookups move to the device of `t` and are float32 unless asked otherwise. Between two
+    timesteps the logarithm of alpha / sigma is interpolated. At t = 0 abar is 0.9985 for MusicLDM.
 
     Args:
         alphas_cumprod: abar_t for t = 0, 1, ...; strictly decreasing, inside (0, 1).
@@ -51,6 +28,8 @@ class NoiseSchedule:
     Raises:
         MusiccmError: if the table is not such a sequence.
     """
+
+    predictions = ("epsilon", "v_prediction", "flow_prediction", "sample")
 
     def __init__(self, alphas_cumprod: Tensor | Sequence[float]) -> None:
         table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).detach().cpu().clone()
@@ -62,14 +41,8 @@ class NoiseSchedule:
                 "Check the scheduler's betas."
             )
         self.alphas_cumprod = table
-        clean = table.clone()
-        clean[0] = 1.0
-        self._tables = {
-            "alpha": table.sqrt(),
-            "sigma": (1.0 - table).sqrt(),
-            "target_alpha": clean.sqrt(),
-            "target_sigma": (1.0 - clean).sqrt(),
-        }
+        alpha, sigma = table.sqrt(), (1.0 - table).sqrt()
+        self._tables = {"alpha": alpha, "sigma": sigma, "log_ratio": (alpha / sigma).log()}
         self._cache: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
     @classmethod
@@ -119,47 +92,30 @@ class NoiseSchedule:
         return self.alphas_cumprod.numel()
 
     def alpha(self, t_B: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """`sqrt(abar_t)` for integer timesteps, shape of `t_B`."""
+        """`sqrt(abar_t)`, of the shape of `t_B`."""
         return self._lookup("alpha", t_B, dtype)
 
     def sigma(self, t_B: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """`sqrt(1 - abar_t)` for integer timesteps, shape of `t_B`."""
+        """`sqrt(1 - abar_t)`, of the shape of `t_B`."""
         return self._lookup("sigma", t_B, dtype)
 
-    def target_alpha(self, t_B: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """As `alpha`, for the far end of a jump: exactly 1 where t <= 0 (clean)."""
-        return self._lookup("target_alpha", t_B.clamp_min(0), dtype)
-
-    def target_sigma(self, t_B: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """As `sigma`, for the far end of a jump: exactly 0 where t <= 0 (clean)."""
-        return self._lookup("target_sigma", t_B.clamp_min(0), dtype)
-
-    def add_noise(self, z0: Tensor, eps: Tensor, t_B: Tensor) -> Tensor:
-        """The forward process `z_t = alpha_t z_0 + sigma_t eps`, in float32 or better.
-
-        Args:
-            z0: clean latents `[B, ...]`.
-            eps: standard normal noise of the same shape.
-            t_B: integer timesteps.
-
-        Returns:
-            Noised latents of the same shape.
-        """
-        dtype = compute_dtype(z0)
-        alpha = expand_to(self.alpha(t_B, dtype), z0)
-        sigma = expand_to(self.sigma(t_B, dtype), z0)
-        return alpha * z0.to(dtype) + sigma * eps.to(dtype)
-
     def _lookup(self, name: str, t_B: Tensor, dtype: torch.dtype) -> Tensor:
-        if t_B.is_floating_point():
-            raise MusiccmError(f"timesteps: expected integers 0..{self.num_train_timesteps - 1}, found {t_B.dtype}.")
-        key = (name, t_B.device, dtype)
+        if not t_B.is_floating_point():
+            return self._table(name, t_B.device, dtype)[t_B]
+        ratio = self._table("log_ratio", t_B.device, dtype)
+        low = t_B.floor().clamp(0, self.num_train_timesteps - 1)
+        high = (low + 1).clamp(max=self.num_train_timesteps - 1)
+        log_ratio = torch.lerp(ratio[low.long()], ratio[high.long()], (t_B - low).to(dtype))
+        return torch.sigmoid(2 * log_ratio if name == "alpha" else -2 * log_ratio).sqrt()
+
+    def _table(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+        key = (name, device, dtype)
         if key not in self._cache:
             # CUDA has one entry a device and dtype; copying at every step would synchronise.
             # Lightning validates in inference mode, and a table made there could not be used in training.
             with torch.inference_mode(False):
-                self._cache[key] = self._tables[name].to(device=t_B.device, dtype=dtype)
-        return self._cache[key][t_B]
+                self._cache[key] = self._tables[name].to(device=device, dtype=dtype)
+        return self._cache[key]
 
 
 def _need(config: Mapping[str, Any], key: str) -> Any:

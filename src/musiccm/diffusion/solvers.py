@@ -7,13 +7,13 @@ from torch import Tensor
 
 from musiccm.diffusion.contracts import BoundDenoise
 from musiccm.diffusion.prediction import to_eps
-from musiccm.diffusion.schedule import NoiseSchedule, compute_dtype, expand_to
+from musiccm.diffusion.process import NoiseProcess, compute_dtype, expand_to
 from musiccm.errors import MusiccmError
 
 SOLVERS = ("ddim", "heun")
 
 
-def ddim_jump(schedule: NoiseSchedule, x0: Tensor, eps: Tensor, t_next_B: Tensor) -> Tensor:
+def ddim_jump(schedule: NoiseProcess, x0: Tensor, eps: Tensor, t_next_B: Tensor) -> Tensor:
     """One deterministic DDIM jump: `z_hat = alpha_n x0 + sigma_n eps` (arXiv 2010.02502, equation 12, eta = 0).
 
     It is the Euler step of `d(z/alpha) / d(sigma/alpha) = eps`, exact where eps is constant along the path.
@@ -33,7 +33,7 @@ def ddim_jump(schedule: NoiseSchedule, x0: Tensor, eps: Tensor, t_next_B: Tensor
     return alpha * x0.to(dtype) + sigma * eps.to(dtype)
 
 
-def predict_at(denoise: BoundDenoise, schedule: NoiseSchedule, z: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
+def predict_at(denoise: BoundDenoise, schedule: NoiseProcess, z: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
     """Call a denoiser and derive the noise estimate that belongs to its x0.
 
     Args:
@@ -50,11 +50,12 @@ def predict_at(denoise: BoundDenoise, schedule: NoiseSchedule, z: Tensor, t_B: T
     return x0.to(dtype), to_eps("sample", x0, z, schedule.alpha(t_B, dtype), schedule.sigma(t_B, dtype))
 
 
-def heun_jump(denoise: BoundDenoise, schedule: NoiseSchedule, z: Tensor, t_B: Tensor, t_next_B: Tensor) -> Tensor:
+def heun_jump(denoise: BoundDenoise, schedule: NoiseProcess, z: Tensor, t_B: Tensor, t_next_B: Tensor) -> Tensor:
     """One Heun jump in DDIM's own variables: the trapezoid rule on `d(z/alpha) / d(sigma/alpha) = eps`.
 
     Two network calls, second order. Where the jump lands on clean there is no noise left to predict, so the jump stays
-    the first-order DDIM one there (as EDM's last step does, arXiv 2206.00364, algorithm 1).
+    the first-order DDIM one there (as EDM's last step does, arXiv 2206.00364, algorithm 1); so it does where it starts
+    at pure noise, of which a rectified flow has a timestep.
 
     Args:
         denoise: `(z, t) -> x0`.
@@ -77,12 +78,13 @@ def heun_jump(denoise: BoundDenoise, schedule: NoiseSchedule, z: Tensor, t_B: Te
     # alpha' (rho' - rho), rho = sigma/alpha, multiplied out so that nothing large is subtracted from something large.
     width = expand_to(sigma_next - alpha_next * sigma / alpha, z)
     z_heun = z_euler + 0.5 * width * (eps_next - eps)
-    return torch.where(expand_to(t_next_B <= 0, z), z_euler, z_heun)
+    # Out of pure noise rho is infinite, and the jump stays first-order as well.
+    return torch.where(expand_to((t_next_B <= 0) | (alpha == 0), z), z_euler, z_heun)
 
 
 def jump_to_target(
     denoise: BoundDenoise,
-    schedule: NoiseSchedule,
+    schedule: NoiseProcess,
     z: Tensor,
     t_B: Tensor,
     skip: int,

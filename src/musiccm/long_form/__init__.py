@@ -5,6 +5,7 @@ from musiccm.long_form.decode import MelDecoder, PieceDecoder, encode_piece
 from musiccm.long_form.direct import DirectDecoder, piece_decoder
 from musiccm.long_form.edit import Clip, Edited, Editor, read_clip
 from musiccm.long_form.methods import LongMusic
+from musiccm.long_form.model import MusicModel
 from musiccm.long_form.prompts import PromptPlan, Prompts, check_text, check_texts
 from musiccm.long_form.seams import SeamFigures, seam_figures
 from musiccm.long_form.stream import MusicStream
@@ -18,6 +19,7 @@ __all__ = [
     "Editor",
     "LongMusic",
     "MelDecoder",
+    "MusicModel",
     "MusicStream",
     "PieceDecoder",
     "PromptPlan",

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
 from musiccm.long_form.direct import piece_decoder
+from musiccm.long_form.model import MusicModel
 from musiccm.long_form.prompts import PlannedCondition, PromptPlan, Prompts
 from musiccm.samplers import Crops, FrameNoise, SharedProcess, Stepper, sample_shared
-
-if TYPE_CHECKING:
-    from musiccm.pipeline import Pipeline
 
 MAX_WHOLE_S = 3600.0
 """Longest piece that is made whole, whose latents and sound are held in memory; a stream has no such limit."""
@@ -65,7 +63,7 @@ class Score:
     @classmethod
     def of(
         cls,
-        pipeline: Pipeline,
+        pipeline: MusicModel,
         prompts: Prompts,
         duration_s: float | None,
         stepper: Stepper,
@@ -118,7 +116,7 @@ class Score:
 
 
 def compose(
-    pipeline: Pipeline,
+    pipeline: MusicModel,
     prompts: Prompts,
     duration_s: float,
     stepper: Stepper,
@@ -153,7 +151,7 @@ def compose(
     return sound_S[: score.samples].clone()  # outside the mode: a tensor like any other
 
 
-def decode_whole(pipeline: Pipeline, z_CTF: Tensor, batch_size: int = 8) -> Tensor:
+def decode_whole(pipeline: MusicModel, z_CTF: Tensor, batch_size: int = 8) -> Tensor:
     """Sound of a whole piece's latents.
 
     Args:

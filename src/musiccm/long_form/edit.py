@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,11 +17,9 @@ from musiccm.audio.windows import level
 from musiccm.errors import MusiccmError
 from musiccm.long_form.compose import MAX_WHOLE_S, Score, check_duration, decode_whole
 from musiccm.long_form.decode import encode_piece
+from musiccm.long_form.model import MusicModel
 from musiccm.long_form.prompts import Prompts
-from musiccm.samplers import INITIAL, needed_crops, sample_shared
-
-if TYPE_CHECKING:
-    from musiccm.pipeline import Pipeline
+from musiccm.samplers import INITIAL, SamplerSpec, needed_crops, sample_shared
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Edited:
     seams_s: list[float]
 
 
-def read_clip(pipeline: Pipeline, path: str | Path) -> Clip:
+def read_clip(pipeline: MusicModel, path: str | Path) -> Clip:
     """Read music in any format, rate and number of channels that libsndfile decodes.
 
     Channels are averaged and the level set as in training: mean removed, peak 0.5.
@@ -79,7 +76,7 @@ def read_clip(pipeline: Pipeline, path: str | Path) -> Clip:
                                f"{file.frames / file.samplerate:.0f} s; cut it")
     waveform_S, rate_hz = read_audio(path)
     waveform_S = resample(level(waveform_S), rate_hz, pipeline.sample_rate_hz)
-    mel = pipeline.bundle.mel
+    mel = pipeline.codec.mel
     shortest = max(pipeline.frame_samples, mel.n_fft // 2 + 1)
     if len(waveform_S) < shortest:
         raise BadAudio(path, "too_short", f"{len(waveform_S) / pipeline.sample_rate_hz:.3f} s, expected at least "
@@ -99,11 +96,12 @@ class Editor:
         overlap: See `compose`.
         fusion: See `compose`.
         batch_size: See `compose`.
+        sampler: See `Pipeline.__call__`.
     """
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        pipeline: MusicModel,
         noise_seed: int,
         steps: int | None = None,
         guidance_scale: float | None = None,
@@ -111,11 +109,13 @@ class Editor:
         overlap: float | None = None,
         fusion: str | None = None,
         batch_size: int = 8,
+        sampler: SamplerSpec | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.noise_seed = noise_seed
         self.steps, self.guidance_scale, self.gamma = steps, guidance_scale, gamma
         self.overlap, self.fusion, self.batch_size = overlap, fusion, batch_size
+        self.sampler = sampler
 
     def extend(self, clip: Clip, prompts: Prompts, duration_s: float | None = None) -> Edited:
         """Let a clip go on.
@@ -195,7 +195,7 @@ class Editor:
         return self._edited(score, made, torch.zeros(length, dtype=torch.bool))
 
     def _score(self, prompts: Prompts, duration_s: float, strength: float = 1.0) -> Score:
-        stepper = self.pipeline.stepper(self.steps, self.guidance_scale, self.gamma, strength)
+        stepper = self.pipeline.stepper(self.steps, self.guidance_scale, self.gamma, strength, self.sampler)
         return Score.of(self.pipeline, prompts, duration_s, stepper, self.noise_seed, self.overlap, self.fusion)
 
     @torch.no_grad()
@@ -213,7 +213,7 @@ class Editor:
         """Clean latents at the sampler's first noise level."""
         noise = score.process.fresh(INITIAL, 0, clean_CTF.shape[1])
         stepper = score.process.stepper
-        return stepper.schedule.add_noise(clean_CTF, noise, torch.tensor(stepper.timesteps[0], device=noise.device))
+        return stepper.process.add_noise(clean_CTF, noise, torch.tensor(stepper.timesteps[0], device=noise.device))
 
     def _encode(self, clip: Clip, length: int, pad_value: float | None) -> Tensor:
         """Latents of the clip, padded to `length`: by mels of `pad_value`, or by zeros that nobody reads."""

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from torch import Tensor
 
 from musiccm.long_form.compose import MAX_STREAM_S, Score, check_duration, compose
 from musiccm.long_form.edit import Editor
+from musiccm.long_form.model import MusicModel
 from musiccm.long_form.prompts import Prompts
 from musiccm.long_form.stream import MusicStream
-from musiccm.samplers import sample_seeds
-
-if TYPE_CHECKING:
-    from musiccm.pipeline import Pipeline
+from musiccm.samplers import SamplerSpec, sample_seeds
 
 
 class LongMusic:
-    """Pieces of any length, streams and edits: the part of `Pipeline` that is built on its sampler."""
+    """Pieces of any length, streams and edits, for a class that is a `MusicModel` beside."""
 
     @property
-    def _pipeline(self) -> Pipeline:
-        return cast("Pipeline", self)
+    def _model(self) -> MusicModel:
+        return cast(MusicModel, self)
 
     def compose(
         self,
@@ -34,6 +32,7 @@ class LongMusic:
         fusion: str | None = None,
         guidance_scale: float | None = None,
         gamma: float | None = None,
+        sampler: SamplerSpec | None = None,
         batch_size: int = 8,
     ) -> Tensor:
         """Make one piece of any length, by the shared restricted process; at a clip's own length it is that clip.
@@ -47,6 +46,7 @@ class LongMusic:
             fusion: `uniform`, `triangular` or `swap`.
             guidance_scale: See `Pipeline.__call__`.
             gamma: See `Pipeline.__call__`.
+            sampler: See `Pipeline.__call__`.
             batch_size: Windows a network call.
 
         Returns:
@@ -55,7 +55,8 @@ class LongMusic:
         Raises:
             MusiccmError: As `Pipeline.__call__`; and for a text that no window would hear.
         """
-        return compose(self._pipeline, prompts, duration_s, self._pipeline.stepper(steps, guidance_scale, gamma),
+        stepper = self._model.stepper(steps, guidance_scale, gamma, sampler=sampler)
+        return compose(self._model, prompts, duration_s, stepper,
                        sample_seeds(seed, 1)[0], overlap=overlap, fusion=fusion, batch_size=batch_size)
 
     def stream(
@@ -69,6 +70,7 @@ class LongMusic:
         fusion: str | None = None,
         guidance_scale: float | None = None,
         gamma: float | None = None,
+        sampler: SamplerSpec | None = None,
     ) -> MusicStream:
         """Make the piece that `compose` makes, and give its sound while it is made, in constant memory.
 
@@ -81,6 +83,7 @@ class LongMusic:
             fusion: See `compose`.
             guidance_scale: See `Pipeline.__call__`.
             gamma: See `Pipeline.__call__`.
+            sampler: See `Pipeline.__call__`.
 
         Returns:
             An iterator over waveforms of shape [S] on the CPU, float32.
@@ -90,10 +93,10 @@ class LongMusic:
         """
         if duration_s is not None:
             check_duration(duration_s, MAX_STREAM_S, "None streams without end")
-        stepper = self._pipeline.stepper(steps, guidance_scale, gamma)
+        stepper = self._model.stepper(steps, guidance_scale, gamma, sampler=sampler)
         noise_seed = sample_seeds(seed, 1)[0]
         return MusicStream(
-            self._pipeline, Score.of(self._pipeline, prompts, duration_s, stepper, noise_seed, overlap, fusion)
+            self._model, Score.of(self._model, prompts, duration_s, stepper, noise_seed, overlap, fusion)
         )
 
     def editor(self, steps: int | None = None, seed: int = 0, **options: Any) -> Editor:
@@ -102,9 +105,9 @@ class LongMusic:
         Args:
             steps: See `Pipeline.__call__`.
             seed: See `Pipeline.__call__`.
-            **options: `guidance_scale`, `gamma`, `overlap`, `fusion`, `batch_size`, as `compose` takes them.
+            **options: `guidance_scale`, `gamma`, `sampler`, `overlap`, `fusion`, `batch_size`, as `compose` takes them.
 
         Returns:
             The editor.
         """
-        return Editor(self._pipeline, sample_seeds(seed, 1)[0], steps, **options)
+        return Editor(self._model, sample_seeds(seed, 1)[0], steps, **options)

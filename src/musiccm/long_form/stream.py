@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
 from musiccm.long_form.compose import Score
 from musiccm.long_form.direct import piece_decoder
+from musiccm.long_form.model import MusicModel
 from musiccm.samplers import Wavefront
-
-if TYPE_CHECKING:
-    from musiccm.pipeline import Pipeline
 
 
 class MusicStream:
@@ -30,7 +26,7 @@ class MusicStream:
         calls: Batched network calls so far.
     """
 
-    def __init__(self, pipeline: Pipeline, score: Score) -> None:
+    def __init__(self, pipeline: MusicModel, score: Score) -> None:
         self.sample_rate_hz = pipeline.sample_rate_hz
         self.calls = 0
         self._score = score

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from musiccm.audio.mel import MelConfig
+from musiccm.diffusion import prediction_type_of
 from musiccm.errors import MusiccmError
 from musiccm.models import heads
 from musiccm.models.bundle_files import (
@@ -168,10 +169,8 @@ class Bundle:
 
     @property
     def prediction_type(self) -> str:
-        """What the U-Net predicts, as `scheduler/scheduler_config.json` states it; epsilon, diffusers' own default,
-        for a file that is older than the key.
-        """
-        return self.scheduler_config.get("prediction_type", "epsilon")
+        """What the U-Net predicts, as `scheduler/scheduler_config.json` states it or its class implies it."""
+        return prediction_type_of(self.scheduler_config)
 
     @property
     def evaluators(self) -> Mapping[str, nn.Module]:

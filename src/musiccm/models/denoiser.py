@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from musiccm.diffusion import NoiseSchedule, check_prediction_type, consistency_boundary, expand_to, to_eps, to_x0
+from musiccm.diffusion import NoiseProcess, check_prediction_type, consistency_boundary, expand_to, to_eps, to_x0
 
 
 class Float32Conv2d(nn.Conv2d):
@@ -53,16 +53,16 @@ class Denoiser(nn.Module):
 
     Args:
         unet: the network. Its `conv_out` is replaced by a float32 one that shares the parameters (and their names).
-        schedule: the noise schedule that the network was trained with.
-        prediction_type: `epsilon`, `v_prediction` or `sample`.
+        schedule: the noise process that the network was trained with; it says what the network is told as its time.
+        prediction_type: one of `PREDICTION_TYPES`.
 
     Raises:
-        MusiccmError: if `prediction_type` is unknown.
+        MusiccmError: if `prediction_type` is unknown, or does not suit the noise process.
     """
 
-    def __init__(self, unet: nn.Module, schedule: NoiseSchedule, prediction_type: str) -> None:
+    def __init__(self, unet: nn.Module, schedule: NoiseProcess, prediction_type: str) -> None:
         super().__init__()
-        self.prediction_type = check_prediction_type(prediction_type)
+        self.prediction_type = check_prediction_type(prediction_type, schedule)
         self.schedule = schedule
         last: Any = getattr(unet, "conv_out", None)
         if type(last) is nn.Conv2d:
@@ -78,11 +78,12 @@ class Denoiser(nn.Module):
             cond_BD: condition embeddings.
 
         Returns:
-            eps, v or x0 in float32, according to `prediction_type`.
+            eps, v, x0 or the flow in float32, according to `prediction_type`.
         """
         dtype = next(self.unet.parameters()).dtype
         (output,) = self.unet(
-            z_BCTF.to(dtype), t_B, encoder_hidden_states=None, class_labels=cond_BD.to(dtype), return_dict=False
+            z_BCTF.to(dtype), self.schedule.network_time(t_B), encoder_hidden_states=None,
+            class_labels=cond_BD.to(dtype), return_dict=False,
         )
         return output if output.dtype == torch.float64 else output.float()
 

@@ -1,31 +1,54 @@
-"""Samplers: plain functions over the denoiser contract."""
+"""Samplers over the denoiser contract, by name, and pieces of any length sampled crop by crop."""
 
+from musiccm.samplers.base import Sampler, StepCallback, Stepper, renoise
 from musiccm.samplers.crops import FUSIONS, Crops, fade_profile, fusion_profile
 from musiccm.samplers.ddim import sample_ddim, trailing_timesteps
-from musiccm.samplers.few_step import StepCallback, sample_few_step
+from musiccm.samplers.few_step import sample_few_step
 from musiccm.samplers.noise import INITIAL, FrameNoise, NoiseFn, sample_noise, sample_seeds, seeded_noise_fn
-from musiccm.samplers.shared_restricted import CondOf, SharedProcess, Stepper, needed_crops, sample_shared
+from musiccm.samplers.rules import (
+    SAMPLERS,
+    Ddim,
+    DpmSolver,
+    Heun,
+    Lcm,
+    SamplerSpec,
+    Tcd,
+    make_sampler,
+    sampler_spec,
+)
+from musiccm.samplers.shared_restricted import CondOf, SharedProcess, needed_crops, sample_shared
 from musiccm.samplers.wavefront import Wavefront
 
 __all__ = [
     "FUSIONS",
     "INITIAL",
+    "SAMPLERS",
     "CondOf",
     "Crops",
+    "Ddim",
+    "DpmSolver",
     "FrameNoise",
+    "Heun",
+    "Lcm",
     "NoiseFn",
+    "Sampler",
+    "SamplerSpec",
     "SharedProcess",
     "StepCallback",
     "Stepper",
+    "Tcd",
     "Wavefront",
     "fade_profile",
     "fusion_profile",
+    "make_sampler",
     "needed_crops",
+    "renoise",
     "sample_ddim",
     "sample_few_step",
     "sample_noise",
     "sample_seeds",
     "sample_shared",
+    "sampler_spec",
     "seeded_noise_fn",
     "trailing_timesteps",
 ]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from musiccm.diffusion import Denoise, NoiseSchedule, compute_dtype, ddim_jump, predict_at, with_guidance
+from musiccm.diffusion import Denoise, NoiseProcess, with_guidance
 from musiccm.errors import MusiccmError
-from musiccm.samplers.few_step import StepCallback
+from musiccm.samplers.base import StepCallback
+from musiccm.samplers.rules import Ddim
 
 
 def trailing_timesteps(steps: int, num_train_timesteps: int) -> list[int]:
@@ -35,7 +36,7 @@ def trailing_timesteps(steps: int, num_train_timesteps: int) -> list[int]:
 @torch.no_grad()
 def sample_ddim(
     denoise: Denoise,
-    schedule: NoiseSchedule,
+    schedule: NoiseProcess,
     cond_BD: Tensor,
     null_BD: Tensor | None,
     noise_BCTF: Tensor,
@@ -67,11 +68,4 @@ def sample_ddim(
     """
     timesteps = trailing_timesteps(steps, schedule.num_train_timesteps)
     guided = with_guidance(denoise, cond_BD, null_BD, guidance_scale)
-    z = noise_BCTF.to(compute_dtype(noise_BCTF))
-    t_SB = torch.tensor([*timesteps, 0]).to(z.device)[:, None].expand(-1, len(z))
-    for step, t in enumerate(timesteps):
-        x0, eps = predict_at(guided, schedule, z, t_SB[step])
-        if callback is not None:
-            callback(step, t, x0)
-        z = ddim_jump(schedule, x0, eps, t_SB[step + 1])
-    return z
+    return Ddim().sample(guided, schedule, noise_BCTF, timesteps, callback=callback)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,54 +10,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from musiccm.diffusion import ConsistencyFunction, NoiseSchedule, to_eps
 from musiccm.errors import MusiccmError
+from musiccm.samplers.base import Stepper
 from musiccm.samplers.crops import Crops, fusion_profile
 from musiccm.samplers.noise import INITIAL, FrameNoise
 
 CondOf: TypeAlias = Callable[[int], Tensor]
 """`cond_of(crop) -> cond_D`, asked once a crop, in order, just before its first network call."""
-
-
-@dataclass(frozen=True)
-class Stepper:
-    """A few-step sampler taken apart: which network, at which noise levels, and how the noise is renewed between them.
-
-    Args:
-        f: `(z, t, cond) -> x0`: a consistency function, or a (guided) teacher with `gamma` 0, which is DDIM.
-        schedule: The noise schedule that it was trained with.
-        timesteps: Strictly descending; the caller has held them against the training grid.
-        gamma: Share of fresh noise in [0, 1], see `sample_few_step`.
-    """
-
-    f: ConsistencyFunction
-    schedule: NoiseSchedule
-    timesteps: Sequence[int]
-    gamma: float
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.gamma <= 1.0:
-            raise MusiccmError(f"gamma: expected a number in [0, 1], found {self.gamma}.")
-
-    def renoise(self, step: int, x0: Tensor, z: Tensor, fresh: Tensor) -> Tensor:
-        """From the clean estimate after one step to the noisy latents of the next.
-
-        Args:
-            step: The step that gave `x0`.
-            x0: Fused clean estimate; any shape.
-            z: The noisy latents that it was computed from.
-            fresh: Standard normal noise.
-
-        Returns:
-            `alpha x0 + sigma (sqrt(1 - gamma^2) eps_pred + gamma fresh)` at the next timestep.
-        """
-        # filled on the device, and not one number but a list of one: nothing is sent there or asked back
-        t, t_next = (torch.full((1,), self.timesteps[i], device=z.device) for i in (step, step + 1))
-        eps = self.gamma * fresh.to(z)
-        if self.gamma < 1.0:
-            predicted = to_eps("sample", x0, z, self.schedule.alpha(t), self.schedule.sigma(t))
-            eps = eps + math.sqrt(1.0 - self.gamma**2) * predicted
-        return self.schedule.add_noise(x0, eps, t_next)
 
 
 @dataclass(frozen=True)
@@ -73,7 +31,7 @@ class SharedProcess:
         device: Where the network is.
 
     Raises:
-        MusiccmError: The fusion is unknown.
+        MusiccmError: The fusion is unknown, or the sampler cannot work crop by crop.
     """
 
     stepper: Stepper
@@ -83,6 +41,7 @@ class SharedProcess:
     device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
+        self.stepper.needs_no_memory()
         _ = self._profile_W  # an unknown fusion is said now
 
     @cached_property
@@ -154,7 +113,7 @@ def sample_shared(
     # All that comes from the host is sent before the first network call: from then on a GPU is never waited for.
     share_SNW1 = process.shares(needed, len(stepper.timesteps)) if needed else torch.empty(len(stepper.timesteps), 0)
     zeros, between = torch.zeros_like(z), range(len(stepper.timesteps) - 1)
-    drawn = [process.fresh(step, 0, crops.length) if stepper.gamma > 0.0 else zeros for step in between]
+    drawn = [process.fresh(step, 0, crops.length) if stepper.draws(step) else zeros for step in between]
     if kept_CTF is not None and kept_T is not None:
         kept_CTF, kept_T1 = kept_CTF.to(z), kept_T[:, None].to(z.device)
     x0 = z

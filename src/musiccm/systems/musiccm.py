@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from musiccm.audio.windows import keyed_generator
 from musiccm.data.batch import LatentBatch
 from musiccm.diffusion import (
-    NoiseSchedule,
     check_skip,
     expand_to,
     jump_to_target,
+    noise_process,
     sample_grid_index,
     student_grid,
     to_eps,
@@ -89,7 +89,7 @@ class MusicCM(pl.LightningModule):
                 f"model.init_args.bundle: {bundle} is a distilled student, which must not be guided and so cannot "
                 "teach; name a teacher's bundle"
             )
-        self.schedule = NoiseSchedule.from_config(self.bundle.scheduler_config)
+        self.schedule = noise_process(self.bundle.scheduler_config)
         self.grid = student_grid(self.schedule.num_train_timesteps, self.distillation.grid_points)
         for phase in self.distillation.curriculum:
             if phase.jumps != "to_zero":

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 
 from musiccm.data.batch import LatentBatch
-from musiccm.diffusion import NoiseSchedule
+from musiccm.diffusion import check_prediction_type, noise_process, prediction_type_of
 from musiccm.errors import MusiccmError
 from musiccm.losses.denoising import denoising_loss, stratified_timesteps
 from musiccm.models.bundle import Bundle
@@ -30,6 +32,25 @@ MUSICLDM_SCHEDULER: dict[str, Any] = {
     "set_alpha_to_one": False,
     "timestep_spacing": "trailing",
 }
+
+
+def make_scheduler(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The scheduler that a teacher's folder states.
+
+    Args:
+        config: its configuration, with `_class_name` unless it is a `DDIMScheduler`.
+
+    Returns:
+        `(scheduler, config)`: diffusers' object where it has the class, else the configuration itself; and the whole
+        configuration as the file will hold it.
+    """
+    options = dict(config)
+    name = options.pop("_class_name", "DDIMScheduler")
+    kind = getattr(diffusers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+        return dict(config), dict(config)
+    scheduler = kind(**options)
+    return scheduler, {**scheduler.config, "_class_name": name}
 
 
 @torch.no_grad()
@@ -87,7 +108,9 @@ class TeacherStage(Stage):
 
     Args:
         unet: `UNet2DConditionModel` configuration.
-        scheduler: `DDIMScheduler` configuration, which says what the network predicts; null is MusicLDM's (epsilon).
+        scheduler: configuration of a scheduler of diffusers, which says what the network predicts and, by its
+            `_class_name`, the noise process (`noise_process`): `DDIMScheduler` if not given,
+            `FlowMatchEulerDiscreteScheduler` for rectified flow. Null is MusicLDM's (epsilon).
         min_snr_gamma: gamma of the min-SNR weights.
         noise_emphasis: extra weight `alpha ** -noise_emphasis` of noisy steps (`denoising_loss`).
         start_at_identity: begin with weights that return the input (`start_unet_at_identity`).
@@ -113,8 +136,9 @@ class TeacherStage(Stage):
         **stage: Any,
     ) -> None:
         super().__init__(**stage)
-        self.scheduler = DDIMScheduler(**(MUSICLDM_SCHEDULER if scheduler is None else scheduler))
-        self.schedule = NoiseSchedule.from_config(self.scheduler.config)
+        self.scheduler, config = make_scheduler(MUSICLDM_SCHEDULER if scheduler is None else scheduler)
+        self.schedule = noise_process(config)
+        self.prediction_type = check_prediction_type(prediction_type_of(config), self.schedule)
         self.part = UNet2DConditionModel(**unet)
         scale_condition(self.part)
         if start_at_identity:
@@ -149,7 +173,7 @@ class TeacherStage(Stage):
         """Loss of one noised batch."""
         noise_BCTF = torch.randn(z0_BCTF.shape, generator=generator).to(z0_BCTF)
         z_BCTF = self.schedule.add_noise(z0_BCTF, noise_BCTF, t_B)
-        denoiser = Denoiser(unet, self.schedule, self.scheduler.config.prediction_type)
+        denoiser = Denoiser(unet, self.schedule, self.prediction_type)
         _, predicted_BCTF = denoiser.predict(z_BCTF, t_B, cond_BD)
         return denoising_loss(
             predicted_BCTF, noise_BCTF, self.schedule.alpha(t_B), self.schedule.sigma(t_B), self.min_snr_gamma,

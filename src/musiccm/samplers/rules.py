@@ -1,0 +1,216 @@
+"""The samplers by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from musiccm.diffusion import BoundDenoise, NoiseProcess, compute_dtype, heun_jump
+from musiccm.errors import MusiccmError
+from musiccm.samplers.base import Sampler, StepCallback, check_gamma
+from musiccm.samplers.noise import NoiseFn
+
+
+@dataclass(frozen=True)
+class Ddim(Sampler):
+    """Deterministic DDIM (arXiv 2010.02502, equation 12, eta = 0), the first-order solver of the flow's ODE."""
+
+    name = "ddim"
+    students = teachers = True
+
+
+@dataclass(frozen=True)
+class Lcm(Sampler):
+    """Multistep consistency sampling (LCM, arXiv 2310.04378, algorithm 3), with adjustable stochasticity.
+
+    Args:
+        gamma: Share of fresh noise between steps: 1 is LCM's sampler exactly, 0 is DDIM.
+
+    Raises:
+        MusiccmError: `gamma` is not in [0, 1].
+    """
+
+    name = "lcm"
+    students = True
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_gamma(self.gamma)
+
+    def share(self, process: NoiseProcess, t_next: int) -> float:
+        """`gamma` at every step."""
+        return self.gamma
+
+
+@dataclass(frozen=True)
+class Tcd(Sampler):
+    """Strategic stochastic sampling (TCD, arXiv 2402.19159, algorithm 4).
+
+    Each step goes deterministically down to `s = floor((1 - gamma) t_next)` and is noised up again to `t_next`, which
+    is the mixture of `renoise` with a share that depends on the noise level:
+    `1 - share^2 = (alpha_next sigma_s / (alpha_s sigma_next))^2`.
+
+    Args:
+        gamma: 0 is deterministic, 1 goes down to the lowest noise level between steps.
+
+    Raises:
+        MusiccmError: `gamma` is not in [0, 1].
+    """
+
+    name = "tcd"
+    students = True
+    gamma: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_gamma(self.gamma)
+
+    def share(self, process: NoiseProcess, t_next: int) -> float:
+        """The share of fresh noise on the way to `t_next`."""
+        low = math.floor((1.0 - self.gamma) * t_next)
+        if low == t_next:
+            return 0.0
+        (alpha_s, alpha), (sigma_s, sigma) = _levels(process, [low, t_next])
+        return math.sqrt(max(0.0, 1.0 - (alpha * sigma_s / (alpha_s * sigma)) ** 2))
+
+
+@dataclass(frozen=True)
+class Heun(Sampler):
+    """Heun's second-order solver of the probability-flow ODE (EDM, arXiv 2206.00364, algorithm 1): two calls a step.
+
+    The last step is a single call, as it lands on clean.
+    """
+
+    name = "heun"
+    teachers = True
+    memoryless = False
+
+    def sample(
+        self,
+        denoise: BoundDenoise,
+        process: NoiseProcess,
+        noise_BCTF: Tensor,
+        timesteps: Sequence[int],
+        noise_fn: NoiseFn | None = None,
+        callback: StepCallback | None = None,
+    ) -> Tensor:
+        """See `Sampler.sample`; `callback` gets the x0 of the step's first call."""
+        z = noise_BCTF.to(compute_dtype(noise_BCTF))
+        t_SB = torch.tensor(list(timesteps)).to(z.device)[:, None].expand(-1, len(z))
+        for step in range(len(timesteps) - 1):
+            seen: list[Tensor] = []
+
+            def watched(z: Tensor, t: Tensor, seen: list[Tensor] = seen) -> Tensor:
+                seen.append(denoise(z, t))
+                return seen[-1]
+
+            z = heun_jump(watched, process, z, t_SB[step], t_SB[step + 1])
+            if callback is not None:
+                callback(step, timesteps[step], seen[0])
+        x0 = denoise(z, t_SB[-1]).to(z.dtype)
+        if callback is not None:
+            callback(len(timesteps) - 1, timesteps[-1], x0)
+        return x0
+
+
+@dataclass(frozen=True)
+class DpmSolver(Sampler):
+    """DPM-Solver++(2M), second order with one call a step (arXiv 2211.01095, algorithm 2).
+
+    With `lambda = log(alpha / sigma)` and `h = lambda_next - lambda`, a step is
+    `z_next = (sigma_next / sigma) z - alpha_next (exp(-h) - 1) D`, where `D = x0 + h / (2 h_before) (x0 - x0_before)`
+    extrapolates from the step before; the first step, and the last one, which lands on clean, take `D = x0`.
+    """
+
+    name = "dpm-solver++"
+    teachers = True
+    memoryless = False
+
+    def sample(
+        self,
+        denoise: BoundDenoise,
+        process: NoiseProcess,
+        noise_BCTF: Tensor,
+        timesteps: Sequence[int],
+        noise_fn: NoiseFn | None = None,
+        callback: StepCallback | None = None,
+    ) -> Tensor:
+        """See `Sampler.sample`."""
+        z = noise_BCTF.to(compute_dtype(noise_BCTF))
+        t_SB = torch.tensor(list(timesteps)).to(z.device)[:, None].expand(-1, len(z))
+        alphas, sigmas = _levels(process, timesteps)
+        logs = [math.log(a / s) if a > 0 else -math.inf for a, s in zip(alphas, sigmas, strict=True)]
+        before: Tensor | None = None
+        x0 = z
+        for step, t_B in enumerate(t_SB):
+            x0 = denoise(z, t_B).to(z.dtype)
+            if callback is not None:
+                callback(step, timesteps[step], x0)
+            if step + 1 == len(timesteps):
+                break
+            data = x0
+            if before is not None:  # out of pure noise the step before was infinitely long: nothing to extrapolate
+                ratio = (logs[step + 1] - logs[step]) / (logs[step] - logs[step - 1])
+                data = x0 + 0.5 * ratio * (x0 - before)
+            shrink = sigmas[step + 1] / sigmas[step]
+            # alpha_next (1 - exp(-h)), multiplied out so that an alpha of 0 does no harm
+            z = shrink * z + (alphas[step + 1] - alphas[step] * shrink) * data
+            before = x0
+        return x0
+
+
+SAMPLERS: dict[str, type[Sampler]] = {kind.name: kind for kind in (Ddim, Lcm, Tcd, Heun, DpmSolver)}
+
+SamplerSpec: TypeAlias = "str | Mapping[str, Any] | Sampler"
+"""A sampler, its name, or its name and fields: `{"name": "lcm", "gamma": 0.6}`."""
+
+
+def make_sampler(spec: SamplerSpec, gamma: float | None = None) -> Sampler:
+    """The sampler that a configuration names.
+
+    Args:
+        spec: A sampler, its name, or a mapping of `name` and its fields.
+        gamma: Takes the place of the sampler's own `gamma`, if given.
+
+    Returns:
+        The sampler.
+
+    Raises:
+        MusiccmError: An unknown name or field, a bad value, or a gamma for a sampler that has none.
+    """
+    if not isinstance(spec, Sampler):
+        options = {"name": spec} if isinstance(spec, str) else dict(spec)
+        name = options.pop("name", None)
+        if name not in SAMPLERS:
+            raise MusiccmError(f"sampler: expected one of {', '.join(SAMPLERS)}, found {name!r}")
+        known = [field.name for field in fields(SAMPLERS[name])]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise MusiccmError(f"sampler.{unknown[0]}: the sampler {name} has no such field; "
+                               f"{'it has ' + ', '.join(known) if known else 'it has none'}")
+        spec = SAMPLERS[name](**options)
+    if gamma is None:
+        return spec
+    if not hasattr(spec, "gamma"):
+        raise MusiccmError(f"gamma: the sampler {spec.name} has none; {_with_gamma()} have")
+    return replace(spec, gamma=float(gamma))  # type: ignore[call-arg]
+
+
+def sampler_spec(sampler: Sampler) -> dict[str, Any]:
+    """What `make_sampler` makes the same sampler of: plain JSON values."""
+    return {"name": sampler.name, **{field.name: getattr(sampler, field.name) for field in fields(sampler)}}
+
+
+def _with_gamma() -> str:
+    return " and ".join(name for name, kind in SAMPLERS.items() if any(f.name == "gamma" for f in fields(kind)))
+
+
+def _levels(process: NoiseProcess, timesteps: Sequence[int]) -> tuple[list[float], list[float]]:
+    """Alpha and sigma of some timesteps, computed on the host in float64."""
+    t = torch.tensor(list(timesteps))
+    return process.alpha(t, torch.float64).tolist(), process.sigma(t, torch.float64).tolist()
+
