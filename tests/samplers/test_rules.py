@@ -112,17 +112,20 @@ def test_order_of_convergence_to_the_exact_trajectory(process: NoiseProcess, sam
 
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", ["ddim", "lcm", "heun", "dpm-solver++"])
 def test_every_sampler_ends_at_the_data_from_pure_noise(process: NoiseProcess, name: str) -> None:
-    """A few steps with the exact consistency function by LCM's sampler, many with the ideal denoiser by the others."""
+    """A few steps with the exact consistency function by LCM's sampler, many with the ideal denoiser by the others.
+
+    TCD's is not among them: its jumps are as long as 1 - gamma of the way, which no number of steps makes exact.
+    """
     data, sampler = Gaussian(process), make_sampler(name)
     initial = torch.randn(4, 200, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     generator = torch.Generator().manual_seed(1)
-    network, steps = (data.f, 4) if name == "lcm" else (data.x0, 250)
+    network, steps = (data.f, 4) if name == "lcm" else (data.x0, 100)
     samples = sampler.sample(network, process, initial, trailing_timesteps(steps, 1000),
                              lambda step: torch.randn(initial.shape, generator=generator, dtype=torch.float64))
     assert float(samples.mean()) == pytest.approx(data.mean, abs=0.02)
-    assert float(samples.std()) == pytest.approx(data.std, rel=0.05)
+    assert float(samples.std()) == pytest.approx(data.std, rel=0.07)
 
 
 @pytest.mark.parametrize(("name", "calls"), [("ddim", 4), ("lcm", 4), ("tcd", 4), ("heun", 7), ("dpm-solver++", 4)])

@@ -1,4 +1,4 @@
-"""Pure diffusion maths on tensors: noise processes, prediction types, consistency boundary, solvers, guidance, grids."""
+"""Diffusion maths on tensors: noise processes, prediction types, consistency boundary, solvers, guidance, grids."""
 
 from musiccm.diffusion.boundary import consistency_boundary
 from musiccm.diffusion.continuous import Angle, RectifiedFlow

@@ -21,7 +21,7 @@ _FLOW_REQUIRED: dict[str, Any] = {"use_dynamic_shifting": False, "invert_sigmas"
 
 
 class ContinuousProcess(NoiseProcess):
-    """A process with a formula: timestep t stands for the share `u = (t + 1) / num_train_timesteps` of the way to noise.
+    """A process with a formula: timestep t is the share `u = (t + 1) / num_train_timesteps` of the way to noise.
 
     Args:
         num_train_timesteps: number of integer timesteps; the last one is pure noise.
