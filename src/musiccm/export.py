@@ -1,4 +1,4 @@
-"""From a trained student to a directory that makes music: the diffusers layout, an `LCMScheduler`, a model card."""
+"""From a trained student to a directory that makes music: the diffusers layout, a scheduler of few steps, a model card."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from musiccm.diffusion import NoiseSchedule, RectifiedFlow, noise_process
 from musiccm.errors import MusiccmError
 from musiccm.files import naming_full_disk
 from musiccm.models.bundle import Bundle, save_settings
 from musiccm.models.bundle_files import PARTS, load_part, save_part, update_json
 from musiccm.models.card import write_card
 from musiccm.models.heads import own_heads
-from musiccm.models.student_record import LCM_SIGMA_DATA, sampler_record
+from musiccm.models.student_record import LCM_SIGMA_DATA, STUDENT_SCHEDULERS, sampler_record
 
 STUDENTS_OWN = ("unet", "scheduler")
 
@@ -28,7 +29,7 @@ class StudentInfo:
     """How a student was trained, as far as whoever loads it must know.
 
     Args:
-        prediction_type: What its U-Net predicts: `v_prediction`, `epsilon` or `sample`.
+        prediction_type: What its U-Net predicts, one of `PREDICTION_TYPES`.
         guidance_scale: The teacher's guidance that was distilled into it.
         grid_points: Points of its timestep grid.
         timestep_scaling: Of the boundary condition.
@@ -48,32 +49,36 @@ class StudentInfo:
     rows: Sequence[Mapping[str, Any]] = ()
 
 
-def lcm_scheduler(teacher_config: Mapping[str, Any], info: StudentInfo) -> Any:
-    """The `LCMScheduler` that samples the student in diffusers as our own sampler does (at gamma 1).
+def student_scheduler(teacher_config: Mapping[str, Any], info: StudentInfo) -> Any:
+    """The scheduler file of a student.
 
     Args:
-        teacher_config: The teacher's scheduler configuration; its betas are the student's.
+        teacher_config: The teacher's scheduler configuration; its noise process is the student's.
         info: The student.
 
     Returns:
-        The scheduler.
+        The `LCMScheduler` that samples the student in diffusers as our own sampler does (at gamma 1), for a teacher
+        with betas. For a rectified flow and for the angle process the configuration itself: diffusers'
+        `FlowMatchLCMScheduler` reads the former and ignores the grid's keys, for the latter it has no class.
 
     Raises:
         MusiccmError: If the student's sigma_data is not the 0.5 that diffusers has fixed.
     """
-    from diffusers import LCMScheduler
-
     if info.sigma_data != LCM_SIGMA_DATA:
         raise MusiccmError(f"sigma_data: the exported scheduler can only be {LCM_SIGMA_DATA}, found {info.sigma_data}; "
                            "train with the default")
-    kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-    return LCMScheduler(
-        **{key: teacher_config[key] for key in kept if key in teacher_config},
-        prediction_type=info.prediction_type,
-        original_inference_steps=info.grid_points,
-        timestep_scaling=info.timestep_scaling,
-        clip_sample=False,
-    )
+    process = noise_process(teacher_config)
+    own = {"prediction_type": info.prediction_type, "original_inference_steps": info.grid_points,
+           "timestep_scaling": info.timestep_scaling}
+    if isinstance(process, NoiseSchedule):
+        from diffusers import LCMScheduler
+
+        kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+        return LCMScheduler(**{key: teacher_config[key] for key in kept if key in teacher_config}, **own,
+                            clip_sample=False)
+    shift = {"shift": process.shift} if isinstance(process, RectifiedFlow) else {}
+    return {"_class_name": STUDENT_SCHEDULERS[type(process)], "num_train_timesteps": process.num_train_timesteps,
+            **shift, **own}
 
 
 def export_student(
@@ -117,7 +122,7 @@ def export_student(
     if broken:
         raise MusiccmError(f"the student's weights are not finite in {dtype or torch.float32} ({broken[0]} and "
                            f"{len(broken) - 1} more); the run has diverged, or needs a wider type")
-    scheduler = lcm_scheduler(teacher.scheduler_config, info)
+    scheduler = student_scheduler(teacher.scheduler_config, info)
 
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

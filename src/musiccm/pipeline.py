@@ -16,7 +16,7 @@ from musiccm.long_form import LongMusic, check_duration, check_texts, compose
 from musiccm.models.acceleration import CompiledNetwork, channels_last, suit_cpu, to_bfloat16
 from musiccm.models.bundle import Bundle
 from musiccm.models.denoiser import Consistency, Denoiser
-from musiccm.models.student_record import DEFAULT_STEPS, STUDENT_SCHEDULER, check_sampler
+from musiccm.models.student_record import DEFAULT_STEPS, check_sampler, is_student
 from musiccm.samplers import (
     SAMPLERS,
     Ddim,
@@ -38,7 +38,7 @@ TEACHER_GUIDANCE_SCALE = 3.0  # MusicCM's w = 2
 class Pipeline(LongMusic):
     """Makes music with a bundle: few-step with a distilled student, guided DDIM with a teacher.
 
-    Which of the two a bundle is, its scheduler says: an `LCMScheduler` is a student, and carries the timestep grid that
+    Which of the two a bundle is, its scheduler says: a student's (`is_student`) carries the timestep grid that
     it was trained on.
 
     Args:
@@ -53,7 +53,7 @@ class Pipeline(LongMusic):
         self.bundle = bundle
         _check_widths(bundle)
         scheduler = bundle.scheduler_config
-        self.is_student = scheduler.get("_class_name") == STUDENT_SCHEDULER
+        self.is_student = is_student(scheduler)
         self.record: dict[str, Any] = bundle.settings.get("distillation") or {}
         check_sampler(self.record, scheduler, bundle.root_of("scheduler") / "scheduler" / "scheduler_config.json")
         self.schedule = noise_process(scheduler)

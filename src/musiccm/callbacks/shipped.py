@@ -10,7 +10,7 @@ import torch
 from musiccm.callbacks.contenders import Contender, student_contender
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
-from musiccm.models.student_record import STUDENT_SCHEDULER
+from musiccm.models.student_record import is_student
 from musiccm.pipeline import Pipeline
 
 
@@ -29,7 +29,7 @@ def check_shipped(path: str | Path) -> None:
         raise MusiccmError(
             f"evaluation.shipped_student: {error} To score this run without it, set shipped_student: null"
         ) from error
-    if bundle.scheduler_config.get("_class_name") != STUDENT_SCHEDULER:
+    if not is_student(bundle.scheduler_config):
         raise MusiccmError(
             f"evaluation.shipped_student: {path}: expected a distilled student, found a teacher (its scheduler is no "
             "LCMScheduler); export a student with `musiccm export`, or set shipped_student: null"

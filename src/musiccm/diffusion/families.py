@@ -15,8 +15,8 @@ _FAMILIES: dict[str, Callable[[Mapping[str, Any]], NoiseProcess]] = {
     "FlowMatchHeunDiscreteScheduler": RectifiedFlow.from_config,
     "FlowMatchLCMScheduler": RectifiedFlow.from_config,
     "AngleScheduler": Angle.from_config,
+    "AngleLCMScheduler": Angle.from_config,
 }
-_PREDICTIONS = {"AngleScheduler": "v_prediction"}
 
 
 def noise_process(config: Mapping[str, Any]) -> NoiseProcess:
@@ -45,5 +45,5 @@ def prediction_type_of(config: Mapping[str, Any]) -> str:
         One of `PREDICTION_TYPES`.
     """
     name = str(config.get("_class_name"))
-    usual = _PREDICTIONS.get(name, "flow_prediction" if name in _FAMILIES else "epsilon")
+    usual = "v_prediction" if name.startswith("Angle") else "flow_prediction" if name in _FAMILIES else "epsilon"
     return str(config.get("prediction_type") or usual)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from musiccm.errors import MusiccmError
-from musiccm.files import naming_full_disk, write_text
+from musiccm.files import naming_full_disk, write_json, write_text
 
 SETTINGS_FILE = "musiccm.json"
 PACKAGED = {"musiccm-tiny": "tiny", "musiccm-tiny-student": "tiny-student"}
@@ -268,7 +268,7 @@ def save_part(bundle: str | Path, name: str, part: Any, dtype: torch.dtype | Non
     class_name = kind.class_name
     if name == "scheduler" and isinstance(part, dict):
         class_name = part.get("_class_name", class_name)
-        update_json(folder / kind.config_file, {"_class_name": class_name, **part})
+        write_json(folder / kind.config_file, {"_class_name": class_name, **part})
     else:
         class_name = type(part).__name__
         if dtype is not None and isinstance(part, nn.Module):

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+from musiccm.diffusion import sampling_timesteps
 from musiccm.files import write_text
 
 FRONT_MATTER = {
@@ -54,14 +56,7 @@ only. It is meant for {", ".join(map(str, steps))} steps; {default} is the defau
 (scale {record["guidance_scale"]:g}) is part of its weights: do not guide it again. Its weights derive from its
 teacher's, and so does their licence.
 
-## In diffusers
-
-Between its steps diffusers' `LCMScheduler` adds nothing but fresh noise. That is gamma 1; {_gamma(record["gamma"])}
-
-```python
-{_snippet(default, latent_shape, base)}
-```
-
+{_in_diffusers(record, latent_shape, base)}
 ## Training
 
 {_list({key: value for key, value in record.items() if key != "recipe"})}
@@ -74,13 +69,35 @@ Between its steps diffusers' `LCMScheduler` adds nothing but fresh noise. That i
     write_text(path, text)
 
 
+def _in_diffusers(record: Mapping[str, Any], latent_shape: Sequence[int], base: str | None) -> str:
+    """How the libraries' own classes sample it, where they have a scheduler for its noise process."""
+    name, steps = record.get("scheduler", "LCMScheduler"), record["default_steps"]
+    if name == "LCMScheduler":
+        levels, step = str(steps), "z, x0 = scheduler.step(output, t, z, return_dict=False)"
+    elif name == "FlowMatchLCMScheduler":
+        chosen = sampling_timesteps(steps, torch.tensor(record["timesteps"])).tolist()
+        shares = [(t + 1) / record["num_train_timesteps"] for t in chosen]
+        step = "z = x0 = scheduler.step(output, t, z).prev_sample"  # after the last step no noise is left in it
+        levels = f"sigmas=[{', '.join(f'{share:g}' for share in shares)}]"
+    else:
+        return ""
+    return f"""## In diffusers
+
+Between its steps diffusers' `{name}` adds nothing but fresh noise. That is gamma 1; {_gamma(record["gamma"])}
+
+```python
+{_snippet(name, levels, step, latent_shape, base)}
+```
+"""
+
+
 def _gamma(gamma: float) -> str:
     if gamma == 1.0:
         return "so does `musiccm` by default, and the two agree."
     return f"`musiccm` takes\ngamma {gamma:g} by default, and agrees with diffusers at `--gamma 1`."
 
 
-def _snippet(steps: int, latent_shape: Sequence[int], base: str | None) -> str:
+def _snippet(scheduler: str, levels: str, step: str, latent_shape: Sequence[int], base: str | None) -> str:
     """From a text to latents with the libraries' own classes."""
     parts = "student"
     if base is not None:
@@ -88,23 +105,23 @@ def _snippet(steps: int, latent_shape: Sequence[int], base: str | None) -> str:
         parts = f'student + "/{base}"' if beside else f'"{base}"' if on_hub else f'"PATH_OF_THE_BUNDLE {base}"'
     return f"""\
 import torch
-from diffusers import LCMScheduler, UNet2DConditionModel
+from diffusers import {scheduler}, UNet2DConditionModel
 from transformers import AutoTokenizer, ClapModel
 
 student = "PATH_OF_THIS_FOLDER"
 parts = {parts}
 unet = UNet2DConditionModel.from_pretrained(student, subfolder="unet")
-scheduler = LCMScheduler.from_pretrained(student, subfolder="scheduler")
+scheduler = {scheduler}.from_pretrained(student, subfolder="scheduler")
 clap = ClapModel.from_pretrained(parts, subfolder="text_encoder", dtype=torch.float32).eval()
 tokenizer = AutoTokenizer.from_pretrained(parts, subfolder="tokenizer")
 tokens = tokenizer("a calm piano melody", return_tensors="pt")
-scheduler.set_timesteps({steps})
+scheduler.set_timesteps({levels})
 with torch.no_grad():
     text = torch.nn.functional.normalize(clap.get_text_features(**tokens).pooler_output, dim=-1)
     z = torch.randn(1, {", ".join(map(str, latent_shape))})
     for t in scheduler.timesteps:
         output = unet(z, t, encoder_hidden_states=None, class_labels=text).sample
-        z, x0 = scheduler.step(output, t, z, return_dict=False)
+        {step}
 # x0: normalised latents, of which musiccm's Pipeline.from_pretrained(student).codec.decode(x0) makes sound"""
 
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from musiccm.diffusion import student_grid
+from musiccm.diffusion import Angle, NoiseSchedule, RectifiedFlow, student_grid
 from musiccm.errors import MusiccmError
 
-STUDENT_SCHEDULER = "LCMScheduler"
+# Class of a student's scheduler file, by the noise process that its teacher has.
+STUDENT_SCHEDULERS = {NoiseSchedule: "LCMScheduler", RectifiedFlow: "FlowMatchLCMScheduler",
+                      Angle: "AngleLCMScheduler"}
 # diffusers' LCMScheduler has this number written into it.
 LCM_SIGMA_DATA = 0.5
 # Few-step: those that students are scored at, and the one that is used unless another is asked for.
@@ -17,7 +19,12 @@ SAMPLING_STEPS, DEFAULT_STEPS = (1, 2, 4, 8), 4
 
 # What a student's scheduler must state itself: without them a sampler would take its library's defaults.
 _STATED = ("original_inference_steps", "prediction_type", "timestep_scaling", "num_train_timesteps")
-_BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas")
+_PROCESS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "shift")
+
+
+def is_student(scheduler: Mapping[str, Any]) -> bool:
+    """Whether a `scheduler_config.json` is a distilled student's, by its class."""
+    return scheduler.get("_class_name") in STUDENT_SCHEDULERS.values()
 
 
 def sampler_record(scheduler: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,6 +38,7 @@ def sampler_record(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     """
     timesteps = student_grid(scheduler["num_train_timesteps"], scheduler["original_inference_steps"]).tolist()
     return {
+        "scheduler": scheduler["_class_name"],
         **_numbers(scheduler),
         "timesteps": timesteps,
         "sampling_steps": [steps for steps in SAMPLING_STEPS if steps <= len(timesteps)],
@@ -39,7 +47,7 @@ def sampler_record(scheduler: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    return {**{key: scheduler.get(key) for key in (*_STATED, *_BETAS)},
+    return {**{key: scheduler.get(key) for key in (*_STATED, *_PROCESS)},
             "sigma_data": scheduler.get("sigma_data", LCM_SIGMA_DATA)}
 
 
@@ -54,11 +62,11 @@ def check_sampler(record: Mapping[str, Any], scheduler: Mapping[str, Any], where
     Raises:
         MusiccmError: The scheduler is of another class than a student's, lacks a key or contradicts the record.
     """
-    found = scheduler.get("_class_name")
-    if record and found != STUDENT_SCHEDULER:
+    found, known = scheduler.get("_class_name"), tuple(STUDENT_SCHEDULERS.values())
+    if record and found != record.get("scheduler", found if found in known else known[0]):
         raise MusiccmError(f"{where}: _class_name is {found!r}, but this is a distilled student (musiccm.json), which "
-                           f"only {STUDENT_SCHEDULER!r} samples; restore it")
-    if found != STUDENT_SCHEDULER:
+                           f"only {record.get('scheduler', known[0])!r} samples; restore it")
+    if not is_student(scheduler):
         return
     for key in _STATED:
         if key not in scheduler:

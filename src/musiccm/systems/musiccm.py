@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from musiccm.audio.windows import keyed_generator
 from musiccm.data.batch import LatentBatch
 from musiccm.diffusion import (
+    check_prediction_type,
     check_skip,
     expand_to,
     jump_to_target,
@@ -38,6 +39,7 @@ from musiccm.models.discriminator import Discriminator
 from musiccm.models.ema import Ema
 from musiccm.models.features import ClapFeatures
 from musiccm.models.half import half_copy
+from musiccm.models.student_record import is_student
 from musiccm.systems import speed
 from musiccm.systems.checkpoint_fit import check_fit, identity
 from musiccm.systems.clock import clock_stopped
@@ -46,8 +48,8 @@ from musiccm.systems.settings import Adversarial, Distillation, Optimization
 
 #: Frozen parts live under this name; checkpoints leave them out, for the bundle has them.
 FROZEN = "frozen."
-#: Above this timestep the warm start clamps the teacher's x0.
-CLAMP_FROM_T = 900
+#: Above this share of the timesteps the warm start clamps the teacher's x0.
+CLAMP_FROM = 0.9
 
 
 class MusicCM(pl.LightningModule):
@@ -84,12 +86,13 @@ class MusicCM(pl.LightningModule):
         self.adversarial.check()
         self.optimization.check()
         self.bundle = Bundle.from_pretrained(bundle)
-        if self.bundle.scheduler_config.get("_class_name") == "LCMScheduler":
+        if is_student(self.bundle.scheduler_config):
             raise MusiccmError(
                 f"model.init_args.bundle: {bundle} is a distilled student, which must not be guided and so cannot "
                 "teach; name a teacher's bundle"
             )
         self.schedule = noise_process(self.bundle.scheduler_config)
+        check_prediction_type(self.distillation.prediction_type, self.schedule)
         self.grid = student_grid(self.schedule.num_train_timesteps, self.distillation.grid_points)
         for phase in self.distillation.curriculum:
             if phase.jumps != "to_zero":
@@ -200,7 +203,7 @@ class MusicCM(pl.LightningModule):
         with torch.no_grad():
             x0 = self._guided_teacher(cond_BD)(z, t_B)
             bound = self.distillation.x0_clamp
-            x0 = torch.where(expand_to(t_B > CLAMP_FROM_T, x0), x0.clamp(-bound, bound), x0)
+            x0 = torch.where(expand_to(t_B > CLAMP_FROM * steps, x0), x0.clamp(-bound, bound), x0)
             eps = to_eps("sample", x0, z, alpha_B, sigma_B)
             target = training_target(self.distillation.prediction_type, x0, eps, alpha_B, sigma_B)
         loss = (self.denoiser("online").output(z, t_B, cond_BD) - target).square().mean()

@@ -34,7 +34,7 @@ class Distillation:
     """The consistency distillation of SPEC 2 to 4; the defaults are the paper's, save the prediction type.
 
     Args:
-        prediction_type: the student's own: `v_prediction`, `epsilon` (the paper's) or `sample`.
+        prediction_type: the student's own: `v_prediction`, `epsilon` (the paper's), `sample` or `flow_prediction`.
         guidance_scale: usual scale of the teacher's guidance; the paper's w = 2 is 3.
         weight: lambda, the weight of this loss beside the adversarial one.
         grid_points: points N of the student's grid.
@@ -47,7 +47,7 @@ class Distillation:
         sigma_data: of the boundary.
         timestep_scaling: of the boundary.
         warm_start_steps: steps of regression onto the teacher's guided prediction before distillation; 0 for none.
-        x0_clamp: bound of the teacher's x0 in the warm start at t > 900, where it is least certain.
+        x0_clamp: bound of the teacher's x0 in the warm start, at the last tenth of the timesteps.
         audio_condition_share: share of items conditioned on their own audio's embedding in place of the caption's.
         target_ema_decay: decay of the EMA that makes the targets.
         eval_ema_decay: decay of the EMA that is evaluated and exported.
