@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musiccm.diffusion import NoiseSchedule, sampling_timesteps
+from musiccm.diffusion import NoiseProcess, sampling_timesteps
 from musiccm.samplers import INITIAL, sample_ddim, sample_few_step, sample_noise, seeded_noise_fn
 
 MODELS = ("teacher", "student", "student_fast", "student_shipped")
@@ -92,7 +92,7 @@ def initial_noise(seeds: Sequence[int], latent_shape: Sequence[int], device: tor
 
 def teacher_contender(
     denoise: Callable[..., Tensor],
-    schedule: NoiseSchedule,
+    schedule: NoiseProcess,
     conditioner: Any,
     codec: Any,
     latent_shape: tuple[int, int, int],
@@ -126,7 +126,7 @@ def teacher_contender(
 
 def student_contender(
     f: Callable[..., Tensor],
-    schedule: NoiseSchedule,
+    schedule: NoiseProcess,
     conditioner: Any,
     codec: Any,
     latent_shape: tuple[int, int, int],
