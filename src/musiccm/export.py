@@ -1,4 +1,4 @@
-"""From a trained student to a directory that makes music: the diffusers layout, a scheduler of few steps, a model card."""
+"""From a trained student to a directory that makes music: the diffusers layout, its scheduler, a model card."""
 
 from __future__ import annotations
 
