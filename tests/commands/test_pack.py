@@ -156,7 +156,7 @@ def test_refusals_leave_what_was_there(world, packed, capsys, tmp_path):
     message = capsys.readouterr().err
     assert "--max-mb 0.01" in message and "Traceback" not in message
     assert (packed[0] / "quality.json").read_bytes() == before
-    assert not list(world.glob(".*.part"))
+    assert not list(world.glob(".musiccm*"))
     (world / "diary").mkdir(exist_ok=True)
     (world / "diary/monday.txt").write_text("dear diary")
     assert main(arguments(world, to="diary")) == 2 and (world / "diary/monday.txt").exists()
