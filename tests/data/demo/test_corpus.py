@@ -14,7 +14,7 @@ from musiccm.data.audiostock import read_audiostock
 from musiccm.data.demo.corpus import write_corpus, write_track
 from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
-from musiccm.files import temporary_beside
+from tests.leftovers import leave_half_file
 
 SEED = 5
 
@@ -53,9 +53,7 @@ def test_bytes_depend_on_seed_split_and_index_alone(corpus: Path, tmp_path: Path
 
 def test_an_interrupted_corpus_is_completed_to_the_same_bytes(corpus: Path, copy: Path) -> None:
     (copy / "train" / "train_000002.flac").unlink()  # killed between its label and its audio
-    with temporary_beside(copy / "train" / "train_000002.flac") as half:
-        half.write_bytes(b"half a file")
-        shutil.copytree(half.parent, copy / "train" / ".musiccm-0123456789abcdef.tmp")  # as a killed process leaves it
+    leave_half_file(copy / "train")
     (copy / "test" / "test_000001.flac").unlink()
     (copy / "label" / "test_000001.json").unlink()
     kept = (copy / "train" / "train_000000.flac").stat()
