@@ -19,6 +19,7 @@ from musiccm.commands.generate import output_paths
 from musiccm.diffusion import consistency_boundary
 from musiccm.errors import MusiccmError
 from musiccm.export import StudentInfo, export_student, lcm_scheduler
+from musiccm.files import replacing_folder
 from musiccm.models import heads
 from musiccm.models.acceleration import CpuConv2d
 from musiccm.models.bundle import Bundle
@@ -28,6 +29,7 @@ from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.models.student_record import sampler_record
 from musiccm.pipeline import Pipeline, sample_seeds
 from musiccm.samplers import INITIAL, sample_noise
+from tests.leftovers import leave_half_file
 
 INFO = StudentInfo("v_prediction", 3.0, recipe={"seed": 7}, rows=[{"model": "student", "steps": 4, "fd_tagger": 1.25}])
 PROMPTS = ["a calm piano melody", "slow organ chords"]
@@ -398,6 +400,26 @@ def test_export_and_generate_commands(run_dir: Path, student: Pipeline, tmp_path
         heard, rate = read_audio(path)
         assert rate == 16000
         torch.testing.assert_close(heard, wave.clamp(-1, 1), atol=1e-4, rtol=0)
+
+
+def test_an_export_is_made_by_one_process_at_a_time_and_the_same_twice(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    export = ["export", "--checkpoint", str(run_dir / "checkpoints" / "last.ckpt"), "--overwrite", "--out"]
+    assert main([*export, str(tmp_path / "a" / "x")]) == 0 and main([*export, str(tmp_path / "b" / "x")]) == 0
+    first = contents(tmp_path / "a" / "x")
+    assert len(first) > 8 and first == contents(tmp_path / "b" / "x")
+    with pytest.raises(KeyboardInterrupt), replacing_folder(tmp_path / "a" / "x"):  # another process, until it is ended
+        leave_half_file(tmp_path / "a")
+        assert main([*export, str(tmp_path / "a" / "x")]) == 2
+        assert f"{tmp_path / 'a' / 'x'}: in use by `" in capsys.readouterr().err
+        raise KeyboardInterrupt
+    assert contents(tmp_path / "a" / "x") == first
+    assert main([*export, str(tmp_path / "a" / "x")]) == 0
+    assert contents(tmp_path / "a" / "x") == first and [p.name for p in (tmp_path / "a").iterdir()] == ["x"]
 
 
 def test_commands_say_what_is_wrong(

@@ -14,7 +14,7 @@ from torch import nn
 
 from musiccm.diffusion import NoiseSchedule, RectifiedFlow, noise_process
 from musiccm.errors import MusiccmError
-from musiccm.files import naming_full_disk
+from musiccm.files import naming_full_disk, replacing_folder
 from musiccm.models.bundle import Bundle, save_settings
 from musiccm.models.bundle_files import PARTS, load_part, save_part, update_json
 from musiccm.models.card import write_card
@@ -106,15 +106,11 @@ def export_student(
         The directory.
 
     Raises:
-        MusiccmError: If the folder is in use, a weight is not finite, or `base` has other parts than the teacher.
+        MusiccmError: If the folder is in use or being made by another process, a weight is not finite, or `base` has
+            other parts than the teacher.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not overwrite:
-            raise MusiccmError(f"{folder}: exists and is not empty; choose another folder, or ask to overwrite it")
-        if not (folder / "model_index.json").is_file():
-            raise MusiccmError(f"{folder}: is no bundle (no model_index.json), and nothing else is overwritten; choose "
-                               "another folder")
+    _refuse_to_overwrite(folder, overwrite)
     if not 0.0 <= info.gamma <= 1.0:
         raise MusiccmError(f"gamma: expected a number in [0, 1], found {info.gamma}")
     limit = torch.finfo(dtype or torch.float32).max
@@ -124,16 +120,19 @@ def export_student(
                            f"{len(broken) - 1} more); the run has diverged, or needs a wider type")
     scheduler = student_scheduler(teacher.scheduler_config, info)
 
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with replacing_folder(folder) as partial:
+        _refuse_to_overwrite(folder, overwrite)  # as it is now that no other process can make it
         _write(partial, folder, unet, scheduler, teacher, info, dtype, base)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _refuse_to_overwrite(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not overwrite:
+            raise MusiccmError(f"{folder}: exists and is not empty; choose another folder, or ask to overwrite it")
+        if not (folder / "model_index.json").is_file():
+            raise MusiccmError(f"{folder}: is no bundle (no model_index.json), and nothing else is overwritten; choose "
+                               "another folder")
 
 
 def _write(

@@ -6,11 +6,14 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import re
+import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from musiccm import locks
 from musiccm.errors import MusiccmError
 
 
@@ -33,8 +36,33 @@ def naming_full_disk(path: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """Give a path to write to, in a hidden folder beside `path`; what remains in that folder is removed in the end.
+
+    The folder is `.musiccm-<16 hexadecimal digits>.tmp`, however long the target's name is. It holds a lock as long as
+    this process lives, which is how `sweep` knows what a killed one has left. A folder, and not a file, as some
+    libraries put a file of their own in the place of the one that they were given.
+
+    Args:
+        path: What will be made; its folder must exist.
+
+    Yields:
+        A path with the name of the target, where nothing is yet.
+    """
+    folder, lock = _new_temporary(path.parent)
+    try:
+        yield folder / path.name
+    finally:
+        _remove(folder)
+        if lock is not None:
+            lock.release(remove=False)  # where something could not be removed, the file marks it for the next sweep
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it, so that a killed process leaves no half file.
+    """Let `write` fill a temporary file, confirm it by the disk, and put it in its place: no kill leaves a half file.
+
+    What killed processes have left beside `path` is removed once a process.
 
     Args:
         path: The file to make; missing folders are created.
@@ -43,18 +71,135 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         MusiccmError: The disk is full or not writable.
     """
-    temporary: str | None = None
-    try:
-        with naming_full_disk(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-            os.close(handle)
-            write(Path(temporary))
+    with naming_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep_once(path.parent)
+        with temporary_beside(path) as temporary:
+            write(temporary)
             os.chmod(temporary, 0o644)
+            # File systems that allocate late say only here that the disk is full; and what is renamed must be whole
+            # even where the machine loses its power.
+            descriptor = os.open(temporary, os.O_RDWR)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
             os.replace(temporary, path)
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder beside `folder`, which takes its place in the end; one process at a time.
+
+    Args:
+        folder: The folder to make or replace; missing ones above it are created.
+
+    Yields:
+        Where to make the new folder; nothing is there yet. After an exception `folder` is as it was.
+
+    Raises:
+        MusiccmError: Another process is making this folder, or it cannot be written.
+    """
+    folder = folder.absolute()
+    name = hashlib.sha256(folder.name.encode()).hexdigest()[:16]
+    with locks.existing_folder(folder.parent):
+        lock = locks.hold(folder.with_name(f".musiccm-{name}.lock"), folder)
+        try:
+            sweep(folder.parent)
+            with contextlib.ExitStack() as stack:
+                with naming_full_disk(folder):
+                    staging = stack.enter_context(temporary_beside(folder))
+                yield staging
+                with naming_full_disk(folder):
+                    _exchange(staging, folder)
+        finally:
+            lock.release()
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left in a folder; those of living ones stay.
+
+    Nothing else is touched: only folders with our name for them, and our lock file in them that nobody holds. Where
+    there are no locks, nothing is removed.
+
+    Args:
+        folder: The folder; those in it are not searched.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = [Path(entry) for entry in entries
+                     if _TEMPORARY.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return
+    for temporary in found:
+        with contextlib.suppress(OSError, locks.NoLocks):
+            try:
+                lock = locks.take(temporary / locks.LOCK, create=False)
+            except FileNotFoundError:
+                temporary.rmdir()  # only where it is empty: killed between two lines
+                continue
+            if lock is not None:
+                _remove(temporary)
+                lock.release(remove=False)
+
+
+def sweep_below(folder: Path) -> None:
+    """`sweep` of a folder and all folders in it."""
+    for below, names, _ in os.walk(folder):
+        sweep(Path(below))
+        names[:] = [name for name in names if not _TEMPORARY.fullmatch(name)]
+
+
+_TEMPORARY = re.compile(r"\.musiccm-[0-9a-f]{16}\.tmp")
+_swept: set[str] = set()
+
+
+def _sweep_once(folder: Path) -> None:
+    place = os.path.abspath(folder)
+    if place not in _swept:
+        _swept.add(place)
+        sweep(folder)
+
+
+def _new_temporary(parent: Path) -> tuple[Path, locks.Lock | None]:
+    while True:
+        folder = parent / f".musiccm-{secrets.token_hex(8)}.tmp"
+        folder.mkdir()
+        try:
+            lock = locks.take(folder / locks.LOCK)
+        except FileNotFoundError:
+            continue  # swept away between the two lines
+        except locks.NoLocks:
+            return folder, None
+        if lock is not None:
+            return folder, lock
+
+
+def _remove(temporary: Path) -> None:
+    """Remove a temporary folder, its lock file last: what is left half removed can still be told from others'."""
+    with contextlib.suppress(OSError):
+        for path in temporary.iterdir():
+            if path.name == locks.LOCK:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        (temporary / locks.LOCK).unlink(missing_ok=True)
+        temporary.rmdir()
+
+
+def _exchange(staging: Path, folder: Path) -> None:
+    """Put a folder in the place of another, which goes where it will be removed with everything temporary."""
+    replaced = staging.with_name(f"{locks.LOCK}.replaced")
+    if folder.exists():
+        folder.rename(replaced)
+    try:
+        staging.rename(folder)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(folder)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from musiccm.commands import _checkpoints
 from musiccm.commands._checkpoints import CheckpointFiles
 from musiccm.errors import MusiccmError
 
@@ -30,7 +29,7 @@ def test_a_write_that_fails_leaves_the_checkpoint_before_it(
     if fails == "while it is written":
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     elif fails == "when the disk confirms":
-        monkeypatch.setattr(_checkpoints.os, "fsync", full)
+        monkeypatch.setattr("musiccm.files.os.fsync", full)
     else:
         monkeypatch.setattr("musiccm.files.os.replace", full)
     try:

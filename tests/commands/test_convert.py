@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from musiccm import cli
 from musiccm.errors import MusiccmError
+from musiccm.files import replacing_folder
 from musiccm.models import heads
 from musiccm.models.bundle import Bundle, save_settings
 from musiccm.pipeline import Pipeline
@@ -152,7 +153,7 @@ def test_a_part_that_two_files_hold(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_bundle_is_only_replaced_on_request(
-    files: OriginalFiles, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["convert", "--bundle", str(bundle), "--out"]
     (tmp_path / "notes").mkdir()
@@ -163,7 +164,13 @@ def test_a_bundle_is_only_replaced_on_request(
     assert cli.main([*command, str(tmp_path / "copy")]) == 0
     assert cli.main([*command, str(tmp_path / "copy")]) == 2
     assert "--overwrite" in capsys.readouterr().err
+    with replacing_folder(tmp_path / "copy") as other, monkeypatch.context() as patch:
+        patch.setattr("musiccm.models.convert.completing.complete", None)  # refused at once
+        shutil.copytree(tmp_path / "copy", other)
+        assert cli.main([*command, str(tmp_path / "copy"), "--overwrite"]) == 2
+        assert "copy: in use by `" in capsys.readouterr().err
     assert cli.main([*command, str(tmp_path / "copy"), "--heads", "1,2", "--overwrite"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "notes"]
     assert Bundle.from_pretrained(tmp_path / "copy").unet.config.attention_head_dim == [1, 2]
 
 

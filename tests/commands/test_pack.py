@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from musiccm.cli import main
 from musiccm.commands._precision import choose, half_rounded, relative_change
 from musiccm.commands._quality import figures
+from musiccm.files import replacing_folder
 from musiccm.models.bundle import Bundle
 from tests.tiny_bundle import build_random_bundle
 
@@ -156,7 +157,12 @@ def test_refusals_leave_what_was_there(world, packed, capsys, tmp_path):
     message = capsys.readouterr().err
     assert "--max-mb 0.01" in message and "Traceback" not in message
     assert (packed[0] / "quality.json").read_bytes() == before
-    assert not list(world.glob(".*.part"))
+    assert not list(world.glob(".musiccm*"))
+    with pytest.raises(KeyboardInterrupt), replacing_folder(packed[0]):
+        assert main(arguments(world)) == 2
+        assert "packed: in use by `" in capsys.readouterr().err
+        raise KeyboardInterrupt
+    assert (packed[0] / "quality.json").read_bytes() == before
     (world / "diary").mkdir(exist_ok=True)
     (world / "diary/monday.txt").write_text("dear diary")
     assert main(arguments(world, to="diary")) == 2 and (world / "diary/monday.txt").exists()

@@ -13,7 +13,9 @@ import yaml
 from musiccm.audio import LogMel, fixed_window, read_audio
 from musiccm.cli import main
 from musiccm.data.module import MusicDataModule
+from musiccm.locks import locked_folder
 from musiccm.models.bundle import Bundle
+from tests.leftovers import leave_half_file
 from tests.tiny_bundle import build_random_bundle
 
 SAMPLES = 8 * 16 * 160  # what the tiny bundle's U-Net takes: 1.28 s
@@ -81,6 +83,45 @@ def test_a_changed_vae_makes_the_cache_stale(world, capsys):
     assert main(["prepare", "latents", "--config", str(world / "x.yaml"), "--bundle", str(world / "other")]) == 2
     message = capsys.readouterr().err
     assert "model is" in message and "--overwrite" in message and "Traceback" not in message
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*")
+            if path.is_file() and path.name != "encoding.json"}  # which says how long it took
+
+
+def test_latents_and_index_are_the_same_bytes_twice(world, tmp_path):
+    latents = ["prepare", "latents", "--config", str(world / "x.yaml"), "--shard-size", "5", "--cache-dir"]
+    index = ["prepare", "index", "--root", str(world / "corpus" / "train"), "--out"]
+    for name, workers in (("first", 1), ("second", 3)):
+        assert main([*latents, str(tmp_path / f"latents-{name}")]) == 0
+        assert main([*index, str(tmp_path / f"index-{name}"), "--workers", str(workers)]) == 0
+    for kind, lost in (("latents", "train/shard-00001.safetensors"), ("index", "rows-00000.safetensors")):
+        first, second = tmp_path / f"{kind}-first", tmp_path / f"{kind}-second"
+        expected = contents(first)
+        assert len(expected) >= 4 and contents(second) == expected
+        # As a kill leaves it: gone on with, it is the same again.
+        (second / lost).unlink()
+        leave_half_file((second / lost).parent)
+        assert main([*(latents if kind == "latents" else index), str(second)]) == 0
+        assert contents(second) == expected
+
+
+def test_a_second_process_is_told_who_the_first_is(world, tmp_path, capsys):
+    commands = {
+        world / "corpus": ["prepare", "demo", "--out", str(world / "corpus"), "--tracks", "12", "--seed", "5"],
+        tmp_path / "latents": ["prepare", "latents", "--config", str(world / "x.yaml"), "--cache-dir",
+                               str(tmp_path / "latents"), "--overwrite"],
+        tmp_path / "index": ["prepare", "index", "--root", str(world / "corpus" / "train"), "--out",
+                             str(tmp_path / "index"), "--overwrite"],
+    }
+    for folder, command in commands.items():
+        with locked_folder(folder):
+            before = contents(folder)
+            assert main(command) == 2
+            assert f"{folder}: in use by `" in (shown := capsys.readouterr().err) and "Traceback" not in shown
+            assert contents(folder) == before
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("change", "expected"), [

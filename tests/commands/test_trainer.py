@@ -1,6 +1,7 @@
 """Experiments through `musiccm fit` and `musiccm test`, with a toy model in place of the real ones."""
 
 import logging
+import os
 import signal
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import pytest
 import torch
 import yaml
 
-from musiccm import cli
+from musiccm import cli, locks
 from musiccm.commands._trainer import find_checkpoint
 from musiccm.config import load_experiment
 from musiccm.errors import MusiccmError
+from musiccm.locks import locked_folder
+from tests.leftovers import leave_half_file
 
 TOY = """
 import torch
@@ -130,6 +133,47 @@ def test_saved_config_runs_again_and_resuming_stays_in_its_folder(here):
     assert torch.load(find_checkpoint("newest", runs), weights_only=True)["global_step"] == 6
 
 
+def test_a_run_that_goes_on_is_left_alone(here, capsys):
+    """By whoever would go on in its folder; a run of its own gets the next one."""
+    assert cli.main(["fit", "--config", "toy.yaml"]) == 0
+    runs = here / "lightning_logs/toy"
+    with locked_folder(runs / "version_0"):
+        before = sorted(path for path in runs.rglob("*"))
+        for command in (["fit", "--trainer.max_steps", "6"], ["test"]):
+            assert cli.main([command[0], "--config", "toy.yaml", "--ckpt_path", "newest", *command[1:]]) == 2
+            shown = capsys.readouterr().err
+            assert "version_0: in use by `" in shown and "Traceback" not in shown
+        assert sorted(runs.rglob("*")) == before
+        assert cli.main(["fit", "--config", "toy.yaml"]) == 0
+    assert sorted(path.name for path in runs.iterdir()) == ["version_0", "version_1"]
+    assert not list(runs.rglob(".musiccm*"))
+    # Held while it runs, and a folder that another run makes at the same moment is not taken for its own.
+    held = []
+    seen = toy_module().Toy
+    original = seen.training_step
+
+    def step(self, *arguments):
+        held.append(locks.holder(Path(self.trainer.log_dir) / locks.LOCK))
+        return original(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seen, "training_step", step)
+        listed = locks.os.listdir
+        patch.setattr(locks.os, "listdir", lambda path: [n for n in listed(path) if n != "version_1"])
+        assert cli.main(["fit", "--config", "toy.yaml"]) == 0
+    assert sorted(path.name for path in runs.iterdir()) == ["version_0", "version_1", "version_2"]
+    assert len(held) == 4 and all(f"process {os.getpid()} on" in str(who) for who in held)
+
+
+def test_a_start_removes_what_killed_runs_of_the_experiment_left(here):
+    runs = here / "lightning_logs/toy"
+    for folder in ("version_0/checkpoints", "version_3/samples", ""):
+        leave_half_file(runs / folder)
+    assert cli.main(["fit", "--config", "toy.yaml", "--ckpt_path", "auto"]) == 0
+    assert not list(runs.rglob(".musiccm*"))
+    assert find_checkpoint("newest", runs).startswith(str(runs / "version_4")), "nothing was found to go on from"
+
+
 def test_last_ckpt_holds_the_last_step_whatever_the_cadence(here):
     saver = "pytorch_lightning.callbacks.ModelCheckpoint"
     (here / "odd.yaml").write_text(
@@ -174,8 +218,6 @@ def test_bad_arguments_are_one_message(here, capsys, arguments, said):
 
 
 def test_newest_checkpoint_is_the_last_written(tmp_path):
-    import os
-
     for age, name in [(3, "version_2/checkpoints/a.ckpt"), (1, "version_0/checkpoints/b.ckpt")]:
         path = tmp_path / name
         path.parent.mkdir(parents=True)
@@ -186,3 +228,10 @@ def test_newest_checkpoint_is_the_last_written(tmp_path):
     assert find_checkpoint(None, tmp_path) is None
     with pytest.raises(MusiccmError):
         find_checkpoint("newest", tmp_path / "none")
+    # None of these is a checkpoint of a run, however new it is.
+    leave_half_file(tmp_path / "version_2/checkpoints", "last.ckpt")
+    (tmp_path / "version_2/checkpoints/folder.ckpt").mkdir()
+    (tmp_path / "version_2/checkpoints/gone.ckpt").symlink_to(tmp_path / "gone")
+    (tmp_path / "version_2.bak/checkpoints").mkdir(parents=True)
+    (tmp_path / "version_2.bak/checkpoints/last.ckpt").touch()
+    assert find_checkpoint("newest", tmp_path) == str(tmp_path / "version_0/checkpoints/b.ckpt")

@@ -19,6 +19,8 @@ from musiccm.data.latents import LatentCache
 from musiccm.data.module import MusicDataModule
 from musiccm.data.window_index import WindowIndex
 from musiccm.errors import MusiccmError
+from musiccm.locks import locked_folder
+from tests.leftovers import leave_half_file
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,7 @@ def test_a_killed_run_goes_on_with_what_is_missing(root, tmp_path):
     assert [(u.kind, u.number, u.first, u.last) for u in units] == [
         ("shard", 0, 0, 6), ("shard", 1, 6, 12), ("shard", 2, 12, 18), ("shard", 3, 18, 20), ("text", 0, 0, 60)]
     writer.write(units[3], fake_encode(writer.index, units[3]))
-    (tmp_path / "cache" / ".shard-00001.safetensors.abcd").write_bytes(b"half a file")
+    leave_half_file(tmp_path / "cache", "shard-00001.safetensors")
     with pytest.raises(MusiccmError, match="4 of 5 files are missing, first shard-00000"):
         LatentCache(tmp_path / "cache")
     again = make_writer(root, tmp_path / "cache", shard_size=99)  # a cache that was begun keeps its own
@@ -100,6 +102,13 @@ def test_a_killed_run_goes_on_with_what_is_missing(root, tmp_path):
     assert names == sorted(path.name for path in (tmp_path / "whole").iterdir()) and len(names) == 7
     for name in names:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cache" / name).read_bytes()
+
+
+def test_a_cache_that_is_being_written_is_not_read(root, tmp_path):
+    writer = make_cache(root, tmp_path / "cache" / "train")
+    with locked_folder(tmp_path / "cache"), pytest.raises(MusiccmError, match=r"being written by `.*` \(process \d+"):
+        LatentCache(tmp_path / "cache" / "train", writer.key)
+    assert len(LatentCache(tmp_path / "cache" / "train", writer.key)) == 20
 
 
 def test_a_damaged_file_is_named_and_written_again(root, tmp_path):

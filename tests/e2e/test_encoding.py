@@ -74,7 +74,7 @@ def test_any_number_of_processes_and_a_kill_give_the_same_cache(
     assert killed.returncode != 0 and "Signal 9" in printed, printed  # and it has ended: the other did not wait on
     left = contents(tmp_path / "cache")
     shards = [name for name in left if "/shard-" in name]
-    assert 2 <= len(shards) < 10 and [name for name in left if "/.shard-" in name], "killed in the middle of a file"
+    assert 2 <= len(shards) < 10 and [name for name in left if "/.musiccm-" in name], "killed in the middle of a file"
 
     resumed = torchrun(3, [*command, "--cache-dir", "cache"])
     for process in (alone, resumed):

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from musiccm.errors import MusiccmError
+from musiccm.locks import locked_folder
 from musiccm.metrics import SimAA
 from musiccm.metrics.faiss_search import FaissSearch, build_faiss
 from musiccm.metrics.gallery import RowGallery
@@ -77,6 +78,32 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert len(calls) == 4
 
 
+def test_the_same_index_is_the_same_bytes(tmp_path: Path) -> None:
+    """Whole, and with shards of an earlier version, which had a second entry beside the digest, counted as they were."""
+    def contents(name: str) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+
+    clips = [PlannedClip(f"c{n}", "x", [0.0]) for n in range(24)]  # in as many shards: two orders would show
+    for name in ("first", "second"):
+        write_index(tmp_path / name, KEY, {}, clips, 3, lambda a, b: torch.eye(3)[:1] * (a % 5), shard_rows=1)
+    assert contents("first") == contents("second") and len(contents("first")) == 26
+    assert TrainingIndex(tmp_path / "first").about["silent_windows"] == 5
+    for path in (tmp_path / "second").glob("rows-*"):
+        rows = load_file(path)["audio"]
+        damage(path, lambda _, rows=rows: rows)
+    write_index(tmp_path / "second", KEY, {}, clips, 3, lambda a, b: torch.ones(1, 3), shard_rows=1)
+    assert TrainingIndex(tmp_path / "second").about["silent_windows"] == 0, "as those shards say themselves"
+
+
+def test_an_index_that_is_being_written_is_told(tmp_path: Path) -> None:
+    with locked_folder(tmp_path / "index"):
+        with pytest.raises(MusiccmError, match="index is being written by"):
+            TrainingIndex(tmp_path / "index")
+        (tmp_path / "index" / "x").write_text("")
+    with pytest.raises(MusiccmError, match="no index of training clips here"):
+        TrainingIndex(tmp_path / "index")
+
+
 def test_silent_windows_are_similar_to_nothing(tmp_path: Path) -> None:
     write_index(tmp_path, KEY, {}, [PlannedClip("a", "a", [0.0]), PlannedClip("b", "b", [0.0])], 2,
                 lambda first, last: torch.tensor([[0.0, 0.0], [-1.0, 0.0]]))
@@ -108,7 +135,7 @@ def damage(path: Path, change) -> None:
     tensors = load_file(path)
     tensors["audio"] = change(tensors["audio"].clone())
     metadata = {"digest": json.loads((path.parent / "index.json").read_text())["digest"], "silent": "0"}
-    save_file(tensors, path, metadata=metadata)
+    save_file({"audio": tensors["audio"]}, path, metadata=metadata)
 
 
 def cut(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,9 +60,4 @@ def reason(error: Exception) -> str:
 
 
 def _write(path: Path, buffer: io.BytesIO) -> None:
-    with open(path, "wb") as file:
-        file.write(buffer.getbuffer())
-        file.flush()
-        # File systems that allocate late say only here that the disk is full; and what is renamed must be whole even
-        # where the machine loses its power.
-        os.fsync(file.fileno())
+    path.write_bytes(buffer.getbuffer())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,6 +18,7 @@ from musiccm.data.encoding import EncodingData
 from musiccm.data.fingerprint import ENCODING_PARTS, bundle_fingerprint
 from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
+from musiccm.locks import locked_folder
 from musiccm.models.bundle import Bundle
 from musiccm.systems.encoding import Encoder
 
@@ -59,7 +62,7 @@ def encode_corpus(
 ) -> None:
     """Encode both folders of an experiment's corpus into its latent cache; a killed run goes on where it stopped.
 
-    Under torchrun every process encodes files of its own.
+    Under torchrun every process encodes files of its own. One run at a time works on a cache.
 
     Args:
         configs: Experiment files.
@@ -70,7 +73,7 @@ def encode_corpus(
         shard_size: Windows in a file of the cache.
 
     Raises:
-        MusiccmError: Bad configuration, corpus, bundle or cache, each named.
+        MusiccmError: Bad configuration, corpus, bundle or cache, each named; another run works on the cache.
     """
     if min(batch_size, shard_size) < 1:
         raise MusiccmError(f"--batch-size and --shard-size must be at least 1, found {batch_size} and {shard_size}")
@@ -79,8 +82,10 @@ def encode_corpus(
     work = EncodingData(data, bundle_fingerprint(bundle.path), batch_size, shard_size, overwrite)
     encoder = Encoder(bundle, work)
     trainer = make_trainer(device)
-    trainer.predict(encoder, datamodule=work, return_predictions=False)
-    report = encoder.finish(trainer.strategy)
+    # For all processes of a run: the others wait for the first, and are ended with it.
+    with locked_folder(Path(str(data.cache_dir))) if trainer.is_global_zero else contextlib.nullcontext():
+        trainer.predict(encoder, datamodule=work, return_predictions=False)
+        report = encoder.finish(trainer.strategy)
     if trainer.is_global_zero:
         print(summary(report), flush=True)
 

@@ -20,6 +20,7 @@ from musiccm.data.labels import Clip
 from musiccm.data.module import MusicDataModule
 from musiccm.data.reading import Entry, Listing, Rules, read_split
 from musiccm.errors import MusiccmError
+from musiccm.locks import locked_folder
 from musiccm.metrics.clap_windows import ClapWindows, HeardFile
 from musiccm.metrics.index import TrainingIndex
 from musiccm.metrics.index_writer import PlannedClip, write_index
@@ -35,15 +36,20 @@ def prepare_index(args: argparse.Namespace) -> None:
         args: Its arguments.
 
     Raises:
-        MusiccmError: Bad settings, corpus, bundle or index, each named.
+        MusiccmError: Bad settings, corpus, bundle or index, each named; another process writes the index.
     """
     out = Path(args.out)
     if args.from_cache and not args.config:
         raise MusiccmError("--from-cache: expected --config with an experiment that has a latent cache, found --root")
     if args.faiss:
-        from musiccm.metrics.faiss_search import build_faiss, import_faiss
+        from musiccm.metrics.faiss_search import import_faiss
 
         import_faiss()
+    with locked_folder(out):
+        _fill(out, args)
+
+
+def _fill(out: Path, args: argparse.Namespace) -> None:
     if args.root:
         _index_clips(out, args, _folder_clips(Path(args.root), out), args.bundle or "musiccm-tiny", args.root)
     else:
@@ -61,6 +67,8 @@ def prepare_index(args: argparse.Namespace) -> None:
     print(f"{out}: {index.n_clips} training clips, {index.n_rows} windows of {index.window_s:g} s"
           + (f", {silent} of them silent and similar to nothing" if silent else ""))
     if args.faiss:
+        from musiccm.metrics.faiss_search import build_faiss
+
         print(f"{out}: FAISS {build_faiss(index, None if args.faiss == 'auto' else args.faiss)}")
 
 

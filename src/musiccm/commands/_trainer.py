@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -13,6 +17,7 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from musiccm.callbacks.divergence import Divergence
 from musiccm.callbacks.last_step import LastStep
@@ -20,6 +25,8 @@ from musiccm.callbacks.preemption import Preemption
 from musiccm.callbacks.provenance import SaveConfigWithProvenance
 from musiccm.commands._checkpoints import CheckpointFiles
 from musiccm.errors import MusiccmError
+from musiccm.files import sweep_below
+from musiccm.locks import LOCK, hold, reserve_version
 
 LOG_FOLDER = "lightning_logs"
 
@@ -29,10 +36,16 @@ class TrainerCLI(LightningCLI):
 
     `--ckpt_path newest` takes the newest checkpoint of the experiment, `--ckpt_path auto` does too where there is
     one. Working on a checkpoint of the experiment continues in the folder that it lies in, so that the results of
-    `musiccm test` stand beside the weights they describe.
+    `musiccm test` stand beside the weights they describe. One process (or group of ranks) at a time works in a
+    run's folder.
+
+    Args:
+        args: The subcommand and its arguments.
+        held: Lets go of the run's folder in the end.
     """
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], held: ExitStack) -> None:
+        self.held = held
         # Interpolation must be relative to the subcommand, and be carried out after command-line overrides.
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         parser_kwargs = {"parser_mode": "omegaconf+", "exit_on_error": False}
@@ -74,9 +87,14 @@ class TrainerCLI(LightningCLI):
         return Path(options.trainer.default_root_dir or ".") / LOG_FOLDER / options.experiment
 
     def before_instantiate_classes(self) -> None:
-        """Find the checkpoint before the model is built, so that a wrong path fails at once."""
+        """Find the checkpoint, and take its run's folder, before the model is built: what is wrong fails at once."""
         options = self.config[self.subcommand]
         options.ckpt_path = find_checkpoint(options.ckpt_path, self.runs_folder)
+        if is_first_process():
+            sweep_below(self.runs_folder)
+            version = _version_of(options.ckpt_path, self.runs_folder)
+            if version is not None and options.trainer.logger in (None, True):
+                self.held.enter_context(held_run(self.runs_folder / version))
 
     def instantiate_trainer(self, **kwargs) -> Trainer:
         """Build the Trainer, with a TensorBoard logger and our checkpoint files unless the YAML names others."""
@@ -84,7 +102,7 @@ class TrainerCLI(LightningCLI):
         if options.trainer.logger in (None, True):
             version = _version_of(options.ckpt_path, self.runs_folder)
             folder = self.runs_folder
-            kwargs["logger"] = TensorBoardLogger(str(folder.parent), name=folder.name, version=version)
+            kwargs["logger"] = RunLogger(self.held, str(folder.parent), name=folder.name, version=version)
         if options.trainer.plugins is None:
             kwargs["plugins"] = [CheckpointFiles()]
         trainer = super().instantiate_trainer(**kwargs)
@@ -98,6 +116,56 @@ class TrainerCLI(LightningCLI):
         # Behind the checkpoint callbacks, which Lightning sorts to the end.
         trainer.callbacks += [LastStep(), Preemption()]
         return trainer
+
+
+class RunLogger(TensorBoardLogger):
+    """Makes and holds the run's folder where it is first asked for it: no mistake in an argument leaves one behind.
+
+    The first process alone does so. The others number a folder for themselves, as Lightning has it, and write nothing
+    there: whoever needs the folder in all processes asks `trainer.log_dir`, which the first one answers.
+
+    Args:
+        held: Lets go of the folder in the end.
+        *args: Of `TensorBoardLogger`.
+        **kwargs: Of `TensorBoardLogger`.
+    """
+
+    def __init__(self, held: ExitStack, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._held = held
+
+    @property
+    def version(self) -> int | str:
+        """The run's number or folder; a new run's is reserved by making the folder."""
+        if self._version is None and is_first_process():
+            folder = reserve_version(Path(self.root_dir))
+            self._version = folder.name
+            self._held.enter_context(held_run(folder))
+        return super().version
+
+
+@contextmanager
+def held_run(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, and remove it if nothing was written there.
+
+    Args:
+        folder: `version_N`.
+
+    Raises:
+        MusiccmError: Another process works in it.
+    """
+    lock = hold(folder / LOCK, folder, "give --ckpt_path a copy of the checkpoint that lies elsewhere")
+    try:
+        yield
+    finally:
+        lock.release()
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def is_first_process() -> bool:
+    """Whether this is rank 0 as far as the launcher's variables tell, before Lightning has counted the processes."""
+    return rank_zero_only.rank == 0 and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def find_checkpoint(wanted: str | None, runs: Path) -> str | None:
@@ -116,11 +184,9 @@ def find_checkpoint(wanted: str | None, runs: Path) -> str | None:
     if wanted is None:
         return None
     if wanted in ("newest", "auto"):
-        found = sorted(
-            runs.glob("version_*/checkpoints/*.ckpt"), key=lambda p: (p.stat().st_mtime_ns, p.name == "last.ckpt")
-        )
+        found = [found for path in runs.glob("version_*/checkpoints/*.ckpt") if (found := _age(path)) is not None]
         if found:
-            return str(found[-1])
+            return str(max(found)[-1])
         if wanted == "auto":
             return None
         raise MusiccmError(f"--ckpt_path newest: no checkpoint under {runs}; train first, or name a checkpoint file")
@@ -129,6 +195,16 @@ def find_checkpoint(wanted: str | None, runs: Path) -> str | None:
             f"--ckpt_path {wanted} does not exist; expected a checkpoint file, or `newest` for this experiment's latest"
         )
     return wanted
+
+
+def _age(path: Path) -> tuple[int, bool, Path] | None:
+    """What decides which checkpoint is the newest; None for what is none, or has just been removed by its run."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    whole = stat.S_ISREG(status.st_mode) and re.fullmatch(r"version_\d+", path.parent.parent.name)
+    return (status.st_mtime_ns, path.name == "last.ckpt", path) if whole else None
 
 
 def _version_of(ckpt_path: str | None, runs: Path) -> str | None:
@@ -156,7 +232,8 @@ def main(argv: list[str]) -> int:
         lambda record: "Tip:" not in record.getMessage()
     )
     try:
-        TrainerCLI(argv)
+        with ExitStack() as held:
+            TrainerCLI(argv, held)
     except RuntimeError as error:
         if not _lost_another_process(error):
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     import torch
 
+    from musiccm.files import replacing_folder
     from musiccm.models.bundle import Bundle
     from musiccm.models.convert.assemble import Sources, assemble
     from musiccm.models.convert.completing import complete
@@ -45,29 +45,23 @@ def main(argv: list[str]) -> int:
     other = "bundle" if args.ldm else "ldm"
     if stray := [f"--{name.replace('_', '-')}" for name in only[other] if getattr(args, name) is not None]:
         raise MusiccmError(f"{', '.join(stray)}: only goes with --{other}, not with --{kind}; leave it out")
-    if kind == "ldm":
-        if args.weights is None:
-            raise MusiccmError("--weights: expected ema (the average that MusicLDM samples with) or raw (those of the "
-                               "last step), found nothing; the file may hold both, and they differ")
-        stated = {name: getattr(args, name) for name in (*only["ldm"], "clap") if getattr(args, name) is not None}
-        made = assemble(Sources(ldm=args.ldm, **stated))
-    else:
-        made = complete(args.bundle, args.clap, heads(args.heads))
-    if args.audiomae:
-        from musiccm.models.convert.audiomae import audiomae_from_original
+    if kind == "ldm" and args.weights is None:
+        raise MusiccmError("--weights: expected ema (the average that MusicLDM samples with) or raw (those of the "
+                           "last step), found nothing; the file may hold both, and they differ")
+    with replacing_folder(out) as staging:
+        refuse_to_overwrite(out, args.overwrite, args.bundle)  # as it is now that no other process can make it
+        if kind == "ldm":
+            stated = {name: getattr(args, name) for name in (*only["ldm"], "clap") if getattr(args, name) is not None}
+            made = assemble(Sources(ldm=args.ldm, **stated))
+        else:
+            made = complete(args.bundle, args.clap, heads(args.heads))
+        if args.audiomae:
+            from musiccm.models.convert.audiomae import audiomae_from_original
 
-        features, dropped, ignored = audiomae_from_original(args.audiomae, made.mel)
-        made.add("evaluators/audiomae", features, args.audiomae, dropped, ignored)
-    staging = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
+            features, dropped, ignored = audiomae_from_original(args.audiomae, made.mel)
+            made.add("evaluators/audiomae", features, args.audiomae, dropped, ignored)
         write(made, staging, getattr(torch, args.dtype))
         _ = Bundle.from_pretrained(staging).unet  # what would be refused later is refused here
-        if out.exists():
-            shutil.rmtree(out)
-        staging.replace(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     print(summary(made.record, out))
     return 0
 

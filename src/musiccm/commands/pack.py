@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     from musiccm.commands._bundle_card import card
     from musiccm.commands.export import read_results
-    from musiccm.files import write_atomically, write_json
+    from musiccm.files import replacing_folder, write_atomically, write_json
     from musiccm.models.bundle import Bundle
 
     source, target = Path(args.source), Path(args.to)
@@ -50,10 +50,9 @@ def main(argv: list[str]) -> int:
     if missing:
         print(f"{source}: lacks {', '.join(missing)}; packing the rest, without the figures that need them")
     refuse_to_overwrite(target, source)
-    data = corpus(args.corpus, bundle, present, args.n, args.clip_samples)
-    staging = target.with_name(f".{target.name}.part")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
+    with replacing_folder(target) as staging:
+        refuse_to_overwrite(target, source)  # as it is now that no other process can make it
+        data = corpus(args.corpus, bundle, present, args.n, args.clip_samples)
         precision = write_parts(bundle, present, staging, next(iter(data.test_dataloader())), args.tolerance)
         stages = stage_records(source, Path(args.stages), staging)
         size = size_of(staging)
@@ -67,11 +66,6 @@ def main(argv: list[str]) -> int:
         }
         write_json(staging / "quality.json", quality)
         write_atomically(staging / "MODEL_CARD.md", lambda path: _write(path, card(args.name, quality, rows)))
-        shutil.rmtree(target, ignore_errors=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging.replace(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     for part, record in precision.items():
         change = record["relative_change"]
         print(f"  {part:<22} {record['dtype']}" + (f"  relative change {change:.1e}" if change is not None else ""))

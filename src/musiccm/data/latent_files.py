@@ -25,7 +25,7 @@ from musiccm.data.fingerprint import clips_fingerprint
 from musiccm.data.labels import Clip
 from musiccm.data.window_index import WindowIndex
 from musiccm.errors import MusiccmError
-from musiccm.files import write_atomically, write_json
+from musiccm.files import sweep, write_atomically, write_json
 
 FORMAT = 2
 INDEX, COLUMNS = "index.json", "index.safetensors"
@@ -147,8 +147,7 @@ class CacheWriter:
             for path in [*self.folder.glob("shard-*.safetensors"), *self.folder.glob("text-*.safetensors")]:
                 path.unlink()
             begun = None
-        for leftover in [*self.folder.glob(".shard-*"), *self.folder.glob(".text-*")]:
-            leftover.unlink(missing_ok=True)  # half a file of a killed run
+        sweep(self.folder)
         if begun is None or not (self.folder / COLUMNS).is_file():
             self.index.save(self.folder / COLUMNS)
             counts = {"windows": len(self.index), "clips": len(self.index.clip_ids),

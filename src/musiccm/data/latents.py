@@ -13,6 +13,7 @@ from torch import Tensor
 from musiccm.data.latent_files import CAPTIONS_PER_WINDOW, COLUMNS, differences, file_counts, file_path, read_index
 from musiccm.data.window_index import WindowIndex
 from musiccm.errors import MusiccmError
+from musiccm.locks import LOCK, holder
 
 
 class LatentCache:
@@ -27,11 +28,13 @@ class LatentCache:
         key: What it was made from.
 
     Raises:
-        MusiccmError: The cache is missing, unfinished, damaged, or made from something else.
+        MusiccmError: The cache is missing, unfinished, damaged, made from something else, or being written.
     """
 
     def __init__(self, folder: str | Path, expected: dict[str, Any] | None = None) -> None:
         self.folder = Path(folder)
+        if who := holder(self.folder.parent / LOCK):
+            raise MusiccmError(f"{self.folder}: the latent cache is being written by {who}; wait until that has ended")
         found = read_index(self.folder)
         if found is None:
             raise MusiccmError(f"{self.folder}: no latent cache here; run `musiccm prepare latents --config ...` first")

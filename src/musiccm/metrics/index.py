@@ -19,6 +19,7 @@ from torch import Tensor
 
 from musiccm.columns import StringColumn
 from musiccm.errors import MusiccmError
+from musiccm.locks import LOCK, holder
 from musiccm.metrics.gallery import Gallery
 
 FORMAT = 1
@@ -82,6 +83,7 @@ class TrainingIndex(Gallery):
         self.folder = Path(folder)
         content = read_index_file(self.folder)
         if content is None:
+            self._refuse_while_written()
             raise MusiccmError(f"{self.folder}: no index of training clips here (no {INDEX_FILE}); write one with "
                                f"`musiccm prepare index --out {self.folder} ...`")
         self.key: dict[str, Any] = content["key"]
@@ -99,9 +101,14 @@ class TrainingIndex(Gallery):
         self._first_row_of_shard = self.first_row[self._shards[:, 0]]
         missing = [path.name for n in range(len(self._shards)) if not (path := rows_path(self.folder, n)).is_file()]
         if missing:
+            self._refuse_while_written()
             raise MusiccmError(f"{self.folder}: {len(missing)} of {len(self._shards)} shards are missing, first "
                                f"{missing[0]}; {_REBUILD}, it goes on where it stopped")
         self._mapped: OrderedDict[int, Tensor] = OrderedDict()
+
+    def _refuse_while_written(self) -> None:
+        if who := holder(self.folder / LOCK):
+            raise MusiccmError(f"{self.folder}: the index is being written by {who}; wait until that has ended")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mapped": OrderedDict()}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from musiccm.columns import StringColumn
 from musiccm.errors import MusiccmError
-from musiccm.files import write_atomically, write_json
+from musiccm.files import sweep, write_atomically, write_json
 from musiccm.metrics.index import COLUMNS_FILE, FORMAT, INDEX_FILE, read_index_file, rows_path
 from musiccm.metrics.text_audio import unit_rows
 
@@ -65,6 +65,7 @@ def write_index(
         MusiccmError: No clip; the folder holds an index of something else; `embed` gave another shape or NaN; the disk
             is full.
     """
+    sweep(folder)
     if not clips:
         raise MusiccmError(f"{folder}: expected training clips to index, found none; check the experiment or folder")
     if any("\0" in clip.id or not clip.id or not len(clip.starts_s) for clip in clips):
@@ -87,9 +88,9 @@ def write_index(
     silent = 0
     for number, (first, last) in enumerate(shards):
         path, rows = rows_path(folder, number), int(first_row[last] - first_row[first])
-        if (known := _is_whole(path, digest)) is not None:
+        if (known := _silent_windows(path, digest)) is not None:
             skipped(rows)
-            silent += int(known["silent"])
+            silent += known
             continue
         silent += _write_rows(path, embed(first, last), rows, width, digest, clips[first].id)
     content = read_index_file(folder)
@@ -127,14 +128,22 @@ def _write_columns(folder: Path, clips: Sequence[PlannedClip], first_row: np.nda
     write_atomically(folder / COLUMNS_FILE, lambda path: save_file(tensors, path, metadata={"digest": digest}))
 
 
-def _is_whole(path: Path, digest: str) -> dict[str, str] | None:
-    """What a finished file of this index says of itself; None for a missing, damaged or foreign one."""
+def _is_whole(path: Path, digest: str) -> bool:
+    """Whether a file is there, whole and of this very index."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            return (file.metadata() or {}).get("digest") == digest
     except (OSError, SafetensorError):
+        return False
+
+
+def _silent_windows(path: Path, digest: str) -> int | None:
+    """How many silent windows a finished shard has; None for a missing, damaged or foreign one."""
+    if not _is_whole(path, digest):
         return None
-    return metadata if metadata.get("digest") == digest else None
+    with safe_open(path, framework="pt") as file:
+        # Earlier versions had it beside the digest, where safetensors writes several entries in any order.
+        return int(file.get_tensor("silent")) if "silent" in file.keys() else int(file.metadata()["silent"])
 
 
 def _write_rows(path: Path, rows_ND: Tensor, rows: int, width: int, digest: str, first_id: str) -> int:
@@ -146,6 +155,7 @@ def _write_rows(path: Path, rows_ND: Tensor, rows: int, width: int, digest: str,
                            f"{list(unit.shape)}{'' if finite else ', with NaN'}, from clip {first_id} on; check the "
                            "CLAP weights")
     silent = int((unit == 0).all(dim=1).sum())
-    metadata = {"digest": digest, "silent": str(silent)}
-    write_atomically(path, lambda temporary: save_file({"audio": unit}, temporary, metadata=metadata))
+    tensors = {"audio": unit, "silent": torch.tensor(silent)}
+    # A single entry: safetensors writes several in any order, and the index would not be the same bytes twice.
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"digest": digest}))
     return silent

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from musiccm.data.demo.captions import tags
 from musiccm.data.demo.folder import COMPOSER_VERSION, claimed, write_all
 from musiccm.data.demo.tracks import make_track, write_encoded
+from musiccm.files import write_text
 
 
 def write_track(root: Path, seed: int, split: str, index: int) -> str:
@@ -21,10 +21,7 @@ def write_track(root: Path, seed: int, split: str, index: int) -> str:
     attributes = track.attributes
     original = {"title": track.texts[-1], "bpm": attributes.bpm, "root": attributes.root,
                 "attributes": attributes.labels()}
-    partial_label = label.with_suffix(".part")
-    partial_label.write_text(
-        json.dumps({"text": track.texts, "tag": tags(attributes), "original_data": original}, indent=1))
-    os.replace(partial_label, label)
+    write_text(label, json.dumps({"text": track.texts, "tag": tags(attributes), "original_data": original}, indent=1))
     # Last, as an existing file means a finished track.
     write_encoded(audio, track.waveform_S, format="FLAC", subtype="PCM_16")
     return stem

@@ -14,7 +14,8 @@ from typing import Any
 from tqdm import tqdm
 
 from musiccm.errors import MusiccmError
-from musiccm.files import write_json
+from musiccm.files import sweep_below, write_json
+from musiccm.locks import locked_folder
 
 #: Raised whenever the same (seed, index) would sound different.
 COMPOSER_VERSION = 1
@@ -30,14 +31,16 @@ def claimed(out: Path, tracks: int, identity: Mapping[str, Any]) -> Iterator[Non
         identity: What decides the corpus' content.
 
     Raises:
-        MusiccmError: It holds another corpus or something else, or a file cannot be written.
+        MusiccmError: It holds another corpus or something else, another process writes it, or a file cannot be written.
     """
     if tracks < 1:
         raise MusiccmError(f"--tracks must be at least 1, found {tracks}.")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _check_owner(out, dict(identity))
-        yield
+        with locked_folder(out):
+            sweep_below(out)
+            _check_owner(out, dict(identity))
+            yield
     except OSError as error:
         message = f"Cannot write the demo corpus in {out}: {error}. Free space or choose another --out."
         raise MusiccmError(message) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from musiccm.data.demo.captions import captions
 from musiccm.data.demo.instruments import SAMPLE_RATE_HZ
 from musiccm.data.demo.render import render
 from musiccm.data.demo.world import Attributes, draw_attributes, track_rng
+from musiccm.files import write_atomically
 
 DURATION_S = 10.24
 
@@ -50,11 +50,13 @@ def write_encoded(path: Path, waveform_S: np.ndarray, **options) -> None:
         **options: Of `soundfile.write`: format, subtype and so on.
 
     Raises:
-        OSError: The disk is full or not writable.
+        MusiccmError: The disk is full or not writable.
     """
-    partial = path.with_suffix(".part")
     # Through memory, so that a full disk is an OSError with its cause; soundfile would fail an assertion.
     encoded = io.BytesIO()
     soundfile.write(encoded, waveform_S, SAMPLE_RATE_HZ, **options)
-    partial.write_bytes(encoded.getbuffer())
-    os.replace(partial, path)
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(encoded.getbuffer())
+
+    write_atomically(path, write)
