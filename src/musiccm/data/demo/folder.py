@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from musiccm.errors import MusiccmError
 from musiccm.files import write_json
+from musiccm.signals import in_worker, leaving_queue
 
 #: Raised whenever the same (seed, index) would sound different.
 COMPOSER_VERSION = 1
@@ -62,8 +63,9 @@ def write_all(
     """
     counts = {"train": tracks, "test": max(16, tracks // 8) if test_tracks is None else test_tracks}
     for split, count in counts.items():
-        with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-            done = pool.map(partial(write, out, seed, split), range(count), chunksize=8)
+        with leaving_queue(ProcessPoolExecutor(workers or os.cpu_count(), initializer=in_worker)) as pool:
+            # One by one: whoever is told to leave waits for the tracks that are being written.
+            done = pool.map(partial(write, out, seed, split), range(count))
             for _ in tqdm(done, f"rendering {split}", count, unit="track"):
                 pass
     return counts
