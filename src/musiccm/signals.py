@@ -215,7 +215,7 @@ def _stop(number: int, why: str) -> None:
 
 @contextlib.contextmanager
 def leaving_queue(pool: ExecutorT) -> Iterator[ExecutorT]:
-    """A pool of threads or processes that is closed without its queue: whatever ends it waits for begun work alone.
+    """A pool that an exception closes without its queue, when what was begun is done.
 
     Args:
         pool: The pool; on its own it would finish all that was handed in before an exception gets through.
