@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-from musiccm import __version__, commands
+from musiccm import __version__, commands, signals
 from musiccm.config import merge_config_arguments
 from musiccm.errors import MusiccmError
 
@@ -33,14 +33,21 @@ def main(argv: list[str] | None = None) -> int:
         argv: The arguments without the program's name; by default those of the process.
 
     Returns:
-        0 for success, 2 for something the user can mend (arguments, files, disk space), 130 after Ctrl-C, 141 when
-        the reader of our output has gone, 1 for everything else.
+        0 for success, 2 for something the user can mend (arguments, files, disk space), 130 after Ctrl-C, 75, 138 or
+        143 after another signal (docs/launch.md), 141 when the reader of our output has gone, 1 for everything else.
     """
     arguments = sys.argv[1:] if argv is None else argv
+    with signals.handled(resumes=bool(arguments) and arguments[0] in commands.RESUMES):
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()
         return code
+    except signals.Ended as end:
+        return _ended(end)
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # how Lightning leaves after Ctrl-C
             return EXIT_INTERRUPTED
@@ -58,6 +65,15 @@ def main(argv: list[str] | None = None) -> int:
         message, code = describe(error)
         print(f"musiccm: {message}", file=sys.stderr)
         return code
+
+
+def _ended(end: signals.Ended) -> int:
+    code = int(end.code or 0)
+    if not end.said:
+        how = "interrupted" if code == EXIT_INTERRUPTED else f"ended by {signals.name_of(end.number)}"
+        more = f"; run the same command again to go on (exit code {code})" if code == signals.EXIT_REQUEUE else ""
+        print(f"musiccm: {how}{more}", file=sys.stderr)
+    return code
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from musiccm import cli, locks
+from musiccm import cli, locks, signals
 from musiccm.commands._trainer import find_checkpoint
 from musiccm.config import load_experiment
 from musiccm.errors import MusiccmError
@@ -106,7 +106,7 @@ def test_lightning_never_requeues_a_slurm_job_itself(here, monkeypatch):
     handlers = []
     monkeypatch.setattr(toy_module().Toy, "test_step", lambda *_: handlers.append(signal.getsignal(signal.SIGUSR1)))
     assert cli.main(["test", "--config", "toy.yaml", "--ckpt_path", "newest"]) == 0
-    assert handlers and set(handlers) == {signal.SIG_DFL}
+    assert handlers and set(handlers) == {signals._note}
 
 
 def test_the_preset_for_several_devices_gives_way_to_one(here):

@@ -8,16 +8,40 @@ from pytorch_lightning import Callback
 
 
 class Accident(Callback):
-    """`ACCIDENT=<what>:<step>:<rank>`: a signal's name, or `NAN`, before the step of that number, on that process."""
+    """`ACCIDENT=<what>:<step>:<rank>[:<where>]`: what befalls that process: a signal, by its name, or `NAN`.
+
+    Where: before the step of that number is made, or, in the `validation` behind it, before a batch of the held-out
+    clips or (`evaluation`) before clips are generated; listed before the callback that does that.
+    """
+
+    def _due(self, trainer, step, where):
+        what, number, rank, *place = os.environ.get("ACCIDENT", "none:-1:0").split(":")
+        due = (step, trainer.global_rank, [where]) == (int(number), int(rank), place or ["step"])
+        return what if due and not trainer.sanity_checking else None
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        what, step, rank = os.environ.get("ACCIDENT", "none:-1:0").split(":")
-        if trainer.global_step + 1 != int(step) or trainer.global_rank != int(rank):
-            return
+        what = self._due(trainer, trainer.global_step + 1, "step")
         if what == "NAN":
             batch.latents_BCTF.fill_(float("nan"))
-        else:
+        elif what:
             os.kill(os.getpid(), signal.Signals[what])
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if what := self._due(trainer, trainer.global_step, "validation"):
+            os.kill(os.getpid(), signal.Signals[what])
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        if what := self._due(trainer, trainer.global_step, "evaluation"):
+            os.kill(os.getpid(), signal.Signals[what])
+
+
+class Validated(Callback):
+    """Adds a line to `validated` for every validation that came to its end: the step, and the distance."""
+
+    def on_validation_end(self, trainer, pl_module):
+        if not trainer.sanity_checking and trainer.is_global_zero:
+            with open("validated", "a") as file:
+                file.write(f"{trainer.global_step} {float(trainer.callback_metrics['val/fd_tagger_1'])!r}\n")
 
 
 class SaveAtEnd(Callback):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,7 @@ def build_evaluator(
     seed: int,
     batch_size: int,
     progress: bool,
+    between: Callable[[int], Any],
     **suite: Any,
 ) -> Evaluator:
     """An evaluator that has heard its reference.
@@ -122,6 +123,7 @@ def build_evaluator(
         seed: Seed of the noise.
         batch_size: Clips generated together.
         progress: Whether rank zero shows progress bars.
+        between: See `Evaluator`.
         **suite: Further arguments of `MetricSuite`.
 
     Returns:
@@ -133,7 +135,8 @@ def build_evaluator(
     metrics = MetricSuite(
         listener.classifies(system.device), train_clap, listener.groups, tagger=tagger.name if tagger else "", **suite
     )
-    evaluator = Evaluator(listener, metrics, seed, batch_size, system.device, progress and trainer.is_global_zero)
+    shown = progress and trainer.is_global_zero
+    evaluator = Evaluator(listener, metrics, seed, batch_size, system.device, shown, between)
     loader, mine = dealt(clips, count, trainer, batch_size)
     evaluator.set_reference(loader, conditioner.text, mine)
     return evaluator

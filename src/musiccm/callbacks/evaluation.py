@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 
+from musiccm import signals
 from musiccm.audio.mel import LogMel
 from musiccm.callbacks.assembly import (
     TrainClap,
@@ -23,8 +25,9 @@ from musiccm.callbacks.assembly import (
     train_clap_of,
 )
 from musiccm.callbacks.clip_budget import ClipBudget
-from musiccm.callbacks.contenders import fast_students, students, teachers
+from musiccm.callbacks.contenders import Contender, fast_students, students, teachers
 from musiccm.callbacks.evaluator import Evaluator
+from musiccm.callbacks.preemption import leave_together, leaving_together
 from musiccm.callbacks.row_cache import RowCache, machine
 from musiccm.callbacks.shipped import check_shipped, shipped_contenders
 from musiccm.callbacks.table import run_table, write_samples, write_table
@@ -150,8 +153,20 @@ class Evaluation(pl.Callback):
         contenders = students(pl_module, self.val_steps, self.gamma)
         if not contenders:
             return
+        leave_together(trainer)
+        # A process on its own can leave anywhere within; several leave between batches.
+        with signals.interruptible() if trainer.world_size == 1 else nullcontext():
+            figures = self._watched(trainer, pl_module, contenders)
+        # Figures are the same on all ranks, but times are not, and a rank without clips has none.
+        pl_module.log_dict(trainer.strategy.broadcast(figures), sync_dist=True)
+
+    def _watched(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, contenders: list[Contender]
+    ) -> dict[str, float]:
+        """The figures of a validation."""
         evaluator, budget = self._watch(trainer, pl_module)
         n = budget.settle(lambda: sum(evaluator.pace_s(contender) for contender in contenders))
+        evaluator.between = leaving_together(trainer, n)
         if self._teacher_figures is None:
             self._teacher_figures = self._watch_teacher(trainer, pl_module, evaluator, n)
         figures, start = dict(self._teacher_figures), time.perf_counter()
@@ -159,8 +174,7 @@ class Evaluation(pl.Callback):
             row = evaluator.run(contender, limit=local_count(trainer, n)).row
             figures |= {f"val/{key}_{contender.steps}": value for key, value in logged(row).items()}
         budget.spent(time.perf_counter() - start)
-        # Figures are the same on all ranks, but times are not, and a rank without clips has none.
-        pl_module.log_dict(trainer.strategy.broadcast(figures), sync_dist=True)
+        return figures
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute the table and write it, with samples, into the run's folder."""
@@ -247,7 +261,7 @@ class Evaluation(pl.Callback):
     ) -> Evaluator:
         return build_evaluator(
             trainer, pl_module, self._ears(pl_module), clips, count, train_clap, self.seed, self.batch_size,
-            progress and self.progress, kad=self.kad, **suite,
+            progress and self.progress, leaving_together(trainer, count), kad=self.kad, **suite,
         )
 
     def _ears(self, pl_module: Any) -> list[Embedder]:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +50,7 @@ class Evaluator:
         batch_size: Clips that are generated together; latency is stated at this size.
         device: Where the networks are.
         progress: Whether to show a progress bar with rate and remaining time.
+        between: Called before each batch with the number of its first clip: where the ranks can agree to leave.
     """
 
     def __init__(
@@ -60,11 +61,12 @@ class Evaluator:
         batch_size: int = 32,
         device: torch.device | str = "cpu",
         progress: bool = True,
+        between: Callable[[int], Any] = lambda first: None,
     ) -> None:
         self.device = torch.device(device)
         self.listener = listener.to(self.device)
         self.suite = suite.to(self.device)
-        self.seed, self.batch_size, self.progress = seed, batch_size, progress
+        self.seed, self.batch_size, self.progress, self.between = seed, batch_size, progress, between
         self.ids: list[str] = []
         self.prompts: list[str] = []
         self.attributes: list[Mapping[str, str]] = []
@@ -84,6 +86,7 @@ class Evaluator:
         """
         with self._bar("reference", total) as bar:
             for batch in batches:
+                self.between(len(self.ids))
                 waveforms = batch.waveform_BS.to(self.device)
                 self.suite.update_reference(self.listener(waveforms), encode(batch.captions), batch.ids)
                 self.ids += batch.ids
@@ -153,6 +156,7 @@ class Evaluator:
         count = len(self.ids[:limit])
         with self._bar(contender.label, count) as bar:
             for start in range(0, count, self.batch_size):
+                self.between(start)
                 part = slice(start, min(start + self.batch_size, count))
                 ids = self.ids[part]
                 waveforms, cond_BD, spent = self._generate(contender, ids, self.prompts[part])

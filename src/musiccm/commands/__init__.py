@@ -18,6 +18,9 @@ TRAINER_COMMANDS = {
 }
 """Subcommands that run a Trainer method on an experiment file; all answered by `_trainer.py`."""
 
+RESUMES = ("fit", "test", "prepare")
+"""Subcommands that go on from what they have done: ended by a signal, they ask to be run again (`signals.exit_code`)."""
+
 
 def summaries() -> dict[str, str]:
     """Every command with its one-line summary, the trainer's first."""

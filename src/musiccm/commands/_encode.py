@@ -13,6 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.strategies import DDPStrategy
 
+from musiccm.callbacks.preemption import without_lightnings_handlers
 from musiccm.config import load_experiment
 from musiccm.data.encoding import EncodingData
 from musiccm.data.fingerprint import ENCODING_PARTS, bundle_fingerprint
@@ -110,10 +111,12 @@ def make_trainer(device: str) -> pl.Trainer:
         # Processes only count and wait: gloo does that on every machine, and notices at once when one of them dies.
         strategy = DDPStrategy(process_group_backend="gloo", timeout=_LONGEST_WAIT)
         settings = {"devices": here, "num_nodes": world // here, "strategy": strategy}
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator="gpu" if name == "cuda" else name, logger=False, enable_checkpointing=False,
         enable_model_summary=False, use_distributed_sampler=False, **settings,
     )
+    without_lightnings_handlers(trainer)
+    return trainer
 
 
 def summary(report: dict[str, Any]) -> str:

@@ -16,12 +16,12 @@ from jsonargparse import set_parsing_settings
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from musiccm import signals
 from musiccm.callbacks.divergence import Divergence
 from musiccm.callbacks.last_step import LastStep
-from musiccm.callbacks.preemption import Preemption
+from musiccm.callbacks.preemption import Preemption, without_lightnings_handlers
 from musiccm.callbacks.provenance import SaveConfigWithProvenance
 from musiccm.commands._checkpoints import CheckpointFiles
 from musiccm.errors import MusiccmError
@@ -108,11 +108,9 @@ class TrainerCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if not any(isinstance(callback, Divergence) for callback in trainer.callbacks):
             trainer.callbacks.insert(0, Divergence())  # before anything saves or shows what has diverged
-        environment = trainer._accelerator_connector.cluster_environment
-        if isinstance(environment, SLURMEnvironment):
-            # It would requeue the job from within a signal handler, at any moment of a fit or a test, and leave a
-            # checkpoint of its own behind that the next fit takes in place of the one it was given.
-            environment.auto_requeue = False
+        # Under SLURM they would requeue the job from within a signal handler, at any moment of a fit or a test, and leave
+        # a checkpoint of Lightning's own behind that the next fit takes in place of the one it was given.
+        without_lightnings_handlers(trainer)
         # Behind the checkpoint callbacks, which Lightning sorts to the end.
         trainer.callbacks += [LastStep(), Preemption()]
         return trainer
@@ -235,6 +233,7 @@ def main(argv: list[str]) -> int:
         with ExitStack() as held:
             TrainerCLI(argv, held)
     except RuntimeError as error:
+        signals.check()  # the others were told to leave too
         if not _lost_another_process(error):
             raise
         reason = str(error).splitlines()[0]

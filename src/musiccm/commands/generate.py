@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from musiccm import signals
 from musiccm.commands._outputs import STDOUT, checked_outputs, output_paths
 from musiccm.errors import MusiccmError
 
@@ -92,9 +93,9 @@ def _stream(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> 
             for chunk in stream:
                 wav.write(chunk)
                 written += len(chunk)
-    except (KeyboardInterrupt, MusiccmError) as error:
+    except (signals.Ended, KeyboardInterrupt, MusiccmError) as error:
         if written:
-            why = "interrupted" if isinstance(error, KeyboardInterrupt) else "ended early"
+            why = "ended early" if isinstance(error, MusiccmError) else "interrupted"
             _say(args, f"{args.out}: {why}; the {written / pipeline.sample_rate_hz:.1f} s that were made are kept")
         raise
     return written / pipeline.sample_rate_hz

@@ -15,6 +15,7 @@ from musiccm.audio.windows import PEAK, read_window, resampled_length
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
 from musiccm.models.conditioner import ClapConditioner
+from musiccm.signals import leaving_queue
 
 # What of a bundle decides the embeddings of audio.
 CLAP_PARTS = ("text_encoder", "feature_extractor")
@@ -174,7 +175,7 @@ class ClapWindows:
     def _read(self, windows: list[tuple[HeardFile, int]]) -> Iterator[list[Tensor]]:
         """Batches of waveforms, the next decoded while CLAP hears the present one."""
         batches = [windows[n : n + self.batch_size] for n in range(0, len(windows), self.batch_size)]
-        with ThreadPoolExecutor(self.workers) as pool:
+        with leaving_queue(ThreadPoolExecutor(self.workers)) as pool:
             ahead: list[Any] = []
             for batch in batches:
                 ahead.append([pool.submit(self._window, file, start) for file, start in batch])

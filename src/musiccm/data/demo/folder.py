@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from musiccm.errors import MusiccmError
 from musiccm.files import sweep_below, write_json
 from musiccm.locks import locked_folder
+from musiccm.signals import in_worker, leaving_queue
 
 #: Raised whenever the same (seed, index) would sound different.
 COMPOSER_VERSION = 1
@@ -65,11 +67,23 @@ def write_all(
     """
     counts = {"train": tracks, "test": max(16, tracks // 8) if test_tracks is None else test_tracks}
     for split, count in counts.items():
-        with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-            done = pool.map(partial(write, out, seed, split), range(count), chunksize=8)
+        with _workers(workers or os.cpu_count()) as pool:
+            done = pool.map(partial(write, out, seed, split), range(count))
             for _ in tqdm(done, f"rendering {split}", count, unit="track"):
                 pass
     return counts
+
+
+@contextmanager
+def _workers(count: int | None) -> Iterator[ProcessPoolExecutor]:
+    """Processes that are ended at once where an exception or a signal ends the work: files are written whole."""
+    with leaving_queue(ProcessPoolExecutor(count, initializer=in_worker)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def _check_owner(root: Path, identity: dict[str, Any]) -> None:

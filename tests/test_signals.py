@@ -1,0 +1,199 @@
+"""What ends a command: where it leaves, what is not cut, and with which exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+import pytest
+
+from musiccm import cli, commands, signals
+
+
+def me(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(0)  # the handler runs at the next bytecode
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs a function as a command of the command line, under any name."""
+
+    def run(work: Callable[[], object], name: str = "break") -> int:
+        monkeypatch.delenv("MUSICCM_DEBUG", raising=False)
+        monkeypatch.setattr(commands, "summaries", lambda: {name: "x"})
+        monkeypatch.setattr(commands, "TRAINER_COMMANDS", {})
+        monkeypatch.setattr(commands, "load", lambda _: lambda argv: work() or 0)
+        return cli.main([name])
+
+    return run
+
+
+@pytest.mark.parametrize(("name", "number", "code"), [
+    ("fit", signal.SIGTERM, 75), ("test", signal.SIGUSR1, 75), ("prepare", signal.SIGTERM, 75),
+    ("prepare", signal.SIGINT, 130), ("generate", signal.SIGTERM, 143), ("generate", signal.SIGUSR1, 138),
+    ("export", signal.SIGINT, 130),
+])
+def test_exit_codes_and_handlers_put_back(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str], name: str, number: int, code: int
+) -> None:
+    before = [signal.getsignal(n) for n in signals.SIGNALS]
+    cleaned = []
+
+    def work() -> None:
+        try:
+            me(number)
+            time.sleep(60)
+        finally:
+            cleaned.append(True)
+
+    assert command(work, name) == code and cleaned == [True]
+    shown = capsys.readouterr().err
+    assert ("run the same command again" in shown) == (code == 75)
+    assert ("interrupted" if code == 130 else signal.Signals(number).name) in shown and shown.count("\n") == 1
+    assert [signal.getsignal(n) for n in signals.SIGNALS] == before
+    assert "signals" not in [thread.name for thread in threading.enumerate()]
+    assert signals.received() is None
+
+
+def test_what_must_not_be_cut_is_done_first(command: Callable[..., int]) -> None:
+    done: list[str] = []
+
+    def work() -> None:
+        with signals.held():
+            me(signal.SIGTERM)
+            done.append("the whole of it")
+        done.append("more")
+
+    assert command(work) == 143 and done == ["the whole of it"]
+
+
+def test_an_error_within_goes_before_the_signal(command: Callable[..., int]) -> None:
+    def work() -> None:
+        with signals.held():
+            me(signal.SIGTERM)
+            raise KeyError("lost")
+
+    assert command(work) == 1
+
+
+def test_a_hold_can_be_opened(command: Callable[..., int]) -> None:
+    done: list[str] = []
+
+    def work() -> None:
+        signals.hold()
+        try:
+            with signals.interruptible():
+                with signals.held():  # of its own, within
+                    me(signal.SIGUSR1)
+                    done.append("held")
+                done.append("more")
+        finally:
+            signals.release()
+
+    assert command(work) == 138 and done == ["held"]
+
+    def noted_before() -> None:
+        with signals.held():
+            me(signal.SIGUSR1)
+            with signals.interruptible():
+                done.append("never")
+
+    assert command(noted_before) == 138 and done == ["held"]
+
+
+def test_one_notice_is_one_signal_however_often_it_comes(command: Callable[..., int]) -> None:
+    done: list[str] = []
+
+    def work() -> None:
+        with signals.held():
+            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+                me(number)
+            time.sleep(0.2)
+            done.append("whole")
+
+    assert command(work) == 143 and done == ["whole"]
+
+
+def test_outside_a_command_and_in_other_threads_signals_are_left_alone() -> None:
+    before = [signal.getsignal(n) for n in signals.SIGNALS]
+    with signals.held(), signals.interruptible():
+        signals.check()
+    inside: list[object] = []
+
+    def elsewhere() -> None:
+        with signals.handled(resumes=True):
+            inside.extend(signal.getsignal(n) for n in signals.SIGNALS)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert inside == before
+    assert signals.exit_code(signal.SIGTERM) == 143
+
+
+def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with signals.handled(resumes=False):
+            me(signal.SIGUSR1)
+            assert signals.received() is None
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def nap(_: int) -> None:
+    time.sleep(0.2)
+
+
+@pytest.mark.parametrize("kind", [ThreadPoolExecutor, ProcessPoolExecutor])
+def test_a_pool_that_is_left_drops_its_queue(command: Callable[..., int], kind: type) -> None:
+    def work() -> None:
+        with signals.leaving_queue(kind(2)) as pool:
+            waiting = pool.map(nap, range(1000))
+            next(waiting)
+            me(signal.SIGTERM)
+
+    start = time.monotonic()
+    assert command(work) == 143
+    assert time.monotonic() - start < 30, "100 s of work were queued"
+
+
+STUCK = """
+import hashlib, sys
+from musiccm import cli, commands, signals
+signals.PATIENCE_S, signals.SAME_NOTICE_S = float(sys.argv[1]), 0.3
+
+def stuck():
+    print("in", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"a", b"b", 2_000_000_000)  # no handler runs until this returns
+
+commands.summaries = lambda: {"stuck": "x"}
+commands.load = lambda name: lambda argv: stuck()
+sys.exit(cli.main(["stuck"]))
+"""
+
+
+@pytest.mark.parametrize(("patience_s", "signals_sent", "said"), [(1.0, 1, "no answer within 1 s"),
+                                                                 (600.0, 2, "a second signal")])
+def test_a_command_that_is_stuck_in_a_library_ends_all_the_same(
+    patience_s: float, signals_sent: int, said: str
+) -> None:
+    process = subprocess.Popen([sys.executable, "-c", STUCK, str(patience_s)], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "in\n"
+        for _ in range(signals_sent):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(1)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 143 and said in err
