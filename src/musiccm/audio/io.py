@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -12,10 +13,16 @@ import soundfile
 import torch
 from torch import Tensor
 
+from musiccm.audio.content import Content, content_of
+from musiccm.audio.mp3 import Mp3File, open_mp3
 from musiccm.errors import MusiccmError
 
+log = logging.getLogger(__name__)
+
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".mp3")
-BAD_AUDIO_REASONS = ("missing", "unreadable", "empty", "silent", "nan", "too_short")
+BAD_AUDIO_REASONS = ("missing", "unreadable", "truncated", "empty", "silent", "nan", "too_short")
+# Sampling rates of sound: what a header states beyond them is damage, and resampling from there would fill the memory.
+MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 
 # Below this peak a file is silence: one step of 16-bit audio is 3.1e-5.
 SILENCE_PEAK = 1e-4
@@ -25,6 +32,7 @@ CHANNELS = ("mean", "first")
 _ADVICE = {
     "missing": "expected an audio file here; check the path",
     "unreadable": "expected wav, flac, ogg or mp3 that libsndfile can decode; re-encode or remove the file",
+    "truncated": "the end is missing; get the file again, or re-encode it if what is there is all that you want",
     "empty": "the file holds no samples; remove it",
     "silent": f"every sample is below {SILENCE_PEAK:g}; remove the file",
     "nan": "the file holds NaN or infinite samples; re-encode or remove it",
@@ -55,16 +63,83 @@ class BadAudio(MusiccmError):
         return type(self), (self.path, self.reason, self.detail)
 
 
-def open_audio(path: str | Path) -> soundfile.SoundFile:
-    """Open a file for decoding, or say why it cannot be: missing, empty or unreadable."""
+class _FileBehind(io.FileIO):
+    """A file whose first bytes are passed over."""
+
+    def __init__(self, path: str | Path, offset: int) -> None:
+        super().__init__(path)
+        self._offset = offset
+        self.seek(0)
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        absolute = super().seek(position + (self._offset if whence == os.SEEK_SET else 0), whence)
+        return absolute - self._offset
+
+    def tell(self) -> int:
+        return super().tell() - self._offset
+
+
+class _SoundBehind(soundfile.SoundFile):
+    """What libsndfile finds behind the tags of a file, by its content alone.
+
+    It passes over tags itself, but not over all, and not in front of every format; and where it does not know a
+    content, it goes by the suffix of a name.
+    """
+
+    def __init__(self, path: str | Path, offset: int) -> None:
+        self._bytes = _FileBehind(path, offset)
+        super().__init__(self._bytes)
+
+    def close(self) -> None:
+        super().close()
+        self._bytes.close()
+
+
+def open_audio(path: str | Path) -> soundfile.SoundFile | Mp3File:
+    """Open a file for decoding, whatever its name, or say why it cannot be.
+
+    Args:
+        path: The file. A name that is not UTF-8 comes as Python gives it (`surrogateescape`).
+
+    Returns:
+        The open file, at its first sample.
+
+    Raises:
+        BadAudio: The file is missing, empty or unreadable.
+    """
     if not Path(path).is_file():
         raise BadAudio(path, "missing")
-    if Path(path).stat().st_size == 0:
-        raise BadAudio(path, "empty", "0 bytes")
     try:
-        return soundfile.SoundFile(str(path))
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        if Path(path).stat().st_size == 0:
+            raise BadAudio(path, "empty", "0 bytes")
+        with open(path, "rb") as file:
+            content = content_of(file)
+        if content.foreign is not None:
+            raise BadAudio(path, "unreadable", f"the content is {content.foreign}: {content.advice}")
+        opened = _open(path, content)
+    except soundfile.LibsndfileError as error:
+        raise BadAudio(path, "unreadable", _found(error)) from error
+    except (RuntimeError, OSError) as error:
         raise BadAudio(path, "unreadable", str(error).splitlines()[0]) from error
+    if not MIN_RATE_HZ <= opened.samplerate <= MAX_RATE_HZ:
+        opened.close()
+        raise BadAudio(path, "unreadable", f"the header states a sampling rate of {opened.samplerate:,} Hz, which no "
+                                           f"sound has; expected {MIN_RATE_HZ:,} to {MAX_RATE_HZ:,} Hz")
+    return opened
+
+
+def _open(path: str | Path, content: Content) -> soundfile.SoundFile | Mp3File:
+    if content.suffix == ".mp3" and (opened := open_mp3(path)) is not None:
+        return opened
+    if content.offset or content.suffix in (None, ".mp3"):
+        return _SoundBehind(path, content.offset)
+    return soundfile.SoundFile(os.fsencode(path))
+
+
+def _found(error: soundfile.LibsndfileError) -> str:
+    text = error.error_string.strip()
+    # libsndfile's words for a content that it does not know
+    return "the content is no format that libsndfile knows" if not text or "does not exist" in text else text
 
 
 def _mix(samples_SC: np.ndarray, channel: str | int, path: str | Path) -> np.ndarray:
@@ -105,6 +180,8 @@ def read_audio(
         start = round(start_s * rate)
         frames = -1 if duration_s is None else round(duration_s * rate)
         waveform = read_frames(file, start, frames, channel, path)
+        if isinstance(file, Mp3File) and duration_s is None and (wrong := file.index.cut or file.index.damage):
+            log.warning("%s: %s; what is there was read", path, wrong)
     if not allow_silent and np.abs(waveform).max() < SILENCE_PEAK:
         raise BadAudio(path, "silent")
     return torch.from_numpy(waveform), rate
@@ -117,7 +194,7 @@ def read_range(path: str | Path, start: int, frames: int, channel: str | int = "
 
 
 def read_frames(
-    file: soundfile.SoundFile, start: int, frames: int, channel: str | int, path: str | Path
+    file: soundfile.SoundFile | Mp3File, start: int, frames: int, channel: str | int, path: str | Path
 ) -> np.ndarray:
     """Decode a range of an open file to float32 mono; `frames` = -1 reads to the end."""
     if file.frames == 0:
@@ -135,11 +212,13 @@ def read_frames(
     return waveform_S
 
 
-def next_frames(file: soundfile.SoundFile, frames: int, channel: str | int, path: str | Path) -> np.ndarray:
+def next_frames(
+    file: soundfile.SoundFile | Mp3File, frames: int, channel: str | int, path: str | Path
+) -> np.ndarray:
     """Decode up to `frames` samples from where the file stands, to float32 mono; none at its end."""
     try:
         samples_SC = file.read(frames, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         raise BadAudio(path, "unreadable", str(error).splitlines()[0]) from error
     if not np.isfinite(samples_SC).all():
         raise BadAudio(path, "nan")

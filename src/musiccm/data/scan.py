@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from musiccm.audio import AudioFacts, BadAudio, scan_audio
+from musiccm.audio.content import content_of
 from musiccm.audio.io import SILENCE_PEAK
-from musiccm.data.containers import missing_end, sniff_format
+from musiccm.data.containers import missing_end
 from musiccm.errors import MusiccmError
 from musiccm.files import write_json
 
 log = logging.getLogger(__name__)
 
 # Raise it when the rules below or scan_audio's change: results of older scans are then taken again.
-_SCAN_VERSION = 3
+_SCAN_VERSION = 4
 # How far a file may fall short of the length that its corpus states, in seconds: encoders pad and trim their ends.
 _STATED_TOLERANCE_S = 1.0
 # What was found, where the reason says it all.
@@ -65,7 +66,7 @@ def examine_file(file: AudioFile, min_duration_s: float, channel: str = "mean") 
         if not path.stat().st_size:
             return Fault("zero_byte", "0 bytes")
         with path.open("rb") as stream:
-            kind = sniff_format(stream.read(16))
+            kind = content_of(stream).suffix
     except (FileNotFoundError, NotADirectoryError):
         return Fault("missing", "no such file")
     except OSError as error:
