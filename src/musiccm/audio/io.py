@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from musiccm.audio.content import Content, content_of
+from musiccm.audio.file_part import FilePart
 from musiccm.audio.mp3 import Mp3File, open_mp3
+from musiccm.audio.wav_header import WavLength, wav_length
 from musiccm.errors import MusiccmError
 
 log = logging.getLogger(__name__)
@@ -47,52 +49,38 @@ class BadAudio(MusiccmError):
         path: The file.
         reason: One of `BAD_AUDIO_REASONS`.
         detail: What was found, in a few words.
+        advice: What to do, where there is more to say than the reason's own advice.
     """
 
-    def __init__(self, path: str | Path, reason: str, detail: str = "") -> None:
+    def __init__(self, path: str | Path, reason: str, detail: str = "", advice: str | None = None) -> None:
         if reason not in BAD_AUDIO_REASONS:
             raise ValueError(f"unknown reason {reason!r}")
         self.path = Path(path)
         self.reason = reason
         self.detail = detail
+        self.advice = advice
         found = f" ({detail})" if detail else ""
-        super().__init__(f"{path}: {reason.replace('_', ' ')}{found}: {_ADVICE[reason]}")
+        super().__init__(f"{path}: {reason.replace('_', ' ')}{found}: {advice or _ADVICE[reason]}")
 
-    def __reduce__(self) -> tuple[type[BadAudio], tuple[Path, str, str]]:
+    def __reduce__(self) -> tuple[type[BadAudio], tuple[Path, str, str, str | None]]:
         # Loader workers send exceptions by pickle, which would otherwise call __init__ with the message alone.
-        return type(self), (self.path, self.reason, self.detail)
+        return type(self), (self.path, self.reason, self.detail, self.advice)
 
 
-class _FileBehind(io.FileIO):
-    """A file whose first bytes are passed over."""
-
-    def __init__(self, path: str | Path, offset: int) -> None:
-        super().__init__(path)
-        self._offset = offset
-        self.seek(0)
-
-    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
-        absolute = super().seek(position + (self._offset if whence == os.SEEK_SET else 0), whence)
-        return absolute - self._offset
-
-    def tell(self) -> int:
-        return super().tell() - self._offset
-
-
-class _SoundBehind(soundfile.SoundFile):
-    """What libsndfile finds behind the tags of a file, by its content alone.
+class _SoundWithin(soundfile.SoundFile):
+    """What libsndfile finds in a part of a file, by its content alone.
 
     It passes over tags itself, but not over all, and not in front of every format; and where it does not know a
-    content, it goes by the suffix of a name.
+    content, it goes by the suffix of the name.
     """
 
-    def __init__(self, path: str | Path, offset: int) -> None:
-        self._bytes = _FileBehind(path, offset)
-        super().__init__(self._bytes)
+    def __init__(self, part: FilePart) -> None:
+        self._part = part
+        super().__init__(part)
 
     def close(self) -> None:
         super().close()
-        self._bytes.close()
+        self._part.close()
 
 
 def open_audio(path: str | Path) -> soundfile.SoundFile | Mp3File:
@@ -114,9 +102,10 @@ def open_audio(path: str | Path) -> soundfile.SoundFile | Mp3File:
             raise BadAudio(path, "empty", "0 bytes")
         with open(path, "rb") as file:
             content = content_of(file)
+            length = wav_length(file, content.offset) if content.suffix == ".wav" else None
         if content.foreign is not None:
-            raise BadAudio(path, "unreadable", f"the content is {content.foreign}: {content.advice}")
-        opened = _open(path, content)
+            raise BadAudio(path, "unreadable", f"the content is {content.foreign}", content.advice)
+        opened = _open(path, content, length)
     except soundfile.LibsndfileError as error:
         raise BadAudio(path, "unreadable", _found(error)) from error
     except (RuntimeError, OSError) as error:
@@ -128,18 +117,21 @@ def open_audio(path: str | Path) -> soundfile.SoundFile | Mp3File:
     return opened
 
 
-def _open(path: str | Path, content: Content) -> soundfile.SoundFile | Mp3File:
+def _open(path: str | Path, content: Content, length: WavLength | None) -> soundfile.SoundFile | Mp3File:
     if content.suffix == ".mp3" and (opened := open_mp3(path)) is not None:
         return opened
+    if length is not None and length.mended is not None:
+        return _SoundWithin(FilePart(path, content.offset, *length.mended))
     if content.offset or content.suffix in (None, ".mp3"):
-        return _SoundBehind(path, content.offset)
+        return _SoundWithin(FilePart(path, content.offset))
     return soundfile.SoundFile(os.fsencode(path))
 
 
 def _found(error: soundfile.LibsndfileError) -> str:
     text = error.error_string.strip()
-    # libsndfile's words for a content that it does not know
-    return "the content is no format that libsndfile knows" if not text or "does not exist" in text else text
+    # Its words for a content that it does not know speak of the file's name.
+    unknown = not text or "does not exist" in text or "not recognised" in text
+    return "the content is no format that libsndfile knows" if unknown else text
 
 
 def _mix(samples_SC: np.ndarray, channel: str | int, path: str | Path) -> np.ndarray:

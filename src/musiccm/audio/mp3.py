@@ -71,10 +71,11 @@ class Mp3File:
         """
         rest = max(0, self.frames - self._place)
         frames = rest if frames < 0 else min(frames, rest)
-        shape = (frames, self.channels) if always_2d or self.channels > 1 else (frames,)
-        samples = np.zeros(shape, dtype) if frames == 0 else self._decode(self._place + self.index.trim[0], frames, dtype)
+        samples_SC = np.zeros((0, self.channels), dtype)
+        if frames:
+            samples_SC = self._decode(self._place + self.index.trim[0], frames, dtype)
         self._place += frames
-        return samples.reshape(shape)
+        return samples_SC if always_2d or self.channels > 1 else samples_SC[:, 0]
 
     def _decode(self, start: int, count: int, dtype: str) -> np.ndarray:
         """Samples of shape [S, C], counted from the first sample of the first frame."""

@@ -6,21 +6,16 @@ bytes.
 
 from __future__ import annotations
 
-import os
-import struct
 from pathlib import Path
-from typing import BinaryIO
 
 from musiccm.audio.content import content_of, sniff_format
 from musiccm.audio.mp3 import mp3_index
+from musiccm.audio.wav_header import wav_length
 
 __all__ = ["missing_end", "sniff_format"]
 
 # The longest FLAC frame worth searching for at the end of a file: 65,535 samples of two 24-bit channels fit.
 _FLAC_TAIL_BYTES = 1 << 19
-# A wav that is written to a pipe cannot state its length. Programs leave 0, all ones, or what a signed number holds less
-# a header: from here on a size says nothing.
-_NO_SIZE = 0x7FFF0000
 
 
 def missing_end(path: Path) -> str | None:
@@ -35,44 +30,14 @@ def missing_end(path: Path) -> str | None:
     with path.open("rb") as file:
         content = content_of(file)
         if content.suffix == ".wav":
-            return _wav_end(file, content.offset)
+            length = wav_length(file, content.offset)
+            return "no samples behind the header" if length is None else length.missing
     if content.suffix == ".flac":
         return _flac_end(path.read_bytes())
     if content.suffix == ".ogg":
         return _ogg_end(path.read_bytes())
     index = mp3_index(path) if content.suffix == ".mp3" else None
     return None if index is None else index.cut
-
-
-def _wav_end(file: BinaryIO, start: int) -> str | None:
-    """Compare the size that a wav states for its samples with what is there.
-
-    It says nothing where it is 0 or 2 GiB less 64 KiB and more (a file of that size may still be whole), or where the
-    size of the whole, which is written at the same time, leaves no room for it: then the header was never finished.
-    """
-    def read(place: int, size: int) -> bytes:
-        file.seek(place)
-        return file.read(size)
-
-    end = file.seek(0, os.SEEK_END)
-    head = read(start, 12)
-    order, long_size = (">" if head[:4] == b"RIFX" else "<"), None
-    whole = struct.unpack(f"{order}I", head[4:8])[0]
-    place = start + 12
-    while len(chunk := read(place, 8)) == 8:
-        name, size = struct.unpack(f"{order}4sI", chunk)
-        if name == b"ds64" and len(sizes := read(place + 8, 16)) == 16:  # EBU Tech 3306: 64-bit sizes
-            whole, long_size = struct.unpack("<QQ", sizes)
-        if name == b"data":
-            limit = _NO_SIZE
-            if size == 0xFFFFFFFF and long_size is not None:
-                size, limit = long_size, 0x7FFF_FFFF_FFFF_0000
-            found = end - place - 8
-            if size <= found or size >= limit or place + 8 - start + size > whole + 8:
-                return None
-            return f"{found} of {size} bytes of samples"
-        place += 8 + size + size % 2
-    return "no samples behind the header"
 
 
 def _flac_end(data: bytes) -> str | None:

@@ -79,7 +79,8 @@ def examine_file(file: AudioFile, min_duration_s: float, channel: str = "mean") 
         # A file that was cut off fails in its format's own way: for the reader of the report it is one reason.
         if error.reason in ("unreadable", "empty", "too_short") and (cut := missing_end(path)):
             return Fault("truncated", cut)
-        return Fault(error.reason, error.detail or _DETAILS.get(error.reason, "libsndfile cannot decode it"))
+        found = error.detail or _DETAILS.get(error.reason, "libsndfile cannot decode it")
+        return Fault(error.reason, f"{found}: {error.advice}" if error.advice else found)
     if file.stated_s is not None and facts.duration_s < file.stated_s - _STATED_TOLERANCE_S:
         return Fault("truncated", f"{facts.duration_s:.1f} of {file.stated_s:.1f} s")
     # A FLAC that decodes to the number of samples in its header is whole.
