@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from musiccm.audio.io import SILENCE_PEAK, BadAudio, next_frames, open_audio
+from musiccm.audio.mp3 import Mp3File
 
 # Frames decoded at a time, so that an hour of audio does not need an hour of memory.
 _BLOCK_FRAMES = 1 << 20
@@ -75,10 +76,13 @@ def scan_audio(path: str | Path, min_duration_s: float = 0.0, channel: str | int
     """
     tally = _Tally()
     with open_audio(path) as file:
+        if isinstance(file, Mp3File) and file.index.cut:
+            raise BadAudio(path, "truncated", file.index.cut)
+        if isinstance(file, Mp3File) and file.index.damage:
+            raise BadAudio(path, "unreadable", file.index.damage)
         while len(block_S := next_frames(file, _BLOCK_FRAMES, channel, path)):
             tally.add(block_S)
-        # Where an mp3 does not state its length, libsndfile guesses it from the size of the file and counts tags as
-        # music: the samples are counted. Elsewhere samples that are missing are damage.
+        # libsndfile guesses the length of a layer II file; elsewhere samples that are missing are damage.
         if tally.frames < file.frames and file.format != "MP3":
             raise BadAudio(path, "unreadable", f"{tally.frames} of {file.frames} samples can be decoded")
         if tally.frames == 0:

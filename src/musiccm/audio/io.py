@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,19 @@ import soundfile
 import torch
 from torch import Tensor
 
+from musiccm.audio.content import Content, content_of
+from musiccm.audio.file_part import FilePart
+from musiccm.audio.mp3 import Mp3File, open_mp3
+from musiccm.audio.wav_header import WavLength, wav_length
 from musiccm.errors import MusiccmError
 from musiccm.files import write_atomically
 
+log = logging.getLogger(__name__)
+
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".mp3")
-BAD_AUDIO_REASONS = ("missing", "unreadable", "empty", "silent", "nan", "too_short")
+BAD_AUDIO_REASONS = ("missing", "unreadable", "truncated", "empty", "silent", "nan", "too_short")
+# Sampling rates of sound: what a header states beyond them is damage, and resampling from there would fill the memory.
+MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 
 # Below this peak a file is silence: one step of 16-bit audio is 3.1e-5.
 SILENCE_PEAK = 1e-4
@@ -24,6 +34,7 @@ CHANNELS = ("mean", "first")
 _ADVICE = {
     "missing": "expected an audio file here; check the path",
     "unreadable": "expected wav, flac, ogg or mp3 that libsndfile can decode; re-encode or remove the file",
+    "truncated": "the end is missing; get the file again, or re-encode it if what is there is all that you want",
     "empty": "the file holds no samples; remove it",
     "silent": f"every sample is below {SILENCE_PEAK:g}; remove the file",
     "nan": "the file holds NaN or infinite samples; re-encode or remove it",
@@ -38,32 +49,89 @@ class BadAudio(MusiccmError):
         path: The file.
         reason: One of `BAD_AUDIO_REASONS`.
         detail: What was found, in a few words.
+        advice: What to do, where there is more to say than the reason's own advice.
     """
 
-    def __init__(self, path: str | Path, reason: str, detail: str = "") -> None:
+    def __init__(self, path: str | Path, reason: str, detail: str = "", advice: str | None = None) -> None:
         if reason not in BAD_AUDIO_REASONS:
             raise ValueError(f"unknown reason {reason!r}")
         self.path = Path(path)
         self.reason = reason
         self.detail = detail
+        self.advice = advice
         found = f" ({detail})" if detail else ""
-        super().__init__(f"{path}: {reason.replace('_', ' ')}{found}: {_ADVICE[reason]}")
+        super().__init__(f"{path}: {reason.replace('_', ' ')}{found}: {advice or _ADVICE[reason]}")
 
-    def __reduce__(self) -> tuple[type[BadAudio], tuple[Path, str, str]]:
+    def __reduce__(self) -> tuple[type[BadAudio], tuple[Path, str, str, str | None]]:
         # Loader workers send exceptions by pickle, which would otherwise call __init__ with the message alone.
-        return type(self), (self.path, self.reason, self.detail)
+        return type(self), (self.path, self.reason, self.detail, self.advice)
 
 
-def open_audio(path: str | Path) -> soundfile.SoundFile:
-    """Open a file for decoding, or say why it cannot be: missing, empty or unreadable."""
+class _SoundWithin(soundfile.SoundFile):
+    """What libsndfile finds in a part of a file, by its content alone.
+
+    It passes over tags itself, but not over all, and not in front of every format; and where it does not know a
+    content, it goes by the suffix of the name.
+    """
+
+    def __init__(self, part: FilePart) -> None:
+        self._part = part
+        super().__init__(part)
+
+    def close(self) -> None:
+        super().close()
+        self._part.close()
+
+
+def open_audio(path: str | Path) -> soundfile.SoundFile | Mp3File:
+    """Open a file for decoding, whatever its name, or say why it cannot be.
+
+    Args:
+        path: The file. A name that is not UTF-8 comes as Python gives it (`surrogateescape`).
+
+    Returns:
+        The open file, at its first sample.
+
+    Raises:
+        BadAudio: The file is missing, empty or unreadable.
+    """
     if not Path(path).is_file():
         raise BadAudio(path, "missing")
-    if Path(path).stat().st_size == 0:
-        raise BadAudio(path, "empty", "0 bytes")
     try:
-        return soundfile.SoundFile(str(path))
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        if Path(path).stat().st_size == 0:
+            raise BadAudio(path, "empty", "0 bytes")
+        with open(path, "rb") as file:
+            content = content_of(file)
+            length = wav_length(file, content.offset) if content.suffix == ".wav" else None
+        if content.foreign is not None:
+            raise BadAudio(path, "unreadable", f"the content is {content.foreign}", content.advice)
+        opened = _open(path, content, length)
+    except soundfile.LibsndfileError as error:
+        raise BadAudio(path, "unreadable", _found(error)) from error
+    except (RuntimeError, OSError) as error:
         raise BadAudio(path, "unreadable", str(error).splitlines()[0]) from error
+    if not MIN_RATE_HZ <= opened.samplerate <= MAX_RATE_HZ:
+        opened.close()
+        raise BadAudio(path, "unreadable", f"the header states a sampling rate of {opened.samplerate:,} Hz, which no "
+                                           f"sound has; expected {MIN_RATE_HZ:,} to {MAX_RATE_HZ:,} Hz")
+    return opened
+
+
+def _open(path: str | Path, content: Content, length: WavLength | None) -> soundfile.SoundFile | Mp3File:
+    if content.suffix == ".mp3" and (opened := open_mp3(path)) is not None:
+        return opened
+    if length is not None and length.mended is not None:
+        return _SoundWithin(FilePart(path, content.offset, *length.mended))
+    if content.offset or content.suffix in (None, ".mp3"):
+        return _SoundWithin(FilePart(path, content.offset))
+    return soundfile.SoundFile(os.fsencode(path))
+
+
+def _found(error: soundfile.LibsndfileError) -> str:
+    text = error.error_string.strip()
+    # Its words for a content that it does not know speak of the file's name.
+    unknown = not text or "does not exist" in text or "not recognised" in text
+    return "the content is no format that libsndfile knows" if unknown else text
 
 
 def _mix(samples_SC: np.ndarray, channel: str | int, path: str | Path) -> np.ndarray:
@@ -104,6 +172,8 @@ def read_audio(
         start = round(start_s * rate)
         frames = -1 if duration_s is None else round(duration_s * rate)
         waveform = read_frames(file, start, frames, channel, path)
+        if isinstance(file, Mp3File) and duration_s is None and (wrong := file.index.cut or file.index.damage):
+            log.warning("%s: %s; what is there was read", path, wrong)
     if not allow_silent and np.abs(waveform).max() < SILENCE_PEAK:
         raise BadAudio(path, "silent")
     return torch.from_numpy(waveform), rate
@@ -116,7 +186,7 @@ def read_range(path: str | Path, start: int, frames: int, channel: str | int = "
 
 
 def read_frames(
-    file: soundfile.SoundFile, start: int, frames: int, channel: str | int, path: str | Path
+    file: soundfile.SoundFile | Mp3File, start: int, frames: int, channel: str | int, path: str | Path
 ) -> np.ndarray:
     """Decode a range of an open file to float32 mono; `frames` = -1 reads to the end."""
     if file.frames == 0:
@@ -134,11 +204,13 @@ def read_frames(
     return waveform_S
 
 
-def next_frames(file: soundfile.SoundFile, frames: int, channel: str | int, path: str | Path) -> np.ndarray:
+def next_frames(
+    file: soundfile.SoundFile | Mp3File, frames: int, channel: str | int, path: str | Path
+) -> np.ndarray:
     """Decode up to `frames` samples from where the file stands, to float32 mono; none at its end."""
     try:
         samples_SC = file.read(frames, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         raise BadAudio(path, "unreadable", str(error).splitlines()[0]) from error
     if not np.isfinite(samples_SC).all():
         raise BadAudio(path, "nan")

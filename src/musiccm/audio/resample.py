@@ -9,6 +9,7 @@ import torch
 import torchaudio
 from torch import Tensor
 
+from musiccm.audio.io import MAX_RATE_HZ, MIN_RATE_HZ
 from musiccm.errors import MusiccmError
 
 RESAMPLERS = ("torchaudio", "soxr")
@@ -33,10 +34,14 @@ def resample(waveform_S: Tensor, from_hz: int, to_hz: int, resampler: str = "tor
         Samples of shape [..., ceil(S * to_hz / from_hz)]; the input itself where the rates agree.
 
     Raises:
-        MusiccmError: There is no such resampler, or gradients are to flow through soxr.
+        MusiccmError: There is no such resampler, a rate is none that sound has, or gradients are to flow through soxr.
     """
     if resampler not in RESAMPLERS:
         raise MusiccmError(f"the resampler must be one of {', '.join(RESAMPLERS)}, found {resampler!r}")
+    for rate_hz in (from_hz, to_hz):
+        if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:  # the output of a false ratio would fill the memory
+            raise MusiccmError(f"resampling from {from_hz:,} Hz to {to_hz:,} Hz: expected sampling rates of "
+                               f"{MIN_RATE_HZ:,} to {MAX_RATE_HZ:,} Hz; check where the rate comes from")
     if from_hz == to_hz:
         return waveform_S
     if resampler == "torchaudio" and from_hz * to_hz // math.gcd(from_hz, to_hz) ** 2 <= _MOST_FILTER_NUMBERS:

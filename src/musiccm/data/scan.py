@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from musiccm.audio import AudioFacts, BadAudio, scan_audio
+from musiccm.audio.content import content_of
 from musiccm.audio.io import SILENCE_PEAK
-from musiccm.data.containers import missing_end, sniff_format
+from musiccm.data.containers import missing_end
 from musiccm.errors import MusiccmError
 from musiccm.files import write_json
 
 log = logging.getLogger(__name__)
 
 # Raise it when the rules below or scan_audio's change: results of older scans are then taken again.
-_SCAN_VERSION = 3
+_SCAN_VERSION = 4
 # How far a file may fall short of the length that its corpus states, in seconds: encoders pad and trim their ends.
 _STATED_TOLERANCE_S = 1.0
 # What was found, where the reason says it all.
@@ -65,7 +66,7 @@ def examine_file(file: AudioFile, min_duration_s: float, channel: str = "mean") 
         if not path.stat().st_size:
             return Fault("zero_byte", "0 bytes")
         with path.open("rb") as stream:
-            kind = sniff_format(stream.read(16))
+            kind = content_of(stream).suffix
     except (FileNotFoundError, NotADirectoryError):
         return Fault("missing", "no such file")
     except OSError as error:
@@ -78,7 +79,8 @@ def examine_file(file: AudioFile, min_duration_s: float, channel: str = "mean") 
         # A file that was cut off fails in its format's own way: for the reader of the report it is one reason.
         if error.reason in ("unreadable", "empty", "too_short") and (cut := missing_end(path)):
             return Fault("truncated", cut)
-        return Fault(error.reason, error.detail or _DETAILS.get(error.reason, "libsndfile cannot decode it"))
+        found = error.detail or _DETAILS.get(error.reason, "libsndfile cannot decode it")
+        return Fault(error.reason, f"{found}: {error.advice}" if error.advice else found)
     if file.stated_s is not None and facts.duration_s < file.stated_s - _STATED_TOLERANCE_S:
         return Fault("truncated", f"{facts.duration_s:.1f} of {file.stated_s:.1f} s")
     # A FLAC that decodes to the number of samples in its header is whole.
