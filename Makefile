@@ -25,11 +25,11 @@ BUNDLE_CORPUS := data/bundle-corpus
 PACK = $(BIN)/musiccm pack --from data/bundle-work --to src/musiccm/bundles/tiny --corpus $(BUNDLE_CORPUS) $(ARGS)
 STUDENT_RUN = $$(ls -td lightning_logs/demo_long/version_* | head -n 1)
 
-.PHONY: help setup train eval bundle student smoke test lint bench clean
+.PHONY: help setup train eval bundle student smoke test test-gpu lint bench clean
 
 help:  ## show this help
 	@echo "usage: make TARGET [NAME=value ...]"; echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo; echo "  EXPERIMENT=$(EXPERIMENT)  which experiments/NAME.yaml    SEED=$(SEED)       of the training"
 	@echo "  CKPT=$(CKPT)      checkpoint to evaluate         TRACKS=$(TRACKS)  clips of the demo corpus"
 	@echo "  BENCH=$(BENCH)        which benchmark                ARGS=        passed on to 'musiccm fit' or pytest"
@@ -84,6 +84,10 @@ smoke: $(READY)  ## the whole of `make train`, tiny: does everything run?
 
 test: $(READY)  ## run the tests, file by file on up to four cores
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+test-gpu: $(READY)  ## run the tests of the GPU, which `make test` skips where there is none
+	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "no GPU here (torch.cuda.is_available() is false): nothing was tested")'
+	$(BIN)/python -m pytest -m gpu -rs $(ARGS)
 
 lint: $(READY)  ## ruff, types, docstrings
 	$(BIN)/ruff check .

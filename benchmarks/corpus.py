@@ -13,6 +13,7 @@ from musiccm.commands._timing import row
 from musiccm.data.demo.corpus import write_corpus
 from musiccm.data.demo.tracks import DURATION_S
 
+CPU_ONLY = True
 TRACKS, ROUNDS = 96, 3
 #: What issue 2 asks for, in tracks a second.
 ASKED = 20.0

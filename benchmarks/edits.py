@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from musiccm.audio.io import write_audio
+from musiccm.commands._device import choose_device
 from musiccm.commands._quality import decoders
 from musiccm.commands._timing import row, student_of
 from musiccm.data.demo.tracks import make_track
@@ -37,7 +38,7 @@ def joined(pipeline: Pipeline, edited: Edited, text: str, seed: int) -> Tensor:
 @torch.no_grad()
 def run(bundle: str) -> list[dict]:
     parts = Bundle.from_pretrained(student_of(bundle))
-    sounding = {name: Pipeline(parts, name) for name in decoders(parts)}
+    sounding = {name: Pipeline(parts, name).to(choose_device("auto")) for name in decoders(parts)}
     pipeline = sounding["original"]
     found: dict[tuple[str, str], list[tuple[SeamFigures, SeamFigures]]] = {}
     with tempfile.TemporaryDirectory() as folder:

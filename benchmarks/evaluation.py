@@ -19,6 +19,7 @@ import numpy as np
 import soundfile
 import torch
 
+from musiccm.commands._device import choose_device
 from musiccm.commands._evaluate import Task, evaluate
 from musiccm.commands._timing import alternating, peak_mib, row, seconds_of
 from musiccm.metrics import FrechetDistance, InceptionScore, KLDivergence
@@ -87,9 +88,9 @@ def their_features(network: torch.nn.Module, folder: Path) -> dict:
     out: dict[str, list] = {"2048": [], "logits": [], "file_path_": []}
     with mock.patch("torchaudio.load", load), torch.no_grad():
         for waveform, names in DataLoader(WaveDataset(str(folder), RATE_HZ), batch_size=1):
-            heard = network(waveform.squeeze(1).float())
-            out["2048"].append(heard["2048"])
-            out["logits"].append(heard["logits"])
+            heard = network(waveform.squeeze(1).float().to(next(network.parameters()).device))
+            out["2048"].append(heard["2048"].cpu())
+            out["logits"].append(heard["logits"].cpu())
             out["file_path_"] += names
     return {name: value if name == "file_path_" else torch.cat(value) for name, value in out.items()}
 
@@ -120,7 +121,8 @@ def whole() -> list[dict]:
         checkpoint = root / "ckpt" / "Cnn14_16k_mAP=0.438.pth"
         checkpoint.parent.mkdir()
         write_checkpoint(checkpoint)
-        theirs = their_network(checkpoint)
+        device = choose_device("auto")
+        theirs = their_network(checkpoint).to(device)
         found: dict[str, dict] = {}
 
         def run_theirs() -> None:
@@ -131,7 +133,7 @@ def whole() -> list[dict]:
                     **calculate_isc(fake, "logits", rng_seed=2020, samples_shuffle=True, splits=10)}
 
         def run_ours() -> None:
-            task = Task(root / "generated", root / "reference", {"pann": str(checkpoint)}, device="cpu")
+            task = Task(root / "generated", root / "reference", {"pann": str(checkpoint)}, device=device)
             found["ours"] = evaluate(task)["figures"]
 
         times = {"ours": [seconds_of(run_ours)], "theirs": [seconds_of(run_theirs)]}

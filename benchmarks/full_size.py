@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from musiccm.audio.windows import keyed_generator
+from musiccm.commands._device import choose_device
 from musiccm.commands._timing import alternating, row
 from musiccm.commands.bench import load
 from musiccm.losses import discriminator_loss
@@ -201,14 +202,19 @@ def run(bundle: str) -> list[dict]:
         path = write_bundle(Path(folder) / "full", bundle)
         torch.manual_seed(0)
         system = MusicCM(str(path), adversarial=Adversarial(crop_frames=CROP, crop_context=CONTEXT))
-        one = training.batches(system, 1)[0]
     system._progress = lambda: 0.0
+    device = choose_device("auto")
+    one = training.batches(system.to(device), 1)[0]
     system.conditioner.null(1)
     steps = {"distillation alone": step_of(system, False), "adversarial, on a crop": step_of(system, True),
              "adversarial, straightforward": step_of(system, True, straightforward=True)}
-    seconds = alternating({name: lambda s=s: s(one) for name, s in steps.items()}, REPEATS, warmup=0)
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        # a GPU's first call loads kernels; on a CPU it would only double the minutes
+        seconds = alternating({name: lambda s=s: s(one) for name, s in steps.items()}, REPEATS, int(device == "cuda"))
 
     # Tensors without contents: nothing is computed from here on.
+    one = training.batches(system.to("cpu"), 1)[0]
+    system.conditioner.null(1)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     make_fake([system], mode, "cpu")
     with mode:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from musiccm.commands._device import choose_device
 from musiccm.commands._quality import frechet
 from musiccm.commands._timing import row, student_of
 from musiccm.commands.bench import load
@@ -25,8 +26,8 @@ long = load(Path(__file__).with_name("long.py"))
 
 @torch.no_grad()
 def run(bundle: str) -> list[dict]:
-    pipeline = Pipeline.from_pretrained(student_of(bundle), decoder="original")
-    codec, tagger = pipeline.codec, pipeline.bundle.evaluators["tagger"]
+    pipeline = Pipeline.from_pretrained(student_of(bundle), decoder="original").to(choose_device("auto"))
+    codec, tagger = pipeline.codec, pipeline.bundle.evaluators["tagger"].to(pipeline.device)
     real_ED = long.real_rows(pipeline, pipeline.latent_shape[1] * codec.downsampling, CLIPS)
     cond_BD = pipeline.conditioner.text([make_track(1, "test", index).texts[0] for index in range(CLIPS)])
 

@@ -32,6 +32,7 @@ import torch
 from diffusers import DDIMScheduler, MusicLDMPipeline
 from torch import Tensor, nn
 
+from musiccm.commands._device import choose_device
 from musiccm.commands._timing import now, peak_mib, row
 from musiccm.config import load_experiment
 from musiccm.export import StudentInfo, lcm_scheduler
@@ -154,8 +155,7 @@ class Contender:
         self.made += clips
         texts = [f"a calm piano melody over soft strings, {self.made + i} bpm" for i in range(clips)]
         spent = self.side.clock.parts(lambda: self.side.make(texts, steps, seconds))
-        peak = torch.cuda.max_memory_allocated() / (1 << 20) if self.device == "cuda" else peak_mib()
-        return {**spent, "peak": peak}
+        return {**spent, "peak": peak_mib(self.device)}
 
     def close(self) -> None:
         pass
@@ -273,7 +273,7 @@ def measure(size: str, sides: dict[str, Any], device: str) -> list[dict]:
 
 
 def run(bundle: str) -> list[dict]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device("auto")
     with tempfile.TemporaryDirectory() as scratch:
         student = write_student(bundle, Path(scratch, "student"), small_decoder(bundle))
         rows = compare("given size", bundle, str(student), device)

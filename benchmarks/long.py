@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from musiccm.audio import LogMel
+from musiccm.commands._device import choose_device
 from musiccm.commands._quality import decoders, frechet
 from musiccm.commands._timing import row, student_of
 from musiccm.data.demo.tracks import make_track
@@ -46,12 +47,12 @@ def multidiffusion(process: SharedProcess, cond_of: CondOf, fuse: str) -> Tensor
     starts = [crops.start(i) for i in range(crops.count)]
     cond_ND = torch.stack([cond_of(i) for i in range(crops.count)])
     own = [FrameNoise(process.noise.seed // 1000 + i, process.noise.shape_CTF) for i in range(crops.count)]
-    share_NW = torch.stack([crops.share(i, torch.ones(crops.window)) for i in range(crops.count)])
+    share_NW = torch.stack([crops.share(i, torch.ones(crops.window)) for i in range(crops.count)]).to(process.device)
     z = process.fresh(INITIAL, 0, crops.length)
     for step, t in enumerate(stepper.timesteps):
         last = step + 1 == len(stepper.timesteps)
         z_BCTF = torch.stack([z[:, start : start + crops.window] for start in starts])
-        t_B = torch.full((crops.count,), t, dtype=torch.long)
+        t_B = torch.full((crops.count,), t, dtype=torch.long, device=process.device)
         alpha, sigma = stepper.schedule.alpha(t_B), stepper.schedule.sigma(t_B)
         values = stepper.f(z_BCTF, t_B, cond_ND)
         if fuse == "eps":
@@ -176,8 +177,8 @@ class Judge:
                 errors["rms"][side].append(float(error.square().mean().sqrt()))
                 errors["border"][side].append(float(error[per:-per][near].mean()))
             for name, differences in sounds.items():
-                by = self.pipeline.bundle.codec(name)
-                at_once = by.vocode(faded[None]) if name == "original" else by.decode(z[None])
+                by = self.pipeline.bundle.codec(name).to(self.pipeline.device)
+                at_once = (by.vocode(faded[None]) if name == "original" else by.decode(z[None])).cpu()
                 parts = piece_decoder(by, window, z.shape[1]).push(z)
                 differences.append(float((parts - at_once[0]).abs().max()))
         said = {"mean": "mean difference", "rms": "root mean square", "border": "mean near the latter's borders"}
@@ -199,7 +200,8 @@ def real_rows(pipeline: Pipeline, frames: int, count: int) -> Tensor:
         start = index * 37 % (len(mel_MN) - frames)
         rows.append(mel_MN[start : start + frames])
     with torch.no_grad():
-        return torch.cat([tagger(torch.stack(part))[0] for part in (rows[i : i + 50] for i in range(0, count, 50))])
+        return torch.cat([tagger(torch.stack(part).to(pipeline.device))[0]
+                          for part in (rows[i : i + 50] for i in range(0, count, 50))])
 
 
 NAMES = {
@@ -224,7 +226,8 @@ def ways() -> dict[str, Way]:
 
 
 def run(bundle: str) -> list[dict]:
-    pipeline = Pipeline.from_pretrained(student_of(bundle), decoder="original")
+    pipeline = Pipeline.from_pretrained(student_of(bundle), decoder="original").to(choose_device("auto"))
+    pipeline.bundle.evaluators["tagger"].to(pipeline.device)
     frames = 2 * int(pipeline.latent_shape[1] * JUDGED / 2) * pipeline.codec.downsampling
     judge = Judge(pipeline, real_rows(pipeline, frames, REAL))
     figures = {name: judge.seams(way) | judge.minute(way) for name, way in ways().items()}

@@ -13,12 +13,12 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 
-from musiccm.commands._timing import peak_mib, row
+from musiccm.commands._device import choose_device
+from musiccm.commands._timing import now, peak_mib, row
 from musiccm.metrics.index import TrainingIndex
 from musiccm.metrics.index_writer import PlannedClip, write_index
 from musiccm.metrics.nearest import Queries, nearest_clips
@@ -57,20 +57,22 @@ def naive(folder: Path, queries: torch.Tensor) -> torch.Tensor:
     """All rows in memory in float64, every cosine in float64, blocks of 8,192 rows."""
     index = TrainingIndex(folder)
     rows, best = unit_rows(index.read(0, index.n_rows)), torch.full((len(queries),), -torch.inf, dtype=torch.float64)
+    best = best.to(queries.device)
     unit = unit_rows(queries)
     for block in rows.split(8192):
-        best = torch.maximum(best, (unit @ block.T).amax(dim=1))
+        best = torch.maximum(best, (unit @ block.T.to(unit.device)).amax(dim=1))
     return best
 
 
 def side(name: str, folder: Path, queries: int) -> dict:
     """Seconds and peak memory of one side, beyond what the imports and the queries take."""
-    audio = drawn(queries, -1)
-    torch.ones(64, 64) @ torch.ones(64, 64)
+    device = choose_device("auto")
+    audio = drawn(queries, -1).to(device)
+    torch.ones(64, 64, device=device) @ torch.ones(64, 64, device=device)
     before = peak_mib()
-    start = time.perf_counter()
+    start = now()
     best = {"ours": ours, "naive": naive}[name](folder, audio)
-    seconds = time.perf_counter() - start
+    seconds = now() - start
     peak = peak_mib()
     return {"seconds": seconds, "mib": peak - before, "best": best.tolist()}
 

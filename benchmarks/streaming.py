@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from musiccm.commands._device import choose_device
 from musiccm.commands._quality import decoders
 from musiccm.commands._timing import now, peak_mib, row, student_of
 from musiccm.files import write_atomically
@@ -34,9 +35,10 @@ SHOWN = {"growth": "peak memory above a clip's, MiB", "work": "seconds of work a
 def play(bundle: str, decoder: str, seconds: float, whole: bool) -> dict[str, float]:
     """One piece, in a process of its own."""
     pipeline = Pipeline.from_pretrained(bundle, decoder=decoder)
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device("auto")
+    pipeline.to(device)
     pipeline(PROMPT, STEPS)  # warm-up; it passes every network
-    before = peak()
+    before = peak_mib(device)
     start = now()
     if whole:
         samples = len(pipeline.compose(PROMPT, seconds, STEPS))
@@ -51,12 +53,7 @@ def play(bundle: str, decoder: str, seconds: float, whole: bool) -> dict[str, fl
         calls = calls or stream.calls
         samples += len(chunk)
     return {"first_s": first, "calls": calls, "work": (now() - start) * pipeline.sample_rate_hz / samples,
-            "growth": peak() - before}
-
-
-def peak() -> float:
-    """MiB, on the GPU where there is one."""
-    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_mib()
+            "growth": peak_mib(device) - before}
 
 
 def apart(bundle: str, decoder: str, seconds: float, whole: bool) -> dict[str, float]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from musiccm.audio.windows import keyed_generator
+from musiccm.commands._device import choose_device
 from musiccm.commands._timing import alternating, now, row
 from musiccm.data.batch import LatentBatch
 from musiccm.diffusion import guide, jump_to_target
@@ -94,12 +95,13 @@ def systems(bundle: str) -> dict[str, MusicCM]:
 
 
 def batches(system: MusicCM, size: int | None = None) -> list[LatentBatch]:
-    """Noise of the latents' shape: the time does not depend on the values."""
+    """Noise of the latents' shape, where the system is: the time does not depend on the values."""
     size = size or BATCH
     generator = torch.Generator().manual_seed(0)
     width, latents = system.conditioner.width, torch.randn(size, *system.bundle.latent_shape(), generator=generator)
     cond = torch.nn.functional.normalize(torch.randn(size, width, generator=generator), dim=-1)
-    raw = system.codec.denormalise(latents)
+    raw = system.codec.denormalise(latents.to(system.device))
+    cond = cond.to(system.device)
     return [LatentBatch(raw, cond, cond, [str(i) for i in range(size)], [""] * size)] * (WARMUP + STEPS)
 
 
@@ -115,9 +117,9 @@ def step_seconds(system: MusicCM) -> list[float]:
 
 def pieces(system: MusicCM) -> dict[str, float]:
     """Median seconds of the pieces of a step, each run alone on a batch."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device("auto")
     system = system.to(device)
-    batch = batches(system)[0].to(device)
+    batch = batches(system)[0]
     z, cond_BD = system.codec.normalise(batch.latents_BCTF), batch.text_BD
     t_B = system.grid[torch.arange(BATCH) % len(system.grid)].to(device)
     crop = system._crop(z.shape[2], keyed_generator(0, "bench"))
@@ -146,7 +148,8 @@ def pieces(system: MusicCM) -> dict[str, float]:
     functions = {"teacher, one guided jump": teacher, "target, no gradient": target,
                  "student, forward and backward": student, "decoder and features of a crop, to the latents": decoder,
                  "both averages": averages}
-    return {name: statistics.median(times) for name, times in alternating(functions, repeats=3).items()}
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):  # as the whole steps there
+        return {name: statistics.median(times) for name, times in alternating(functions, repeats=3).items()}
 
 
 def run(bundle: str) -> list[dict]:

@@ -1,6 +1,7 @@
 """What holds for every test: no network, no display, no more threads than were asked for."""
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
@@ -16,9 +17,40 @@ import torch  # noqa: E402
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--pretend-gpu", action="store_true", help="run the tests marked `gpu` on a device that computes "
+                     "on the CPU and refuses operands in two places (tests/pretend_device.py)")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes `device` runs on the CPU, under its usual name, and on a GPU where there is one."""
+    if "device" in metafunc.fixturenames:
+        gpu = "cuda"
+        if metafunc.config.getoption("--pretend-gpu"):
+            from tests.pretend_device import install
+
+            gpu = install()
+        cpu = pytest.param("cpu", id=getattr(pytest, "HIDDEN_PARAM", "cpu"))
+        metafunc.parametrize("device", [cpu, pytest.param(gpu, marks=pytest.mark.gpu, id="gpu")])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available() or config.getoption("--pretend-gpu"):
         return
     for item in items:
         if "gpu" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="needs an accelerator"))
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: make test-gpu"))
+
+
+@pytest.fixture(autouse=True)
+def exact_float32(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests on a GPU multiply float32 in float32: the tolerances are the CPU's."""
+    if "gpu" not in request.keywords:
+        yield
+        return
+    from musiccm.metrics.embedders.frozen import full_float32
+
+    with full_float32():
+        yield

@@ -130,7 +130,6 @@ def test_the_first_tensor_that_is_not_finite_is_named():
     assert first_not_finite([("c", torch.tensor([1.0, float("nan"), 2.0]).bfloat16())]) == "c"
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_numbers_are_handed_out_once_and_later(device):
     later = Later()
     assert later.take() is None

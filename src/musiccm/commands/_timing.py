@@ -27,11 +27,17 @@ def seconds_of(function: Callable[[], Any]) -> float:
     return now() - start
 
 
-def peak_mib() -> float:
-    """Largest resident memory of this process so far, in MiB.
+def peak_mib(device: str = "cpu") -> float:
+    """Largest memory of this process so far, in MiB: of the GPU's where it computes on one, else resident memory.
 
-    Read where Linux keeps it for the program itself: what `getrusage` tells goes on from the process that started it.
+    The latter is read where Linux keeps it for the program itself: what `getrusage` tells goes on from the process that
+    started it.
+
+    Args:
+        device: Where it computes.
     """
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / (1 << 20)
     status = Path("/proc/self/status")
     if status.is_file():
         line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))

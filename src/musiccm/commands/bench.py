@@ -1,7 +1,7 @@
 """measure speed against a baseline in the same run, and write benchmarks/results/NAME.json.
 
 A benchmark is a file with a function `run(bundle)` that returns rows; where it has a `plot(path, rows)` too, that draws
-NAME.png beside them.
+NAME.png beside them. Every benchmark computes on the GPU where there is one, unless it says `CPU_ONLY = True`.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ def main(argv: list[str]) -> int:
     folder = Path(args.dir)
     for path in chosen(folder, args.name):
         module = load(path)
-        print(f"{path.stem}: {(module.__doc__ or '').partition(chr(10))[0]}", flush=True)
+        machine = describe_machine(getattr(module, "CPU_ONLY", False))
+        print(f"{path.stem}: {(module.__doc__ or '').partition(chr(10))[0]}",
+              f"on {machine['gpu'] or machine['processor']}", sep="\n", flush=True)
         start = time.perf_counter()
         rows = checked(path, module.run(args.bundle))
-        machine = describe_machine()
         gpu = f"-{re.sub('[^a-z0-9]+', '-', machine['gpu'].lower())}" if machine["gpu"] else ""
         out = folder / "results" / f"{path.stem}{gpu}.json"
         write_json(out, {"schema": SCHEMA, "machine": machine, "bundle": args.bundle, "rows": rows})
@@ -111,8 +112,15 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def describe_machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+def describe_machine(cpu_only: bool = False) -> dict[str, Any]:
+    """What the figures were taken on.
+
+    Args:
+        cpu_only: Whether a GPU, if there is one, had no part in them.
+
+    Returns:
+        Names and numbers; `gpu` is None where none was used.
+    """
     import torch
 
     return {
@@ -121,7 +129,7 @@ def describe_machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # other work disturbs figures
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() and not cpu_only else None,
         "torch": torch.__version__,
     }
 

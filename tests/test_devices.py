@@ -1,0 +1,255 @@
+"""What every part computes on another device is what it computes on the CPU, from the same inputs and the same seeds.
+
+On a GPU where there is one; and everywhere on a device that stands for it (`pretend_device`), on which whatever was
+left behind on the CPU stops the computation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gaussian import MUSICLDM
+from one_step import batch_of
+from tiny_bundle import CAPTIONS, build_random_bundle, make_unet
+from torch.utils._pytree import tree_map
+
+from musiccm.audio import LogMel, MelConfig
+from musiccm.audio.io import write_audio
+from musiccm.audio.windows import keyed_generator
+from musiccm.callbacks.contenders import student_contender, teacher_contender
+from musiccm.callbacks.evaluator import Evaluator
+from musiccm.data.batch import WaveformBatch
+from musiccm.diffusion import NoiseSchedule
+from musiccm.export import StudentInfo, export_student
+from musiccm.long_form import read_clip
+from musiccm.losses import discriminator_loss
+from musiccm.losses.spectral import MultiResolutionStft
+from musiccm.losses.waveform_adversarial import waveform_adversarial
+from musiccm.metrics.embedders.registry import load_embedder
+from musiccm.metrics.suite import Listener, MetricSuite
+from musiccm.models.bundle import Bundle
+from musiccm.models.denoiser import Consistency
+from musiccm.models.spectrogram_discriminator import SpectrogramDiscriminator
+from musiccm.pipeline import Pipeline
+from musiccm.samplers import Crops, FrameNoise, SharedProcess, Stepper, Wavefront, sample_ddim, sample_shared
+from musiccm.systems.musiccm import MusicCM
+from musiccm.systems.settings import Adversarial, Distillation, Phase
+from musiccm.systems.stages.audiomae import AudioMaeStage
+from musiccm.systems.stages.decoder import DecoderStage
+from musiccm.systems.stages.teacher import TeacherStage
+from musiccm.systems.stages.vae import VaeStage
+from musiccm.systems.stages.vocoder import VocoderStage
+from tests.pretend_device import TwoPlaces, install
+
+SCHEDULE = NoiseSchedule.from_config(MUSICLDM)
+SAMPLES = 128 * 160
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(build_random_bundle(tmp_path_factory.mktemp("bundles") / "teacher", decoder=True))
+
+
+@pytest.fixture(params=["pretend", pytest.param("cuda", marks=pytest.mark.gpu)])
+def other(request: pytest.FixtureRequest) -> str:
+    return install() if request.param == "pretend" else request.param
+
+
+def same(computed: Callable[[str], Any], other: str, rtol: float = 1e-4, atol: float = 1e-4) -> None:
+    """Compare nested results of `computed(device)`."""
+    expected, found = (tree_map(lambda leaf: leaf.detach().cpu() if isinstance(leaf, torch.Tensor) else leaf,
+                                computed(device)) for device in ("cpu", other))
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
+
+
+def waves(count: int = 6) -> WaveformBatch:
+    generator = torch.Generator().manual_seed(0)
+    waveform = 0.1 * torch.randn(count, SAMPLES, generator=generator)
+    captions = [CAPTIONS[i % len(CAPTIONS)] for i in range(count)]
+    return WaveformBatch(waveform, torch.zeros(count, 0), [f"clip{i}" for i in range(count)], captions,
+                         [{"instrument": ("piano", "organ")[i % 2]} for i in range(count)])
+
+
+def test_the_device_refuses_what_a_gpu_refuses() -> None:
+    device = install()
+    x = torch.arange(6.0, device=device).view(2, 3)
+    assert x.device.type == device and x.sum().item() == 15.0
+    assert torch.equal((2 * x).cpu(), 2 * torch.arange(6.0).view(2, 3))
+    for wrong in (lambda: x + torch.ones(2, 3), lambda: torch.cat([x, torch.ones(1, 3)]),
+                  lambda: torch.ones(3)[torch.tensor([1], device=device)], lambda: x.where(torch.ones(2, 3) > 0, x),
+                  lambda: torch.randn(2, device=device, generator=torch.Generator())):
+        with pytest.raises(TwoPlaces):
+            wrong()
+    for right in (lambda: x * torch.tensor(2.0), lambda: x[torch.tensor([1])], lambda: x[:, [0, 2]],
+                  lambda: torch.ones(2, 3).to(x) + x, lambda: x.clone().copy_(torch.ones(2, 3))):
+        assert right().device.type == device
+    with pytest.raises((RuntimeError, TypeError)):
+        x.numpy()
+
+
+@pytest.mark.parametrize(("features", "solver", "jumps"), [("audiomae", "ddim", 2), ("clap", "heun", "to_zero")])
+def test_losses_of_a_training_step(bundle: str, other: str, features: str, solver: str, jumps: int | str) -> None:
+    """Warm start, distillation, both sides of the adversarial loss, their gradients, averages and validation."""
+
+    def step(device: str) -> dict[str, Any]:
+        torch.manual_seed(0)
+        distillation = Distillation(tail=0.2, audio_condition_share=0.5, solver=solver,
+                                    curriculum=[Phase(1.0, 500, jumps)])
+        system = MusicCM(bundle, distillation, Adversarial(features=features, crop_frames=4, head_width=8))
+        batch, generator, logged = batch_of(system).to(device), keyed_generator(0, "devices"), {}
+        system.to(device)
+        system._progress = lambda: 0.0
+        system.log = lambda name, value, **_: logged.update({name: value})
+        z0 = system.codec.normalise(batch.latents_BCTF)
+        cond_BD = system._condition(batch, generator)
+        warm, _ = system.warm_start_loss(z0, cond_BD, generator)
+        x0, distil, _ = system.distil(z0, cond_BD, generator)
+        judged = system._judge(z0, x0, batch.text_BD, generator)
+        (warm + distil + judged["loss_g"]).backward()
+        loss_d, _ = discriminator_loss(system.discriminator, judged["real"], judged["fake"], judged["cond"], 1e-5)
+        loss_d.backward()
+        norms = [torch.nn.utils.clip_grad_norm_(part.parameters(), 1e9)
+                 for part in (system.student, system.discriminator)]
+        with torch.no_grad():
+            for parameter in system.student.parameters():
+                parameter += 0.01
+        system.student_ema_slow.update(system.student)
+        with torch.inference_mode():
+            system.validation_step(batch, 0)
+        return {"warm": warm, "distil": distil, "loss_g": judged["loss_g"], "loss_d": loss_d, "norms": norms,
+                "moved": system.student_ema_slow.distance(system.student), **logged}
+
+    same(step, other, rtol=1e-3, atol=1e-3)
+
+
+def test_samplers(other: str) -> None:
+    def sample(device: str) -> list[torch.Tensor]:
+        shape = (2, 8, 3)
+        stepper = Stepper(lambda z, t, cond: torch.tanh(z) * cond[:, :1, None, None] + t[:, None, None, None] / 999,
+                          SCHEDULE, [999, 759, 499, 259], 0.6)
+        noise, cond_BD = FrameNoise(5, shape)(0, 0, 8)[None].to(device), torch.ones(1, 2, device=device)
+        found = [sample_ddim(stepper.f, SCHEDULE, cond_BD, 0.5 * cond_BD, noise, 5, 3.0)]
+        for fusion in ("uniform", "triangular", "swap"):
+            process = SharedProcess(stepper, Crops(20, 8, 4), FrameNoise(5, shape), fusion, device)
+            found.append(sample_shared(process, lambda _: cond_BD[0], 3))
+            kept = {"kept_CTF": torch.ones(2, 20, 3), "kept_T": torch.arange(20) < 5}
+            found.append(sample_shared(process, lambda _: cond_BD[0], 3, **kept))
+            front = Wavefront(process, lambda _: cond_BD[0])
+            parts = []
+            while not front.finished:
+                parts.append(front.tick())
+            found.append(torch.cat(parts, dim=1))
+        return found
+
+    same(sample, other)
+
+
+@pytest.mark.parametrize("decoder", ["fast", "original"])
+def test_pipelines(bundle: str, tmp_path: Path, other: str, decoder: str) -> None:
+    """Clips of student and teacher, a piece, a stream, and edits of a clip."""
+    torch.manual_seed(11)
+    info = StudentInfo("v_prediction", 3.0, gamma=0.6)
+    student = export_student(make_unet(), Bundle.from_pretrained(bundle), tmp_path / "student", info, base=bundle)
+
+    def sound(device: str) -> list[torch.Tensor]:
+        pipeline = Pipeline.from_pretrained(student, decoder=decoder).to(device)
+        clips = pipeline(CAPTIONS[:2], 2)
+        path = tmp_path / "clip.wav"
+        if not path.exists():
+            write_audio(path, clips[0], pipeline.sample_rate_hz)
+        clip, editor = read_clip(pipeline, path), pipeline.editor(2)
+        found = [clips, pipeline.compose([(0.0, CAPTIONS[0]), (1.5, CAPTIONS[1])], 3.0, 2),
+                 torch.cat(list(pipeline.stream(CAPTIONS[0], 2.0, 2))),
+                 editor.extend(clip, CAPTIONS[0], 2.0).waveform_S,
+                 editor.vary(clip, CAPTIONS[0], 0.5).waveform_S]
+        teacher = Pipeline.from_pretrained(bundle, decoder=decoder).to(device)
+        return [*found, teacher(CAPTIONS[:1], 2)]
+
+    same(sound, other)
+
+
+def test_an_evaluation(bundle: str, other: str) -> None:
+    """Real and generated clips heard by tagger and CLAP: every figure of the table but the times."""
+
+    def rows(device: str) -> list[dict[str, Any]]:
+        opened = Bundle.from_pretrained(bundle)
+        tagger = load_embedder("tagger", bundle=opened, device="cuda" if device == "cuda" else "cpu").to(device)
+        codec, conditioner = opened.codec("original").to(device), opened.conditioner().to(device)
+        listener = Listener([tagger], conditioner.audio, 16000)
+        train = ["t0", "t1"], torch.eye(32)[:2]
+        suite = MetricSuite({"tagger": True}, train, listener.groups, splits=2, kad=["tagger"], fd_inf=["tagger"])
+        evaluator = Evaluator(listener, suite, batch_size=4, device=device, progress=False)
+        batch = waves()
+        evaluator.set_reference([batch], conditioner.text, len(batch.ids))
+        denoiser = MusicCM(bundle, adversarial=Adversarial(weight=0.0)).teacher.to(device)
+        shape, schedule = opened.latent_shape(), denoiser.schedule
+        grid = torch.arange(19, 1000, 20)
+        both = [student_contender(Consistency(denoiser), schedule, conditioner, codec, shape, 2, grid, 0.5),
+                teacher_contender(denoiser, schedule, conditioner, codec, shape, 2, 3.0)]
+        found = [evaluator.run(contender).row for contender in both]
+        real = evaluator.distance_of_real([batch])
+        return [{key: value for key, value in row.items() if isinstance(value, int | float) and "latency" not in key}
+                for row in [*found, real]]
+
+    same(rows, other, rtol=1e-3, atol=1e-3)
+
+
+def stage_of(name: str, bundle: str) -> Any:
+    torch.manual_seed(0)
+    opened = Bundle.from_pretrained(bundle)
+    config = {part: {key: value for key, value in dict(opened.part(part).config if part != "vocoder" else
+                                                       opened.vocoder.config.to_dict()).items()
+                     if not key.startswith("_")} for part in ("unet", "vae", "vocoder")}
+    vit = {"frames": 128, "bins": 64, "patch_size": 16, "width": 32, "depth": 2, "heads": 2}
+    if name == "vae":
+        return VaeStage(config["vae"], MelConfig(), crop_frames=64, bundle=bundle)
+    if name == "vocoder":
+        return VocoderStage(config["vocoder"], segment_frames=24, margin_frames=4, bundle=bundle)
+    if name == "decoder":
+        decoder = opened.part("decoder").config
+        return DecoderStage(vars(decoder), (64, 256), adversarial_weight=1.0, distilled_share=0.5, bundle=bundle)
+    if name == "audiomae":
+        return AudioMaeStage(vit, decoder_width=12, decoder_depth=1, decoder_heads=2, bundle=bundle)
+    return TeacherStage(config["unet"], bundle=bundle)
+
+
+@pytest.mark.parametrize("name", ["vae", "vocoder", "decoder", "audiomae", "teacher"])
+def test_losses_of_the_stages(bundle: str, other: str, name: str) -> None:
+    def losses(device: str) -> list[Any]:
+        stage = stage_of(name, bundle)
+        stage._trainer = None
+        batch: Any = waves(4)
+        if name == "teacher":
+            stage.setup("fit")
+            batch = batch_of(MusicCM(bundle, adversarial=Adversarial(weight=0.0)), 4)
+        stage = stage.to(device)
+        if name in ("vocoder", "decoder"):
+            stage.on_fit_start()
+        batch = batch.to(device)
+        total, parts = stage.loss(batch, keyed_generator(0, "loss"))
+        total.backward()
+        with torch.no_grad():
+            measured = stage.summarise([stage.measure(batch, keyed_generator(0, "measure"))])
+        shown = {key: value for key, value in measured.items() if "latency" not in key and "gflop" not in key}
+        norm = torch.nn.utils.clip_grad_norm_(stage.part.parameters(), 1e9)
+        return [total, {key: value for key, value in parts.items() if value.ndim == 0}, shown, norm]
+
+    same(losses, other, rtol=1e-3, atol=1e-3)
+
+
+def test_losses_of_waveforms(other: str) -> None:
+    def losses(device: str) -> list[Any]:
+        torch.manual_seed(0)
+        discriminator = SpectrogramDiscriminator((64, 128), width=4).to(device)
+        sound = waves(2).waveform_BS[:, :4000].to(device)
+        fake = (0.9 * sound).requires_grad_(True)
+        fooling, judging, _ = waveform_adversarial(discriminator, fake, sound)
+        stft, _ = MultiResolutionStft((64, 128)).to(device)(fake, sound)
+        (fooling + judging + stft).backward()
+        return [fooling, judging, stft, fake.grad, LogMel().to(device)(sound)]
+
+    same(losses, other, rtol=1e-3)
