@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from musiccm.audio.windows import keyed_generator
 from musiccm.data.batch import LatentBatch
 from musiccm.diffusion import (
+    AnyCondition,
     check_prediction_type,
+    choose_condition,
     expand_to,
     noise_process,
     student_grid,
@@ -107,7 +109,7 @@ class DistilledSystem(pl.LightningModule):
     # what a subclass says
 
     def objective(
-        self, batch: LatentBatch, z0: Tensor, cond_BD: Tensor, generator: torch.Generator
+        self, batch: LatentBatch, z0: Tensor, cond_BD: AnyCondition, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], Any]:
         """The student's loss of one batch, after the warm start.
 
@@ -180,12 +182,12 @@ class DistilledSystem(pl.LightningModule):
 
     # the condition, the teacher and the warm start
 
-    def _condition(self, batch: LatentBatch, generator: torch.Generator) -> Tensor:
+    def _condition(self, batch: LatentBatch, generator: torch.Generator) -> AnyCondition:
         share = self.distillation.audio_condition_share
-        hears = own_rows(lambda n: torch.rand(n, 1, generator=generator), len(batch)) < share
-        return torch.where(hears.to(batch.text_BD.device), batch.audio_BD, batch.text_BD)
+        audio_B = own_rows(lambda n: torch.rand(n, 1, generator=generator), len(batch))[:, 0] < share
+        return choose_condition(audio_B, batch.audio_BD, batch.text_BD)
 
-    def _guided_teacher(self, cond_BD: Tensor) -> Any:
+    def _guided_teacher(self, cond_BD: AnyCondition) -> Any:
         null_BD = self.conditioner.null(1)
         return with_guidance(self._part("teacher"), cond_BD, null_BD, self.guidance_scale)
 
@@ -193,7 +195,7 @@ class DistilledSystem(pl.LightningModule):
         """A frozen part as the step uses it: its bf16 copy where there is one."""
         return self._half[name] if name in self._half else self.frozen[name]
 
-    def warm_start_loss(self, z0: Tensor, cond_BD: Tensor, generator: torch.Generator) -> tuple[Tensor, dict]:
+    def warm_start_loss(self, z0: Tensor, cond_BD: AnyCondition, generator: torch.Generator) -> tuple[Tensor, dict]:
         """Regression of the student's own prediction onto the teacher's guided one, at uniform timesteps.
 
         The teacher's x0 is clamped at the noisiest steps, where an epsilon network's x0 divides its error by alpha.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from musiccm.audio.windows import keyed_generator
 from musiccm.data.batch import LatentBatch
-from musiccm.diffusion import check_skip, jump_to_target, sample_grid_index
+from musiccm.diffusion import AnyCondition, check_skip, jump_to_target, sample_grid_index
 from musiccm.losses.distillation import distillation_loss
 from musiccm.systems.adversary import AdversarialSystem
 from musiccm.systems.checkpoint_fit import identity
@@ -50,7 +50,7 @@ class MusicCM(AdversarialSystem):
         self.finish_init()
 
     def objective(
-        self, batch: LatentBatch, z0: Tensor, cond_BD: Tensor, generator: torch.Generator
+        self, batch: LatentBatch, z0: Tensor, cond_BD: AnyCondition, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], Any]:
         """`lambda L_distil`, and `L_G` from `adversarial.start_step` on."""
         x0_pred, loss_distil, parts = self.distil(z0, cond_BD, generator)
@@ -61,7 +61,7 @@ class MusicCM(AdversarialSystem):
             parts["loss_g"] = term["loss_g"].detach()
         return loss, parts, term
 
-    def distil(self, z0: Tensor, cond_BD: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, dict]:
+    def distil(self, z0: Tensor, cond_BD: AnyCondition, generator: torch.Generator) -> tuple[Tensor, Tensor, dict]:
         """`L_distil` over the student's grid. Returns the student's x0, the loss and its parts."""
         settings, phase = self.distillation, self.distillation.phase(self._progress())
         mode, tail = settings.timestep_mode, settings.tail
