@@ -1,4 +1,4 @@
-"""Token conditions through guidance, samplers and a cross-attention U-Net, against the same without batches or padding."""
+"""Token conditions through guidance, samplers and a cross-attention U-Net, against single unpadded items."""
 
 from __future__ import annotations
 
