@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musiccm.diffusion import noise_process, refuse_guidance, sampling_timesteps, student_grid, with_guidance
+from musiccm.diffusion import (
+    AnyCondition,
+    noise_process,
+    refuse_guidance,
+    sampling_timesteps,
+    student_grid,
+    with_guidance,
+)
 from musiccm.errors import MusiccmError
 from musiccm.long_form import LongMusic, check_duration, check_texts, compose
 from musiccm.models.acceleration import CompiledNetwork, channels_last, suit_cpu, to_bfloat16
@@ -237,7 +244,7 @@ class Pipeline(LongMusic):
         timesteps = trailing_timesteps(TEACHER_STEPS if steps is None else steps, self.schedule.num_train_timesteps)
         scale = TEACHER_GUIDANCE_SCALE if guidance_scale is None else guidance_scale
 
-        def guided(z_BCTF: Tensor, t_B: Tensor, cond_BD: Tensor) -> Tensor:
+        def guided(z_BCTF: Tensor, t_B: Tensor, cond_BD: AnyCondition) -> Tensor:
             return with_guidance(self.denoiser, cond_BD, self.conditioner.null(len(cond_BD)), scale)(z_BCTF, t_B)
 
         return Stepper(guided, self.schedule, timesteps[-max(1, round(strength * len(timesteps))) :], rule)
@@ -270,7 +277,7 @@ class Pipeline(LongMusic):
     @torch.no_grad()
     def latents(
         self,
-        cond_BD: Tensor,
+        cond_BD: AnyCondition,
         seeds: Sequence[int],
         steps: int | None = None,
         *,

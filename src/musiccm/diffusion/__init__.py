@@ -1,6 +1,14 @@
 """Diffusion maths on tensors: noise processes, prediction types, consistency boundary, solvers, guidance, grids."""
 
 from musiccm.diffusion.boundary import consistency_boundary
+from musiccm.diffusion.condition import (
+    AnyCondition,
+    Condition,
+    cat_conditions,
+    choose_condition,
+    expand_condition,
+    stack_conditions,
+)
 from musiccm.diffusion.continuous import Angle, RectifiedFlow
 from musiccm.diffusion.contracts import BoundDenoise, ConsistencyFunction, Denoise
 from musiccm.diffusion.families import noise_process, prediction_type_of
@@ -30,18 +38,23 @@ __all__ = [
     "SOLVERS",
     "TIMESTEP_MODES",
     "Angle",
+    "AnyCondition",
     "BoundDenoise",
+    "Condition",
     "ConsistencyFunction",
     "Denoise",
     "NoiseProcess",
     "NoiseSchedule",
     "RectifiedFlow",
+    "cat_conditions",
     "check_prediction_type",
     "check_skip",
     "check_timesteps",
+    "choose_condition",
     "compute_dtype",
     "consistency_boundary",
     "ddim_jump",
+    "expand_condition",
     "expand_to",
     "guide",
     "heun_jump",
@@ -53,6 +66,7 @@ __all__ = [
     "sample_grid_index",
     "sampling_timesteps",
     "scale_from_w",
+    "stack_conditions",
     "student_grid",
     "to_eps",
     "to_v",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from musiccm.diffusion.condition import AnyCondition, cat_conditions, expand_condition
 from musiccm.diffusion.contracts import BoundDenoise, Denoise
 from musiccm.errors import MusiccmError
 
@@ -31,14 +32,14 @@ def scale_from_w(w: float) -> float:
 
 
 def with_guidance(
-    denoise: Denoise, cond_BD: Tensor, null_BD: Tensor | None = None, guidance_scale: float = 1.0
+    denoise: Denoise, cond_BD: AnyCondition, null_BD: AnyCondition | None = None, guidance_scale: float = 1.0
 ) -> BoundDenoise:
     """Fix a denoiser's condition, and guide it by one batched call of the (condition, null) pair.
 
     Args:
         denoise: the denoiser contract.
-        cond_BD: condition embeddings.
-        null_BD: null-condition embeddings, `[B, D]` or `[1, D]`; needed unless the scale is 1.
+        cond_BD: conditions, vectors or tokens.
+        null_BD: null conditions, a batch of B or 1; needed unless the scale is 1.
         guidance_scale: usual scale (see `guide`). At exactly 1 the null branch is not computed at all.
 
     Returns:
@@ -54,7 +55,7 @@ def with_guidance(
             f"guidance_scale: {guidance_scale} needs the null condition (the embedding of the empty prompt), found "
             "none. Pass null_BD, or guidance_scale=1."
         )
-    pair = torch.cat([cond_BD, null_BD.expand_as(cond_BD)])
+    pair = cat_conditions([cond_BD, expand_condition(null_BD, len(cond_BD))])
 
     def guided(z: Tensor, t: Tensor) -> Tensor:
         cond, null = denoise(torch.cat([z, z]), torch.cat([t, t]), pair).chunk(2)

@@ -7,8 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
-from torch import Tensor
-
+from musiccm.diffusion import AnyCondition
 from musiccm.errors import MusiccmError
 
 Prompts: TypeAlias = "str | Sequence[tuple[float, str]]"
@@ -123,7 +122,7 @@ class PlannedCondition:
 
     Args:
         plan: The texts; it may change as the music plays.
-        conditioner: Has `prompts(list) -> [B, D]`.
+        conditioner: Has `prompts(list) -> condition`.
         window_s: Seconds of a window.
         frame_s: Seconds of a latent frame.
     """
@@ -138,7 +137,7 @@ class PlannedCondition:
         """Middle of the window that begins at a latent frame."""
         return start * self._frame_s + self._half_s
 
-    def at(self, start: int) -> Tensor:
-        """Condition, [D], of the window that begins at a latent frame."""
+    def at(self, start: int) -> AnyCondition:
+        """Condition, without a batch axis, of the window that begins at a latent frame."""
         text = self.plan.entries[self.plan.index_at(self.centre_s(start))][1]
         return self._conditioner.prompts([text])[0]

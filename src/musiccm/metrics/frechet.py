@@ -18,7 +18,7 @@ ROWS_A_DIMENSION = 10
 
 
 class FrechetDistance(FoldingMetric):
-    """Frechet distance between the Gaussians of real and generated features (SPEC 8).
+    """Frechet distance between the Gaussians of real and generated features (FID, arXiv 1706.08500, equation 6).
 
     The newest rows are kept with their clip ids, older ones as (n, mean, M2): memory does not grow with the clips but
     for their ids, the cheap route of few rows stays open, and a distributed sampler's repeats can be dropped.

@@ -1,4 +1,4 @@
-"""Gaussians fitted to feature rows, merged exactly, and the Frechet distance between two of them (SPEC 8)."""
+"""Gaussians fitted to feature rows, merged exactly, and the Frechet distance between two of them."""
 
 from __future__ import annotations
 
@@ -120,7 +120,8 @@ def trace_sqrt_sqrtm(cov1_DD: Tensor, cov2_DD: Tensor, eps: float = 1e-6) -> Ten
 
 
 def frechet_distance(a: Moments, b: Moments, method: Method = "auto") -> float:
-    """`|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^{1/2})` (SPEC 8), unbiased covariances, float64.
+    """`|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^{1/2})` (FID, arXiv 1706.08500, equation 6), unbiased
+    covariances, float64.
 
     Args:
         a: Moments of one set.

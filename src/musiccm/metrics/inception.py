@@ -22,7 +22,8 @@ Splitting = Literal["seeded", "hashed"]
 
 
 def split_scores(logits_NC: Tensor, splits: int) -> Tensor:
-    """`exp mean_i KL(p_i || p_bar)` of each of `splits` contiguous parts (SPEC 8), softmax, float64.
+    """`exp mean_i KL(p_i || p_bar)` of each of `splits` contiguous parts (arXiv 1606.03498, section 4),
+    softmax, float64.
 
     Args:
         logits_NC: Class logits, `[N, C]`.

@@ -17,7 +17,7 @@ AUDIOLDM_EPS = 1e-6
 
 
 def kl_rows(reference_NC: Tensor, generated_NC: Tensor, eps: float = 0.0) -> Tensor:
-    """`sum_c p_r (log p_r - log(p_g + eps))` of softmax probabilities, float64 (SPEC 8).
+    """`sum_c p_r (log p_r - log(p_g + eps))` of softmax probabilities, float64 (audioldm_eval's form).
 
     Args:
         reference_NC: Logits of the reference clips, `[N, C]`.

@@ -1,4 +1,4 @@
-"""SIM_AA: how many generated clips are close to one of the training clips (MusicLDM, section 4; SPEC 8)."""
+"""SIM_AA: how many generated clips are close to one of the training clips (MusicLDM, arXiv 2308.01546, section 4)."""
 
 from __future__ import annotations
 

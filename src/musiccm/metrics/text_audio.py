@@ -1,4 +1,4 @@
-"""How well audio answers its text, by the cosine of a joint embedding (MusicLDM, table 2; SPEC 8)."""
+"""How well audio answers its text, by the cosine of a joint embedding (MusicLDM, arXiv 2308.01546, table 2)."""
 
 from __future__ import annotations
 

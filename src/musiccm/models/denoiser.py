@@ -7,7 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from musiccm.diffusion import NoiseProcess, check_prediction_type, consistency_boundary, expand_to, to_eps, to_x0
+from musiccm.diffusion import (
+    AnyCondition,
+    Condition,
+    NoiseProcess,
+    check_prediction_type,
+    consistency_boundary,
+    expand_to,
+    to_eps,
+    to_x0,
+)
 
 
 class Float32Conv2d(nn.Conv2d):
@@ -48,8 +57,9 @@ class Float32Conv2d(nn.Conv2d):
 class Denoiser(nn.Module):
     """A diffusers `UNet2DConditionModel` as `denoise(z_BCTF, t_B, cond_BD) -> x0_BCTF`.
 
-    The condition goes in as class labels, which MusicLDM's U-Net projects and concatenates to the time embedding. The
-    output layer and the conversion to x0 and eps run in float32 under autocast too.
+    A vector goes in as class labels, which MusicLDM's U-Net projects and concatenates to the time embedding; tokens go
+    in as what the network attends to, with their mask. The output layer and the conversion to x0 and eps run in float32
+    under autocast too.
 
     Args:
         unet: the network. Its `conv_out` is replaced by a float32 one that shares the parameters (and their names).
@@ -69,31 +79,33 @@ class Denoiser(nn.Module):
             unet.conv_out = Float32Conv2d.sharing(last)
         self.unet = unet
 
-    def output(self, z_BCTF: Tensor, t_B: Tensor, cond_BD: Tensor) -> Tensor:
+    def output(self, z_BCTF: Tensor, t_B: Tensor, cond_BD: AnyCondition) -> Tensor:
         """The network's own prediction, unconverted.
 
         Args:
             z_BCTF: noisy latents.
             t_B: integer timesteps.
-            cond_BD: condition embeddings.
+            cond_BD: vectors, or a `Condition`.
 
         Returns:
             eps, v, x0 or the flow in float32, according to `prediction_type`.
         """
         dtype = next(self.unet.parameters()).dtype
-        (output,) = self.unet(
-            z_BCTF.to(dtype), self.schedule.network_time(t_B), encoder_hidden_states=None,
-            class_labels=cond_BD.to(dtype), return_dict=False,
-        )
+        given = cond_BD.to(dtype)
+        told: dict[str, Any] = {"encoder_hidden_states": None, "class_labels": given}
+        if isinstance(given, Condition):
+            told = {"encoder_hidden_states": given.tokens_BLD, "encoder_attention_mask": given.mask_BL,
+                    "class_labels": given.pooled_BD}
+        (output,) = self.unet(z_BCTF.to(dtype), self.schedule.network_time(t_B), **told, return_dict=False)
         return output if output.dtype == torch.float64 else output.float()
 
-    def predict(self, z_BCTF: Tensor, t_B: Tensor, cond_BD: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, z_BCTF: Tensor, t_B: Tensor, cond_BD: AnyCondition) -> tuple[Tensor, Tensor]:
         """One network call, read both ways.
 
         Args:
             z_BCTF: noisy latents.
             t_B: integer timesteps.
-            cond_BD: condition embeddings.
+            cond_BD: vectors, or a `Condition`.
 
         Returns:
             `(x0, eps)`, float32, with `z = alpha x0 + sigma eps`.
@@ -103,13 +115,13 @@ class Denoiser(nn.Module):
         kind = self.prediction_type
         return to_x0(kind, output, z_BCTF, alpha, sigma), to_eps(kind, output, z_BCTF, alpha, sigma)
 
-    def forward(self, z_BCTF: Tensor, t_B: Tensor, cond_BD: Tensor) -> Tensor:
+    def forward(self, z_BCTF: Tensor, t_B: Tensor, cond_BD: AnyCondition) -> Tensor:
         """The denoiser contract.
 
         Args:
             z_BCTF: noisy latents.
             t_B: integer timesteps.
-            cond_BD: condition embeddings.
+            cond_BD: vectors, or a `Condition`.
 
         Returns:
             The clean estimate x0, float32.
@@ -133,13 +145,13 @@ class Consistency(nn.Module):
         self.sigma_data = sigma_data
         self.timestep_scaling = timestep_scaling
 
-    def forward(self, z_BCTF: Tensor, t_B: Tensor, cond_BD: Tensor) -> Tensor:
+    def forward(self, z_BCTF: Tensor, t_B: Tensor, cond_BD: AnyCondition) -> Tensor:
         """Map noisy latents at any timestep to the clean end of their trajectory.
 
         Args:
             z_BCTF: noisy latents; at t = 0 they are returned as they are.
             t_B: integer timesteps.
-            cond_BD: condition embeddings.
+            cond_BD: vectors, or a `Condition`.
 
         Returns:
             The clean estimate, float32 or better.

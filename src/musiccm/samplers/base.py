@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from musiccm.diffusion import BoundDenoise, NoiseProcess, compute_dtype, to_eps
+from musiccm.diffusion import AnyCondition, BoundDenoise, ConsistencyFunction, NoiseProcess, compute_dtype, to_eps
 from musiccm.errors import MusiccmError
 from musiccm.samplers.noise import NoiseFn
 
@@ -138,12 +138,12 @@ class Stepper:
         sampler: The rule.
     """
 
-    f: Callable[[Tensor, Tensor, Tensor], Tensor]
+    f: ConsistencyFunction
     process: NoiseProcess
     timesteps: Sequence[int]
     sampler: Sampler
 
-    def sample(self, cond_BD: Tensor, noise_BCTF: Tensor, noise_fn: NoiseFn | None = None) -> Tensor:
+    def sample(self, cond_BD: AnyCondition, noise_BCTF: Tensor, noise_fn: NoiseFn | None = None) -> Tensor:
         """Sample a batch of clips; see `Sampler.sample`."""
         def bound(z: Tensor, t: Tensor) -> Tensor:
             return self.f(z, t, cond_BD)

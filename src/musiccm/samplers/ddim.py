@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from musiccm.diffusion import Denoise, NoiseProcess, with_guidance
+from musiccm.diffusion import AnyCondition, Denoise, NoiseProcess, with_guidance
 from musiccm.errors import MusiccmError
 from musiccm.samplers.base import StepCallback
 from musiccm.samplers.rules import Ddim
@@ -37,8 +37,8 @@ def trailing_timesteps(steps: int, num_train_timesteps: int) -> list[int]:
 def sample_ddim(
     denoise: Denoise,
     schedule: NoiseProcess,
-    cond_BD: Tensor,
-    null_BD: Tensor | None,
+    cond_BD: AnyCondition,
+    null_BD: AnyCondition | None,
     noise_BCTF: Tensor,
     steps: int,
     guidance_scale: float,

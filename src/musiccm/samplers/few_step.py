@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from musiccm.diffusion import ConsistencyFunction, NoiseProcess, check_timesteps, refuse_guidance, student_grid
+from musiccm.diffusion import (
+    AnyCondition,
+    ConsistencyFunction,
+    NoiseProcess,
+    check_timesteps,
+    refuse_guidance,
+    student_grid,
+)
 from musiccm.samplers.base import StepCallback
 from musiccm.samplers.noise import NoiseFn, resolve_noise_fn
 from musiccm.samplers.rules import Lcm
@@ -17,7 +24,7 @@ from musiccm.samplers.rules import Lcm
 def sample_few_step(
     f: ConsistencyFunction,
     schedule: NoiseProcess,
-    cond_BD: Tensor,
+    cond_BD: AnyCondition,
     noise_BCTF: Tensor,
     timesteps: Sequence[int] | Tensor,
     gamma: float = 1.0,

@@ -10,12 +10,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from musiccm.diffusion import AnyCondition, stack_conditions
 from musiccm.errors import MusiccmError
 from musiccm.samplers.base import Stepper
 from musiccm.samplers.crops import Crops, fusion_profile
 from musiccm.samplers.noise import INITIAL, FrameNoise
 
-CondOf: TypeAlias = Callable[[int], Tensor]
+CondOf: TypeAlias = Callable[[int], AnyCondition]
 """`cond_of(crop) -> cond_D`, asked once a crop, in order, just before its first network call."""
 
 
@@ -109,7 +110,7 @@ def sample_shared(
     z = process.fresh(INITIAL, 0, crops.length) if initial_CTF is None else initial_CTF
     needed = list(range(crops.count)) if kept_T is None else needed_crops(crops, kept_T)
     starts = [crops.start(i) for i in needed]
-    cond_ND = torch.stack([cond_of(i) for i in needed]) if needed else torch.empty(0)
+    cond_ND = stack_conditions([cond_of(i) for i in needed]) if needed else torch.empty(0)
     # All that comes from the host is sent before the first network call: from then on a GPU is never waited for.
     share_SNW1 = process.shares(needed, len(stepper.timesteps)) if needed else torch.empty(len(stepper.timesteps), 0)
     zeros, between = torch.zeros_like(z), range(len(stepper.timesteps) - 1)

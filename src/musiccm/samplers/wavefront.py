@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from musiccm.diffusion import AnyCondition, stack_conditions
 from musiccm.samplers.noise import INITIAL
 from musiccm.samplers.shared_restricted import CondOf, SharedProcess
 
@@ -55,7 +56,7 @@ class Wavefront:
         channels, _, bins = process.noise.shape_CTF
         empty = torch.zeros(channels, 0, bins, device=process.device)
         self._lanes = [_Lane(empty, empty) for _ in process.stepper.timesteps]
-        self._cond: dict[int, Tensor] = {}  # of the crops that have begun and are not finished
+        self._cond: dict[int, AnyCondition] = {}  # of the crops that have begun and are not finished
 
     @property
     def begun(self) -> int:
@@ -88,7 +89,7 @@ class Wavefront:
             z.append(lane.z_CTF[:, offset : offset + crops.window])
             cond.append(self._cond[lane.done])
         t_B = torch.tensor([stepper.timesteps[step] for step in ready], device=process.device)
-        estimates = stepper.f(torch.stack(z), t_B, torch.stack(cond))
+        estimates = stepper.f(torch.stack(z), t_B, stack_conditions(cond))
         for step, estimate in zip(ready, estimates, strict=True):
             lane = self._lanes[step]
             offset = crops.start(lane.done) - lane.first

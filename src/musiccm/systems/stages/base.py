@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle_files import read_json, resolve_bundle, update_json
 from musiccm.models.ema import Ema
+from musiccm.systems.curve import learning_rate_factor
 from musiccm.systems.parallel import mean_over_ranks
 
 
@@ -24,10 +24,8 @@ def warmup_cosine(warmup_steps: int, max_steps: int, final_share: float = 0.0) -
     """Learning-rate factor: linear to 1 over the warm-up, then half a cosine to `final_share` at `max_steps`."""
 
     def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
         progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
-        return final_share + (1.0 - final_share) * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return learning_rate_factor(step, warmup_steps, progress, final_share=final_share)
 
     return factor
 

@@ -11,7 +11,7 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 
 from musiccm.data.batch import LatentBatch
-from musiccm.diffusion import check_prediction_type, noise_process, prediction_type_of
+from musiccm.diffusion import AnyCondition, check_prediction_type, choose_condition, noise_process, prediction_type_of
 from musiccm.errors import MusiccmError
 from musiccm.losses.denoising import denoising_loss, stratified_timesteps
 from musiccm.models.bundle import Bundle
@@ -147,7 +147,7 @@ class TeacherStage(Stage):
         self.condition_dropout, self.audio_condition_share = condition_dropout, audio_condition_share
         # outside the module tree: frozen, and no part of this stage's checkpoints
         self._codec: list[LatentCodec] = []
-        self._null: list[Tensor] = []
+        self._null: list[AnyCondition] = []
         self.finish_init()
 
     def setup(self, stage: str) -> None:
@@ -161,14 +161,14 @@ class TeacherStage(Stage):
         """What the network sees of the batch's raw latents."""
         return self._codec[0].to(batch.latents_BCTF.device).normalise(batch.latents_BCTF)
 
-    def condition(self, batch: LatentBatch, generator: torch.Generator) -> Tensor:
+    def condition(self, batch: LatentBatch, generator: torch.Generator) -> AnyCondition:
         """Caption or audio embedding of each item, or null."""
-        draws = torch.rand(2, len(batch.ids), 1, generator=generator).to(batch.text_BD.device)
-        cond_BD = torch.where(draws[0] < self.audio_condition_share, batch.audio_BD, batch.text_BD)
-        return torch.where(draws[1] < self.condition_dropout, self._null[0].to(cond_BD), cond_BD)
+        draws = torch.rand(2, len(batch.ids), 1, generator=generator)[..., 0]
+        cond = choose_condition(draws[0] < self.audio_condition_share, batch.audio_BD, batch.text_BD)
+        return choose_condition(draws[1] < self.condition_dropout, self._null[0], cond)
 
     def denoise(
-        self, unet: torch.nn.Module, z0_BCTF: Tensor, t_B: Tensor, cond_BD: Tensor, generator: torch.Generator
+        self, unet: torch.nn.Module, z0_BCTF: Tensor, t_B: Tensor, cond_BD: AnyCondition, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one noised batch."""
         noise_BCTF = torch.randn(z0_BCTF.shape, generator=generator).to(z0_BCTF)

@@ -1,0 +1,409 @@
+"""What every distillation shares: student, averages, optimizer, and how a run is saved and taken up again."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from musiccm.audio.windows import keyed_generator
+from musiccm.data.batch import LatentBatch
+from musiccm.diffusion import (
+    AnyCondition,
+    check_prediction_type,
+    choose_condition,
+    expand_to,
+    noise_process,
+    student_grid,
+    to_eps,
+    training_target,
+    with_guidance,
+)
+from musiccm.errors import MusiccmError
+from musiccm.models.acceleration import channels_last
+from musiccm.models.bundle import Bundle
+from musiccm.models.denoiser import Consistency, Denoiser
+from musiccm.models.ema import Ema
+from musiccm.models.half import half_copy
+from musiccm.models.student_record import is_student
+from musiccm.systems import speed
+from musiccm.systems.checkpoint_fit import check_fit
+from musiccm.systems.curve import learning_rate_factor
+from musiccm.systems.parallel import mean_over_ranks, own_rows, shard, spread, whole
+from musiccm.systems.settings import Distillation, Optimization
+
+#: Frozen parts live under this name; checkpoints leave them out, for the bundle has them.
+FROZEN = "frozen."
+#: Above this share of the timesteps the warm start clamps the teacher's x0.
+CLAMP_FROM = 0.9
+
+
+class DistilledSystem(pl.LightningModule):
+    """Trains a few-step student of a bundle's teacher under manual optimization; a subclass says by which objective.
+
+    A subclass adds its own modules after `super().__init__` and then calls `finish_init`; it implements `objective`,
+    and `identity` for what else its checkpoints depend on. If it trains more than the student, it overrides
+    `other_steps`, `configure_optimizers` and `half_parts` (`systems.adversary` does).
+
+    Only the student's steps advance `trainer.global_step`. All randomness is keyed by (seed, batch) and drawn for the
+    global batch, so a resumed run draws what the uninterrupted one would have drawn, and so does one on other devices.
+
+    Args:
+        bundle: directory, packaged name or hub id of the teacher's bundle.
+        distillation: what the student is and how it learns.
+        optimization: optimizer of the student.
+        seed: seed of timesteps and noise.
+
+    Raises:
+        MusiccmError: a setting is out of range, or the bundle is a student itself.
+    """
+
+    student: nn.Module
+
+    def __init__(self, bundle: str, distillation: Distillation, optimization: Optimization, seed: int) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.bundle_name, self.seed = bundle, seed
+        self.distillation, self.optimization = distillation, optimization
+        self.distillation.check()
+        self.optimization.check()
+        self.bundle = Bundle.from_pretrained(bundle)
+        if is_student(self.bundle.scheduler_config):
+            raise MusiccmError(
+                f"model.init_args.bundle: {bundle} is a distilled student, which must not be guided and so cannot "
+                "teach; name a teacher's bundle"
+            )
+        self.schedule = noise_process(self.bundle.scheduler_config)
+        check_prediction_type(self.distillation.prediction_type, self.schedule)
+        self.grid = student_grid(self.schedule.num_train_timesteps, self.distillation.grid_points)
+        self.batches_seen = 0
+        self._unfinished: dict[str, Tensor] = {}
+        self._half: dict[str, nn.Module] = {}
+
+        teacher = Denoiser(self.bundle.unet, self.schedule, self.bundle.prediction_type)
+        self.frozen = nn.ModuleDict(
+            {"teacher": teacher, "codec": self.bundle.codec("original"), "conditioner": self.bundle.conditioner()}
+        )
+        self.student = copy.deepcopy(self.bundle.unet).requires_grad_(True)
+        self.student_ema_target = Ema(self.student, self.distillation.target_ema_decay)
+        self.student_ema_slow = Ema(self.student, self.distillation.eval_ema_decay)
+
+    def finish_init(self) -> None:
+        """Freeze what is not trained, once all modules are there."""
+        self.frozen.requires_grad_(False).eval()
+        # DDP's private switch, set before it wraps the system: it looks after the student alone. One backward pass
+        # reaches all of that, so that nothing unused need be searched for, and the heads' pass does not send the
+        # student's buckets round a second time. Frozen parts and averages are alike on all processes as they are.
+        others = [*self.named_parameters(), *self.named_buffers()]
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in others if not name.startswith("student.")]
+
+    # what a subclass says
+
+    def objective(
+        self, batch: LatentBatch, z0: Tensor, cond_BD: AnyCondition, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor], Any]:
+        """The student's loss of one batch, after the warm start.
+
+        Args:
+            batch: the batch.
+            z0: its clean latents, normalised.
+            cond_BD: its conditions.
+            generator: source of all draws.
+
+        Returns:
+            The loss; its parts, by the name they are logged under; what `other_steps` needs, or None.
+        """
+        raise NotImplementedError
+
+    def other_steps(self, carried: Any, last: bool) -> dict[str, Tensor]:
+        """Losses and steps of what is trained beside the student.
+
+        Args:
+            carried: the third value of `objective`.
+            last: whether this batch completes an optimizer step.
+
+        Returns:
+            Parts to log.
+        """
+        return {}
+
+    def identity(self) -> dict[str, Any]:
+        """What the weights in a checkpoint mean and what would go on differently, by key below `model.init_args`."""
+        raise NotImplementedError
+
+    # what callbacks and commands read
+
+    @property
+    def teacher(self) -> Denoiser:
+        """The frozen teacher, as a denoiser."""
+        return self.frozen["teacher"]
+
+    @property
+    def codec(self) -> nn.Module:
+        """The frozen `LatentCodec`."""
+        return self.frozen["codec"]
+
+    @property
+    def conditioner(self) -> nn.Module:
+        """The frozen `ClapConditioner`."""
+        return self.frozen["conditioner"]
+
+    @property
+    def guidance_scale(self) -> float:
+        """The scale that the student was taught."""
+        return self.distillation.guidance_scale
+
+    def denoiser(self, which: str = "slow") -> Denoiser:
+        """The student as a denoiser: its `slow` (evaluated) or `target` average, or the `online` weights."""
+        networks = {"slow": self.student_ema_slow.module, "target": self.student_ema_target.module}
+        network = self.student if which == "online" else networks[which]
+        return Denoiser(network, self.schedule, self.distillation.prediction_type)
+
+    def consistency(self, which: str = "slow") -> Consistency:
+        """The consistency function of the same weights."""
+        return Consistency(
+            self.denoiser(which), self.distillation.sigma_data, self.distillation.timestep_scaling
+        )
+
+    def train(self, mode: bool = True) -> DistilledSystem:
+        """Switch the student and the heads; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    # the condition, the teacher and the warm start
+
+    def _condition(self, batch: LatentBatch, generator: torch.Generator) -> AnyCondition:
+        share = self.distillation.audio_condition_share
+        audio_B = own_rows(lambda n: torch.rand(n, 1, generator=generator), len(batch))[:, 0] < share
+        return choose_condition(audio_B, batch.audio_BD, batch.text_BD)
+
+    def _guided_teacher(self, cond_BD: AnyCondition) -> Any:
+        null_BD = self.conditioner.null(1)
+        return with_guidance(self._part("teacher"), cond_BD, null_BD, self.guidance_scale)
+
+    def _part(self, name: str) -> nn.Module:
+        """A frozen part as the step uses it: its bf16 copy where there is one."""
+        return self._half[name] if name in self._half else self.frozen[name]
+
+    def warm_start_loss(self, z0: Tensor, cond_BD: AnyCondition, generator: torch.Generator) -> tuple[Tensor, dict]:
+        """Regression of the student's own prediction onto the teacher's guided one, at uniform timesteps.
+
+        The teacher's x0 is clamped at the noisiest steps, where an epsilon network's x0 divides its error by alpha.
+        """
+        steps = self.schedule.num_train_timesteps
+        t_B = own_rows(lambda n: torch.randint(steps, (n,), generator=generator), len(z0)).to(z0.device)
+        z = self.schedule.add_noise(z0, normal_like(z0, generator), t_B)
+        alpha_B, sigma_B = self.schedule.alpha(t_B), self.schedule.sigma(t_B)
+        with torch.no_grad():
+            x0 = self._guided_teacher(cond_BD)(z, t_B)
+            bound = self.distillation.x0_clamp
+            x0 = torch.where(expand_to(t_B > CLAMP_FROM * steps, x0), x0.clamp(-bound, bound), x0)
+            eps = to_eps("sample", x0, z, alpha_B, sigma_B)
+            target = training_target(self.distillation.prediction_type, x0, eps, alpha_B, sigma_B)
+        loss = (self.denoiser("online").output(z, t_B, cond_BD) - target).square().mean()
+        return loss, {"loss_warm_start": loss.detach()}
+
+    # the step
+
+    def training_step(self, batch: LatentBatch, batch_idx: int) -> dict[str, Any]:
+        """One batch: student loss and step, averages, then the steps of what is trained beside.
+
+        Returns:
+            `loss`, this process' own, and `watched`, the means over all processes of everything that must stay finite.
+        """
+        started = time.perf_counter()
+        generator = keyed_generator(self.seed, "distil", 0, self.batches_seen)
+        self.batches_seen += 1
+        last = self.batches_seen % self.optimization.accumulate == 0
+        lr = self.optimization.lr * self._lr_factor()
+        z0 = self.codec.normalise(batch.latents_BCTF)
+        cond_BD = self._condition(batch, generator)
+        carried = None
+        if self.global_step < self.distillation.warm_start_steps:
+            loss, parts = self.warm_start_loss(z0, cond_BD, generator)
+        else:
+            loss, parts, carried = self.objective(batch, z0, cond_BD, generator)
+        self._backward(loss, self.manual_backward)
+        if last:
+            parts["grad_norm_student"] = self._student_step(lr)
+        if carried is not None:
+            parts |= self.other_steps(carried, last)
+        watched = mean_over_ranks({"loss": loss, **parts})
+        self._log_parts(watched, lr, len(batch), time.perf_counter() - started)
+        return {"loss": loss.detach(), "watched": watched}
+
+    def _backward(self, loss: Tensor, backward: Callable[[Tensor], None]) -> None:
+        # Autocast would reach into the backward pass: the matrix products of layers that ran in float32 (the heads, R1)
+        # would be cast there. What ran in bf16 goes back in bf16 without it.
+        with torch.autocast(self.device.type, enabled=False):
+            backward(loss / self.optimization.accumulate)
+
+    def _student_step(self, lr: float) -> Tensor:
+        optimizer = self._optimizers()[0]
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.optimization.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.student_ema_target.update(self.student)
+        self.student_ema_slow.update(self.student)
+        return norm.detach()
+
+    def _optimizers(self) -> list[Any]:
+        optimizers = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """AdamW for the student."""
+        o = self.optimization
+        return [
+            torch.optim.AdamW(
+                self.student.parameters(), o.lr, (o.betas[0], o.betas[1]), weight_decay=o.weight_decay, fused=True
+            )
+        ]
+
+    def _progress(self) -> float:
+        """Share of the run's steps after the warm start that are done."""
+        warm = self.distillation.warm_start_steps
+        return max(0, self.global_step - warm) / max(1, self._total_steps() - warm)
+
+    def _total_steps(self) -> int:
+        """Steps of the whole run. Lightning's own estimate takes every batch for a step under manual optimization."""
+        bounds = [self.trainer.max_steps] if self.trainer.max_steps != -1 else []
+        if self.trainer.max_epochs not in (None, -1) and self.trainer.num_training_batches != math.inf:
+            batches = self.trainer.max_epochs * int(self.trainer.num_training_batches)
+            bounds.append(batches // self.optimization.accumulate)
+        if not bounds:
+            raise MusiccmError(
+                "trainer.max_steps: expected the number of steps, found none (and no max_epochs): the curriculum and "
+                "the learning rate are shares of the run. Set it, whether or not max_time ends the run earlier."
+            )
+        return min(bounds)
+
+    def setup(self, stage: str) -> None:
+        """Lay out the networks before a strategy wraps them."""
+        if stage == "fit" and self.optimization.gradient_checkpointing:
+            speed.recompute_activations([self.student, self.codec.vae])
+        if stage == "fit" and self.optimization.channels_last:
+            averages = [self.student_ema_target, self.student_ema_slow]
+            channels_last([self.student, *averages, self.teacher, self.codec])
+
+    def configure_model(self) -> None:
+        """Under `Sharded`, spread the four U-Nets over the processes; heads and decoders stay whole."""
+        mesh = self.device_mesh
+        if mesh is not None:
+            averages = (self.student_ema_target.module, self.student_ema_slow.module)
+            for unet in (self.student, *averages, self.teacher.unet):
+                shard(unet, mesh["data_parallel"])
+
+    def on_fit_start(self) -> None:
+        """Refuse what would train wrongly without a word; copy and compile, now that all is on its device."""
+        if str(self.trainer.precision).startswith("16"):
+            raise MusiccmError(
+                f"trainer.precision: expected 32-true or bf16-mixed, found {self.trainer.precision!r}. Under manual "
+                "optimization Lightning clips float16 gradients while they are still scaled."
+            )
+        self._use_fast_networks()
+
+    def half_parts(self) -> dict[str, nn.Module]:
+        """Frozen parts as the step uses them under bf16-mixed, by their names in `frozen`."""
+        return {"teacher": half_copy(self.teacher, [self.schedule])}
+
+    def _use_fast_networks(self) -> None:
+        if self.trainer.precision == "bf16-mixed" and self.optimization.half_frozen:
+            self._half = self.half_parts()
+        if self.optimization.compile is not None:
+            target, teacher = self.student_ema_target.module, self._part("teacher").unet
+            speed.compile_networks([self.student, target, teacher], self.optimization.compile)
+
+    def on_fit_end(self) -> None:
+        """Let the copies go."""
+        self._half = {}
+
+    def on_train_start(self) -> None:
+        """Take up the optimizers' state, and the gradients of a step that the checkpoint was saved in the middle of."""
+        for optimizer in self._optimizers():
+            speed.match_strides(optimizer.optimizer)
+        for name, parameter in self._trained():
+            if name in self._unfinished:
+                gradient = self._unfinished[name].to(parameter.device, parameter.dtype)
+                parameter.grad = spread(gradient, parameter)
+        self._unfinished = {}
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+
+    def _lr_factor(self) -> float:
+        o = self.optimization
+        return learning_rate_factor(self.global_step, o.warmup_steps, self._progress(), o.decay_share,
+                                    o.final_lr_share)
+
+    # guards, logs, checkpoints
+
+    def _log_parts(self, parts: dict[str, Tensor], lr: float, samples: int, seconds: float) -> None:
+        self.log("train/loss", parts["loss"], prog_bar=True)
+        self.log("train/samples_per_s", samples * self.trainer.world_size / seconds, prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in parts.items() if name != "loss"} | {"train/lr": lr})
+        every = self.trainer.log_every_n_steps
+        if every and self.global_step % every == 0:
+            self.log("train/ema_distance", self.student_ema_slow.distance(self.student))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Nothing: the test loader holds the references, which the Evaluation callback reads itself."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen parts out; the bundle has them."""
+        state = checkpoint["state_dict"]
+        # Contiguous, whatever `channels_last` says: safetensors, which an export writes, takes no other.
+        checkpoint["state_dict"] = {
+            name: value.contiguous() for name, value in state.items() if not name.startswith(FROZEN)
+        }
+        checkpoint["batches_seen"] = self.batches_seen
+        if self.batches_seen % self.optimization.accumulate:
+            # Saved by the clock or at the end of an epoch, between two batches of one step.
+            grads = {name: parameter.grad for name, parameter in self._trained()}
+            checkpoint["gradients"] = {name: whole(grad) for name, grad in grads.items() if grad is not None}
+        checkpoint["student"] = self._identity
+        checkpoint["global_batch"] = self._global_batch()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the frozen parts back, so that loading stays strict, and refuse a checkpoint of another shape."""
+        self.batches_seen = checkpoint.get("batches_seen", 0)
+        self._unfinished = checkpoint.get("gradients", {})
+        mine = {name: value for name, value in self.state_dict().items() if name.startswith(FROZEN)}
+        checkpoint["state_dict"] |= mine
+        fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        path = getattr(self._trainer, "ckpt_path", None) or "the checkpoint"
+        check_fit(str(path), self.state_dict(), checkpoint, self._identity, resuming=fitting)
+        before, now = checkpoint.get("global_batch"), self._global_batch()
+        if fitting and before != now and None not in (before, now):
+            rank_zero_warn(
+                f"{path} was trained with {before} clips a step over all processes, this run has {now} "
+                "(data.init_args.batch_size x processes): the rest of this epoch repeats or leaves out clips"
+            )
+
+    def _global_batch(self) -> int | None:
+        """Clips of one batch over all processes, as far as the data module tells."""
+        data: Any = getattr(self._trainer, "datamodule", None)
+        size = getattr(data, "batch_size", None)
+        return None if size is None else size * self.trainer.world_size
+
+    @functools.cached_property
+    def _identity(self) -> dict[str, Any]:
+        return self.identity()
+
+
+def normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise for this process' rows of the global batch."""
+    noise = own_rows(lambda n: torch.randn((n, *like.shape[1:]), generator=generator), len(like))
+    return noise.to(like.device)
