@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
 
     from musiccm.export import StudentInfo, export_student
     from musiccm.models.bundle import Bundle
+    from musiccm.systems.checkpoint_fit import MEANING
     from musiccm.systems.settings import Distillation
 
     checkpoint = Path(args.checkpoint)
@@ -44,8 +45,8 @@ def main(argv: list[str]) -> int:
     defaults = asdict(Distillation())
     known = {key: stated.get(key, default) for key, default in defaults.items()}
     state, step, identity = read_student(checkpoint)
-    for key, value in identity.items():
-        if known.get(key, value) != value:
+    for key, value in ((key.removeprefix("distillation."), value) for key, value in identity.items()):
+        if f"distillation.{key}" in (*MEANING, "distillation.guidance_scale") and known[key] != value:
             raise MusiccmError(f"{checkpoint}: its student was trained with {key} = {value!r}, but {config_path} says "
                                f"{known[key]!r}; name the config.yaml of its own run by --config")
     teacher = Bundle.from_pretrained(args.bundle or settings.get("bundle", "musiccm-tiny"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -14,15 +16,38 @@ from musiccm.systems.settings import Adversarial, Distillation, Optimization
 #: Keys that say how weights are read; the others only say how training goes on.
 MEANING = ("distillation.prediction_type", "distillation.grid_points", "distillation.sigma_data",
            "distillation.timestep_scaling")
+#: What a resumed run may change, and why: these say how a step is computed, and its numbers stay (but for rounding).
+#: Of the trainer and the data, which are not compared here: `max_steps` (curriculum and learning rate are shares of it,
+#: so that it stretches what is left), everything about logging, validation and checkpoints, devices and workers.
+MAY_CHANGE = ("optimization.half_frozen", "optimization.gradient_checkpointing", "optimization.compile",
+              "optimization.channels_last")
+#: What checkpoints stated before they stated every setting; of the others, theirs say nothing.
+ONCE_STATED = (*MEANING, "distillation.guidance_scale", "distillation.target_ema_decay", "distillation.eval_ema_decay",
+               "adversarial.features", "optimization.accumulate", "seed", "bundle")
+#: A setting that every later checkpoint states.
+LATER = "distillation.weight"
 #: Name of a module -> the key that gives it its shape.
 SHAPED_BY = {"student": "bundle", "student_ema_target": "bundle", "student_ema_slow": "bundle",
              "discriminator": "adversarial"}
+
+
+def plain(value: Any) -> Any:
+    """A setting as a checkpoint holds it: numbers, texts, lists and mappings alone."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def identity(
     bundle: Bundle, distillation: Distillation, adversarial: Adversarial, optimization: Optimization, seed: int
 ) -> dict[str, Any]:
     """What the weights in a checkpoint mean and what would go on differently, by key below `model.init_args`.
+
+    Every setting is in it, but for those that `MAY_CHANGE` and those that this configuration makes no use of.
 
     Args:
         bundle: The teacher's; known by the bytes of its U-Net and schedule, wherever it lies.
@@ -34,17 +59,17 @@ def identity(
     Returns:
         Plain values.
     """
-    d, judged = distillation, adversarial.weight > 0
+    groups = {"distillation": distillation, "adversarial": adversarial, "optimization": optimization}
+    found = {f"{name}.{key}": value for name, group in groups.items() for key, value in plain(group).items()}
+    unused = {
+        "distillation.huber_h": distillation.distance != "pseudo_huber",
+        "distillation.x0_clamp": distillation.warm_start_steps == 0,
+        "optimization.final_lr_share": optimization.decay_share == 0,
+        **{key: adversarial.weight == 0 for key in found if key.startswith("adversarial.")},
+        **dict.fromkeys(MAY_CHANGE, True),
+    }
     return {
-        "distillation.prediction_type": d.prediction_type,
-        "distillation.grid_points": d.grid_points,
-        "distillation.sigma_data": d.sigma_data,
-        "distillation.timestep_scaling": d.timestep_scaling,
-        "distillation.guidance_scale": d.guidance_scale,
-        "distillation.target_ema_decay": d.target_ema_decay,
-        "distillation.eval_ema_decay": d.eval_ema_decay,
-        "adversarial.features": adversarial.features if judged else None,
-        "optimization.accumulate": optimization.accumulate,
+        **{key: value for key, value in found.items() if not unused.get(key)},
         "seed": seed,
         "bundle": f"U-Net and schedule {bundle.content_hash(['unet', 'scheduler'])[:12]}",
     }
@@ -56,6 +81,7 @@ def check_fit(
     checkpoint: Mapping[str, Any],
     mine: Mapping[str, Any],
     resuming: bool,
+    say: Callable[[str], None],
 ) -> None:
     """Refuse a checkpoint of another run.
 
@@ -65,17 +91,66 @@ def check_fit(
         checkpoint: What was read; `state_dict` with the frozen parts put back, `student` the identity of its run.
         mine: The identity of this run.
         resuming: Whether training goes on; if not, only what changes the weights' meaning matters.
+        say: Told once of settings that an older checkpoint does not state.
 
     Raises:
         MusiccmError: Names each key of the configuration that differs, and both values.
     """
     reasons = _other_modules(expected, checkpoint["state_dict"])
-    stated = checkpoint.get("student", {})
-    for key, value in mine.items():
-        differs = key in stated and stated[key] != value
-        # Where the heads are missing on one side, that was said above.
-        if differs and (resuming or key in MEANING) and None not in (stated[key], value):
-            reasons.append(f"model.init_args.{key}: it was trained with {stated[key]!r}, this run has {value!r}")
+    stated = {key: value for key, value in checkpoint.get("student", {}).items()
+              # where the heads are missing on one side, that was said above
+              if not (key == "adversarial.features" and value is None)}
+    if resuming:
+        stated = with_defaults(path, stated, mine, say)
+    reasons += differences(stated, {key: value for key, value in mine.items() if resuming or key in MEANING})
+    refuse(path, reasons)
+
+
+def with_defaults(
+    path: str, stated: Mapping[str, Any], mine: Mapping[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What an older checkpoint implies: of settings that came after it, their defaults.
+
+    Args:
+        path: The file, for the message.
+        stated: What it states.
+        mine: What this run states.
+        say: Told once which settings cannot be compared.
+
+    Returns:
+        What it states and implies.
+    """
+    if LATER in stated:
+        groups = {"distillation": Distillation(), "adversarial": Adversarial(), "optimization": Optimization()}
+        defaults = {f"{name}.{key}": value for name, group in groups.items() for key, value in plain(group).items()}
+        # without heads it states none of their settings, and their own absence has been said
+        judged = any(key.startswith("adversarial.") for key in stated)
+        implied = {key: defaults[key] for key in mine if key in defaults and key not in UNUSABLE
+                   and (judged or not key.startswith("adversarial."))}
+        return {**implied, **stated}
+    unknown = [f"{key} = {value!r}" for key, value in mine.items() if key not in stated and key not in ONCE_STATED]
+    if unknown:
+        say(f"{path} was written by an older version, which did not note all settings. Taken to be as in this run: "
+            + ", ".join(unknown))
+    return dict(stated)
+
+
+#: Settings that a checkpoint leaves out where its run made no use of them; the one that decides about it is compared.
+UNUSABLE = ("distillation.huber_h", "distillation.x0_clamp", "optimization.final_lr_share")
+
+
+def differences(stated: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
+    """One reason for every key that both state, with other values."""
+    return [f"model.init_args.{key}: it was trained with {stated[key]!r}, this run has {value!r}"
+            for key, value in mine.items() if key in stated and stated[key] != value]
+
+
+def refuse(path: str, reasons: Sequence[str]) -> None:
+    """Raise where there is any reason.
+
+    Raises:
+        MusiccmError: Lists them.
+    """
     if reasons:
         listed = "".join(f"\n  {reason}" for reason in reasons)
         raise MusiccmError(

@@ -375,6 +375,7 @@ class DistilledSystem(pl.LightningModule):
             checkpoint["gradients"] = {name: whole(grad) for name, grad in grads.items() if grad is not None}
         checkpoint["student"] = self._identity
         checkpoint["global_batch"] = self._global_batch()
+        checkpoint["precision"] = getattr(self._trainer, "precision", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the frozen parts back, so that loading stays strict, and refuse a checkpoint of another shape."""
@@ -384,7 +385,10 @@ class DistilledSystem(pl.LightningModule):
         checkpoint["state_dict"] |= mine
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         path = getattr(self._trainer, "ckpt_path", None) or "the checkpoint"
-        check_fit(str(path), self.state_dict(), checkpoint, self._identity, resuming=fitting)
+        check_fit(str(path), self.state_dict(), checkpoint, self._identity, fitting, rank_zero_warn)
+        trained, own = checkpoint.get("precision"), getattr(self._trainer, "precision", None)
+        if fitting and trained != own and None not in (trained, own):
+            rank_zero_warn(f"{path} was trained with trainer.precision {trained}, this run has {own}")
         before, now = checkpoint.get("global_batch"), self._global_batch()
         if fitting and before != now and None not in (before, now):
             rank_zero_warn(

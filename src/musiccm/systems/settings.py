@@ -10,6 +10,8 @@ import torch
 from musiccm.diffusion import PREDICTION_TYPES, SOLVERS, TIMESTEP_MODES
 from musiccm.errors import MusiccmError
 from musiccm.losses import DISTANCES
+from musiccm.models.student_record import LCM_SIGMA_DATA
+from musiccm.systems.ranges import check_ranges
 
 FEATURES = ("audiomae", "clap")
 
@@ -44,7 +46,7 @@ class Distillation:
         huber_h: h of the pseudo-Huber distance.
         timestep_mode: `stratified` or `uniform` draws of grid points.
         tail: extra probability of the top grid point.
-        sigma_data: of the boundary.
+        sigma_data: of the boundary; 0.5, since whoever samples an exported student by diffusers' scheduler has that.
         timestep_scaling: of the boundary.
         warm_start_steps: steps of regression onto the teacher's guided prediction before distillation; 0 for none.
         x0_clamp: bound of the teacher's x0 in the warm start, at the last tenth of the timesteps.
@@ -87,11 +89,21 @@ class Distillation:
                 raise MusiccmError(
                     f"distillation.{key}: expected one of {', '.join(known)}, found {getattr(self, key)!r}."
                 )
-        for key in ("tail", "audio_condition_share"):
-            if not 0.0 <= getattr(self, key) <= 1.0:
-                raise MusiccmError(f"distillation.{key}: expected a share in [0, 1], found {getattr(self, key)}.")
+        check_ranges(
+            "distillation.", vars(self), share="tail audio_condition_share", decay="target_ema_decay eval_ema_decay",
+            count="grid_points", index="warm_start_steps", not_negative="guidance_scale weight",
+            positive="huber_h timestep_scaling x0_clamp",
+        )
+        if self.sigma_data != LCM_SIGMA_DATA:
+            raise MusiccmError(
+                f"distillation.sigma_data: expected {LCM_SIGMA_DATA}, which diffusers' LCMScheduler has written into "
+                f"it, found {self.sigma_data!r}: such a student could not be exported. Leave the key out."
+            )
         for phase in self.curriculum:
-            if phase.jumps != "to_zero" and not (isinstance(phase.jumps, int) and phase.jumps >= 1):
+            check_ranges("distillation.curriculum: ", vars(phase), positive="until", count="skip")
+            if phase.jumps != "to_zero" and not (
+                isinstance(phase.jumps, int) and not isinstance(phase.jumps, bool) and phase.jumps >= 1
+            ):
                 raise MusiccmError(
                     "distillation.curriculum: expected jumps to be a positive whole number or 'to_zero', found "
                     f"{phase.jumps!r}."
@@ -139,13 +151,10 @@ class Adversarial:
             raise MusiccmError(
                 f"adversarial.features: expected one of {', '.join(FEATURES)}, found {self.features!r}."
             )
-        for key in ("weight", "start_step", "crop_context", "r1_gamma"):
-            if getattr(self, key) < 0:
-                raise MusiccmError(f"adversarial.{key}: expected no number below 0, found {getattr(self, key)}.")
-        for key in ("lr", "head_width", "crop_frames"):
-            value = getattr(self, key)
-            if value is not None and value <= 0:
-                raise MusiccmError(f"adversarial.{key}: expected a number above 0, found {value}.")
+        check_ranges(
+            "adversarial.", vars(self), ["crop_frames"], not_negative="weight r1_gamma", positive="lr", betas="betas",
+            index="start_step crop_context", count="head_width crop_frames",
+        )
 
 
 @dataclass
@@ -189,9 +198,10 @@ class Optimization:
         Raises:
             MusiccmError: a number out of range, or a backend that torch.compile does not have.
         """
-        for key in ("accumulate", "lr", "clip_norm"):
-            if not getattr(self, key) > 0:
-                raise MusiccmError(f"optimization.{key}: expected a number above 0, found {getattr(self, key)}.")
+        check_ranges(
+            "optimization.", vars(self), positive="lr clip_norm", not_negative="weight_decay", betas="betas",
+            index="warmup_steps", share="decay_share final_lr_share", count="accumulate",
+        )
         if self.compile is not None:
             known = torch.compiler.list_backends(exclude_tags=())
             if self.compile not in known:

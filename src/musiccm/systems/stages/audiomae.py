@@ -97,6 +97,7 @@ class AudioMaeStage(Stage):
 
     stage = "audiomae"
     part: MaskedAutoencoder
+    kinds = {"decay": "mask_ratio", "count": "decoder_width decoder_depth decoder_heads statistics_batches"}
 
     def __init__(
         self,

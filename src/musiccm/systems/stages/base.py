@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from musiccm.audio.windows import keyed_generator
@@ -16,8 +19,13 @@ from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle_files import read_json, resolve_bundle, update_json
 from musiccm.models.ema import Ema
+from musiccm.systems.checkpoint_fit import differences, plain, refuse
 from musiccm.systems.curve import learning_rate_factor
 from musiccm.systems.parallel import mean_over_ranks
+from musiccm.systems.ranges import check_ranges
+
+#: What a resumed stage may change: where the bundle lies, and settings of what is measured or written at the end.
+MAY_CHANGE = ("bundle", "recall_pairs", "cost_frames", "moments_batches")
 
 
 def warmup_cosine(warmup_steps: int, max_steps: int, final_share: float = 0.0) -> Callable[[int], float]:
@@ -50,9 +58,26 @@ class Stage(pl.LightningModule):
     """
 
     stage: str
+    settings: dict[str, Any]
+    """All arguments by name, defaults filled in: what a checkpoint states and a resumed run must share."""
     part: nn.Module
     part_name: str | None = None
     """The folder of the bundle that `part` is written to as it is; None where only some of it is."""
+
+    kinds: dict[str, str] = {}
+    """Ranges of a subclass' own settings, as `check_ranges` takes them."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Stage:
+        """Note the arguments, whichever class takes them."""
+        made = super().__new__(cls)
+        own = inspect.signature(cls.__init__).bind_partial(None, *args, **kwargs)
+        own.apply_defaults()
+        more = own.arguments.get("stage", {}) if cls is not Stage else {}
+        base = inspect.signature(Stage.__init__).bind_partial(None, **more)
+        base.apply_defaults()
+        found = {**base.arguments, **own.arguments}
+        made.__dict__["settings"] = {key: value for key, value in found.items() if key not in ("self", "stage")}
+        return made
 
     def __init__(
         self,
@@ -66,6 +91,10 @@ class Stage(pl.LightningModule):
         start_from: str | None = None,
     ) -> None:
         super().__init__()
+        kinds = {"positive": "lr", "index": "warmup_steps", "whole": "seed", "not_negative": "weight_decay",
+                 "betas": "betas", "decay": "ema_decay"}
+        check_ranges("model.init_args.", self.settings, ["ema_decay"], **kinds)
+        check_ranges("model.init_args.", self.settings, **self.kinds)
         self.bundle, self.start_from = Path(bundle), start_from
         self.lr, self.warmup_steps, self.weight_decay = lr, warmup_steps, weight_decay
         self.betas = (betas[0], betas[1])
@@ -217,12 +246,32 @@ class Stage(pl.LightningModule):
             self.save()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the clock, so that the quality file counts all the seconds of a resumed run."""
+        """Keep the clock, so that the quality file counts all the seconds of a resumed run, and the settings."""
         checkpoint["train_seconds"] = self.train_seconds
+        checkpoint["stage"] = self._identity()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the clock up again."""
+        """Take the clock up again; refuse to go on under other settings.
+
+        Raises:
+            MusiccmError: Names each setting that differs, and both values.
+        """
         self.train_seconds = checkpoint["train_seconds"]
+        if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING:
+            return
+        path, stated, mine = str(self._trainer.ckpt_path or "the checkpoint"), checkpoint.get("stage"), self._identity()
+        if stated is None:
+            rank_zero_warn(f"{path} was written by an older version, which did not note a stage's settings. Taken to be "
+                           "as in this run")
+            return
+        # settings that came after it: their defaults are what it was trained with
+        signatures = [inspect.signature(made.__init__).parameters for made in (Stage, type(self))]
+        defaults = {name: plain(parameter.default) for found in signatures for name, parameter in found.items()}
+        refuse(path, differences({**{key: defaults[key] for key in mine if key in defaults}, **stated}, mine))
+
+    def _identity(self) -> dict[str, Any]:
+        settings = {key: plain(value) for key, value in self.settings.items() if key not in MAY_CHANGE}
+        return {"stage": self.stage, **settings}
 
 
 def start_from(part: nn.Module, bundle: str, part_name: str | None, stage: str) -> None:

@@ -46,6 +46,7 @@ class ClapStage(Stage):
     stage = "clap"
     part_name = "text_encoder"
     part: ClapModel
+    kinds = {"not_negative": "tag_weight", "count": "projection_dim max_tokens recall_pairs"}
 
     def __init__(
         self,

@@ -45,6 +45,8 @@ class DecoderStage(Stage):
     stage = "decoder"
     part_name = "decoder"
     part: FastDecoder
+    kinds = {"not_negative": "stft_weight mel_weight adversarial_weight distilled_noise",
+             "index": "adversarial_start", "share": "distilled_share"}
 
     def __init__(
         self,

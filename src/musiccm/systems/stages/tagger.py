@@ -14,6 +14,7 @@ from musiccm.data.batch import WaveformBatch
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle_files import save_part
 from musiccm.models.tagger import Tagger
+from musiccm.systems.ranges import check_ranges
 from musiccm.systems.stages.base import Stage
 
 
@@ -61,6 +62,8 @@ class TaggerStage(Stage):
         super().__init__(**stage)
         self.mel = LogMel(mel or MelConfig())
         self.config, self.degradation = dict(tagger or {}), degradation or Degradation()
+        check_ranges("model.init_args.degradation.", vars(self.degradation), share="share", finite="floor_low floor_high",
+                     not_negative="gain blur_bins blur_frames grain")
         self.built = False
 
     def setup(self, stage: str) -> None:

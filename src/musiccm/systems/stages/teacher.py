@@ -123,6 +123,8 @@ class TeacherStage(Stage):
     stage = "teacher"
     part_name = "unet"
     part: UNet2DConditionModel
+    kinds = {"positive": "min_snr_gamma", "not_negative": "noise_emphasis",
+             "share": "condition_dropout audio_condition_share"}
 
     def __init__(
         self,

@@ -64,6 +64,8 @@ class VaeStage(Stage):
     stage = "vae"
     part_name = "vae"
     part: AutoencoderKL
+    kinds = {"count": "crop_frames latent_patch moments_batches", "positive": "mel_std initial_posterior_std",
+             "not_negative": "kl_weight l1_weight l2_weight gradient_weight", "finite": "mel_mean"}
 
     def __init__(
         self,

@@ -47,6 +47,8 @@ class VocoderStage(Stage):
     stage = "vocoder"
     part_name = "vocoder"
     part: SpeechT5HifiGan
+    kinds = {"count": "segment_frames cost_frames", "index": "margin_frames", "share": "reconstructed_share",
+             "not_negative": "stft_weight mel_weight", "positive": "mel_std", "finite": "mel_mean"}
 
     def __init__(
         self,
