@@ -1,4 +1,4 @@
-"""Files written whole or not at all; what killed writers left goes, what living ones write and what is others' stays."""
+"""Files written whole or not at all; what killed writers left goes, what living ones write and others own stays."""
 
 from __future__ import annotations
 
