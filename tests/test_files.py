@@ -1,4 +1,4 @@
-"""Files written whole or not at all; what killed writers left goes, what living ones write and what is others' stays."""
+"""Files written whole or not at all; what killed writers left goes, what living ones write and others own stays."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_what_a_killed_writer_leaves_is_removed_and_a_living_one_is_let_be(tmp_p
     killed.wait()
     sweep_below(tmp_path.parent)
     (left,) = temporaries(tmp_path)
-    assert (tmp_path / left / "b.ckpt").read_bytes() == b"half"
+    assert (tmp_path / left / "new").read_bytes() == b"half"
     living.communicate("", timeout=60)
     assert living.returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["b.ckpt"]
@@ -72,7 +72,7 @@ def test_what_a_killed_writer_leaves_is_removed_and_a_living_one_is_let_be(tmp_p
 
 def test_the_first_write_into_a_folder_removes_what_was_left_there(tmp_path: Path) -> None:
     for number in range(3):
-        leave_half_file(tmp_path, "last.ckpt", number)
+        leave_half_file(tmp_path, number)
     leave_half_file(tmp_path / "deeper")
     write_text(tmp_path / "x.json", "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deeper", "x.json"]
@@ -86,9 +86,9 @@ def test_nothing_that_only_looks_alike_is_removed(tmp_path: Path) -> None:
     (foreign / "song.wav").write_text("no lock file of ours")
     elsewhere = leave_half_file(tmp_path / "elsewhere")
     (tmp_path / ".musiccm-0000000000000002.tmp").symlink_to(elsewhere)
-    leave_half_file(tmp_path, number=3).rename(tmp_path / ".musiccm-0000000000000003.tmp.bak")
-    leave_half_file(tmp_path, number=4).rename(tmp_path / "musiccm-0000000000000004.tmp")
-    linked = leave_half_file(tmp_path, number=5)
+    leave_half_file(tmp_path, 3).rename(tmp_path / ".musiccm-0000000000000003.tmp.bak")
+    leave_half_file(tmp_path, 4).rename(tmp_path / "musiccm-0000000000000004.tmp")
+    linked = leave_half_file(tmp_path, 5)
     (linked / locks.LOCK).unlink()
     (linked / locks.LOCK).symlink_to(tmp_path / "target")
     before = sorted(tmp_path.rglob("*"))

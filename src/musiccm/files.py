@@ -48,11 +48,11 @@ def temporary_beside(path: Path) -> Iterator[Path]:
         path: What will be made; its folder must exist.
 
     Yields:
-        A path with the name of the target, where nothing is yet.
+        A path where nothing is yet. It has no suffix: searches for audio or checkpoints pass it over.
     """
     folder, lock = _new_temporary(path.parent)
     try:
-        yield folder / path.name
+        yield folder / "new"
     finally:
         _remove(folder)
         if lock is not None:
@@ -191,7 +191,7 @@ def _remove(temporary: Path) -> None:
 
 def _exchange(staging: Path, folder: Path) -> None:
     """Put a folder in the place of another, which goes where it will be removed with everything temporary."""
-    replaced = staging.with_name(f"{locks.LOCK}.replaced")
+    replaced = staging.with_name("old")
     if folder.exists():
         folder.rename(replaced)
     try:

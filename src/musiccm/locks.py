@@ -1,7 +1,7 @@
 """One process at a time in a folder: locks that end with their process and say who holds them.
 
-A lock is `flock` on a small file. The system gives it back when its process ends, however it ends: what a kill or a loss
-of power leaves is a file that nobody holds, and the next process takes it over. Forked workers do not inherit a lock.
+A lock is `flock` on a small file. The system gives it back when its process ends, however it ends: what a kill or a
+loss of power leaves is a file that nobody holds, and the next process takes it over. Forked workers do not inherit it.
 Between machines it is as good as the network file system's `flock`: NFS since version 4 has it (a machine that died
 keeps its locks for the lease, about 90 s), mounts with `nolock` or `local_lock` know the own machine alone. Where there
 is no `flock` at all, as on Windows, a warning says so and nothing is refused.

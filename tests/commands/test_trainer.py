@@ -229,7 +229,7 @@ def test_newest_checkpoint_is_the_last_written(tmp_path):
     with pytest.raises(MusiccmError):
         find_checkpoint("newest", tmp_path / "none")
     # None of these is a checkpoint of a run, however new it is.
-    leave_half_file(tmp_path / "version_2/checkpoints", "last.ckpt")
+    leave_half_file(tmp_path / "version_2/checkpoints")
     (tmp_path / "version_2/checkpoints/folder.ckpt").mkdir()
     (tmp_path / "version_2/checkpoints/gone.ckpt").symlink_to(tmp_path / "gone")
     (tmp_path / "version_2.bak/checkpoints").mkdir(parents=True)

@@ -92,7 +92,7 @@ def test_a_killed_run_goes_on_with_what_is_missing(root, tmp_path):
     assert [(u.kind, u.number, u.first, u.last) for u in units] == [
         ("shard", 0, 0, 6), ("shard", 1, 6, 12), ("shard", 2, 12, 18), ("shard", 3, 18, 20), ("text", 0, 0, 60)]
     writer.write(units[3], fake_encode(writer.index, units[3]))
-    leave_half_file(tmp_path / "cache", "shard-00001.safetensors")
+    leave_half_file(tmp_path / "cache")
     with pytest.raises(MusiccmError, match="4 of 5 files are missing, first shard-00000"):
         LatentCache(tmp_path / "cache")
     again = make_writer(root, tmp_path / "cache", shard_size=99)  # a cache that was begun keeps its own

@@ -46,6 +46,7 @@ def goes_on(
     resumed = start(command, folder, ACCIDENTS)
     printed, _ = resumed.communicate(timeout=600)
     assert resumed.returncode == 0, printed
+    assert not list(folder.rglob(".musiccm*")), "a half file of the run that was ended"
     found = torch.load(folder / "final.ckpt", weights_only=True)
     for part in PARTS:
         assert differences(undisturbed[part], found[part], part) == []

@@ -79,7 +79,8 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_the_same_index_is_the_same_bytes(tmp_path: Path) -> None:
-    """Whole, and with shards of an earlier version, which had a second entry beside the digest, counted as they were."""
+    """Shards of an earlier version, which had a second entry beside the digest, still count."""
+
     def contents(name: str) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
 

@@ -102,7 +102,7 @@ class TrainerCLI(LightningCLI):
         if options.trainer.logger in (None, True):
             version = _version_of(options.ckpt_path, self.runs_folder)
             folder = self.runs_folder
-            kwargs["logger"] = RunLogger(self.held, str(folder.parent), name=folder.name, version=version)
+            kwargs["logger"] = RunLogger(self.held, str(folder.parent), folder.name, version)
         if options.trainer.plugins is None:
             kwargs["plugins"] = [CheckpointFiles()]
         trainer = super().instantiate_trainer(**kwargs)
@@ -124,13 +124,15 @@ class RunLogger(TensorBoardLogger):
 
     Args:
         held: Lets go of the folder in the end.
-        *args: Of `TensorBoardLogger`.
-        **kwargs: Of `TensorBoardLogger`.
+        save_dir: Where the experiments' folders lie.
+        name: The experiment.
+        version: The run's folder; None for a new one.
     """
 
-    def __init__(self, held: ExitStack, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, held: ExitStack, save_dir: str, name: str, version: str | None) -> None:
+        super().__init__(save_dir, name, version)
         self._held = held
+        self._version: int | str | None = version
 
     @property
     def version(self) -> int | str:

@@ -17,8 +17,10 @@ def main(argv: list[str]) -> int:
     """
     args = _parser().parse_args(argv)
     from musiccm.commands._plagiarism import report
+    from musiccm.locks import locked_folder
 
-    content = report(args)
+    with locked_folder(Path(args.out)):
+        content = report(args)
     for line in summary(content):
         print(line)
     print(f"written to {Path(args.out) / 'index.html'}")
