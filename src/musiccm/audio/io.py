@@ -62,7 +62,7 @@ def open_audio(path: str | Path) -> soundfile.SoundFile:
     if Path(path).stat().st_size == 0:
         raise BadAudio(path, "empty", "0 bytes")
     try:
-        return soundfile.SoundFile(str(path))
+        return soundfile.SoundFile(os.fsencode(path))
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         raise BadAudio(path, "unreadable", str(error).splitlines()[0]) from error
 
