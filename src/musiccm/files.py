@@ -46,6 +46,22 @@ def unescaped(text: str) -> str:
     return _ESCAPE.sub(lambda found: "\\" if found[1] == "5c" else chr(0xDC00 + int(found[1], 16)), text)
 
 
+def require_utf8(folder: str | Path, option: str) -> None:
+    """Refuse a folder for tensors whose name is not UTF-8: safetensors writes into it, and cannot open it again.
+
+    Args:
+        folder: What is to be written.
+        option: What names it, for the message.
+
+    Raises:
+        MusiccmError: Its absolute path is not UTF-8.
+    """
+    path = str(Path(folder).absolute())
+    if printable(path) != path:
+        raise MusiccmError(f"{option} {folder}: the path is not UTF-8, and files of tensors cannot be opened under it; "
+                           "name another folder")
+
+
 def printable(text: str) -> str:
     """Any text with nothing in it that UTF-8 cannot write, for messages that names may stand in; see `escaped`."""
     return _SURROGATE.sub(lambda found: _backslashed(found[0]), text)

@@ -20,7 +20,7 @@ from musiccm.data.labels import Clip
 from musiccm.data.module import MusicDataModule
 from musiccm.data.reading import Entry, Listing, Rules, read_split
 from musiccm.errors import MusiccmError
-from musiccm.files import escaped
+from musiccm.files import escaped, require_utf8
 from musiccm.metrics.clap_windows import ClapWindows, HeardFile
 from musiccm.metrics.index import TrainingIndex
 from musiccm.metrics.index_writer import PlannedClip, write_index
@@ -39,6 +39,7 @@ def prepare_index(args: argparse.Namespace) -> None:
         MusiccmError: Bad settings, corpus, bundle or index, each named.
     """
     out = Path(args.out)
+    require_utf8(out, "--out")
     if args.from_cache and not args.config:
         raise MusiccmError("--from-cache: expected --config with an experiment that has a latent cache, found --root")
     if args.faiss:

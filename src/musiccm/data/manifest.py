@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from musiccm.data.labels import no_words
@@ -107,7 +107,7 @@ class Collector:
         if (known := self._by_path.get(file)) is not None and captions:
             known.captions.extend(caption for caption in captions if caption not in known.captions)
             return
-        name = stated or escaped(file.relative_to(self.listing.root).with_suffix(""))
+        name = stated or _without_suffix(file.relative_to(self.listing.root))
         problem = self._problem(number, name, file, captions, row.get("caption"))
         if problem is not None:
             self.listing.bad.append(problem)
@@ -121,7 +121,7 @@ class Collector:
 
     def _file(self, number: int, path: str, stated: str) -> Path | BadItem:
         """The file that a row names; `stated` is the row's id, if it has one."""
-        name, where = stated or escaped(PurePosixPath(path).with_suffix("")), f"line {number} of {self.manifest.name}"
+        name, where = stated or _without_suffix(PurePosixPath(path)), f"line {number} of {self.manifest.name}"
         if not inside_root(path):
             return BadItem(name, escaped(path), "outside_root",
                            f"{where}: expected a path relative to {self.listing.root}")
@@ -141,6 +141,10 @@ class Collector:
         if name in self._ids:
             return BadItem(name, escaped(file), "duplicate_id", f"{where}: the id occurs before")
         return None
+
+
+def _without_suffix(path: PurePath) -> str:
+    return escaped(str(path).removesuffix(path.suffix))
 
 
 def _words(value: Any, separator: str | None) -> list[str]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from musiccm.audio.io import read_audio
+from musiccm.audio.io import open_audio, read_audio
 from musiccm.audio.mel import LogMel
 from musiccm.audio.resample import resample
 from musiccm.errors import MusiccmError
@@ -143,11 +143,9 @@ class MelMatcher:
 
     def _pieces(self, path: str | Path, frames: int) -> Iterator[tuple[float, Tensor]]:
         """Pieces of a file with their start, overlapping by a segment."""
-        import soundfile
-
         # The length is asked of the file itself: the index may be older than it.
-        read_audio(path, 0.0, 0.01, allow_silent=True)
-        total_s, overlap_s = soundfile.info(str(path)).duration, frames * self.frame_s
+        with open_audio(path) as file:
+            total_s, overlap_s = file.frames / file.samplerate, frames * self.frame_s
         start_s = 0.0
         while True:
             yield start_s, self.mel(path, start_s, PIECE_S + overlap_s)
