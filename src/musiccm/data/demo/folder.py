@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from musiccm.errors import MusiccmError
-from musiccm.files import write_json
+from musiccm.files import read_text, write_json
 
 #: Raised whenever the same (seed, index) would sound different.
 COMPOSER_VERSION = 1
@@ -77,7 +77,7 @@ def _check_owner(root: Path, identity: dict[str, Any]) -> None:
         write_json(manifest, identity)
         return
     try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
+        found = json.loads(read_text(manifest))
     except ValueError as error:
         raise MusiccmError(f"{manifest}: not a JSON file ({error}); remove {root} or choose another --out.") from error
     if found != identity:
