@@ -196,12 +196,14 @@ def test_nothing_in_a_train_folder_is_passed_over_in_silence(tmp_path: Path) -> 
     (tmp_path / "train" / "notes.txt").touch()
     (tmp_path / "train" / "linked").symlink_to(tmp_path / "test", target_is_directory=True)
     (tmp_path / "train" / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    (tmp_path / "train" / "circle.wav").symlink_to(tmp_path / "train" / "circle.wav")
+    os.mkfifo(tmp_path / "train" / "pipe.wav")
     (tmp_path / "label" / "old.json").write_text("{}")
     listing = list_audiostock(tmp_path, "train")
     assert [entry.id for entry in listing.entries] == ["LOUD", *(f"train_00{n}" for n in range(4))]
     assert {item.id: item.reason for item in listing.bad} == {
         "deep/er": "in_subfolder", "a": "unsupported", "b": "unsupported", "c": "unsupported",
-        "linked": "link_not_followed", "gone": "broken_link"}
+        "linked": "link_not_followed", "gone": "broken_link", "circle": "broken_link", "pipe": "not_a_file"}
     assert listing.notes == [f"train/: 1 entries are no audio by their names, first {tmp_path}/train/notes.txt",
                              "1 labels are of no audio in train/ or test/, first label/old.json"]
-    assert read_audiostock(tmp_path, "train", max_bad_fraction=1)[1].found == 11
+    assert read_audiostock(tmp_path, "train", max_bad_fraction=1)[1].found == 13

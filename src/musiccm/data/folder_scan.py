@@ -25,7 +25,7 @@ class FolderScan:
         root: The folder.
         audio: Files that can be tried, by their suffix; links to files are followed.
         left_out: What may hold audio and is not read: links to folders, broken links, folders that cannot be listed,
-            audio of other kinds.
+            pipes and the like, audio of other kinds.
         passed_over: The rest: hidden entries and files that are no audio.
     """
 
@@ -91,13 +91,13 @@ def _enter(scan: FolderScan, folder: Path) -> None:
             scan.passed_over.append(_item(scan, path, "hidden", "its name begins with a dot"))
         elif entry.is_dir(follow_symlinks=False):
             _enter(scan, path)
-        elif entry.is_dir():
+        elif entry.is_symlink() and os.path.isdir(path):
             scan.left_out.append(_item(scan, path, "link_not_followed", f"a link to the folder {_target(path)}; put "
                                        "the files here, or name that folder"))
-        elif entry.is_symlink() and not path.exists():
-            scan.left_out.append(_item(scan, path, "broken_link", f"a link to {_target(path)}, which is not there"))
-        elif not entry.is_file():
-            scan.passed_over.append(_item(scan, path, "not_audio", "no regular file"))
+        elif entry.is_symlink() and not os.path.exists(path):
+            scan.left_out.append(_item(scan, path, "broken_link", f"a link to {_target(path)}, which cannot be reached"))
+        elif not os.path.isfile(path):
+            scan.left_out.append(_item(scan, path, "not_a_file", "a pipe, socket or device, no regular file"))
         elif suffix in AUDIO_SUFFIXES:
             scan.audio.append(path)
         elif suffix in OTHER_AUDIO:

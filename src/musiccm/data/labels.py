@@ -60,7 +60,7 @@ def read_label(path: Path) -> tuple[list[str], list[str], dict[str, str]]:
     except FileNotFoundError as error:
         raise BadLabel(path, "no_label", "no such label file; expected JSON with a list 'text'") from error
     except MusiccmError as error:
-        raise BadLabel(path, "not_json", str(error)) from error
+        raise BadLabel(path, "not_json", str(error).removeprefix(f"{path}: ")) from error
     except (OSError, ValueError, RecursionError) as error:
         raise BadLabel(path, "not_json", f"not a JSON file ({error})") from error
     if not isinstance(label, dict):

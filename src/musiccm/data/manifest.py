@@ -178,7 +178,7 @@ def _manifest_path(root: Path, split: str, files: Mapping[str, str] | None) -> P
     if files is not None:
         if split not in files:
             raise MusiccmError(f"{root}: files names no manifest of the {split} split; it has {', '.join(files)}")
-        path = root / files[split]
+        path = FileNames(root).find(files[split])
         if path.suffix not in SUFFIXES:
             raise MusiccmError(f"{path}: expected a manifest that ends in {', '.join(SUFFIXES)}")
         return path
