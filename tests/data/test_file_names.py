@@ -133,6 +133,12 @@ def test_an_index_and_its_page(world):
     assert SHOWN in page and (out / report["suspects"][0]["audio"][1]).is_file()
 
 
+def test_folders_that_safetensors_cannot_open_are_refused_before_the_work(world, tmp_path, capsys):
+    assert main(["prepare", "index", "--root", str(world / "corpus" / "train"), "--out", str(tmp_path / LATIN)]) == 2
+    assert f"--out {tmp_path}/{SHOWN}: the path is not UTF-8" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_evaluate_pairs_such_names_and_writes_them(tmp_path):
     folders = [tmp_path / f"{side}{LATIN}" for side in ("generated", "reference")]
     for side, folder in enumerate(folders):

@@ -59,7 +59,8 @@ class AudioFolder:
 
     def __str__(self) -> str:
         reasons = Counter(item.reason for item in self.left_out)
-        text = f"{escaped(self.root)}: {len(self.clips)} of {len(self.clips) + len(self.left_out)} audio files can be used"
+        found = len(self.clips) + len(self.left_out)
+        text = f"{escaped(self.root)}: {len(self.clips)} of {found} audio files can be used"
         return text + ("; left out: " + ", ".join(f"{n} {r}" for r, n in sorted(reasons.items())) if reasons else "")
 
 

@@ -95,7 +95,7 @@ def _enter(scan: FolderScan, folder: Path) -> None:
             scan.left_out.append(_item(scan, path, "link_not_followed", f"a link to the folder {_target(path)}; put "
                                        "the files here, or name that folder"))
         elif entry.is_symlink() and not os.path.exists(path):
-            scan.left_out.append(_item(scan, path, "broken_link", f"a link to {_target(path)}, which cannot be reached"))
+            scan.left_out.append(_item(scan, path, "broken_link", f"a link to {_target(path)}, out of reach"))
         elif not os.path.isfile(path):
             scan.left_out.append(_item(scan, path, "not_a_file", "a pipe, socket or device, no regular file"))
         elif suffix in AUDIO_SUFFIXES:
