@@ -17,7 +17,7 @@ from small_corpus import RATE_HZ, sound, write_corpus
 from musiccm.audio import write_audio
 from musiccm.cli import main
 from musiccm.data.module import MusicDataModule
-from musiccm.files import escaped, printable, read_text, unescaped, write_json
+from musiccm.files import PRINTABLE, escaped, printable, read_text, unescaped, write_json
 from musiccm.metrics.index import TrainingIndex
 from tests.tiny_bundle import build_random_bundle
 
@@ -38,6 +38,7 @@ def test_an_escaped_name_is_text_and_gives_the_name_back(content, parts):
 def test_a_name_is_shown_in_hexadecimal():
     assert escaped(os.fsdecode(b"caf\xe9.wav")) == r"caf\xe9.wav"
     assert escaped(r"caf\xe9.wav") == r"caf\x5cxe9.wav"  # another file, and another text
+    assert "é\udce9😀".encode("ascii", PRINTABLE) == rb"\u00e9\xe9\U0001f600"
     assert escaped("café.wav") == "café.wav" and escaped(r"a\b.wav") == r"a\b.wav"
 
 

@@ -125,13 +125,13 @@ def test_magnatagatune_names_and_lists(tmp_path: Path) -> None:
     for number, path in paths.items():
         write_mp3(tmp_path / path, number)
     rows = [annotation(1, paths[1].replace(APART, COMPOSED), ["rock"]),
-            annotation(2, paths[2].replace("/", "\\"), ["rock"]), annotation(3, paths[3], ["rock"])]
+            annotation(2, paths[2].replace("/", "\\"), ["rock"]), annotation(3, "nan", ["rock"])]  # its path: clip_info
     write_tables(tmp_path, rows, [info(n, path) for n, path in paths.items()])
     (tmp_path / "3" / "cover.jpg").touch()
     listing = list_magnatagatune(tmp_path, "train")
     assert {entry.id: entry.path for entry in listing.entries} == {str(n): tmp_path / paths[n] for n in (1, 2, 3)}
     assert f"1 audio files are named by no usable row of annotations_final.csv, first {paths[4]}" in listing.notes
-    assert any("1 things in the folders were passed over" in note and "cover.jpg" in note for note in listing.notes)
+    assert any("1 entries of the folders were passed over" in note and "cover.jpg" in note for note in listing.notes)
     (tmp_path / "lists").mkdir()
     stems = [paths[1][:-4], paths[2][:-4].replace("/", "\\")]
     (tmp_path / "lists" / "train.tsv").write_bytes(BOM + "".join(f"{n}\t{s}\n" for n, s in enumerate(stems)).encode())

@@ -11,7 +11,7 @@ from musiccm.data.names import AmbiguousName, FileNames, pair_names
 from musiccm.data.reading import Entry, Listing
 from musiccm.data.report import BadItem
 from musiccm.data.split_lists import read_split_list
-from musiccm.data.tables import Table, inside_root, read_table
+from musiccm.data.tables import Table, inside_root, is_missing, read_table
 from musiccm.data.tag_captions import captions
 from musiccm.data.tag_draw import draw_even, tag_counts, top_tags
 from musiccm.data.tag_words import ALL_TAGS, TOP_50
@@ -125,8 +125,9 @@ def _info(root: Path, listing: Listing) -> tuple[dict[str, dict[str, str]], dict
     credits, paths = {}, {}
     for _, cells in table.rows:
         values = dict(zip(table.header, cells, strict=True))
-        credits[values["clip_id"]] = {name: values[name] for name in _CREDITS if values.get(name)}
-        paths[values["clip_id"]] = values["mp3_path"].strip()
+        stated = {name: values.get(name, "") for name in _CREDITS}
+        credits[values["clip_id"]] = {name: text for name, text in stated.items() if text and not is_missing(text)}
+        paths[values["clip_id"]] = values["mp3_path"]
     return credits, paths
 
 
@@ -186,7 +187,7 @@ def _row(
 
 def _path(cell: str) -> str:
     """A path of the tables; one with backslashes alone is from Windows."""
-    path = cell.strip()
+    path = "" if is_missing(cell) else cell.strip()
     return path if "/" in path else path.replace("\\", "/")
 
 
@@ -210,7 +211,7 @@ def _note_unnamed(root: Path, split: str, rows: list[_Row], listing: Listing) ->
                              f"{escaped(unnamed[0])}")
     left_out = [item for scan in scans for item in (*scan.left_out, *scan.passed_over)]
     if left_out:
-        listing.notes.append(f"{len(left_out)} things in the folders were passed over, first {left_out[0].path}: "
+        listing.notes.append(f"{len(left_out)} entries of the folders were passed over, first {left_out[0].path}: "
                              f"{left_out[0].reason}")
 
 
