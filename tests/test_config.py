@@ -89,6 +89,15 @@ def test_unreadable_files(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"a: \xe9\n")
     with pytest.raises(MusiccmError, match="UTF-8"):
         load_experiment(tmp_path / "latin.yaml")
+    (tmp_path / "wide.yaml").write_bytes("a: 1\n".encode("utf-16"))
+    with pytest.raises(MusiccmError, match=r"wide.yaml: the text is UTF-16.*save it again as UTF-8"):
+        load_experiment(tmp_path / "wide.yaml")
+
+
+def test_a_byte_order_mark_is_no_part_of_an_experiment(tmp_path):
+    (tmp_path / "base.yaml").write_bytes(b"\xef\xbb\xbfa: 1\n")
+    (tmp_path / "x.yaml").write_bytes(b"\xef\xbb\xbfbase: base.yaml\nb: 2\n")
+    assert load_experiment(tmp_path / "x.yaml") == {"a": 1, "b": 2, "experiment": "x"}
 
 
 def test_config_arguments_come_first_so_that_others_win(write):

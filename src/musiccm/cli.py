@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import io
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from musiccm import __version__, commands, signals
 from musiccm.config import merge_config_arguments
 from musiccm.errors import MusiccmError
+from musiccm.files import PRINTABLE
 
 # jsonargparse lists every type that a value could have had; only the lines that say what is wrong help.
 _UNION_NOISE = re.compile(
@@ -37,6 +39,9 @@ def main(argv: list[str] | None = None) -> int:
         143 after another signal (docs/launch.md), 141 when the reader of our output has gone, 1 for everything else.
     """
     arguments = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end a run
+            stream.reconfigure(errors=PRINTABLE)
     with signals.handled(resumes=bool(arguments) and arguments[0] in commands.RESUMES):
         return _run(arguments)
 

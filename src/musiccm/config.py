@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from musiccm.errors import MusiccmError
+from musiccm.files import read_text
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def _read_mapping(path: Path, named_by: Path | None) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         where = f" (the `base` of {named_by})" if named_by else ""
         raise MusiccmError(f"config file {path}{where} does not exist; check the path") from None

@@ -74,13 +74,24 @@ def test_left_out_unpaired_and_unlike_sets_are_said(folders, tmp_path: Path, cap
     soundfile.write(generated / "clip22.wav", np.zeros(20000), 16000)
     (generated / "clip21.wav").write_bytes(b"broken")
     reference = write_clips(tmp_path / "reference", N, 1, 2.0, 22050)
+    # one name in two Unicode forms
+    (generated / "clip20.wav").rename(generated / "e\u0301.wav")
+    (reference / "clip20.wav").rename(reference / "\u00e9.wav")
+    (generated / "linked").symlink_to(folders[0], target_is_directory=True)
+    (generated / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    (generated / "apple.m4a").write_bytes(b"x")
+    for name in ("prompt.txt", ".hidden.wav"):
+        (generated / name).write_text("x")
     assert evaluate(generated, reference) == 0
     result, out = result_of(generated), capsys.readouterr().out
     assert (result["n"], result["n_reference"], result["n_pairs"]) == (N - 2, N, N - 3)
     assert {Path(item["path"]).name: item["reason"] for item in result["left_out"]["generated"]} == {
-        "clip22.wav": "silent", "clip21.wav": "unreadable"}
+        "clip22.wav": "silent", "clip21.wav": "unreadable", "linked": "link_not_followed", "gone.wav": "broken_link",
+        "apple.m4a": "unsupported", "prompt.txt": "not_audio", ".hidden.wav": "hidden"}
     assert result["unpaired"] == {"generated": ["other"], "reference": ["clip21", "clip22", "clip23"]}
-    for said in ("clip22.wav: silent", "2 generated files were left out", "1 generated clips have no reference",
+    linked = f"linked: link_not_followed (a link to the folder {folders[0]}"
+    for said in ("clip22.wav: silent", "5 generated files were left out", linked,
+                 "2 entries of generated are hidden or no audio", "1 generated clips have no reference",
                  "last 1.20 s, references 2.00 s", "22050 Hz"):
         assert said in out, said
 
@@ -115,10 +126,19 @@ def test_sim_aa_against_an_index_of_the_references(folders, tmp_path: Path) -> N
     shutil.copytree(folders[0], generated)
     shutil.copy(folders[1] / "clip07.wav", generated / "clip03.wav")
     index = tmp_path / "index"
-    assert main(["prepare", "index", "--root", str(folders[1]), "--bundle", "musiccm-tiny", "--out", str(index)]) == 0
+    training = tmp_path / "training"
+    shutil.copytree(folders[1], training)
+    for folder in (training, generated):
+        (folder / "linked").symlink_to(folders[0], target_is_directory=True)
+    (training / "notes.txt").touch()
+    assert main(["prepare", "index", "--root", str(training), "--bundle", "musiccm-tiny", "--out", str(index)]) == 0
+    report = json.loads((index / "report.json").read_text())
+    assert [(item["id"], item["reason"]) for item in report["bad"]] == [("linked", "link_not_followed")]
+    assert any("notes.txt" in note for note in report["notes"])
     assert evaluate(generated, folders[1], "--train", str(index)) == 0
     result = result_of(generated)
     assert result["references"]["test_set_sim_aa_95"] == 1.0  # each reference is in the index itself
+    assert [item["id"] for item in result["left_out"]["generated"]] == ["linked"]  # once, though two scans found it
     first = result["nearest"][0]
     assert first["clip"] == "clip03" and first["nearest"] == "clip07.wav"
     assert first["cosine"] == pytest.approx(1.0, abs=1e-5)

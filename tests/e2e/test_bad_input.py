@@ -136,6 +136,8 @@ def test_bad_audio_and_labels_are_counted_and_listed(world: World, here: Path, c
     write_clip(corpus, "train", "not_json", sound(4), label="{oops")
     write_clip(corpus, "train", "stereo", np.stack([sound(5), sound(6)], axis=1))
     write_clip(corpus, "train", "cd_rate", sound(7, 2.0, 44100), ".flac", 44100)
+    for path in (*corpus.glob("train/cd_rate.flac"), *corpus.glob("label/cd_rate.json")):
+        path.rename(path.with_name(os.fsdecode(b"caf\xe9") + path.suffix))  # a name that is not UTF-8 is no fault
     bad = {"silent": "silent", "short": "too_short", "nan": "nan", "unreadable": "unreadable", "empty": "zero_byte",
            "not_json": "not_json"}
 
@@ -157,7 +159,7 @@ def test_bad_audio_and_labels_are_counted_and_listed(world: World, here: Path, c
     assert report["converted"]["mixed_to_mono"] == 1 and report["converted"]["rate_44100_hz"] == 1
     index = LatentCache(here / "cache" / "train").index
     encoded = {index.clip_ids[number] for number in range(len(index.clip_ids))}
-    assert {"stereo", "cd_rate"} <= encoded and len(encoded) == len(index) == 22 and not bad.keys() & encoded
+    assert {"stereo", "caf\\xe9"} <= encoded and len(encoded) == len(index) == 22 and not bad.keys() & encoded
     assert cli.main(["fit", "--config", str(path)]) == 0
 
 

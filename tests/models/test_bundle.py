@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_bundle import build_random_bundle, make_unet
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
+from musiccm.data.fingerprint import bundle_fingerprint
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle, save_settings
 from musiccm.models.bundle_files import save_part
@@ -143,6 +144,9 @@ def test_mel_comes_from_vocoder_and_settings(own: Path) -> None:
     assert Bundle.from_pretrained(own).mel.hop_length == 160
     save_settings(own, mel={"n_fft": 2048})
     assert Bundle.from_pretrained(own).mel.n_fft == 2048
+    path, before = own / "musiccm.json", bundle_fingerprint(own)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # an editor's byte order mark changes nothing
+    assert Bundle.from_pretrained(own).mel.n_fft == 2048 and bundle_fingerprint(own) == before
     save_settings(own, mel={"n_mels": 80})
     with pytest.raises(MusiccmError, match="n_mels is 80"):
         _ = Bundle.from_pretrained(own).mel

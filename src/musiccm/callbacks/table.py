@@ -16,7 +16,7 @@ from musiccm.callbacks.evaluator import Evaluator, Outcome
 from musiccm.callbacks.pictures import save_mels
 from musiccm.callbacks.results import format_table, plot_fd, write_results
 from musiccm.callbacks.row_cache import RowCache
-from musiccm.files import write_atomically, write_json
+from musiccm.files import printable, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 
@@ -130,4 +130,4 @@ def write_samples(
 
 
 def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    path.write_text(printable(text), encoding="utf-8")

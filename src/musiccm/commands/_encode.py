@@ -19,6 +19,7 @@ from musiccm.data.encoding import EncodingData
 from musiccm.data.fingerprint import ENCODING_PARTS, bundle_fingerprint
 from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
+from musiccm.files import require_utf8
 from musiccm.locks import locked_folder
 from musiccm.models.bundle import Bundle
 from musiccm.systems.encoding import Encoder
@@ -79,6 +80,7 @@ def encode_corpus(
     if min(batch_size, shard_size) < 1:
         raise MusiccmError(f"--batch-size and --shard-size must be at least 1, found {batch_size} and {shard_size}")
     data = data_module(configs, {**overrides, "kind": "waveform"})
+    require_utf8(str(data.cache_dir), "data.cache_dir")
     bundle = Bundle.from_pretrained(str(data.bundle), parts=ENCODING_PARTS)
     work = EncodingData(data, bundle_fingerprint(bundle.path), batch_size, shard_size, overwrite)
     encoder = Encoder(bundle, work)

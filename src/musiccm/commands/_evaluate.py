@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,17 @@ from musiccm.commands._evaluate_report import notes
 from musiccm.commands._hear_folder import hear_folder
 from musiccm.commands._index import CONDITIONER_PARTS
 from musiccm.commands._plagiarism import index_ear
-from musiccm.data.audio_folder import AudioFolder, FolderClip, clip_batches, read_audio_folder, read_captions
+from musiccm.data.audio_folder import (
+    AudioFolder,
+    FolderClip,
+    captions_of,
+    clip_batches,
+    read_audio_folder,
+    read_captions,
+)
+from musiccm.data.names import pair_names
 from musiccm.errors import MusiccmError
+from musiccm.files import escaped
 from musiccm.metrics.clap_windows import ClapWindows
 from musiccm.metrics.embedders import Embedder, load_embedder
 from musiccm.metrics.embedders.clap import ClapEmbedder
@@ -133,8 +142,7 @@ def with_sim_aa(result: dict[str, Any], task: Task, index: TrainingIndex, ear: C
     for side, folder in (("generated", task.generated), ("reference", task.reference)):
         heard = hear_folder(ear, folder)
         known = {item["path"] for item in result["left_out"][side]}
-        result["left_out"][side] += [{"id": Path(item["path"]).stem, **item} for item in heard.left_out
-                                     if item["path"] not in known and item["reason"] != "not_audio"]
+        result["left_out"][side] += [vars(item) for item in heard.left_out if item.path not in known]
         found = nearest_clips(index, Queries(heard.rows, [len(starts) for starts in heard.starts_s]), 1)
         maxima = found.cosine_QK[:, 0]
         if side == "reference":
@@ -144,8 +152,7 @@ def with_sim_aa(result: dict[str, Any], task: Task, index: TrainingIndex, ear: C
         result["figures"] |= rates(maxima) | {"n_sim_aa": len(heard.ids)}
         if task.duration_s is not None or task.channel != "mean":
             result["notes"].append("SIM_AA hears whole files and the mean of their channels")
-        names = [Path(name).with_suffix("").as_posix() for name in heard.ids]
-        nearest = zip(names, found.clip_QK[:, 0].tolist(), maxima.tolist(), strict=True)
+        nearest = zip(heard.names, found.clip_QK[:, 0].tolist(), maxima.tolist(), strict=True)
         result["nearest"] = [{"clip": name, "nearest": index.ids[clip], "cosine": cosine}
                              for name, clip, cosine in sorted(nearest, key=lambda match: (-match[2], match[0]))]
     return result
@@ -169,12 +176,12 @@ class _Run:
         self.classifies = self.listener.classifies(device)
         kad, fd_inf = (list(self.classifies) if name in task.also else [] for name in ("kad", "fd_inf"))
         self.suite = MetricSuite(self.classifies, text=False, kad=kad, fd_inf=fd_inf).to(device)
-        self.text = None if captions is None else TextSimilarity(clap, captions)
         self.kept = {side: {name: FeatureSet() for name in self.classifies} for side in folders}
-        names = {side: {clip.id for clip in folder.clips} for side, folder in folders.items()}
-        self.paired = names["generated"] & names["reference"]
-        if self.text is not None:
-            self.text.check(task.captions, names["generated"])
+        self.paired, self.ambiguous = pair_folders(folders)
+        self.text = None
+        if captions is not None:
+            names = {side: [clip.id for clip in folder.clips] for side, folder in folders.items()}
+            self.text = TextSimilarity(clap, chosen_captions(str(task.captions), captions, names))
 
     def hear_all(self) -> None:
         """Hear the reference, then the generated clips."""
@@ -213,7 +220,7 @@ class _Run:
             found, references = self.text.compute()
             figures |= found
         result: dict[str, Any] = {
-            "schema": SCHEMA, "generated": str(self.task.generated), "reference": str(self.task.reference),
+            "schema": SCHEMA, "generated": escaped(self.task.generated), "reference": escaped(self.task.reference),
             "n": len(self.folders["generated"].clips), "n_reference": len(self.folders["reference"].clips),
             "n_pairs": len(self.paired), "figures": figures, "references": references,
         }
@@ -223,10 +230,11 @@ class _Run:
         return result | {
             "networks": {network.name: network.fingerprint for network in names},
             "settings": {"seconds": self.task.duration_s, "channel": self.task.channel, "bundle": self.task.bundle},
-            "left_out": {side: [vars(item) for item in folder.left_out] for side, folder in self.folders.items()},
+            "left_out": {side: [vars(item) for item in (*folder.left_out, *folder.others)]
+                         for side, folder in self.folders.items()},
             "unpaired": {side: sorted({clip.id for clip in folder.clips} - self.paired)
                          for side, folder in self.folders.items()},
-            "notes": notes(self.folders, self.paired, self.task.duration_s),
+            "notes": notes(self.folders, self.paired, self.task.duration_s, self.ambiguous),
         }
 
     def _second_column(self) -> dict[str, float]:
@@ -236,6 +244,43 @@ class _Run:
             column |= {{"fd": f"fd_{name}", "kl": f"kl_{name}"}.get(key, f"is_{name}_{key[3:]}"): value
                        for key, value in found.items()}
         return column
+
+
+def pair_folders(folders: dict[str, AudioFolder]) -> tuple[set[str], list[str]]:
+    """Pair generated clips and references by their names, in whichever Unicode form each is spelled.
+
+    Args:
+        folders: `generated` and `reference`; a reference that is paired takes the generated clip's id.
+
+    Returns:
+        The ids of the pairs, and the generated clips whose partner is not clear.
+    """
+    found = pair_names(*([clip.id for clip in folders[side].clips] for side in ("generated", "reference")))
+    renamed = {other: name for name, other in found.pairs.items()}
+    reference = folders["reference"]
+    reference.clips = [replace(clip, id=renamed.get(clip.id, clip.id)) for clip in reference.clips]
+    return set(found.pairs), found.ambiguous
+
+
+def chosen_captions(path: str, captions: dict[str, str], names: dict[str, list[str]]) -> dict[str, str]:
+    """Captions by clip id; every generated clip needs one.
+
+    Args:
+        path: Where the captions come from, for messages.
+        captions: From `read_captions`.
+        names: Ids of the `generated` and the `reference` clips.
+
+    Raises:
+        MusiccmError: A generated clip has none, or it is not clear which.
+    """
+    own, found = captions_of(names["generated"], captions)
+    if found.ambiguous:
+        raise MusiccmError(f"{path}: {found.ambiguous[0]}: several captions or clips have this name in different "
+                           "Unicode forms; give each caption the exact name of its clip")
+    if missing := sorted(set(names["generated"]) - set(own)):
+        raise MusiccmError(f"{path}: no caption for {len(missing)} of {len(names['generated'])} generated clips, first "
+                           f"{missing[0]}; expected one for each, under its path without the suffix")
+    return captions_of(names["reference"], captions)[0] | own
 
 
 class TextSimilarity:
@@ -250,12 +295,6 @@ class TextSimilarity:
         self.clap, self.captions = clap, captions
         self.similarity = {"generated": TextAudioSimilarity(), "reference": TextAudioSimilarity()}
         self.gallery: list[Tensor] = []
-
-    def check(self, path: str | None, names: set[str]) -> None:
-        """Refuse captions that lack some of the generated clips."""
-        if missing := sorted(names - set(self.captions)):
-            raise MusiccmError(f"{path}: no caption for {len(missing)} of {len(names)} generated clips, first "
-                               f"{missing[0]}; expected one for each, under its path without the suffix")
 
     def update(self, side: str, audio_BD: Tensor, ids: Sequence[str]) -> None:
         """Add clips; references without a caption stand for themselves in the gallery alone."""

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from musiccm.data.audio_folder import AudioFolder
 
 # Lengths that differ by more than this share are pointed out: distances follow them.
 LENGTH_TOLERANCE = 0.05
+#: Files left out that the terminal names, of each side; the JSON has all.
+LISTED = 20
 
 
-def notes(folders: dict[str, AudioFolder], paired: set[str], seconds: float | None = None) -> list[str]:
+def notes(
+    folders: dict[str, AudioFolder], paired: set[str], seconds: float | None = None, ambiguous: Sequence[str] = ()
+) -> list[str]:
     """What a reader of the figures should know about the two sets."""
     found = []
     for side, folder in folders.items():
         if folder.left_out:
             found.append(f"{len(folder.left_out)} {side} files were left out: the figures are of the others only")
+        if folder.others:
+            found.append(f"{len(folder.others)} entries of {side} are hidden or no audio by their names, first "
+                         f"{folder.others[0].path}")
         if brief := sum(clip.audio.duration_s < (seconds or 0) for clip in folder.clips):
             found.append(f"{brief} {side} clips are shorter than --seconds {seconds:g}, and were heard whole")
     lengths = {side: statistics.median(min(clip.audio.duration_s, seconds or math.inf) for clip in folder.clips)
@@ -35,6 +43,9 @@ def notes(folders: dict[str, AudioFolder], paired: set[str], seconds: float | No
         found.append("no name occurs on both sides: KL is left out")
     elif (unpaired := len(folders["generated"].clips) - len(paired)):
         found.append(f"{unpaired} generated clips have no reference of their name: KL is of the {len(paired)} pairs")
+    if ambiguous:
+        found.append(f"{len(ambiguous)} generated clips are not paired: their name occurs in several Unicode forms, "
+                     f"first {ambiguous[0]}")
     return found
 
 
@@ -53,7 +64,11 @@ def report(result: dict[str, Any]) -> str:
     if result["notes"]:
         lines += ["", *(f"- {note}" for note in result["notes"])]
     for side, items in result["left_out"].items():
-        lines += [f"- left out, {side}: {item['path']}: {item['reason']} ({item['detail']})" for item in items]
+        named = [item for item in items if item["reason"] not in ("not_audio", "hidden")]
+        lines += [f"- left out, {side}: {item['path']}: {item['reason']} ({item['detail']})"
+                  for item in named[:LISTED]]
+        if len(named) > LISTED:
+            lines.append(f"- left out, {side}: {len(named) - LISTED} more, listed in the JSON")
     return "\n".join(lines) + "\n"
 
 

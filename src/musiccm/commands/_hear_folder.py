@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from musiccm.audio.io import AUDIO_SUFFIXES
 from musiccm.data.audio_folder import read_audio_folder
+from musiccm.data.report import BadItem
 from musiccm.errors import MusiccmError
+from musiccm.files import escaped
 from musiccm.metrics.clap_windows import ClapWindows, HeardFile, middle
 
 MIN_DURATION_S = 1.0
@@ -22,18 +23,20 @@ class HeardFolder:
     """What CLAP heard in a folder.
 
     Args:
-        ids: Path of each usable file within the folder.
-        paths: Its path.
+        ids: Path of each usable file within the folder, `escaped`.
+        names: The same without the suffix: what `evaluate` knows it by.
+        paths: Its path, as Python opens it.
         starts_s: Where the windows of each begin.
         rows: Embeddings of all windows, clip after clip, `[W, D]`.
-        left_out: Files that were not used, with reason and detail.
+        left_out: What was not used, with reason and detail.
     """
 
     ids: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     starts_s: list[list[float]] = field(default_factory=list)
     rows: Tensor = field(default_factory=lambda: torch.empty(0, 0))
-    left_out: list[dict[str, str]] = field(default_factory=list)
+    left_out: list[BadItem] = field(default_factory=list)
 
 
 def hear_folder(ear: ClapWindows, folder: Path, most_windows: int | None = None) -> HeardFolder:
@@ -52,8 +55,7 @@ def hear_folder(ear: ClapWindows, folder: Path, most_windows: int | None = None)
     """
     heard, files = HeardFolder(), []
     found = read_audio_folder(folder, MIN_DURATION_S)
-    heard.left_out += [_left_out(path, "not_audio", f"expected {', '.join(AUDIO_SUFFIXES)}") for path in found.others]
-    heard.left_out += [_left_out(Path(item.path), item.reason, item.detail) for item in found.left_out]
+    heard.left_out += [*found.left_out, *found.others]
     for clip in found.clips:
         starts = ear.starts(clip.audio)
         chosen = starts[middle(len(starts), most_windows)] if most_windows else starts
@@ -62,25 +64,22 @@ def hear_folder(ear: ClapWindows, folder: Path, most_windows: int | None = None)
         rows = ear.embed(files, bar.update)
     first = 0
     kept = []
-    for file in files:
+    for clip, file in zip(found.clips, files, strict=True):
         mine = rows[first : first + len(file.starts)]
         first += len(file.starts)
         if not bool(mine.any()):  # only where the windows in the middle are silent, and the file is not
-            heard.left_out.append(_left_out(Path(file.path), "silent", "in all the windows that were heard"))
+            heard.left_out.append(BadItem(clip.id, escaped(file.path), "silent", "in all the windows that were heard"))
             continue
         if not bool(torch.isfinite(mine).all()):
             raise MusiccmError(f"{file.path}: CLAP gave NaN; check the weights")
-        heard.ids.append(Path(file.path).relative_to(folder).as_posix())
+        heard.ids.append(escaped(clip.path.relative_to(folder)))
+        heard.names.append(clip.id)
         heard.paths.append(file.path)
         heard.starts_s.append([start / ear.sample_rate_hz for start in file.starts])
         kept.append(mine)
     if not kept:
-        reasons = sorted({item["reason"] for item in heard.left_out})
+        reasons = sorted({item.reason for item in heard.left_out})
         raise MusiccmError(f"{folder}: no audio that can be used: {len(heard.left_out)} files were left out "
                            f"({', '.join(reasons)})")
     heard.rows = torch.cat(kept)
     return heard
-
-
-def _left_out(path: Path, reason: str, detail: str) -> dict[str, str]:
-    return {"path": str(path), "reason": reason, "detail": detail}

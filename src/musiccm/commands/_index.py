@@ -14,12 +14,13 @@ from tqdm import tqdm
 from musiccm.audio.io import AUDIO_SUFFIXES
 from musiccm.commands._device import choose_device
 from musiccm.commands._encode import data_module
-from musiccm.data.audio_folder import files_below
 from musiccm.data.fingerprint import clips_fingerprint
+from musiccm.data.folder_scan import scan_folder
 from musiccm.data.labels import Clip
 from musiccm.data.module import MusicDataModule
 from musiccm.data.reading import Entry, Listing, Rules, read_split
 from musiccm.errors import MusiccmError
+from musiccm.files import escaped, require_utf8
 from musiccm.locks import locked_folder
 from musiccm.metrics.clap_windows import ClapWindows, HeardFile
 from musiccm.metrics.index import TrainingIndex
@@ -39,6 +40,7 @@ def prepare_index(args: argparse.Namespace) -> None:
         MusiccmError: Bad settings, corpus, bundle or index, each named; another process writes the index.
     """
     out = Path(args.out)
+    require_utf8(out, "--out")
     if args.from_cache and not args.config:
         raise MusiccmError("--from-cache: expected --config with an experiment that has a latent cache, found --root")
     if args.faiss:
@@ -77,14 +79,16 @@ def _folder_clips(root: Path, out: Path) -> list[Clip]:
     if (root / "train").is_dir() and (root / "test").is_dir():
         raise MusiccmError(f"{root}: holds both train/ and test/; name {root / 'train'}, or held-out music would "
                            "count as training music")
-    paths = [path for path in files_below(root) if path.suffix.lower() in AUDIO_SUFFIXES]
-    if not paths:
-        raise MusiccmError(f"{root}: no audio found; expected files ending in {', '.join(AUDIO_SUFFIXES)}")
+    scan = scan_folder(root)
+    if not scan.audio:
+        raise MusiccmError(f"{root}: no audio found{scan.instead()}; expected files ending in "
+                           f"{', '.join(AUDIO_SUFFIXES)}")
 
     def listing(split: str) -> Listing:
         if split != "train":
             raise MusiccmError(f"{root} is a plain folder")
-        return Listing(root, "train", [Entry(p.relative_to(root).as_posix(), p) for p in paths])
+        return Listing(root, "train", [Entry(escaped(path.relative_to(root)), path) for path in scan.audio],
+                       bad=scan.left_out, notes=scan.notes(str(root)))
 
     out.mkdir(parents=True, exist_ok=True)
     clips, report = read_split(listing, "train", Rules(), out / "report.json")

@@ -21,7 +21,7 @@ from musiccm.commands._index import CONDITIONER_PARTS
 from musiccm.commands._plagiarism_page import write_page
 from musiccm.commands._plagiarism_pairs import Neighbour, Suspect, examine
 from musiccm.errors import MusiccmError
-from musiccm.files import write_json
+from musiccm.files import escaped, write_json
 from musiccm.metrics.clap_windows import CLAP_PARTS, ClapWindows, middle
 from musiccm.metrics.index import TrainingIndex
 from musiccm.metrics.mel_match import MelMatcher
@@ -89,9 +89,9 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     content = {
         "schema": 1,
         "musiccm": __version__,
-        "generated": args.generated,
-        "reference": args.reference,
-        "index": {"folder": str(index.folder), "clips": index.n_clips, "windows": index.n_rows, "key": index.key,
+        "generated": escaped(args.generated),
+        "reference": None if args.reference is None else escaped(args.reference),
+        "index": {"folder": escaped(index.folder), "clips": index.n_clips, "windows": index.n_rows, "key": index.key,
                   "about": index.about},
         "search": {"method": description, "exact": exact},
         "window_s": index.window_s,
@@ -100,7 +100,7 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
         "second_opinion": second,
         "clips": _clips(index, generated, found),
         "suspects": [suspect.as_dict() for suspect in suspects],
-        "left_out": left_out,
+        "left_out": [vars(item) for item in left_out],
     }
     write_json(out / "plagiarism.json", content)
     maxima = {name: column for name, column in (
@@ -198,7 +198,7 @@ def _beside_real(name: str, ours: dict[str, Any], real: dict[str, Any], key: str
 
 
 def _clips(index: TrainingIndex, heard: HeardFolder, found: Neighbours) -> list[dict[str, Any]]:
-    return [{"id": suspect.clip_id, "nearest": [neighbour._asdict() for neighbour in suspect.neighbours]}
+    return [{"id": suspect.clip_id, "nearest": [neighbour.as_dict() for neighbour in suspect.neighbours]}
             for suspect in _suspects(index, heard, found, None)]
 
 

@@ -10,6 +10,7 @@ import torch
 
 from musiccm.audio.io import BadAudio, read_audio, write_audio
 from musiccm.errors import MusiccmError
+from musiccm.files import escaped
 from musiccm.metrics.mel_match import MelMatch, MelMatcher
 
 
@@ -29,6 +30,10 @@ class Neighbour(NamedTuple):
     cosine: float
     window_s: float
     training_window_s: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `plagiarism.json`."""
+        return {**self._asdict(), "path": escaped(self.path)}
 
 
 @dataclass
@@ -74,10 +79,10 @@ class Suspect:
         """For `plagiarism.json`."""
         mine, theirs = self.starts
         return {
-            "id": self.clip_id, "path": self.path, "likely_copy": self.likely_copy,
+            "id": self.clip_id, "path": escaped(self.path), "likely_copy": self.likely_copy,
             "correlation": self.correlation, "shown": self.neighbours[self.shown].id,
             "start_s": mine, "training_start_s": theirs, "audio": self.audio, "unread": self.unread,
-            "nearest": [{**near._asdict(), "mel": None if match is None else match._asdict()}
+            "nearest": [{**near.as_dict(), "mel": None if match is None else match._asdict()}
                         for near, match in zip(self.neighbours, self.matches, strict=True)],
         }
 

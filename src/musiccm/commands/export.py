@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musiccm.errors import MusiccmError
+from musiccm.files import read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +77,7 @@ def read_model_settings(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(path))
     except FileNotFoundError:
         hint = "a run leaves its config.yaml beside checkpoints/; name it by --config"
         raise MusiccmError(f"{path}: not found; {hint}") from None
@@ -144,7 +145,7 @@ def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], fl
     if not path.is_file() and not must_exist:
         return [], 1.0
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(read_text(path))
         gamma = float(results.get("gamma", 1.0))
         return [described_row(row, gamma) for row in results["rows"] if row["model"] in DECODER_OF], gamma
     except FileNotFoundError:

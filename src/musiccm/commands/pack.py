@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musiccm.errors import MusiccmError
+from musiccm.files import read_text
 
 if TYPE_CHECKING:
     from musiccm.data.batch import WaveformBatch
@@ -197,7 +198,7 @@ def measured(bundle: Bundle, data: MusicDataModule, present: set[str]) -> dict[s
 def described(root: str, data: MusicDataModule) -> dict[str, Any]:
     """The corpus: what it was made from, where it states that, and how many tracks it has."""
     manifest = Path(root) / "corpus.json"
-    stated = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    stated = json.loads(read_text(manifest)) if manifest.is_file() else {}
     return {**stated, "train_tracks": len(data.clips("train")), "test_tracks": len(data.clips("test")),
             "clip_samples": data.clip_samples, "sample_rate_hz": data.sample_rate_hz, "measured_on": "test"}
 

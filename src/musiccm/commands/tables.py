@@ -57,9 +57,11 @@ def ablation_files(config: Path) -> list[Path]:
     """
     from omegaconf import OmegaConf
 
+    from musiccm.files import read_text
+
     found = []
     for file in sorted((config.parent / "ablations").glob("*.yaml")):
-        base = OmegaConf.load(file).get("base")  # type: ignore[union-attr]
+        base = OmegaConf.create(read_text(file)).get("base")  # type: ignore[union-attr]
         bases = [base] if isinstance(base, str) else list(base or [])
         if config.resolve() in [(file.parent / name).resolve() for name in bases]:
             found.append(file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,16 +17,20 @@ from tqdm import tqdm
 
 from musiccm.audio import AudioFacts, read_audio
 from musiccm.audio.io import AUDIO_SUFFIXES
+from musiccm.data.folder_scan import clip_id, scan_folder
+from musiccm.data.labels import no_words
+from musiccm.data.names import NamePairs, pair_names
 from musiccm.data.report import BadItem
 from musiccm.data.scan import AudioFile, Fault, examine_file
-from musiccm.data.tables import read_table, read_text
+from musiccm.data.tables import is_missing, read_table, read_text
 from musiccm.errors import MusiccmError
+from musiccm.files import escaped, printable
 from musiccm.signals import leaving_queue
 
 
 @dataclass(frozen=True)
 class FolderClip:
-    """One usable file: its path below the folder without the suffix, the file, and what decoding it told."""
+    """One usable file: its `clip_id`, the file, and what decoding it told."""
 
     id: str
     path: Path
@@ -40,14 +44,14 @@ class AudioFolder:
     Args:
         root: The folder.
         clips: Those that can be used, by id.
-        left_out: Those that cannot, and why.
-        others: Files that are no audio by their suffix.
+        left_out: Those that cannot, and why; also links to folders, which are not followed, and the like.
+        others: Files that are no audio by their suffix, and hidden entries.
     """
 
     root: Path
     clips: list[FolderClip] = field(default_factory=list)
     left_out: list[BadItem] = field(default_factory=list)
-    others: list[Path] = field(default_factory=list)
+    others: list[BadItem] = field(default_factory=list)
 
     @property
     def rates_hz(self) -> dict[int, int]:
@@ -56,26 +60,9 @@ class AudioFolder:
 
     def __str__(self) -> str:
         reasons = Counter(item.reason for item in self.left_out)
-        text = f"{self.root}: {len(self.clips)} of {len(self.clips) + len(self.left_out)} audio files can be used"
+        found = len(self.clips) + len(self.left_out)
+        text = f"{escaped(self.root)}: {len(self.clips)} of {found} audio files can be used"
         return text + ("; left out: " + ", ".join(f"{n} {r}" for r, n in sorted(reasons.items())) if reasons else "")
-
-
-def files_below(root: Path) -> list[Path]:
-    """The files of a folder and all below it that are not hidden.
-
-    Args:
-        root: The folder.
-
-    Returns:
-        Paths in order, audio or not.
-
-    Raises:
-        MusiccmError: There is no such folder.
-    """
-    if not root.is_dir():
-        raise MusiccmError(f"{root}: no such folder; expected one with audio files in it")
-    return sorted(path for path in root.rglob("*") if path.is_file()
-                  and not any(part.startswith(".") for part in path.relative_to(root).parts))
 
 
 def read_audio_folder(
@@ -90,33 +77,32 @@ def read_audio_folder(
         progress: Whether to show a progress bar.
 
     Returns:
-        What was found; hidden files are not looked at.
+        What was found, and what was left out.
 
     Raises:
         MusiccmError: There is no such folder, no usable file in it, or two files of one name, such as a.wav and a.mp3.
     """
     root = Path(root)
-    files = files_below(root)
-    paths = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
-    ids = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
+    scan = scan_folder(root)
+    paths, ids = scan.audio, [clip_id(root, path) for path in scan.audio]
     if twice := [name for name, n in Counter(ids).items() if n > 1]:
         raise MusiccmError(f"{root}: {len(twice)} names occur with several suffixes, first {twice[0]}; a clip is known "
                            "by its name without the suffix, so remove one of each")
-    folder = AudioFolder(root, others=[path for path in files if path.suffix.lower() not in AUDIO_SUFFIXES])
+    folder = AudioFolder(root, left_out=list(scan.left_out), others=list(scan.passed_over))
     with leaving_queue(ThreadPoolExecutor()) as pool, tqdm(total=len(paths), desc=f"reading {root.name}", unit="file",
                                             disable=not progress, dynamic_ncols=True) as bar:
         found = pool.map(lambda path: examine_file(AudioFile(path), min_duration_s, channel), paths)
-        for clip_id, path, result in zip(ids, paths, found, strict=True):
+        for name, path, result in zip(ids, paths, found, strict=True):
             if isinstance(result, Fault):
-                folder.left_out.append(BadItem(clip_id, str(path), result.reason, result.detail))
+                folder.left_out.append(BadItem(name, escaped(path), result.reason, result.detail))
             else:
-                folder.clips.append(FolderClip(clip_id, path, result))
+                folder.clips.append(FolderClip(name, path, result))
             bar.update()
     if not folder.clips:
         reasons = sorted({item.reason for item in folder.left_out})
         raise MusiccmError(f"{root}: no audio that can be used" + (
             f": {len(folder.left_out)} files were left out ({', '.join(reasons)})" if reasons else
-            f"; expected files ending in {', '.join(AUDIO_SUFFIXES)}"))
+            f"{scan.instead()}; expected files ending in {', '.join(AUDIO_SUFFIXES)}"))
     return folder
 
 
@@ -181,7 +167,7 @@ def read_captions(path: str | Path) -> dict[str, str]:
             without the suffix is the id.
 
     Returns:
-        Id to caption.
+        Id to caption; `captions_of` finds those of clips.
 
     Raises:
         MusiccmError: The file is missing, has another form, a broken row, or two captions for one id.
@@ -193,7 +179,7 @@ def read_captions(path: str | Path) -> dict[str, str]:
         except (ValueError, AttributeError) as error:
             raise MusiccmError(f"{path}: expected a JSON object from clip id to caption ({error})") from error
     elif path.suffix in (".csv", ".tsv"):
-        table = read_table(path, "," if path.suffix == ".csv" else "\t")
+        table = read_table(path, "," if path.suffix == ".csv" else "\t", names=("id", "path"))
         key = next((name for name in ("id", "path") if name in table.header), None)
         if key is None or "caption" not in table.header:
             raise MusiccmError(f"{path}: expected columns caption and id or path, found {', '.join(table.header)}")
@@ -204,9 +190,25 @@ def read_captions(path: str | Path) -> dict[str, str]:
     else:
         raise MusiccmError(f"{path}: expected captions as .json, .csv or .tsv")
     captions: dict[str, str] = {}
-    for clip_id, caption in pairs:
-        if not isinstance(caption, str) or not caption.strip():
-            raise MusiccmError(f"{path}: {clip_id}: expected a caption, found {caption!r}")
-        if captions.setdefault(clip_id, caption.strip()) != caption.strip():
-            raise MusiccmError(f"{path}: {clip_id}: two different captions; expected one a clip")
+    for raw, caption in pairs:
+        name = printable(raw)
+        if not isinstance(caption, str) or not caption.strip() or is_missing(caption):
+            raise MusiccmError(f"{path}: {name}: expected a caption, found "
+                               f"{no_words(caption) if is_missing(caption) else repr(caption)}")
+        if captions.setdefault(name, caption.strip()) != caption.strip():
+            raise MusiccmError(f"{path}: {name}: two different captions; expected one a clip")
     return captions
+
+
+def captions_of(ids: Iterable[str], captions: Mapping[str, str]) -> tuple[dict[str, str], NamePairs]:
+    """Captions by the ids of clips, where the captions' own ids may be spelled in another way.
+
+    Args:
+        ids: Of the clips.
+        captions: From `read_captions`.
+
+    Returns:
+        The captions of those that have one, and how the names were paired.
+    """
+    found = pair_names(ids, captions)
+    return {name: captions[other] for name, other in found.pairs.items()}, found

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from musiccm.data.manifest import Collector
+from musiccm.data.names import FileNames
 from musiccm.data.reading import Listing
-from musiccm.data.tables import read_table
+from musiccm.data.tables import is_missing, read_table
 from musiccm.errors import MusiccmError
+from musiccm.files import read_text
 
 # What AudioLDM's files call the splits.
 _NAMES = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
@@ -96,18 +98,18 @@ def _label_names(index: Path, file: Any, listing: Listing) -> dict[str, str]:
 def _tags(labels: Any, names: dict[str, str]) -> Any:
     """Ids, in a string with commas or in a list, as a list of their names; an id that the table lacks stays."""
     ids = labels.split(",") if isinstance(labels, str) else labels if isinstance(labels, list) else []
-    return [names.get(id_.strip(), id_) for id_ in ids if isinstance(id_, str)]
+    return [names.get(id_.strip(), id_) for id_ in ids if isinstance(id_, str) and not is_missing(id_)]
 
 
 def _beside(index: Path, path: str) -> Path:
     """A path of dataset_root.json: relative to its folder or, as AudioLDM runs from above it, to one further up."""
     folders = index.absolute().parents
-    return next((folder / path for folder in folders if (folder / path).exists()), folders[0] / path)
+    return next((found for folder in folders if (found := FileNames(folder).find(path)).exists()), folders[0] / path)
 
 
 def _json_object(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_text(path, errors="surrogateescape"))
     except (OSError, ValueError, RecursionError) as error:
         raise MusiccmError(f"{path}: expected a JSON file ({error})") from error
     if not isinstance(document, dict):

@@ -7,10 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from musiccm.audio.io import AUDIO_SUFFIXES
+from musiccm.data.folder_scan import FolderScan, scan_folder
 from musiccm.data.labels import BadLabel, Clip, read_label
+from musiccm.data.names import NamePairs, pair_names
 from musiccm.data.reading import Entry, Listing, Rules, read_split
 from musiccm.data.report import BadItem, Report
 from musiccm.errors import MusiccmError
+from musiccm.files import escaped
 
 SPLITS = ("train", "test")
 
@@ -57,24 +60,42 @@ def list_audiostock(root: str | Path, split: str) -> Listing:
         split: `"train"` or `"test"`.
 
     Returns:
-        The listing; an entry without a usable label says so.
+        The listing; an entry without a usable label says so. Audio that cannot be listed, such as that in subfolders,
+        is bad; what is no audio, and labels of none, are noted.
 
     Raises:
         MusiccmError: A folder is missing, holds no audio, or holds two files of one name.
     """
     root = Path(root)
-    return Listing(root, split, [_entry(root, path) for path in _audio_paths(root, split)])
+    scan = _scan(root, split)
+    others = [scan_folder(root / name).audio for name in SPLITS if name != split and (root / name).is_dir()]
+    labels = sorted(path.stem for path in (root / "label").iterdir() if path.suffix == ".json" and path.name[0] != ".")
+    stems = {path.stem for audio in (scan.audio, *others) for path in audio}
+    known = pair_names(stems, labels)
+    listing = Listing(root, split, [_entry(root, path, known) for path in scan.audio if path.parent == root / split])
+    listing.bad = [*scan.left_out, *(
+        BadItem(escaped(path.relative_to(root / split).with_suffix("")), escaped(path), "in_subfolder",
+                f"audio lies in {split}/ itself; move it there") for path in scan.audio if path.parent != root / split)]
+    listing.notes = scan.notes(f"{split}/")
+    if unused := sorted(set(labels) - set(known.pairs.values())):
+        listing.notes.append(f"{len(unused)} labels are of no audio in train/ or test/, first "
+                             f"label/{escaped(unused[0])}.json")
+    return listing
 
 
-def _entry(root: Path, path: Path) -> Entry:
+def _entry(root: Path, path: Path, known: NamePairs) -> Entry:
+    name, label = escaped(path.stem), root / "label" / f"{known.pairs.get(path.stem, path.stem)}.json"
+    if path.stem in known.ambiguous:
+        detail = "no label has exactly this name, and which one is meant by another Unicode form is not clear"
+        return Entry(name, path, fault=BadItem(name, escaped(label), "ambiguous_name", detail))
     try:
-        captions, tags, attributes = read_label(root / "label" / f"{path.stem}.json")
+        captions, tags, attributes = read_label(label)
     except BadLabel as error:
-        return Entry(path.stem, path, fault=BadItem(path.stem, str(error.path), error.reason, error.detail))
-    return Entry(path.stem, path, captions, tags, attributes)
+        return Entry(name, path, fault=BadItem(name, escaped(error.path), error.reason, error.detail))
+    return Entry(name, path, captions, tags, attributes)
 
 
-def _audio_paths(root: Path, split: str) -> list[Path]:
+def _scan(root: Path, split: str) -> FolderScan:
     if split not in SPLITS:
         raise MusiccmError(f"split must be one of {', '.join(SPLITS)}, found {split!r}")
     if not root.is_dir():
@@ -85,11 +106,12 @@ def _audio_paths(root: Path, split: str) -> list[Path]:
     for name in (split, "label"):
         if not (root / name).is_dir():
             raise MusiccmError(f"{root / name}: no such folder; a corpus needs train/, test/ and label/")
-    paths = sorted((p for p in (root / split).iterdir() if p.suffix.lower() in AUDIO_SUFFIXES and p.name[0] != "."),
-                   key=lambda p: (p.stem, p.suffix))
-    if not paths:
-        raise MusiccmError(f"{root / split}: no audio found; expected files ending in {', '.join(AUDIO_SUFFIXES)}")
-    twice = [stem for stem, n in Counter(p.stem for p in paths).items() if n > 1]
+    scan = scan_folder(root / split)
+    here = [path for path in scan.audio if path.parent == root / split]
+    if not here:
+        raise MusiccmError(f"{root / split}: no audio found{scan.instead()}; expected files ending in "
+                           f"{', '.join(AUDIO_SUFFIXES)}, none of them in a subfolder")
+    twice = [stem for stem, n in Counter(p.stem for p in here).items() if n > 1]
     if twice:
         raise MusiccmError(f"{root / split}: {len(twice)} ids have two audio files, first {twice[0]!r}; keep one")
-    return paths
+    return scan

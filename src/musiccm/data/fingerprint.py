@@ -11,6 +11,7 @@ from pathlib import Path
 
 from musiccm.data.labels import Clip
 from musiccm.errors import MusiccmError
+from musiccm.files import read_text
 
 # The parts that latents and their conditions come out of.
 ENCODING_PARTS = ("vae", "text_encoder", "tokenizer", "feature_extractor")
@@ -50,7 +51,7 @@ def bundle_fingerprint(folder: Path) -> str:
                 while block := stream.read(1 << 20):
                     digest.update(block)
     settings = folder / "musiccm.json"
-    mel = json.loads(settings.read_text(encoding="utf-8")).get("mel") if settings.is_file() else None
+    mel = json.loads(read_text(settings)).get("mel") if settings.is_file() else None
     digest.update(json.dumps(mel, sort_keys=True).encode())
     return digest.hexdigest()
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from musiccm.audio import AudioFacts
-from musiccm.data.tables import is_text
+from musiccm.data.tables import is_missing, is_text
 from musiccm.errors import MusiccmError
+from musiccm.files import read_text
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,8 @@ class Clip:
     """One audio file of a corpus with its words.
 
     Args:
-        id: File name without its suffix.
-        path: The audio file.
+        id: File name without its suffix, `musiccm.files.escaped`.
+        path: The audio file, as Python opens it.
         captions: At least one sentence.
         tags: Key words.
         attributes: What is known for certain, such as `{"instrument": "piano"}`; empty for most corpora.
@@ -55,16 +56,19 @@ def read_label(path: Path) -> tuple[list[str], list[str], dict[str, str]]:
         BadLabel: No such file, not a JSON object, or no caption in it.
     """
     try:
-        label = json.loads(path.read_text(encoding="utf-8"))
+        label = json.loads(read_text(path))
     except FileNotFoundError as error:
         raise BadLabel(path, "no_label", "no such label file; expected JSON with a list 'text'") from error
+    except MusiccmError as error:
+        raise BadLabel(path, "not_json", str(error).removeprefix(f"{path}: ")) from error
     except (OSError, ValueError, RecursionError) as error:
         raise BadLabel(path, "not_json", f"not a JSON file ({error})") from error
     if not isinstance(label, dict):
         raise BadLabel(path, "not_json", f"expected a JSON object, found a {type(label).__name__}")
     captions = _strings(label.get("text"))
     if not captions:
-        raise BadLabel(path, "no_caption", "expected at least one sentence under 'text', found none")
+        found = no_words(label.get("text"))
+        raise BadLabel(path, "no_caption", f"expected at least one sentence under 'text', found {found}")
     original = label.get("original_data")
     attributes = original.get("attributes") if isinstance(original, dict) else None
     attributes = {str(k): str(v) for k, v in attributes.items()} if isinstance(attributes, dict) else {}
@@ -73,4 +77,12 @@ def read_label(path: Path) -> tuple[list[str], list[str], dict[str, str]]:
 
 def _strings(value: object) -> list[str]:
     items = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-    return [item.strip() for item in items if isinstance(item, str) and item.strip() and is_text(item)]
+    return [item.strip() for item in items if isinstance(item, str) and item.strip() and is_text(item)
+            and not is_missing(item)]
+
+
+def no_words(value: object) -> str:
+    """What stands where a caption should, for the report."""
+    items = value if isinstance(value, list) else [value]
+    missing = next((item for item in items if is_missing(item) or item != item), None)
+    return "none" if missing is None else f"{str(missing)!r}, the word for a missing value"

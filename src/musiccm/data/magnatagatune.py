@@ -6,14 +6,17 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from musiccm.data.folder_scan import scan_folder
+from musiccm.data.names import AmbiguousName, FileNames, pair_names
 from musiccm.data.reading import Entry, Listing
 from musiccm.data.report import BadItem
 from musiccm.data.split_lists import read_split_list
-from musiccm.data.tables import Table, inside_root, read_table
+from musiccm.data.tables import Table, inside_root, is_missing, read_table
 from musiccm.data.tag_captions import captions
 from musiccm.data.tag_draw import draw_even, tag_counts, top_tags
 from musiccm.data.tag_words import ALL_TAGS, TOP_50
 from musiccm.errors import MusiccmError
+from musiccm.files import escaped
 
 # The split that papers compare on. A folder is the last digit of a hash of the album, so that albums stay together.
 FOLDERS = {"train": "0123456789ab", "validation": "c", "test": "def"}
@@ -63,23 +66,32 @@ def list_magnatagatune(
     if split not in FOLDERS:
         raise MusiccmError(f"split must be one of {', '.join(FOLDERS)}, found {split!r}")
     _check_folders(root)
-    table = read_table(root / "annotations_final.csv", "\t")
+    table = read_table(root / "annotations_final.csv", "\t", names=("mp3_path",))
     tags = table.header[1:-1]
     if (table.header[0], table.header[-1]) != ("clip_id", "mp3_path") or not tags:
         raise MusiccmError(f"{table.path}: expected the columns clip_id, a column for each tag, mp3_path, separated by "
                            f"tabs; found {', '.join(table.header[:3])}, ..., {table.header[-1]}")
-    listing = Listing(root, split, bad=list(table.bad))
+    listing = Listing(root, split, bad=list(table.bad), notes=list(table.notes))
     credits, paths = _info(root, listing)
     rows = _sound_rows(table, tags, paths, split, listing)
     frequency = tag_counts((row.tags for row in rows), tags)
+    _note_unnamed(root, split, rows, listing)
     rows = _of_split(rows, split, lists, listing)
     _note_tags(listing, tags, frequency)
+    names, untagged = FileNames(root), 0
     for row in rows:
         sentences = captions(row.tags, row.id)
-        if sentences:
-            listing.entries.append(Entry(row.id, root / row.path, sentences, row.tags, {}, credits.get(row.id, {}),
-                                         _stated_s(row.path)))
-    if untagged := len(rows) - len(listing.entries):
+        if not sentences:
+            untagged += 1
+            continue
+        try:
+            path = names.find(row.path)
+        except AmbiguousName as error:
+            listing.bad.append(BadItem(row.id, escaped(row.path), "ambiguous_name", f"line {row.line}: {error}"))
+            continue
+        listing.entries.append(Entry(row.id, path, sentences, row.tags, {}, credits.get(row.id, {}),
+                                     _stated_s(row.path)))
+    if untagged:
         listing.unused["untagged"] = untagged
     if draw is not None and split == "train":
         _draw(listing, top_tags(frequency), draw, draw_seed)
@@ -96,22 +108,26 @@ def _check_folders(root: Path) -> None:
 
 
 def _info(root: Path, listing: Listing) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Credits and paths by clip id; broken rows go to the listing."""
+    """Credits and paths by clip id; a broken row costs the credits, and is noted: the audio is not worse for it."""
     path = root / "clip_info_final.csv"
     if not path.is_file():
         listing.notes.append("clip_info_final.csv is not there: clips have no title and artist")
         return {}, {}
-    table = read_table(path, "\t")
+    table = read_table(path, "\t", names=("mp3_path",))
     missing = {"clip_id", "mp3_path"} - set(table.header)
     if missing:
         raise MusiccmError(f"{path}: no column {', '.join(sorted(missing))}; expected {', '.join(INFO_COLUMNS)}, "
                            "separated by tabs")
-    listing.bad += table.bad
+    listing.notes += table.notes
+    if table.bad:
+        listing.notes.append(f"{len(table.bad)} rows of {path.name} cannot be read, first {table.bad[0].detail}: their "
+                             "clips have no title and artist")
     credits, paths = {}, {}
     for _, cells in table.rows:
         values = dict(zip(table.header, cells, strict=True))
-        credits[values["clip_id"]] = {name: values[name] for name in _CREDITS if values.get(name)}
-        paths[values["clip_id"]] = values["mp3_path"].strip()
+        stated = {name: values.get(name, "") for name in _CREDITS}
+        credits[values["clip_id"]] = {name: text for name, text in stated.items() if text and not is_missing(text)}
+        paths[values["clip_id"]] = values["mp3_path"]
     return credits, paths
 
 
@@ -135,12 +151,14 @@ def _of_split(rows: list[_Row], split: str, lists: str | Path | None, listing: L
     if lists is None:
         return in_folders
     listed = read_split_list(Path(lists), split)
-    if unlisted := sum(row.stem not in listed for row in in_folders):
+    known = pair_names(listed, [row.stem for row in rows])
+    stems = set(known.pairs.values())
+    if unlisted := sum(row.stem not in stems for row in in_folders):
         listing.unused["not_in_list"] = unlisted
-    chosen = [row for row in rows if row.stem in listed]
+    chosen = [row for row in rows if row.stem in stems]
     listing.bad += [
-        BadItem(stem, str(lists), "no_label", "in the list of the split, but not among the annotations")
-        for stem in sorted(listed - {row.stem for row in chosen})
+        BadItem(escaped(stem), escaped(lists), "no_label", "in the list of the split, but not among the annotations")
+        for stem in sorted(listed - set(known.pairs))
     ]
     return chosen
 
@@ -148,32 +166,53 @@ def _of_split(rows: list[_Row], split: str, lists: str | Path | None, listing: L
 def _row(
     table: Table, line: int, cells: list[str], tags: list[str], paths: dict[str, str], seen: set[str]
 ) -> _Row | BadItem:
-    name, path, values = cells[0].strip(), cells[-1].strip(), cells[1:-1]
+    name, path, values, where = cells[0].strip(), _path(cells[-1]), cells[1:-1], escaped(table.path)
     if not set(values) <= {"0", "1"}:
         odd = next(value for value in values if value not in ("0", "1"))
         return table.refuse(line, f"a tag column holds {odd!r}, expected 0 or 1")
     if not name:
         return table.refuse(line, "no clip_id")
     if name in seen:
-        return BadItem(name, str(table.path), "duplicate_id", f"line {line}: the clip_id occurs before")
-    path = path or paths.get(name, "")
+        return BadItem(name, where, "duplicate_id", f"line {line}: the clip_id occurs before")
+    path = path or _path(paths.get(name, ""))
     if not path:
-        return BadItem(name, str(table.path), "no_path", f"line {line}: no mp3_path here, nor in clip_info_final.csv")
+        return BadItem(name, where, "no_path", f"line {line}: no mp3_path here, nor in clip_info_final.csv")
     if not inside_root(path):
-        return BadItem(name, path, "outside_root", f"line {line} of {table.path.name}: the path leaves the corpus")
+        detail = f"line {line} of {table.path.name}: the path leaves the corpus"
+        return BadItem(name, escaped(path), "outside_root", detail)
     if len(PurePosixPath(path).parts) != 2 or _folder(path) not in "".join(FOLDERS.values()):
         return table.refuse(line, f"mp3_path is {path!r}, expected <folder>/<name>.mp3 with a folder 0 to f")
     return _Row(line, name, path, [tag for tag, value in zip(tags, values, strict=True) if value == "1"])
 
 
+def _path(cell: str) -> str:
+    """A path of the tables; one with backslashes alone is from Windows."""
+    path = "" if is_missing(cell) else cell.strip()
+    return path if "/" in path else path.replace("\\", "/")
+
+
 def _folder(path: str) -> str:
-    parts = PurePosixPath(path.strip()).parts
+    parts = PurePosixPath(_path(path)).parts
     return parts[0] if parts and len(parts[0]) == 1 else "?"
 
 
 def _stated_s(path: str) -> float | None:
     found = _SEGMENT.search(path)
     return float(int(found[2]) - int(found[1])) if found else None
+
+
+def _note_unnamed(root: Path, split: str, rows: list[_Row], listing: Listing) -> None:
+    """Note what lies in the folders of a split beside the files that the annotations name."""
+    scans = [scan_folder(root / folder) for folder in FOLDERS[split] if (root / folder).is_dir()]
+    there = [path.relative_to(root).as_posix() for scan in scans for path in scan.audio]
+    known = pair_names((row.path for row in rows if _folder(row.path) in FOLDERS[split]), there)
+    if unnamed := sorted(set(there) - set(known.pairs.values())):
+        listing.notes.append(f"{len(unnamed)} audio files are named by no usable row of annotations_final.csv, first "
+                             f"{escaped(unnamed[0])}")
+    left_out = [item for scan in scans for item in (*scan.left_out, *scan.passed_over)]
+    if left_out:
+        listing.notes.append(f"{len(left_out)} entries of the folders were passed over, first {left_out[0].path}: "
+                             f"{left_out[0].reason}")
 
 
 def _note_tags(listing: Listing, tags: list[str], frequency: dict[str, int]) -> None:

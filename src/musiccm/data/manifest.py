@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
+from musiccm.data.labels import no_words
+from musiccm.data.names import AmbiguousName, FileNames
 from musiccm.data.reading import Entry, Listing
 from musiccm.data.report import BadItem
-from musiccm.data.tables import inside_root, is_text, malformed, read_table, read_text
+from musiccm.data.tables import inside_root, is_missing, is_text, malformed, read_table, read_text
 from musiccm.errors import MusiccmError
+from musiccm.files import escaped
 
 SUFFIXES = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 SPLITS = ("train", "validation", "test")
@@ -22,7 +25,8 @@ def list_manifest(root: str | Path, split: str, files: Mapping[str, str] | None 
 
     A row has `path` (relative to `root`) and `caption` (in JSON lines also a list of them). `tags` (in CSV separated by
     commas or semicolons, in JSON lines also a list) become tags, `id` the clip's id, and all other columns attributes.
-    Rows with the same path are one clip with several captions.
+    Rows with the same path are one clip with several captions. A path may be another spelling of a file's name
+    (`FileNames`).
 
     Args:
         root: The corpus.
@@ -44,11 +48,12 @@ def list_manifest(root: str | Path, split: str, files: Mapping[str, str] | None 
             if text.strip():
                 collected.add(number, _parsed(text))
         return collected.listing
-    table = read_table(path, SUFFIXES[path.suffix] or ",")
+    table = read_table(path, SUFFIXES[path.suffix] or ",", names=("path",))
     if missing := {"path", "caption"} - set(table.header):
         raise MusiccmError(f"{path}: no column {' or '.join(sorted(missing))}; expected path, caption and any others, "
                            f"found {', '.join(table.header)}")
     collected.listing.bad += table.bad
+    collected.listing.notes += table.notes
     for number, cells in table.rows:
         collected.add(number, dict(zip(table.header, cells, strict=True)))
     return collected.listing
@@ -76,7 +81,8 @@ class Collector:
             raise MusiccmError(f"{root}: no such corpus folder, which {manifest} describes")
         self.listing = Listing(root, split)
         self.manifest = manifest
-        self._by_path: dict[str, Entry] = {}
+        self._names = FileNames(root)
+        self._by_path: dict[Path, Entry] = {}
         self._ids: set[str] = set()
 
     def add(self, number: int, row: Any) -> None:
@@ -86,46 +92,67 @@ class Collector:
                                               f"a {type(row).__name__}, expected a JSON object"))
             return
         path = row.get("path")
-        if not isinstance(path, str) or not path.strip():
+        if not isinstance(path, str) or not path.strip() or is_missing(path):
             self.listing.bad.append(malformed(self.manifest, number, "no path"))
             return
-        path = path.strip()
-        if not is_text(path + str(row.get("id", ""))) or "\0" in path:
-            self.listing.bad.append(malformed(self.manifest, number, "the path is not sound text"))
+        stated = "" if row.get("id") is None or is_missing(row["id"]) else str(row["id"]).strip()
+        if "\0" in path or not is_text(stated):
+            self.listing.bad.append(malformed(self.manifest, number, "the path or id is not sound text"))
+            return
+        file = self._file(number, path.strip(), stated)
+        if isinstance(file, BadItem):
+            self.listing.bad.append(file)
             return
         captions = _words(row.get("caption"), separator=None)
-        key = str(PurePosixPath(path))
-        if (known := self._by_path.get(key)) is not None and captions:
+        if (known := self._by_path.get(file)) is not None and captions:
             known.captions.extend(caption for caption in captions if caption not in known.captions)
             return
-        name = str(row.get("id") or PurePosixPath(key).with_suffix("")).strip()
-        problem = self._problem(number, name, path, captions)
+        name = stated or _without_suffix(file.relative_to(self.listing.root))
+        problem = self._problem(number, name, file, captions, row.get("caption"))
         if problem is not None:
             self.listing.bad.append(problem)
             return
         kept = {key: value for key, value in row.items() if key not in ("path", "caption", "tags", "id")}
         attributes = {str(key): _plain(value) for key, value in kept.items() if _plain(value)}
-        entry = Entry(name, self.listing.root / path, captions, _words(row.get("tags"), "[,;]"), attributes)
+        entry = Entry(name, file, captions, _words(row.get("tags"), "[,;]"), attributes)
         self._ids.add(name)
-        self._by_path[key] = entry
+        self._by_path[file] = entry
         self.listing.entries.append(entry)
 
-    def _problem(self, number: int, name: str, path: str, captions: list[str]) -> BadItem | None:
-        where = f"line {number} of {self.manifest.name}"
+    def _file(self, number: int, path: str, stated: str) -> Path | BadItem:
+        """The file that a row names; `stated` is the row's id, if it has one."""
+        name, where = stated or _without_suffix(PurePosixPath(path)), f"line {number} of {self.manifest.name}"
         if not inside_root(path):
-            return BadItem(name, path, "outside_root", f"{where}: expected a path relative to {self.listing.root}")
+            return BadItem(name, escaped(path), "outside_root",
+                           f"{where}: expected a path relative to {self.listing.root}")
+        try:
+            file = self._names.find(path)
+        except AmbiguousName as error:
+            return BadItem(name, escaped(path), "ambiguous_name", f"{where}: {error}")
+        if not is_text(path) and not file.exists():
+            return malformed(self.manifest, number, "the path is not UTF-8, and no file has this name")
+        return file
+
+    def _problem(self, number: int, name: str, file: Path, captions: list[str], caption: Any) -> BadItem | None:
+        where = f"line {number} of {self.manifest.name}"
         if not captions:
-            return BadItem(name, str(self.listing.root / path), "no_caption", f"{where}: no sentence under caption")
+            return BadItem(name, escaped(file), "no_caption",
+                           f"{where}: expected a sentence under caption, found {no_words(caption)}")
         if name in self._ids:
-            return BadItem(name, str(self.listing.root / path), "duplicate_id", f"{where}: the id occurs before")
+            return BadItem(name, escaped(file), "duplicate_id", f"{where}: the id occurs before")
         return None
+
+
+def _without_suffix(path: PurePath) -> str:
+    return escaped(str(path).removesuffix(path.suffix))
 
 
 def _words(value: Any, separator: str | None) -> list[str]:
     items = value if isinstance(value, list) else re.split(separator, value) if separator and isinstance(
         value, str) else [value]
     return list(dict.fromkeys(
-        item.strip() for item in items if isinstance(item, str) and item.strip() and is_text(item)))
+        item.strip() for item in items
+        if isinstance(item, str) and item.strip() and is_text(item) and not is_missing(item)))
 
 
 def _plain(value: Any) -> str:
@@ -133,7 +160,7 @@ def _plain(value: Any) -> str:
     if value is None:
         return ""
     text = value.strip() if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    return text if is_text(text) else ""
+    return text if is_text(text) and not is_missing(text) else ""
 
 
 def _parsed(text: str) -> Any:
@@ -151,7 +178,7 @@ def _manifest_path(root: Path, split: str, files: Mapping[str, str] | None) -> P
     if files is not None:
         if split not in files:
             raise MusiccmError(f"{root}: files names no manifest of the {split} split; it has {', '.join(files)}")
-        path = root / files[split]
+        path = FileNames(root).find(files[split])
         if path.suffix not in SUFFIXES:
             raise MusiccmError(f"{path}: expected a manifest that ends in {', '.join(SUFFIXES)}")
         return path

@@ -18,6 +18,7 @@ from musiccm.data.labels import Clip
 from musiccm.data.report import BadItem, Report
 from musiccm.data.scan import AudioFile, AudioScan, Fault, write_if_possible
 from musiccm.errors import MusiccmError
+from musiccm.files import escaped
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ class Heard:
 def _heard_before(entry: Entry, facts: AudioFacts, others: Iterable[tuple[str, Heard]]) -> BadItem | None:
     for reason, heard in others:
         if (same := heard.find(facts)) is not None:
-            return BadItem(entry.id, str(entry.path), reason, f"the same audio as {same}")
+            return BadItem(entry.id, escaped(entry.path), reason, f"the same audio as {escaped(same)}")
     return None
 
 
@@ -162,7 +163,7 @@ def read_split(
         except MusiccmError as error:
             listing.notes.append(f"not compared with the test part: {error}")
     report = Report(
-        str(listing.root), listing.split, len(listing.entries) + len(listing.bad) + sum(listing.unused.values()),
+        escaped(listing.root), listing.split, len(listing.entries) + len(listing.bad) + sum(listing.unused.values()),
         list(listing.bad), unused=dict(listing.unused), notes=list(listing.notes), tables=listing.tables,
     )
     report_path = report_path or listing.root / f"report-{listing.split}.json"
@@ -174,7 +175,7 @@ def read_split(
             if rules.strict and report.bad:
                 break
             if isinstance(found, Fault):
-                report.bad.append(BadItem(entry.id, str(entry.path), found.reason, found.detail))
+                report.bad.append(BadItem(entry.id, escaped(entry.path), found.reason, found.detail))
                 continue
             fault = entry.fault or _heard_before(entry, found, others)
             if fault is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from musiccm.errors import MusiccmError
-from musiccm.files import write_json
+from musiccm.files import printable, write_json
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Report:
             text += "; left out: " + ", ".join(f"{n} {reason}" for reason, n in self.counts.items())
         if self.unused:
             text += "; not asked for: " + ", ".join(f"{n} {reason}" for reason, n in sorted(self.unused.items()))
-        return "; ".join([text, *self.notes])
+        return printable("; ".join([text, *self.notes]))
 
     def write(self, path: Path) -> None:
         """Write the report as JSON: the fields, `used`, `counts`, and `bad` as a list of {id, path, reason, detail}."""

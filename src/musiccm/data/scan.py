@@ -16,7 +16,7 @@ from musiccm.audio.content import content_of
 from musiccm.audio.io import SILENCE_PEAK
 from musiccm.data.containers import missing_end
 from musiccm.errors import MusiccmError
-from musiccm.files import write_json
+from musiccm.files import escaped, write_json
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class AudioScan:
             self._save()
 
     def _name(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
+        return escaped(path.relative_to(self.root))
 
     def _examine(self, file: AudioFile) -> dict[str, Any]:
         remembered = self._known.get(self._name(file.path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -50,12 +51,13 @@ def _array(path: Path) -> list[str]:
     if array.ndim != 1 or array.dtype.kind not in "US":
         raise MusiccmError(f"{path}: expected a list of strings id<tab>path, found shape {list(array.shape)} of "
                            f"{array.dtype}")
-    return [item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item) for item in array]
+    return [os.fsdecode(item) if isinstance(item, bytes) else str(item) for item in array]
 
 
 def _stem(path: Path, number: int, line: str) -> str:
     cells = line.rstrip("\r\n").split("\t")
-    parts = PurePosixPath(cells[-1]).parts
+    text = cells[-1] if "/" in cells[-1] else cells[-1].replace("\\", "/")
+    parts = PurePosixPath(text).parts
     if len(cells) != 2 or len(parts) < 2:
         raise MusiccmError(f"{path}: line {number}: expected id<tab>folder/name, found {line[:80]!r}")
     return str(PurePosixPath(*parts[-2:]).with_suffix(""))

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+from collections.abc import Container
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from musiccm import files
 from musiccm.data.report import BadItem
 from musiccm.errors import MusiccmError
+
+# What pandas writes at the head of its index, and what it reads that as the next time.
+_PANDAS_INDEX = re.compile(r"(Unnamed: \d+)?")
+# What pandas, NumPy and JSON in Python write for a value that is not there.
+_MISSING = ("nan", "<na>")
 
 
 @dataclass
@@ -21,12 +29,14 @@ class Table:
         header: The names of its columns.
         rows: `(line, cells)` of every sound row, the line counted from 1; as many cells as the header has.
         bad: The others.
+        notes: What else was seen, a sentence each.
     """
 
     path: Path
     header: list[str]
     rows: list[tuple[int, list[str]]] = field(default_factory=list)
     bad: list[BadItem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def refuse(self, line: int, detail: str) -> BadItem:
         """Describe a row that cannot be used."""
@@ -35,7 +45,7 @@ class Table:
 
 def malformed(path: Path, line: int, detail: str) -> BadItem:
     """A row or line of an index that cannot be used; it has no id, so that its place is its name."""
-    return BadItem(f"{path.name}:{line}", str(path), "malformed_row", f"line {line}: {detail}")
+    return BadItem(files.escaped(f"{path.name}:{line}"), files.escaped(path), "malformed_row", f"line {line}: {detail}")
 
 
 def read_text(path: Path, expected: str) -> str:
@@ -49,10 +59,10 @@ def read_text(path: Path, expected: str) -> str:
         Its text, without a byte order mark, line ends as they are.
 
     Raises:
-        MusiccmError: It cannot be read, or is empty.
+        MusiccmError: It cannot be read, is UTF-16, or is empty.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+        text = files.read_text(path, errors="surrogateescape")
     except OSError as error:
         raise MusiccmError(f"{path}: cannot be read ({error}); expected {expected}") from error
     if not text.strip():
@@ -65,15 +75,21 @@ def is_text(value: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def read_table(path: Path, delimiter: str = ",") -> Table:
+def is_missing(value: object) -> bool:
+    """Whether a text is only the word for a value that is not there, such as pandas' `nan`."""
+    return isinstance(value, str) and value.strip().lower() in _MISSING
+
+
+def read_table(path: Path, delimiter: str = ",", names: Container[str] = ()) -> Table:
     """Read a table with a header, quoted as spreadsheets do (RFC 4180).
 
     A row with an unclosed quote, bytes that are not UTF-8, or another number of cells than the header is bad; reading
-    goes on at the next line.
+    goes on at the next line. A first column without a name is pandas' index, and is left away.
 
     Args:
         path: The file.
         delimiter: Between cells.
+        names: Columns that hold names of files, which may be any bytes.
 
     Returns:
         The table; empty lines are no rows.
@@ -84,7 +100,7 @@ def read_table(path: Path, delimiter: str = ",") -> Table:
     text = read_text(path, "a table with a line of column names")
     sound, lines = text.isascii() or is_text(text), list(io.StringIO(text, newline=""))
     table: Table | None = None
-    begin = 0
+    begin, index = 0, False
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     restart = 0
     while True:
@@ -105,9 +121,20 @@ def read_table(path: Path, delimiter: str = ",") -> Table:
             continue
         if table is None:
             table = Table(path, [cell.strip() for cell in cells])
-        elif len(cells) != len(table.header):
-            table.bad.append(table.refuse(line, f"{len(cells)} cells, expected {len(table.header)}"))
-        elif not sound and not all(map(is_text, cells)):
+            if index := len(cells) > 1 and _PANDAS_INDEX.fullmatch(table.header[0]) is not None:
+                table.notes.append(f"{path.name}: the first column has no name, and is ignored as pandas' index")
+                del table.header[0]
+            continue
+        if len(cells) != len(table.header) + index:
+            table.bad.append(table.refuse(line, f"{len(cells)} cells, expected {len(table.header) + index}"))
+            if begin > line:
+                # A quote swallowed the lines up to the next one: only the line of the first is given up.
+                begin = restart = line
+                reader = csv.reader(islice(lines, begin, None), delimiter=delimiter, strict=True)
+            continue
+        cells = cells[index:]
+        if not sound and not all(is_text(cell) for name, cell in zip(table.header, cells, strict=True)
+                                 if name not in names):
             table.bad.append(table.refuse(line, "not UTF-8"))
         else:
             table.rows.append((line, cells))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from musiccm.data.labels import Clip
 from musiccm.errors import MusiccmError
-from musiccm.files import write_json
+from musiccm.files import read_text, write_json
 
 # An attribute with more values than this is a number or a name rather than a class.
 MAX_VALUES_PER_GROUP = 32
@@ -102,7 +102,7 @@ class TagVocabulary:
             MusiccmError: The file is missing or holds something else.
         """
         try:
-            names = json.loads(Path(path).read_text(encoding="utf-8"))
+            names = json.loads(read_text(Path(path)))
         except (OSError, ValueError) as error:
             raise MusiccmError(f"{path}: expected a JSON list of tags ({error})") from error
         names = names.get("tags") if isinstance(names, dict) else names

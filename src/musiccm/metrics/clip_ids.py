@@ -25,7 +25,7 @@ def encode_ids(ids: Sequence[str]) -> Tensor:
     for clip_id in ids:
         if not isinstance(clip_id, str) or not clip_id or "\0" in clip_id:
             raise MusiccmError(f"clip id: expected a non-empty string without zero bytes, found {clip_id!r}")
-    packed = b"".join(clip_id.encode("utf-8") + b"\0" for clip_id in ids)
+    packed = b"".join(clip_id.encode("utf-8", "surrogatepass") + b"\0" for clip_id in ids)
     return torch.frombuffer(bytearray(packed), dtype=torch.uint8) if packed else torch.empty(0, dtype=torch.uint8)
 
 
@@ -38,4 +38,4 @@ def decode_ids(packed: Tensor) -> list[str]:
     Returns:
         The clip ids, in order.
     """
-    return [part.decode("utf-8") for part in bytes(packed.cpu().numpy().tobytes()).split(b"\0")[:-1]]
+    return [part.decode("utf-8", "surrogatepass") for part in bytes(packed.cpu().numpy().tobytes()).split(b"\0")[:-1]]

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from musiccm.errors import MusiccmError
-from musiccm.files import naming_full_disk, write_json, write_text
+from musiccm.files import naming_full_disk, read_text, write_json, write_text
 
 SETTINGS_FILE = "musiccm.json"
 PACKAGED = {"musiccm-tiny": "tiny", "musiccm-tiny-student": "tiny-student"}
@@ -86,7 +86,7 @@ def _from_hub(name: str, parts: Iterable[str] | None) -> Path:
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """Read a JSON object, or say which file is missing or broken."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except FileNotFoundError:
         raise MusiccmError(f"{path}: not found; {what} was expected there") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

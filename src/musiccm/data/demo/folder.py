@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from musiccm.errors import MusiccmError
-from musiccm.files import sweep_below, write_json
+from musiccm.files import read_text, sweep_below, write_json
 from musiccm.locks import locked_folder
 from musiccm.signals import in_worker, leaving_queue
 
@@ -94,7 +94,7 @@ def _check_owner(root: Path, identity: dict[str, Any]) -> None:
         write_json(manifest, identity)
         return
     try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
+        found = json.loads(read_text(manifest))
     except ValueError as error:
         raise MusiccmError(f"{manifest}: not a JSON file ({error}); remove {root} or choose another --out.") from error
     if found != identity:
