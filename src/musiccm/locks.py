@@ -256,6 +256,25 @@ def reserve_version(runs: Path) -> Path:
                            "--trainer.default_root_dir") from error
 
 
+@contextlib.contextmanager
+def held_run(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, and remove it if nothing was written there.
+
+    Args:
+        folder: `version_N`.
+
+    Raises:
+        MusiccmError: Another process works in it.
+    """
+    lock = hold(folder / LOCK, folder, "give --ckpt_path a copy of the checkpoint that lies elsewhere")
+    try:
+        yield
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
 def _flock(descriptor: int, kind: int) -> bool:
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
