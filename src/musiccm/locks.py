@@ -120,12 +120,14 @@ def holder(path: Path) -> str | None:
     Returns:
         Command, process, machine and time; None where nobody holds it, or that cannot be known.
     """
+    if fcntl is None:
+        return None
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        if fcntl is None or _flock(descriptor, fcntl.LOCK_SH):
+        if _flock(descriptor, fcntl.LOCK_SH):
             return None
         found = json.loads(os.read(descriptor, 1 << 16))
         return f"`{found['command']}` (process {found['pid']} on {found['host']}, since {found['since']})"
@@ -165,6 +167,25 @@ def hold(path: Path, what: Path, advice: str = "name another folder") -> Lock:
         raise MusiccmError(f"{what}: in use by {holder(path) or 'another process'}; wait until that has ended, or "
                            f"{advice}")
     return lock
+
+
+@contextlib.contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """Wait for a lock that everybody holds for a moment only, as for a file that is read, changed and written again.
+
+    Args:
+        path: The lock file, in a folder that exists.
+    """
+    lock = None
+    # Without locks, or where nothing can be written, there is nothing to wait for.
+    with contextlib.suppress(NoLocks, OSError):
+        while lock is None:
+            lock = take(path)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 @contextlib.contextmanager
@@ -233,6 +254,25 @@ def reserve_version(runs: Path) -> Path:
     except OSError as error:
         raise MusiccmError(f"{runs}: could not be written: {error}; free space or choose another folder by "
                            "--trainer.default_root_dir") from error
+
+
+@contextlib.contextmanager
+def held_run(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, and remove it if nothing was written there.
+
+    Args:
+        folder: `version_N`.
+
+    Raises:
+        MusiccmError: Another process works in it.
+    """
+    lock = hold(folder / LOCK, folder, "give --ckpt_path a copy of the checkpoint that lies elsewhere")
+    try:
+        yield
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _flock(descriptor: int, kind: int) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 from musiccm.data.fingerprint import bundle_fingerprint
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle, save_settings
-from musiccm.models.bundle_files import save_part
+from musiccm.models.bundle_files import save_part, update_json
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,14 @@ def test_broken_json_is_named(own: Path) -> None:
     (own / "model_index.json").write_text("{")
     with pytest.raises(MusiccmError, match=r"model_index\.json: not valid JSON"):
         Bundle.from_pretrained(own)
+
+
+def test_settings_that_several_add_at_once_are_all_there(tmp_path: Path) -> None:
+    """Stages of one bundle may end at the same moment."""
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda n: update_json(tmp_path / "x" / "musiccm.json", {f"key{n}": n}), range(40)))
+    assert json.loads((tmp_path / "x" / "musiccm.json").read_text()) == {f"key{n}": n for n in range(40)}
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["musiccm.json"]
 
 
 def test_no_such_bundle() -> None:

@@ -7,8 +7,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ from musiccm.callbacks.provenance import SaveConfigWithProvenance
 from musiccm.commands._checkpoints import CheckpointFiles
 from musiccm.errors import MusiccmError
 from musiccm.files import sweep_below
-from musiccm.locks import LOCK, hold, reserve_version
+from musiccm.locks import held_run, reserve_version
 
 LOG_FOLDER = "lightning_logs"
 
@@ -142,25 +141,6 @@ class RunLogger(TensorBoardLogger):
             self._version = folder.name
             self._held.enter_context(held_run(folder))
         return super().version
-
-
-@contextmanager
-def held_run(folder: Path) -> Iterator[None]:
-    """Hold a run's folder, and remove it if nothing was written there.
-
-    Args:
-        folder: `version_N`.
-
-    Raises:
-        MusiccmError: Another process works in it.
-    """
-    lock = hold(folder / LOCK, folder, "give --ckpt_path a copy of the checkpoint that lies elsewhere")
-    try:
-        yield
-    finally:
-        lock.release()
-        with suppress(OSError):
-            folder.rmdir()
 
 
 def is_first_process() -> bool:

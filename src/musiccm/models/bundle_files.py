@@ -17,6 +17,7 @@ from torch import nn
 
 from musiccm.errors import MusiccmError
 from musiccm.files import naming_full_disk, read_text, write_json, write_text
+from musiccm.locks import LOCK, turn
 
 SETTINGS_FILE = "musiccm.json"
 PACKAGED = {"musiccm-tiny": "tiny", "musiccm-tiny-student": "tiny-student"}
@@ -99,9 +100,12 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def update_json(path: Path, entries: dict[str, Any]) -> None:
-    """Merge entries into a JSON file, atomically."""
-    content = read_json(path, "a JSON object") if path.is_file() else {}
-    write_text(path, json.dumps({**content, **entries}, indent=2) + "\n")
+    """Merge entries into a JSON file, atomically, also where several processes do so at once."""
+    with naming_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with turn(path.with_name(LOCK)):
+        content = read_json(path, "a JSON object") if path.is_file() else {}
+        write_text(path, json.dumps({**content, **entries}, indent=2) + "\n")
 
 
 def need(config: Mapping[str, Any], key: str, path: Path) -> Any:
