@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from musiccm.errors import MusiccmError
-from musiccm.files import naming_full_disk
+from musiccm.files import move_folder_into_place, naming_full_disk
 from musiccm.models.bundle import Bundle, save_settings
 from musiccm.models.bundle_files import PARTS, load_part, save_part, update_json
 from musiccm.models.card import write_card
@@ -123,9 +123,7 @@ def export_student(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         _write(partial, folder, unet, scheduler, teacher, info, dtype, base)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        move_folder_into_place(partial, folder, overwrite)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

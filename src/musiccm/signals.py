@@ -195,7 +195,7 @@ def _watch(reading: int, command: _Command) -> None:
     while True:
         ready, _, _ = select.select([reading], [], [], None if first is None else 0.5)
         now = time.monotonic()
-        number = os.read(reading, 1)[0] if ready else None
+        number = os.read(reading, 1)[0] if ready else -1
         if number == 0:
             return
         if number in SIGNALS:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
+from musiccm.files import move_into_place, why_not_written
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".mp3")
 BAD_AUDIO_REASONS = ("missing", "unreadable", "empty", "silent", "nan", "too_short")
@@ -146,7 +147,9 @@ def next_frames(file: soundfile.SoundFile, frames: int, channel: str | int, path
     return _mix(samples_SC, channel, path)
 
 
-def write_audio(path: str | Path, waveform_S: Tensor | np.ndarray, sample_rate_hz: int) -> None:
+def write_audio(
+    path: str | Path, waveform_S: Tensor | np.ndarray, sample_rate_hz: int, replace: bool = True
+) -> None:
     """Write mono audio, 16-bit, in the format of the suffix, so that a killed process leaves no half file.
 
     The samples go to a temporary file beside the target, which is then renamed. Samples beyond [-1, 1] are clipped.
@@ -155,10 +158,11 @@ def write_audio(path: str | Path, waveform_S: Tensor | np.ndarray, sample_rate_h
         path: Where to; the suffix (.wav, .flac, .ogg, .mp3) picks the format. Missing folders are created.
         waveform_S: Samples of shape [S].
         sample_rate_hz: Sampling rate.
+        replace: Whether a file that is there may be replaced.
 
     Raises:
-        MusiccmError: The samples are not finite or not one-dimensional, the suffix is unknown, or the disk is full
-            or not writable.
+        MusiccmError: The samples are not finite or not one-dimensional, the suffix is unknown, a file is there that may
+            not be replaced, or the disk is full or not writable.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -182,9 +186,9 @@ def write_audio(path: str | Path, waveform_S: Tensor | np.ndarray, sample_rate_h
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        move_into_place(Path(temporary), path, replace)
     except (OSError, soundfile.LibsndfileError, RuntimeError) as error:
-        raise MusiccmError(f"{path}: could not be written: {error}; free space or choose another folder") from error
+        raise MusiccmError(f"{path}: could not be written: {why_not_written(error, path)}") from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     import torch
 
+    from musiccm.files import move_folder_into_place
     from musiccm.models.bundle import Bundle
     from musiccm.models.convert.assemble import Sources, assemble
     from musiccm.models.convert.completing import complete
@@ -63,9 +64,7 @@ def main(argv: list[str]) -> int:
     try:
         write(made, staging, getattr(torch, args.dtype))
         _ = Bundle.from_pretrained(staging).unet  # what would be refused later is refused here
-        if out.exists():
-            shutil.rmtree(out)
-        staging.replace(out)
+        move_folder_into_place(staging, out, args.overwrite)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     print(summary(made.record, out))

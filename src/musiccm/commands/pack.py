@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     from musiccm.commands._bundle_card import card
     from musiccm.commands.export import read_results
-    from musiccm.files import write_atomically, write_json
+    from musiccm.files import move_folder_into_place, write_atomically, write_json
     from musiccm.models.bundle import Bundle
 
     source, target = Path(args.source), Path(args.to)
@@ -67,9 +67,7 @@ def main(argv: list[str]) -> int:
         }
         write_json(staging / "quality.json", quality)
         write_atomically(staging / "MODEL_CARD.md", lambda path: _write(path, card(args.name, quality, rows)))
-        shutil.rmtree(target, ignore_errors=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging.replace(target)
+        move_folder_into_place(staging, target, replace=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     for part, record in precision.items():
