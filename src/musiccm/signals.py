@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1 end a command: as one exception, soon, and with an exit code that says what to do next.
+"""SIGINT, SIGTERM and SIGUSR1 end a command: by one exception, soon, with an exit code that says what to do next.
 
 The handler raises `Ended` where the main thread stands, as Ctrl-C always did, so that no loop has to ask. Stretches that
 must not be cut (`held`, `hold`) only take note, and ask when they are done. Nothing is installed outside a command, nor

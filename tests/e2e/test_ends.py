@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pkgutil
+import re
 import signal
 import subprocess
 import sys
@@ -102,9 +103,10 @@ def test_a_table_that_is_cut_keeps_the_teachers_rows(
     (row,) = Path("lightning_logs/.teacher_rows").glob("*.json")
     before = json.loads(row.read_text())["value"]["row"]
     assert cli.main(testing) == 0
-    first, second, *_ = json.loads((run / "results.json").read_text())["rows"]
-    assert first.pop("from_cache") and first == before
-    assert second["model"] == "teacher" and "from_cache" not in second
+    rows = json.loads((run / "results.json").read_text())["rows"]
+    kept, made = ([row for row in rows if row.get("from_cache", False) is found] for found in (True, False))
+    assert [{**row, "from_cache": None} for row in kept] == [{**before, "from_cache": None}]
+    assert [row["model"] for row in made] == ["teacher", "student", "student"]
 
 
 @pytest.mark.parametrize(("command", "place", "call", "number", "code"), [
@@ -115,7 +117,7 @@ def test_a_table_that_is_cut_keeps_the_teachers_rows(
      "SIGUSR1", 75),
     ("generate piano flute --model {bundle} --steps 1 --out a.wav", "musiccm.audio.io.soundfile.write", 2, "SIGUSR1",
      138),
-    ("export --config {experiment} --out out", "musiccm.export.save_settings", 1, "SIGINT", 130),
+    ("export --checkpoint {last} --config {experiment} --out out", "musiccm.export.save_settings", 1, "SIGINT", 130),
 ])
 def test_other_commands_end_and_can_be_run_again(
     world: World, experiment: Path, undisturbed: dict[str, Any], here: Path, monkeypatch: pytest.MonkeyPatch,
@@ -124,7 +126,8 @@ def test_other_commands_end_and_can_be_run_again(
     (here / "lightning_logs").symlink_to(experiment.parent / "whole" / "lightning_logs")
     monkeypatch.syspath_prepend(ACCIDENTS)
     monkeypatch.setenv("ACCIDENT", "none:-1:0")
-    arguments = command.format(experiment=experiment, corpus=world.corpus, bundle=world.bundle).split()
+    arguments = command.format(experiment=experiment, corpus=world.corpus, bundle=world.bundle,
+                               last="lightning_logs/ended/version_0/checkpoints/last.ckpt").split()
     owner, _, name = place.rpartition(".")
     with monkeypatch.context() as during:
         sent(during, pkgutil.resolve_name(owner), name, signal.Signals[number], call)
@@ -138,7 +141,7 @@ def test_other_commands_end_and_can_be_run_again(
         arguments.append("--force")
     assert cli.main(arguments) == 0
     if arguments[:2] == ["prepare", "latents"]:
-        assert "2 of 5 files are there already" in capsys.readouterr().out
+        assert re.search(r"\b2 of \d files are there already", capsys.readouterr().out)
 
 
 def test_the_demos_processes_end_with_it(here: Path) -> None:

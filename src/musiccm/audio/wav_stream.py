@@ -50,7 +50,8 @@ class WavStream:
         replace: Whether a file that is there may be replaced.
 
     Raises:
-        MusiccmError: A file is there that may not be replaced, a wav cannot hold that many, or the file cannot be opened.
+        MusiccmError: A file is there that may not be replaced, a wav cannot hold that many samples, or the file cannot
+            be opened.
     """
 
     def __init__(

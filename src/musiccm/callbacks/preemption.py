@@ -89,7 +89,8 @@ class Preemption(pl.Callback):
         if loop.val_loop.restarted_mid_evaluation:
             loop.val_loop.batch_progress.reset()  # from the first clip
             if trainer.is_global_zero:
-                print(f"musiccm: the validation of step {trainer.global_step} had been cut, and is made now", flush=True)
+                print(f"musiccm: the validation of step {trainer.global_step} had been cut, and is made now",
+                      flush=True)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Leave, if any process was told to.
