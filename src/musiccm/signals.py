@@ -1,8 +1,8 @@
 """SIGINT, SIGTERM and SIGUSR1 end a command: by one exception, soon, with an exit code that says what to do next.
 
-The handler raises `Ended` where the main thread stands, as Ctrl-C always did, so that no loop has to ask. Stretches that
-must not be cut (`held`, `hold`) only take note, and ask when they are done. Nothing is installed outside a command, nor
-in a thread other than the main one: a library leaves signals to the program that it is part of.
+The handler raises `Ended` where the main thread stands, as Ctrl-C always did, so that no loop has to ask. Stretches
+that must not be cut (`held`, `hold`) only take note, and ask when they are done. Nothing is installed outside a command,
+nor in a thread other than the main one: a library leaves signals to the program that it is part of.
 """
 
 from __future__ import annotations

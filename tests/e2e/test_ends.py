@@ -34,13 +34,16 @@ def experiment(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return world.experiment(folder, "ended", callbacks, max_steps=STEPS, val_check_interval=2)
 
 
-def fit(experiment: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, what: str = "none:-1:0") -> int:
+def fit(
+    experiment: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, what: str = "none:-1:0", steps: int = STEPS
+) -> int:
     folder.mkdir(exist_ok=True)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(ACCIDENTS)
     monkeypatch.delenv("MUSICCM_DEBUG", raising=False)
     monkeypatch.setenv("ACCIDENT", what)
-    return cli.main(["fit", "--config", str(experiment), "--ckpt_path", "auto"])
+    limit = ["--trainer.max_steps", str(steps)]
+    return cli.main(["fit", "--config", str(experiment), "--ckpt_path", "auto", *limit])
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +77,14 @@ def test_a_run_told_to_leave_in_or_before_a_validation_makes_it_then_and_goes_on
     for part in PARTS:
         assert differences(undisturbed[part], found[part], part) == []
     assert (tmp_path / "validated").read_text() == undisturbed["validated"]
+
+
+def test_the_last_validation_of_a_run_is_not_lost_in_silence(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(experiment, tmp_path, monkeypatch, "SIGTERM:2:0:evaluation", steps=2) == 75
+    assert fit(experiment, tmp_path, monkeypatch, steps=2) == 0
+    assert "its last validation had been cut, and is left out" in capsys.readouterr().out
 
 
 def sent(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, number: int, call: int) -> None:
