@@ -1,7 +1,7 @@
 """SIGINT, SIGTERM and SIGUSR1 end a command: by one exception, soon, with an exit code that says what to do next.
 
-The handler raises `Ended` where the main thread stands, as Ctrl-C always did, so that no loop has to ask. Stretches
-that must not be cut (`held`, `hold`) only take note, and ask when they are done. Nothing is installed outside a command,
+The handler raises `Ended` where the main thread stands, as Ctrl-C always did, so that no loop has to ask. Where work
+must not be cut (`held`, `hold`) a signal is only noted, and answered behind it. Nothing is installed outside a command,
 nor in a thread other than the main one: a library leaves signals to the program that it is part of.
 """
 
