@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from musiccm import __version__, commands, signals
 from musiccm.config import merge_config_arguments
 from musiccm.errors import MusiccmError
-from musiccm.files import PRINTABLE
+from musiccm.files import PRINTABLE, error_number
 
 # jsonargparse lists every type that a value could have had; only the lines that say what is wrong help.
 _UNION_NOISE = re.compile(
@@ -143,8 +143,7 @@ def describe(error: BaseException) -> tuple[str, int]:
         if isinstance(link, MusiccmError):
             return str(link), EXIT_USER_ERROR
     for link in chain:
-        full = isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or "No space left on device" in str(link):
+        if error_number(link) in (errno.ENOSPC, errno.EDQUOT):
             target = getattr(link, "filename", None)
             where = f" while writing {target}" if target else ""
             return f"the disk is full{where} ({link}); free some space and run the command again", EXIT_USER_ERROR

@@ -120,7 +120,7 @@ def export_student(
                            f"{len(broken) - 1} more); the run has diverged, or needs a wider type")
     scheduler = student_scheduler(teacher.scheduler_config, info)
 
-    with replacing_folder(folder) as partial:
+    with replacing_folder(folder, overwrite) as partial:
         _refuse_to_overwrite(folder, overwrite)  # as it is now that no other process can make it
         _write(partial, folder, unet, scheduler, teacher, info, dtype, base)
     return folder

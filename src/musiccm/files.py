@@ -1,4 +1,4 @@
-"""Files: small ones written whole or not at all, a full disk named, any one known by its digest, and their names.
+"""Files: small ones written whole or not at all, failures in words, any one known by its digest, and their names.
 
 A name on a disk is bytes. Where they are not UTF-8, Python holds each of those bytes as a lone surrogate, which opens
 the file and can be written nowhere. So paths stay as Python has them in memory; wherever a name becomes text (clip ids,
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
-from musiccm import locks
+from musiccm import locks, signals
 from musiccm.errors import MusiccmError
 
 #: Name of the error handler by which text streams write what their encoding lacks, as `printable` does.
@@ -108,6 +109,57 @@ def read_text(path: Path, errors: str = "strict") -> str:
     return content.decode("utf-8-sig", errors=errors)
 
 
+_CHOOSE = "choose another folder"
+_WORDS = {
+    errno.ENOSPC: f"the disk is full; free space or {_CHOOSE}",
+    errno.EDQUOT: f"the quota of this disk is used up; free space or {_CHOOSE}",
+    errno.EFBIG: f"a file may not be that large here (see ulimit -f); {_CHOOSE}",
+    errno.EROFS: f"the file system is read-only; {_CHOOSE}",
+    errno.EACCES: f"permission denied; {_CHOOSE}, or change the folder's permissions",
+    errno.EPERM: f"the system does not permit it; {_CHOOSE}",
+    errno.EIO: f"the disk reports an error; check it, or {_CHOOSE}",
+}
+# How libraries quote the system's error: safetensors and shutil.copytree.
+_QUOTED = re.compile(r"os error (\d+)|\[Errno (\d+)\]")
+
+
+def error_number(error: BaseException) -> int | None:
+    """The system's number of a failure, such as ENOSPC, also where a library only quotes it; None if there is none."""
+    number = getattr(error, "errno", None)
+    if isinstance(number, int):
+        return number
+    quoted = _QUOTED.search(str(error))
+    return int(quoted[1] or quoted[2]) if quoted else None
+
+
+def why_not_written(error: BaseException, path: Path) -> str:
+    """What kept a file from being written, and what to do.
+
+    Args:
+        error: An OSError, or what a library makes of one.
+        path: The file or folder.
+
+    Returns:
+        The end of a message, behind "could not be written: ".
+    """
+    number = error_number(error)
+    if number in _WORDS:
+        return _WORDS[number]
+    path = path.absolute()
+    if number == errno.ENAMETOOLONG:
+        longest = max(len(os.fsencode(part)) for part in path.parts)
+        return f"a name of {longest} bytes is too long for this file system; choose a shorter one"
+    if path.is_dir() and number in (errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY):
+        return "a folder is there; choose another name"
+    blocking = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
+    if number in (errno.ENOTDIR, errno.EEXIST) and not blocking.is_dir():
+        return f"{blocking} is no folder; {_CHOOSE}"
+    if number == errno.ENOENT and not path.parent.is_dir():
+        return f"its folder {path.parent} is not there, or not any more; make it, or {_CHOOSE}"
+    said = os.strerror(number) if isinstance(error, OSError) and number is not None else str(error)
+    return f"{said}; {_CHOOSE}"
+
+
 @contextlib.contextmanager
 def naming_full_disk(path: Path) -> Iterator[None]:
     """Turn what a library raises when it cannot write into an error that names the file or folder.
@@ -123,8 +175,38 @@ def naming_full_disk(path: Path) -> Iterator[None]:
     except Exception as error:
         # safetensors reports a full disk under its own exception class.
         if isinstance(error, OSError) or type(error).__module__.startswith("safetensors"):
-            raise MusiccmError(f"{path}: could not be written: {error}; free space or choose another folder") from error
+            raise MusiccmError(f"{path}: could not be written: {why_not_written(error, path)}") from error
         raise
+
+
+def move_into_place(temporary: Path, path: Path, replace: bool = True) -> None:
+    """Give a finished file its name.
+
+    Args:
+        temporary: The file, in the same folder.
+        path: Its name.
+        replace: Whether a file of that name may go; if not, it stays also where it came a moment ago.
+
+    Raises:
+        MusiccmError: A file has that name, and may not be replaced.
+        OSError: It cannot be done.
+    """
+    if replace:
+        os.replace(temporary, path)
+        return
+    try:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links: an empty file claims the name, and is replaced
+            path.open("xb").close()
+            os.replace(temporary, path)
+        else:
+            temporary.unlink()
+    except FileExistsError as error:
+        raise MusiccmError(f"{path}: was made by something else meanwhile, and is not overwritten; choose another "
+                           "name") from error
 
 
 @contextlib.contextmanager
@@ -150,7 +232,7 @@ def temporary_beside(path: Path) -> Iterator[Path]:
             lock.release(remove=False)  # where something could not be removed, the file marks it for the next sweep
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], None], replace: bool = True) -> None:
     """Let `write` fill a temporary file, confirm it by the disk, and put it in its place: no kill leaves a half file.
 
     What killed processes have left beside `path` is removed once a process.
@@ -158,9 +240,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Args:
         path: The file to make; missing folders are created.
         write: Writes to the path it is given.
+        replace: Whether a file of that name may go; if not, it stays also where it came a moment ago.
 
     Raises:
-        MusiccmError: The disk is full or not writable.
+        MusiccmError: The disk is full or not writable, or a file has that name and may not be replaced.
     """
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,15 +258,16 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            os.replace(temporary, path)
+            move_into_place(temporary, path, replace)
 
 
 @contextlib.contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
     """Fill a folder beside `folder`, which takes its place in the end; one process at a time.
 
     Args:
         folder: The folder to make or replace; missing ones above it are created.
+        replace: Whether a folder of that name may go; an empty one always may.
 
     Yields:
         Where to make the new folder; nothing is there yet. After an exception `folder` is as it was.
@@ -202,7 +286,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
                     staging = stack.enter_context(temporary_beside(folder))
                 yield staging
                 with naming_full_disk(folder):
-                    _exchange(staging, folder)
+                    _exchange(staging, folder, replace)
         finally:
             lock.release()
 
@@ -280,17 +364,21 @@ def _remove(temporary: Path) -> None:
         temporary.rmdir()
 
 
-def _exchange(staging: Path, folder: Path) -> None:
+def _exchange(staging: Path, folder: Path, replace: bool) -> None:
     """Put a folder in the place of another, which goes where it will be removed with everything temporary."""
     replaced = staging.with_name("old")
-    if folder.exists():
-        folder.rename(replaced)
-    try:
-        staging.rename(folder)
-    except OSError:
-        if replaced.exists():
-            replaced.rename(folder)
-        raise
+    with signals.held():
+        if replace and folder.exists():
+            folder.rename(replaced)
+        try:
+            staging.rename(folder)
+        except OSError as error:
+            if replaced.exists() and not folder.exists():
+                replaced.rename(folder)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) and folder.exists():
+                raise MusiccmError(f"{folder}: was made by something else meanwhile, and is not overwritten; choose "
+                                   "another name") from error
+            raise
 
 
 def write_text(path: Path, text: str) -> None:

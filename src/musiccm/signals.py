@@ -1,8 +1,8 @@
-"""SIGINT, SIGTERM and SIGUSR1 end a command: as one exception, soon, and with an exit code that says what to do next.
+"""SIGINT, SIGTERM and SIGUSR1 end a command: by one exception, soon, with an exit code that says what to do next.
 
-The handler raises `Ended` where the main thread stands, as Ctrl-C always did, so that no loop has to ask. Stretches that
-must not be cut (`held`, `hold`) only take note, and ask when they are done. Nothing is installed outside a command, nor
-in a thread other than the main one: a library leaves signals to the program that it is part of.
+The handler raises `Ended` where the main thread stands, as Ctrl-C always did, so that no loop has to ask. Where work
+must not be cut (`held`, `hold`) a signal is only noted, and answered behind it. Nothing is installed outside a command,
+nor in a thread other than the main one: a library leaves signals to the program that it is part of.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def _watch(reading: int, command: _Command) -> None:
     while True:
         ready, _, _ = select.select([reading], [], [], None if first is None else 0.5)
         now = time.monotonic()
-        number = os.read(reading, 1)[0] if ready else None
+        number = os.read(reading, 1)[0] if ready else -1
         if number == 0:
             return
         if number in SIGNALS:

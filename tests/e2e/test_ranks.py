@@ -48,6 +48,16 @@ def test_one_process_killed_ends_the_other_with_a_message(config: Path, here: Pa
     assert time.time() - last.stat().st_mtime < 60
 
 
+def test_a_signal_to_one_process_in_a_validation_lets_both_leave_it(
+    config: Path, here: Path, start: Callable[..., Any]
+) -> None:
+    validating = ["--trainer.limit_val_batches", "1.0", "--trainer.val_check_interval", "2"]
+    code, printed = run(start, ["fit", "--config", str(config), *validating], here, ACCIDENT="SIGTERM:2:1:validation")
+    assert code == 1 and printed.count("exitcode  : 75") >= 1, printed
+    assert "another process' signal received: saved" in printed and "at step 2; exit code 75" in printed
+    assert steps_saved(here) == 2
+
+
 def test_a_loss_that_is_not_finite_on_one_process_stops_both(
     config: Path, here: Path, start: Callable[..., Any]
 ) -> None:

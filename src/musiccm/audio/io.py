@@ -217,7 +217,9 @@ def next_frames(
     return _mix(samples_SC, channel, path)
 
 
-def write_audio(path: str | Path, waveform_S: Tensor | np.ndarray, sample_rate_hz: int) -> None:
+def write_audio(
+    path: str | Path, waveform_S: Tensor | np.ndarray, sample_rate_hz: int, replace: bool = True
+) -> None:
     """Write mono audio, 16-bit, in the format of the suffix, so that a killed process leaves no half file.
 
     Samples beyond [-1, 1] are clipped.
@@ -226,10 +228,11 @@ def write_audio(path: str | Path, waveform_S: Tensor | np.ndarray, sample_rate_h
         path: Where to; the suffix (.wav, .flac, .ogg, .mp3) picks the format. Missing folders are created.
         waveform_S: Samples of shape [S].
         sample_rate_hz: Sampling rate.
+        replace: Whether a file that is there may be replaced.
 
     Raises:
-        MusiccmError: The samples are not finite or not one-dimensional, the suffix is unknown, or the disk is full
-            or not writable.
+        MusiccmError: The samples are not finite or not one-dimensional, the suffix is unknown, a file is there that may
+            not be replaced, or the disk is full or not writable.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -247,7 +250,7 @@ def write_audio(path: str | Path, waveform_S: Tensor | np.ndarray, sample_rate_h
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise MusiccmError(f"{path}: could not be encoded: {error}; check the sampling rate of {sample_rate_hz} Hz, or "
                            "choose another format") from error
-    write_atomically(path, lambda temporary: _write(temporary, encoded))
+    write_atomically(path, lambda temporary: _write(temporary, encoded), replace)
 
 
 def _write(path: Path, encoded: io.BytesIO) -> None:

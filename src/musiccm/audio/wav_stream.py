@@ -47,12 +47,16 @@ class WavStream:
         target: A path, or an open binary stream that cannot seek, which is left open.
         sample_rate_hz: Sampling rate.
         samples: Samples that will be written, if known.
+        replace: Whether a file that is there may be replaced.
 
     Raises:
-        MusiccmError: A wav cannot hold that many, or the file cannot be opened.
+        MusiccmError: A file is there that may not be replaced, a wav cannot hold that many samples, or the file cannot
+            be opened.
     """
 
-    def __init__(self, target: str | Path | BinaryIO, sample_rate_hz: int, samples: int | None = None) -> None:
+    def __init__(
+        self, target: str | Path | BinaryIO, sample_rate_hz: int, samples: int | None = None, replace: bool = True
+    ) -> None:
         self.name = str(target) if isinstance(target, str | Path) else "the output"
         self.sample_rate_hz = sample_rate_hz
         self._path = Path(target) if isinstance(target, str | Path) else None
@@ -62,7 +66,11 @@ class WavStream:
         if self._path is not None:
             with naming_full_disk(self._path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file: BinaryIO = self._path.open("wb", buffering=0)
+                try:
+                    self._file: BinaryIO = self._path.open("wb" if replace else "xb", buffering=0)
+                except FileExistsError as error:
+                    raise MusiccmError(f"{self._path}: was made by something else meanwhile, and is not overwritten; "
+                                       "choose another name") from error
         else:
             self._file = target  # type: ignore[assignment]
         expected = None if samples is None else samples * BYTES_A_SAMPLE

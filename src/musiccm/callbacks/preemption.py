@@ -89,7 +89,11 @@ class Preemption(pl.Callback):
         if loop.val_loop.restarted_mid_evaluation:
             loop.val_loop.batch_progress.reset()  # from the first clip
             if trainer.is_global_zero:
-                print(f"musiccm: the validation of step {trainer.global_step} had been cut, and is made now", flush=True)
+                print(f"musiccm: the validation of step {trainer.global_step} had been cut, and is made now",
+                      flush=True)
+        elif loop.restarting and trainer.is_global_zero and self._validates_now(trainer):
+            print(f"musiccm: the checkpoint was written before the validation of step {trainer.global_step}, which is "
+                  "not made again", flush=True)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Leave, if any process was told to.
@@ -106,9 +110,7 @@ class Preemption(pl.Callback):
             self._agreed.put(flag)
             number = 0 if answer is None else int(answer[0])
         if number:
-            loop: Any = trainer.fit_loop.epoch_loop
-            self._owes_validation = bool(trainer.enable_validation) and loop._should_check_val_fx(
-                trainer.fit_loop._data_fetcher)
+            self._owes_validation = self._validates_now(trainer)
             end = signals.Ended(number)
             self._save(trainer, end)
             raise end
@@ -156,6 +158,10 @@ class Preemption(pl.Callback):
     def _running(self, trainer: pl.Trainer) -> bool:
         return trainer.state.fn == "fit" and not trainer.sanity_checking
 
+    def _validates_now(self, trainer: pl.Trainer) -> bool:
+        loop: Any = trainer.fit_loop
+        return trainer.enable_validation and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
     def _save(self, trainer: pl.Trainer, end: signals.Ended) -> None:
         self._number = end.number
         own = signals.received()
@@ -177,6 +183,13 @@ class Preemption(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Answer signals as other commands do."""
         self._training.close()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say that a run which was cut in its last validation will not make it: Lightning starts no loop at the end."""
+        progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
+        if progress.started > progress.processed and trainer.is_global_zero:
+            print(f"musiccm: the run is at its end, step {trainer.global_step}; its last validation had been cut, and "
+                  "is left out (musiccm validate makes it)", flush=True)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Save what a validation was cut after."""

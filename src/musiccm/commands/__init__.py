@@ -19,7 +19,7 @@ TRAINER_COMMANDS = {
 """Subcommands that run a Trainer method on an experiment file; all answered by `_trainer.py`."""
 
 RESUMES = ("fit", "test", "prepare")
-"""Subcommands that go on from what they have done: ended by a signal, they ask to be run again (`signals.exit_code`)."""
+"""Subcommands that go on from what they have done: when a signal ends them, their exit code asks for another run."""
 
 
 def summaries() -> dict[str, str]:

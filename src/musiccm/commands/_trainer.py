@@ -107,8 +107,8 @@ class TrainerCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if not any(isinstance(callback, Divergence) for callback in trainer.callbacks):
             trainer.callbacks.insert(0, Divergence())  # before anything saves or shows what has diverged
-        # Under SLURM they would requeue the job from within a signal handler, at any moment of a fit or a test, and leave
-        # a checkpoint of Lightning's own behind that the next fit takes in place of the one it was given.
+        # Under SLURM they would requeue the job from within a signal handler, at any moment of a fit or a test, and
+        # leave a checkpoint of Lightning's own behind that the next fit takes in place of the one it was given.
         without_lightnings_handlers(trainer)
         # Behind the checkpoint callbacks, which Lightning sorts to the end.
         trainer.callbacks += [LastStep(), Preemption()]

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     if kind == "ldm" and args.weights is None:
         raise MusiccmError("--weights: expected ema (the average that MusicLDM samples with) or raw (those of the "
                            "last step), found nothing; the file may hold both, and they differ")
-    with replacing_folder(out) as staging:
+    with replacing_folder(out, args.overwrite) as staging:
         refuse_to_overwrite(out, args.overwrite, args.bundle)  # as it is now that no other process can make it
         if kind == "ldm":
             stated = {name: getattr(args, name) for name in (*only["ldm"], "clap") if getattr(args, name) is not None}

@@ -63,7 +63,7 @@ def _write(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> f
 
     waveforms = _edit(pipeline, args) if _edit_of(args) else _make(pipeline, args)
     for path, prompt, waveform in zip(paths, args.prompts, waveforms, strict=False):
-        write_audio(path, waveform, pipeline.sample_rate_hz)
+        write_audio(path, waveform, pipeline.sample_rate_hz, args.force)
         _say(args, f"{path}: {prompt}")
     if args.out == STDOUT:
         with WavStream(sys.stdout.buffer, pipeline.sample_rate_hz, len(waveforms[0])) as wav:
@@ -89,7 +89,7 @@ def _stream(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> 
     target: Any = paths[0] if paths else sys.stdout.buffer
     written = 0
     try:
-        with WavStream(target, pipeline.sample_rate_hz, stream.samples) as wav:
+        with WavStream(target, pipeline.sample_rate_hz, stream.samples, args.force) as wav:
             for chunk in stream:
                 wav.write(chunk)
                 written += len(chunk)

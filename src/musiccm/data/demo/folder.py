@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from musiccm.errors import MusiccmError
-from musiccm.files import read_text, sweep_below, write_json
+from musiccm.files import read_text, sweep_below, why_not_written, write_json
 from musiccm.locks import locked_folder
 from musiccm.signals import in_worker, leaving_queue
 
@@ -44,7 +44,8 @@ def claimed(out: Path, tracks: int, identity: Mapping[str, Any]) -> Iterator[Non
             _check_owner(out, dict(identity))
             yield
     except OSError as error:
-        message = f"Cannot write the demo corpus in {out}: {error}. Free space or choose another --out."
+        where = Path(error.filename) if error.filename else out
+        message = f"{out}: the demo corpus could not be written: {why_not_written(error, where)}"
         raise MusiccmError(message) from error
 
 
