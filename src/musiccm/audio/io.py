@@ -105,7 +105,14 @@ def open_audio(path: str | Path) -> soundfile.SoundFile | Mp3File:
             length = wav_length(file, content.offset) if content.suffix == ".wav" else None
         if content.foreign is not None:
             raise BadAudio(path, "unreadable", f"the content is {content.foreign}", content.advice)
-        opened = _open(path, content, length)
+        try:
+            opened = _open(path, content, length)
+        except soundfile.LibsndfileError:
+            # An mp3 may begin with anything; its frames are looked for where nothing else can be made of the file.
+            found = open_mp3(path) if content.suffix is None and Path(path).suffix.lower() == ".mp3" else None
+            if found is None:
+                raise
+            opened = found
     except soundfile.LibsndfileError as error:
         raise BadAudio(path, "unreadable", _found(error)) from error
     except (RuntimeError, OSError) as error:
