@@ -195,7 +195,20 @@ def test_a_stream_that_changes_is_not_read_to_the_change_alone(tmp_path, other):
 def test_what_stands_behind_the_frames_is_no_sound(tmp_path):
     path = encode(tmp_path / "a.mp3")
     data, n = path.read_bytes(), len(read_audio(path)[0])
-    for behind in (b"TAG" + b"x" * 125, b"LYRICSBEGIN" + b"la " * 300, np.random.default_rng(3).bytes(200_000), bytes(9)):
+    noise = np.random.default_rng(3).bytes(200_000)
+    for behind in (b"TAG" + b"x" * 125, b"LYRICSBEGIN" + b"la " * 300, noise, bytes(9)):
         path.write_bytes(data + behind)
         os.utime(path)
         assert scan_audio(path).frames == n
+
+
+def test_an_mp3_within_a_wav_is_read_in_the_same_way(tmp_path):
+    path = encode(tmp_path / "a.mp3", 24000, 1, 24)
+    data, whole = path.read_bytes(), read_audio(path)[0].numpy()
+    form = struct.pack("<HHIIHHHHIHHH", 0x55, 1, 24000, 3000, 1, 0, 12, 1, 2, 72, 1, 1393)  # MPEGLAYER3WAVEFORMAT
+    head = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"fact" + struct.pack("<II", 4, len(whole))
+    head += b"data" + struct.pack("<I", len(data))
+    (tmp_path / "a.wav").write_bytes(b"RIFF" + struct.pack("<I", len(head) + len(data)) + head + data)
+    np.testing.assert_array_equal(read_audio(tmp_path / "a.wav")[0].numpy(), whole)
+    np.testing.assert_array_equal(read_range(tmp_path / "a.wav", 30_000, 999).numpy(), whole[30_000:30_999])
+    assert scan_audio(tmp_path / "a.wav") == scan_audio(path)

@@ -138,7 +138,7 @@ def test_rates_without_a_common_divisor_need_no_more_memory(from_hz):
         resample(tone.requires_grad_(), from_hz, 16000)
 
 
-@pytest.mark.parametrize(("from_hz", "to_hz"), [(1, 16000), (16000, 2_000_000_000), (0, 16000), (-44100, 16000), (1, 1)])
+@pytest.mark.parametrize(("from_hz", "to_hz"), [(1, 16000), (16000, 2 * 10**9), (0, 16000), (-44100, 16000), (1, 1)])
 @pytest.mark.parametrize("resampler", ["torchaudio", "soxr"])
 def test_a_ratio_that_no_sound_has_is_refused(from_hz, to_hz, resampler):
     with pytest.raises(MusiccmError, match="expected sampling rates of 1,000 to 768,000 Hz"):
@@ -156,7 +156,8 @@ def test_windows_of_an_mp3_at_a_low_bitrate_are_those_of_its_sound(tmp_path, res
     assert facts == scan_audio(tmp_path / "a.wav")
     how = Conversion(resampler=resampler)
     for start in range(0, 40000, 3777):
-        coded, plain = (read_window(str(tmp_path / name), facts, 8000, 16000, start, how) for name in ("a.mp3", "a.wav"))
+        paths = [str(tmp_path / name) for name in ("a.mp3", "a.wav")]
+        coded, plain = (read_window(path, facts, 8000, 16000, start, how) for path in paths)
         assert torch.equal(coded, plain), start
 
 

@@ -131,7 +131,11 @@ def _open(path: str | Path, content: Content, length: WavLength | None) -> sound
         return _SoundWithin(FilePart(path, content.offset, *length.mended))
     if content.offset or content.suffix in (None, ".mp3"):
         return _SoundWithin(FilePart(path, content.offset))
-    return soundfile.SoundFile(os.fsencode(path))
+    opened = soundfile.SoundFile(os.fsencode(path))
+    if content.suffix == ".wav" and opened.subtype == "MPEG_LAYER_III" and (within := open_mp3(path)) is not None:
+        opened.close()  # a wav may hold an mp3's frames in place of samples
+        return within
+    return opened
 
 
 def _found(error: soundfile.LibsndfileError) -> str:
