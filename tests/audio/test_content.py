@@ -93,7 +93,7 @@ def test_a_rate_that_no_sound_has_is_a_bad_header(tmp_path, rate_hz):
     content = path.read_bytes()
     path.write_bytes(content[:24] + struct.pack("<I", rate_hz) + content[28:])
     for read in (read_audio, scan_audio):
-        with pytest.raises(BadAudio, match=rf"a\.wav: unreadable \(the header states a sampling rate of {rate_hz:,} Hz"):
+        with pytest.raises(BadAudio, match=rf"a\.wav: unreadable \(the header states .* rate of {rate_hz:,} Hz"):
             read(path)
     assert examined(path)[0] == "unreadable"
 
