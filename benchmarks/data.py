@@ -1,4 +1,4 @@
-"""Latent batches a second from the cache, memory and opening time of a large index, and the rate of encoding."""
+"""Latent batches a second from the cache, memory and opening of a large index, windows of an mp3, the rate of encoding."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ from musiccm.data.window_index import WindowIndex
 ASKED_WINDOWS_PER_S, ASKED_OPEN_S, ASKED_MEMORY_MB, ASKED_TIMES_TRAINING = 20_000, 1.0, 300.0, 10.0
 TINY, FULL, WIDTH = (8, 64, 8), (8, 256, 16), 512
 BATCH, LARGE, WINDOWS_PER_CLIP, ROUNDS, WORKERS = 64, 1_000_000, 8, 3, 2
+#: Length of the mp3 that windows are cut from.
+LONG_MP3_S = 600
 #: A sample of a full-size distillation step: six U-Net calls of 92 GFLOP (the student's, with its gradient, counts as
 #: three), at the peak of an A100 in bf16, 312 TFLOP/s, which no training reaches.
 TRAINING_PER_S = 312e12 / (6 * 92e9)
@@ -214,6 +216,40 @@ def memory_over_an_epoch(folder: Path) -> list[dict]:
     return [row(case, [end["own"]], [begin["own"]], "MB")]
 
 
+def windows_of_an_mp3(folder: Path) -> list[dict]:
+    """Processor time of a window of a long mp3, against libsndfile's own jump, after which its beginning is damaged."""
+    import soundfile
+
+    from musiccm.audio.io import read_range
+
+    path, rate_hz, seconds = folder / "long.mp3", 44_100, 5
+    noise = np.random.default_rng(0).normal(0.0, 0.1, LONG_MP3_S * rate_hz).astype(np.float32)
+    soundfile.write(path, noise, rate_hz, bitrate_mode="VARIABLE", compression_level=0.5)
+    starts = [int(share * LONG_MP3_S) * rate_hz for share in (0.1, 0.5, 0.9)]
+
+    def jump(start: int) -> None:
+        with soundfile.SoundFile(path) as file:
+            file.seek(start)
+            file.read(seconds * rate_hz, dtype="float32")
+
+    def spent(read: Callable[[int], object]) -> list[float]:
+        times = []
+        for start in starts * ROUNDS:
+            begin = time.process_time()
+            read(start)
+            times.append((time.process_time() - begin) * 1000)
+        return times
+
+    def first(start: int) -> None:
+        os.utime(path)  # what is remembered of the file is then taken anew
+        read_range(path, start, seconds * rate_hz)
+
+    case, jumps = f"{seconds} s of a {LONG_MP3_S // 60}-minute mp3", spent(jump)
+    further = spent(lambda start: read_range(path, start, seconds * rate_hz))
+    return [row(f"{case}, the file's first window", spent(first), jumps, "ms"),
+            row(f"{case}, further ones", further[1:], jumps, "ms")]
+
+
 def encoding(bundle: str, folder: Path) -> list[dict]:
     """`musiccm prepare latents` on a demo corpus in one process."""
     from musiccm.commands._encode import make_trainer
@@ -244,4 +280,4 @@ def run(bundle: str) -> list[dict]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         return [*index_of_a_million(folder), *reading(folder), *memory_over_an_epoch(folder),
-                *encoding(bundle, folder)]
+                *windows_of_an_mp3(folder), *encoding(bundle, folder)]

@@ -138,6 +138,29 @@ def test_rates_without_a_common_divisor_need_no_more_memory(from_hz):
         resample(tone.requires_grad_(), from_hz, 16000)
 
 
+@pytest.mark.parametrize(("from_hz", "to_hz"), [(1, 16000), (16000, 2 * 10**9), (0, 16000), (-44100, 16000), (1, 1)])
+@pytest.mark.parametrize("resampler", ["torchaudio", "soxr"])
+def test_a_ratio_that_no_sound_has_is_refused(from_hz, to_hz, resampler):
+    with pytest.raises(MusiccmError, match="expected sampling rates of 1,000 to 768,000 Hz"):
+        resample(torch.zeros(96000), from_hz, to_hz, resampler)
+
+
+@pytest.mark.parametrize("resampler", ["torchaudio", "soxr"])
+def test_windows_of_an_mp3_at_a_low_bitrate_are_those_of_its_sound(tmp_path, resampler):
+    """Each would begin with damage if it were decoded from where it begins: an mp3's frames hold each other's data."""
+    noise = np.random.default_rng(0).normal(size=(3 * 24000, 2)) * 0.1
+    soundfile.write(tmp_path / "a.mp3", noise, 24000, bitrate_mode="CONSTANT", compression_level=0.9)
+    with soundfile.SoundFile(tmp_path / "a.mp3") as file:
+        soundfile.write(tmp_path / "a.wav", file.read(dtype="float32"), 24000, subtype="FLOAT")
+    facts = scan_audio(tmp_path / "a.mp3")
+    assert facts == scan_audio(tmp_path / "a.wav")
+    how = Conversion(resampler=resampler)
+    for start in range(0, 40000, 3777):
+        paths = [str(tmp_path / name) for name in ("a.mp3", "a.wav")]
+        coded, plain = (read_window(path, facts, 8000, 16000, start, how) for path in paths)
+        assert torch.equal(coded, plain), start
+
+
 @pytest.mark.parametrize("wrong", [{"channel": "left"}, {"resampler": "sox"}, {"level": "loud"}])
 def test_unknown_conversions_are_refused(wrong):
     with pytest.raises(MusiccmError, match=f"{next(iter(wrong))} must be one of"):

@@ -10,8 +10,6 @@ from musiccm.audio.mp3_frame import frame_length
 
 # Bytes that are looked at behind the tags.
 HEAD_BYTES = 512
-# Zeros that some programs leave behind a tag are passed over up to here.
-_PADDING_BYTES = 1 << 20
 
 _CONVERT = "convert it to wav, flac, ogg or mp3"
 _AGAIN = "get the file again; what came is no audio"
@@ -94,8 +92,8 @@ def skip_tags(read: Callable[[int, int], bytes], place: int = 0) -> int:
             place += 128
         else:
             return place
-        padding = read(place, _PADDING_BYTES)
-        place += len(padding) - len(padding.lstrip(b"\0"))
+        while padding := len(block := read(place, 4096)) - len(block.lstrip(b"\0")):  # some programs leave zeros
+            place += padding
 
 
 def sniff_format(head: bytes) -> str | None:
@@ -131,7 +129,7 @@ def content_of(file: BinaryIO) -> Content:
     for offset, magic, name, advice in _FOREIGN:
         if head[offset : offset + len(magic)] == magic:
             return Content(place, None, name, advice)
-    if head[4:8] == b"ftyp" or head[4:8] in (b"moov", b"mdat") and head[:4] != b"RIFF":
+    if head[4:8] in (b"ftyp", b"moov", b"mdat"):
         return Content(place, None, "MPEG-4 (m4a, mp4)", _CONVERT)
     if len(head) > 6 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0 and (head[2] >> 2) & 15 < 13:
         return Content(place, None, "AAC (adts)", _CONVERT)

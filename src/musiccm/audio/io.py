@@ -105,7 +105,14 @@ def open_audio(path: str | Path) -> soundfile.SoundFile | Mp3File:
             length = wav_length(file, content.offset) if content.suffix == ".wav" else None
         if content.foreign is not None:
             raise BadAudio(path, "unreadable", f"the content is {content.foreign}", content.advice)
-        opened = _open(path, content, length)
+        try:
+            opened = _open(path, content, length)
+        except soundfile.LibsndfileError:
+            # An mp3 may begin with anything; its frames are looked for where nothing else can be made of the file.
+            found = open_mp3(path) if content.suffix is None and Path(path).suffix.lower() == ".mp3" else None
+            if found is None:
+                raise
+            opened = found
     except soundfile.LibsndfileError as error:
         raise BadAudio(path, "unreadable", _found(error)) from error
     except (RuntimeError, OSError) as error:
@@ -124,7 +131,11 @@ def _open(path: str | Path, content: Content, length: WavLength | None) -> sound
         return _SoundWithin(FilePart(path, content.offset, *length.mended))
     if content.offset or content.suffix in (None, ".mp3"):
         return _SoundWithin(FilePart(path, content.offset))
-    return soundfile.SoundFile(os.fsencode(path))
+    opened = soundfile.SoundFile(os.fsencode(path))
+    if content.suffix == ".wav" and opened.subtype == "MPEG_LAYER_III" and (within := open_mp3(path)) is not None:
+        opened.close()  # a wav may hold an mp3's frames in place of samples
+        return within
+    return opened
 
 
 def _found(error: soundfile.LibsndfileError) -> str:

@@ -6,6 +6,8 @@ import struct
 from dataclasses import dataclass
 from functools import lru_cache
 
+from musiccm.audio.crc import crc16
+
 # Bitrates in kb/s and rates in Hz of layer III, by the header's index.
 _KBPS_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 _KBPS_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
@@ -111,15 +113,5 @@ class Mp3Format:
         back = min(reservoir, self.largest_reservoir)
         begin = struct.pack(">H", back << 7) if self.first_version else bytes([back, 0])
         information = begin.ljust(self.side_bytes, b"\0")
-        check = struct.pack(">H", _crc16(frame[2:4] + information)) if checked else b""
+        check = struct.pack(">H", crc16(frame[2:4] + information, 0xFFFF)) if checked else b""
         return frame[:4] + check + information + frame[side + self.side_bytes :]
-
-
-def _crc16(data: bytes) -> int:
-    """The check sum of a protected frame (ISO 11172-3, 2.4.3.1)."""
-    crc = 0xFFFF
-    for byte in data:
-        crc ^= byte << 8
-        for _ in range(8):
-            crc = ((crc << 1) ^ (0x8005 if crc & 0x8000 else 0)) & 0xFFFF
-    return crc

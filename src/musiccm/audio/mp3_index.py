@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -72,11 +73,11 @@ def index_mp3(data: bytes) -> Mp3Index | None:
     Returns:
         Its frames; None where it holds none of layer III.
     """
-    begin = _next_frame(data, skip_tags(_reader(data)))
+    begin = _next_frame(data, skip_tags(_reader(data)), run=3)
     if begin is None:
         return None
     kind, form = kind_of(data, begin), Mp3Format(data[begin : begin + 4])
-    is_count, stated, delay, padding = _first_frame(data, begin, form)
+    is_count, stated, stated_bytes, delay, padding = _first_frame(data, begin, form)
     place = begin + frame_length(data, begin) if is_count else begin
     starts, joints, cut, damage = _walk(data, place, kind)
     bytes_N = np.frombuffer(data, np.uint8)
@@ -86,7 +87,7 @@ def index_mp3(data: bytes) -> Mp3Index | None:
         damage = f"the number of channels changes after {_seconds(int(other[0]), form)}"
         starts_N = starts_N[: other[0]]
     n = len(starts_N)
-    sizes_N = np.array(frame_lengths(), np.int32)[bytes_N[starts_N + 1].astype(np.int64) << 8 | bytes_N[starts_N + 2]]
+    sizes_N = _lengths()[bytes_N[starts_N + 1].astype(np.int64) << 8 | bytes_N[starts_N + 2]]
     side_N = np.where(bytes_N[starts_N + 1] & 1, 4, 6)
     bodies_N = np.concatenate([[0], np.cumsum(sizes_N - side_N - form.side_bytes)])
     begins_N, bits_N = _side_information(bytes_N, starts_N + side_N, form)
@@ -99,9 +100,15 @@ def index_mp3(data: bytes) -> Mp3Index | None:
     if stated is not None and n + 1 < stated:  # some encoders count the frame of the count itself
         cut = f"{_seconds(n, form)} of {_seconds(stated, form)}"
     # The padding is that of the end that was encoded, not of a file that lacks it or has another file behind it.
-    whole = cut is None and not _another_count(bytes_N, starts_N, form)
+    there = int(starts_N[-1] + sizes_N[-1]) - begin if n else 0
+    whole = (cut is None or 0 < stated_bytes <= there) and not _another_count(bytes_N, starts_N, form)
     return Mp3Index(form, starts_N, sizes_N, bodies_N, np.minimum(begins_N, held_N), sound_N,
                     (delay, padding if whole else 0), cut, damage)
+
+
+@lru_cache(maxsize=1)
+def _lengths() -> np.ndarray:
+    return np.array(frame_lengths(), np.int32)
 
 
 def _reader(data: bytes) -> Callable[[int, int], bytes]:
@@ -150,27 +157,40 @@ def _walk(data: bytes, place: int, kind: int) -> tuple[list[int], list[int], str
         place = again
 
 
-def _first_frame(data: bytes, place: int, form: Mp3Format) -> tuple[bool, int | None, int, int]:
-    """`(whether the frame is no sound but a count, frames that it states, samples to leave out at either end)`."""
+def _first_frame(data: bytes, place: int, form: Mp3Format) -> tuple[bool, int | None, int, int, int]:
+    """What the first frame states, if it is no sound.
+
+    Returns:
+        `(whether it is no sound, frames, bytes or 0, samples to leave out at the beginning, at the end)`.
+    """
+    def number(at: int, size: int = 4) -> int:
+        return int.from_bytes(data[at : at + size], "big")
+
     if data[place + 36 : place + 40] == b"VBRI":  # Fraunhofer's, at a fixed place
-        return True, int.from_bytes(data[place + 50 : place + 54], "big"), 0, 0
+        return True, number(place + 50), number(place + 46), 0, 0
     tag = place + 4 + form.side_bytes
     if data[tag : tag + 4] not in (b"Xing", b"Info"):
-        return False, None, 0, 0
-    flags = int.from_bytes(data[tag + 4 : tag + 8], "big")
-    stated = int.from_bytes(data[tag + 8 : tag + 12], "big") if flags & 1 else None
-    # Behind count, length, table of contents and quality, as far as flagged: the encoder's name and its delays (LAME).
-    encoder = tag + 8 + 4 * (flags & 1) + 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
-    delays = int.from_bytes(data[encoder + 21 : encoder + 24], "big") if any(data[encoder : encoder + 1]) else 0
-    return True, stated, (delays >> 12) + _DECODER_DELAY, max(0, (delays & 0xFFF) - _DECODER_DELAY)
+        return False, None, 0, 0, 0
+    flags, at = number(tag + 4), tag + 8
+    stated, at = (number(at), at + 4) if flags & 1 else (None, at)
+    stated_bytes, at = (number(at), at + 4) if flags & 2 else (0, at)
+    # Behind the table of contents and the quality, as far as flagged: the encoder's name and its delays (LAME).
+    at += 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
+    delays = number(at + 21, 3) if any(data[at : at + 1]) else 0
+    return True, stated, stated_bytes, (delays >> 12) + _DECODER_DELAY, max(0, (delays & 0xFFF) - _DECODER_DELAY)
 
 
 def _another_count(bytes_N: np.ndarray, starts_N: np.ndarray, form: Mp3Format) -> bool:
     """Whether a frame within the stream is the first one of another file."""
     places_N = starts_N + 4 + form.side_bytes
     places_N = places_N[places_N + 4 <= len(bytes_N)]
-    tags_N4 = bytes_N[places_N[:, None] + np.arange(4)]
-    return any(bool((tags_N4 == np.frombuffer(name, np.uint8)).all(1).any()) for name in (b"Xing", b"Info"))
+    for name in (b"Xing", b"Info"):
+        like_N = places_N
+        for byte, value in enumerate(name):
+            like_N = like_N[bytes_N[like_N + byte] == value]
+        if len(like_N):
+            return True
+    return False
 
 
 def _side_information(bytes_N: np.ndarray, side_N: np.ndarray, form: Mp3Format) -> tuple[np.ndarray, np.ndarray]:
@@ -182,10 +202,12 @@ def _side_information(bytes_N: np.ndarray, side_N: np.ndarray, form: Mp3Format) 
     stereo = form.channels == 2
 
     def bits(first: int, count: int) -> np.ndarray:
-        # within three bytes; the last ones may lie behind the side information, but never behind the file
-        at = np.minimum(side_N[:, None] + first // 8 + np.arange(3), len(bytes_N) - 1)
-        three = bytes_N[at].astype(np.int64) @ np.array([65536, 256, 1])
-        return (three >> (24 - first % 8 - count)) & ((1 << count) - 1)
+        # Within three bytes. The last may lie behind the side information, but a frame has some data there.
+        at_N = side_N + first // 8
+        three_N = np.zeros(len(at_N), np.int64)
+        for byte in range(3):
+            three_N = three_N << 8 | bytes_N[np.minimum(at_N + byte, len(bytes_N) - 1)]
+        return (three_N >> (24 - first % 8 - count)) & ((1 << count) - 1)
 
     if form.first_version:
         begins_N, granules, width, first = bits(0, 9), 2, 59, 20 if stereo else 18

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from musiccm.audio.content import content_of, sniff_format
+from musiccm.audio.crc import crc16
 from musiccm.audio.mp3 import mp3_index
 from musiccm.audio.wav_header import wav_length
 
@@ -48,27 +49,10 @@ def _flac_end(data: bytes) -> str | None:
     for _ in range(64):
         if start < 0:
             break
-        if len(tail) - start > 8 and _crc16(tail[start:]) == 0:
+        if len(tail) - start > 8 and crc16(tail[start:]) == 0:
             return None
         start = tail.rfind(b"\xff\xf8", 0, start)
     return "the last frame is incomplete"
-
-
-def _crc16(data: bytes) -> int:
-    crc = 0
-    for byte in data:
-        crc = ((crc << 8) & 0xFFFF) ^ _CRC16[(crc >> 8) ^ byte]
-    return crc
-
-
-def _crc16_entry(index: int) -> int:
-    crc = index << 8
-    for _ in range(8):
-        crc = (crc << 1) ^ (0x8005 if crc & 0x8000 else 0)
-    return crc & 0xFFFF
-
-
-_CRC16 = tuple(_crc16_entry(index) for index in range(256))
 
 
 def _ogg_end(data: bytes) -> str | None:
