@@ -21,7 +21,7 @@ class Gaussian:
     std: float = 0.4
 
     def coefficients(self, z: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
-        abar = self.schedule.alphas_cumprod[t_B]
+        abar = self.schedule.alphas_cumprod.to(t_B.device)[t_B]
         return expand_to(abar.sqrt(), z), expand_to((1 - abar).sqrt(), z)
 
     def x0(self, z: Tensor, t_B: Tensor) -> Tensor:
