@@ -62,6 +62,7 @@ def one_step(
     around: Callable[[str], AbstractContextManager] = lambda name: nullcontext(),
     size: int = 2,
     system: type[MusicCM] = MusicCM,
+    device: str = "cpu",
     **optimization: Any,
 ) -> Step:
     """Train for one step.
@@ -74,6 +75,7 @@ def one_step(
         around: `name -> context` that the methods `_student_step` and `_discriminator_step` run in.
         size: Of the batch.
         system: What is trained.
+        device: Where; a GPU or, for any other name, the CPU.
         **optimization: Fields of `Optimization`.
 
     Returns:
@@ -93,8 +95,8 @@ def one_step(
     model.configure_optimizers = lambda: [_noting(optimizer, model, step) for optimizer in configure()]
     model._log_parts = lambda parts, *_: step.losses.update({name: float(value) for name, value in parts.items()})
     trainer = Trainer(
-        max_steps=1, accelerator="cpu", precision=precision, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False, default_root_dir=tmp_path,
+        max_steps=1, accelerator="gpu" if device == "cuda" else "cpu", devices=1, precision=precision, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, default_root_dir=tmp_path,
     )
     trainer.fit(model, DataLoader([batch_of(model, size)], batch_size=None))
     return step

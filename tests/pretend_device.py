@@ -43,6 +43,16 @@ class Placed(torch.Tensor):
         made.inner = inner
         return made
 
+    @property
+    def data(self) -> torch.Tensor:  # type: ignore[override]
+        """The values without their graph; what is set takes the place of `inner` too, of another type perhaps."""
+        return torch._C.TensorBase.data.__get__(self)
+
+    @data.setter
+    def data(self, values: Placed) -> None:
+        torch._C.TensorBase.data.__set__(self, values)
+        self.inner = values.inner
+
     def tolist(self) -> list:  # type: ignore[override]
         """The numbers, for which a GPU is waited for."""
         return self.inner.tolist()

@@ -371,7 +371,8 @@ def run_dir(teacher_dir: Path, student_unet: torch.nn.Module, tmp_path: Path) ->
     (run / "checkpoints").mkdir(parents=True)
     state = {f"student_ema_slow.module.{k}": v for k, v in student_unet.state_dict().items()}
     torch.save({"state_dict": {**state, "student.conv_in.bias": torch.zeros(16)}, "global_step": 12,
-                "student": {"prediction_type": "v_prediction", "grid_points": 50}}, run / "checkpoints" / "last.ckpt")
+                "student": {"distillation.prediction_type": "v_prediction", "distillation.grid_points": 50}},
+               run / "checkpoints" / "last.ckpt")
     row = {"steps": 4, "fd_tagger": 1.5}
     rows = [{"model": model, **row} for model in ("teacher", "student", "student_shipped")]
     (run / "results.json").write_text(json.dumps({"rows": rows, "gamma": 0.5}))

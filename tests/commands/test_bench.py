@@ -131,8 +131,9 @@ def test_a_contender_apart_answers_as_one_here_or_says_that_it_ended(bundle):
     apart.close()
 
 
-def test_training_runs_on_any_bundle(bundle, monkeypatch):
+def test_training_runs_on_any_bundle(bundle, monkeypatch, device):
     training = load(BENCHMARKS / "training.py")
+    monkeypatch.setattr(training, "choose_device", lambda _: device)
     for name, value in {"BATCH": 2, "STEPS": 1, "ROUNDS": 1}.items():
         monkeypatch.setattr(training, name, value)
     trained = training.run(bundle)
@@ -204,8 +205,9 @@ def test_fine_structure_is_told_apart_where_windows_overlap():
     assert load(BENCHMARKS / "long.py").detail(z, Crops(10, 5, 5))[0] == [], "windows end to end share nothing"
 
 
-def test_streaming_benchmark_shows_both_decoders(student, tmp_path, monkeypatch):
+def test_streaming_benchmark_shows_both_decoders(student, tmp_path, monkeypatch, device):
     streaming = load(BENCHMARKS / "streaming.py")
+    monkeypatch.setattr(streaming, "choose_device", lambda _: device)
     for name, value in {"LENGTHS_S": (4.8, 5.0), "WHOLE_S": 4.8, "SAME_S": 1.5, "apart": streaming.play}.items():
         monkeypatch.setattr(streaming, name, value)
     rows = streaming.run(student)
@@ -222,7 +224,7 @@ def test_streaming_benchmark_shows_both_decoders(student, tmp_path, monkeypatch)
         assert image.format == "PNG" and len(image.convert("L").getcolors()) > 2
 
 
-def test_long_music_benchmarks_run_on_a_bundle_with_a_fast_decoder(student, monkeypatch):
+def test_long_music_benchmarks_run_on_a_bundle_with_a_fast_decoder(student, monkeypatch, device):
     """They need mels, which a fast decoder does not make, and they show both decoders where sound is made."""
     gamma, long, edits = (load(BENCHMARKS / f"{name}.py") for name in ("gamma", "long", "edits"))
     for module, small in (
@@ -231,7 +233,7 @@ def test_long_music_benchmarks_run_on_a_bundle_with_a_fast_decoder(student, monk
         (gamma, {"CLIPS": 4, "DRAWS": 1, "GAMMAS": {1: (1.0,), 2: (1.0, 0.0)}}),
         (edits, {"CLIPS": 1}),
     ):
-        for name, value in small.items():
+        for name, value in {**small, "choose_device": lambda _: device}.items():
             monkeypatch.setattr(module, name, value)
     rows = long.run(student)
     figure = {r["case"]: r for r in rows}

@@ -13,8 +13,8 @@ SCHEDULE = NoiseSchedule.from_config(MUSICLDM)
 T_MIXED = torch.tensor([999, 759, 259, 19])
 
 
-def noisy(batch: int = 4) -> torch.Tensor:
-    return torch.randn(batch, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+def noisy(batch: int = 4, device: str = "cpu") -> torch.Tensor:
+    return torch.randn(batch, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
 
 
 def test_ddim_jump_to_clean_is_x0_and_elsewhere_the_mixture() -> None:
@@ -27,13 +27,13 @@ def test_ddim_jump_to_clean_is_x0_and_elsewhere_the_mixture() -> None:
 
 @pytest.mark.parametrize("solver", ["ddim", "heun"])
 @pytest.mark.parametrize("skip", [20, 250, 999])
-def test_point_data_is_solved_exactly_by_any_jump(solver: str, skip: int) -> None:
+def test_point_data_is_solved_exactly_by_any_jump(solver: str, skip: int, device: str) -> None:
     """All mass in one point: eps is constant along the path, so every step size is exact."""
     point = Gaussian(SCHEDULE, mean=1.3, std=0.0)
-    z = noisy()
-    z_hat, t_next = jump_to_target(point.x0, SCHEDULE, z, T_MIXED, skip, 1, solver)
+    z, t = noisy(device=device), T_MIXED.to(device)
+    z_hat, t_next = jump_to_target(point.x0, SCHEDULE, z, t, skip, 1, solver)
     assert t_next.tolist() == [max(t - skip, 0) for t in T_MIXED.tolist()]
-    torch.testing.assert_close(z_hat, point.flow(z, T_MIXED, t_next), rtol=0, atol=1e-9)
+    torch.testing.assert_close(z_hat, point.flow(z, t, t_next), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "heun"])
@@ -68,9 +68,9 @@ def test_mixed_batch_equals_one_by_one_and_arrived_samples_rest() -> None:
 
 
 @pytest.mark.parametrize(("solver", "order"), [("ddim", 1), ("heun", 2)])
-def test_order_of_convergence_to_the_exact_trajectory(solver: str, order: int) -> None:
+def test_order_of_convergence_to_the_exact_trajectory(solver: str, order: int, device: str) -> None:
     data = Gaussian(SCHEDULE)
-    z, t = noisy(), torch.full((4,), 800)
+    z, t = noisy(device=device), torch.full((4,), 800, device=device)
     errors = []
     for skip in (40, 20, 10, 5):
         z_hat, t_next = jump_to_target(data.x0, SCHEDULE, z, t, skip, 400 // skip, solver)

@@ -29,7 +29,7 @@ def exact_rows(covariance: list[list[float]], mean: list[float]) -> torch.Tensor
 
 
 def distance(real: torch.Tensor, fake: torch.Tensor, **kwargs: object) -> float:
-    metric = FrechetDistance(**kwargs)
+    metric = FrechetDistance(**kwargs).to(real.device)
     metric.update(real, [f"r{i}" for i in range(len(real))], real=True)
     metric.update(fake, [f"f{i}" for i in range(len(fake))], real=False)
     return metric.compute()["fd"]
@@ -45,9 +45,9 @@ CASES = [
 
 @pytest.mark.parametrize("method", ["auto", "nuclear", "eigen"])
 @pytest.mark.parametrize(("cov1", "cov2", "expected"), CASES)
-def test_hand_checkable_covariances(cov1: list, cov2: list, expected: float, method: str) -> None:
+def test_hand_checkable_covariances(cov1: list, cov2: list, expected: float, method: str, device: str) -> None:
     a, b = exact_rows(cov1, [0.0, 0.0]), exact_rows(cov2, [3.0, -4.0])
-    assert distance(a, b, method=method) == pytest.approx(expected + 25.0, abs=1e-9)
+    assert distance(a.to(device), b.to(device), method=method) == pytest.approx(expected + 25.0, abs=1e-9)
 
 
 def test_one_dimension_has_the_closed_form() -> None:

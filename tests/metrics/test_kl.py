@@ -12,15 +12,15 @@ from musiccm.metrics import KLDivergence
 
 
 def divergence(reference: torch.Tensor, generated: torch.Tensor) -> dict:
-    metric = KLDivergence()
+    metric = KLDivergence().to(reference.device)
     ids = [f"c{i}" for i in range(len(reference))]
     metric.update(reference, ids, real=True)
     metric.update(generated, ids, real=False)
     return metric.compute()
 
 
-def test_hand_checkable_pairs() -> None:
-    half, quarter = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+def test_hand_checkable_pairs(device: str) -> None:
+    half, quarter = torch.tensor([[[0.5, 0.5]], [[0.25, 0.75]]], device=device).log()
     assert divergence(half, quarter)["kl_exact"] == pytest.approx(0.143841, abs=1e-6)
     assert divergence(quarter, half)["kl_exact"] == pytest.approx(0.130812, abs=1e-6)
 

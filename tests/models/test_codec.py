@@ -16,8 +16,8 @@ def codec() -> LatentCodec:
     return LatentCodec(make_vae(), make_vocoder())
 
 
-def test_unshuffle_puts_neighbouring_frames_in_channels(codec: LatentCodec) -> None:
-    mel = torch.randn(2, 32, 64)
+def test_unshuffle_puts_neighbouring_frames_in_channels(codec: LatentCodec, device: str) -> None:
+    codec, mel = codec.to(device), torch.randn(2, 32, 64, device=device)
     image = torch.stack([mel[:, i::2, j::2] for i in range(2) for j in range(2)], dim=1)
     posterior = codec.vae.encode(image).latent_dist
     mean, std = codec.encode(mel)
@@ -26,9 +26,10 @@ def test_unshuffle_puts_neighbouring_frames_in_channels(codec: LatentCodec) -> N
     assert mean.shape == (2, 4, 2, 4)
 
 
-def test_decode_inverts_the_order_of_the_unshuffle(codec: LatentCodec) -> None:
-    z = torch.randn(1, 4, 2, 4)
-    raw = z * torch.tensor([1.5, 0.5, 1.0, 2.0]).view(1, 4, 1, 1) + torch.tensor([0.1, -0.2, 0.3, 0.0]).view(1, 4, 1, 1)
+def test_decode_inverts_the_order_of_the_unshuffle(codec: LatentCodec, device: str) -> None:
+    codec, z = codec.to(device), torch.randn(1, 4, 2, 4, device=device)
+    std, mean = torch.tensor([[1.5, 0.5, 1.0, 2.0], [0.1, -0.2, 0.3, 0.0]], device=device).view(2, 1, 4, 1, 1)
+    raw = z * std + mean
     image = codec.vae.decode(raw).sample
     mel = codec.decode_mel(z)
     for i in range(2):
@@ -47,9 +48,9 @@ def test_scaling_factor_where_there_are_no_statistics() -> None:
     torch.testing.assert_close(codec.denormalise(raw), raw / 0.25)
 
 
-def test_gradients_reach_the_latents_and_no_weight(codec: LatentCodec) -> None:
-    codec.train()
-    z = torch.randn(1, 4, 4, 4, requires_grad=True)
+def test_gradients_reach_the_latents_and_no_weight(codec: LatentCodec, device: str) -> None:
+    codec.to(device).train()
+    z = torch.randn(1, 4, 4, 4, requires_grad=True, device=device)
     codec.decode(z).square().sum().backward()
     assert z.grad is not None and z.grad.abs().sum() > 0
     assert all(p.grad is None for p in codec.parameters())
@@ -77,8 +78,8 @@ def test_context_is_decoded_and_cut_off(codec: LatentCodec, time, context, decod
     assert heard.nonzero().flatten().tolist() == list(range(8))[decoded]
 
 
-def test_waveform_has_hop_samples_a_frame(codec: LatentCodec) -> None:
-    mel = torch.randn(2, 10, 64)
+def test_waveform_has_hop_samples_a_frame(codec: LatentCodec, device: str) -> None:
+    codec, mel = codec.to(device), torch.randn(2, 10, 64, device=device)
     assert codec.vocoder(mel).shape == (2, 1632)
     torch.testing.assert_close(codec.vocode(mel), codec.vocoder(mel)[:, :1600])
 

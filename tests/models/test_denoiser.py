@@ -37,21 +37,21 @@ def unet() -> UNet2DConditionModel:
     ).eval()
 
 
-def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+def inputs(device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, 3, 8, 4, generator=generator), torch.randn(2, 5, generator=generator)
+    return torch.randn(2, 3, 8, 4, generator=generator).to(device), torch.randn(2, 5, generator=generator).to(device)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_x0_and_eps_add_up_to_z_and_come_from_the_unet(kind: str) -> None:
-    network = unet()
-    z, cond = inputs()
+def test_x0_and_eps_add_up_to_z_and_come_from_the_unet(kind: str, device: str) -> None:
+    network = unet().to(device)
+    (z, cond), t = inputs(device), T.to(device)
     with torch.no_grad():
-        raw = network(z, T, encoder_hidden_states=None, class_labels=cond).sample.double()
+        raw = network(z, t, encoder_hidden_states=None, class_labels=cond).sample.double()
         denoiser = Denoiser(network, SCHEDULE, kind)
-        x0, eps = denoiser.predict(z, T, cond)
-        torch.testing.assert_close(denoiser(z, T, cond), x0)
-    abar = SCHEDULE.alphas_cumprod[T][:, None, None, None]
+        x0, eps = denoiser.predict(z, t, cond)
+        torch.testing.assert_close(denoiser(z, t, cond), x0)
+    abar = SCHEDULE.alphas_cumprod[T][:, None, None, None].to(device)
     torch.testing.assert_close(abar.sqrt() * x0 + (1 - abar).sqrt() * eps, z.double(), rtol=0, atol=1e-5)
     own = {"epsilon": eps, "sample": x0, "v_prediction": abar.sqrt() * eps - (1 - abar).sqrt() * x0}[kind]
     torch.testing.assert_close(own.double(), raw, rtol=1e-5, atol=2e-5)
@@ -97,28 +97,28 @@ def test_output_layer_and_conversion_stay_float32_under_autocast() -> None:
     torch.testing.assert_close(x0.double(), exact, rtol=0, atol=1e-4)
 
 
-def test_consistency_is_the_identity_at_zero_and_the_network_elsewhere() -> None:
-    z, cond = inputs()
-    denoiser = Denoiser(unet(), SCHEDULE, "v_prediction")
+def test_consistency_is_the_identity_at_zero_and_the_network_elsewhere(device: str) -> None:
+    (z, cond), t = inputs(device), T.to(device)
+    denoiser = Denoiser(unet().to(device), SCHEDULE, "v_prediction")
     f = Consistency(denoiser)
     with torch.no_grad():
-        assert torch.equal(f(z, torch.zeros(2, dtype=torch.long), cond), z)
-        torch.testing.assert_close(f(z, T, cond), denoiser(z, T, cond), rtol=0, atol=1e-4)
-        near = Consistency(denoiser, sigma_data=1.0, timestep_scaling=1.0)(z, torch.ones_like(T), cond)
-        x0 = denoiser(z, torch.ones_like(T), cond)
+        assert torch.equal(f(z, torch.zeros_like(t), cond), z)
+        torch.testing.assert_close(f(z, t, cond), denoiser(z, t, cond), rtol=0, atol=1e-4)
+        near = Consistency(denoiser, sigma_data=1.0, timestep_scaling=1.0)(z, torch.ones_like(t), cond)
+        x0 = denoiser(z, torch.ones_like(t), cond)
     torch.testing.assert_close(near, 0.5 * z + 0.5**0.5 * x0)
 
 
-def test_a_student_learns_and_its_teacher_does_not() -> None:
-    z, cond = inputs()
-    teacher = Denoiser(unet(), SCHEDULE, "epsilon").requires_grad_(False)
-    student = Consistency(Denoiser(unet(), SCHEDULE, "v_prediction"))
+def test_a_student_learns_and_its_teacher_does_not(device: str) -> None:
+    (z, cond), t = inputs(device), T.to(device)
+    teacher = Denoiser(unet().to(device), SCHEDULE, "epsilon").requires_grad_(False)
+    student = Consistency(Denoiser(unet().to(device), SCHEDULE, "v_prediction"))
     with torch.no_grad():
-        guided = with_guidance(teacher, cond, torch.zeros(1, 5), 3.0)
-        z_hat, t_next = jump_to_target(guided, SCHEDULE, z, T, 20)
+        guided = with_guidance(teacher, cond, torch.zeros(1, 5, device=device), 3.0)
+        z_hat, t_next = jump_to_target(guided, SCHEDULE, z, t, 20)
     assert t_next.tolist() == [979, 0]
     assert bool(torch.isfinite(z_hat).all())
-    student(z, T, cond).square().mean().backward()
+    student(z, t, cond).square().mean().backward()
     assert all(parameter.grad is not None for parameter in student.parameters())
     assert all(parameter.grad is None for parameter in teacher.parameters())
 

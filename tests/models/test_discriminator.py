@@ -14,18 +14,18 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 8, 9, 17])
-def test_any_batch_size_gives_a_logit_a_token(batch: int) -> None:
+def test_any_batch_size_gives_a_logit_a_token(batch: int, device: str) -> None:
     torch.manual_seed(0)
-    heads = Discriminator([12, 6], 5, head_width=8)
-    logits = heads([randn(batch, 7, 12), randn(batch, 3, 6)], randn(batch, 5))
+    heads = Discriminator([12, 6], 5, head_width=8).to(device)
+    logits = heads([randn(batch, 7, 12).to(device), randn(batch, 3, 6).to(device)], randn(batch, 5).to(device))
     assert [logit.shape for logit in logits] == [(batch, 7), (batch, 3)]
     assert all(bool(torch.isfinite(logit).all()) for logit in logits)
 
 
-def test_local_batch_norm_equals_batch_norm_of_each_group() -> None:
-    x = randn(6, 3, 5) * 4 + 2
-    ours = LocalBatchNorm(3, group_size=4)(x)
-    reference = torch.nn.BatchNorm1d(3, track_running_stats=False)
+def test_local_batch_norm_equals_batch_norm_of_each_group(device: str) -> None:
+    x = (randn(6, 3, 5) * 4 + 2).to(device)
+    ours = LocalBatchNorm(3, group_size=4).to(device)(x)
+    reference = torch.nn.BatchNorm1d(3, track_running_stats=False).to(device)
     # Six samples make two groups of three, not four and two.
     torch.testing.assert_close(ours, torch.cat([reference(x[:3]), reference(x[3:])]))
 

@@ -18,10 +18,10 @@ def network(value: float = 0.0) -> nn.Module:
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.95, 0.999])
-def test_updates_are_the_geometric_sum(decay: float) -> None:
-    ema = Ema(network(0.0), decay)
+def test_updates_are_the_geometric_sum(decay: float, device: str) -> None:
+    ema = Ema(network(0.0).to(device), decay)
     for n in range(1, 4):
-        ema.update(network(1.0))
+        ema.update(network(1.0).to(device))
         for parameter in ema.module.parameters():
             torch.testing.assert_close(parameter, torch.full_like(parameter, 1 - decay**n), rtol=1e-6, atol=1e-7)
 
@@ -37,9 +37,9 @@ def test_buffers_are_copied_and_the_source_is_untouched() -> None:
     assert all(torch.equal(before[name], value) for name, value in source.state_dict().items())
 
 
-def test_average_of_a_bf16_network_is_kept_in_float32() -> None:
-    ema = Ema(network(1.0).bfloat16(), 0.999)
-    ema.update(network(2.0).bfloat16())
+def test_average_of_a_bf16_network_is_kept_in_float32(device: str) -> None:
+    ema = Ema(network(1.0).bfloat16().to(device), 0.999)
+    ema.update(network(2.0).bfloat16().to(device))
     weight = ema.module[0].weight
     assert weight.dtype == torch.float32
     # 1.001 has no bf16 neighbour: a bf16 average would have stayed at 1.

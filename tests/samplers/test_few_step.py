@@ -20,7 +20,7 @@ def noise(seed: int = 0, *shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
-def test_equals_diffusers_lcm_scheduler(kind: str, steps: int) -> None:
+def test_equals_diffusers_lcm_scheduler(kind: str, steps: int, device: str) -> None:
     scheduler = LCMScheduler.from_config(
         {**MUSICLDM, "original_inference_steps": 50, "prediction_type": kind, "clip_sample": False}
     )
@@ -39,8 +39,9 @@ def test_equals_diffusers_lcm_scheduler(kind: str, steps: int) -> None:
     for t in scheduler.timesteps:
         z = scheduler.step(network(z, t.expand(3)), t, z, generator=generator).prev_sample
     ours = sample_few_step(
-        f, schedule, COND, noise(), sampling_timesteps(steps, GRID), generator=torch.Generator().manual_seed(7)
-    )
+        f, schedule, COND.to(device), noise().to(device), sampling_timesteps(steps, GRID),
+        generator=torch.Generator().manual_seed(7),
+    ).cpu()
     # An epsilon network's x0 is about 84 times larger at t = 999: the tolerance is relative to that.
     torch.testing.assert_close(ours, z, rtol=1e-5, atol=1e-5 * max(1.0, float(z.abs().max())))
 

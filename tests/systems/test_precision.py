@@ -38,9 +38,10 @@ def bundle(tmp_path_factory):
 
 
 @pytest.mark.parametrize("features", ["audiomae", "clap"])
-def test_bf16_changes_the_losses_by_less_than_a_hundredth(bundle, tmp_path, features):
+def test_bf16_changes_the_losses_by_less_than_a_hundredth(bundle, tmp_path, features, device):
     adversarial = Adversarial(features=features, crop_frames=4, head_width=8)
-    exact, rounded = (one_step(bundle, tmp_path, p, adversarial, size=4) for p in ("32-true", "bf16-mixed"))
+    exact, rounded = (one_step(bundle, tmp_path, precision, adversarial, size=4, device=device)
+                      for precision in ("32-true", "bf16-mixed"))
     for name in ("loss", "loss_distil", "loss_g", "loss_d"):
         assert rounded.losses[name] == pytest.approx(exact.losses[name], rel=0.01), name
     assert rounded.losses["loss"] != exact.losses["loss"]  # or nothing ran in bf16

@@ -67,18 +67,6 @@ class Stage(pl.LightningModule):
     kinds: dict[str, str] = {}
     """Ranges of a subclass' own settings, as `check_ranges` takes them."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Stage:
-        """Note the arguments, whichever class takes them."""
-        made = super().__new__(cls)
-        own = inspect.signature(cls.__init__).bind_partial(None, *args, **kwargs)
-        own.apply_defaults()
-        more = own.arguments.get("stage", {}) if cls is not Stage else {}
-        base = inspect.signature(Stage.__init__).bind_partial(None, **more)
-        base.apply_defaults()
-        found = {**base.arguments, **own.arguments}
-        made.__dict__["settings"] = {key: value for key, value in found.items() if key not in ("self", "stage")}
-        return made
-
     def __init__(
         self,
         bundle: str = "data/bundle-work",
@@ -91,6 +79,7 @@ class Stage(pl.LightningModule):
         start_from: str | None = None,
     ) -> None:
         super().__init__()
+        self.settings = _arguments(self)
         kinds = {"positive": "lr", "index": "warmup_steps", "whole": "seed", "not_negative": "weight_decay",
                  "betas": "betas", "decay": "ema_decay"}
         check_ranges("model.init_args.", self.settings, ["ema_decay"], **kinds)
@@ -272,6 +261,19 @@ class Stage(pl.LightningModule):
     def _identity(self) -> dict[str, Any]:
         settings = {key: plain(value) for key, value in self.settings.items() if key not in MAY_CHANGE}
         return {"stage": self.stage, **settings}
+
+
+def _arguments(made: Stage) -> dict[str, Any]:
+    """What the constructors of an object that is being made were given, by name, defaults filled in."""
+    found: dict[str, Any] = {}
+    frame = inspect.currentframe()
+    while frame is not None and (frame := frame.f_back) is not None:
+        code = frame.f_code
+        if code.co_name != "__init__" or frame.f_locals.get("self") is not made:
+            break
+        named = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+        found = {**found, **{name: frame.f_locals[name] for name in named}}
+    return found
 
 
 def start_from(part: nn.Module, bundle: str, part_name: str | None, stage: str) -> None:

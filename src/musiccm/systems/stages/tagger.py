@@ -62,8 +62,8 @@ class TaggerStage(Stage):
         super().__init__(**stage)
         self.mel = LogMel(mel or MelConfig())
         self.config, self.degradation = dict(tagger or {}), degradation or Degradation()
-        check_ranges("model.init_args.degradation.", vars(self.degradation), share="share", finite="floor_low floor_high",
-                     not_negative="gain blur_bins blur_frames grain")
+        check_ranges("model.init_args.degradation.", vars(self.degradation), share="share",
+                     finite="floor_low floor_high", not_negative="gain blur_bins blur_frames grain")
         self.built = False
 
     def setup(self, stage: str) -> None:
