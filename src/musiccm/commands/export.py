@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musiccm.errors import MusiccmError
+from musiccm.files import load_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,12 +143,12 @@ def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], fl
     if not path.is_file() and not must_exist:
         return [], 1.0
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = load_json(path.read_text(encoding="utf-8"))
         gamma = float(results.get("gamma", 1.0))
         return [described_row(row, gamma) for row in results["rows"] if row["model"] in DECODER_OF], gamma
     except FileNotFoundError:
         raise MusiccmError(f"{path}: no such results file") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise MusiccmError(f"{path}: expected a results.json with 'rows' ({error})") from None
 
 

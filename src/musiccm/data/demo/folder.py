@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -14,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from musiccm.errors import MusiccmError
-from musiccm.files import write_json
+from musiccm.files import load_json, write_json
 
 #: Raised whenever the same (seed, index) would sound different.
 COMPOSER_VERSION = 1
@@ -77,7 +76,7 @@ def _check_owner(root: Path, identity: dict[str, Any]) -> None:
         write_json(manifest, identity)
         return
     try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
+        found = load_json(manifest.read_text(encoding="utf-8"))
     except ValueError as error:
         raise MusiccmError(f"{manifest}: not a JSON file ({error}); remove {root} or choose another --out.") from error
     if found != identity:

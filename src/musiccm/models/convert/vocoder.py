@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
+from musiccm.files import load_json
 from musiccm.models.convert.converted import Converted, count_below, weight
 
 #: The released vocoder's numbers, which no shape tells.
@@ -27,7 +28,7 @@ def read_vocoder_config(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        stated = json.loads(path.read_text(encoding="utf-8"))
+        stated = load_json(path.read_text(encoding="utf-8"))
         numbers = {key: stated[key] for key in RELEASED}
     except (OSError, ValueError, KeyError, TypeError) as error:
         keys = ", ".join(RELEASED)
