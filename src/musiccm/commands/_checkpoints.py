@@ -13,6 +13,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from musiccm.errors import MusiccmError
 from musiccm.files import write_atomically
+from musiccm.models.state_dicts import why_unreadable
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -46,18 +47,12 @@ class CheckpointFiles(TorchCheckpointIO):
             raise
         except Exception as error:  # a broken file shows as whatever the unpickler tripped over
             raise MusiccmError(
-                f"{path}: not a readable checkpoint ({reason(error)}); name another, or train again"
+                f"{path}: not a readable checkpoint ({why_unreadable(error)}); name another, or train again"
             ) from error
         if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
             raise MusiccmError(f"{path}: expected a checkpoint of a run, found a file without a state_dict; those of "
                                "this project lie in lightning_logs/NAME/version_N/checkpoints")
         return dict(checkpoint)
-
-
-def reason(error: Exception) -> str:
-    """The kind of an error and the first line of what it says."""
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _write(path: Path, buffer: io.BytesIO) -> None:

@@ -97,7 +97,7 @@ def read_student(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any]]:
     """
     import torch
 
-    from musiccm.commands._checkpoints import reason
+    from musiccm.models.state_dicts import why_unreadable
 
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -105,7 +105,7 @@ def read_student(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any]]:
         hint = "runs keep theirs in lightning_logs/NAME/version_N/checkpoints"
         raise MusiccmError(f"{path}: no such checkpoint; {hint}") from None
     except Exception as error:  # a broken file shows as whatever the unpickler tripped over
-        raise MusiccmError(f"{path}: not a readable checkpoint ({reason(error)})") from error
+        raise MusiccmError(f"{path}: not a readable checkpoint ({why_unreadable(error)})") from error
     weights = checkpoint.get("state_dict", {}) if isinstance(checkpoint, Mapping) else {}
     state = {k.removeprefix(STUDENT_WEIGHTS): v for k, v in weights.items() if k.startswith(STUDENT_WEIGHTS)}
     if not state:
