@@ -141,7 +141,7 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
         raise MusiccmError(f"{path}: expected tensors, numbers and NumPy arrays, found other objects or a damaged file "
                            f"({why_unreadable(error)}); use the file that its authors published, or ask whoever made "
                            "it for its state dict alone") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a broken file shows as whatever the unpickler tripped over
         raise MusiccmError(f"{path}: cannot be read as a PyTorch checkpoint ({why_unreadable(error):.200}); "
                            "download it again") from error
     if not isinstance(content, Mapping):
