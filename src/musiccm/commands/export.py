@@ -166,7 +166,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", help="the run's config.yaml (default: beside the checkpoint's folder)")
     parser.add_argument("--bundle", help="the teacher's bundle (default: the one that the run names)")
     parser.add_argument("--results", help="results.json for the card (default: the run's, if it has one)")
-    parser.add_argument("--base", help="borrow the other parts from this bundle instead of copying them")
+    parser.add_argument("--base", help="borrow the other parts instead of copying them: ../NAME beside --out, "
+                                         "a packaged name or a hub id")
     parser.add_argument("--gamma", type=float,
                         help="the sampler's default share of fresh noise (default: that of the results, or 1)")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the weights on disk")
