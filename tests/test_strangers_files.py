@@ -350,6 +350,18 @@ def test_modules_that_a_configuration_names_are_not_imported(
     assert "planted" not in sys.modules
 
 
+def test_nor_what_an_interpolation_or_a_free_mapping_names(fit: Callable[..., str]) -> None:
+    shown = fit({"experiment": "planted.Model", "model": {"class_path": "${experiment}"}})
+    assert "is not imported" in shown or "${" in shown
+    module = {"class_path": "musiccm.data.module.MusicDataModule", "init_args": {"root": "x", "corpora": [EVIL]}}
+    assert "planted" in fit({"data": module})
+    logger = {"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": {"save_dir": "x", "name": "x"}}
+    wandering = {"class_path": "pytorch_lightning.loggers.TensorBoardLogger",
+                 "init_args": {"save_dir": "x"}, "dict_kwargs": {"x": EVIL}}
+    assert "planted.Evil" in fit({"trainer": {"logger": [logger, wandering]}})
+    assert "planted" not in sys.modules
+
+
 @pytest.mark.parametrize("arguments", [
     ["--model", "planted.Model"], ["--trainer.callbacks+=planted.Evil"], ["--trainer.callbacks", "planted.Evil"],
     ["--model.class_path=planted.Model"], ["--model.help", "planted.Model"]])

@@ -17,8 +17,8 @@ from musiccm.errors import MusiccmError
 OPTION = "--allow-import"
 #: Classes of these may be named. Of torch only what networks and strategies are set up by, not `torch.hub` or what
 #: reads pickles.
-TRUSTED = ("musiccm", "pytorch_lightning", "lightning_fabric", "lightning", "torchmetrics", "torch.nn", "torch.optim",
-           "torch.distributed.fsdp", "diffusers.models", "transformers.models")
+TRUSTED = ("musiccm", "pytorch_lightning", "lightning_fabric", "torchmetrics", "torch.nn", "torch.optim",
+           "torch.distributed.fsdp")
 _KEY = re.compile(r"""(?:key|Parser key) ["']([\w.+-]+)["']|argument --?([\w.+-]+)""")
 
 
@@ -73,22 +73,26 @@ def only_known_imports(allowed: list[str]) -> Iterator[None]:
         if refused := re.search(r"Importing '([^']*)' is not allowed", str(error)):
             found = _KEY.search(str(error))
             where = next(filter(None, found.groups())) if found else "the configuration"
-            raise MusiccmError(
-                f"{where}: names {refused[1]}, which is neither part of musiccm nor of the libraries that it is built "
-                "on, and is not imported: that would run its code. Where you trust it, say so by "
-                f"{OPTION} {refused[1].split('.')[0]}"
-            ) from None
+            raise _refusal(where, refused[1]) from None
         raise
     finally:
         if mine := [name for name in allowed if not covers(TRUSTED, name)]:
             set_parsing_settings(import_path_denylist=mine)
 
 
-def check_classes(config: Any, key: str = "") -> None:
+def _refusal(key: str, path: str) -> MusiccmError:
+    return MusiccmError(
+        f"{key}: names {path}, which is neither part of musiccm nor of the libraries that it is built on, and is not "
+        f"imported: that would run its code. Where you trust it, say so by {OPTION} {path.split('.')[0]}"
+    )
+
+
+def check_classes(config: Any, allowed: list[str], key: str = "") -> None:
     """Refuse a `class_path` that is a function: `load_from_checkpoint` would be called with a file of its choice.
 
     Args:
         config: What was parsed.
+        allowed: What `--allow-import` names.
         key: Where it stands.
 
     Raises:
@@ -102,10 +106,14 @@ def check_classes(config: Any, key: str = "") -> None:
         config = vars(config)
     if isinstance(config, Mapping):
         path = config.get("class_path")
-        if isinstance(path, str) and "." in path and not inspect.isclass(locate(path)):
-            raise MusiccmError(f"{key}.class_path: {path} is no class; expected one")
+        if isinstance(path, str) and "." in path:
+            # jsonargparse leaves what stands in a mapping of any content as it is
+            if not covers([*TRUSTED, *allowed], path):
+                raise _refusal(f"{key}.class_path", path)
+            if not inspect.isclass(locate(path)):
+                raise MusiccmError(f"{key}.class_path: {path} is no class; expected one")
         for name, value in config.items():
-            check_classes(value, f"{key}.{name}" if key else str(name))
+            check_classes(value, allowed, f"{key}.{name}" if key else str(name))
     elif isinstance(config, list | tuple):
         for number, value in enumerate(config):
-            check_classes(value, f"{key}[{number}]")
+            check_classes(value, allowed, f"{key}[{number}]")

@@ -81,7 +81,7 @@ class TrainerCLI(LightningCLI):
         """Find the checkpoint before the model is built, so that a wrong path fails at once."""
         options = self.config[self.subcommand]
         check_run_name(options.experiment)
-        check_classes(options)
+        check_classes(options, self.allowed)
         if options.weights_only is False:
             raise MusiccmError("weights_only: false would run the code that a checkpoint may hold; leave it out")
         options.weights_only = True
