@@ -202,8 +202,7 @@ def write_student(teacher: str | Path, folder: Path, decoder: FastDecoder) -> Pa
     shutil.copy(bundle.path / "model_index.json", folder)
     save_settings(folder, **{k: v for k, v in bundle.settings.items() if k not in ("base", "distillation")})
     for name in (name for name in PARTS if bundle.has(name) and name != "scheduler"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).symlink_to((bundle.root_of(name) / name).resolve(), target_is_directory=True)
+        shutil.copytree(bundle.root_of(name) / name, folder / name)  # a bundle's links may not lead out of it
     save_part(folder, "scheduler", lcm_scheduler(bundle.scheduler_config, StudentInfo("v_prediction", GUIDANCE_SCALE)))
     if not bundle.has("decoder"):
         save_part(folder, "decoder", decoder)

@@ -125,6 +125,7 @@ def usage() -> str:
             "",
             "fit, validate and test take --config experiments/NAME.yaml; every value in the file can be",
             "overridden on the command line, as in --trainer.max_steps 100. --ckpt_path takes a file, or `newest`.",
+            "Classes of your own that the file names are imported with --allow-import MODULE (repeatable).",
         ]
     )
 

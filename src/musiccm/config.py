@@ -8,12 +8,18 @@ The base's ``experiment``, the name of its runs' folder, is not passed on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from musiccm.errors import MusiccmError
 from musiccm.files import read_text
+
+MAX_NAME_BYTES = 200  # of the 255 that file systems take
+MAX_NODES = 100_000
+PLAIN_TAGS = tuple(f"tag:yaml.org,2002:{kind}" for kind in (
+    "null", "bool", "int", "float", "str", "seq", "map", "merge", "timestamp", "value"))
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,21 +55,26 @@ def load_experiment(*paths: str | Path, resolve: bool = True) -> dict[str, Any]:
         Plain dicts, lists and scalars.
 
     Raises:
-        MusiccmError: If a file is missing, unreadable or not a YAML mapping, or its bases form a circle.
+        MusiccmError: If a file is missing, unreadable or not a YAML mapping, its bases form a circle, or `experiment`
+            is not the name of one folder.
     """
     merged: dict[str, Any] = {}
     for path in paths:
         merged = merge(merged, _load_with_bases(Path(path), ()))
     merged.setdefault("experiment", Path(paths[0]).stem)
+    check_run_name(merged["experiment"])
     if not resolve:
         return merged
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        return OmegaConf.to_container(OmegaConf.create(merged), resolve=True)  # type: ignore[return-value]
+        with no_resolvers():
+            resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
     except OmegaConfBaseException as error:
         raise MusiccmError(f"{paths[-1]}: cannot resolve an interpolation: {error}") from error
+    check_run_name(resolved["experiment"])  # type: ignore[call-overload,index]
+    return resolved  # type: ignore[return-value]
 
 
 def merge_config_arguments(command: str, argv: list[str]) -> list[str]:
@@ -101,6 +112,46 @@ def merge_config_arguments(command: str, argv: list[str]) -> list[str]:
     return ["--config", yaml.safe_dump(merged, sort_keys=False, width=10**6), *rest]
 
 
+def check_run_name(name: Any) -> None:
+    """Refuse a name of an experiment that is no name of one folder.
+
+    Args:
+        name: The key `experiment`, or `--experiment`.
+
+    Raises:
+        MusiccmError: It is empty, too long, or leads to another folder than `lightning_logs`.
+    """
+    text = str(name) if isinstance(name, str | int) else ""
+    sound = text.strip() and text not in (".", "..") and text.isprintable() and not set(text) & set("/\\")
+    if not sound or len(text.encode()) > MAX_NAME_BYTES:
+        raise MusiccmError(f"experiment: expected the name of a folder in lightning_logs, of at most {MAX_NAME_BYTES} "
+                           f"bytes and without / or \\, found {str(name)[:100]!r}")
+
+
+@contextlib.contextmanager
+def no_resolvers() -> Iterator[None]:
+    """Leave of OmegaConf's `${...}` the references to other keys alone.
+
+    Its functions read the environment (`oc.env`), whose secrets would be saved in `config.yaml`, and import modules
+    (`oc.coerce`).
+    """
+    from omegaconf.basecontainer import BaseContainer
+
+    def refused(name: str) -> Callable[..., Any]:
+        def refuse(*_: Any) -> Any:
+            raise MusiccmError(f"${{{name}:...}}: functions are not called in an experiment file; only values of other "
+                               "keys can be taken over, as ${key}. Give the value on the command line")
+
+        return refuse
+
+    kept = BaseContainer._resolvers
+    BaseContainer._resolvers = {name: refused(name) for name in kept}
+    try:
+        yield
+    finally:
+        BaseContainer._resolvers = kept
+
+
 def _load_with_bases(path: Path, above: Sequence[Path]) -> dict[str, Any]:
     if path.resolve() in above:
         chain = " -> ".join(p.name for p in [*above, path])
@@ -136,10 +187,35 @@ def _read_mapping(path: Path, named_by: Path | None) -> dict[str, Any]:
         if root is not None and not isinstance(root, yaml.MappingNode):
             kind = "a list" if isinstance(root, yaml.SequenceNode) else "a single value"
             raise MusiccmError(f"config file {path} must be a YAML mapping of names to values, found {kind}")
+        if root is not None:
+            _check_nodes(path, root)
         # OmegaConf's reader, unlike plain YAML, takes 1e-4 for a number and refuses a key given twice.
         content = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if root is not None else {}
+    except RecursionError:
+        raise MusiccmError(f"config file {path} is nested too deeply") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise MusiccmError(f"config file {path} is not valid YAML: {error}") from error
     if not all(isinstance(key, str) for key in content):  # type: ignore[union-attr]
         raise MusiccmError(f"config file {path} must name its values by words, found the keys {list(content)!r}")  # type: ignore[arg-type]
     return content  # type: ignore[return-value]
+
+
+def _check_nodes(path: Path, root: Any) -> None:
+    """Refuse YAML that names types of its own (`!!python/...`), or grows without bound by `&anchor` and `*alias`."""
+    import yaml
+
+    left = MAX_NODES
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        left -= 1
+        if left < 0:
+            raise MusiccmError(f"config file {path} has more than {MAX_NODES} values once its aliases are written out; "
+                               "write them out, or leave them out")
+        if node.tag not in PLAIN_TAGS:
+            raise MusiccmError(f"config file {path}, line {node.start_mark.line + 1}: the tag {node.tag} names a type "
+                               "that is not plain YAML; expected mappings, lists, texts, numbers and the like")
+        if isinstance(node, yaml.MappingNode):
+            stack += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            stack += node.value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from musiccm.diffusion import NoiseSchedule, RectifiedFlow, noise_process
 from musiccm.errors import MusiccmError
 from musiccm.files import naming_full_disk, replacing_folder
 from musiccm.models.bundle import Bundle, save_settings
-from musiccm.models.bundle_files import PARTS, load_part, save_part, update_json
+from musiccm.models.bundle_files import PARTS, base_folder, load_part, save_part, update_json
 from musiccm.models.card import write_card
 from musiccm.models.heads import own_heads
 from musiccm.models.student_record import LCM_SIGMA_DATA, STUDENT_SCHEDULERS, sampler_record
@@ -169,8 +168,7 @@ def _write(
 
 def _borrow(teacher: Bundle, folder: Path, base: str, parts: list[str]) -> dict[str, Any]:
     """The `base` record, once the base's parts are known to be the teacher's."""
-    beside = Path(os.path.normpath(folder / base))  # the folder itself may not exist yet
-    found = Bundle.from_pretrained(beside if beside.is_dir() else base, parts).content_hash(parts)
+    found = Bundle.from_pretrained(base_folder(folder, base, Path("--base"), parts), parts).content_hash(parts)
     if found != teacher.content_hash(parts):
         raise MusiccmError(f"base '{base}': its parts are not those that the student was distilled with "
                            f"({teacher.path}); export without a base, so that they are copied")

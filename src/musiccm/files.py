@@ -397,6 +397,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, _SURROGATE.sub(lambda found: "\\" + _backslashed(found[0]), text) + "\n")
 
 
+def load_json(text: str) -> Any:
+    """Read JSON; whatever is wrong with it is a `ValueError`, also nesting that is too deep for the reader."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, 64 hexadecimal digits."""
     digest = hashlib.sha256()

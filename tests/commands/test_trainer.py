@@ -66,6 +66,8 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MUSICCM_DEBUG", raising=False)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    main = cli.main
+    monkeypatch.setattr(cli, "main", lambda argv: main([*argv, "--allow-import", "musiccm_toy"]))
     return tmp_path
 
 

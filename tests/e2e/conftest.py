@@ -93,9 +93,10 @@ def starter() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         kept = {key: value for key, value in os.environ.items() if key != "MUSICCM_DEBUG"}
         environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1", **variables}
         environment |= {"GLOO_SOCKET_IFNAME": "lo"}
+        allowed = ["--allow-import", "accidents"] if modules else []
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         running.append(subprocess.Popen(
-            [sys.executable, *(torchrun if processes > 1 else []), "-m", "musiccm", *arguments],
+            [sys.executable, *(torchrun if processes > 1 else []), "-m", "musiccm", *arguments, *allowed],
             cwd=folder, env=kept | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         ))
         return running[-1]

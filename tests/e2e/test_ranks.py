@@ -86,7 +86,7 @@ def test_a_signal_to_one_process_saves_both_and_their_table_is_that_of_one_proce
     code, printed = run(start, testing, here)
     assert code == 0, printed
     two = table()
-    assert cli.main(testing) == 0
+    assert cli.main([*testing, "--allow-import", "accidents"]) == 0
     one = table()
     assert one["n"] == two["n"]
     for mine, theirs in zip(two["rows"], one["rows"], strict=True):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import musiccm
-from musiccm.files import write_json
+from musiccm.files import load_json, write_json
 
 # The code that decides what a row says.
 SOURCES = ("audio", "diffusion", "models", "samplers", "metrics", "callbacks/contenders.py", "callbacks/evaluator.py")
@@ -88,7 +88,7 @@ class RowCache:
         if path is None or not path.is_file():
             return None
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = load_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None  # A damaged entry costs time, not truth: the row is computed again.
         if not isinstance(found, dict) or found.get("key") != json.loads(json.dumps(key)):

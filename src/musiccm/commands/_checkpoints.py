@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.plugins.io.wrapper import _WrappingCheckpointIO
 
+from musiccm.commands._imports import OPTION, covers
 from musiccm.errors import MusiccmError
 from musiccm.files import write_atomically
+from musiccm.models.state_dicts import why_unreadable
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -45,7 +49,7 @@ class CheckpointFiles(TorchCheckpointIO):
             raise
         except Exception as error:  # a broken file shows as whatever the unpickler tripped over
             raise MusiccmError(
-                f"{path}: not a readable checkpoint ({reason(error)}); name another, or train again"
+                f"{path}: not a readable checkpoint ({why_unreadable(error)}); name another, or train again"
             ) from error
         if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
             raise MusiccmError(f"{path}: expected a checkpoint of a run, found a file without a state_dict; those of "
@@ -53,10 +57,33 @@ class CheckpointFiles(TorchCheckpointIO):
         return dict(checkpoint)
 
 
-def reason(error: Exception) -> str:
-    """The kind of an error and the first line of what it says."""
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def with_our_files(plugins: Any, strategy: Any, allowed: list[str]) -> list[Any]:
+    """The Trainer's plugins, `CheckpointFiles` among them.
+
+    Args:
+        plugins: What the experiment names: none, one or several.
+        strategy: The strategy, which may bring a reader of checkpoints too.
+        allowed: What `--allow-import` names; a reader of checkpoints from there takes the place of ours.
+
+    Returns:
+        The plugins.
+
+    Raises:
+        MusiccmError: There is another reader of checkpoints, which may run what they hold.
+    """
+    found = [] if plugins is None else list(plugins) if isinstance(plugins, list | tuple) else [plugins]
+    readers = [("trainer.plugins", plugin) for plugin in found if isinstance(plugin, CheckpointIO)]
+    if (theirs := getattr(strategy, "_checkpoint_io", None)) is not None:
+        readers.append(("trainer.strategy", theirs))
+    for key, reader in readers:
+        while isinstance(reader, _WrappingCheckpointIO):  # one that saves in another thread, and leaves reading to ours
+            reader = reader.checkpoint_io
+        name = f"{type(reader).__module__}.{type(reader).__qualname__}"
+        if not isinstance(reader, CheckpointFiles) and not covers(allowed, name):
+            raise MusiccmError(f"{key}: {name} would read checkpoints, and may run what they hold; expected none, "
+                               f"{CheckpointFiles.__module__}.CheckpointFiles, or a class that derives from it. Where "
+                               f"you trust it, add {OPTION} {type(reader).__module__}")
+    return found if readers else [*found, CheckpointFiles()]
 
 
 def _write(path: Path, buffer: io.BytesIO) -> None:

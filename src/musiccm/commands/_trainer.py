@@ -22,7 +22,9 @@ from musiccm.callbacks.divergence import Divergence
 from musiccm.callbacks.last_step import LastStep
 from musiccm.callbacks.preemption import Preemption, without_lightnings_handlers
 from musiccm.callbacks.provenance import SaveConfigWithProvenance
-from musiccm.commands._checkpoints import CheckpointFiles
+from musiccm.commands._checkpoints import with_our_files
+from musiccm.commands._imports import check_classes, only_known_imports, take_allowed
+from musiccm.config import check_run_name, no_resolvers
 from musiccm.errors import MusiccmError
 from musiccm.files import sweep_below
 from musiccm.locks import held_run, reserve_version
@@ -41,10 +43,11 @@ class TrainerCLI(LightningCLI):
     Args:
         args: The subcommand and its arguments.
         held: Lets go of the run's folder in the end.
+        allowed: Modules that a configuration may name beside the known ones.
     """
 
-    def __init__(self, args: list[str], held: ExitStack) -> None:
-        self.held = held
+    def __init__(self, args: list[str], held: ExitStack, allowed: list[str]) -> None:
+        self.held, self.allowed = held, allowed
         # Interpolation must be relative to the subcommand, and be carried out after command-line overrides.
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         parser_kwargs = {"parser_mode": "omegaconf+", "exit_on_error": False}
@@ -74,7 +77,8 @@ class TrainerCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args) -> None:
         """Parse, without Lightning's warning that `sys.argv` exists too."""
-        self.config = parser.parse_args(args)
+        with no_resolvers():
+            self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's hyperparameters override YAML and command line; here those win."""
@@ -88,6 +92,11 @@ class TrainerCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint, and take its run's folder, before the model is built: what is wrong fails at once."""
         options = self.config[self.subcommand]
+        check_run_name(options.experiment)
+        check_classes(options, self.allowed)
+        if options.weights_only is False:
+            raise MusiccmError("weights_only: false would run the code that a checkpoint may hold; leave it out")
+        options.weights_only = True
         options.ckpt_path = find_checkpoint(options.ckpt_path, self.runs_folder)
         if is_first_process():
             sweep_below(self.runs_folder)
@@ -102,8 +111,8 @@ class TrainerCLI(LightningCLI):
             version = _version_of(options.ckpt_path, self.runs_folder)
             folder = self.runs_folder
             kwargs["logger"] = RunLogger(self.held, str(folder.parent), folder.name, version)
-        if options.trainer.plugins is None:
-            kwargs["plugins"] = [CheckpointFiles()]
+        given = self._get(self.config_init, "trainer")
+        kwargs["plugins"] = with_our_files(given.plugins, given.strategy, self.allowed)
         trainer = super().instantiate_trainer(**kwargs)
         if not any(isinstance(callback, Divergence) for callback in trainer.callbacks):
             trainer.callbacks.insert(0, Divergence())  # before anything saves or shows what has diverged
@@ -170,6 +179,9 @@ def find_checkpoint(wanted: str | None, runs: Path) -> str | None:
         if wanted == "auto":
             return None
         raise MusiccmError(f"--ckpt_path newest: no checkpoint under {runs}; train first, or name a checkpoint file")
+    if Path(wanted).is_dir():
+        raise MusiccmError(f"--ckpt_path {wanted} is a folder; expected one file. A checkpoint in several files has "
+                           "a pickle that says what lies where, and is not read")
     if not Path(wanted).exists():
         raise MusiccmError(
             f"--ckpt_path {wanted} does not exist; expected a checkpoint file, or `newest` for this experiment's latest"
@@ -200,7 +212,7 @@ def main(argv: list[str]) -> int:
     """Run one Trainer method.
 
     Args:
-        argv: `fit`, `validate`, `test` or `predict`, then its arguments, with `base:` already resolved.
+        argv: `fit`, `validate` or `test`, then its arguments, with `base:` already resolved.
 
     Returns:
         The exit code.
@@ -211,9 +223,10 @@ def main(argv: list[str]) -> int:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
+    allowed, argv = take_allowed(argv)
     try:
-        with ExitStack() as held:
-            TrainerCLI(argv, held)
+        with ExitStack() as held, only_known_imports(allowed):
+            TrainerCLI(argv, held, allowed)
     except RuntimeError as error:
         signals.check()  # the others were told to leave too
         if not _lost_another_process(error):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musiccm.errors import MusiccmError
-from musiccm.files import read_text
+from musiccm.files import load_json, read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,7 +98,7 @@ def read_student(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any]]:
     """
     import torch
 
-    from musiccm.commands._checkpoints import reason
+    from musiccm.models.state_dicts import why_unreadable
 
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -107,7 +106,7 @@ def read_student(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any]]:
         hint = "runs keep theirs in lightning_logs/NAME/version_N/checkpoints"
         raise MusiccmError(f"{path}: no such checkpoint; {hint}") from None
     except Exception as error:  # a broken file shows as whatever the unpickler tripped over
-        raise MusiccmError(f"{path}: not a readable checkpoint ({reason(error)})") from error
+        raise MusiccmError(f"{path}: not a readable checkpoint ({why_unreadable(error)})") from error
     weights = checkpoint.get("state_dict", {}) if isinstance(checkpoint, Mapping) else {}
     state = {k.removeprefix(STUDENT_WEIGHTS): v for k, v in weights.items() if k.startswith(STUDENT_WEIGHTS)}
     if not state:
@@ -145,12 +144,12 @@ def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], fl
     if not path.is_file() and not must_exist:
         return [], 1.0
     try:
-        results = json.loads(read_text(path))
+        results = load_json(read_text(path))
         gamma = float(results.get("gamma", 1.0))
         return [described_row(row, gamma) for row in results["rows"] if row["model"] in DECODER_OF], gamma
     except FileNotFoundError:
         raise MusiccmError(f"{path}: no such results file") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise MusiccmError(f"{path}: expected a results.json with 'rows' ({error})") from None
 
 
@@ -168,7 +167,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", help="the run's config.yaml (default: beside the checkpoint's folder)")
     parser.add_argument("--bundle", help="the teacher's bundle (default: the one that the run names)")
     parser.add_argument("--results", help="results.json for the card (default: the run's, if it has one)")
-    parser.add_argument("--base", help="borrow the other parts from this bundle instead of copying them")
+    parser.add_argument("--base", help="borrow the other parts instead of copying them: ../NAME beside --out, "
+                                         "a packaged name or a hub id")
     parser.add_argument("--gamma", type=float,
                         help="the sampler's default share of fresh noise (default: that of the results, or 1)")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the weights on disk")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from musiccm.data.report import BadItem
 from musiccm.data.scan import AudioFile, Fault, examine_file
 from musiccm.data.tables import is_missing, read_table, read_text
 from musiccm.errors import MusiccmError
-from musiccm.files import escaped, printable
+from musiccm.files import escaped, load_json, printable
 from musiccm.signals import leaving_queue
 
 
@@ -175,7 +174,7 @@ def read_captions(path: str | Path) -> dict[str, str]:
     path = Path(path)
     if path.suffix == ".json":
         try:
-            pairs = list(json.loads(read_text(path, "an object from clip id to caption")).items())
+            pairs = list(load_json(read_text(path, "an object from clip id to caption")).items())
         except (ValueError, AttributeError) as error:
             raise MusiccmError(f"{path}: expected a JSON object from clip id to caption ({error})") from error
     elif path.suffix in (".csv", ".tsv"):

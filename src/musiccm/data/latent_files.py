@@ -25,7 +25,7 @@ from musiccm.data.fingerprint import clips_fingerprint
 from musiccm.data.labels import Clip
 from musiccm.data.window_index import WindowIndex
 from musiccm.errors import MusiccmError
-from musiccm.files import sweep, write_atomically, write_json
+from musiccm.files import load_json, sweep, write_atomically, write_json
 
 FORMAT = 2
 INDEX, COLUMNS = "index.json", "index.safetensors"
@@ -74,7 +74,7 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = load_json(path.read_text(encoding="utf-8"))
         index["key"]["format"], index["shard_size"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MusiccmError(f"{path}: not the index of a latent cache ({error!r}); remove the folder") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Generator, Sequence
@@ -16,7 +15,7 @@ from musiccm.audio.content import content_of
 from musiccm.audio.io import SILENCE_PEAK
 from musiccm.data.containers import missing_end
 from musiccm.errors import MusiccmError
-from musiccm.files import escaped, write_json
+from musiccm.files import escaped, load_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +142,7 @@ class AudioScan:
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:
-            cache = json.loads(self.cache_path.read_text(encoding="utf-8"))
+            cache = load_json(self.cache_path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         same = isinstance(cache, dict) and all(cache.get(key) == value for key, value in self._settings.items())

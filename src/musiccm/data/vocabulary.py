@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from musiccm.data.labels import Clip
 from musiccm.errors import MusiccmError
-from musiccm.files import read_text, write_json
+from musiccm.files import load_json, read_text, write_json
 
 # An attribute with more values than this is a number or a name rather than a class.
 MAX_VALUES_PER_GROUP = 32
@@ -102,7 +101,7 @@ class TagVocabulary:
             MusiccmError: The file is missing or holds something else.
         """
         try:
-            names = json.loads(read_text(Path(path)))
+            names = load_json(read_text(Path(path)))
         except (OSError, ValueError) as error:
             raise MusiccmError(f"{path}: expected a JSON list of tags ({error})") from error
         names = names.get("tags") if isinstance(names, dict) else names

@@ -6,7 +6,6 @@ at some of its lists alone: a nearest clip may be missed, so SIM_AA found throug
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from musiccm.errors import MusiccmError
-from musiccm.files import naming_full_disk, write_atomically, write_json
+from musiccm.files import load_json, naming_full_disk, write_atomically, write_json
 from musiccm.metrics.index import TrainingIndex
 from musiccm.metrics.nearest import Neighbours, Queries, rescore
 
@@ -146,7 +145,7 @@ class FaissSearch:
 
 def _read_about(folder: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
+        content = load_json((folder / ABOUT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) and "factory" in content else None

@@ -7,7 +7,6 @@ whole clips, float32, of length 1, or zero where the window is silent, which is 
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from musiccm.columns import StringColumn
 from musiccm.errors import MusiccmError
+from musiccm.files import load_json
 from musiccm.locks import LOCK, holder
 from musiccm.metrics.gallery import Gallery
 
@@ -50,7 +50,7 @@ def read_index_file(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path.read_text(encoding="utf-8"))
         found = content["key"]["format"], content["shards"], content["about"], content["width"], content["digest"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MusiccmError(f"{path}: not an index of training clips ({error!r}); name the folder that `musiccm prepare "

@@ -21,6 +21,7 @@ from musiccm.models import heads
 from musiccm.models.bundle_files import (
     PARTS,
     SETTINGS_FILE,
+    base_folder,
     check_part,
     has_text_tower_alone,
     load_part,
@@ -30,6 +31,7 @@ from musiccm.models.bundle_files import (
     resolve_bundle,
     update_json,
 )
+from musiccm.models.untrusted import check_index, check_links
 
 #: What can make sound of latents.
 DECODERS = ("fast", "original")
@@ -82,28 +84,45 @@ class Bundle:
             The bundle.
 
         Raises:
-            MusiccmError: If the directory, `model_index.json` or a part's file is missing.
+            MusiccmError: If the directory, `model_index.json` or a part's file is missing, names code, or leads out of
+                the directory.
         """
         wanted = None if parts is None else [ATTRIBUTES.get(part, part) for part in parts]
-        folder = resolve_bundle(path, wanted)
-        index = read_json(folder / "model_index.json", "a bundle's list of parts")
-        settings_path = folder / SETTINGS_FILE
+        return cls._open(resolve_bundle(path, wanted), wanted, dtype, ())
+
+    @classmethod
+    def _open(
+        cls, folder: Path, wanted: list[str] | None, dtype: torch.dtype, borrowers: tuple[Path, ...]
+    ) -> Bundle:
+        """Open a directory, and the bundle that it borrows from; `borrowers` are those that led to this one."""
+        if folder.resolve() in borrowers:
+            raise MusiccmError(f"{folder / SETTINGS_FILE}: its base leads back to the bundle itself; export it anew")
+        index_path, settings_path = folder / "model_index.json", folder / SETTINGS_FILE
+        check_links(folder, [index_path, settings_path])
+        index = read_json(index_path, "a bundle's list of parts")
+        check_index(index_path, index)
         settings = read_json(settings_path, "a bundle's settings") if settings_path.is_file() else {}
-        bundle = cls(folder, index, settings, dtype, cls._open_base(folder, settings, dtype))
+        bundle = cls(folder, index, settings, dtype, cls._open_base(folder, settings, dtype, borrowers))
         listed = [name for name in index if name in PARTS]
         for name in listed if wanted is None else wanted:
             check_part(bundle.root_of(name), name)
         return bundle
 
     @classmethod
-    def _open_base(cls, folder: Path, settings: dict[str, Any], dtype: torch.dtype) -> Bundle | None:
+    def _open_base(
+        cls, folder: Path, settings: dict[str, Any], dtype: torch.dtype, borrowers: tuple[Path, ...]
+    ) -> Bundle | None:
         """Open the bundle that parts are borrowed from, and make sure that it still is the same one."""
         stated = settings.get("base")
         if stated is None:
             return None
-        path, parts, expected = (need(stated, key, folder / SETTINGS_FILE) for key in ("path", "parts", "content_hash"))
-        beside = folder / path
-        base = cls.from_pretrained(beside if beside.is_dir() else path, parts, dtype)
+        where = folder / SETTINGS_FILE
+        if not isinstance(stated, dict):
+            raise MusiccmError(f"{where}: base is {stated!r}; expected an object of path, parts and content_hash")
+        path, parts, expected = (need(stated, key, where) for key in ("path", "parts", "content_hash"))
+        if not isinstance(parts, list) or not all(part in PARTS for part in parts):
+            raise MusiccmError(f"{where}: base.parts is {parts!r}; expected a list of {', '.join(PARTS)}")
+        base = cls._open(base_folder(folder, path, where, parts), parts, dtype, (*borrowers, folder.resolve()))
         if base.content_hash(parts) != expected:
             raise MusiccmError(
                 f"{folder / SETTINGS_FILE}: the parts borrowed from '{path}' are not those that this model "

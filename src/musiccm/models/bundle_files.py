@@ -7,6 +7,7 @@ import copy
 import importlib
 import importlib.resources
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +17,9 @@ import torch
 from torch import nn
 
 from musiccm.errors import MusiccmError
-from musiccm.files import naming_full_disk, read_text, write_json, write_text
+from musiccm.files import naming_full_disk, write_json, write_text
 from musiccm.locks import LOCK, turn
+from musiccm.models.untrusted import check_base, check_folder, read_object
 
 SETTINGS_FILE = "musiccm.json"
 PACKAGED = {"musiccm-tiny": "tiny", "musiccm-tiny-student": "tiny-student"}
@@ -55,9 +57,21 @@ PARTS = {
 }
 
 
-def resolve_bundle(path: str | Path, parts: Iterable[str] | None = None) -> Path:
-    """Find a bundle: a directory, a packaged name, or a hub id, of which only the needed files are fetched."""
-    if Path(path).is_dir():
+def resolve_bundle(path: str | Path, parts: Iterable[str] | None = None, here: bool = True) -> Path:
+    """Find a bundle: a directory, a packaged name, or a hub id, of which only the needed files are fetched.
+
+    Args:
+        path: Any of these.
+        parts: Parts whose files are needed; None for all.
+        here: Whether it may be a directory at all.
+
+    Returns:
+        Its directory.
+
+    Raises:
+        MusiccmError: There is none.
+    """
+    if here and Path(path).is_dir():
         return Path(path)
     name = str(path)
     if name in PACKAGED:
@@ -70,6 +84,28 @@ def resolve_bundle(path: str | Path, parts: Iterable[str] | None = None) -> Path
         return _from_hub(name, parts)
     raise MusiccmError(f"no bundle at '{name}': expected a directory with model_index.json, one of "
                        f"{', '.join(PACKAGED)}, or a hub id such as owner/name")
+
+
+def base_folder(bundle: Path, path: str, where: Path, parts: Iterable[str]) -> Path:
+    """Find the bundle that another borrows parts from, by the path that `base` of its settings states.
+
+    Args:
+        bundle: The borrower's directory.
+        path: `../NAME`, a packaged name or a hub id; names are not looked for in the folder that happens to be current.
+        where: Where the path is stated, for messages.
+        parts: What is borrowed.
+
+    Returns:
+        Its directory.
+
+    Raises:
+        MusiccmError: The path leads anywhere else, or to nothing.
+    """
+    check_base(where, path)
+    if path.startswith("../"):
+        # by the text of the path, as a bundle that is being written is not there yet
+        return resolve_bundle(bundle / path if bundle.is_dir() else Path(os.path.normpath(bundle / path)), parts)
+    return resolve_bundle(path, parts, here=False)
 
 
 def _from_hub(name: str, parts: Iterable[str] | None) -> Path:
@@ -86,17 +122,7 @@ def _from_hub(name: str, parts: Iterable[str] | None) -> Path:
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """Read a JSON object, or say which file is missing or broken."""
-    try:
-        content = json.loads(read_text(path))
-    except FileNotFoundError:
-        raise MusiccmError(f"{path}: not found; {what} was expected there") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise MusiccmError(f"{path}: not valid JSON ({error}); {what} was expected") from None
-    except OSError as error:
-        raise MusiccmError(f"{path}: cannot be read ({error.strerror})") from None
-    if not isinstance(content, dict):
-        raise MusiccmError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
+    return read_object(path, what)
 
 
 def update_json(path: Path, entries: dict[str, Any]) -> None:
@@ -128,10 +154,10 @@ def need(config: Mapping[str, Any], key: str, path: Path) -> Any:
 
 
 def check_part(bundle: Path, name: str) -> None:
-    """Check that a part's folder, configuration and weights are there.
+    """Check that a part's folder, configuration and weights are there, and name nothing that a stranger could run.
 
     Raises:
-        MusiccmError: Naming the first thing that is missing.
+        MusiccmError: Naming the first thing that is missing, or that names code or files elsewhere.
     """
     if name not in PARTS:
         raise MusiccmError(f"{bundle}: '{name}' is no part of a bundle; parts are {', '.join(PARTS)}")
@@ -143,6 +169,7 @@ def check_part(bundle: Path, name: str) -> None:
         raise MusiccmError(f"{folder}: this part of the bundle is missing; expected a folder with {kind.config_file}")
     if not (folder / kind.config_file).is_file():
         raise MusiccmError(f"{folder / kind.config_file}: not found; a {kind.class_name} needs it")
+    check_folder(bundle, folder)
     if kind.weights is None:
         return
     weights = folder / f"{kind.weights}.safetensors"
@@ -202,8 +229,9 @@ def _read(
     loader: Any, kind: PartKind, folder: Path, dtype: torch.dtype, kwargs: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """Read by the library's own loader, and get its report on keys that did not fit."""
+    # None of a part's code is ever run; left open, transformers would ask whoever sits at the terminal.
     if kind.weights is None:
-        return loader.from_pretrained(folder, local_files_only=True), {}
+        return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False), {}
     if kind.library == "diffusers":
         return loader.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype, output_loading_info=True,
@@ -211,8 +239,8 @@ def _read(
         )
     if kind.library == "transformers":
         return loader.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True,
-            ignore_mismatched_sizes=True,
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype,
+            output_loading_info=True, ignore_mismatched_sizes=True,
         )
     return loader.from_pretrained(folder, **kwargs).to(dtype), {}
 

@@ -110,10 +110,10 @@ from transformers import AutoTokenizer, ClapModel
 
 student = "PATH_OF_THIS_FOLDER"
 parts = {parts}
-unet = UNet2DConditionModel.from_pretrained(student, subfolder="unet")
+unet = UNet2DConditionModel.from_pretrained(student, subfolder="unet", use_safetensors=True)
 scheduler = {scheduler}.from_pretrained(student, subfolder="scheduler")
-clap = ClapModel.from_pretrained(parts, subfolder="text_encoder", dtype=torch.float32).eval()
-tokenizer = AutoTokenizer.from_pretrained(parts, subfolder="tokenizer")
+clap = ClapModel.from_pretrained(parts, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True).eval()
+tokenizer = AutoTokenizer.from_pretrained(parts, subfolder="tokenizer", trust_remote_code=False)
 tokens = tokenizer("a calm piano melody", return_tensors="pt")
 scheduler.set_timesteps({levels})
 with torch.no_grad():

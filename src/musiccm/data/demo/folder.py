@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from musiccm.errors import MusiccmError
-from musiccm.files import read_text, sweep_below, why_not_written, write_json
+from musiccm.files import load_json, read_text, sweep_below, why_not_written, write_json
 from musiccm.locks import locked_folder
 from musiccm.signals import in_worker, leaving_queue
 
@@ -95,7 +94,7 @@ def _check_owner(root: Path, identity: dict[str, Any]) -> None:
         write_json(manifest, identity)
         return
     try:
-        found = json.loads(read_text(manifest))
+        found = load_json(read_text(manifest))
     except ValueError as error:
         raise MusiccmError(f"{manifest}: not a JSON file ({error}); remove {root} or choose another --out.") from error
     if found != identity:

@@ -15,6 +15,7 @@ from musiccm.metrics.embedders.frozen import UNHEARD, FrozenEmbedder, batches, f
 from musiccm.metrics.embedders.weights import VARIABLE, first_line, weights_folder
 from musiccm.models.clap_names import COMPUTED, clap_config_from_state, clap_state_from_original, load_clap_state
 from musiccm.models.conditioner import ClapConditioner
+from musiccm.models.untrusted import checked_folder, load_tokenizer
 
 WINDOWS_PER_PASS = 16
 # What LAION's training fed its text tower at most.
@@ -114,16 +115,20 @@ def conditioner_from_folder(folder: str) -> ClapConditioner:
     Raises:
         MusiccmError: A part cannot be read, or had.
     """
-    from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
+    from transformers import ClapFeatureExtractor, ClapModel
 
     try:
-        # transformers loads safetensors, or a .bin with weights_only: nothing outside is executed.
-        clap, report = ClapModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-        tokenizer, extractor = AutoTokenizer.from_pretrained(folder), ClapFeatureExtractor.from_pretrained(folder)
+        path = checked_folder(folder, ["*.json", "*.txt", "*.safetensors"])
+        clap, report = ClapModel.from_pretrained(path, local_files_only=True, use_safetensors=True,
+                                                 trust_remote_code=False, dtype=torch.float32, output_loading_info=True)
+        tokenizer = load_tokenizer(path)
+        extractor = ClapFeatureExtractor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except MusiccmError:
+        raise
     except Exception as error:  # a hub that is out of reach and a damaged file show in a dozen unrelated kinds
         raise MusiccmError(
             f"CLAP '{folder}': expected a folder or a hub id with a transformers ClapModel, its tokenizer and its "
-            f"feature extractor; it could not be read ({first_line(error)})"
+            f"feature extractor, weights as safetensors; it could not be read ({first_line(error)})"
         ) from error
     if missing := sorted(key for key in report.get("missing_keys", ()) if not COMPUTED.search(key)):
         raise MusiccmError(f"CLAP '{folder}': {len(missing)} weights are missing, first {', '.join(missing[:3])}")
@@ -152,12 +157,12 @@ class LazyRoberta:
             MusiccmError: It is neither among the weights nor to be had from the hub.
         """
         if self._tokenizer is None:
-            from transformers import AutoTokenizer
-
             root = weights_folder()
             local = root / TOKENIZER if root is not None and (root / TOKENIZER).is_dir() else None
             try:
-                self._tokenizer = AutoTokenizer.from_pretrained(str(local or f"FacebookAI/{TOKENIZER}"))
+                self._tokenizer = load_tokenizer(local or f"FacebookAI/{TOKENIZER}")
+            except MusiccmError:
+                raise
             except Exception as error:  # the hub client raises a dozen unrelated kinds
                 raise MusiccmError(
                     f"RoBERTa's tokenizer, which LAION's CLAP reads text with, could not be had "

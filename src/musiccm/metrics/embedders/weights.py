@@ -16,6 +16,7 @@ import torch
 
 from musiccm.errors import MusiccmError
 from musiccm.files import file_sha256
+from musiccm.models.state_dicts import why_unreadable
 
 log = logging.getLogger(__name__)
 
@@ -137,14 +138,11 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals(_plain_data()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "global" in line.lower()), str(error))
-        raise MusiccmError(
-            f"{path}: expected tensors, numbers and NumPy arrays, found other objects or a damaged file "
-            f"({reason:.200}). Objects from outside are not built here; if you trust the file, load it yourself with "
-            "torch.load(..., weights_only=False) and save its state dict alone"
-        ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise MusiccmError(f"{path}: cannot be read as a PyTorch checkpoint ({first_line(error):.200}); "
+        raise MusiccmError(f"{path}: expected tensors, numbers and NumPy arrays, found other objects or a damaged file "
+                           f"({why_unreadable(error)}); use the file that its authors published, or ask whoever made "
+                           "it for its state dict alone") from None
+    except Exception as error:  # a broken file shows as whatever the unpickler tripped over
+        raise MusiccmError(f"{path}: cannot be read as a PyTorch checkpoint ({why_unreadable(error):.200}); "
                            "download it again") from error
     if not isinstance(content, Mapping):
         raise MusiccmError(f"{path}: expected a mapping of names to weights, found {type(content).__name__}")

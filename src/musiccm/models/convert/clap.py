@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from musiccm.errors import MusiccmError
 from musiccm.models.clap_names import clap_config_from_state, clap_state_from_original, load_clap_state
 from musiccm.models.convert.reading import read_original, tensors_of
+from musiccm.models.untrusted import load_tokenizer
 
 #: What LAION's CLAP hears: 10 s at 48 kHz, 64 bins from 50 Hz to 14 kHz, shorter clips repeated, then padded.
 EXTRACTOR = {"feature_size": 64, "sampling_rate": 48000, "hop_length": 480, "max_length_s": 10, "fft_window_size": 1024,
@@ -79,10 +80,10 @@ def read_tokenizer(name: str, clap: nn.Module) -> Any:
     Raises:
         MusiccmError: It cannot be had, or has more tokens than the text tower knows.
     """
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = load_tokenizer(name)
+    except MusiccmError:
+        raise
     except Exception as error:  # the hub client raises a dozen unrelated kinds; all mean "could not be had"
         first = (str(error).splitlines() or [""])[0]
         raise MusiccmError(f"--tokenizer {name}: cannot be had ({first}); the original files hold no tokenizer. Name a "

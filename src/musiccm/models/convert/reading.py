@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
+from musiccm.models.state_dicts import why_unreadable
 
 #: What a tensor is rebuilt with; beside storages, which torch maps itself, the only things of a file that are real.
 _REAL: dict[str, Any] = {
@@ -93,10 +94,9 @@ def read_original(path: str | Path) -> dict[str, Any]:
         content = _read(path)
     except _Forbidden as error:
         raise MusiccmError(f"{path}: refers to {error}, which no weights need, and is not read; nothing of it was "
-                           "executed. Save its state_dict alone where you trust the file") from None
+                           "executed. Whoever made the file can save its state_dict alone") from None
     except Exception as error:  # a broken file shows as whatever the reader tripped over
-        first = (str(error).splitlines() or [""])[0]
-        raise MusiccmError(f"{path}: not a readable checkpoint ({type(error).__name__}: {first})") from error
+        raise MusiccmError(f"{path}: not a readable checkpoint ({why_unreadable(error)})") from error
     if not isinstance(content, Mapping):
         raise MusiccmError(f"{path}: expected a dictionary of weights, found {type(content).__name__}")
     return dict(content)
@@ -109,9 +109,9 @@ def _read(path: Path) -> Any:
         return load_file(path)
     if not zipfile.is_zipfile(path):  # as torch wrote before 1.6
         return torch.load(path, map_location="cpu", weights_only=True)
-    with zipfile.ZipFile(path) as archive:
-        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-            raise _Forbidden("TorchScript (it is a compiled program)")
+    # by torch's own reading of the archive, which is what decides whether torch would run a program
+    if "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records():
+        raise _Forbidden("TorchScript (it is a compiled program)")
     # not torch's own reading of weights alone, but ours, which is as strict about what is called
     return torch.load(path, map_location="cpu", mmap=True, weights_only=False, pickle_module=_PICKLE)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
-from musiccm.files import read_text
+from musiccm.files import load_json, read_text
 from musiccm.models.convert.converted import Converted, count_below, weight
 
 #: The released vocoder's numbers, which no shape tells.
@@ -28,7 +28,7 @@ def read_vocoder_config(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        stated = json.loads(read_text(path))
+        stated = load_json(read_text(path))
         numbers = {key: stated[key] for key in RELEASED}
     except (OSError, ValueError, KeyError, TypeError) as error:
         keys = ", ".join(RELEASED)
