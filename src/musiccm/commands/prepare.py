@@ -97,8 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--config", action="append", help="experiment file; what it trains on is indexed")
     source.add_argument("--root", help="folder of training audio, searched through; needs no labels")
     index.add_argument("--out", required=True, help="folder to write; a killed run goes on where it stopped")
-    index.add_argument("--from-cache", action="store_true",
-                       help="take the embeddings of the experiment's latent cache, in place of hearing whole clips")
+    how = index.add_mutually_exclusive_group()
+    how.add_argument("--for-bundle", action="store_true",
+                     help="the windows of the experiment's latent cache, in float16 and without paths of this machine: "
+                          "what a bundle brings as training_index/")
+    how.add_argument("--from-cache", action="store_true",
+                     help="take the embeddings of the experiment's latent cache, in place of hearing whole clips")
     index.add_argument("--bundle", help="whose CLAP (default the experiment's, or musiccm-tiny with --root)")
     index.add_argument("--hop-s", type=float, help="seconds between windows (default half of CLAP's window)")
     index.add_argument("--faiss", nargs="?", const="auto", metavar="FACTORY",
