@@ -15,7 +15,7 @@ from torch import nn
 from musiccm.errors import MusiccmError
 from musiccm.files import naming_full_disk
 from musiccm.models.bundle import Bundle, save_settings
-from musiccm.models.bundle_files import PARTS, load_part, save_part, update_json
+from musiccm.models.bundle_files import PARTS, TRAINING_INDEX, load_part, save_part, update_json
 from musiccm.models.card import write_card
 from musiccm.models.heads import own_heads
 from musiccm.models.student_record import LCM_SIGMA_DATA, sampler_record
@@ -147,6 +147,11 @@ def _write(
         if base is None:
             with naming_full_disk(folder / part):
                 shutil.copytree(teacher.root_of(part) / part, partial / part)
+    # What the teacher was trained on; a student that borrows finds it in its base.
+    index = teacher.root_of(TRAINING_INDEX) / TRAINING_INDEX
+    if base is None and index.is_dir():
+        with naming_full_disk(folder / TRAINING_INDEX):
+            shutil.copytree(index, partial / TRAINING_INDEX)
     save_part(partial, "unet", unet, dtype)
     save_settings(partial, **own_heads(unet.config))  # type: ignore[arg-type]
     save_part(partial, "scheduler", scheduler)

@@ -33,6 +33,7 @@ def card(name: str, quality: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
         _missing(quality["missing"]),
         "## Data", _bullets(quality["corpus"]),
         "## Training", _stages(stages),
+        "## Training clips", _training_index(quality.get("training_index")),
         "## Held-out figures of the stages", _stage_figures(stages),
         f"## Held-out figures of this bundle\n\nOn clips of `{quality['corpus']['measured_on']}`, with the weights as "
         "stored.",
@@ -76,6 +77,19 @@ def _stages(stages: Mapping[str, Mapping[str, Any]]) -> str:
     hours = sum(row["hours"] for row in table)
     return (f"{results_table(table)}\n\n{hours:.2f} hours in all, training steps alone (loading, validation and the "
             "latent cache come on top).")
+
+
+def _training_index(about: Mapping[str, Any] | None) -> str:
+    """What SIM_AA can look among."""
+    if about is None:
+        return ("**This bundle brings no index of what its teacher was trained on**: SIM_AA of its students compares "
+                "with their own training clips alone.")
+    made = "; ".join(f"{name}: " + ", ".join(f"{key} {value}" for key, value in record.items())
+                     for name, record in about["corpora"].items())
+    return (f"`training_index/` holds CLAP's embeddings (float16) of the {about['windows']:,} windows of the "
+            f"{about['clips']:,} clips of `{about['source']}` that the teacher was trained on"
+            f"{f' ({made})' if made else ''}; {about['held_out_clips']:,} more were held out for validation. CLAP "
+            f"{about['clap'][:16]}. SIM_AA compares with them (`docs/plagiarism.md`).")
 
 
 def _stage_figures(stages: Mapping[str, Mapping[str, Any]]) -> str:

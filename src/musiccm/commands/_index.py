@@ -135,9 +135,11 @@ def _index_cache(out: Path, args: argparse.Namespace, data: MusicDataModule) -> 
     _write(out, args.overwrite, key, about, planned, bundle.conditioner().width, embed)
 
 
-def index_training_windows(out: Path, bundle: Bundle, bundle_name: str, data: MusicDataModule, batch_size: int = 16,
-                           device: str = "auto", overwrite: bool = False) -> TrainingIndex:
-    """Write the index that a bundle brings: the windows that its teacher was trained on, as SIM_AA's gallery hears them.
+def index_training_windows(
+    out: Path, bundle: Bundle, bundle_name: str, data: MusicDataModule, batch_size: int = 16, device: str = "auto",
+    overwrite: bool = False,
+) -> TrainingIndex:
+    """Write the index that a bundle brings: the windows that its teacher was trained on, as SIM_AA's gallery has them.
 
     They are the windows of the latent cache of the teacher's experiment, embedded as the cache embeds them, in float16;
     no path of this machine goes into it.
@@ -184,8 +186,9 @@ def index_training_windows(out: Path, bundle: Bundle, bundle_name: str, data: Mu
     corpora = [spec for spec in data.corpora.specs if (Path(spec.root) / "corpus.json").is_file()]
     about = {"bundle": bundle_name, "source": data.root, "clips": len(clips), "windows": len(windows),
              "held_out_clips": held_out,
-             "corpora": {spec.name: read_json(Path(spec.root) / "corpus.json", "a corpus' record") for spec in corpora}}
-    _write(out, overwrite, _key_of_windows(bundle, data, clips), about, planned, conditioner.width, embed, torch.float16)
+             "corpora": {spec.name: read_json(Path(spec.root) / "corpus.json", "what a corpus is") for spec in corpora}}
+    key = _key_of_windows(bundle, data, clips)
+    _write(out, overwrite, key, about, planned, conditioner.width, embed, torch.float16)
     return TrainingIndex(out)
 
 

@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int:
     try:
         precision = write_parts(bundle, present, staging, next(iter(data.test_dataloader())), args.tolerance)
         stages = stage_records(source, Path(args.stages), staging)
+        index = training_index(staging, args.name, args.trained_on)
         size = size_of(staging)
         if size > args.max_mb * MIB:
             raise MusiccmError(f"{target}: the bundle would take {size / MIB:.1f} MiB, more than --max-mb "
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> int:
         quality = {
             "schema": 1, "figures": measured(Bundle.from_pretrained(staging), data, present), "missing": missing,
             "corpus": described(args.corpus, data), "stages": stages, "precision": precision,
-            "tolerance": args.tolerance, "machine": machine(), "mib": round(size / MIB, 2),
+            "tolerance": args.tolerance, "machine": machine(), "training_index": index, "mib": round(size / MIB, 2),
         }
         write_json(staging / "quality.json", quality)
         write_atomically(staging / "MODEL_CARD.md", lambda path: _write(path, card(args.name, quality, rows)))
@@ -190,6 +191,33 @@ def stage_records(source: Path, experiments: Path, folder: Path) -> dict[str, di
     return records
 
 
+def training_index(folder: Path, name: str, experiment: str | None) -> dict[str, Any] | None:
+    """Write the index of what the teacher was trained on, heard by the CLAP as it was packed.
+
+    Args:
+        folder: The packed bundle.
+        name: What it is called.
+        experiment: The teacher's experiment, whose data section names its clips and windows; None for no index.
+
+    Returns:
+        What the index covers; None without one.
+
+    Raises:
+        MusiccmError: The experiment or its corpus cannot be read, or the bundle has no CLAP.
+    """
+    if experiment is None:
+        print(f"{folder}: no index of training clips (--trained-on); SIM_AA cannot look among what the teacher learned")
+        return None
+    from musiccm.commands._encode import data_module
+    from musiccm.commands._index import index_training_windows
+    from musiccm.models.bundle import Bundle
+    from musiccm.models.bundle_files import TRAINING_INDEX
+
+    data = data_module([experiment], {"kind": "waveform", "bundle": str(folder)})
+    found = index_training_windows(folder / TRAINING_INDEX, Bundle.from_pretrained(folder), name, data, BATCH)
+    return {**found.about, "clap": found.key["clap"], "experiment": Path(experiment).name}
+
+
 def measured(bundle: Bundle, data: MusicDataModule, present: set[str]) -> dict[str, Any]:
     """Held-out figures of the bundle as it was written."""
     from musiccm.commands._quality import figures, listen
@@ -241,6 +269,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--n", type=int, default=500, help="at most this many clips (default %(default)s)")
     parser.add_argument("--name", default="musiccm-tiny", help="title of the card (default %(default)s)")
     parser.add_argument("--stages", default="experiments/stages", help="the stages' experiments (default %(default)s)")
+    parser.add_argument("--trained-on", metavar="EXPERIMENT",
+                        help="the teacher's experiment; its training clips are indexed for SIM_AA")
     parser.add_argument("--results", help="results.json whose teacher rows go into the card")
     parser.add_argument("--max-mb", type=float, default=40.0, help="largest size in MiB (default %(default)g)")
     parser.add_argument("--tolerance", type=float, default=0.01,

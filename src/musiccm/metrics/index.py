@@ -1,9 +1,9 @@
 """The index of training clips: their CLAP embeddings on disk, window by window, memory-mapped.
 
 A folder: `index.json` says what it was made from; `columns.safetensors` holds a column a fact (first row of each clip,
-start of each window, ids, paths and hashes of the samples as joined UTF-8 with their ends); `rows-<n>.safetensors` hold the
-embeddings of whole clips, float32, of length 1, or zero where the window is silent, which is then similar to nothing. In
-a bundle they are float16, and are brought back to length 1 when they are read.
+start of each window, ids, paths and hashes of the samples as joined UTF-8 with their ends); `rows-<n>.safetensors` hold
+the embeddings of whole clips, float32, of length 1, or zero where the window is silent, which is then similar to
+nothing. In a bundle they are float16, and are brought back to length 1 when they are read.
 """
 
 from __future__ import annotations

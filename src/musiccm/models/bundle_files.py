@@ -19,6 +19,8 @@ from musiccm.errors import MusiccmError
 from musiccm.files import naming_full_disk, write_text
 
 SETTINGS_FILE = "musiccm.json"
+#: The folder with the index of what a bundle's teacher was trained on (`musiccm.metrics.index`); it may be missing.
+TRAINING_INDEX = "training_index"
 PACKAGED = {"musiccm-tiny": "tiny", "musiccm-tiny-student": "tiny-student"}
 
 
@@ -74,7 +76,7 @@ def resolve_bundle(path: str | Path, parts: Iterable[str] | None = None) -> Path
 def _from_hub(name: str, parts: Iterable[str] | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    folders = list(PARTS) if parts is None else list(parts)
+    folders = [*(PARTS if parts is None else parts), TRAINING_INDEX]
     patterns = [f"{folder}/{kind}" for folder in folders for kind in ("*.json", "*.txt", "*.safetensors")]
     try:
         return Path(snapshot_download(name, allow_patterns=["model_index.json", SETTINGS_FILE, *patterns]))
