@@ -36,6 +36,7 @@ class StudentInfo:
         gamma: Share of fresh noise that its sampler uses by default.
         recipe: Anything else worth keeping: losses, steps, seeds.
         rows: Rows of its results.json, for the card.
+        notes: Sentences about them, such as what SIM_AA was compared with.
     """
 
     prediction_type: str
@@ -46,6 +47,7 @@ class StudentInfo:
     gamma: float = 1.0
     recipe: Mapping[str, Any] = field(default_factory=dict)
     rows: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[str] = ()
 
 
 def lcm_scheduler(teacher_config: Mapping[str, Any], info: StudentInfo) -> Any:
@@ -163,9 +165,10 @@ def _write(
     }
     rows = [dict(row) for row in info.rows]
     save_settings(
-        partial, mel=teacher.mel, latent_patch=teacher.latent_patch, distillation=record, results=rows, **borrowed
+        partial, mel=teacher.mel, latent_patch=teacher.latent_patch, distillation=record, results=rows,
+        results_notes=list(info.notes), **borrowed
     )
-    write_card(partial / "README.md", folder.name, record, rows, teacher.latent_shape(), base)
+    write_card(partial / "README.md", folder.name, record, rows, teacher.latent_shape(), base, info.notes)
 
 
 def _borrow(teacher: Bundle, folder: Path, base: str, parts: list[str]) -> dict[str, Any]:

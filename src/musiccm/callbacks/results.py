@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,33 @@ def write_results(
     }
     write_json(path, _finite(result))
     return result
+
+
+def without_times(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without what it took to make it.
+
+    Args:
+        row: A row of the table.
+
+    Returns:
+        It without the keys that begin with `latency_`.
+    """
+    return {key: value for key, value in row.items() if not key.startswith("latency_")}
+
+
+def timed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the times that its own run measured, and no others.
+
+    Older versions took a teacher's row from a cache with the time of an earlier run; such a row does not say on how
+    many batches its time rests.
+
+    Args:
+        row: A row of a results.json.
+
+    Returns:
+        The row, without its times where they are another run's.
+    """
+    return without_times(row) if row.get("from_cache") and "latency_batches" not in row else dict(row)
 
 
 def at_chance(row: dict[str, Any], references: dict[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from musiccm.audio import write_audio
 from musiccm.callbacks.contenders import Contender
 from musiccm.callbacks.evaluator import Evaluator, Outcome
 from musiccm.callbacks.pictures import save_mels
-from musiccm.callbacks.results import format_table, plot_fd, write_results
+from musiccm.callbacks.results import format_table, plot_fd, without_times, write_results
 from musiccm.callbacks.row_cache import RowCache
 from musiccm.files import write_atomically, write_json
 
@@ -66,11 +66,6 @@ def run_table(
                 keyed.put(key, {"row": without_times(outcome.row), "nearest": outcome.nearest})
         outcomes[contender.label] = outcome
     return outcomes
-
-
-def without_times(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row without what it took to make it."""
-    return {key: value for key, value in row.items() if not key.startswith("latency_")}
 
 
 def write_table(

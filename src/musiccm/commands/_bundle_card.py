@@ -13,13 +13,14 @@ TEACHER_COLUMNS = ("model", "steps", "guidance_scale", "network_calls", "fd_tagg
                    "latency_s", "n")
 
 
-def card(name: str, quality: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+def card(name: str, quality: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> str:
     """The card's text.
 
     Args:
         name: Title.
         quality: What is in `quality.json`.
         rows: Rows of a results.json; the teacher's are shown.
+        notes: Sentences about them, such as what SIM_AA was compared with.
 
     Returns:
         Markdown.
@@ -42,7 +43,7 @@ def card(name: str, quality: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
         f"A part is stored in float16 where no output on held-out clips changes by more than "
         f"{quality['tolerance']:g} of its own standard deviation (RMS).",
         results_table([{"part": part, **record} for part, record in quality["precision"].items()]),
-        "## Teacher", _teacher(rows),
+        "## Teacher", _teacher(rows, notes),
         "## Packed on", _bullets(quality["machine"]),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -104,13 +105,15 @@ def _stage_figures(stages: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(blocks)
 
 
-def _teacher(rows: Sequence[Mapping[str, Any]]) -> str:
+def _teacher(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
     teachers = [row for row in rows if row.get("model") == "teacher"]
     if not teachers:
         return "Not measured yet: `musiccm test` measures it, and `musiccm pack --results PATH` puts it here."
-    columns = [c for c in TEACHER_COLUMNS if any(row.get(c) is not None for row in teachers)]
+    columns = [c for name in TEACHER_COLUMNS for c in (name, f"{name}_chance")
+               if any(row.get(c) is not None for row in teachers)]
     return ("Guided DDIM, trailing spacing; `acc_*` is the share of clips that have what their caption asked for, by "
-            "the tagger's ear.\n\n" + results_table([{c: row.get(c) for c in columns} for row in teachers]))
+            "the tagger's ear.\n\n" + results_table([{c: row.get(c) for c in columns} for row in teachers])
+            + "".join(f"\n\n{note}." for note in notes))
 
 
 def _bullets(entries: Mapping[str, Any]) -> str:

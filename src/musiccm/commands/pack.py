@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     from musiccm.models.bundle import Bundle
 
     source, target = Path(args.source), Path(args.to)
-    rows = read_results(Path(args.results), must_exist=True)[0] if args.results else []
+    rows, _, notes = read_results(Path(args.results), must_exist=True) if args.results else ([], 1.0, [])
     bundle = Bundle.from_pretrained(source)
     present, missing = parts_of(bundle)
     if missing:
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
             "tolerance": args.tolerance, "machine": machine(), "training_index": index, "mib": round(size / MIB, 2),
         }
         write_json(staging / "quality.json", quality)
-        write_atomically(staging / "MODEL_CARD.md", lambda path: _write(path, card(args.name, quality, rows)))
+        write_atomically(staging / "MODEL_CARD.md", lambda path: _write(path, card(args.name, quality, rows, notes)))
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         staging.replace(target)
