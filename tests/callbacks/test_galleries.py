@@ -54,7 +54,8 @@ def test_everything_is_the_experiments_clips_and_the_teachers_each_once(bundle: 
     assert list(gallery.ids) == ["a/0", "a/1", "b/0", "teacher/t0"]
     assert gallery.first_row.tolist() == [0, 2, 4, 5, 7]
     torch.testing.assert_close(gallery.read(0, 7), EYE[[3, 4, 5, 2, 6, 0, 1]])  # a/1 has the window of both
-    assert about == {"gallery": "all", "clips": 4, "windows": 7, "experiment": 3, "teacher": 2, "both": 1, "lacks": None}
+    assert about == {"gallery": "all", "clips": 4, "windows": 7, "experiment": 3, "teacher": 2, "both": 1,
+                     "lacks": None}
     assert list(described(found.about)) == [
         "sim_aa: 4 training clips, 7 windows: 3 of the experiment, 2 of its teacher, 1 of them the same"]
     assert found.own_ND is not None and len(found.own_ND) == 4
