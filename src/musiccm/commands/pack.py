@@ -232,7 +232,8 @@ def described(root: str, data: MusicDataModule) -> dict[str, Any]:
     """The corpus: what it was made from, where it states that, and how many tracks it has."""
     manifest = Path(root) / "corpus.json"
     stated = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
-    return {**stated, "train_tracks": len(data.clips("train")), "test_tracks": len(data.clips("test")),
+    trained = sum(report.used for name, report in data.reports.items() if name.split("/")[-1] == "train")
+    return {**stated, "train_tracks": trained, "test_tracks": len(data.clips("test")),
             "clip_samples": data.clip_samples, "sample_rate_hz": data.sample_rate_hz, "measured_on": "test"}
 
 
