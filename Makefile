@@ -20,9 +20,11 @@ ARGS ?=
 # The order in which the parts of the embedded bundle need each other.
 STAGES ?= clap vae tagger vocoder decoder audiomae teacher
 BUNDLE_TRACKS ?= 6000
-# What experiments/stages/base.yaml reads: a corpus beside the demo's, which `make train` may complete as it needs.
+# What experiments/stages/base.yaml reads: a corpus beside the demo's, which `make train` may complete as it needs. It is not
+# among the experiment's demo_corpora: `make train` would write it with TRACKS tracks.
 BUNDLE_CORPUS := data/bundle-corpus
-PACK = $(BIN)/musiccm pack --from data/bundle-work --to src/musiccm/bundles/tiny --corpus $(BUNDLE_CORPUS) $(ARGS)
+PACK = $(BIN)/musiccm pack --from data/bundle-work --to src/musiccm/bundles/tiny --corpus $(BUNDLE_CORPUS) \
+  --trained-on experiments/stages/teacher.yaml $(ARGS)
 STUDENT_RUN = $$(ls -td lightning_logs/demo_long/version_* | head -n 1)
 
 .PHONY: help setup train eval bundle student smoke test test-gpu lint bench clean
@@ -46,8 +48,8 @@ $(READY): setup.cfg pyproject.toml
 	@$(PIP) install --no-deps "audioldm_eval==0.0.3" "ssr-eval==0.0.7"
 	@touch $@
 
-train: $(READY)  ## corpus, latents, distillation and its table, from nothing
-	$(BIN)/musiccm prepare demo --config $(CONFIG) --tracks $(TRACKS) --test-tracks $(TEST_TRACKS) --seed 0
+train: $(READY)  ## corpus (the demo's is written), latents, distillation and its table
+	$(BIN)/musiccm prepare corpus --config $(CONFIG) --tracks $(TRACKS) --test-tracks $(TEST_TRACKS) --seed 0
 	$(BIN)/musiccm prepare latents --config $(CONFIG) --overwrite
 	$(BIN)/musiccm fit --config $(CONFIG) --seed_everything $(SEED) $(ARGS)
 	$(BIN)/musiccm test --config $(CONFIG) --ckpt_path newest
@@ -57,7 +59,8 @@ eval: $(READY)  ## figures of the newest checkpoint, or CKPT=FILE, then tables 1
 	$(BIN)/musiccm tables --config $(CONFIG)
 
 bundle: $(READY)  ## train every part of the embedded bundle in order (hours; goes on where it stopped)
-	$(BIN)/musiccm prepare demo --out $(BUNDLE_CORPUS) --tracks $(BUNDLE_TRACKS) --test-tracks 1000 --seed 0
+# The stages hold clips of train/ out, as they did for the shipped weights.
+	$(BIN)/musiccm prepare demo --out $(BUNDLE_CORPUS) --tracks $(BUNDLE_TRACKS) --test-tracks 1000 --validation-tracks 0 --seed 0
 	@mkdir -p out/bundle
 	@for stage in $(STAGES); do \
 	  if [ -e out/bundle/$$stage.done ]; then echo "$$stage: done already"; continue; fi; \
@@ -72,7 +75,7 @@ bundle: $(READY)  ## train every part of the embedded bundle in order (hours; go
 	$(PACK) --results $(STUDENT_RUN)/results.json
 
 student: $(READY)  ## distill, measure and pack the embedded student (the last part of `make bundle`)
-	$(BIN)/musiccm prepare demo --config experiments/demo_long.yaml --tracks $(TRACKS) --test-tracks $(TEST_TRACKS) --seed 0
+	$(BIN)/musiccm prepare corpus --config experiments/demo_long.yaml --tracks $(TRACKS) --test-tracks $(TEST_TRACKS) --seed 0
 	$(BIN)/musiccm prepare latents --config experiments/demo_long.yaml --overwrite
 	$(BIN)/musiccm fit --config experiments/demo_long.yaml
 	$(BIN)/musiccm test --config experiments/demo_long.yaml --ckpt_path newest

@@ -48,6 +48,10 @@ def test_the_papers_settings() -> None:
     corpora = parse_corpora(data["corpora"])
     assert [corpus.layout for corpus in corpora] == ["audiostock", "magnatagatune"]
     assert data["corpora"][1]["draw"] == 5000
+    # the paper's test set, and what it looks for copies in, with the other corpus beside it
+    assert [corpus.test for corpus in corpora] == [1000, 0]
+    (evaluation,) = (c["init_args"] for c in content["trainer"]["callbacks"] if c["class_path"].endswith("Evaluation"))
+    assert evaluation["limit"] == 1000 and evaluation["galleries"] == [corpus.name for corpus in corpora]
 
 
 def test_the_full_size_decoder_is_that_of_the_released_latents() -> None:

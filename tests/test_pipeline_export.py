@@ -13,16 +13,20 @@ from diffusers.schedulers import scheduling_lcm
 from tiny_bundle import build_random_bundle, make_unet
 from transformers import ClapModel, SpeechT5HifiGan
 
+from musiccm.callbacks.galleries import bundle_index
 from musiccm.cli import main
 from musiccm.commands.export import read_results
 from musiccm.commands.generate import output_paths
 from musiccm.diffusion import consistency_boundary
 from musiccm.errors import MusiccmError
-from musiccm.export import StudentInfo, export_student, lcm_scheduler
+from musiccm.export import StudentInfo, export_student, student_scheduler
 from musiccm.files import replacing_folder
+from musiccm.metrics.clap_windows import CLAP_PARTS
+from musiccm.metrics.index_writer import PlannedClip, write_index
 from musiccm.models import heads
 from musiccm.models.acceleration import CpuConv2d
 from musiccm.models.bundle import Bundle
+from musiccm.models.bundle_files import TRAINING_INDEX
 from musiccm.models.card import write_card
 from musiccm.models.codec import LatentCodec
 from musiccm.models.denoiser import Consistency, Denoiser
@@ -127,7 +131,7 @@ def test_exported_scheduler_is_ours(student_dir: Path, student: Pipeline) -> Non
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def test_lcm_scheduler_reaches_the_same_latents(student_dir: Path, student: Pipeline, steps: int) -> None:
+def test_student_scheduler_reaches_the_same_latents(student_dir: Path, student: Pipeline, steps: int) -> None:
     seeds = sample_seeds(0, 1)
     cond = student.conditioner.text(PROMPTS[:1])
     ours = student.latents(cond, seeds, steps)
@@ -267,7 +271,7 @@ def test_packaged_card_is_that_of_its_record(tmp_path: Path) -> None:
     bundle = Bundle.from_pretrained("musiccm-tiny-student")
     settings = bundle.settings
     write_card(tmp_path / "card.md", "tiny-student", settings["distillation"], settings["results"],
-               bundle.latent_shape(), settings["base"]["path"])
+               bundle.latent_shape(), settings["base"]["path"], settings["results_notes"])
     assert (bundle.path / "README.md").read_text() == (tmp_path / "card.md").read_text()
 
 
@@ -277,7 +281,15 @@ def test_borrowed_parts(
     shutil.copytree(teacher_dir, tmp_path / "teacher")
     teacher = Bundle.from_pretrained(teacher_dir)
     light = export_student(student_unet, teacher, tmp_path / "light", INFO, base="../teacher")
-    assert not (light / "vae").exists()
+    assert not (light / "vae").exists() and bundle_index(Bundle.from_pretrained(light)) is None
+    for brings in (tmp_path / "teacher", teacher_copy := Path(shutil.copytree(teacher_dir, tmp_path / "copied"))):
+        key = {"clap": teacher.content_hash(CLAP_PARTS), "sample_rate_hz": 1, "window_samples": 1, "hop_samples": 1}
+        clips = [PlannedClip("a", "a.flac", [0.0])]
+        write_index(brings / TRAINING_INDEX, key, {}, clips, 2, lambda *_: torch.eye(2)[:1])
+    whole = export_student(student_unet, Bundle.from_pretrained(teacher_copy), tmp_path / "whole", INFO)
+    for folder, owner in ((light, tmp_path / "teacher"), (whole, whole)):  # borrowed, and brought along
+        index = bundle_index(Bundle.from_pretrained(folder))
+        assert index is not None and (folder / index.folder).resolve() == owner / TRAINING_INDEX
     assert torch.equal(Pipeline.from_pretrained(light)(PROMPTS[0], steps=1), student(PROMPTS[0], steps=1))
     config = tmp_path / "teacher" / "vae" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "scaling_factor": 2.0}))
@@ -328,18 +340,24 @@ def test_plain_classes_open_an_export_and_agree(
 @pytest.mark.parametrize("gamma", [1.0, 0.6])
 def test_card_tells_decoders_and_gammas(tmp_path: Path, gamma: float) -> None:
     results = {"gamma": gamma, "rows": [
-        {"model": model, "steps": 4, "fd_tagger": fd}
-        for model, fd in (("teacher", 1.0), ("student", 1.5), ("student_fast", 1.75), ("student_shipped", 9.5))
-    ]}
+        {"model": model, "steps": 4, "fd_tagger": fd, **more}
+        for model, fd, more in (("teacher", 1.0, {"latency_s": 0.125, "from_cache": True}),
+                                ("student", 1.5, {"latency_s": 0.25, "from_cache": True, "latency_batches": 1}),
+                                ("student_fast", 1.75, {"latency_s": 0.5}), ("student_shipped", 9.5, {}))
+    ], "sim_aa_gallery": {"sim_aa": {"gallery": "all", "clips": 7, "windows": 14, "experiment": 7,
+                                     "lacks": "what the teacher learned"}}}
     (tmp_path / "results.json").write_text(json.dumps(results))
-    rows, drawn = read_results(tmp_path / "results.json", must_exist=True)
-    record = {"guidance_scale": 3.0, "gamma": drawn, **sampler_record(lcm_scheduler({}, INFO).config)}
-    write_card(tmp_path / "card.md", "x", record, rows, (4, 4, 4))
+    rows, drawn, notes = read_results(tmp_path / "results.json", must_exist=True)
+    assert notes == ["sim_aa: 7 training clips, 14 windows; not compared with what the teacher learned"]
+    # a teacher's time that an older version took from its cache is another run's, one that says its batches is not
+    assert [row.get("latency_s") for row in rows] == [None, 0.25, 0.5]
+    record = {"guidance_scale": 3.0, "gamma": drawn, **sampler_record(student_scheduler({}, INFO).config)}
+    write_card(tmp_path / "card.md", "x", record, rows, (4, 4, 4), notes=notes)
     card = (tmp_path / "card.md").read_text()
     for row in ("| teacher | 4 | original |  | 1 |", f"| student | 4 | original | {gamma:.4g} | 1.5 |",
                 f"| student_fast | 4 | fast | {gamma:.4g} | 1.75 |", f"rows were taken at gamma {gamma:g}."):
         assert row in card
-    assert "9.5" not in card
+    assert "9.5" not in card and f"\n{notes[0]}.\n" in card
     assert ("`--gamma 1`" in card) == (gamma != 1.0)
 
 

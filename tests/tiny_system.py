@@ -38,7 +38,7 @@ class Clips(Dataset):
 
 
 class Data(pl.LightningDataModule):
-    def waveforms(self, split: str) -> Dataset:
+    def waveforms(self, split: str, limit: int | None = None) -> Dataset:
         return Clips({"test": 0, "val": N, "train": 2 * N}[split])
 
     def train_clap_audio(self) -> tuple[list[str], Tensor]:

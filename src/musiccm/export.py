@@ -15,7 +15,7 @@ from musiccm.diffusion import NoiseSchedule, RectifiedFlow, noise_process
 from musiccm.errors import MusiccmError
 from musiccm.files import naming_full_disk, replacing_folder
 from musiccm.models.bundle import Bundle, save_settings
-from musiccm.models.bundle_files import PARTS, base_folder, load_part, save_part, update_json
+from musiccm.models.bundle_files import PARTS, TRAINING_INDEX, base_folder, load_part, save_part, update_json
 from musiccm.models.card import write_card
 from musiccm.models.heads import own_heads
 from musiccm.models.student_record import LCM_SIGMA_DATA, STUDENT_SCHEDULERS, sampler_record
@@ -36,6 +36,7 @@ class StudentInfo:
         gamma: Share of fresh noise that its sampler uses by default.
         recipe: Anything else worth keeping: losses, steps, seeds.
         rows: Rows of its results.json, for the card.
+        notes: Sentences about them, such as what SIM_AA was compared with.
     """
 
     prediction_type: str
@@ -46,6 +47,7 @@ class StudentInfo:
     gamma: float = 1.0
     recipe: Mapping[str, Any] = field(default_factory=dict)
     rows: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[str] = ()
 
 
 def student_scheduler(teacher_config: Mapping[str, Any], info: StudentInfo) -> Any:
@@ -150,6 +152,11 @@ def _write(
         if base is None:
             with naming_full_disk(folder / part):
                 shutil.copytree(teacher.root_of(part) / part, partial / part)
+    # What the teacher was trained on; a student that borrows finds it in its base.
+    index = teacher.root_of(TRAINING_INDEX) / TRAINING_INDEX
+    if base is None and index.is_dir():
+        with naming_full_disk(folder / TRAINING_INDEX):
+            shutil.copytree(index, partial / TRAINING_INDEX)
     save_part(partial, "unet", unet, dtype)
     save_settings(partial, **own_heads(unet.config))  # type: ignore[arg-type]
     save_part(partial, "scheduler", scheduler)
@@ -161,9 +168,10 @@ def _write(
     }
     rows = [dict(row) for row in info.rows]
     save_settings(
-        partial, mel=teacher.mel, latent_patch=teacher.latent_patch, distillation=record, results=rows, **borrowed
+        partial, mel=teacher.mel, latent_patch=teacher.latent_patch, distillation=record, results=rows,
+        results_notes=list(info.notes), **borrowed
     )
-    write_card(partial / "README.md", folder.name, record, rows, teacher.latent_shape(), base)
+    write_card(partial / "README.md", folder.name, record, rows, teacher.latent_shape(), base, info.notes)
 
 
 def _borrow(teacher: Bundle, folder: Path, base: str, parts: list[str]) -> dict[str, Any]:

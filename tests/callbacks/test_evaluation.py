@@ -72,7 +72,10 @@ def test_test_writes_the_table_once_computed_and_once_from_the_cache(
         assert new.get("from_cache", False) == (new["model"] == "teacher")
         assert new["fd_tagger"] == pytest.approx(old["fd_tagger"], rel=1e-6)
         if new["model"] == "teacher":
-            assert new["latency_s"] == old["latency_s"]
+            assert new["latency_s"] > 0 and new["latency_s"] != old["latency_s"], "a time of another run"
+            assert (old["latency_batches"], new["latency_batches"]) == (2, 1)
+    kept = [json.loads(path.read_text()) for path in (tmp_path / "lightning_logs" / ".teacher_rows").iterdir()]
+    assert len(kept) == 2 and not [key for entry in kept for key in entry["value"]["row"] if "latency" in key]
     samples = sorted(path.name for path in (folder / "samples").glob("*.wav"))
     assert samples == [f"clip_{i}_{model}.wav" for i in (0, 1) for model in ("student_1", "teacher_2")]
     audio = [soundfile.read(folder.parent / f"version_{v}" / "samples" / samples[0])[0] for v in (0, 1)]

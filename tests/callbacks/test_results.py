@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.image import imread
 
-from musiccm.callbacks.results import format_table, plot_fd, sort_rows, write_results
+from musiccm.callbacks.results import at_chance, format_table, plot_fd, sort_rows, write_results
 
 
 def row(model: str, steps: int, fd: float, calls: float, **more: object) -> dict:
@@ -57,6 +57,24 @@ def test_table_is_relative_to_the_teacher_at_its_most_steps() -> None:
     assert "0.200*" in cached
     assert "test_set_ta 0.325" in lines[-2]
     assert "cache" in lines[-1]
+
+
+def test_attributes_stand_above_chance_and_those_that_nobody_can_tell_are_left_out() -> None:
+    """Figures of the demo's test clips: metre and mode are told no better than by naming the commonest."""
+    chance = {"acc_drums_chance": 0.28, "acc_metre_chance": 0.879, "acc_mode_chance": 0.414}
+    rows = [row("student", 4, 26.0, 4.0, acc_metre=0.88, acc_mode=0.37, **chance)]
+    references = {"acc_drums_real": 1.0, "acc_metre_real": 0.875, "acc_mode_real": 0.387}
+    assert at_chance(rows[0], references) == ["metre", "mode"]
+    lines = format_table(rows, references, notes=["what it was compared with"]).splitlines()
+    head, student, last = lines[0].split(), lines[2].split(), lines[3].split()
+    assert head[-3:] == ["drums", "s/clip", "n"] and not {"metre", "mode"} & set(head)
+    assert student[-3] == "0.75" and last == ["chance", "0.28"]
+    assert lines[3].rstrip().endswith("0.28") and lines[3].index("0.28") == lines[2].index("0.75"), "in its column"
+    assert "left out, for the tagger cannot tell them: metre (real clips 0.875, chance 0.879), mode" in lines[-2]
+    assert lines[-1] == "what it was compared with"
+    # two standard errors of 256 clips: sqrt(.414 * .586 / 256) = .0308
+    assert at_chance(rows[0], {"acc_mode_real": 0.414 + 0.061}) == ["mode"]
+    assert at_chance(rows[0], {"acc_mode_real": 0.414 + 0.063}) == []
 
 
 def test_table_without_a_teacher_has_no_ratio() -> None:

@@ -35,6 +35,32 @@ def test_seeds_are_averaged_and_experiments_kept_apart(tmp_path: Path, capsys: p
     assert rows["demo", "teacher", "50"]["x most steps"] == "1"
 
 
+def test_times_are_those_of_the_run_and_of_one_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def times(*machines: str, **more: Any) -> list[str]:
+        runs = []
+        for number, machine in enumerate(machines):
+            folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+            path = Path(write_run(folder, "demo", 22.0)) / "results.json"
+            content = json.loads(path.read_text())
+            content["machine"] = {"device": machine}
+            for row in content["rows"]:
+                row |= {"latency_s": number + 1.0, **(more if row["model"] == "teacher" else {})}
+            path.write_text(json.dumps(content))
+            runs.append(str(folder))
+        assert main(["compare", *runs]) == 0
+        lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+        place = lines[0].index("s/clip") if "s/clip" in lines[0] else None
+        return [] if place is None else [line[place] for line in lines[2:]]
+
+    assert times("a", "a") == ["1.5 ± 0.71"] * 3
+    assert times("a", "b") == []
+    # an older version's time from the cache of teacher rows, and one that was measured anew
+    assert times("a", from_cache=True) == ["-", "-", "1"]
+    assert times("a", from_cache=True, latency_batches=1) == ["1", "1", "1"]
+
+
 def test_runs_of_different_n_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", write_run(tmp_path / "a", "demo", 2.0), write_run(tmp_path / "b", "demo", 2.0, n=64)]) == 2
     assert "n = 64" in capsys.readouterr().err

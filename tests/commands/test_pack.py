@@ -15,6 +15,8 @@ from musiccm.cli import main
 from musiccm.commands._precision import choose, half_rounded, relative_change
 from musiccm.commands._quality import figures
 from musiccm.files import replacing_folder
+from musiccm.metrics.clap_windows import CLAP_PARTS
+from musiccm.metrics.index import TrainingIndex
 from musiccm.models.bundle import Bundle
 from tests.tiny_bundle import build_random_bundle
 
@@ -44,7 +46,11 @@ def arguments(world: Path, *more: str, source: str = "work", to: str = "packed")
 
 @pytest.fixture(scope="module")
 def packed(world) -> tuple[Path, dict]:
-    assert main(arguments(world, "--results", str(world / "results.json"))) == 0
+    data = {"root": str(world / "corpus"), "clip_samples": 20480, "windows_per_track": 2, "val_clips": 2,
+            "kind": "latent", "cache_dir": str(world / "latents")}
+    (world / "stages/teacher.yaml").write_text(yaml.safe_dump({"data": {"init_args": data}}))
+    assert main(arguments(world, "--results", str(world / "results.json"), "--trained-on",
+                          str(world / "stages/teacher.yaml"))) == 0
     return world / "packed", json.loads((world / "packed/quality.json").read_text())
 
 
@@ -92,6 +98,27 @@ def test_figures_equal_those_taken_by_hand(world, packed):
         f"{decoder}reconstructions_against_{what}" for decoder in ("", "fast_") for what in ("other_half",
                                                                                             "their_originals")}
     assert kept["drums_kept"] * quality["figures"]["tagger_accuracy"]["drums"] == pytest.approx(kept["drums"])
+
+
+def test_the_index_holds_what_the_teacher_was_trained_on_and_nothing_of_this_machine(world, packed):
+    from musiccm.audio import fixed_window, read_audio
+
+    folder, quality = packed
+    index, bundle = TrainingIndex(folder / "training_index"), Bundle.from_pretrained(folder)
+    corpus = world / "corpus"
+    held_out = {path.stem for path in (corpus / "validation").iterdir()}
+    assert list(index.ids) == sorted(path.stem for path in (corpus / "train").iterdir()) and held_out
+    assert list(index.paths)[3] == "train/train_000003.flac" and index.start_s(7) == pytest.approx(10.24 - 1.28)
+    waveform = fixed_window(read_audio(corpus / index.paths[3])[0], 20480, 163840 - 20480)[None]
+    row = bundle.conditioner().audio(waveform, 16000)[0]
+    torch.testing.assert_close(index.read(7, 8)[0], row, atol=2**-11, rtol=0)
+    stated = quality["training_index"]
+    assert (stated["clips"], stated["windows"], stated["held_out_clips"]) == (10, 20, 2)
+    assert stated["bundle"] == "musiccm-tiny"
+    assert stated["corpora"]["audiostock"]["seed"] == 3 and stated["clap"] == bundle.content_hash(CLAP_PARTS)
+    for file in (folder / "training_index").iterdir():
+        assert str(world).encode() not in file.read_bytes().replace(str(corpus).encode(), b""), file
+    assert "20 windows of the 10 clips" in (folder / "MODEL_CARD.md").read_text()
 
 
 def test_card_states_where_everything_comes_from(packed):
@@ -148,6 +175,7 @@ def test_a_bundle_without_some_parts(world, capsys):
     assert "lacks unet, vocoder" in capsys.readouterr().out
     found = json.loads((world / "half-packed/quality.json").read_text())["figures"]
     assert "reconstruction_accuracy" not in found and "clap" in found
+    assert "brings no index" in (world / "half-packed/MODEL_CARD.md").read_text()
     assert "lacks: unet, vocoder" in (world / "half-packed/MODEL_CARD.md").read_text()
 
 

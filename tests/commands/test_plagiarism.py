@@ -28,7 +28,7 @@ def world(tmp_path_factory) -> Path:
     """A demo corpus, an index of its training part, and a folder of generated audio with a planted copy."""
     folder = tmp_path_factory.mktemp("world")
     assert main(["prepare", "demo", "--out", str(folder / "corpus"), "--tracks", str(TRAIN), "--test-tracks", str(TEST),
-                 "--seed", "5", "--workers", "1"]) == 0
+                 "--validation-tracks", "0", "--seed", "5", "--workers", "1"]) == 0
     assert main(["prepare", "index", "--root", str(folder / "corpus" / "train"), "--out", str(folder / "index")]) == 0
     generated = folder / "generated"
     track = sorted((folder / "corpus" / "train").iterdir())[2]

@@ -18,6 +18,7 @@ from musiccm.models.bundle import Bundle
 from tests.leftovers import leave_half_file
 from tests.tiny_bundle import build_random_bundle
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SAMPLES = 8 * 16 * 160  # what the tiny bundle's U-Net takes: 1.28 s
 
 
@@ -25,10 +26,11 @@ SAMPLES = 8 * 16 * 160  # what the tiny bundle's U-Net takes: 1.28 s
 def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     assert main(["prepare", "demo", "--out", str(folder / "corpus"), "--tracks", "12", "--test-tracks", "2",
-                 "--seed", "5", "--workers", "1"]) == 0
+                 "--validation-tracks", "3", "--seed", "5", "--workers", "1"]) == 0
     build_random_bundle(folder / "bundle", evaluators=False)
     data = {"root": str(folder / "corpus"), "kind": "latent", "bundle": str(folder / "bundle"), "batch_size": 4,
-            "cache_dir": str(folder / "latents"), "clip_samples": SAMPLES, "val_clips": 2, "windows_per_track": 2}
+            "cache_dir": str(folder / "latents"), "clip_samples": SAMPLES, "val_clips": 2, "windows_per_track": 2,
+            "demo_corpora": [str(folder / "corpus")]}
     (folder / "x.yaml").write_text(yaml.safe_dump({"data": {"class_path": "musiccm.data.module.MusicDataModule",
                                                             "init_args": data}}))
     return folder
@@ -36,10 +38,12 @@ def world(tmp_path_factory) -> Path:
 
 def test_demo_corpus_goes_where_the_experiment_reads_it(world, capsys):
     before = sorted(path.name for path in (world / "corpus" / "train").iterdir())
-    again = ["--tracks", "12", "--test-tracks", "2", "--workers", "1"]
+    again = ["--tracks", "12", "--test-tracks", "2", "--validation-tracks", "3", "--workers", "1"]
     assert main(["prepare", "demo", "--config", str(world / "x.yaml"), "--seed", "5", *again]) == 0
     assert f"{world / 'corpus'}: the demo corpus is complete" in capsys.readouterr().out
     assert sorted(path.name for path in (world / "corpus" / "train").iterdir()) == before
+    assert main(["prepare", "corpus", "--config", str(world / "x.yaml"), "--seed", "5", *again]) == 0
+    assert f"{world / 'corpus'}: the demo corpus is complete" in capsys.readouterr().out
     (world / "rootless.yaml").write_text("data: {class_path: musiccm.data.module.MusicDataModule, init_args: {}}")
     assert main(["prepare", "demo", "--config", str(world / "rootless.yaml"), *again]) == 2
     assert "rootless.yaml: expected data.init_args.root" in capsys.readouterr().err
@@ -57,7 +61,7 @@ def test_latents_equal_those_encoded_from_the_waveforms(world, capsys):
     data.setup("test")
     bundle = Bundle.from_pretrained(world / "bundle")
     cache, conditioner = data.latent_cache("train"), bundle.conditioner()
-    assert len(cache) == 24 and len(data.latent_cache("test")) == 4
+    assert len(cache) == 30 and len(data.latent_cache("test")) == 4
     row = 7  # the last window of the fourth track
     clip = data.clips("train")[3]
     index = cache.index
@@ -72,7 +76,8 @@ def test_latents_equal_those_encoded_from_the_waveforms(world, capsys):
     torch.testing.assert_close(cache.audio(rows), audio, atol=1e-4, rtol=0)
     numbers = np.arange(index.caption_ends_P1[3], index.caption_ends_P1[4])
     torch.testing.assert_close(cache.text(numbers), text, atol=1e-4, rtol=0)
-    assert len(data.waveforms("train")) == 11  # one of twelve is held out
+    # the demo's clips for validation are tracks of their own
+    assert (len(data.waveforms("train")), len(data.waveforms("val"))) == (12, 2)
     batch = next(iter(data.train_dataloader()))
     assert batch.latents_BCTF.shape == (4, 4, 8, 4) and batch.text_BD.shape == batch.audio_BD.shape == (4, 32)
 
@@ -155,8 +160,13 @@ def test_a_combined_experiment_is_prepared_from_nothing(world, tmp_path, capsys)
     del settings["root"]
     config = tmp_path / "both.yaml"
     config.write_text(yaml.safe_dump({"data": {"init_args": settings}}))
-    assert main(["prepare", "demo", "--layout", "magnatagatune", "--config", str(config), "--tracks", "13",
-                 "--test-tracks", "2", "--seed", "9", "--workers", "1"]) == 0
+    tracks = ["--tracks", "13", "--test-tracks", "2", "--seed", "9", "--workers", "1"]
+    mtat = ["--layout", "magnatagatune", *tracks]
+    assert main(["prepare", "demo", *mtat, "--config", str(config)]) == 2  # the experiment does not say that it is it
+    assert not (tmp_path / "mtat").exists() and "demo_corpora lists, found 0" in capsys.readouterr().err
+    settings["demo_corpora"] = [str(tmp_path / "mtat")]
+    config.write_text(yaml.safe_dump({"data": {"init_args": settings}}))
+    assert main(["prepare", "demo", *mtat, "--config", str(config)]) == 0
     (broken,) = (tmp_path / "mtat" / "7").glob("*.mp3")
     broken.write_bytes(b"")
     assert main(["prepare", "latents", "--config", str(config), "--strict"]) == 2
@@ -173,4 +183,39 @@ def test_a_combined_experiment_is_prepared_from_nothing(world, tmp_path, capsys)
     names = [name.split("/")[0] for batch in data.train_dataloader() for name in batch.ids]
     assert len(names) == 44 and abs(names.count("audiostock") - 30) <= 1
     assert main(["prepare", "demo", "--config", str(world / "x.yaml"), "--layout", "magnatagatune"]) == 2
-    assert "one corpus with layout magnatagatune" in capsys.readouterr().err
+    assert "one corpus in magnatagatune's layout" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["demo", "corpus"])
+@pytest.mark.parametrize("name", sorted(path.relative_to(EXPERIMENTS).as_posix() for path in EXPERIMENTS.rglob("*.yaml")
+                                        if path.parent.name != "strategies"))
+def test_the_demo_corpus_is_written_only_where_an_experiment_says_that_it_reads_it(
+    command, name, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    written = []
+    monkeypatch.setattr("musiccm.data.demo.corpus.write_corpus", lambda root, *a, **k: written.append(str(root)))
+    code = main(["prepare", command, "--config", str(EXPERIMENTS / name)])
+    expected = {"demo.yaml": "data/demo", "demo_long.yaml": "data/demo", "smoke.yaml": "data/smoke",
+                **{f"ablations/{ablation}.yaml": "data/demo" for ablation in (
+                    "adversarial_audiomae", "adversarial_clap", "judge_short_crop", "judge_whole_clip",
+                    "paper_recipe")}}
+    assert (code, written) == ((0, [expected[name]]) if name in expected else (2, []))
+    assert not list(tmp_path.rglob("*")), "something was written"
+    message = capsys.readouterr().err
+    if name not in expected and command == "corpus":
+        folders = ["data/bundle-corpus"] if name.startswith("stages/") else ["data/audiostock", "data/magnatagatune"]
+        assert all(f"{folder}: no such corpus folder; expected" in message for folder in folders)
+
+
+def test_an_experiment_over_the_demos_with_a_root_of_its_own_is_not_the_demos(world, tmp_path, capsys):
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump({"base": str(EXPERIMENTS / "demo.yaml"),
+                                   "data": {"init_args": {"root": str(tmp_path / "mine")}}}))
+    for command in ("demo", "corpus"):
+        assert main(["prepare", command, "--config", str(own), "--tracks", "1"]) == 2
+    assert not (tmp_path / "mine").exists()
+    # the same experiment goes on once the music is there
+    (tmp_path / "mine").symlink_to(world / "corpus")
+    assert main(["prepare", "corpus", "--config", str(own)]) == 0
+    assert "12 train clips, 2 test clips" in capsys.readouterr().out

@@ -17,6 +17,7 @@ from musiccm.config import load_experiment
 from musiccm.data.corpora import parse_corpora
 from musiccm.data.latent_files import CacheWriter
 from musiccm.data.module import MusicDataModule
+from musiccm.data.shares import share_out
 from musiccm.data.window_index import WindowIndex
 from musiccm.errors import MusiccmError
 
@@ -146,7 +147,56 @@ def test_strict_stops_at_the_first_bad_item(folder, tmp_path):
         MusicDataModule(str(tmp_path / "c"), strict=True).setup("fit")
 
 
+def test_no_corpus_fills_another_ones_share(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "c")
+    root = tmp_path / "c"
+
+    def used(data, limit):
+        assert [clip.id for clip in data.waveforms("test", limit).clips] == [
+            clip.id for part in data.eval_parts("test", limit) for clip in part.clips]
+        return {part.name: (len(part.clips), part.asked) for part in data.eval_parts("test", limit)}
+
+    stock, mtat = corpora(root)
+    alone = [{**stock, "test": 3}, {**mtat, "test": 0}]
+    assert used(module(root, "test", corpora=alone), 1000) == {"stock": (3, 3), "magnatagatune": (0, 0)}
+    both = module(root, "test")
+    assert used(both, None) == {"stock": (3, 3), "magnatagatune": (6, 6)}
+    # 3 to 6, then by the largest remainder: 4 x 3/9 = 1.33, 4 x 6/9 = 2.67
+    assert used(both, 4) == {"stock": (1, 1), "magnatagatune": (3, 3)}
+    assert used(module(root, "test", eval_limit=3), 4) == {"stock": (1, 1), "magnatagatune": (2, 2)}
+    for name in ("test_000", "test_001"):
+        (root / "stock" / "test" / f"{name}.flac").write_bytes(b"")
+    spoilt = {"max_bad_fraction": 0.9}
+    assert used(module(root, "test", corpora=alone, **spoilt), 1000) == {"stock": (1, 3), "magnatagatune": (0, 0)}
+    assert used(module(root, "test", **spoilt), 6) == {"stock": (1, 2), "magnatagatune": (4, 4)}
+    # held-out clips are shared too, not the first corpus' alone
+    assert [len(part.clips) for part in both.eval_parts("val", 2)] == [1, 1]
+
+
+@pytest.mark.parametrize(("asked", "limit"), [([1000, 3], 1000), ([3, 6, 2], 5), ([7], 3), ([5, 0, 5], 3), ([1, 1], 9)])
+def test_shares_are_whole_and_nearest_to_the_proportion(asked, limit):
+    shares = share_out(asked, limit)
+    assert sum(shares) == min(limit, sum(asked)) and all(0 <= s <= a for s, a in zip(shares, asked, strict=True))
+    assert all(abs(s - a * min(1, limit / sum(asked))) < 1 for s, a in zip(shares, asked, strict=True))
+
+
+def test_a_demo_corpus_of_an_older_version_is_refused_where_it_is_named_as_one(tmp_path):
+    write_corpus(tmp_path / "demo", train=20, test=3)
+    options = {"clip_samples": SAMPLES, "demo_corpora": [str(tmp_path / "demo") + "/"]}
+    with pytest.raises(MusiccmError, match=r"without validation/.*prepare demo --out .*demo"):
+        MusicDataModule(str(tmp_path / "demo"), **options).setup("fit")
+    MusicDataModule(str(tmp_path / "demo"), clip_samples=SAMPLES).setup("fit")  # anybody's corpus needs none
+    for n in range(3):
+        write_clip(tmp_path / "demo", "validation", f"validation_{n}", sound(500 + n))
+    data = MusicDataModule(str(tmp_path / "demo"), **options, val_clips=2)
+    data.setup("fit")
+    assert len(data.train_clips) == 20 and len(data.val_clips) == 2
+    assert {clip.id[:10] for clip in data.val_clips} == {"validation"} and len(data.clips("train")) == 23
+
+
 @pytest.mark.parametrize(("items", "message"), [
+    ([{"layout": "audiostock", "root": "x", "test": -1}], r"test must be a number of test clips.*-1"),
+    ([{"layout": "audiostock", "root": "x", "test": 0}], "test is 0 for every corpus"),
     ([], "at least one corpus"), (["x"], r"corpora\[0\]: expected layout"), ([{"root": "x"}], "layout must be one of"),
     ([{"layout": "audiostock"}], r"corpora\[0\]\.root"),
     ([{"layout": "audiostock", "root": "x", "weight": 0}], "above 0, found 0"),

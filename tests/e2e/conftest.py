@@ -119,7 +119,8 @@ start_once = pytest.fixture(starter, name="start_once", scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     made = World(tmp_path_factory.mktemp("world"))
     build_random_bundle(made.bundle, frames=8)
-    tracks = ["--tracks", str(TRAIN_TRACKS), "--test-tracks", str(TEST_TRACKS), "--seed", "1", "--workers", "2"]
+    tracks = ["--tracks", str(TRAIN_TRACKS), "--test-tracks", str(TEST_TRACKS), "--validation-tracks", "0"]
+    tracks += ["--seed", "1", "--workers", "2"]
     assert cli.main(["prepare", "demo", "--out", str(made.corpus), *tracks]) == 0
     path = made.experiment(made.root, "prepared", [])
     assert cli.main(["prepare", "latents", "--config", str(path)]) == 0

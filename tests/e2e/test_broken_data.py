@@ -111,8 +111,9 @@ def test_every_planted_file_is_listed_and_the_rest_is_trained_on(
         {"layout": "magnatagatune", "root": str(mtat), "weight": 1}]}
     path.write_text(yaml.safe_dump(content))
     config = ["--config", str(path)]
-    for layout, tracks in (("audiostock", STOCK_TRACKS), ("magnatagatune", MTAT_TRACKS)):
-        command = ["prepare", "demo", "--layout", layout, *config, "--tracks", str(tracks)]
+    for root, tracks, more in ((stock, STOCK_TRACKS, ["--validation-tracks", "0"]),
+                               (mtat, MTAT_TRACKS, ["--layout", "magnatagatune"])):
+        command = ["prepare", "demo", "--out", str(root), *more, "--tracks", str(tracks)]
         assert cli.main([*command, "--test-tracks", str(TEST_TRACKS), "--seed", str(tracks), "--workers", "2"]) == 0
     planted = spoil_stock(stock, mtat)
     in_mtat = spoil_mtat(mtat)

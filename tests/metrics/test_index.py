@@ -63,6 +63,31 @@ def test_reads_back_what_was_written(tmp_path: Path) -> None:
         assert torch.equal(again.read(0, 3), index.read(0, 3))
 
 
+def test_half_precision_moves_a_cosine_by_its_rounding_at_most(tmp_path: Path) -> None:
+    index = write(tmp_path, dtype=torch.float16)
+    assert load_file(tmp_path / "rows-00000.safetensors")["audio"].dtype == torch.float16
+    read = index.read(0, index.n_rows)
+    lengths = read.double().norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths), atol=1e-6, rtol=0)
+    unit = torch.nn.functional.normalize(rows().double(), dim=1)
+    queries = torch.nn.functional.normalize(torch.randn(50, WIDTH, generator=torch.Generator().manual_seed(1)).double())
+    error = (queries @ read.double().T - queries @ unit.T).abs().max()
+    # a component is rounded by 2^-11 of itself, or, below the smallest normal number, by 2^-25
+    assert 0 < error <= 2**-11 + WIDTH**0.5 * 2**-25
+    with pytest.raises(MusiccmError, match="something else: dtype is 'float16'|the shards|something else"):
+        write(tmp_path)
+
+
+def test_samples_are_known_by_their_hash_and_an_older_index_does_without(tmp_path: Path) -> None:
+    clips = [PlannedClip("a", "a.flac", [0.0], "abc"), PlannedClip("b", "b.flac", [0.0], "def")]
+    write_index(tmp_path, KEY, {}, clips, WIDTH, lambda first, last: rows()[first:last])
+    assert list(TrainingIndex(tmp_path).samples) == ["abc", "def"]
+    path = tmp_path / "columns.safetensors"
+    columns = {name: column for name, column in load_file(path).items() if not name.startswith("samples")}
+    save_file(columns, path, metadata={"digest": TrainingIndex(tmp_path).digest})
+    assert list(TrainingIndex(tmp_path).samples) == ["", ""]
+
+
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     with pytest.raises(KeyboardInterrupt):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from musiccm.callbacks.evaluator import Evaluator
+from musiccm.callbacks.galleries import Galleries
 from musiccm.callbacks.row_cache import machine
 from musiccm.data.sampling import KeyedLoader
 from musiccm.data.waveforms import collate_waveforms
@@ -22,9 +21,6 @@ from musiccm.metrics.embedders import Embedder, load_embedder
 from musiccm.metrics.suite import Listener, MetricSuite
 
 log = logging.getLogger(__name__)
-
-TrainClap = tuple[Sequence[str], Tensor]
-
 
 def load_ears(bundle: Any, names: Sequence[str], weights: Mapping[str, str]) -> list[Embedder]:
     """The networks that listen.
@@ -66,21 +62,6 @@ def data_of(trainer: pl.Trainer, stage: str) -> Any:
     return data
 
 
-def train_clap_of(data: Any) -> TrainClap | None:
-    """What SIM_AA compares with.
-
-    Args:
-        data: The data module.
-
-    Returns:
-        Ids and CLAP embeddings of the training clips; None, with a warning, where the data module has none.
-    """
-    if not hasattr(data, "train_clap_audio"):
-        log.warning("evaluation: the data module has no embeddings of the training clips; SIM_AA is left out")
-        return None
-    return data.train_clap_audio()
-
-
 def dealt(clips: Dataset, count: int, trainer: pl.Trainer, batch_size: int) -> tuple[KeyedLoader, int]:
     """This rank's share of the first clips. A distributed sampler would pad the last round with another rank's clips.
 
@@ -104,7 +85,7 @@ def build_evaluator(
     ears: Sequence[Embedder],
     clips: Dataset,
     count: int,
-    train_clap: TrainClap | None,
+    galleries: Galleries | None,
     seed: int,
     batch_size: int,
     progress: bool,
@@ -119,7 +100,7 @@ def build_evaluator(
         ears: The networks that listen.
         clips: Real clips.
         count: How many of them, over all ranks.
-        train_clap: What SIM_AA compares with.
+        galleries: What SIM_AA compares with.
         seed: Seed of the noise.
         batch_size: Clips generated together.
         progress: Whether rank zero shows progress bars.
@@ -133,7 +114,8 @@ def build_evaluator(
     listener = Listener(ears, conditioner.audio, system.codec.mel.sample_rate_hz).to(system.device)
     tagger = listener.tagger
     metrics = MetricSuite(
-        listener.classifies(system.device), train_clap, listener.groups, tagger=tagger.name if tagger else "", **suite
+        listener.classifies(system.device), galleries.by_column if galleries else None, listener.groups,
+        gallery_ND=galleries.own_ND if galleries else None, tagger=tagger.name if tagger else "", **suite,
     )
     shown = progress and trainer.is_global_zero
     evaluator = Evaluator(listener, metrics, seed, batch_size, system.device, shown, between)
@@ -142,21 +124,20 @@ def build_evaluator(
     return evaluator
 
 
-def real_distance(trainer: pl.Trainer, data: Any, evaluator: Evaluator, limit: int) -> dict[str, Any]:
+def real_distance(trainer: pl.Trainer, data: Any, evaluator: Evaluator, count: int) -> dict[str, Any]:
     """What real clips come to that are not the references: as many held-out clips, then training clips.
 
     Args:
         trainer: Knows the rank.
         data: The data module.
         evaluator: With the reference.
-        limit: At most this many clips.
+        count: As many clips as the reference has, over all ranks.
 
     Returns:
         `fd_<name>_real` and the like, and `n_fd_<name>_real`; nothing, with a warning, where there are too few clips.
     """
     # A bare index is the centred window, in the training clips too.
     others: ConcatDataset = ConcatDataset([data.waveforms("val"), data.waveforms("train")])
-    count = min(limit, len(data.waveforms("test")))
     if len(others) < count:
         log.warning("evaluation: %d other real clips for %d references; no distance of theirs", len(others), count)
         return {}
@@ -169,7 +150,7 @@ def real_distance(trainer: pl.Trainer, data: Any, evaluator: Evaluator, limit: i
 
 
 def cache_key(
-    trainer: pl.Trainer, system: Any, evaluator: Evaluator, train_clap: TrainClap | None, n: int
+    trainer: pl.Trainer, system: Any, evaluator: Evaluator, galleries: Galleries | None, n: int
 ) -> dict[str, Any]:
     """What a teacher's row rests on, beside its steps and guidance.
 
@@ -177,16 +158,12 @@ def cache_key(
         trainer: Knows the number of ranks, whose batches differ.
         system: Has `bundle` and `device`.
         evaluator: With its reference; every rank must call this.
-        train_clap: What SIM_AA compares with.
+        galleries: What SIM_AA compares with.
         n: Clips, over all ranks.
 
     Returns:
         Plain JSON values.
     """
-    digest = hashlib.sha256()
-    if train_clap is not None:
-        digest.update(repr(list(train_clap[0])).encode())
-        digest.update(train_clap[1].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     networks = evaluator.suite.networks
     references = [evaluator.reference_digest]
     if trainer.world_size > 1:  # each rank has heard its own clips
@@ -197,7 +174,7 @@ def cache_key(
         "embedders": {name: embedder.fingerprint for name, embedder in evaluator.listener.embedders.items()},
         "figures": {name: sorted(key for key, _ in network.named_children()) for name, network in networks.items()},
         "reference": references,
-        "train": digest.hexdigest(),
+        "train": galleries.digest() if galleries else None,
         "seed": evaluator.seed,
         "batch_size": evaluator.batch_size,
         "world_size": trainer.world_size,

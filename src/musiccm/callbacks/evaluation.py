@@ -14,7 +14,6 @@ import pytorch_lightning as pl
 from musiccm import signals
 from musiccm.audio.mel import LogMel
 from musiccm.callbacks.assembly import (
-    TrainClap,
     build_evaluator,
     cache_key,
     data_of,
@@ -22,11 +21,11 @@ from musiccm.callbacks.assembly import (
     local_count,
     real_distance,
     run_folder,
-    train_clap_of,
 )
 from musiccm.callbacks.clip_budget import ClipBudget
 from musiccm.callbacks.contenders import Contender, fast_students, students, teachers
 from musiccm.callbacks.evaluator import Evaluator
+from musiccm.callbacks.galleries import ALL, Galleries, described, galleries_of, warn_of_training_clips
 from musiccm.callbacks.preemption import leave_together, leaving_together
 from musiccm.callbacks.row_cache import RowCache, machine
 from musiccm.callbacks.shipped import check_shipped, shipped_contenders
@@ -37,15 +36,15 @@ from musiccm.metrics.embedders import Embedder
 log = logging.getLogger(__name__)
 
 # What of a row is no figure of the clips: how it was made, and how long that took.
-NOT_LOGGED = ("model", "steps", "guidance_scale", "from_cache", "latency_batch")
+NOT_LOGGED = ("model", "steps", "guidance_scale", "from_cache", "latency_batch", "latency_batches")
 
 
 class Evaluation(pl.Callback):
     """Scores teacher and student on the test clips after `test`, and the student on held-out clips while it trains.
 
     The system must have `bundle`, `codec`, `conditioner`, `teacher`, `schedule`, `grid` and
-    `consistency(which="slow") -> f(z, t, cond)`; the data module `waveforms("train" | "val" | "test")` and, for SIM_AA,
-    `train_clap_audio() -> (ids, [N, D])`.
+    `consistency(which="slow") -> f(z, t, cond)`; the data module `waveforms("train" | "val" | "test", limit)` and, for
+    SIM_AA, `train_clap_audio() -> (ids, [N, D])`.
 
     Args:
         steps: Steps at which the student is scored.
@@ -54,7 +53,7 @@ class Evaluation(pl.Callback):
         teacher_steps: Steps at which the teacher is scored.
         guidance_scale: The teacher's guidance, the usual scale.
         gamma: Share of fresh noise between the student's steps.
-        limit: At most this many test clips.
+        limit: At most this many test clips; each of several corpora has its share by its size, none fills another's.
         batch_size: Clips generated together; latencies are stated at this size.
         seed: Seed of the noise, with the clip ids.
         shipped_student: A student's bundle to score beside this run's: a name, a path, or None.
@@ -72,6 +71,9 @@ class Evaluation(pl.Callback):
         weights: Files of those that the bundle does not bring, by name; others are looked for in `MUSICCM_WEIGHTS`.
         kad: Those of them that also give a kernel distance.
         fd_inf: Those of them that also give FD-infinity in the table; it takes 15 distances a row.
+        galleries: What SIM_AA compares with, a column each: `all`, the experiment's training clips and those that the
+            bundle says its teacher was trained on; `teacher`, the latter; or the name of a corpus of the experiment.
+            The first is `sim_aa_90` and `sim_aa_95`, others are `sim_aa_90_<name>` and so on.
         progress: Whether to show progress bars.
 
     Raises:
@@ -101,6 +103,7 @@ class Evaluation(pl.Callback):
         weights: Mapping[str, str] | None = None,
         kad: Sequence[str] = (),
         fd_inf: Sequence[str] = (),
+        galleries: Sequence[str] = (ALL,),
         progress: bool = True,
     ) -> None:
         if not embedders:
@@ -129,7 +132,7 @@ class Evaluation(pl.Callback):
         self.val_limit, self.every_n_validations = val_limit, every_n_validations
         self.time_budget_s, self.cache_dir, self.progress = time_budget_s, cache_dir, progress
         self.embedders, self.weights = list(embedders), dict(weights or {})
-        self.kad, self.fd_inf = list(kad), list(fd_inf)
+        self.kad, self.fd_inf, self.galleries = list(kad), list(fd_inf), list(galleries)
         self._loaded: list[Embedder] = []
         self._watching: tuple[Evaluator, ClipBudget] | None = None
         self._teacher_figures: dict[str, float] | None = None
@@ -179,12 +182,14 @@ class Evaluation(pl.Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute the table and write it, with samples, into the run's folder."""
         data = data_of(trainer, "test")
-        train_clap = train_clap_of(data)
-        clips = data.waveforms("test")
+        galleries = galleries_of(data, pl_module.bundle, self.galleries)
+        clips = data.waveforms("test", self.limit)
         count = min(self.limit, len(clips))
+        shares = shares_of(data, "test", self.limit)
+        seen = warn_of_training_clips(galleries, getattr(clips, "clips", ()), "test")
         if count < self.limit:
             log.warning("evaluation: %d test clips, fewer than the limit of %d", count, self.limit)
-        evaluator = self._evaluator(trainer, pl_module, clips, count, train_clap, fd_inf=self.fd_inf)
+        evaluator = self._evaluator(trainer, pl_module, clips, count, galleries, fd_inf=self.fd_inf)
         contenders = teachers(pl_module, self.teacher_steps, self.guidance_scale)
         contenders += students(pl_module, self.steps, self.gamma)
         contenders += fast_students(pl_module, self.fast_steps, self.gamma)
@@ -196,11 +201,11 @@ class Evaluation(pl.Callback):
             heard=self.panel_labels,
             n_panels=self.n_panels,
             cache=self._cache(trainer),
-            cache_key=cache_key(trainer, pl_module, evaluator, train_clap, count),
+            cache_key=cache_key(trainer, pl_module, evaluator, galleries, count),
             share=trainer.strategy.broadcast,
             writes=trainer.is_global_zero,
         )
-        references = evaluator.suite.references() | real_distance(trainer, data, evaluator, self.limit)
+        references = evaluator.suite.references() | real_distance(trainer, data, evaluator, count)
         folder, experiment = run_folder(trainer)
         names = list(evaluator.listener.embedders)
         for outcome in outcomes.values():
@@ -210,8 +215,10 @@ class Evaluation(pl.Callback):
             pl_module.log_dict(known, sync_dist=True)
         if not trainer.is_global_zero:
             return
+        about = galleries.about if galleries else {}
         text = write_table(
-            folder, experiment, outcomes, references, names[0],
+            folder, experiment, outcomes, references, names[0], notes=[*described(about), *shortfalls(shares)],
+            sim_aa_gallery=about, test_clips=shares, test_clips_of_the_teachers_training=seen,
             machine=machine(pl_module.device), checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
             seed=self.seed, gamma=self.gamma,
             embedders={name: embedder.fingerprint for name, embedder in evaluator.listener.embedders.items()},
@@ -224,9 +231,11 @@ class Evaluation(pl.Callback):
         """The evaluator of the held-out clips, made at the first validation: their features do not change."""
         if self._watching is None:
             data = data_of(trainer, "validate")
-            clips = data.waveforms("val")
+            clips = data.waveforms("val", self.val_limit)
             count = min(self.val_limit, len(clips))
-            evaluator = self._evaluator(trainer, pl_module, clips, count, train_clap_of(data), progress=False)
+            galleries = galleries_of(data, pl_module.bundle, self.galleries)
+            warn_of_training_clips(galleries, getattr(clips, "clips", ()), "validation")
+            evaluator = self._evaluator(trainer, pl_module, clips, count, galleries, progress=False)
             budget = ClipBudget(self.time_budget_s, count, trainer.world_size, trainer.strategy.broadcast)
             self._watching = evaluator, budget
         return self._watching
@@ -239,7 +248,10 @@ class Evaluation(pl.Callback):
             evaluator,
             contenders,
             cache=self._cache(trainer),
-            cache_key=cache_key(trainer, pl_module, evaluator, train_clap_of(data_of(trainer, "validate")), n),
+            cache_key=cache_key(
+                trainer, pl_module, evaluator,
+                galleries_of(data_of(trainer, "validate"), pl_module.bundle, self.galleries), n,
+            ),
             share=trainer.strategy.broadcast,
             writes=trainer.is_global_zero,
             limit=local_count(trainer, n),
@@ -255,12 +267,12 @@ class Evaluation(pl.Callback):
         pl_module: pl.LightningModule,
         clips: Any,
         count: int,
-        train_clap: TrainClap | None,
+        galleries: Galleries | None,
         progress: bool = True,
         **suite: Any,
     ) -> Evaluator:
         return build_evaluator(
-            trainer, pl_module, self._ears(pl_module), clips, count, train_clap, self.seed, self.batch_size,
+            trainer, pl_module, self._ears(pl_module), clips, count, galleries, self.seed, self.batch_size,
             progress and self.progress, leaving_together(trainer, count), kad=self.kad, **suite,
         )
 
@@ -273,6 +285,38 @@ class Evaluation(pl.Callback):
         return RowCache(None if self.cache_dir is None else Path(trainer.default_root_dir) / self.cache_dir)
 
 
+def shares_of(data: Any, split: str, limit: int) -> dict[str, dict[str, int]]:
+    """How many clips of each corpus are evaluated on, and how many would be if none were bad.
+
+    Args:
+        data: The data module.
+        split: `"val"` or `"test"`.
+        limit: At most so many clips of all together.
+
+    Returns:
+        `asked` and `used` by the corpus' name; nothing where the data module knows no corpora.
+    """
+    if not hasattr(data, "eval_parts"):
+        return {}
+    return {part.name: {"asked": part.asked, "used": len(part.clips)} for part in data.eval_parts(split, limit)}
+
+
+def shortfalls(shares: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """A sentence for each corpus that has fewer usable clips than its share.
+
+    Args:
+        shares: See `shares_of`.
+
+    Returns:
+        The sentences; they are logged as warnings too.
+    """
+    found = [f"test clips of {name}: {share['used']} of the {share['asked']} asked for; the others cannot be used, and "
+             "no other corpus' took their place" for name, share in shares.items() if share["used"] < share["asked"]]
+    for sentence in found:
+        log.warning("evaluation: %s", sentence)
+    return found
+
+
 def logged(row: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a row that a logger takes.
 
@@ -280,6 +324,7 @@ def logged(row: Mapping[str, Any]) -> dict[str, float]:
         row: A row of the table.
 
     Returns:
-        Its figures, n and latency; those that are None are left out.
+        Its figures, n and latency; those that are None are left out, as is chance, which stays what it is.
     """
-    return {key: float(value) for key, value in row.items() if value is not None and key not in NOT_LOGGED}
+    return {key: float(value) for key, value in row.items() if value is not None and key not in NOT_LOGGED
+            and not key.endswith("_chance")}

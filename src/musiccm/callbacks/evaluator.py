@@ -88,10 +88,13 @@ class Evaluator:
             for batch in batches:
                 self.between(len(self.ids))
                 waveforms = batch.waveform_BS.to(self.device)
-                self.suite.update_reference(self.listener(waveforms), encode(batch.captions), batch.ids)
+                attributes = batch.attributes or [{} for _ in batch.ids]
+                wanted = self.listener.wanted(attributes) if self.listener.groups else None
+                self.suite.update_reference(self.listener(waveforms), encode(batch.captions), batch.ids,
+                                            wanted_BG=wanted)
                 self.ids += batch.ids
                 self.prompts += batch.captions
-                self.attributes += batch.attributes or [{} for _ in batch.ids]
+                self.attributes += attributes
                 self._digest.update(batch.waveform_BS.contiguous().cpu().numpy().tobytes())
                 self._digest.update(repr((batch.ids, batch.captions)).encode())
                 bar.update(len(batch.ids))
@@ -173,6 +176,22 @@ class Evaluator:
         calls = (contender.calls.samples - calls_before) / count if contender.calls and count else None
         return Outcome(self._row(contender, figures, times, calls, count), nearest, kept)
 
+    def latencies(self, contender: Contender) -> dict[str, Any]:
+        """Measure the latencies alone, on one batch, after a clip that pays for what is made once.
+
+        Args:
+            contender: What generates.
+
+        Returns:
+            The keys of a row that begin with `latency_`; nothing on a rank without clips.
+        """
+        spent: dict[str, float] = {}
+        ids: list[str] = []
+        for part in (slice(0, 1), slice(0, self.batch_size)):
+            if ids := self.ids[part]:
+                spent = self._generate(contender, ids, self.prompts[part])[2]
+        return self._latencies({name: [seconds / len(ids)] for name, seconds in spent.items()}, len(ids)) if ids else {}
+
     def samples(self, contender: Contender, count: int) -> dict[str, Tensor]:
         """Waveforms of the first prompts alone: the very ones that `run` makes.
 
@@ -238,12 +257,16 @@ class Evaluator:
             "guidance_scale": contender.guidance_scale,
             "network_calls": None if calls is None else round(calls, 6),
         }
-        totals = [sum(parts) for parts in zip(*times.values(), strict=True)]
         row |= {key: value for key, value in figures.items() if key != "n"}
-        row["latency_s"] = statistics.median(totals) if totals else None
+        return row | self._latencies(times, count) | {"n": figures["n"]}
+
+    def _latencies(self, times: Mapping[str, list[float]], count: int) -> dict[str, Any]:
+        """Medians over batches of the seconds a clip that each part took."""
+        totals = [sum(parts) for parts in zip(*times.values(), strict=True)]
+        row: dict[str, Any] = {"latency_s": statistics.median(totals) if totals else None}
         for name, seconds in times.items():
             row[f"latency_{name}_s"] = statistics.median(seconds) if seconds else None
-        return row | {"latency_batch": min(self.batch_size, count), "n": figures["n"]}
+        return row | {"latency_batch": min(self.batch_size, count), "latency_batches": len(totals)}
 
     def _bar(self, label: str, total: int | None) -> tqdm:
         return tqdm(total=total, desc=label, unit="clip", disable=not self.progress, dynamic_ncols=True)

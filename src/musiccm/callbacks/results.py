@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,66 @@ def write_results(
     return result
 
 
-def format_table(rows: Sequence[dict[str, Any]], references: dict[str, Any], evaluator: str = "tagger") -> str:
+def without_times(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without what it took to make it.
+
+    Args:
+        row: A row of the table.
+
+    Returns:
+        It without the keys that begin with `latency_`.
+    """
+    return {key: value for key, value in row.items() if not key.startswith("latency_")}
+
+
+def timed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the times that its own run measured, and no others.
+
+    Older versions took a teacher's row from a cache with the time of an earlier run; such a row does not say on how
+    many batches its time rests.
+
+    Args:
+        row: A row of a results.json.
+
+    Returns:
+        The row, without its times where they are another run's.
+    """
+    return without_times(row) if row.get("from_cache") and "latency_batches" not in row else dict(row)
+
+
+def at_chance(row: dict[str, Any], references: dict[str, Any]) -> list[str]:
+    """The attributes that the tagger cannot tell: on real clips it is no better than always naming the commonest tag.
+
+    Args:
+        row: A row of the table, with `acc_<group>_chance`.
+        references: Figures of the real clips, with `acc_<group>_real`.
+
+    Returns:
+        Those groups whose accuracy on the real clips is within two standard errors of chance, or below.
+    """
+    found = []
+    for key, real in references.items():
+        if key.startswith("acc_") and key.endswith("_real"):
+            group = key.removeprefix("acc_").removesuffix("_real")
+            chance = row.get(f"acc_{group}_chance")
+            if chance is not None and real <= chance + 2 * math.sqrt(chance * (1 - chance) / row["n"]):
+                found.append(group)
+    return found
+
+
+def format_table(
+    rows: Sequence[dict[str, Any]], references: dict[str, Any], evaluator: str = "tagger", notes: Sequence[str] = (),
+) -> str:
     """The table as text, with figures relative to the teacher at its most steps.
+
+    Attributes stand above what naming the commonest tag would come to; those that the tagger cannot tell are left out,
+    and said so.
 
     Args:
         rows: Rows of the table.
         references: Figures of the real clips.
         evaluator: Name of the classifier behind FD, IS and KL.
+        notes: Sentences below the table.
 
     Returns:
         Lines, ended by a newline.
@@ -84,24 +137,35 @@ def format_table(rows: Sequence[dict[str, Any]], references: dict[str, Any], eva
         ("TA", lambda r: _number(r["ta_similarity"], 3)),
         ("SIM@90", lambda r: _number(r["sim_aa_90"], 3)),
         ("SIM@95", lambda r: _number(r["sim_aa_95"], 3)),
-        ("s/clip", lambda r: _number(r["latency_s"], 3) + ("*" if r.get("from_cache") else "")),
+        ("s/clip", lambda r: _number(r.get("latency_s"), 3) + ("*" if r.get("from_cache") else "")),
         ("n", lambda r: str(r["n"])),
     ]
     others = [key for key in dict.fromkeys(key for row in rows for key in row)
-              if key.startswith(("fd_", "kad_")) and key != fd]
+              if key.startswith(("fd_", "kad_", "sim_aa_90_", "sim_aa_95_")) and key != fd]
     for key in others:
-        columns.insert(-2, (key, lambda r, key=key: _number(r.get(key), 2)))
-    groups = [key for key in dict.fromkeys(key for row in rows for key in row) if key.startswith("acc_")]
+        columns.insert(-2, (key, lambda r, key=key: _number(r.get(key), 3 if key.startswith("sim_aa_") else 2)))
+    hidden = at_chance(rows[0], references) if rows else []
+    groups = [key for key in dict.fromkeys(key for row in rows for key in row)
+              if key.startswith("acc_") and not key.endswith("_chance") and key[4:] not in hidden]
     for key in groups:
         columns.insert(-2, (key[4:], lambda r, key=key: _number(r.get(key), 2)))
     cells = [[head for head, _ in columns], *[[str(cell(row)) for _, cell in columns] for row in rows]]
+    if any(row.get(f"{key}_chance") is not None for row in rows for key in groups):
+        chance = {key[4:]: _number(rows[0].get(f"{key}_chance"), 2) for key in groups}
+        cells.append(["chance", *(chance.get(head, "") for head, _ in columns[1:])])
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     lines = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells]
     lines.insert(1, "  ".join("-" * width for width in widths))
     lines.append("")
     lines.append("real test clips: " + ", ".join(f"{key} {_shown(value)}" for key, value in references.items()))
+    if hidden:
+        said = ", ".join(f"{group} (real clips {references[f'acc_{group}_real']:.3f}, chance "
+                         f"{rows[0][f'acc_{group}_chance']:.3f})" for group in hidden)
+        lines.append(f"left out, for the tagger cannot tell them: {said}")
+    lines += notes
     if any(row.get("from_cache") for row in rows):
-        lines.append("* row from the cache of an earlier evaluation of the same teacher; latency as measured then")
+        lines.append("* figures from the cache of an earlier evaluation of the same teacher; the time was measured "
+                     "now, on one batch")
     return "\n".join(lines) + "\n"
 
 

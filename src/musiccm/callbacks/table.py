@@ -14,7 +14,7 @@ from musiccm.audio import write_audio
 from musiccm.callbacks.contenders import Contender
 from musiccm.callbacks.evaluator import Evaluator, Outcome
 from musiccm.callbacks.pictures import save_mels
-from musiccm.callbacks.results import format_table, plot_fd, write_results
+from musiccm.callbacks.results import format_table, plot_fd, without_times, write_results
 from musiccm.callbacks.row_cache import RowCache
 from musiccm.files import printable, write_atomically, write_json
 
@@ -57,12 +57,13 @@ def run_table(
         found = share(keyed.get(key) if keyed else None)
         if found is not None:
             log.info("%s: row from the cache", contender.label)
-            outcome = Outcome({**found["row"], "from_cache": True}, found["nearest"])
+            # A time is of the run that prints it.
+            outcome = Outcome({**found["row"], **evaluator.latencies(contender), "from_cache": True}, found["nearest"])
             outcome.kept = evaluator.samples(contender, keep) if keep else {}
         else:
             outcome = evaluator.run(contender, keep, limit)
             if keyed and writes:
-                keyed.put(key, {"row": outcome.row, "nearest": outcome.nearest})
+                keyed.put(key, {"row": without_times(outcome.row), "nearest": outcome.nearest})
         outcomes[contender.label] = outcome
     return outcomes
 
@@ -73,6 +74,7 @@ def write_table(
     outcomes: Mapping[str, Outcome],
     references: dict[str, Any],
     evaluator_name: str = "tagger",
+    notes: Sequence[str] = (),
     **extra: Any,
 ) -> str:
     """Write `results.json`, `results.txt`, `fd_against_calls.png` and `nearest_training_clips.json`.
@@ -83,6 +85,7 @@ def write_table(
         outcomes: Label to outcome.
         references: Figures of the real clips.
         evaluator_name: Name of the classifier behind FD, IS and KL.
+        notes: Sentences below the table.
         **extra: Further keys of `results.json`.
 
     Returns:
@@ -90,7 +93,7 @@ def write_table(
     """
     rows = [outcome.row for outcome in outcomes.values()]
     result = write_results(folder / "results.json", experiment, rows, references, **extra)
-    text = format_table(result["rows"], references, evaluator_name)
+    text = format_table(result["rows"], references, evaluator_name, notes=notes)
     write_atomically(folder / "results.txt", lambda path: _write(path, text))
     plot_fd(folder / "fd_against_calls.png", result["rows"], evaluator_name)
     nearest = {label: outcome.nearest for label, outcome in outcomes.items() if outcome.nearest}

@@ -13,13 +13,14 @@ TEACHER_COLUMNS = ("model", "steps", "guidance_scale", "network_calls", "fd_tagg
                    "latency_s", "n")
 
 
-def card(name: str, quality: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+def card(name: str, quality: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> str:
     """The card's text.
 
     Args:
         name: Title.
         quality: What is in `quality.json`.
         rows: Rows of a results.json; the teacher's are shown.
+        notes: Sentences about them, such as what SIM_AA was compared with.
 
     Returns:
         Markdown.
@@ -33,6 +34,7 @@ def card(name: str, quality: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
         _missing(quality["missing"]),
         "## Data", _bullets(quality["corpus"]),
         "## Training", _stages(stages),
+        "## Training clips", _training_index(quality.get("training_index")),
         "## Held-out figures of the stages", _stage_figures(stages),
         f"## Held-out figures of this bundle\n\nOn clips of `{quality['corpus']['measured_on']}`, with the weights as "
         "stored.",
@@ -41,7 +43,7 @@ def card(name: str, quality: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
         f"A part is stored in float16 where no output on held-out clips changes by more than "
         f"{quality['tolerance']:g} of its own standard deviation (RMS).",
         results_table([{"part": part, **record} for part, record in quality["precision"].items()]),
-        "## Teacher", _teacher(rows),
+        "## Teacher", _teacher(rows, notes),
         "## Packed on", _bullets(quality["machine"]),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -78,6 +80,19 @@ def _stages(stages: Mapping[str, Mapping[str, Any]]) -> str:
             "latent cache come on top).")
 
 
+def _training_index(about: Mapping[str, Any] | None) -> str:
+    """What SIM_AA can look among."""
+    if about is None:
+        return ("**This bundle brings no index of what its teacher was trained on**: SIM_AA of its students compares "
+                "with their own training clips alone.")
+    made = "; ".join(f"{name}: " + ", ".join(f"{key} {value}" for key, value in record.items())
+                     for name, record in about["corpora"].items())
+    return (f"`training_index/` holds CLAP's embeddings (float16) of the {about['windows']:,} windows of the "
+            f"{about['clips']:,} clips of `{about['source']}` that the teacher was trained on"
+            f"{f' ({made})' if made else ''}; {about['held_out_clips']:,} more were held out for validation. CLAP "
+            f"{about['clap'][:16]}. SIM_AA compares with them (`docs/plagiarism.md`).")
+
+
 def _stage_figures(stages: Mapping[str, Mapping[str, Any]]) -> str:
     """What each stage measured on the clips of the train folder that it held out."""
     blocks = []
@@ -90,13 +105,15 @@ def _stage_figures(stages: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(blocks)
 
 
-def _teacher(rows: Sequence[Mapping[str, Any]]) -> str:
+def _teacher(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
     teachers = [row for row in rows if row.get("model") == "teacher"]
     if not teachers:
         return "Not measured yet: `musiccm test` measures it, and `musiccm pack --results PATH` puts it here."
-    columns = [c for c in TEACHER_COLUMNS if any(row.get(c) is not None for row in teachers)]
+    columns = [c for name in TEACHER_COLUMNS for c in (name, f"{name}_chance")
+               if any(row.get(c) is not None for row in teachers)]
     return ("Guided DDIM, trailing spacing; `acc_*` is the share of clips that have what their caption asked for, by "
-            "the tagger's ear.\n\n" + results_table([{c: row.get(c) for c in columns} for row in teachers]))
+            "the tagger's ear.\n\n" + results_table([{c: row.get(c) for c in columns} for row in teachers])
+            + "".join(f"\n\n{note}." for note in notes))
 
 
 def _bullets(entries: Mapping[str, Any]) -> str:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from musiccm.audio.io import AUDIO_SUFFIXES
+from musiccm.audio.windows import read_window
 from musiccm.commands._device import choose_device
 from musiccm.commands._encode import data_module
 from musiccm.data.fingerprint import clips_fingerprint
@@ -19,6 +21,7 @@ from musiccm.data.folder_scan import scan_folder
 from musiccm.data.labels import Clip
 from musiccm.data.module import MusicDataModule
 from musiccm.data.reading import Entry, Listing, Rules, read_split
+from musiccm.data.window_index import WindowIndex
 from musiccm.errors import MusiccmError
 from musiccm.files import escaped, require_utf8
 from musiccm.locks import locked_folder
@@ -26,6 +29,7 @@ from musiccm.metrics.clap_windows import ClapWindows, HeardFile
 from musiccm.metrics.index import TrainingIndex
 from musiccm.metrics.index_writer import PlannedClip, write_index
 from musiccm.models.bundle import Bundle
+from musiccm.models.bundle_files import read_json
 
 CONDITIONER_PARTS = ("text_encoder", "tokenizer", "feature_extractor")
 
@@ -41,8 +45,9 @@ def prepare_index(args: argparse.Namespace) -> None:
     """
     out = Path(args.out)
     require_utf8(out, "--out")
-    if args.from_cache and not args.config:
-        raise MusiccmError("--from-cache: expected --config with an experiment that has a latent cache, found --root")
+    for option in ("from_cache", "for_bundle"):
+        if getattr(args, option) and not args.config:
+            raise MusiccmError(f"--{option.replace('_', '-')}: expected --config with an experiment, found --root")
     if args.faiss:
         from musiccm.metrics.faiss_search import import_faiss
 
@@ -60,7 +65,10 @@ def _fill(out: Path, args: argparse.Namespace) -> None:
         data.setup("fit")
         for report in data.reports.values():
             print(report)
-        if args.from_cache:
+        if args.for_bundle:
+            bundle = Bundle.from_pretrained(str(data.bundle), parts=CONDITIONER_PARTS)
+            index_training_windows(out, bundle, str(data.bundle), data, args.batch_size, args.device, args.overwrite)
+        elif args.from_cache:
             _index_cache(out, args, data)
         else:
             _index_clips(out, args, data.train_clips, str(data.bundle), data.root)
@@ -102,12 +110,13 @@ def _index_clips(out: Path, args: argparse.Namespace, clips: list[Clip], bundle_
                                 workers=args.workers)
     files = [HeardFile(clip.path, clip.audio, ear.starts(clip.audio)) for clip in clips]
     planned = [
-        PlannedClip(clip.id, str(Path(clip.path).resolve()), [start / ear.sample_rate_hz for start in file.starts])
+        PlannedClip(clip.id, str(Path(clip.path).resolve()), [start / ear.sample_rate_hz for start in file.starts],
+                    clip.audio.digest)
         for clip, file in zip(clips, files, strict=True)
     ]
     key = {**ear.key(), "corpus": clips_fingerprint(clips)}
     about = {"bundle": bundle_name, "source": source}
-    _write(out, args, key, about, planned, bundle.conditioner().width,
+    _write(out, args.overwrite, key, about, planned, bundle.conditioner().width,
            lambda first, last, bar: ear.embed(files[first:last], bar.update))
 
 
@@ -118,20 +127,16 @@ def _index_cache(out: Path, args: argparse.Namespace, data: MusicDataModule) -> 
     """
     bundle = Bundle.from_pretrained(str(data.bundle), parts=CONDITIONER_PARTS)
     cache, rows = data.latent_cache("train"), data.latent_rows("train")
-    ear = ClapWindows.of_bundle(bundle)
-    heard = min(ear.window_samples, data.clip_samples * ear.sample_rate_hz // data.sample_rate_hz)
     by_clip: dict[str, list[int]] = {}
     for row, clip_number in zip(rows.tolist(), cache.index.clips_of(rows).tolist(), strict=True):
         by_clip.setdefault(cache.index.clip_ids[clip_number], []).append(row)
     clips = [clip for clip in data.train_clips if clip.id in by_clip]
     planned = [
         PlannedClip(clip.id, str(Path(clip.path).resolve()),
-                    (cache.index.starts_N[by_clip[clip.id]] / data.sample_rate_hz).tolist())
+                    (cache.index.starts_N[by_clip[clip.id]] / data.sample_rate_hz).tolist(), clip.audio.digest)
         for clip in clips
     ]
-    key = {**ear.key(), "window_samples": heard, "hop_samples": heard,
-           "corpus": clips_fingerprint(clips), "latents": {"clip_samples": data.clip_samples,
-                                                           "windows_per_track": data.windows_per_track}}
+    key = _key_of_windows(bundle, data, clips)
 
     def embed(first: int, last: int, bar: tqdm) -> Tensor:
         chosen = [row for clip in clips[first:last] for row in by_clip[clip.id]]
@@ -139,12 +144,85 @@ def _index_cache(out: Path, args: argparse.Namespace, data: MusicDataModule) -> 
         return cache.audio(np.asarray(chosen, np.int64))
 
     about = {"bundle": str(data.bundle), "source": f"latent cache {cache.folder}"}
-    _write(out, args, key, about, planned, bundle.conditioner().width, embed)
+    _write(out, args.overwrite, key, about, planned, bundle.conditioner().width, embed)
+
+
+def index_training_windows(
+    out: Path, bundle: Bundle, bundle_name: str, data: MusicDataModule, batch_size: int = 16, device: str = "auto",
+    overwrite: bool = False,
+) -> TrainingIndex:
+    """Write the index that a bundle brings: the windows that its teacher was trained on, as SIM_AA's gallery has them.
+
+    They are the windows of the latent cache of the teacher's experiment, embedded as the cache embeds them, in float16;
+    no path of this machine goes into it.
+
+    Args:
+        out: Folder to write.
+        bundle: Whose CLAP hears.
+        bundle_name: What it is called.
+        data: The data of the teacher's experiment, of kind `waveform`.
+        batch_size: Windows embedded at a time.
+        device: Where to compute.
+        overwrite: Replace an index that was made from something else.
+
+    Returns:
+        The index.
+
+    Raises:
+        MusiccmError: A corpus that cannot be read, or audio that changed since it was scanned.
+    """
+    data.setup("fit")
+    clips, held_out = data.train_clips, len(data.val_clips)
+    windows = WindowIndex.plan(clips, data.clip_samples, data.sample_rate_hz, data.windows_per_track)
+    ends = windows.window_ends_P1
+    planned = [
+        PlannedClip(clip.id, below_root(clip.path, data),
+                    (windows.starts_N[ends[n] : ends[n + 1]] / data.sample_rate_hz).tolist(), clip.audio.digest)
+        for n, clip in enumerate(clips)
+    ]
+    conditioner = bundle.conditioner().to(choose_device(device))
+
+    @torch.inference_mode()
+    def embed(first: int, last: int, bar: tqdm) -> Tensor:
+        found = []
+        for start in range(int(ends[first]), int(ends[last]), batch_size):
+            batch = []
+            for row in range(start, min(start + batch_size, int(ends[last]))):
+                clip = clips[windows.clip_of(row)]
+                batch.append(read_window(clip.path, clip.audio, data.clip_samples, data.sample_rate_hz,
+                                         int(windows.starts_N[row]), data.conversion))
+            found.append(conditioner.audio(torch.stack(batch), data.sample_rate_hz).float().cpu())
+            bar.update(len(batch))
+        return torch.cat(found)
+
+    corpora = [spec for spec in data.corpora.specs if (Path(spec.root) / "corpus.json").is_file()]
+    about = {"bundle": bundle_name, "source": data.root, "clips": len(clips), "windows": len(windows),
+             "held_out_clips": held_out,
+             "corpora": {spec.name: read_json(Path(spec.root) / "corpus.json", "what a corpus is") for spec in corpora}}
+    key = _key_of_windows(bundle, data, clips)
+    _write(out, overwrite, key, about, planned, conditioner.width, embed, torch.float16)
+    return TrainingIndex(out)
+
+
+def below_root(path: str, data: MusicDataModule) -> str:
+    """The path of a clip below the folder of its corpus."""
+    for spec in data.corpora.specs:
+        if Path(path).is_relative_to(spec.root):
+            return Path(path).relative_to(spec.root).as_posix()
+    return Path(path).name
+
+
+def _key_of_windows(bundle: Bundle, data: MusicDataModule, clips: list[Clip]) -> dict[str, Any]:
+    """What an index of an experiment's own windows is made from."""
+    ear = ClapWindows.of_bundle(bundle)
+    heard = min(ear.window_samples, data.clip_samples * ear.sample_rate_hz // data.sample_rate_hz)
+    return {**ear.key(), "window_samples": heard, "hop_samples": heard, "corpus": clips_fingerprint(clips),
+            "latents": {"clip_samples": data.clip_samples, "windows_per_track": data.windows_per_track}}
 
 
 def _write(
-    out: Path, args: argparse.Namespace, key: dict[str, Any], about: dict[str, Any], planned: list[PlannedClip],
-    width: int, embed: Callable[[int, int, tqdm], Tensor],
+    out: Path, overwrite: bool, key: dict[str, Any], about: dict[str, Any], planned: list[PlannedClip],
+    width: int, embed: Callable[[int, int, tqdm], Tensor], dtype: torch.dtype = torch.float32,
 ) -> None:
     total = sum(len(clip.starts_s) for clip in planned)
     with tqdm(total=total, desc=f"indexing {len(planned)} clips", unit="window") as bar:
@@ -153,5 +231,5 @@ def _write(
             bar.initial += rows  # counts as done, but not towards the rate
             bar.update(rows)
 
-        write_index(out, key, about, planned, width, lambda first, last: embed(first, last, bar), args.overwrite,
-                    skipped)
+        write_index(out, key, about, planned, width, lambda first, last: embed(first, last, bar), overwrite,
+                    skipped, dtype=dtype)

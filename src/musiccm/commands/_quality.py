@@ -104,6 +104,7 @@ def figures(heard: dict[str, Any], groups: dict[str, list[int]], pairs: int = 50
     for name, prefix in PREFIX.items():
         if f"{name}_logits" in heard:
             fake = _accuracy(heard[f"{name}_logits"], heard["tags"], ids, groups)
+            fake = {group: value for group, value in fake.items() if group in groups}  # chance stands with the real
             kept = {f"{group}_kept": fake[group] / real[group] for group in fake if real[group]}
             result[f"{prefix}reconstruction_accuracy"] = {"n": n, **fake, **kept}
     if "clap_text" in heard:
@@ -130,7 +131,8 @@ def _accuracy(logits: Tensor, tags: Tensor, ids: list[str], groups: dict[str, li
     metric = AttributeAccuracy(groups)
     metric.update(logits, tags, ids)
     measured = metric.compute()
-    return {group: value for group in groups if (value := measured[f"acc_{group}"]) is not None}
+    return {name: value for group in groups for name in (group, f"{group}_chance")
+            if (value := measured[f"acc_{name}"]) is not None}
 
 
 def _distances(heard: dict[str, Any]) -> dict[str, Any]:

@@ -55,8 +55,9 @@ def read_run(path: Path) -> dict[str, Any]:
 def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean and standard deviation over the runs of each experiment.
 
-    Ratios are taken within a run, then averaged: to the teacher at its most steps, and to the teacher with as many
-    network calls (a guided step is two).
+    Ratios are taken within a run, then averaged: to the teacher at its most steps, and to the guided teacher with as
+    many network calls (a guided step is two, so it takes half as many steps). Times of different machines are not
+    averaged: where those of an experiment's runs differ, there is none.
 
     Args:
         runs: Contents of their results.json.
@@ -67,6 +68,8 @@ def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Raises:
         MusiccmError: The runs were scored on different numbers of clips, or by different evaluators.
     """
+    from musiccm.callbacks.results import timed, without_times
+
     first = runs[0]
     metric = fd_key(first)
     for run in runs:
@@ -74,10 +77,14 @@ def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             raise MusiccmError(f"{run['path']}: {fd_key(run)} on n = {run['n']}, but {first['path']} has {metric} on "
                                f"n = {first['n']}; distances of different n or evaluators cannot be compared")
     groups: dict[tuple[str, str, int], list[dict[str, float]]] = defaultdict(list)
+    machines: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        machines[run["experiment"]].add(repr(run.get("machine")))
     for run in runs:
         teachers = {row["network_calls"]: row[metric] for row in run["rows"] if row["model"] == "teacher"}
         for row in run["rows"]:
             best, equal = teachers.get(max(teachers, default=0)), teachers.get(row["network_calls"])
+            row = timed(row) if len(machines[run["experiment"]]) == 1 else without_times(row)
             figures = {name: row[key] for name, key in columns(metric).items() if row.get(key) is not None}
             figures |= {"x most steps": row[metric] / best} if best else {}
             figures |= {"x equal calls": row[metric] / equal} if equal else {}

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     teacher = Bundle.from_pretrained(args.bundle or settings.get("bundle", "musiccm-tiny"))
     unet = load_student(teacher, state, checkpoint)
     results = Path(args.results) if args.results else checkpoint.parent.parent / "results.json"
-    rows, gamma = read_results(results, must_exist=args.results is not None)
+    rows, gamma, notes = read_results(results, must_exist=args.results is not None)
     info = StudentInfo(
         prediction_type=known["prediction_type"], guidance_scale=float(known["guidance_scale"]),
         grid_points=int(known["grid_points"]), timestep_scaling=float(known["timestep_scaling"]),
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
         recipe={"teacher": str(settings.get("bundle", "musiccm-tiny")), "global_step": step,
                 "seed": settings.get("seed"), "distillation": known, "adversarial": settings.get("adversarial"),
                 "optimization": settings.get("optimization")},
-        rows=rows,
+        rows=rows, notes=notes,
     )
     folder = export_student(unet, teacher, args.out, info, getattr(torch, args.dtype), args.base, args.overwrite)
     print(f"{folder}: the student at step {step}; try\n  musiccm generate \"a calm piano melody\" --model {folder}")
@@ -133,20 +133,26 @@ def load_student(teacher: Any, state: dict[str, Tensor], path: Path) -> Any:
     return unet
 
 
-def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], float]:
-    """The rows of a results.json about the student and its teacher, and the gamma that the student was sampled with.
+def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], float, list[str]]:
+    """The rows of a results.json about the student and its teacher, the gamma that the student was sampled with, and
+    what SIM_AA was compared with.
 
-    Each row is given its `decoder` and, the student's, its `gamma`. Without a file, no rows and gamma 1.
+    Each row is given its `decoder` and, the student's, its `gamma`; times of another run are left out. Without a file,
+    no rows and gamma 1.
 
     Raises:
         MusiccmError: If the file is not one of ours, or is missing though it was asked for.
     """
+    from musiccm.callbacks.galleries import described
+    from musiccm.callbacks.results import timed
+
     if not path.is_file() and not must_exist:
-        return [], 1.0
+        return [], 1.0, []
     try:
         results = load_json(read_text(path))
         gamma = float(results.get("gamma", 1.0))
-        return [described_row(row, gamma) for row in results["rows"] if row["model"] in DECODER_OF], gamma
+        rows = [described_row(timed(row), gamma) for row in results["rows"] if row["model"] in DECODER_OF]
+        return rows, gamma, list(described(results.get("sim_aa_gallery") or {}))
     except FileNotFoundError:
         raise MusiccmError(f"{path}: no such results file") from None
     except (ValueError, KeyError, TypeError) as error:

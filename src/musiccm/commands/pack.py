@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     from musiccm.models.bundle import Bundle
 
     source, target = Path(args.source), Path(args.to)
-    rows = read_results(Path(args.results), must_exist=True)[0] if args.results else []
+    rows, _, notes = read_results(Path(args.results), must_exist=True) if args.results else ([], 1.0, [])
     bundle = Bundle.from_pretrained(source)
     present, missing = parts_of(bundle)
     if missing:
@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int:
         data = corpus(args.corpus, bundle, present, args.n, args.clip_samples)
         precision = write_parts(bundle, present, staging, next(iter(data.test_dataloader())), args.tolerance)
         stages = stage_records(source, Path(args.stages), staging)
+        index = training_index(staging, args.name, args.trained_on)
         size = size_of(staging)
         if size > args.max_mb * MIB:
             raise MusiccmError(f"{target}: the bundle would take {size / MIB:.1f} MiB, more than --max-mb "
@@ -63,10 +64,10 @@ def main(argv: list[str]) -> int:
         quality = {
             "schema": 1, "figures": measured(Bundle.from_pretrained(staging), data, present), "missing": missing,
             "corpus": described(args.corpus, data), "stages": stages, "precision": precision,
-            "tolerance": args.tolerance, "machine": machine(), "mib": round(size / MIB, 2),
+            "tolerance": args.tolerance, "machine": machine(), "training_index": index, "mib": round(size / MIB, 2),
         }
         write_json(staging / "quality.json", quality)
-        write_atomically(staging / "MODEL_CARD.md", lambda path: _write(path, card(args.name, quality, rows)))
+        write_atomically(staging / "MODEL_CARD.md", lambda path: _write(path, card(args.name, quality, rows, notes)))
     for part, record in precision.items():
         change = record["relative_change"]
         print(f"  {part:<22} {record['dtype']}" + (f"  relative change {change:.1e}" if change is not None else ""))
@@ -185,6 +186,33 @@ def stage_records(source: Path, experiments: Path, folder: Path) -> dict[str, di
     return records
 
 
+def training_index(folder: Path, name: str, experiment: str | None) -> dict[str, Any] | None:
+    """Write the index of what the teacher was trained on, heard by the CLAP as it was packed.
+
+    Args:
+        folder: The packed bundle.
+        name: What it is called.
+        experiment: The teacher's experiment, whose data section names its clips and windows; None for no index.
+
+    Returns:
+        What the index covers; None without one.
+
+    Raises:
+        MusiccmError: The experiment or its corpus cannot be read, or the bundle has no CLAP.
+    """
+    if experiment is None:
+        print(f"{folder}: no index of training clips (--trained-on); SIM_AA cannot look among what the teacher learned")
+        return None
+    from musiccm.commands._encode import data_module
+    from musiccm.commands._index import index_training_windows
+    from musiccm.models.bundle import Bundle
+    from musiccm.models.bundle_files import TRAINING_INDEX
+
+    data = data_module([experiment], {"kind": "waveform", "bundle": str(folder)})
+    found = index_training_windows(folder / TRAINING_INDEX, Bundle.from_pretrained(folder), name, data, BATCH)
+    return {**found.about, "clap": found.key["clap"], "experiment": Path(experiment).name}
+
+
 def measured(bundle: Bundle, data: MusicDataModule, present: set[str]) -> dict[str, Any]:
     """Held-out figures of the bundle as it was written."""
     from musiccm.commands._quality import figures, listen
@@ -199,7 +227,8 @@ def described(root: str, data: MusicDataModule) -> dict[str, Any]:
     """The corpus: what it was made from, where it states that, and how many tracks it has."""
     manifest = Path(root) / "corpus.json"
     stated = json.loads(read_text(manifest)) if manifest.is_file() else {}
-    return {**stated, "train_tracks": len(data.clips("train")), "test_tracks": len(data.clips("test")),
+    trained = sum(report.used for name, report in data.reports.items() if name.split("/")[-1] == "train")
+    return {**stated, "train_tracks": trained, "test_tracks": len(data.clips("test")),
             "clip_samples": data.clip_samples, "sample_rate_hz": data.sample_rate_hz, "measured_on": "test"}
 
 
@@ -236,6 +265,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--n", type=int, default=500, help="at most this many clips (default %(default)s)")
     parser.add_argument("--name", default="musiccm-tiny", help="title of the card (default %(default)s)")
     parser.add_argument("--stages", default="experiments/stages", help="the stages' experiments (default %(default)s)")
+    parser.add_argument("--trained-on", metavar="EXPERIMENT",
+                        help="the teacher's experiment; its training clips are indexed for SIM_AA")
     parser.add_argument("--results", help="results.json whose teacher rows go into the card")
     parser.add_argument("--max-mb", type=float, default=40.0, help="largest size in MiB (default %(default)g)")
     parser.add_argument("--tolerance", type=float, default=0.01,

@@ -1,10 +1,16 @@
-"""write the demo corpus (`demo`), encode a corpus into latents (`latents`), index its training clips (`index`)."""
+"""see to corpora (`corpus`), write the demo's (`demo`), encode them (`latents`), index training clips (`index`)."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from musiccm.data.corpora import CorpusSpec
+
+#: What the demo corpus can be written as.
+DEMO_LAYOUTS = ("audiostock", "magnatagatune")
 
 
 def main(argv: list[str]) -> int:
@@ -18,13 +24,10 @@ def main(argv: list[str]) -> int:
     """
     args = _parser().parse_args(argv)
     if args.what == "demo":
-        from musiccm.data.demo.corpus import write_corpus
-        from musiccm.data.demo.magnatagatune import write_magnatagatune
-
-        write = {"audiostock": write_corpus, "magnatagatune": write_magnatagatune}[args.layout]
-        out = args.out or corpus_root(args.config, args.layout)
-        write(Path(out), args.tracks, args.seed, args.test_tracks, args.workers)
-        print(f"{out}: the demo corpus is complete")
+        write_demo(args.out or demo_root(args.config, args.layout), args)
+        return 0
+    if args.what == "corpus":
+        see_to_corpora(args)
         return 0
     if args.what == "index":
         from musiccm.commands._index import prepare_index
@@ -39,33 +42,122 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def corpus_root(configs: list[str], layout: str = "audiostock") -> str:
-    """Where an experiment reads its corpus of a layout from.
+def write_demo(root: str, args: argparse.Namespace) -> None:
+    """Write or complete the demo corpus in a folder.
+
+    Args:
+        root: The folder.
+        args: Arguments of the command, with the layout.
+
+    Raises:
+        MusiccmError: A layout that the demo corpus is not written in, or whatever `write_corpus` refuses.
+    """
+    from musiccm.data.demo.corpus import write_corpus
+    from musiccm.data.demo.magnatagatune import write_magnatagatune
+    from musiccm.errors import MusiccmError
+
+    counts = (args.tracks, args.seed, args.test_tracks, args.workers)
+    if args.layout == "audiostock":
+        write_corpus(Path(root), *counts, validation_tracks=args.validation_tracks)
+    elif args.layout == "magnatagatune":
+        if args.validation_tracks is not None:
+            raise MusiccmError("--validation-tracks: in MagnaTagATune's layout a thirteenth of --tracks validates")
+        write_magnatagatune(Path(root), *counts)
+    else:
+        raise MusiccmError(f"{root}: the demo corpus is written in the layouts {', '.join(DEMO_LAYOUTS)}, found "
+                           f"{args.layout}")
+    print(f"{root}: the demo corpus is complete")
+
+
+def experiment_corpora(configs: list[str]) -> list[CorpusSpec]:
+    """The corpora that an experiment reads.
+
+    Args:
+        configs: Experiment files, later ones laid over earlier ones.
+
+    Returns:
+        A specification for each.
+
+    Raises:
+        MusiccmError: The file names none.
+    """
+    from musiccm.config import load_experiment
+    from musiccm.data.corpora import corpora_of
+    from musiccm.errors import MusiccmError
+
+    data: Any = load_experiment(*configs).get("data")
+    settings = data.get("init_args") if isinstance(data, dict) else None
+    if not isinstance(settings, dict) or not (settings.get("root") or settings.get("corpora")):
+        raise MusiccmError(f"{configs[-1]}: expected data.init_args.root, the folder of the corpus, or corpora, found "
+                           "neither; set one, or name the folder with --out")
+    return corpora_of(settings)
+
+
+def demo_root(configs: list[str], layout: str) -> str:
+    """The folder in which an experiment wants the demo corpus of a layout.
 
     Args:
         configs: Experiment files, later ones laid over earlier ones.
         layout: Which corpus, where the experiment has several.
 
     Returns:
-        `data.init_args.root`, or the root of the only one of `data.init_args.corpora` with that layout.
+        The folder.
 
     Raises:
-        MusiccmError: It is not set, or not of that layout.
+        MusiccmError: The experiment does not say that it reads the demo corpus in that layout.
     """
-    from musiccm.config import load_experiment
     from musiccm.errors import MusiccmError
 
-    data: Any = load_experiment(*configs).get("data")
-    settings = data.get("init_args") if isinstance(data, dict) else None
-    settings = settings if isinstance(settings, dict) else {}
-    corpora = settings.get("corpora") or [{"layout": "audiostock", "root": settings.get("root")}]
-    roots = [corpus.get("root") for corpus in corpora if isinstance(corpus, dict) and corpus.get("layout") == layout]
-    if len(roots) != 1 or not roots[0]:
-        where = f"one corpus with layout {layout} in data.init_args.corpora" if settings.get("corpora") or (
-            layout != "audiostock") else "data.init_args.root, the folder of the corpus,"
-        raise MusiccmError(f"{configs[-1]}: expected {where} and found {len(roots) if all(roots) else 'none'}; set it, "
-                           "or name the folder with --out")
-    return str(roots[0])
+    specs = experiment_corpora(configs)
+    roots = [spec.root for spec in specs if spec.demo and spec.layout == layout]
+    if len(roots) != 1:
+        read = ", ".join(f"{spec.root} ({spec.layout})" for spec in specs)
+        raise MusiccmError(f"{configs[-1]}: expected one corpus in {layout}'s layout that data.init_args.demo_corpora "
+                           f"lists, found {len(roots)} among {read}. The demo corpus is written to no other folder: "
+                           "put the experiment's own music there (docs/data.md), or name a folder with --out")
+    return roots[0]
+
+
+def see_to_corpora(args: argparse.Namespace) -> None:
+    """Write the corpora of an experiment that are the demo's, once it is known that all others are there.
+
+    Args:
+        args: Arguments of `prepare corpus`.
+
+    Raises:
+        MusiccmError: What is missing, and what belongs there.
+    """
+    from musiccm.errors import MusiccmError
+
+    specs = experiment_corpora(args.config)
+    if missing := [fault for spec in specs if not spec.demo and (fault := missing_of(spec))]:
+        raise MusiccmError(f"{args.config[-1]}: {'; '.join(missing)}. Put the music there, or name its folder in the "
+                           "experiment's data section. The demo corpus is written only to folders that "
+                           "data.init_args.demo_corpora lists")
+    for spec in specs:
+        if spec.demo:
+            args.layout = spec.layout
+            write_demo(spec.root, args)
+
+
+def missing_of(spec: CorpusSpec) -> str | None:
+    """What a corpus lacks to be read.
+
+    Args:
+        spec: The corpus.
+
+    Returns:
+        The reason why it cannot be listed; None, with its size printed, where it can.
+    """
+    from musiccm.errors import MusiccmError
+
+    try:
+        splits = ("train", "test") if spec.test != 0 else ("train",)
+        found = {split: len(spec.list_split(split).entries) for split in splits}
+    except MusiccmError as error:
+        return f"{error} ({spec.name}, in {spec.layout}'s layout)"
+    print(f"{spec.root}: {', '.join(f'{n} {split} clips' for split, n in found.items())} in {spec.layout}'s layout")
+    return None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,13 +166,19 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="compose and render a corpus in the layout of a real one")
     where = demo.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", help="folder to write")
-    where.add_argument("--config", action="append", help="experiment file; the folder that it reads is written")
-    demo.add_argument("--layout", choices=("audiostock", "magnatagatune"), default="audiostock",
+    where.add_argument("--config", action="append", help="experiment file; the folder of its demo corpus is written")
+    demo.add_argument("--layout", choices=DEMO_LAYOUTS, default="audiostock",
                       help="how the corpus lies on the disk (default %(default)s)")
-    demo.add_argument("--tracks", type=int, default=2000, help="training tracks (default %(default)s)")
-    demo.add_argument("--test-tracks", type=int, help="held-out tracks (default an eighth of --tracks)")
-    demo.add_argument("--seed", type=int, default=0, help="decides every byte (default %(default)s)")
-    demo.add_argument("--workers", type=int, help="processes (default one a core)")
+    corpus = commands.add_parser("corpus", help="see to the corpora of an experiment: write those that are the demo's, "
+                                                "check that the others are there")
+    corpus.add_argument("--config", required=True, action="append", help="experiment file")
+    for writer in (demo, corpus):
+        writer.add_argument("--tracks", type=int, default=2000, help="the demo's training tracks (default %(default)s)")
+        writer.add_argument("--test-tracks", type=int, help="held-out tracks (default an eighth of --tracks)")
+        writer.add_argument("--validation-tracks", type=int,
+                            help="tracks in validation/ (default a fifteenth of --tracks; 0 for no such folder)")
+        writer.add_argument("--seed", type=int, default=0, help="decides every byte (default %(default)s)")
+        writer.add_argument("--workers", type=int, help="processes (default one a core)")
     latents = commands.add_parser("latents", help="encode the corpus of an experiment with its bundle's VAE and CLAP",
                                   epilog="On several GPUs: torchrun --nproc-per-node 8 -m musiccm prepare latents ...")
     latents.add_argument("--config", required=True, action="append", help="experiment file; its data section is used")
@@ -97,8 +195,12 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--config", action="append", help="experiment file; what it trains on is indexed")
     source.add_argument("--root", help="folder of training audio, searched through; needs no labels")
     index.add_argument("--out", required=True, help="folder to write; a killed run goes on where it stopped")
-    index.add_argument("--from-cache", action="store_true",
-                       help="take the embeddings of the experiment's latent cache, in place of hearing whole clips")
+    how = index.add_mutually_exclusive_group()
+    how.add_argument("--for-bundle", action="store_true",
+                     help="the windows of the experiment's latent cache, in float16 and without paths of this machine: "
+                          "what a bundle brings as training_index/")
+    how.add_argument("--from-cache", action="store_true",
+                     help="take the embeddings of the experiment's latent cache, in place of hearing whole clips")
     index.add_argument("--bundle", help="whose CLAP (default the experiment's, or musiccm-tiny with --root)")
     index.add_argument("--hop-s", type=float, help="seconds between windows (default half of CLAP's window)")
     index.add_argument("--faiss", nargs="?", const="auto", metavar="FACTORY",

@@ -84,7 +84,10 @@ def paper_tables(run: dict[str, Any], ablations: dict[str, tuple[Path, dict[str,
     Returns:
         The text, ended by a newline.
     """
-    rows, references = run["rows"], run.get("references", {})
+    from musiccm.callbacks.galleries import described
+    from musiccm.callbacks.results import timed
+
+    rows, references = [timed(row) for row in run["rows"]], run.get("references", {})
     quality = [key for prefix in ("fd_", "is_", "kl_") for key in figures(rows, prefix)]
     lines = [f"# {run['experiment']}: n = {run['n']} clips, {run['path'].parent.name}", ""]
     lines += ["## 1. Quality and speed", ""]
@@ -92,13 +95,13 @@ def paper_tables(run: dict[str, Any], ablations: dict[str, tuple[Path, dict[str,
                   [[label(row), row["steps"], *(row.get(key) for key in quality), row.get("latency_s")]
                    for row in rows])
     lines += ["", "## 2. Text and training set", ""]
-    lines += grid(["model", "steps", "text-audio", "SIM_AA@90", "SIM_AA@95"], [
-        ["test set", None, *(references.get(key) for key in ("test_set_ta", "test_set_sim_aa_90",
-                                                             "test_set_sim_aa_95"))],
-        ["retrieval max", None, references.get("retrieval_max_ta"), None, None],
-        *([label(row), row["steps"], *(row.get(key) for key in ("ta_similarity", "sim_aa_90", "sim_aa_95"))]
-          for row in rows),
+    similar = figures(rows, "sim_aa_")
+    lines += grid(["model", "steps", "text-audio", *(key.replace("sim_aa_", "SIM_AA@", 1) for key in similar)], [
+        ["test set", None, references.get("test_set_ta"), *(references.get(f"test_set_{key}") for key in similar)],
+        ["retrieval max", None, references.get("retrieval_max_ta"), *(None for _ in similar)],
+        *([label(row), row["steps"], row.get("ta_similarity"), *(row.get(key) for key in similar)] for row in rows),
     ])
+    lines += ["", *(f"- {line}" for line in described(run.get("sim_aa_gallery") or {}))]
     lines += ["", f"## 3. Ablations, {ABLATION_STEPS} steps", ""]
     short = [key for key in quality if not key.endswith("_std")] + ["ta_similarity"]
     body, notes = [], []

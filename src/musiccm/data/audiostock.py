@@ -1,4 +1,4 @@
-"""Audiostock's layout on disk: `train/` and `test/` with audio, `label/<stem>.json` with the words."""
+"""Audiostock's layout on disk: `train/`, `test/`, perhaps `validation/` with audio, `label/<stem>.json` with words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from musiccm.data.report import BadItem, Report
 from musiccm.errors import MusiccmError
 from musiccm.files import escaped
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "validation", "test")
 
 
 def read_audiostock(
@@ -57,7 +57,7 @@ def list_audiostock(root: str | Path, split: str) -> Listing:
 
     Args:
         root: Folder with `train/`, `test/` and `label/`.
-        split: `"train"` or `"test"`.
+        split: `"train"`, `"test"`, or `"validation"` where there is such a folder.
 
     Returns:
         The listing; an entry without a usable label says so. Audio that cannot be listed, such as that in subfolders,
@@ -83,6 +83,11 @@ def list_audiostock(root: str | Path, split: str) -> Listing:
     return listing
 
 
+def audiostock_has(root: str | Path, split: str) -> bool:
+    """Whether a corpus has a folder for a split."""
+    return (Path(root) / split).is_dir()
+
+
 def _entry(root: Path, path: Path, known: NamePairs) -> Entry:
     name, label = escaped(path.stem), root / "label" / f"{known.pairs.get(path.stem, path.stem)}.json"
     if path.stem in known.ambiguous:
@@ -100,8 +105,8 @@ def _scan(root: Path, split: str) -> FolderScan:
         raise MusiccmError(f"split must be one of {', '.join(SPLITS)}, found {split!r}")
     if not root.is_dir():
         raise MusiccmError(
-            f"{root}: no such corpus folder; expected {split}/ and label/ in it. "
-            f"`musiccm prepare demo --out {root}` writes one"
+            f"{root}: no such corpus folder; expected Audiostock's layout: train/ and test/ with audio, "
+            "label/NAME.json with the words (docs/data.md)"
         )
     for name in (split, "label"):
         if not (root / name).is_dir():

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from musiccm.data.audioldm import audioldm_has, list_audioldm
-from musiccm.data.audiostock import list_audiostock
+from musiccm.data.audiostock import audiostock_has, list_audiostock
 from musiccm.data.labels import Clip
 from musiccm.data.magnatagatune import list_magnatagatune
 from musiccm.data.manifest import list_manifest, manifest_has
 from musiccm.data.reading import Heard, Listing, Rules, listen, read_split
 from musiccm.data.report import Report
+from musiccm.data.shares import Part
 from musiccm.errors import MusiccmError
 
 
@@ -36,7 +37,7 @@ class Layout:
 
 
 LAYOUTS = {
-    "audiostock": Layout(list_audiostock),
+    "audiostock": Layout(list_audiostock, (), partial(audiostock_has, split="validation")),
     "magnatagatune": Layout(list_magnatagatune, ("lists", "draw", "draw_seed"), lambda root, **options: True),
     "manifest": Layout(list_manifest, ("files",), partial(manifest_has, split="validation")),
     "audioldm": Layout(list_audioldm, ("dataset",), partial(audioldm_has, split="validation")),
@@ -53,6 +54,8 @@ class CorpusSpec:
         weight: Its share of an epoch, relative to the others'; None where none has one.
         name: What its clip ids begin with where there are several corpora.
         options: Of the layout.
+        test: How many of its test clips are evaluated on, 0 for none; all of them if not given.
+        demo: Whether it is the demo corpus, which has clips for validation that the embedded teacher never met.
     """
 
     layout: str
@@ -60,6 +63,8 @@ class CorpusSpec:
     weight: float | None = None
     name: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    test: int | None = None
+    demo: bool = False
 
     def list_split(self, split: str) -> Listing:
         """List a split of it."""
@@ -67,15 +72,25 @@ class CorpusSpec:
 
     @property
     def has_validation(self) -> bool:
-        """Whether it has a validation split of its own."""
-        return LAYOUTS[self.layout].has_validation(self.root, **self.options)
+        """Whether it has a validation split of its own.
+
+        Raises:
+            MusiccmError: It is a demo corpus without one, which older versions wrote.
+        """
+        found = LAYOUTS[self.layout].has_validation(self.root, **self.options)
+        if self.demo and not found and Path(self.root).is_dir():
+            raise MusiccmError(f"{self.root}: a demo corpus without validation/, as older versions wrote it; clips "
+                               "held out of its train/ are among those that the embedded teacher was trained on. "
+                               "Complete it with the same --tracks and --seed: "
+                               f"`musiccm prepare demo --out {self.root} ...`, and encode it again")
+        return found
 
 
 def parse_corpora(items: Sequence[Any]) -> list[CorpusSpec]:
     """Read `data.corpora` of an experiment.
 
     Args:
-        items: Mappings with `layout`, `root`, and optionally `weight`, `name` and the layout's own options.
+        items: Mappings with `layout`, `root`, and optionally `weight`, `name`, `test` and the layout's own options.
 
     Returns:
         A specification for each.
@@ -96,14 +111,18 @@ def parse_corpora(items: Sequence[Any]) -> list[CorpusSpec]:
             raise MusiccmError(f"{where}.root: expected the folder of the corpus, found {root!r}")
         if weight is not None and not _is_positive(weight):
             raise MusiccmError(f"{where}.weight must be a number above 0, found {weight!r}")
-        name = str(values.pop("name", None) or layout)
+        name, test = str(values.pop("name", None) or layout), values.pop("test", None)
+        if test is not None and (not isinstance(test, int) or isinstance(test, bool) or test < 0):
+            raise MusiccmError(f"{where}.test must be a number of test clips, 0 for none, found {test!r}")
         if unknown := set(values) - set(LAYOUTS[layout].options):
             raise MusiccmError(f"{where}: unknown {', '.join(sorted(unknown))}; {layout} takes layout, root, weight, "
-                               f"name{''.join(f', {option}' for option in LAYOUTS[layout].options)}")
+                               f"name, test{''.join(f', {option}' for option in LAYOUTS[layout].options)}")
         options = {key: value for key, value in values.items() if value is not None}
-        specs.append(CorpusSpec(layout, root, None if weight is None else float(weight), name, options))
+        specs.append(CorpusSpec(layout, root, None if weight is None else float(weight), name, options, test))
     if not specs:
         raise MusiccmError("data.corpora: expected at least one corpus, found none")
+    if all(spec.test == 0 for spec in specs):
+        raise MusiccmError("data.corpora: test is 0 for every corpus; leave at least one to be evaluated on")
     if twice := sorted({spec.name for spec in specs if sum(spec.name == other.name for other in specs) > 1}):
         raise MusiccmError(f"data.corpora: {', '.join(twice)} names more than one corpus; give each a name of its own")
     if len({spec.weight is None for spec in specs}) > 1:
@@ -158,10 +177,15 @@ class Corpora:
             found.append((train, self._read(spec, "validation", others) if spec.has_validation else []))
         return found
 
-    def test(self) -> list[Clip]:
-        """The test clips of all corpora, in their order, those of each sorted by id."""
+    def test(self) -> list[Part]:
+        """The test clips that each corpus is evaluated on, in their order, those of each sorted by id."""
         self._heard = Heard()
-        return [clip for spec in self.specs for clip in self._read(spec, "test", [])]
+        parts = []
+        for spec in self.specs:
+            clips = [] if spec.test == 0 else self._read(spec, "test", [])
+            stated = 0 if spec.test == 0 else self._report(spec, "test").examined
+            parts.append(Part(spec.name, clips[: spec.test], stated if spec.test is None else spec.test))
+        return parts
 
     def _listen(self, spec: CorpusSpec) -> Heard:
         try:
@@ -171,13 +195,41 @@ class Corpora:
 
     def _read(self, spec: CorpusSpec, split: str, others: list[tuple[str, Heard]]) -> list[Clip]:
         clips, report = read_split(spec.list_split, split, self.rules, None, others, self._heard)
-        if len(self.specs) == 1:
-            self.reports[split] = report
-            return clips
-        self.reports[f"{spec.name}/{split}"] = report
-        return [replace(clip, id=f"{spec.name}/{clip.id}") for clip in clips]
+        self.reports[self._report_name(spec, split)] = report
+        return clips if len(self.specs) == 1 else [replace(clip, id=f"{spec.name}/{clip.id}") for clip in clips]
+
+    def _report_name(self, spec: CorpusSpec, split: str) -> str:
+        return split if len(self.specs) == 1 else f"{spec.name}/{split}"
+
+    def _report(self, spec: CorpusSpec, split: str) -> Report:
+        return self.reports[self._report_name(spec, split)]
 
 
 def single_corpus(root: str | Path) -> list[CorpusSpec]:
     """The specification of one corpus in Audiostock's layout."""
     return [CorpusSpec("audiostock", str(root), name="audiostock")]
+
+
+def corpora_of(settings: Mapping[str, Any]) -> list[CorpusSpec]:
+    """The corpora that the data section of an experiment names.
+
+    Args:
+        settings: `root` or `corpora`, and `demo_corpora`: which of their folders hold the demo corpus. A folder that is
+            not among the corpora counts for nothing, so that an experiment that only names another `root` than its base
+            is no longer the demo's.
+
+    Returns:
+        A specification for each.
+
+    Raises:
+        MusiccmError: Neither or both of `root` and `corpora`, or a corpus that cannot be.
+    """
+    root, items, demo = (settings.get(key) for key in ("root", "corpora", "demo_corpora"))
+    if (root is None) == (items is None):
+        raise MusiccmError(f"data: expected either root, a corpus in Audiostock's layout, or corpora, a list of "
+                           f"them, found {'neither' if root is None else 'both'}")
+    if demo is not None and (isinstance(demo, str) or not all(isinstance(folder, str) for folder in demo)):
+        raise MusiccmError(f"data.demo_corpora: expected a list of folders, found {demo!r}")
+    specs = single_corpus(root) if root is not None else parse_corpora(items or [])
+    folders = {Path(folder) for folder in demo or []}
+    return [replace(spec, demo=Path(spec.root) in folders) for spec in specs]

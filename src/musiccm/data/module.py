@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from musiccm.audio import Conversion
-from musiccm.data.corpora import Corpora, first_by_hash, parse_corpora, single_corpus
+from musiccm.data.corpora import Corpora, corpora_of, first_by_hash
 from musiccm.data.fingerprint import bundle_fingerprint, bundle_folder
 from musiccm.data.labels import Clip
 from musiccm.data.latent_files import cache_key
@@ -22,6 +22,7 @@ from musiccm.data.latents import LatentCache
 from musiccm.data.reading import Rules
 from musiccm.data.report import Report
 from musiccm.data.sampling import KeyedLoader, MixedSampler, OrderedSampler, ShuffledSampler
+from musiccm.data.shares import Part, limited
 from musiccm.data.vocabulary import TagVocabulary
 from musiccm.data.waveforms import WaveformWindows, collate_waveforms
 from musiccm.errors import MusiccmError
@@ -67,15 +68,16 @@ class MusicDataModule(pl.LightningDataModule):
         seed: Seed of order, windows, captions and latents.
         val_clips: Clips of `train/` held out for validation, at most a tenth of them, or taken of a validation split;
             several corpora share them by their size.
-        eval_limit: At most this many validation and test clips.
+        eval_limit: At most this many validation and test clips; several corpora share them by their size.
         cache_dir: The latent cache that `musiccm prepare latents` wrote; needed for `kind="latent"`.
         bundle: The bundle whose encoders the cache must come from; its own check is left out if not given.
         vocabulary: JSON file with the tag list; the training clips' own labels if not given.
         windows_per_track: Windows of each clip in the latent cache, spread evenly over the track; 1 is the centred one.
         min_duration_s: Shorter tracks count as bad.
         max_bad_fraction: Share of bad items in a corpus above which it is refused.
-        corpora: In place of `root`, a list of corpora of any layout: `layout`, `root`, `weight`, `name` and the
+        corpora: In place of `root`, a list of corpora of any layout: `layout`, `root`, `weight`, `name`, `test` and the
             layout's options (`parse_corpora`). Their clip ids begin with their names where there are several.
+        demo_corpora: Which of their folders hold the demo corpus: those alone does `musiccm prepare` write it to.
         strict: Stop at the first bad item.
         channel: What is heard of a file: the `mean` of its channels, or the `first`.
         resampler: `torchaudio` or `soxr`.
@@ -101,15 +103,14 @@ class MusicDataModule(pl.LightningDataModule):
         min_duration_s: float = 1.0,
         max_bad_fraction: float = 0.05,
         corpora: list[dict[str, Any]] | None = None,
+        demo_corpora: list[str] | None = None,
         strict: bool = False,
         channel: str = "mean",
         resampler: str = "torchaudio",
         level: str = "native",
     ) -> None:
         super().__init__()
-        if (root is None) == (corpora is None):
-            raise MusiccmError(f"data: expected either root, a corpus in Audiostock's layout, or corpora, a list of "
-                               f"them, found {'neither' if root is None else 'both'}")
+        specs = corpora_of({"root": root, "corpora": corpora, "demo_corpora": demo_corpora})
         if kind not in KINDS:
             raise MusiccmError(f"data.kind must be one of {', '.join(KINDS)}, found {kind!r}")
         if kind == "latent" and cache_dir is None:
@@ -122,7 +123,6 @@ class MusicDataModule(pl.LightningDataModule):
         if num_workers < 0 or not 0 <= max_bad_fraction <= 1:
             raise MusiccmError(f"data: expected num_workers of at least 0 and a max_bad_fraction from 0 to 1, found "
                                f"{num_workers} and {max_bad_fraction}")
-        specs = single_corpus(root) if root is not None else parse_corpora(corpora or [])
         self.conversion = Conversion(channel, resampler, level)
         self.corpora = Corpora(specs, Rules(min_duration_s, max_bad_fraction, strict, channel=channel))
         self.root = ", ".join(spec.root for spec in specs)
@@ -132,6 +132,7 @@ class MusicDataModule(pl.LightningDataModule):
         self.cache_dir, self.bundle, self.vocabulary_path = cache_dir, bundle, vocabulary
         self.windows_per_track = windows_per_track
         self._train_parts: list[list[Clip]] = []
+        self._eval_parts: dict[str, list[Part]] = {"val": [], "test": []}
         self._train_folder: list[Clip] = []
         self.train_clips: list[Clip] = []
         self.val_clips: list[Clip] = []
@@ -149,14 +150,15 @@ class MusicDataModule(pl.LightningDataModule):
         if not self.train_clips:
             self._read_train()
         if stage != "fit" and not self.test_clips:
-            self.test_clips = self.corpora.test()
+            self._eval_parts["test"] = self.corpora.test()
+            self.test_clips = [clip for part in self._eval_parts["test"] for clip in part.clips]
         if self.kind == "latent":
             self.latent_cache("train")
 
     def _read_train(self) -> None:
         found = self.corpora.train()
         total = sum(len(train) for train, _ in found)
-        for train, validation in found:
+        for spec, (train, validation) in zip(self.corpora.specs, found, strict=True):
             self._train_folder += [*train, *validation]
             count = round(self.val_count * len(train) / max(total, 1))
             if validation:
@@ -165,6 +167,7 @@ class MusicDataModule(pl.LightningDataModule):
             else:
                 train, validation = split_validation(train, count)
             self._train_parts.append(train)
+            self._eval_parts["val"].append(Part(spec.name, validation, len(validation)))
             self.val_clips += validation
         self.train_clips = [clip for part in self._train_parts for clip in part]
 
@@ -209,8 +212,24 @@ class MusicDataModule(pl.LightningDataModule):
         index = self.latent_cache(folder).index
         if split == "train":
             return index.rows_of(self._clip_numbers(folder, self.train_clips))
-        clips = self.val_clips if split == "val" else self.test_clips
-        return index.middle_rows(self._clip_numbers(folder, clips[: self.eval_limit]))
+        return index.middle_rows(self._clip_numbers(folder, self.eval_clips(split)))
+
+    def eval_parts(self, split: str, limit: int | None = None) -> list[Part]:
+        """What is evaluated on, corpus by corpus.
+
+        Args:
+            split: `"val"` or `"test"`.
+            limit: At most this many clips of all corpora together, beside `eval_limit`; each has its share by its size.
+
+        Returns:
+            The clips, and as `asked` what there would be if none were bad; nobody fills another corpus' share.
+        """
+        limits = [number for number in (limit, self.eval_limit) if number is not None]
+        return limited(self._eval_parts[split], min(limits, default=None))
+
+    def eval_clips(self, split: str, limit: int | None = None) -> list[Clip]:
+        """The clips of `eval_parts`, corpus after corpus."""
+        return [clip for part in self.eval_parts(split, limit) for clip in part.clips]
 
     def _clip_numbers(self, folder: str, clips: Sequence[Clip]) -> np.ndarray:
         """Where clips stand in the cache of a folder, which was made from all its clips in this order."""
@@ -244,10 +263,14 @@ class MusicDataModule(pl.LightningDataModule):
                 self._vocabulary = TagVocabulary.from_clips(self.train_clips)
         return self._vocabulary
 
-    def waveforms(self, split: str) -> WaveformWindows:
-        """The windows of `"train"`, `"val"` or `"test"` as a data set; a bare index gives the centred window."""
-        clips = {"train": self.train_clips, "val": self.val_clips, "test": self.test_clips}[split]
-        clips = clips if split == "train" else clips[: self.eval_limit]
+    def waveforms(self, split: str, limit: int | None = None) -> WaveformWindows:
+        """The windows of `"train"`, `"val"` or `"test"` as a data set; a bare index gives the centred window.
+
+        Args:
+            split: Which clips.
+            limit: For validation and test, at most so many, see `eval_parts`.
+        """
+        clips = self.train_clips if split == "train" else self.eval_clips(split, limit)
         return WaveformWindows(
             clips, self.clip_samples, self.sample_rate_hz, self.vocabulary, self.seed, self.conversion
         )

@@ -38,7 +38,7 @@ class AttributeAccuracy(ClipMetric):
             raise MusiccmError(f"attribute accuracy: expected tag columns in each group, found none in {empty}")
         self.add_ids("ids")
         self.add_rows("right", 2, torch.bool)
-        self.add_rows("asked", 2, torch.bool)
+        self.add_rows("wanted", 2, torch.bool)
 
     def update(self, logits: Tensor, tags: Tensor, ids: Sequence[str]) -> None:
         """Add generated clips.
@@ -58,19 +58,19 @@ class AttributeAccuracy(ClipMetric):
             )
         keep = self.take_new("ids", ids)
         logits, wanted = logits.detach()[keep], tags.to(logits.device)[keep] > 0.5
-        right, asked = [], []
+        right = []
         for columns in self.groups.values():
             choice = logits[:, columns].argmax(dim=1, keepdim=True)
             right.append(wanted[:, columns].gather(1, choice)[:, 0])
-            asked.append(wanted[:, columns].any(dim=1))
         self.right.append(torch.stack(right, dim=1).to(self.device))
-        self.asked.append(torch.stack(asked, dim=1).to(self.device))
+        self.wanted.append(wanted.to(self.device))
 
     def compute(self) -> dict[str, float | int | None]:
         """The accuracies.
 
         Returns:
-            `acc_<group>` over the clips that ask for the group (None where no clip does) and `n` clips.
+            `acc_<group>` over the clips that ask for the group (None where no clip does), `acc_<group>_chance`, what
+            always naming the commonest tag of those clips would come to, and `n` clips.
 
         Raises:
             MusiccmError: No clip.
@@ -78,9 +78,11 @@ class AttributeAccuracy(ClipMetric):
         ids, where = self.unique("ids")
         if not ids:
             raise MusiccmError("attribute accuracy: expected clips, found none")
-        right, asked = self.joined("right")[where], self.joined("asked")[where]
+        right, wanted = self.joined("right")[where], self.joined("wanted")[where]
         result: dict[str, float | int | None] = {"n": len(ids)}
-        for column, name in enumerate(self.groups):
-            count = int(asked[:, column].sum())
+        for column, (name, columns) in enumerate(self.groups.items()):
+            asked = wanted[:, columns]
+            count = int(asked.any(dim=1).sum())
             result[f"acc_{name}"] = int(right[:, column].sum()) / count if count else None
+            result[f"acc_{name}_chance"] = int(asked.sum(dim=0).max()) / count if count else None
         return result

@@ -1,8 +1,9 @@
 """The index of training clips: their CLAP embeddings on disk, window by window, memory-mapped.
 
 A folder: `index.json` says what it was made from; `columns.safetensors` holds a column a fact (first row of each clip,
-start of each window, ids and paths as joined UTF-8 with their ends); `rows-<n>.safetensors` hold the embeddings of
-whole clips, float32, of length 1, or zero where the window is silent, which is then similar to nothing.
+start of each window, ids, paths and hashes of the samples as joined UTF-8 with their ends); `rows-<n>.safetensors` hold
+the embeddings of whole clips, float32, of length 1, or zero where the window is silent, which is then similar to
+nothing. In a bundle they are float16, and are brought back to length 1 when they are read.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from musiccm.errors import MusiccmError
 from musiccm.files import load_json
 from musiccm.locks import LOCK, holder
 from musiccm.metrics.gallery import Gallery
+from musiccm.metrics.text_audio import unit_rows
 
 FORMAT = 1
 INDEX_FILE, COLUMNS_FILE = "index.json", "columns.safetensors"
@@ -70,7 +72,8 @@ class TrainingIndex(Gallery):
         key: What it was made from: `clap` (fingerprint), `corpus`, `preprocessing`, `window_samples`, `hop_samples`,
             `sample_rate_hz`.
         about: What a reader wants to know besides: `bundle`, `source`, `silent_windows` and so on.
-        paths: Audio file of each clip.
+        paths: Audio file of each clip; in a bundle, below the folder of its corpus.
+        samples: Hash of each clip's samples (`AudioFacts.digest`); empty strings in an index that is older than they.
         digest: Hash of the key and of how the rows are cut into files.
 
     Raises:
@@ -95,6 +98,8 @@ class TrainingIndex(Gallery):
         self.first_row, self._starts_s = columns["first_row"].numpy(), columns["start_s"].numpy()
         self.ids = StringColumn(columns["id_text"].numpy(), columns["id_ends"].numpy())
         self.paths = StringColumn(columns["path_text"].numpy(), columns["path_ends"].numpy())
+        self.samples = StringColumn(columns["samples_text"].numpy(), columns["samples_ends"].numpy()) if (
+            "samples_text" in columns) else StringColumn.pack([""] * len(self.ids))
         if not self.n_clips or not self.n_rows:
             raise MusiccmError(f"{self.folder}: an index of zero clips; there is nothing to compare with. {_REBUILD} "
                                "on a folder or experiment with training audio")
@@ -166,6 +171,8 @@ class TrainingIndex(Gallery):
             return self._mapped[number]
         path = rows_path(self.folder, number)
         rows = self._open(path)["audio"]
+        if rows.dtype == torch.float16:
+            rows = unit_rows(rows).float()
         expected = int(self.first_row[self._shards[number, 1]] - self.first_row[self._shards[number, 0]])
         lengths = torch.linalg.vector_norm(rows, dim=1)
         # NaN fails every comparison.

@@ -11,6 +11,7 @@ from musiccm.errors import MusiccmError
 from musiccm.metrics.attributes import AttributeAccuracy
 from musiccm.metrics.clips import ClipCount, ClipMetric
 from musiccm.metrics.embedders.base import Heard
+from musiccm.metrics.gallery import Gallery
 from musiccm.metrics.listener import Features, Listener, check_names
 from musiccm.metrics.network import NetworkMetrics
 from musiccm.metrics.sim_aa import SimAA
@@ -18,14 +19,19 @@ from musiccm.metrics.text_audio import TextAudioSimilarity
 
 __all__ = ["Features", "Listener", "MetricSuite"]
 
+#: What SIM_AA compares with, see `MetricSuite`.
+Train = tuple[Sequence[str], Tensor] | Mapping[str, Gallery] | Callable[[], ClipMetric] | None
+SIM_AA = ("sim_aa_90", "sim_aa_95")
+
 
 class MetricSuite(nn.Module):
     """The metrics of SPEC 8 behind one update; the reference is kept while models come and go.
 
     Args:
         embedders: Names of the networks, each with whether it classifies (`Listener.classifies`).
-        train: What SIM_AA compares with: ids and CLAP audio embeddings `[N, D]` of the training clips, or a function
-            that makes a metric with SimAA's `update(audio, ids)`, `compute()` and `reset()`; None for no SIM_AA.
+        train: What SIM_AA compares with: ids and CLAP audio embeddings `[N, D]` of the training clips; galleries by the
+            end of their figures' names, `""` the first; or a function that makes a metric with SimAA's
+            `update(audio, ids)`, `compute()` and `reset()`; None for no SIM_AA.
         groups: Attribute groups of the tagger, see `AttributeAccuracy`; `tagger` says whose logits they are.
         splits: Splits of the inception score.
         text: Whether captions are known: without them there is no text-audio similarity.
@@ -41,7 +47,7 @@ class MetricSuite(nn.Module):
     def __init__(
         self,
         embedders: Mapping[str, bool],
-        train: tuple[Sequence[str], Tensor] | Callable[[], ClipMetric] | None = None,
+        train: Train = None,
         groups: Mapping[str, Sequence[int]] | None = None,
         splits: int = 10,
         text: bool = True,
@@ -63,13 +69,17 @@ class MetricSuite(nn.Module):
         })
         self.ta = TextAudioSimilarity() if text else None
         self.real_ta = TextAudioSimilarity() if text else None
-        self.sim_aa, self.real_sim_aa = _sim_aa(train), _sim_aa(train)
+        #: Ends of the names of SIM_AA's figures, one a gallery.
+        self.columns = list(train) if isinstance(train, Mapping) else [] if train is None else [""]
+        self.sim_aa, self.real_sim_aa = nn.ModuleList(_sim_aa(train)), nn.ModuleList(_sim_aa(train))
         self.gallery_ND = train[1] if gallery_ND is None and isinstance(train, tuple) else gallery_ND
         self.count = ClipCount()
         self.accuracy, self.tagger = AttributeAccuracy(groups) if groups else None, tagger
+        self.real_accuracy = AttributeAccuracy(groups) if groups else None
 
     def update_reference(
-        self, features: Features, text_BD: Tensor | None, ids: Sequence[str], paired: bool = True
+        self, features: Features, text_BD: Tensor | None, ids: Sequence[str], paired: bool = True,
+        wanted_BG: Tensor | None = None,
     ) -> None:
         """Add real clips.
 
@@ -78,10 +88,14 @@ class MetricSuite(nn.Module):
             text_BD: CLAP embeddings of their captions; None in a suite without text.
             ids: Clip ids.
             paired: False for clips that are known to have no generated partner, so that KL need not hold them.
+            wanted_BG: What is known of them, as the tagger's outputs.
         """
         for name, network in self.networks.items():
             network.update(features.heard[name], ids, real=True, paired=paired)
         self._update_clap(self.real_ta, self.real_sim_aa, features, text_BD, ids)
+        logits = features.heard[self.tagger].logits_BG if self.real_accuracy is not None else None
+        if self.real_accuracy is not None and logits is not None and wanted_BG is not None:
+            self.real_accuracy.update(logits, wanted_BG, ids)
 
     def update(
         self,
@@ -117,7 +131,7 @@ class MetricSuite(nn.Module):
         """Forget the generated clips, keep the reference."""
         for network in self.networks.values():
             network.reset()
-        for metric in (self.count, self.ta, self.sim_aa, self.accuracy):
+        for metric in (self.count, self.ta, *self.sim_aa, self.accuracy):
             if metric is not None:
                 metric.reset()
 
@@ -139,13 +153,14 @@ class MetricSuite(nn.Module):
             row |= network.compute(n)
         ta = {"ta_similarity": None} if self.ta is None else self.ta.compute()
         nearest: list[dict[str, Any]] = []
-        found: dict[str, Any] = {"sim_aa_90": None, "sim_aa_95": None}
-        if self.sim_aa is not None:
-            found = self.sim_aa.compute()
-            nearest = [match._asdict() for match in found["matches"]]
+        similar: dict[str, Any] = dict.fromkeys(SIM_AA)
+        for column, metric in zip(self.columns, self.sim_aa, strict=True):
+            found = metric.compute()
+            similar |= {f"{key}{column}": found[key] for key in SIM_AA}
+            nearest = nearest or [match._asdict() for match in found["matches"]]
         accuracy = {} if self.accuracy is None else self.accuracy.compute()
         row |= {"ta_similarity": ta["ta_similarity"]}
-        row |= {key: found[key] for key in ("sim_aa_90", "sim_aa_95")}
+        row |= similar
         row |= {key: value for key, value in accuracy.items() if key != "n" and value is not None}
         return row | {"n": n}, nearest
 
@@ -175,7 +190,8 @@ class MetricSuite(nn.Module):
 
         Returns:
             `test_set_ta`, `retrieval_max_ta` over the clips of `retrieval_max_gallery`, the test set's own SIM_AA
-            against the training set, and the `n` behind them.
+            against the training set, `acc_<group>_real`, the tagger's accuracy on the real clips, and the `n` behind
+            them.
         """
         result: dict[str, Any] = {}
         if self.real_ta is not None:
@@ -185,31 +201,42 @@ class MetricSuite(nn.Module):
                 best = self.real_ta.retrieval_max(self.gallery_ND)
                 result |= {"retrieval_max_ta": best["retrieval_max_ta"], "retrieval_max_gallery": "train"}
                 result |= {"n_retrieval_max_gallery": best["n_gallery"]}
-        if self.real_sim_aa is not None:
-            found = self.real_sim_aa.compute()
-            result |= {f"test_set_{key}": found[key] for key in ("sim_aa_90", "sim_aa_95")} | {
-                "n_test_set_sim_aa": found["n"]}
-        return result
+        for column, metric in zip(self.columns, self.real_sim_aa, strict=True):
+            found = metric.compute()
+            result |= {f"test_set_{key}{column}": found[key] for key in SIM_AA} | {"n_test_set_sim_aa": found["n"]}
+        return result | self._real_accuracy()
+
+    def _real_accuracy(self) -> dict[str, Any]:
+        if self.real_accuracy is None:
+            return {}
+        try:  # on every rank, also one without clips: the others wait for it
+            found = self.real_accuracy.compute()
+        except MusiccmError:
+            return {}  # the reference came without its attributes
+        return {f"acc_{group}_real": found[f"acc_{group}"] for group in self.real_accuracy.groups
+                if found[f"acc_{group}"] is not None}
 
     def _update_clap(
         self,
         ta: TextAudioSimilarity | None,
-        sim_aa: ClipMetric | None,
+        sim_aa: Iterable[nn.Module],
         features: Features,
         text_BD: Tensor | None,
         ids: Sequence[str],
     ) -> None:
-        if ta is None and sim_aa is None:
+        if ta is None and not self.columns:
             return
         if features.clap_BD is None or (ta is not None and text_BD is None):
             raise MusiccmError("text-audio similarity, SIM_AA: expected CLAP embeddings, found none; let CLAP listen")
         if ta is not None:
             ta.update(text_BD, features.clap_BD, ids)
-        if sim_aa is not None:
-            sim_aa.update(features.clap_BD, ids)
+        for metric in sim_aa:
+            metric.update(features.clap_BD, ids)
 
 
-def _sim_aa(train: tuple[Sequence[str], Tensor] | Callable[[], ClipMetric] | None) -> ClipMetric | None:
-    if train is None or callable(train):
-        return None if train is None else train()
-    return SimAA(train[1], train[0])
+def _sim_aa(train: Train) -> list[ClipMetric]:
+    if train is None:
+        return []
+    if isinstance(train, tuple):
+        return [SimAA(train[1], train[0])]
+    return [SimAA(gallery) for gallery in train.values()] if isinstance(train, Mapping) else [train()]

@@ -22,6 +22,8 @@ from musiccm.locks import LOCK, turn
 from musiccm.models.untrusted import check_base, check_folder, read_object
 
 SETTINGS_FILE = "musiccm.json"
+#: The folder with the index of what a bundle's teacher was trained on (`musiccm.metrics.index`); it may be missing.
+TRAINING_INDEX = "training_index"
 PACKAGED = {"musiccm-tiny": "tiny", "musiccm-tiny-student": "tiny-student"}
 
 
@@ -111,7 +113,7 @@ def base_folder(bundle: Path, path: str, where: Path, parts: Iterable[str]) -> P
 def _from_hub(name: str, parts: Iterable[str] | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    folders = list(PARTS) if parts is None else list(parts)
+    folders = [*(PARTS if parts is None else parts), TRAINING_INDEX]
     patterns = [f"{folder}/{kind}" for folder in folders for kind in ("*.json", "*.txt", "*.safetensors")]
     try:
         return Path(snapshot_download(name, allow_patterns=["model_index.json", SETTINGS_FILE, *patterns]))

@@ -26,6 +26,7 @@ def write_card(
     rows: Sequence[Mapping[str, Any]],
     latent_shape: Sequence[int],
     base: str | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Write the card.
 
@@ -36,6 +37,7 @@ def write_card(
         rows: Rows of results; without any, the card says that there are none.
         latent_shape: [C, T, F] of a clip's latents.
         base: The bundle that other parts are borrowed from, as `base` of `musiccm.json` names it.
+        notes: Sentences below the table of results.
     """
     points, steps = record["timesteps"], record["sampling_steps"]
     default = record["default_steps"]
@@ -65,7 +67,7 @@ teacher's, and so does their licence.
 ## Results
 
 {results_table(rows)}
-{_how_measured(rows)}"""
+{_how_measured(rows, notes)}"""
     write_text(path, text)
 
 
@@ -125,14 +127,15 @@ with torch.no_grad():
 # x0: normalised latents, of which musiccm's Pipeline.from_pretrained(student).codec.decode(x0) makes sound"""
 
 
-def _how_measured(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What the columns `decoder` and `gamma` say, where there are such."""
+def _how_measured(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
+    """What the columns `decoder` and `gamma` say, where there are such, and the notes."""
+    said = "".join(f"\n{note}.\n" for note in notes)
     if not any("decoder" in row for row in rows):
-        return ""
+        return said
     gammas = sorted({row["gamma"] for row in rows if row.get("gamma") is not None})
     taken = f"; the student's rows were taken at gamma {', '.join(f'{gamma:g}' for gamma in gammas)}" if gammas else ""
     return (f"\n`decoder` is what made sound of the latents: VAE decoder and vocoder (original), or the fast decoder "
-            f"(fast){taken}.\n")
+            f"(fast){taken}.\n{said}")
 
 
 def _list(entries: Mapping[str, Any]) -> str:
@@ -140,11 +143,16 @@ def _list(entries: Mapping[str, Any]) -> str:
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a Markdown table; columns in the order in which they first occur."""
+    """Rows as a Markdown table; columns in the order in which they first occur.
+
+    What `<column>_chance` says stands in a last row, which is the same for all.
+    """
     if not rows:
         return "Not measured yet; `musiccm test` writes the figures."
     plain = [key for row in rows for key, value in row.items() if not isinstance(value, dict | list)]
-    columns = list(dict.fromkeys(plain))
+    columns = [key for key in dict.fromkeys(plain) if not key.endswith("_chance")]
+    chance = {key: rows[0][f"{key}_chance"] for key in columns if rows[0].get(f"{key}_chance") is not None}
+    rows = [*rows, *([{columns[0]: "chance", **chance}] if chance else [])]
     lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
     lines += [" | ".join(_cell(row.get(column)) for column in columns) for row in rows]
     return "\n".join(f"| {line} |" for line in lines)

@@ -26,7 +26,7 @@ def contents(root: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("demo") / "corpus"
-    write_corpus(root, tracks=4, seed=SEED, test_tracks=2, workers=2)
+    write_corpus(root, tracks=4, seed=SEED, test_tracks=2, workers=2, validation_tracks=2)
     return root
 
 
@@ -36,9 +36,9 @@ def copy(corpus: Path, tmp_path: Path) -> Path:
 
 
 def test_bytes_depend_on_seed_split_and_index_alone(corpus: Path, tmp_path: Path) -> None:
-    for folder in ("train", "test", "label"):
+    for folder in ("train", "test", "validation", "label"):
         (tmp_path / folder).mkdir()
-    for split, index in [("train", 3), ("test", 1), ("train", 0)]:  # backwards, in one process, with gaps
+    for split, index in [("train", 3), ("validation", 1), ("train", 0)]:  # backwards, in one process, with gaps
         stem = write_track(tmp_path, SEED, split, index)
         assert stem == f"{split}_{index:06d}"
     found, expected = contents(tmp_path), contents(corpus)
@@ -48,7 +48,7 @@ def test_bytes_depend_on_seed_split_and_index_alone(corpus: Path, tmp_path: Path
         (other / folder).mkdir(parents=True)
     write_track(other, SEED + 1, "train", 0)
     assert contents(other)["train/train_000000.flac"] != expected["train/train_000000.flac"]
-    assert len({data for name, data in expected.items() if name.endswith(".flac")}) == 6
+    assert len({data for name, data in expected.items() if name.endswith(".flac")}) == 8
 
 
 def test_an_interrupted_corpus_is_completed_to_the_same_bytes(corpus: Path, copy: Path) -> None:
@@ -57,7 +57,7 @@ def test_an_interrupted_corpus_is_completed_to_the_same_bytes(corpus: Path, copy
     (copy / "test" / "test_000001.flac").unlink()
     (copy / "label" / "test_000001.json").unlink()
     kept = (copy / "train" / "train_000000.flac").stat()
-    write_corpus(copy, tracks=4, seed=SEED, test_tracks=2, workers=1)
+    write_corpus(copy, tracks=4, seed=SEED, test_tracks=2, workers=1, validation_tracks=2)
     assert contents(copy) == contents(corpus)
     assert not list(copy.rglob(".musiccm*"))
     now = (copy / "train" / "train_000000.flac").stat()
@@ -85,11 +85,11 @@ def test_a_disk_that_takes_no_more_is_one_message_and_can_be_gone_on_from(corpus
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))  # a track is larger: the write fails half way
     try:
         with pytest.raises(MusiccmError, match=r"new: the demo corpus could not be written: .*ulimit -f"):
-            write_corpus(tmp_path / "new", tracks=1, seed=SEED, test_tracks=1, workers=1)
+            write_corpus(tmp_path / "new", tracks=1, seed=SEED, test_tracks=1, workers=1, validation_tracks=0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list((tmp_path / "new").rglob("*.flac")), "a half file under a track's name"
-    write_corpus(tmp_path / "new", tracks=1, seed=SEED, test_tracks=1, workers=1)
+    write_corpus(tmp_path / "new", tracks=1, seed=SEED, test_tracks=1, workers=1, validation_tracks=0)
     expected = contents(corpus)
     assert contents(tmp_path / "new") == {name: expected[name] for name in contents(tmp_path / "new")}
     (tmp_path / "file").write_text("")
@@ -98,7 +98,7 @@ def test_a_disk_that_takes_no_more_is_one_message_and_can_be_gone_on_from(corpus
 
 
 def test_the_reader_of_real_corpora_reads_it(corpus: Path) -> None:
-    for split, count in (("train", 4), ("test", 2)):
+    for split, count in (("train", 4), ("test", 2), ("validation", 2)):
         clips, report = read_audiostock(corpus, split, max_bad_fraction=0.0)
         assert report.bad == [] and [clip.id for clip in clips] == [f"{split}_{n:06d}" for n in range(count)]
         for clip in clips:

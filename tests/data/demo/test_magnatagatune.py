@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from musiccm.data.demo.corpus import write_track
-from musiccm.data.demo.magnatagatune import clip_path, write_clip, write_magnatagatune
+from musiccm.data.demo.magnatagatune import clip_path, drawn_as, write_clip, write_magnatagatune
 from musiccm.data.demo.world import draw_attributes, track_rng
 from musiccm.data.magnatagatune import list_magnatagatune
 from musiccm.data.reading import Rules, read_split
@@ -72,7 +72,7 @@ def test_it_is_the_same_music_and_the_tags_tell_of_it(corpus: Path, tmp_path: Pa
         word = {"marimba": "percussion", "synth lead": "synth", "synth pad": "synth"}
         assert word.get(heard["instrument"], heard["instrument"]) in tags[path]
     for index in range(13):
-        attributes = draw_attributes(track_rng(SEED, "train", index))
+        attributes = draw_attributes(track_rng(SEED, drawn_as("train", index), index))
         own = tags[clip_path(SEED, "train", index)]
         assert not (attributes.drums == "none" and own & {"drums", "beat", "beats"})
         assert "slow" not in own or attributes.tempo == "slow"
@@ -85,6 +85,8 @@ def test_the_reader_of_the_real_corpus_reads_it(corpus: Path) -> None:
         found[split] = len(clips)
         assert report.bad == [] and all(clip.captions and clip.tags for clip in clips)
     assert found == {"train": 12, "validation": 1, "test": 2}
+    # what validates is nothing that any number of training tracks comes to
+    assert [drawn_as("train", index) for index in range(14)] == ["train"] * 12 + ["validation", "train"]
 
 
 def test_bytes_depend_on_seed_split_and_index_alone_and_a_corpus_is_completed(corpus: Path, tmp_path: Path) -> None:

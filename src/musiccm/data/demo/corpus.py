@@ -1,4 +1,4 @@
-"""Write the demo corpus in Audiostock's layout: `train/`, `test/`, `label/<stem>.json`."""
+"""Write the demo corpus in Audiostock's layout: `train/`, `test/`, `validation/`, `label/<stem>.json`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from musiccm.data.demo.captions import tags
-from musiccm.data.demo.folder import COMPOSER_VERSION, claimed, write_all
+from musiccm.data.demo.folder import COMPOSER_VERSION, claimed, track_counts, write_all
 from musiccm.data.demo.tracks import make_track, write_encoded
 from musiccm.files import write_text
 
@@ -28,9 +28,13 @@ def write_track(root: Path, seed: int, split: str, index: int) -> str:
 
 
 def write_corpus(
-    out: Path, tracks: int, seed: int = 0, test_tracks: int | None = None, workers: int | None = None
+    out: Path, tracks: int, seed: int = 0, test_tracks: int | None = None, workers: int | None = None,
+    validation_tracks: int | None = None,
 ) -> None:
     """Write (or complete) a demo corpus of 10.24 s tracks.
+
+    The tracks for validation are drawn apart from the others, so that no number of training tracks, of this corpus or
+    of the embedded teacher's, ever reaches them.
 
     Args:
         out: folder to write; an interrupted corpus is completed, one of another seed is refused.
@@ -38,11 +42,13 @@ def write_corpus(
         seed: with the index, decides every byte of a track.
         test_tracks: held-out tracks, by default an eighth of `tracks` and at least 16.
         workers: processes, by default one a core.
+        validation_tracks: by default a fifteenth of `tracks` and at least 4; 0 for none, and no such folder.
 
     Raises:
         MusiccmError: the folder holds another corpus, or a file cannot be written.
     """
     with claimed(out, tracks, {"seed": seed, "composer_version": COMPOSER_VERSION}):
-        for folder in ("train", "test", "label"):
+        counts = track_counts(tracks, test_tracks, validation_tracks)
+        for folder in ("train", "test", "label", *(["validation"] if counts["validation"] else [])):
             (out / folder).mkdir(exist_ok=True)
-        write_all(write_track, out, seed, tracks, test_tracks, workers)
+        write_all(write_track, out, seed, counts, workers)

@@ -48,30 +48,42 @@ def claimed(out: Path, tracks: int, identity: Mapping[str, Any]) -> Iterator[Non
         raise MusiccmError(message) from error
 
 
+def track_counts(tracks: int, test_tracks: int | None = None, validation_tracks: int | None = None) -> dict[str, int]:
+    """How many tracks each split has.
+
+    Args:
+        tracks: Training tracks.
+        test_tracks: Held-out tracks, by default an eighth of `tracks` and at least 16.
+        validation_tracks: By default a fifteenth of `tracks` and at least 4; 0 for no validation split.
+
+    Returns:
+        The number by split.
+    """
+    return {
+        "train": tracks, "test": max(16, tracks // 8) if test_tracks is None else test_tracks,
+        "validation": max(4, tracks // 15) if validation_tracks is None else validation_tracks,
+    }
+
+
 def write_all(
-    write: Callable[[Path, int, str, int], Any], out: Path, seed: int, tracks: int, test_tracks: int | None,
-    workers: int | None,
-) -> dict[str, int]:
+    write: Callable[[Path, int, str, int], Any], out: Path, seed: int, counts: Mapping[str, int], workers: int | None,
+) -> None:
     """Write all tracks in parallel, with a progress bar.
 
     Args:
         write: `write(out, seed, split, index)` writes one; it must be importable by other processes.
         out: The folder.
         seed: Decides every byte.
-        tracks: Training tracks.
-        test_tracks: Held-out tracks, by default an eighth of `tracks` and at least 16.
+        counts: Tracks by split.
         workers: Processes, by default one a core.
-
-    Returns:
-        The number of tracks by split.
     """
-    counts = {"train": tracks, "test": max(16, tracks // 8) if test_tracks is None else test_tracks}
     for split, count in counts.items():
+        if not count:
+            continue
         with _workers(workers or os.cpu_count()) as pool:
             done = pool.map(partial(write, out, seed, split), range(count))
             for _ in tqdm(done, f"rendering {split}", count, unit="track"):
                 pass
-    return counts
 
 
 @contextmanager

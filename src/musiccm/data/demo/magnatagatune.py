@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from musiccm.data.demo.folder import COMPOSER_VERSION, claimed, write_all
+from musiccm.data.demo.folder import COMPOSER_VERSION, claimed, track_counts, write_all
 from musiccm.data.demo.tracks import DURATION_S, make_track, write_encoded
 from musiccm.data.demo.world import Attributes, draw_attributes, track_rng
 from musiccm.data.magnatagatune import FOLDERS, INFO_COLUMNS
@@ -48,19 +48,29 @@ def demo_tags(attributes: Attributes, rng: np.random.Generator) -> set[str]:
     return tags
 
 
-def clip_path(seed: int, split: str, index: int) -> str:
-    """Where a track lies: its folder decides the split, a thirteenth of the training tracks is for validation."""
+def drawn_as(split: str, index: int) -> str:
+    """The split that a track is drawn for: every thirteenth of `train` lies in the folder for validation."""
+    return "validation" if split == "train" and _folder(split, index) in FOLDERS["validation"] else split
+
+
+def _folder(split: str, index: int) -> str:
     folders = FOLDERS["test"] if split == "test" else FOLDERS["train"] + FOLDERS["validation"]
-    name = f"demo_composer-world_{seed}_{split}-{index:06d}-track_{index}-0-{int(DURATION_S)}.mp3"
-    return f"{folders[index % len(folders)]}/{name}"
+    return folders[index % len(folders)]
+
+
+def clip_path(seed: int, split: str, index: int) -> str:
+    """Where a track lies: its folder decides the split."""
+    name = f"demo_composer-world_{seed}_{drawn_as(split, index)}-{index:06d}-track_{index}-0-{int(DURATION_S)}.mp3"
+    return f"{_folder(split, index)}/{name}"
 
 
 def write_clip(root: Path, seed: int, split: str, index: int) -> None:
     """Render one track and write its mp3; an existing one is kept."""
     path = root / clip_path(seed, split, index)
     if not path.exists():
-        write_encoded(path, make_track(seed, split, index).waveform_S, format="MP3", subtype="MPEG_LAYER_III",
-                      bitrate_mode="CONSTANT", compression_level=_LEVEL_32_KBPS)
+        track = make_track(seed, drawn_as(split, index), index)
+        write_encoded(path, track.waveform_S, format="MP3", subtype="MPEG_LAYER_III", bitrate_mode="CONSTANT",
+                      compression_level=_LEVEL_32_KBPS)
 
 
 def write_magnatagatune(
@@ -84,17 +94,18 @@ def write_magnatagatune(
     with claimed(out, tracks, identity):
         for folder in "".join(FOLDERS.values()):
             (out / folder).mkdir(exist_ok=True)
-        counts = write_all(write_clip, out, seed, tracks, test_tracks, workers)
+        counts = track_counts(tracks, test_tracks, validation_tracks=0)
+        write_all(write_clip, out, seed, {split: counts[split] for split in ("train", "test")}, workers)
         _write_tables(out, seed, counts)
 
 
 def _write_tables(out: Path, seed: int, counts: dict[str, int]) -> None:
     annotations, infos = [["clip_id", *ALL_TAGS, "mp3_path"]], [list(INFO_COLUMNS)]
-    for split, count in counts.items():
-        for index in range(count):
+    for split in ("train", "test"):
+        for index in range(counts[split]):
             # Even ids train, odd ids test: a track keeps its id when the corpus grows.
             name, path = str(2 * index + (split == "test")), clip_path(seed, split, index)
-            attributes = draw_attributes(track_rng(seed, split, index))
+            attributes = draw_attributes(track_rng(seed, drawn_as(split, index), index))
             tags = demo_tags(attributes, np.random.default_rng([seed, split == "test", index, 1]))
             annotations.append([name, *("1" if tag in tags else "0" for tag in ALL_TAGS), path])
             infos.append([name, str(index), f"{attributes.instrument} {attributes.texture} in {attributes.metre}",

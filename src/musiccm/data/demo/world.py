@@ -74,7 +74,7 @@ class Attributes:
 
 def track_rng(seed: int, split: str, index: int) -> np.random.Generator:
     """The random generator of one track, a function of (seed, split, index) alone."""
-    return np.random.default_rng([seed, {"train": 0, "test": 1}[split], index])
+    return np.random.default_rng([seed, {"train": 0, "test": 1, "validation": 2}[split], index])
 
 
 def draw_attributes(rng: np.random.Generator) -> Attributes:
