@@ -1,4 +1,4 @@
-"""Latent batches a second from the cache, memory and opening of a large index, windows of an mp3, the rate of encoding."""
+"""Latent batches a second from the cache, memory and opening of a large index, windows of an mp3, rate of encoding."""
 
 from __future__ import annotations
 

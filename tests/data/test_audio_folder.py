@@ -91,3 +91,22 @@ def test_captions_that_cannot_be_used(tmp_path: Path, name: str, text: str, mess
     (tmp_path / name).write_text(text)
     with pytest.raises(MusiccmError, match=message):
         read_captions(tmp_path / name)
+
+
+def test_a_folder_of_mp3s_without_a_frame_count_is_heard_to_the_end(tmp_path):
+    lengths = {}
+    for n, seconds in enumerate((2.0, 3.5)):
+        level_S = np.linspace(0.3, 0.001, round(seconds * 44100))
+        samples = np.random.default_rng(n).normal(size=len(level_S)) * level_S
+        path = tmp_path / f"{n}.mp3"
+        soundfile.write(path, samples, 44100, bitrate_mode="VARIABLE", compression_level=0.3)
+        lengths[str(n)] = len(samples)
+        content = path.read_bytes()
+        second = content.index(content[:2], 4)  # the first frame holds the count
+        path.write_bytes(content[second:])
+    found = read_audio_folder(tmp_path, min_duration_s=1.0)
+    assert not found.left_out
+    heard = {name: batch.waveform_BS[row] for batch in clip_batches(found.clips) for row, name in enumerate(batch.ids)}
+    for name, length in lengths.items():
+        assert 0 <= len(heard[name]) - length < 2 * 1152 + 1105  # encoders pad both ends
+        assert heard[name][:4410].std() > 10 * heard[name][length - 4410 : length].std() > 0
