@@ -162,6 +162,8 @@ def test_pipelines(bundle: str, tmp_path: Path, other: str, decoder: str) -> Non
         if not path.exists():
             write_audio(path, clips[0], pipeline.sample_rate_hz)
         clip, editor = read_clip(pipeline, path), pipeline.editor(2)
+        if decoder == "original":  # the rest is the same code
+            return [clips, pipeline.compose(CAPTIONS[0], 2.0, 1)]
         found = [clips, pipeline.compose([(0.0, CAPTIONS[0]), (1.5, CAPTIONS[1])], 3.0, 2),
                  torch.cat(list(pipeline.stream(CAPTIONS[0], 2.0, 2))),
                  editor.extend(clip, CAPTIONS[0], 2.0).waveform_S,
@@ -233,10 +235,9 @@ def test_losses_of_the_stages(bundle: str, other: str, name: str) -> None:
         total, parts = stage.loss(batch, keyed_generator(0, "loss"))
         total.backward()
         with torch.no_grad():
-            measured = stage.summarise([stage.measure(batch, keyed_generator(0, "measure"))])
-        shown = {key: value for key, value in measured.items() if "latency" not in key and "gflop" not in key}
+            measured = stage.measure(batch, keyed_generator(0, "measure"))
         norm = torch.nn.utils.clip_grad_norm_(stage.part.parameters(), 1e9)
-        return [total, {key: value for key, value in parts.items() if value.ndim == 0}, shown, norm]
+        return [total, {key: value for key, value in parts.items() if value.ndim == 0}, measured, norm]
 
     same(losses, other, rtol=1e-3, atol=1e-3)
 

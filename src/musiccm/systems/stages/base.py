@@ -250,8 +250,8 @@ class Stage(pl.LightningModule):
             return
         path, stated, mine = str(self._trainer.ckpt_path or "the checkpoint"), checkpoint.get("stage"), self._identity()
         if stated is None:
-            rank_zero_warn(f"{path} was written by an older version, which did not note a stage's settings. Taken to be "
-                           "as in this run")
+            rank_zero_warn(f"{path} was written by an older version, which did not note a stage's settings. They are "
+                           "taken to be as in this run")
             return
         # settings that came after it: their defaults are what it was trained with
         signatures = [inspect.signature(made.__init__).parameters for made in (Stage, type(self))]
