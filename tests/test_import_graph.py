@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ALWAYS = {"columns", "errors", "files", ""}  # "" is the package itself, for its version
+ALWAYS = {"columns", "errors", "files", "progress", "terminal", ""}  # "" is the package itself, for its version
 
 
 def read_table(text: str) -> dict[str, set[str]]:

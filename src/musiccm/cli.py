@@ -16,7 +16,10 @@ from collections.abc import Iterator
 
 from musiccm import __version__, commands
 from musiccm.config import merge_config_arguments
-from musiccm.errors import MusiccmError
+from musiccm.errors import MusiccmError, reason
+from musiccm.files import name_too_long
+from musiccm.quiet import quiet_libraries
+from musiccm.terminal import say
 
 # jsonargparse lists every type that a value could have had; only the lines that say what is wrong help.
 _UNION_NOISE = re.compile(
@@ -56,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("MUSICCM_DEBUG") == "1":
             raise
         message, code = describe(error)
-        print(f"musiccm: {message}", file=sys.stderr)
+        say(f"musiccm: {message}", to_stderr=True)
         return code
 
 
@@ -73,6 +76,7 @@ def _dispatch(arguments: list[str]) -> int:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise MusiccmError(f"there is no command {name!r}{hint}\nCommands: {', '.join(known)} (musiccm --help)")
+    quiet_libraries()
     if name in commands.TRAINER_COMMANDS:
         rest = merge_config_arguments(name, rest)
     try:
@@ -127,8 +131,12 @@ def describe(error: BaseException) -> tuple[str, int]:
             target = getattr(link, "filename", None)
             where = f" while writing {target}" if target else ""
             return f"the disk is full{where} ({link}); free some space and run the command again", EXIT_USER_ERROR
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's word for options that do not go together
+        return f"{error} (options of Lightning's Trainer: keys below `trainer`)", EXIT_USER_ERROR
     if isinstance(error, argparse.ArgumentError) or type(error).__module__.startswith("omegaconf."):
         return f"{_without_union_noise(str(error))}\n(options: musiccm COMMAND --help)", EXIT_USER_ERROR
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return name_too_long(str(error.filename)), EXIT_USER_ERROR
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}", EXIT_FAILURE
     if _UNION_NOISE.search(str(error)):  # jsonargparse wraps what a constructor raises
@@ -137,7 +145,8 @@ def describe(error: BaseException) -> tuple[str, int]:
     package = os.path.dirname(__file__) + os.sep
     ours = [f for f in frames if f.filename.startswith(package) and f.filename != __file__] or frames
     where = f" (in {ours[-1].name}, {ours[-1].filename}:{ours[-1].lineno})" if ours else ""
-    return f"{type(error).__name__}: {error}{where}\nMUSICCM_DEBUG=1 shows the whole traceback.", EXIT_FAILURE
+    said = reason(error) if "weights_only" in str(error) else f"{type(error).__name__}: {error}"
+    return f"{said}{where}\nMUSICCM_DEBUG=1 shows the whole traceback.", EXIT_FAILURE
 
 
 def _without_union_noise(message: str) -> str:

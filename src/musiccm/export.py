@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from musiccm.errors import MusiccmError
-from musiccm.files import naming_full_disk
+from musiccm.files import hidden_name, naming_full_disk
 from musiccm.models.bundle import Bundle, save_settings
 from musiccm.models.bundle_files import PARTS, load_part, save_part, update_json
 from musiccm.models.card import write_card
@@ -119,7 +119,7 @@ def export_student(
                            f"{len(broken) - 1} more); the run has diverged, or needs a wider type")
     scheduler = lcm_scheduler(teacher.scheduler_config, info)
 
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = folder.with_name(hidden_name(folder.name, ".partial"))
     shutil.rmtree(partial, ignore_errors=True)
     try:
         _write(partial, folder, unet, scheduler, teacher, info, dtype, base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,10 @@ from typing import Any
 
 from musiccm.errors import MusiccmError
 
+NAME_BYTES = 255
+"""Longest name of a file on the usual file systems."""
+_DRAWN = 8  # characters that tempfile adds
+
 
 @contextlib.contextmanager
 def naming_full_disk(path: Path) -> Iterator[None]:
@@ -22,15 +27,49 @@ def naming_full_disk(path: Path) -> Iterator[None]:
         path: What is written.
 
     Raises:
-        MusiccmError: The disk is full or not writable.
+        MusiccmError: The disk is full or not writable, or the name is too long.
     """
     try:
         yield
     except Exception as error:
         # safetensors reports a full disk under its own exception class.
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise MusiccmError(name_too_long(path)) from error
         if isinstance(error, OSError) or type(error).__module__.startswith("safetensors"):
             raise MusiccmError(f"{path}: could not be written: {error}; free space or choose another folder") from error
         raise
+
+
+def name_too_long(path: str | os.PathLike[str]) -> str:
+    """What is said of a name that the file system does not take."""
+    return (f"{os.fspath(path)}: the name is longer than the file system allows ({NAME_BYTES} bytes as a rule); choose "
+            "a shorter one")
+
+
+def hidden_name(name: str, ending: str) -> str:
+    """What a file or folder is called until it is whole and gets its name.
+
+    Args:
+        name: The name that it will get.
+        ending: What follows, such as `.partial`.
+
+    Returns:
+        `.<name><ending>`; where no file system would take that, nor with the few characters that `tempfile` adds, a
+        digest stands for the name.
+    """
+    hidden = f".{name}{ending}"
+    if len(os.fsencode(hidden)) + _DRAWN > NAME_BYTES:
+        return f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}{ending}"
+    return hidden
+
+
+def short_name(name: str, most_bytes: int) -> str:
+    """A name that leaves room for what follows it: its beginning and a digest where it is longer than that."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= most_bytes:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:16]
+    return f"{encoded[: most_bytes - len(digest) - 1].decode(errors='ignore')}-{digest}"
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -47,7 +86,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     try:
         with naming_full_disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            handle, temporary = tempfile.mkstemp(prefix=hidden_name(path.name, "."), dir=path.parent)
             os.close(handle)
             write(Path(temporary))
             os.chmod(temporary, 0o644)

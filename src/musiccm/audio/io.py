@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
+from musiccm.files import write_atomically
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".mp3")
 BAD_AUDIO_REASONS = ("missing", "unreadable", "empty", "silent", "nan", "too_short")
@@ -168,23 +168,18 @@ def write_audio(path: str | Path, waveform_S: Tensor | np.ndarray, sample_rate_h
     if samples.ndim != 1 or not bool(torch.isfinite(samples).all()):
         raise MusiccmError(f"{path}: expected finite samples of shape [S], found shape {list(samples.shape)}"
                            f"{'' if samples.ndim != 1 else ' with NaN or infinite values'}; nothing was written")
-    temporary: str | None = None
+    subtype = "PCM_16" if suffix in (".wav", ".flac") else None
+    # Through memory, so that a full disk is an OSError with its cause; soundfile would fail an assertion.
+    encoded = io.BytesIO()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=suffix, dir=path.parent)
-        os.close(handle)
-        subtype = "PCM_16" if suffix in (".wav", ".flac") else None
-        # Through memory, so that a full disk is an OSError with its cause; soundfile would fail an assertion.
-        encoded = io.BytesIO()
         soundfile.write(encoded, samples.clamp(-1, 1).numpy(), sample_rate_hz, subtype, format=suffix[1:].upper())
-        with open(temporary, "wb") as file:
-            file.write(encoded.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except (OSError, soundfile.LibsndfileError, RuntimeError) as error:
-        raise MusiccmError(f"{path}: could not be written: {error}; free space or choose another folder") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise MusiccmError(f"{path}: could not be encoded at {sample_rate_hz} Hz: {error}") from error
+    write_atomically(path, lambda temporary: _put(temporary, encoded))
+
+
+def _put(path: Path, encoded: io.BytesIO) -> None:
+    with open(path, "wb") as file:
+        file.write(encoded.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())

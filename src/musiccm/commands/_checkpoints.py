@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from musiccm.errors import MusiccmError
+from musiccm.errors import MusiccmError, reason
 from musiccm.files import write_atomically
 
 
@@ -52,12 +52,6 @@ class CheckpointFiles(TorchCheckpointIO):
             raise MusiccmError(f"{path}: expected a checkpoint of a run, found a file without a state_dict; those of "
                                "this project lie in lightning_logs/NAME/version_N/checkpoints")
         return dict(checkpoint)
-
-
-def reason(error: Exception) -> str:
-    """The kind of an error and the first line of what it says."""
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _write(path: Path, buffer: io.BytesIO) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.strategies import DDPStrategy
 
+from musiccm.callbacks.progress_lines import ProgressLines
 from musiccm.config import load_experiment
 from musiccm.data.encoding import EncodingData
 from musiccm.data.fingerprint import ENCODING_PARTS, bundle_fingerprint
@@ -18,6 +18,7 @@ from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
 from musiccm.systems.encoding import Encoder
+from musiccm.terminal import interactive, say
 
 # How long a process may wait for the others at the end: they may have one file more to encode.
 _LONGEST_WAIT = timedelta(days=1)
@@ -82,7 +83,7 @@ def encode_corpus(
     trainer.predict(encoder, datamodule=work, return_predictions=False)
     report = encoder.finish(trainer.strategy)
     if trainer.is_global_zero:
-        print(summary(report), flush=True)
+        say(summary(report))
 
 
 def make_trainer(device: str) -> pl.Trainer:
@@ -96,8 +97,6 @@ def make_trainer(device: str) -> pl.Trainer:
     """
     # Lightning's hints about GPUs and loader workers are not for the people who encode a corpus.
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    for hint in ("does not have many workers", "Total length of", "predict returned None", "LeafSpec"):
-        warnings.filterwarnings("ignore", message=f".*{hint}.*")
     name, _, number = device.partition(":")
     settings: dict[str, Any] = {"devices": [int(number)] if number else 1}
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -107,7 +106,8 @@ def make_trainer(device: str) -> pl.Trainer:
         settings = {"devices": here, "num_nodes": world // here, "strategy": strategy}
     return pl.Trainer(
         accelerator="gpu" if name == "cuda" else name, logger=False, enable_checkpointing=False,
-        enable_model_summary=False, use_distributed_sampler=False, **settings,
+        enable_model_summary=False, use_distributed_sampler=False, callbacks=[] if interactive() else [ProgressLines()],
+        **settings,
     )
 
 

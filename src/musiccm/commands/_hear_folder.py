@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from musiccm.audio.io import AUDIO_SUFFIXES
 from musiccm.data.audio_folder import read_audio_folder
 from musiccm.errors import MusiccmError
 from musiccm.metrics.clap_windows import ClapWindows, HeardFile, middle
+from musiccm.progress import Progress
 
 MIN_DURATION_S = 1.0
 
@@ -58,7 +58,7 @@ def hear_folder(ear: ClapWindows, folder: Path, most_windows: int | None = None)
         starts = ear.starts(clip.audio)
         chosen = starts[middle(len(starts), most_windows)] if most_windows else starts
         files.append(HeardFile(str(clip.path), clip.audio, chosen))
-    with tqdm(total=sum(len(file.starts) for file in files), desc=f"hearing {folder}", unit="window") as bar:
+    with Progress(sum(len(file.starts) for file in files), f"hearing {folder}", "window") as bar:
         rows = ear.embed(files, bar.update)
     first = 0
     kept = []

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from musiccm.audio.io import AUDIO_SUFFIXES
 from musiccm.commands._device import choose_device
@@ -24,6 +23,7 @@ from musiccm.metrics.clap_windows import ClapWindows, HeardFile
 from musiccm.metrics.index import TrainingIndex
 from musiccm.metrics.index_writer import PlannedClip, write_index
 from musiccm.models.bundle import Bundle
+from musiccm.progress import Progress
 
 CONDITIONER_PARTS = ("text_encoder", "tokenizer", "feature_extractor")
 
@@ -121,7 +121,7 @@ def _index_cache(out: Path, args: argparse.Namespace, data: MusicDataModule) -> 
            "corpus": clips_fingerprint(clips), "latents": {"clip_samples": data.clip_samples,
                                                            "windows_per_track": data.windows_per_track}}
 
-    def embed(first: int, last: int, bar: tqdm) -> Tensor:
+    def embed(first: int, last: int, bar: Progress) -> Tensor:
         chosen = [row for clip in clips[first:last] for row in by_clip[clip.id]]
         bar.update(len(chosen))
         return cache.audio(np.asarray(chosen, np.int64))
@@ -132,14 +132,9 @@ def _index_cache(out: Path, args: argparse.Namespace, data: MusicDataModule) -> 
 
 def _write(
     out: Path, args: argparse.Namespace, key: dict[str, Any], about: dict[str, Any], planned: list[PlannedClip],
-    width: int, embed: Callable[[int, int, tqdm], Tensor],
+    width: int, embed: Callable[[int, int, Progress], Tensor],
 ) -> None:
     total = sum(len(clip.starts_s) for clip in planned)
-    with tqdm(total=total, desc=f"indexing {len(planned)} clips", unit="window") as bar:
-
-        def skipped(rows: int) -> None:
-            bar.initial += rows  # counts as done, but not towards the rate
-            bar.update(rows)
-
+    with Progress(total, f"indexing {len(planned)} clips", "window") as bar:
         write_index(out, key, about, planned, width, lambda first, last: embed(first, last, bar), args.overwrite,
-                    skipped)
+                    bar.skip)

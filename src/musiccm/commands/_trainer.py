@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import set_parsing_settings
+from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 from musiccm.callbacks.divergence import Divergence
 from musiccm.callbacks.last_step import LastStep
 from musiccm.callbacks.preemption import Preemption
+from musiccm.callbacks.progress_lines import ProgressLines
 from musiccm.callbacks.provenance import SaveConfigWithProvenance
 from musiccm.commands._checkpoints import CheckpointFiles
+from musiccm.commands._run_folder import RunTrainer
+from musiccm.commands._trainer_options import check_trainer_options, class_name, named_class
 from musiccm.errors import MusiccmError
+from musiccm.terminal import interactive
 
 LOG_FOLDER = "lightning_logs"
 
@@ -29,7 +33,7 @@ class TrainerCLI(LightningCLI):
 
     `--ckpt_path newest` takes the newest checkpoint of the experiment, `--ckpt_path auto` does too where there is
     one. Working on a checkpoint of the experiment continues in the folder that it lies in, so that the results of
-    `musiccm test` stand beside the weights they describe.
+    `musiccm test` stand beside the weights they describe. Another `trainer.logger` moves its own log and nothing else.
     """
 
     def __init__(self, args: list[str]) -> None:
@@ -41,6 +45,7 @@ class TrainerCLI(LightningCLI):
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
+            trainer_class=RunTrainer,
             save_config_callback=SaveConfigWithProvenance,
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -74,20 +79,23 @@ class TrainerCLI(LightningCLI):
         return Path(options.trainer.default_root_dir or ".") / LOG_FOLDER / options.experiment
 
     def before_instantiate_classes(self) -> None:
-        """Find the checkpoint before the model is built, so that a wrong path fails at once."""
+        """Refuse options that cannot work, and find the checkpoint, before the model is built: both fail at once."""
         options = self.config[self.subcommand]
+        check_trainer_options(self.subcommand, options.trainer, named_class(class_name(options.model)))
         options.ckpt_path = find_checkpoint(options.ckpt_path, self.runs_folder)
 
     def instantiate_trainer(self, **kwargs) -> Trainer:
-        """Build the Trainer, with a TensorBoard logger and our checkpoint files unless the YAML names others."""
-        options = self.config[self.subcommand]
-        if options.trainer.logger in (None, True):
-            version = _version_of(options.ckpt_path, self.runs_folder)
-            folder = self.runs_folder
-            kwargs["logger"] = TensorBoardLogger(str(folder.parent), name=folder.name, version=version)
-        if options.trainer.plugins is None:
-            kwargs["plugins"] = [CheckpointFiles()]
+        """Build the Trainer, with the run's folder, our checkpoint files and, in logs, our progress lines."""
+        options, given = self.config[self.subcommand], self.config_init[self.subcommand].trainer
+        plugins, callbacks = _listed(given.plugins), _listed(given.callbacks)
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, CheckpointFiles()]
+        bars = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if not (interactive() or bars or given.barebones or given.enable_progress_bar is False):
+            kwargs["callbacks"] = [*callbacks, ProgressLines()]
         trainer = super().instantiate_trainer(**kwargs)
+        trainer.runs, trainer.version = self.runs_folder, _version_of(options.ckpt_path, self.runs_folder)
+        trainer.logs_there = options.trainer.logger in (None, True)
         if not any(isinstance(callback, Divergence) for callback in trainer.callbacks):
             trainer.callbacks.insert(0, Divergence())  # before anything saves or shows what has diverged
         environment = trainer._accelerator_connector.cluster_environment
@@ -98,6 +106,10 @@ class TrainerCLI(LightningCLI):
         # Behind the checkpoint callbacks, which Lightning sorts to the end.
         trainer.callbacks += [LastStep(), Preemption()]
         return trainer
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
 def find_checkpoint(wanted: str | None, runs: Path) -> str | None:
@@ -149,12 +161,6 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code.
     """
-    # Lightning's advertisements and hints about loader workers are not for the people who run experiments.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*pre-optimization state.*")
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )
     try:
         TrainerCLI(argv)
     except RuntimeError as error:

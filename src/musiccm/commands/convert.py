@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musiccm.errors import MusiccmError
+from musiccm.files import hidden_name
 
 if TYPE_CHECKING:
     from musiccm.models.convert.assemble import Assembled
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
 
         features, dropped, ignored = audiomae_from_original(args.audiomae, made.mel)
         made.add("evaluators/audiomae", features, args.audiomae, dropped, ignored)
-    staging = out.with_name(f".{out.name}.partial")
+    staging = out.with_name(hidden_name(out.name, ".partial"))
     shutil.rmtree(staging, ignore_errors=True)
     try:
         write(made, staging, getattr(torch, args.dtype))

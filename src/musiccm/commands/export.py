@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from musiccm.errors import MusiccmError
+from musiccm.errors import MusiccmError, reason
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,8 +96,6 @@ def read_student(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any]]:
         MusiccmError: If the file is missing, unreadable, or of another system.
     """
     import torch
-
-    from musiccm.commands._checkpoints import reason
 
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

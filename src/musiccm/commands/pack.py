@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     from musiccm.commands._bundle_card import card
     from musiccm.commands.export import read_results
-    from musiccm.files import write_atomically, write_json
+    from musiccm.files import hidden_name, write_atomically, write_json
     from musiccm.models.bundle import Bundle
 
     source, target = Path(args.source), Path(args.to)
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
         print(f"{source}: lacks {', '.join(missing)}; packing the rest, without the figures that need them")
     refuse_to_overwrite(target, source)
     data = corpus(args.corpus, bundle, present, args.n, args.clip_samples)
-    staging = target.with_name(f".{target.name}.part")
+    staging = target.with_name(hidden_name(target.name, ".part"))
     shutil.rmtree(staging, ignore_errors=True)
     try:
         precision = write_parts(bundle, present, staging, next(iter(data.test_dataloader())), args.tolerance)
@@ -144,23 +144,26 @@ def write_parts(
         For each part with weights what was chosen and what was measured.
     """
     import torch
-    from tqdm import tqdm
 
     from musiccm.commands._precision import choose, probes
     from musiccm.models.bundle import save_settings
     from musiccm.models.bundle_files import PARTS, save_part
+    from musiccm.progress import Progress
 
     few = type(batch)(batch.waveform_BS[:PROBE_CLIPS], batch.tags_BG[:PROBE_CLIPS], batch.ids[:PROBE_CLIPS],
                       batch.captions[:PROBE_CLIPS])
     compared = probes(bundle, few, present)
     chosen: dict[str, dict[str, Any]] = {}
-    for name in tqdm([name for name in PARTS if name in present], desc="packing", unit="part", dynamic_ncols=True):
-        part, dtype = bundle.part(name), None
-        if isinstance(part, torch.nn.Module):
-            record = choose(part, compared.get(name), tolerance)
-            chosen[name] = {**record, "n": len(few)}
-            dtype = getattr(torch, record["dtype"])
-        save_part(folder, name, part, dtype)
+    names = [name for name in PARTS if name in present]
+    with Progress(len(names), "packing", "part") as bar:
+        for name in names:
+            part, dtype = bundle.part(name), None
+            if isinstance(part, torch.nn.Module):
+                record = choose(part, compared.get(name), tolerance)
+                chosen[name] = {**record, "n": len(few)}
+                dtype = getattr(torch, record["dtype"])
+            save_part(folder, name, part, dtype)
+            bar.update()
     settings = {key: value for key, value in bundle.settings.items() if key != "base"}  # borrowed parts are copied
     save_settings(folder, **{**settings, "mel": asdict(bundle.mel)})
     return chosen

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from musiccm.audio import AudioFacts, read_audio
 from musiccm.audio.io import AUDIO_SUFFIXES
@@ -21,6 +20,7 @@ from musiccm.data.report import BadItem
 from musiccm.data.scan import AudioFile, Fault, examine_file
 from musiccm.data.tables import read_table, read_text
 from musiccm.errors import MusiccmError
+from musiccm.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,7 @@ def read_audio_folder(
         raise MusiccmError(f"{root}: {len(twice)} names occur with several suffixes, first {twice[0]}; a clip is known "
                            "by its name without the suffix, so remove one of each")
     folder = AudioFolder(root, others=[path for path in files if path.suffix.lower() not in AUDIO_SUFFIXES])
-    with ThreadPoolExecutor() as pool, tqdm(total=len(paths), desc=f"reading {root.name}", unit="file",
-                                            disable=not progress, dynamic_ncols=True) as bar:
+    with ThreadPoolExecutor() as pool, Progress(len(paths), f"reading {root.name}", "file", progress) as bar:
         found = pool.map(lambda path: examine_file(AudioFile(path), min_duration_s, channel), paths)
         for clip_id, path, result in zip(ids, paths, found, strict=True):
             if isinstance(result, Fault):

@@ -11,10 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from musiccm.errors import MusiccmError
 from musiccm.files import write_json
+from musiccm.progress import Progress
 
 #: Raised whenever the same (seed, index) would sound different.
 COMPOSER_VERSION = 1
@@ -64,8 +63,9 @@ def write_all(
     for split, count in counts.items():
         with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
             done = pool.map(partial(write, out, seed, split), range(count), chunksize=8)
-            for _ in tqdm(done, f"rendering {split}", count, unit="track"):
-                pass
+            with Progress(count, f"rendering {split}", "track") as bar:
+                for _ in done:
+                    bar.update()
     return counts
 
 

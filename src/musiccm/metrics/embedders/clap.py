@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from musiccm.errors import MusiccmError
+from musiccm.errors import MusiccmError, reason
 from musiccm.metrics.embedders.base import Heard
 from musiccm.metrics.embedders.frozen import UNHEARD, FrozenEmbedder, batches, full_float32, windows_end_to_end
-from musiccm.metrics.embedders.weights import VARIABLE, first_line, weights_folder
+from musiccm.metrics.embedders.weights import VARIABLE, weights_folder
 from musiccm.models.clap_names import COMPUTED, clap_config_from_state, clap_state_from_original, load_clap_state
 from musiccm.models.conditioner import ClapConditioner
 
@@ -123,7 +123,7 @@ def conditioner_from_folder(folder: str) -> ClapConditioner:
     except Exception as error:  # a hub that is out of reach and a damaged file show in a dozen unrelated kinds
         raise MusiccmError(
             f"CLAP '{folder}': expected a folder or a hub id with a transformers ClapModel, its tokenizer and its "
-            f"feature extractor; it could not be read ({first_line(error)})"
+            f"feature extractor; it could not be read ({reason(error)})"
         ) from error
     if missing := sorted(key for key in report.get("missing_keys", ()) if not COMPUTED.search(key)):
         raise MusiccmError(f"CLAP '{folder}': {len(missing)} weights are missing, first {', '.join(missing[:3])}")
@@ -161,7 +161,7 @@ class LazyRoberta:
             except Exception as error:  # the hub client raises a dozen unrelated kinds
                 raise MusiccmError(
                     f"RoBERTa's tokenizer, which LAION's CLAP reads text with, could not be had "
-                    f"({first_line(error)}); put its files (tokenizer.json, tokenizer_config.json) into "
+                    f"({reason(error)}); put its files (tokenizer.json, tokenizer_config.json) into "
                     f"${VARIABLE}/{TOKENIZER}"
                 ) from error
         return self._tokenizer(*args, **kwargs)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from musiccm.errors import MusiccmError
+from musiccm.errors import MusiccmError, reason
 from musiccm.files import file_sha256
 
 log = logging.getLogger(__name__)
@@ -137,23 +137,17 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals(_plain_data()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "global" in line.lower()), str(error))
         raise MusiccmError(
             f"{path}: expected tensors, numbers and NumPy arrays, found other objects or a damaged file "
-            f"({reason:.200}). Objects from outside are not built here; if you trust the file, load it yourself with "
-            "torch.load(..., weights_only=False) and save its state dict alone"
+            f"({reason(error):.200}). Objects from outside are not built here; download the published file again, or "
+            "ask the author of this one for its state dict alone"
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise MusiccmError(f"{path}: cannot be read as a PyTorch checkpoint ({first_line(error):.200}); "
+        raise MusiccmError(f"{path}: cannot be read as a PyTorch checkpoint ({reason(error):.200}); "
                            "download it again") from error
     if not isinstance(content, Mapping):
         raise MusiccmError(f"{path}: expected a mapping of names to weights, found {type(content).__name__}")
     return content
-
-
-def first_line(error: Exception) -> str:
-    """What a library said, without its advice; its kind where it said nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _plain_data() -> list[Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musiccm.errors import MusiccmError
+from musiccm.errors import MusiccmError, reason
 
 #: What a tensor is rebuilt with; beside storages, which torch maps itself, the only things of a file that are real.
 _REAL: dict[str, Any] = {
@@ -93,10 +93,9 @@ def read_original(path: str | Path) -> dict[str, Any]:
         content = _read(path)
     except _Forbidden as error:
         raise MusiccmError(f"{path}: refers to {error}, which no weights need, and is not read; nothing of it was "
-                           "executed. Save its state_dict alone where you trust the file") from None
+                           "executed. Ask its author for the state_dict alone, or for a .safetensors file") from None
     except Exception as error:  # a broken file shows as whatever the reader tripped over
-        first = (str(error).splitlines() or [""])[0]
-        raise MusiccmError(f"{path}: not a readable checkpoint ({type(error).__name__}: {first})") from error
+        raise MusiccmError(f"{path}: not a readable checkpoint ({reason(error)})") from error
     if not isinstance(content, Mapping):
         raise MusiccmError(f"{path}: expected a dictionary of weights, found {type(content).__name__}")
     return dict(content)
