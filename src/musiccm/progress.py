@@ -45,7 +45,9 @@ class Lines:
         self._skipped += units
 
     def due(self, done: int) -> bool:
-        """Whether it is time for a line."""
+        """Whether it is time for a line; the last one comes when the loop ends."""
+        if self.total is not None and done >= self.total:
+            return False
         since = self._clock() - self._last
         tenth = self.total is not None and done - self._shown >= EVERY_SHARE * self.total
         return done > self._shown and since >= (LEAST_S if tenth else EVERY_S)

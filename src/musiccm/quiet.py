@@ -23,7 +23,7 @@ _IN_LOGS = {
 
 
 def quiet_libraries() -> None:
-    """Show this package's own warnings alone, and no colours where no terminal is.
+    """Show what this package logs alone, and no colours where no terminal is.
 
     With `MUSICCM_DEBUG=1` all is shown; warnings also where Python itself was told which (`-W`, `PYTHONWARNINGS`).
     Imports none of the libraries.
@@ -34,8 +34,7 @@ def quiet_libraries() -> None:
     for name, value in (_ENVIRONMENT if interactive() else {**_ENVIRONMENT, **_IN_LOGS}).items():
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", module=r"musiccm(\.|$)")
+        warnings.simplefilter("ignore")  # this package logs what users should know
     # Lightning's advertisements.
     lightning = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     if _no_tips not in lightning.filters:

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.strategies import DDPStrategy
 
 from musiccm.callbacks.progress_lines import ProgressLines
+from musiccm.commands._device import choose_device
 from musiccm.config import load_experiment
 from musiccm.data.encoding import EncodingData
 from musiccm.data.fingerprint import ENCODING_PARTS, bundle_fingerprint
@@ -75,6 +76,7 @@ def encode_corpus(
     """
     if min(batch_size, shard_size) < 1:
         raise MusiccmError(f"--batch-size and --shard-size must be at least 1, found {batch_size} and {shard_size}")
+    choose_device(device)
     data = data_module(configs, {**overrides, "kind": "waveform"})
     bundle = Bundle.from_pretrained(str(data.bundle), parts=ENCODING_PARTS)
     work = EncodingData(data, bundle_fingerprint(bundle.path), batch_size, shard_size, overwrite)

@@ -24,6 +24,7 @@ from musiccm.metrics.index import TrainingIndex
 from musiccm.metrics.index_writer import PlannedClip, write_index
 from musiccm.models.bundle import Bundle
 from musiccm.progress import Progress
+from musiccm.terminal import say
 
 CONDITIONER_PARTS = ("text_encoder", "tokenizer", "feature_extractor")
 
@@ -51,17 +52,17 @@ def prepare_index(args: argparse.Namespace) -> None:
         data = data_module(args.config, {**overrides, "kind": "waveform"})
         data.setup("fit")
         for report in data.reports.values():
-            print(report)
+            say(report)
         if args.from_cache:
             _index_cache(out, args, data)
         else:
             _index_clips(out, args, data.train_clips, str(data.bundle), data.root)
     index = TrainingIndex(out)
     silent = index.about.get("silent_windows", 0)
-    print(f"{out}: {index.n_clips} training clips, {index.n_rows} windows of {index.window_s:g} s"
+    say(f"{out}: {index.n_clips} training clips, {index.n_rows} windows of {index.window_s:g} s"
           + (f", {silent} of them silent and similar to nothing" if silent else ""))
     if args.faiss:
-        print(f"{out}: FAISS {build_faiss(index, None if args.faiss == 'auto' else args.faiss)}")
+        say(f"{out}: FAISS {build_faiss(index, None if args.faiss == 'auto' else args.faiss)}")
 
 
 def _folder_clips(root: Path, out: Path) -> list[Clip]:
@@ -80,7 +81,7 @@ def _folder_clips(root: Path, out: Path) -> list[Clip]:
 
     out.mkdir(parents=True, exist_ok=True)
     clips, report = read_split(listing, "train", Rules(), out / "report.json")
-    print(report)
+    say(report)
     return clips
 
 

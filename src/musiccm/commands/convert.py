@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from musiccm.errors import MusiccmError
 from musiccm.files import hidden_name
+from musiccm.terminal import say
 
 if TYPE_CHECKING:
     from musiccm.models.convert.assemble import Assembled
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> int:
         staging.replace(out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    print(summary(made.record, out))
+    say(summary(made.record, out))
     return 0
 
 

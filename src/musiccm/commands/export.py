@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musiccm.errors import MusiccmError, reason
+from musiccm.terminal import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> int:
         rows=rows,
     )
     folder = export_student(unet, teacher, args.out, info, getattr(torch, args.dtype), args.base, args.overwrite)
-    print(f"{folder}: the student at step {step}; try\n  musiccm generate \"a calm piano melody\" --model {folder}")
+    say(f"{folder}: the student at step {step}; try\n  musiccm generate \"a calm piano melody\" --model {folder}")
     return 0
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musiccm.errors import MusiccmError
+from musiccm.terminal import say
 
 if TYPE_CHECKING:
     from musiccm.data.batch import WaveformBatch
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> int:
     bundle = Bundle.from_pretrained(source)
     present, missing = parts_of(bundle)
     if missing:
-        print(f"{source}: lacks {', '.join(missing)}; packing the rest, without the figures that need them")
+        say(f"{source}: lacks {', '.join(missing)}; packing the rest, without the figures that need them")
     refuse_to_overwrite(target, source)
     data = corpus(args.corpus, bundle, present, args.n, args.clip_samples)
     staging = target.with_name(hidden_name(target.name, ".part"))
@@ -74,11 +75,11 @@ def main(argv: list[str]) -> int:
         shutil.rmtree(staging, ignore_errors=True)
     for part, record in precision.items():
         change = record["relative_change"]
-        print(f"  {part:<22} {record['dtype']}" + (f"  relative change {change:.1e}" if change is not None else ""))
+        say(f"  {part:<22} {record['dtype']}" + (f"  relative change {change:.1e}" if change is not None else ""))
     for title, values in quality["figures"].items():
-        print(f"  {title}: " + ", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}"
-                                         for k, v in values.items()))
-    print(f"{target}: {size_of(target) / MIB:.1f} MiB ({largest(target)})")
+        say(f"  {title}: " + ", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}"
+                                       for k, v in values.items()))
+    say(f"{target}: {size_of(target) / MIB:.1f} MiB ({largest(target)})")
     return 0
 
 
@@ -131,7 +132,7 @@ def corpus(root: str, bundle: Bundle, present: set[str], limit: int, clip_sample
     )
     data.setup("test")
     if len(data.test_clips) < limit:
-        print(f"{root}: {len(data.test_clips)} test clips, fewer than --n {limit}; all of them are used")
+        say(f"{root}: {len(data.test_clips)} test clips, fewer than --n {limit}; all of them are used")
     return data
 
 
@@ -182,7 +183,7 @@ def stage_records(source: Path, experiments: Path, folder: Path) -> dict[str, di
     for path in sorted((source / "quality").glob("*.json")):
         records[path.stem] = read_json(path, "what a stage measured")
     if not experiments.is_dir():
-        print(f"{experiments}: no such folder; the experiment files are left out (--stages)")
+        say(f"{experiments}: no such folder; the experiment files are left out (--stages)")
         return records
     for path in sorted(experiments.glob("*.yaml")):
         if path.stem in records:

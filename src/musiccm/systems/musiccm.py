@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from musiccm.audio.windows import keyed_generator
@@ -41,8 +41,19 @@ from musiccm.models.half import half_copy
 from musiccm.systems import speed
 from musiccm.systems.checkpoint_fit import check_fit, identity
 from musiccm.systems.clock import clock_stopped
-from musiccm.systems.parallel import average_gradients, mean_over_ranks, own_rows, shard, share_weights, spread, whole
+from musiccm.systems.parallel import (
+    average_gradients,
+    mean_over_ranks,
+    own_rows,
+    rank_and_world,
+    shard,
+    share_weights,
+    spread,
+    whole,
+)
 from musiccm.systems.settings import Adversarial, Distillation, Optimization
+
+log = logging.getLogger(__name__)
 
 #: Frozen parts live under this name; checkpoints leave them out, for the bundle has them.
 FROZEN = "frozen."
@@ -469,10 +480,10 @@ class MusicCM(pl.LightningModule):
         check_fit(str(path), self.state_dict(), checkpoint, self._identity, resuming=fitting)
         before, now = checkpoint.get("global_batch"), self._global_batch()
         if fitting and before != now and None not in (before, now):
-            rank_zero_warn(
-                f"{path} was trained with {before} clips a step over all processes, this run has {now} "
-                "(data.init_args.batch_size x processes): the rest of this epoch repeats or leaves out clips"
-            )
+            if rank_and_world()[0] == 0:
+                log.warning("%s was trained with %s clips a step over all processes, this run has %s "
+                            "(data.init_args.batch_size x processes): the rest of this epoch repeats or leaves out "
+                            "clips", path, before, now)
 
     def _global_batch(self) -> int | None:
         """Clips of one batch over all processes, as far as the data module tells."""

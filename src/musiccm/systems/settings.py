@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from musiccm.diffusion import PREDICTION_TYPES, SOLVERS, TIMESTEP_MODES
 from musiccm.errors import MusiccmError
 from musiccm.losses import DISTANCES
+from musiccm.models.acceleration import check_backend
 
 FEATURES = ("audiomae", "clap")
 
@@ -192,9 +191,4 @@ class Optimization:
         for key in ("accumulate", "lr", "clip_norm"):
             if not getattr(self, key) > 0:
                 raise MusiccmError(f"optimization.{key}: expected a number above 0, found {getattr(self, key)}.")
-        if self.compile is not None:
-            known = torch.compiler.list_backends(exclude_tags=())
-            if self.compile not in known:
-                raise MusiccmError(
-                    f"optimization.compile: expected null or one of {', '.join(known)}, found {self.compile!r}."
-                )
+        check_backend("optimization.compile", self.compile)

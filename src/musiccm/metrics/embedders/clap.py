@@ -13,7 +13,13 @@ from musiccm.errors import MusiccmError, reason
 from musiccm.metrics.embedders.base import Heard
 from musiccm.metrics.embedders.frozen import UNHEARD, FrozenEmbedder, batches, full_float32, windows_end_to_end
 from musiccm.metrics.embedders.weights import VARIABLE, weights_folder
-from musiccm.models.clap_names import COMPUTED, clap_config_from_state, clap_state_from_original, load_clap_state
+from musiccm.models.clap_names import (
+    COMPUTED,
+    clap_config_from_state,
+    clap_state_from_original,
+    load_clap_state,
+    naming_clap,
+)
 from musiccm.models.conditioner import ClapConditioner
 
 WINDOWS_PER_PASS = 16
@@ -85,14 +91,12 @@ def conditioner_from_laion(
     """
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
-    try:
+    with naming_clap(where):
         state, _ = clap_state_from_original(checkpoint.get("state_dict", checkpoint))
         config = clap_config_from_state(state)
         config["text_config"] |= text_config
         clap = ClapModel(ClapConfig(**config))
         load_clap_state(clap, state)
-    except MusiccmError as error:
-        raise MusiccmError(f"{where}: {error}") from None
     fusion = config["audio_config"]["enable_fusion"]
     extractor = ClapFeatureExtractor(
         feature_size=config["audio_config"]["num_mel_bins"], sampling_rate=48000, hop_length=480, max_length_s=10,
@@ -127,7 +131,7 @@ def conditioner_from_folder(folder: str) -> ClapConditioner:
         ) from error
     if missing := sorted(key for key in report.get("missing_keys", ()) if not COMPUTED.search(key)):
         raise MusiccmError(f"CLAP '{folder}': {len(missing)} weights are missing, first {', '.join(missing[:3])}")
-    return ClapConditioner(clap, tokenizer, extractor)
+    return ClapConditioner(clap, tokenizer, extractor, f"CLAP '{folder}': ")
 
 
 class LazyRoberta:
