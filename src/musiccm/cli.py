@@ -1,6 +1,7 @@
 """The `musiccm` command: find the subcommand, run it, and turn failures into one clear message.
 
-Nothing heavy is imported before a subcommand is known to exist. With ``MUSICCM_DEBUG=1`` errors show their traceback.
+Nothing heavy is imported before a subcommand is known to exist. With ``MUSICCM_DEBUG=1`` errors show their traceback
+and libraries their warnings.
 """
 
 from __future__ import annotations

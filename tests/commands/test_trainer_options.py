@@ -86,6 +86,9 @@ def test_measuring_is_not_bound_by_how_training_steps():
         with pytest.raises(MusiccmError, match="trainer.precision"):
             check_trainer_options(command, {**trained, "precision": "bf16-true"}, MusicCM)
     check_trainer_options("fit", {**USUAL, "enable_checkpointing": False, "callbacks": []}, MusicCM)
+    for option, value in (("limit_test_batches", 0), ("fast_dev_run", 2)):
+        with pytest.raises(MusiccmError, match=f"trainer.{option}: .*`limit`"):
+            check_trainer_options("test", {**USUAL, option: value}, MusicCM)
 
 
 def test_no_bundle_and_no_corpus_is_read_for_it(tmp_path, monkeypatch, capsys):

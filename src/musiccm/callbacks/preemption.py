@@ -12,6 +12,7 @@ import torch
 
 from musiccm.callbacks import last_checkpoint
 from musiccm.callbacks.later import Later
+from musiccm.terminal import say
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +81,8 @@ class Preemption(pl.Callback):
         else:
             said = "saved nothing, for this run has no checkpoint callback"
         if trainer.is_global_zero:
-            print(f"musiccm: {name} received: {said} at step {trainer.global_step}; exit code {EXIT_REQUEUE}, run the "
-                  "same command again with --ckpt_path auto to go on", flush=True)
+            say(f"musiccm: {name} received: {said} at step {trainer.global_step}; exit code {EXIT_REQUEUE}, run the "
+                "same command again with --ckpt_path auto to go on")
         raise Preempted
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

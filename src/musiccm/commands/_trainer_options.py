@@ -51,8 +51,12 @@ def class_name(value: Any) -> str:
     """The class of a block `class_path`/`init_args`, or of an object; a text as it is."""
     if isinstance(value, str):
         return value
-    path = value.get("class_path") if hasattr(value, "get") else None
-    return str(path or type(value).__name__)
+    return str(_entry(value, "class_path") or type(value).__name__)
+
+
+def _entry(block: Any, key: str) -> Any:
+    """An entry of a block, be it the parser's or a dictionary; None where there is none."""
+    return block.get(key) if hasattr(block, "get") else None
 
 
 def _precision(options: Mapping[str, Any]) -> str:
@@ -111,8 +115,11 @@ REFUSED = (
     Refusal("limit_train_batches", lambda o: o.get("limit_train_batches") == 0,
             "nothing would be trained; expected at least 1", FIT, (MusicCM, Stage)),
     Refusal("limit_test_batches", lambda o: o.get("limit_test_batches") == 0,
-            "nothing would be measured; model callbacks take their own number of clips (evaluation's `limit`)",
+            "nothing would be measured; for fewer clips set `limit` of the callback musiccm.callbacks.evaluation",
             ("test",), (MusicCM,)),
+    Refusal("fast_dev_run", lambda o: o.get("fast_dev_run"),
+            "the table is made of all clips all the same, and lies in no run's folder; for fewer clips set `limit` of "
+            "the callback musiccm.callbacks.evaluation", ("test",), (MusicCM,)),
 )
 
 
@@ -133,8 +140,7 @@ def check_trainer_options(command: str, options: Mapping[str, Any], system: type
             value = options.get(refusal.option)
             raise MusiccmError(f"trainer.{refusal.option}: {_shown(value)} cannot be used here: {refusal.reason}")
     strategy = options.get("strategy")
-    arguments = strategy.get("init_args") if hasattr(strategy, "get") else None
-    start = (arguments.get("start_method") if hasattr(arguments, "get") else None) or "popen"
+    start = _entry(_entry(strategy, "init_args"), "start_method") or "popen"
     name = class_name(strategy).rsplit(".", 1)[-1].lower()
     for pattern, reason in STRATEGIES.items():
         if re.search(pattern, name) or re.search(pattern, start):

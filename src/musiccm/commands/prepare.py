@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from musiccm.terminal import say
+
 
 def main(argv: list[str]) -> int:
     """Run `musiccm prepare`.
@@ -24,7 +26,7 @@ def main(argv: list[str]) -> int:
         write = {"audiostock": write_corpus, "magnatagatune": write_magnatagatune}[args.layout]
         out = args.out or corpus_root(args.config, args.layout)
         write(Path(out), args.tracks, args.seed, args.test_tracks, args.workers)
-        print(f"{out}: the demo corpus is complete")
+        say(f"{out}: the demo corpus is complete")
         return 0
     if args.what == "index":
         from musiccm.commands._index import prepare_index
