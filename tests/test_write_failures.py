@@ -14,11 +14,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from musiccm import files
+from musiccm import failures, files
 from musiccm.audio import write_audio
 from musiccm.audio.wav_stream import WavStream
+from musiccm.cli import describe
 from musiccm.errors import MusiccmError
-from musiccm.files import move_into_place, naming_full_disk, replacing_folder, write_atomically, write_text
+from musiccm.files import move_into_place, naming_full_disk, replacing_folder, short_name, write_atomically, write_text
 
 
 def said(write: Callable[[], object]) -> str:
@@ -94,10 +95,10 @@ def test_what_a_test_cannot_bring_about(
 
 def test_what_libraries_quote(tmp_path: Path) -> None:
     full = RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
-    assert files.error_number(full) == errno.ENOSPC
+    assert failures.error_number(full) == errno.ENOSPC
     copied = shutil.Error([("a", "b", f"[Errno {errno.EROFS}] Read-only file system: 'b'")])
-    assert files.error_number(copied) == errno.EROFS
-    assert files.error_number(RuntimeError("no number")) is None
+    assert failures.error_number(copied) == errno.EROFS
+    assert failures.error_number(RuntimeError("no number")) is None
 
 
 READ_ONLY = """
@@ -183,3 +184,15 @@ def test_folders_take_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def full() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_name_that_leaves_room() -> None:
+    assert short_name("clip", 180) == "clip"
+    cut, also = (short_name("ü" * 120 + end, 180) for end in "ab")
+    assert cut != also and cut.startswith("üü") and len(os.fsencode(cut)) <= 180
+
+
+def test_the_system_s_own_word_for_a_long_name() -> None:
+    name = "ü" * 126 + ".wav"  # 256 bytes, though 130 characters
+    message, code = describe(OSError(errno.ENAMETOOLONG, "File name too long", name))
+    assert code == 2 and name in message and "256 bytes" in message and "shorter" in message

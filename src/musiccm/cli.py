@@ -1,6 +1,7 @@
 """The `musiccm` command: find the subcommand, run it, and turn failures into one clear message.
 
-Nothing heavy is imported before a subcommand is known to exist. With ``MUSICCM_DEBUG=1`` errors show their traceback.
+Nothing heavy is imported before a subcommand is known to exist. With ``MUSICCM_DEBUG=1`` errors show their traceback
+and libraries their warnings.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 from musiccm import __version__, commands, signals
 from musiccm.config import merge_config_arguments
-from musiccm.errors import MusiccmError
-from musiccm.files import PRINTABLE, error_number
+from musiccm.errors import MusiccmError, reason
+from musiccm.failures import error_number, name_too_long
+from musiccm.quiet import quiet_libraries
+from musiccm.terminal import say
+from musiccm.texts import PRINTABLE
 
 # jsonargparse lists every type that a value could have had; only the lines that say what is wrong help.
 _UNION_NOISE = re.compile(
@@ -68,7 +73,7 @@ def _run(arguments: list[str]) -> int:
         if os.environ.get("MUSICCM_DEBUG") == "1":
             raise
         message, code = describe(error)
-        print(f"musiccm: {message}", file=sys.stderr)
+        say(f"musiccm: {message}", to_stderr=True)
         return code
 
 
@@ -94,6 +99,7 @@ def _dispatch(arguments: list[str]) -> int:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise MusiccmError(f"there is no command {name!r}{hint}\nCommands: {', '.join(known)} (musiccm --help)")
+    quiet_libraries()
     if name in commands.TRAINER_COMMANDS:
         rest = merge_config_arguments(name, rest)
     try:
@@ -148,8 +154,12 @@ def describe(error: BaseException) -> tuple[str, int]:
             target = getattr(link, "filename", None)
             where = f" while writing {target}" if target else ""
             return f"the disk is full{where} ({link}); free some space and run the command again", EXIT_USER_ERROR
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's word for options that do not go together
+        return f"{error} (options of Lightning's Trainer: keys below `trainer`)", EXIT_USER_ERROR
     if isinstance(error, argparse.ArgumentError) or type(error).__module__.startswith("omegaconf."):
         return f"{_without_union_noise(str(error))}\n(options: musiccm COMMAND --help)", EXIT_USER_ERROR
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{error.filename}: {name_too_long(Path(error.filename or ''))}", EXIT_USER_ERROR
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}", EXIT_FAILURE
     if _UNION_NOISE.search(str(error)):  # jsonargparse wraps what a constructor raises
@@ -158,7 +168,8 @@ def describe(error: BaseException) -> tuple[str, int]:
     package = os.path.dirname(__file__) + os.sep
     ours = [f for f in frames if f.filename.startswith(package) and f.filename != __file__] or frames
     where = f" (in {ours[-1].name}, {ours[-1].filename}:{ours[-1].lineno})" if ours else ""
-    return f"{type(error).__name__}: {error}{where}\nMUSICCM_DEBUG=1 shows the whole traceback.", EXIT_FAILURE
+    said = reason(error) if "weights_only" in str(error) else f"{type(error).__name__}: {error}"
+    return f"{said}{where}\nMUSICCM_DEBUG=1 shows the whole traceback.", EXIT_FAILURE
 
 
 def _without_union_noise(message: str) -> str:

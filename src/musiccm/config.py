@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from musiccm.errors import MusiccmError
-from musiccm.files import read_text
+from musiccm.texts import read_text
 
 MAX_NAME_BYTES = 200  # of the 255 that file systems take
 MAX_NODES = 100_000

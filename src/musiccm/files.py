@@ -1,163 +1,22 @@
-"""Files: small ones written whole or not at all, failures in words, any one known by its digest, and their names.
-
-A name on a disk is bytes. Where they are not UTF-8, Python holds each of those bytes as a lone surrogate, which opens
-the file and can be written nowhere. So paths stay as Python has them in memory; wherever a name becomes text (clip ids,
-reports, JSON, pages, the terminal) it is `escaped`, and `unescaped` makes the name again.
-"""
+"""Files and folders written whole or not at all, what killed writers left removed, and any file known by its digest."""
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from musiccm import locks, signals
 from musiccm.errors import MusiccmError
-
-#: Name of the error handler by which text streams write what their encoding lacks, as `printable` does.
-PRINTABLE = "musiccm.printable"
-_SURROGATE = re.compile("[\ud800-\udfff]")
-# Bytes below 0x80 are always UTF-8, so that only these forms stand for a byte; 5c is the backslash itself.
-_ESCAPE = re.compile(r"\\x(5c|[89a-f][0-9a-f])")
-_BYTE_ORDER_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
-                     codecs.BOM_UTF16_BE: "UTF-16"}
-
-
-def escaped(name: str | PurePath) -> str:
-    r"""The name of a file as text: a byte that is not UTF-8 is `\xe9`; a backslash that would read so is `\x5c`.
-
-    Args:
-        name: A name or path as Python has it.
-
-    Returns:
-        Text for ids and reports, different for different names; nearly every name is its own.
-    """
-    return printable(_ESCAPE.sub(lambda found: f"\\x5cx{found[1]}", str(name)))
-
-
-def unescaped(text: str) -> str:
-    """The name that `escaped` made a text of, as Python opens it."""
-    return _ESCAPE.sub(lambda found: "\\" if found[1] == "5c" else chr(0xDC00 + int(found[1], 16)), text)
-
-
-def require_utf8(folder: str | Path, option: str) -> None:
-    """Refuse a folder for tensors whose name is not UTF-8: safetensors writes into it, and cannot open it again.
-
-    Args:
-        folder: What is to be written.
-        option: What names it, for the message.
-
-    Raises:
-        MusiccmError: Its absolute path is not UTF-8.
-    """
-    path = str(Path(folder).absolute())
-    if printable(path) != path:
-        raise MusiccmError(f"{option} {folder}: the path is not UTF-8, and files of tensors cannot be opened under it; "
-                           "name another folder")
-
-
-def printable(text: str) -> str:
-    """Any text with nothing in it that UTF-8 cannot write, for messages that names may stand in; see `escaped`."""
-    return _SURROGATE.sub(lambda found: _backslashed(found[0]), text)
-
-
-def _backslashed(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:
-        return f"\\x{code - 0xDC00:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-def _write_backslashed(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    return "".join(map(_backslashed, error.object[error.start : error.end])), error.end
-
-
-codecs.register_error(PRINTABLE, _write_backslashed)
-
-
-def read_text(path: Path, errors: str = "strict") -> str:
-    """The text of a file that people write: UTF-8, with a byte order mark or without.
-
-    Args:
-        path: The file.
-        errors: What becomes of bytes that are not UTF-8; `surrogateescape` leaves them to the caller.
-
-    Returns:
-        The text without the mark, line ends as they are.
-
-    Raises:
-        OSError: It cannot be read.
-        UnicodeDecodeError: It is not UTF-8.
-        MusiccmError: Its byte order mark says that it is UTF-16 or UTF-32.
-    """
-    content = path.read_bytes()
-    other = next((name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), None)
-    if other is not None:
-        raise MusiccmError(f"{path}: the text is {other} (Windows calls it Unicode), expected UTF-8; save it again as "
-                           f"UTF-8, or run `iconv -f {other} -t UTF-8`")
-    return content.decode("utf-8-sig", errors=errors)
-
-
-_CHOOSE = "choose another folder"
-_WORDS = {
-    errno.ENOSPC: f"the disk is full; free space or {_CHOOSE}",
-    errno.EDQUOT: f"the quota of this disk is used up; free space or {_CHOOSE}",
-    errno.EFBIG: f"a file may not be that large here (see ulimit -f); {_CHOOSE}",
-    errno.EROFS: f"the file system is read-only; {_CHOOSE}",
-    errno.EACCES: f"permission denied; {_CHOOSE}, or change the folder's permissions",
-    errno.EPERM: f"the system does not permit it; {_CHOOSE}",
-    errno.EIO: f"the disk reports an error; check it, or {_CHOOSE}",
-}
-# How libraries quote the system's error: safetensors and shutil.copytree.
-_QUOTED = re.compile(r"os error (\d+)|\[Errno (\d+)\]")
-
-
-def error_number(error: BaseException) -> int | None:
-    """The system's number of a failure, such as ENOSPC, also where a library only quotes it; None if there is none."""
-    number = getattr(error, "errno", None)
-    if isinstance(number, int):
-        return number
-    quoted = _QUOTED.search(str(error))
-    return int(quoted[1] or quoted[2]) if quoted else None
-
-
-def why_not_written(error: BaseException, path: Path) -> str:
-    """What kept a file from being written, and what to do.
-
-    Args:
-        error: An OSError, or what a library makes of one.
-        path: The file or folder.
-
-    Returns:
-        The end of a message, behind "could not be written: ".
-    """
-    number = error_number(error)
-    if number in _WORDS:
-        return _WORDS[number]
-    path = path.absolute()
-    if number == errno.ENAMETOOLONG:
-        longest = max(len(os.fsencode(part)) for part in path.parts)
-        return f"a name of {longest} bytes is too long for this file system; choose a shorter one"
-    if path.is_dir() and number in (errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY):
-        return "a folder is there; choose another name"
-    blocking = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
-    if number in (errno.ENOTDIR, errno.EEXIST) and not blocking.is_dir():
-        return f"{blocking} is no folder; {_CHOOSE}"
-    if number == errno.ENOENT and not path.parent.is_dir():
-        return f"its folder {path.parent} is not there, or not any more; make it, or {_CHOOSE}"
-    said = os.strerror(number) if isinstance(error, OSError) and number is not None else str(error)
-    return f"{said}; {_CHOOSE}"
+from musiccm.failures import why_not_written
+from musiccm.texts import json_text, printable
 
 
 @contextlib.contextmanager
@@ -168,7 +27,7 @@ def naming_full_disk(path: Path) -> Iterator[None]:
         path: What is written.
 
     Raises:
-        MusiccmError: The disk is full or not writable.
+        MusiccmError: The disk is full or not writable, or the name is too long.
     """
     try:
         yield
@@ -177,6 +36,15 @@ def naming_full_disk(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) or type(error).__module__.startswith("safetensors"):
             raise MusiccmError(f"{path}: could not be written: {why_not_written(error, path)}") from error
         raise
+
+
+def short_name(name: str, most_bytes: int) -> str:
+    """A name that leaves room for what follows it: its beginning and a digest where it is longer than that."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= most_bytes:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:16]
+    return f"{encoded[: most_bytes - len(digest) - 1].decode(errors='ignore')}-{digest}"
 
 
 def move_into_place(temporary: Path, path: Path, replace: bool = True) -> None:
@@ -392,17 +260,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, whole or not at all; names in it are made `printable`."""
-    text = json.dumps(value, indent=1, ensure_ascii=False)
-    # Surrogates stand within strings alone, where JSON wants a backslash doubled.
-    write_text(path, _SURROGATE.sub(lambda found: "\\" + _backslashed(found[0]), text) + "\n")
-
-
-def load_json(text: str) -> Any:
-    """Read JSON; whatever is wrong with it is a `ValueError`, also nesting that is too deep for the reader."""
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    write_text(path, json_text(value) + "\n")
 
 
 def file_sha256(path: Path) -> str:

@@ -24,6 +24,7 @@ from datetime import datetime
 from pathlib import Path
 
 from musiccm.errors import MusiccmError
+from musiccm.failures import why_not_written
 
 try:
     import fcntl
@@ -220,7 +221,7 @@ def existing_folder(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MusiccmError(f"{folder}: could not be written: {error}; free space or choose another folder") from error
+        raise MusiccmError(f"{folder}: could not be written: {why_not_written(error, folder)}") from error
     try:
         yield
     finally:
@@ -252,8 +253,8 @@ def reserve_version(runs: Path) -> Path:
                 return folder
             number += 1
     except OSError as error:
-        raise MusiccmError(f"{runs}: could not be written: {error}; free space or choose another folder by "
-                           "--trainer.default_root_dir") from error
+        raise MusiccmError(f"{runs}: could not be written: {why_not_written(error, runs)} (--trainer.default_root_dir)"
+                           ) from error
 
 
 @contextlib.contextmanager

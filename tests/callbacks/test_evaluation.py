@@ -11,7 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import soundfile
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tiny_bundle import CAPTIONS, build_random_bundle
 from tiny_system import SAMPLES, Data, System
 
@@ -212,3 +212,17 @@ def test_panels_hear_the_teacher_once_and_the_student_as_it_goes(bundle: Path, t
     ]
     assert [event.step for event in events.Audio("teacher@2/audio_0")] == [0]
     assert [event.step for event in events.Images("student@1/mels")] == [0, 2, 4, 5]
+
+
+def test_panels_are_files_where_no_tensorboard_is(bundle: Path, tmp_path: Path, caplog) -> None:
+    panels = Panels(prompts=CAPTIONS[:2], steps=[1], teacher_steps=2, every_n_steps=2)
+    csv = CSVLogger(str(tmp_path), name="runs", version="version_0")
+    fit = pl.Trainer(accelerator="cpu", devices=1, logger=csv, callbacks=[panels], max_steps=2, limit_val_batches=0,
+                     enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    fit.fit(System(bundle), Data())
+    folder = tmp_path / "runs" / "version_0" / "panels"
+    made = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
+    student = ["student_1.png", "student_1_0.wav", "student_1_1.wav"]
+    teacher = ["teacher_2.png", "teacher_2_0.wav", "teacher_2_1.wav"]
+    assert made == [f"step_0/{name}" for name in student + teacher] + [f"step_2/{name}" for name in student]
+    assert sum(str(folder) in message for message in caplog.messages) == 1, "said once"

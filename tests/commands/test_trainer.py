@@ -10,6 +10,8 @@ import torch
 import yaml
 
 from musiccm import cli, locks, signals
+from musiccm.commands._checkpoints import CheckpointFiles
+from musiccm.commands._run_folder import next_version
 from musiccm.commands._trainer import find_checkpoint
 from musiccm.config import load_experiment
 from musiccm.errors import MusiccmError
@@ -198,6 +200,76 @@ def test_without_a_logger_nothing_is_written_here(here):
     assert {p.name for p in here.iterdir()} - before <= {"__pycache__"}
 
 
+OWN_LOGGER = """
+from pytorch_lightning.loggers.logger import DummyExperiment, Logger
+
+class Own(Logger):
+    name, version, save_dir = "project", "x7", "elsewhere"
+
+    @property
+    def experiment(self):
+        return DummyExperiment()
+
+    def log_metrics(self, metrics, step=None):
+        pass
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+"""
+CSV, TENSORBOARD = (f"pytorch_lightning.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger"))
+
+
+@pytest.mark.parametrize(
+    "logger",
+    [
+        ["--trainer.logger", "false"],
+        ["--trainer.logger", CSV, "--trainer.logger.save_dir", "csvs"],
+        ["--trainer.logger", TENSORBOARD, "--trainer.logger.save_dir", "boards"],
+        ["--trainer.logger", f"[{{class_path: {CSV}, init_args: {{save_dir: csvs}}}}, "
+                             f"{{class_path: {TENSORBOARD}, init_args: {{save_dir: boards}}}}]"],
+        ["--trainer.logger", "own_logger.Own"],
+    ],
+    ids=["none", "csv", "tensorboard", "list", "own"],
+)
+def test_a_run_keeps_one_folder_whatever_logs(here, logger):
+    (here / "own_logger.py").write_text(OWN_LOGGER)
+    runs = here / "lightning_logs/toy"
+    (runs / "version_0").mkdir(parents=True)  # an earlier run
+    assert cli.main(["fit", "--config", "toy.yaml", *logger]) == 0
+    assert (runs / "version_1" / "config.yaml").is_file()
+    assert list((runs / "version_1" / "checkpoints").glob("*.ckpt"))
+    toy_module().TESTED.clear()
+    assert cli.main(["test", "--config", "toy.yaml", "--ckpt_path", "newest", *logger]) == 0
+    assert toy_module().TESTED[0][1] == str(Path("lightning_logs/toy/version_1"))
+    assert (runs / "version_1" / "config_test.yaml").is_file()
+    assert sorted(path.name for path in runs.iterdir()) == ["version_0", "version_1"]
+    assert not list(here.glob("*.yaml.*")) and not (here / "checkpoints").exists()
+    elsewhere = [path for path in here.rglob("*.ckpt") if runs not in path.parents]
+    assert elsewhere == [], "checkpoints follow the run and not its logger"
+
+
+def test_progress_in_a_log_is_whole_lines(here, capsys):
+    assert cli.main(["fit", "--config", "toy.yaml", "--trainer.enable_progress_bar", "true"]) == 0
+    shown = "".join(capsys.readouterr())
+    assert "fit: 4/4 step (100%)" in shown and "step/s" in shown
+    assert "\r" not in shown and "\x1b" not in shown
+
+
+def test_plugins_of_the_users_leave_checkpoints_safe(here, monkeypatch):
+    written = []
+    monkeypatch.setattr(CheckpointFiles, "save_checkpoint", lambda self, *args, **kwargs: written.append(args[1]))
+    layer = "pytorch_lightning.plugins.TorchSyncBatchNorm"
+    assert cli.main(["fit", "--config", "toy.yaml", "--trainer.plugins", layer]) == 0
+    assert written
+
+
+def test_versions_are_counted_by_their_numbers(tmp_path):
+    assert next_version(tmp_path / "none") == "version_0"
+    for name in ("version_2", "version_10", "version_x", "version_3.old"):
+        (tmp_path / name).mkdir()
+    assert next_version(tmp_path) == "version_11"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -209,6 +281,8 @@ def test_without_a_logger_nothing_is_written_here(here):
         (["--ckpt_path", "gone.ckpt"], "gone.ckpt"),
         (["--ckpt_path", "newest"], "no checkpoint under"),
         (["--trainer.max_steps", "${no.where}"], "no.where"),
+        (["--trainer.strategy", "ddp_spawn"], "trainer.strategy: ddp_spawn"),
+        (["--trainer.limit_test_batches", "-2"], "limit_test_batches"),
     ],
 )
 def test_bad_arguments_are_one_message(here, capsys, arguments, said):

@@ -17,8 +17,9 @@ from small_corpus import RATE_HZ, sound, write_corpus
 from musiccm.audio import write_audio
 from musiccm.cli import main
 from musiccm.data.module import MusicDataModule
-from musiccm.files import PRINTABLE, escaped, printable, read_text, unescaped, write_json
+from musiccm.files import write_json
 from musiccm.metrics.index import TrainingIndex
+from musiccm.texts import PRINTABLE, escaped, printable, read_text, unescaped
 from tests.tiny_bundle import build_random_bundle
 
 LATIN = os.fsdecode(b"caf\xe9")

@@ -1,12 +1,25 @@
 """LAION's names: a random ClapModel written under them comes back whole."""
 
+import json
+import re
+
 import pytest
 import torch
 from laion_clap import random_clap, write_original
+from tiny_bundle import build_random_bundle
 from transformers import ClapConfig, ClapModel
 
 from musiccm.errors import MusiccmError
-from musiccm.models.clap_names import COMPUTED, clap_config_from_state, clap_state_from_original, load_clap_state
+from musiccm.metrics.embedders.clap import conditioner_from_laion
+from musiccm.models.bundle import Bundle
+from musiccm.models.clap_names import (
+    COMPUTED,
+    clap_config_from_state,
+    clap_state_from_original,
+    load_clap_state,
+    naming_clap,
+)
+from musiccm.models.convert.clap import clap_from_original
 
 
 @pytest.mark.parametrize("fusion", [False, True])
@@ -66,3 +79,26 @@ def test_what_is_no_clap_is_refused():
     state.pop("text_model.pooler.dense.bias")
     with pytest.raises(MusiccmError, match=r"text_model\.pooler\.dense\.bias is missing"):
         load_clap_state(random_clap(), state)
+
+
+@pytest.mark.parametrize("name", ["audio_branch.patch_embed.proj.weight",
+                                  "text_branch.embeddings.word_embeddings.weight",
+                                  "audio_branch.layers.0.blocks.0.attn.relative_position_bias_table"])
+@pytest.mark.parametrize("value", [torch.zeros(()), torch.zeros(3), 7, None])
+def test_odd_weights_name_their_file(name, value):
+    """Of a shape that no CLAP has, no tensor, or missing (None)."""
+    odd = {**write_original(random_clap(), ""), name: value}
+    if value is None:
+        del odd[name]
+    with pytest.raises(MusiccmError, match=r"^/weights/clap\.pt: CLAP checkpoint: "):
+        conditioner_from_laion({"state_dict": odd}, where="/weights/clap.pt")
+    with pytest.raises(MusiccmError, match=r"^/weights/clap\.pt: "), naming_clap("/weights/clap.pt"):
+        clap_from_original(odd)
+
+
+def test_a_bundle_whose_clap_parts_differ_is_named(tmp_path):
+    folder = build_random_bundle(tmp_path / "bundle", frames=4, evaluators=False)
+    config = folder / "feature_extractor" / "preprocessor_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "feature_size": 80}))
+    with pytest.raises(MusiccmError, match=re.escape(f"{folder}/feature_extractor/preprocessor_config.json")):
+        Bundle.from_pretrained(folder).conditioner()

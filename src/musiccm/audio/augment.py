@@ -50,7 +50,7 @@ def degrade(mel_BMN: Tensor, settings: Degradation, generator: torch.Generator) 
     mel_BMN = torch.lerp(mel_BMN, noisy, on[0])
     spread = torch.rand(2, generator=generator)
     blurred = _blur(mel_BMN, settings.blur_frames * float(spread[0]), settings.blur_bins * float(spread[1]))
-    mel_BMN = torch.lerp(mel_BMN, blurred, on[1])
+    mel_BMN = torch.lerp(mel_BMN, blurred.to(mel_BMN), on[1])  # autocast blurs in half precision
     grain = torch.randn(mel_BMN.shape, generator=generator).to(mel_BMN)
     mel_BMN = mel_BMN + on[2] * settings.grain * draws[4] * grain
     return mel_BMN + settings.gain * (2.0 * draws[5] - 1.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -194,18 +193,3 @@ def local_count(trainer: pl.Trainer, n: int) -> int:
         This rank's.
     """
     return len(range(trainer.global_rank, n, trainer.world_size))
-
-
-def run_folder(trainer: pl.Trainer) -> tuple[Path, str]:
-    """Where a run's results go, and the name of its experiment.
-
-    Args:
-        trainer: The trainer; every rank must call this.
-
-    Returns:
-        `lightning_logs/<experiment>/version_N` and `<experiment>` with the usual logger, else the root folder and its
-        name.
-    """
-    folder = Path(trainer.log_dir or trainer.default_root_dir)
-    name = folder.parent.name if folder.name.startswith("version_") else folder.resolve().name
-    return folder, name

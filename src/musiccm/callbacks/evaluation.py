@@ -20,7 +20,6 @@ from musiccm.callbacks.assembly import (
     load_ears,
     local_count,
     real_distance,
-    run_folder,
 )
 from musiccm.callbacks.clip_budget import ClipBudget
 from musiccm.callbacks.contenders import Contender, fast_students, students, teachers
@@ -28,10 +27,12 @@ from musiccm.callbacks.evaluator import Evaluator
 from musiccm.callbacks.galleries import ALL, Galleries, described, galleries_of, warn_of_training_clips
 from musiccm.callbacks.preemption import leave_together, leaving_together
 from musiccm.callbacks.row_cache import RowCache, machine
+from musiccm.callbacks.run_folder import run_folder
 from musiccm.callbacks.shipped import check_shipped, shipped_contenders
 from musiccm.callbacks.table import run_table, write_samples, write_table
 from musiccm.errors import MusiccmError
 from musiccm.metrics.embedders import Embedder
+from musiccm.terminal import say
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +226,7 @@ class Evaluation(pl.Callback):
         )
         mel = pl_module.codec.mel
         write_samples(folder / "samples", outcomes, evaluator.prompt_of, LogMel(mel), mel.sample_rate_hz)
-        print(f"\n{text}\nwritten to {folder}", flush=True)
+        say(f"\n{text}\nwritten to {folder}")
 
     def _watch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Evaluator, ClipBudget]:
         """The evaluator of the held-out clips, made at the first validation: their features do not change."""

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from musiccm.callbacks.contenders import Contender, clip_seed, initial_noise
 from musiccm.data.batch import WaveformBatch
 from musiccm.errors import MusiccmError
 from musiccm.metrics.embedders import Heard
 from musiccm.metrics.suite import Listener, MetricSuite
+from musiccm.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -268,5 +268,5 @@ class Evaluator:
             row[f"latency_{name}_s"] = statistics.median(seconds) if seconds else None
         return row | {"latency_batch": min(self.batch_size, count), "latency_batches": len(totals)}
 
-    def _bar(self, label: str, total: int | None) -> tqdm:
-        return tqdm(total=total, desc=label, unit="clip", disable=not self.progress, dynamic_ncols=True)
+    def _bar(self, label: str, total: int | None) -> Progress:
+        return Progress(total, label, "clip", self.progress)

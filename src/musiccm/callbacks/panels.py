@@ -1,9 +1,10 @@
-"""What a student sounds and looks like while it learns, in TensorBoard."""
+"""What a student sounds and looks like while it learns, in TensorBoard or in the run's folder."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,6 +13,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from musiccm.audio.io import write_audio
 from musiccm.audio.mel import LogMel
 from musiccm.callbacks.contenders import (
     Contender,
@@ -20,7 +22,8 @@ from musiccm.callbacks.contenders import (
     students,
     teachers,
 )
-from musiccm.callbacks.pictures import mel_image
+from musiccm.callbacks.pictures import mel_image, save_mels
+from musiccm.callbacks.run_folder import run_folder
 from musiccm.errors import MusiccmError
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,8 @@ PROMPTS = (
 
 class Panels(pl.Callback):
     """Audio and mel panels for fixed prompts and fixed noise: the teacher once, the student every so many steps.
+
+    They go to the run's TensorBoard loggers; where there is none, into `panels/` of the run's folder.
 
     Rank zero only. The system must have `bundle`, `codec`, `conditioner`, `teacher`, `schedule`, `grid`,
     `guidance_scale` and `consistency(which="slow")`.
@@ -64,6 +69,19 @@ class Panels(pl.Callback):
         self.gamma = gamma
         self.every_n_steps, self.seed = every_n_steps, seed
         self._last_step: int | None = None
+        self._folder: Path | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Ask for the run's folder, which all processes must do; say so if the panels go there."""
+        if stage != "fit" or trainer.fast_dev_run or self._boards(trainer):
+            return
+        self._folder = run_folder(trainer)[0] / "panels"
+        if trainer.is_global_zero:
+            log.warning("panels: no TensorBoard logger; audio and mels go to %s", self._folder)
+
+    @staticmethod
+    def _boards(trainer: pl.Trainer) -> list[TensorBoardLogger]:
+        return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
     @rank_zero_only
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -92,8 +110,8 @@ class Panels(pl.Callback):
 
     @torch.no_grad()
     def _log(self, trainer: pl.Trainer, m: Any, contenders: Sequence[Contender]) -> None:
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if not loggers:
+        loggers = self._boards(trainer)
+        if not loggers and self._folder is None:
             return
         seeds = [clip_seed(self.seed, prompt) for prompt in self.prompts]
         log_mel, rate = LogMel(m.codec.mel), m.codec.mel.sample_rate_hz
@@ -102,13 +120,23 @@ class Panels(pl.Callback):
             made = contender.decode(contender.sample(contender.encode(self.prompts), noise, seeds)).float().cpu()
             for logger in loggers:
                 self._write(logger, trainer.global_step, contender.label, made, log_mel, rate)
+            if not loggers and self._folder is not None:
+                self._save(self._folder / f"step_{trainer.global_step}", contender.label, made, log_mel, rate)
 
     def _write(
         self, logger: TensorBoardLogger, step: int, label: str, made_BS: Tensor, log_mel: LogMel, rate: int
     ) -> None:
         board = logger.experiment
-        mels = log_mel(made_BS)
         for i, waveform in enumerate(made_BS):
             board.add_audio(f"{label}/audio_{i}", waveform.clamp(-1, 1), step, sample_rate=rate)
-        picture = mel_image({prompt[:40]: mel for prompt, mel in zip(self.prompts, mels, strict=True)}, label)
+        picture = mel_image(self._titled(log_mel(made_BS)), label)
         board.add_image(f"{label}/mels", picture, step, dataformats="HWC")
+
+    def _save(self, folder: Path, label: str, made_BS: Tensor, log_mel: LogMel, rate: int) -> None:
+        stem = label.replace("@", "_")
+        for i, waveform in enumerate(made_BS):
+            write_audio(folder / f"{stem}_{i}.wav", waveform, rate)
+        save_mels(folder / f"{stem}.png", self._titled(log_mel(made_BS)), label)
+
+    def _titled(self, mels: Tensor) -> dict[str, Tensor]:
+        return {prompt[:40]: mel for prompt, mel in zip(self.prompts, mels, strict=True)}

@@ -13,6 +13,7 @@ import torch
 from musiccm import signals
 from musiccm.callbacks import last_checkpoint
 from musiccm.callbacks.later import Later
+from musiccm.terminal import say
 
 log = logging.getLogger(__name__)
 
@@ -177,8 +178,8 @@ class Preemption(pl.Callback):
             said = "nothing to save since the start"
         end.said = True
         if trainer.is_global_zero:
-            print(f"musiccm: {name} received: {said} at step {trainer.global_step}; exit code {end.code}, run the "
-                  "same command again with --ckpt_path auto to go on", flush=True)
+            say(f"musiccm: {name} received: {said} at step {trainer.global_step}; exit code {end.code}, run the same "
+                "command again with --ckpt_path auto to go on")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Answer signals as other commands do."""

@@ -11,6 +11,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.trainer.states import TrainerFn
 
+from musiccm.callbacks.run_folder import run_folder
 from musiccm.files import write_text
 
 PACKAGES = (
@@ -64,21 +65,27 @@ class SaveConfigWithProvenance(SaveConfigCallback):
     """Writes the resolved configuration where the run's other files go.
 
     The provenance is a comment at the top, so the file can be given to `--config` again as it is. A fit writes
-    `config.yaml`, or `config_resumed.yaml` beside the first one; other stages write `config_<stage>.yaml`. Without a
-    logger nothing is written, where Lightning would put the file into the current folder.
+    `config.yaml`, or `config_resumed.yaml` beside the first one; other stages write `config_<stage>.yaml`. A fit that
+    neither logs nor saves leaves nothing behind.
     """
+
+    _folder: Path
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ask for the run's folder on every process, then write on the first one."""
+        self._folder, _ = run_folder(trainer)
+        super().setup(trainer, pl_module, stage)
+
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file; Lightning calls this on rank 0 alone, once."""
-        if not trainer.loggers or trainer.loggers[0].save_dir is None:
-            return
-        # Not trainer.log_dir: it is a collective call, and the other ranks are not here.
-        folder = Path(getattr(trainer.loggers[0], "log_dir", None) or trainer.loggers[0].save_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         fitting = trainer.state.fn == TrainerFn.FITTING
+        if trainer.fast_dev_run or (fitting and not trainer.loggers and not trainer.checkpoint_callbacks):
+            return
+        folder = self._folder
+        folder.mkdir(parents=True, exist_ok=True)
         name = "config.yaml" if fitting else f"config_{trainer.state.fn.value}.yaml"
         if fitting and (folder / name).exists():
             name = "config_resumed.yaml"

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 import musiccm
-from musiccm.files import load_json, write_json
+from musiccm.files import write_json
+from musiccm.texts import load_json
 
 # The code that decides what a row says.
 SOURCES = ("audio", "diffusion", "models", "samplers", "metrics", "callbacks/contenders.py", "callbacks/evaluator.py")

@@ -16,7 +16,8 @@ from musiccm.callbacks.evaluator import Evaluator, Outcome
 from musiccm.callbacks.pictures import save_mels
 from musiccm.callbacks.results import format_table, plot_fd, without_times, write_results
 from musiccm.callbacks.row_cache import RowCache
-from musiccm.files import printable, write_atomically, write_json
+from musiccm.files import short_name, write_atomically, write_json
+from musiccm.texts import printable
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def write_samples(
         for clip_id, waveform in outcome.kept.items():
             by_clip.setdefault(clip_id, {})[label] = waveform
     for clip_id, waveforms in by_clip.items():
-        stem = re.sub(r"[^\w.-]+", "_", clip_id)
+        stem = short_name(re.sub(r"[^\w.-]+", "_", clip_id), 180)  # label and suffix follow
         for label, waveform in waveforms.items():
             write_audio(folder / f"{stem}_{label.replace('@', '_')}.wav", waveform, sample_rate_hz)
         mels = {label: log_mel(waveform[None])[0] for label, waveform in waveforms.items()}

@@ -13,9 +13,8 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.plugins.io.wrapper import _WrappingCheckpointIO
 
 from musiccm.commands._imports import OPTION, covers
-from musiccm.errors import MusiccmError
+from musiccm.errors import MusiccmError, reason
 from musiccm.files import write_atomically
-from musiccm.models.state_dicts import why_unreadable
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -49,7 +48,7 @@ class CheckpointFiles(TorchCheckpointIO):
             raise
         except Exception as error:  # a broken file shows as whatever the unpickler tripped over
             raise MusiccmError(
-                f"{path}: not a readable checkpoint ({why_unreadable(error)}); name another, or train again"
+                f"{path}: not a readable checkpoint ({reason(error)}); name another, or train again"
             ) from error
         if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
             raise MusiccmError(f"{path}: expected a checkpoint of a run, found a file without a state_dict; those of "

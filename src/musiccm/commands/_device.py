@@ -4,7 +4,32 @@ from __future__ import annotations
 
 import torch
 
+from musiccm.errors import MusiccmError
+
 
 def choose_device(name: str) -> str:
-    """The device of a name, where `auto` is a GPU if there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    """The device of a name, where `auto` is a GPU if there is one.
+
+    Args:
+        name: What `--device` says.
+
+    Returns:
+        A name that torch knows and this machine has.
+
+    Raises:
+        MusiccmError: It is unknown, or not here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise MusiccmError(f"--device {name}: expected auto, cpu, cuda or one of several, such as cuda:1") from None
+    if device.type == "cpu":
+        return name
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    count = torch.accelerator.device_count() if here is not None else 0
+    if here is None or here.type != device.type or (device.index or 0) >= count:
+        found = f"{count} of the kind {here.type}" if here is not None else "no accelerator that torch can use"
+        raise MusiccmError(f"--device {name}: this machine has {found}; name another, or cpu")
+    return name

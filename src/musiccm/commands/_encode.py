@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,18 @@ import pytorch_lightning as pl
 from pytorch_lightning.strategies import DDPStrategy
 
 from musiccm.callbacks.preemption import without_lightnings_handlers
+from musiccm.callbacks.progress_lines import ProgressLines
+from musiccm.commands._device import choose_device
 from musiccm.config import load_experiment
 from musiccm.data.encoding import EncodingData
 from musiccm.data.fingerprint import ENCODING_PARTS, bundle_fingerprint
 from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
-from musiccm.files import require_utf8
 from musiccm.locks import locked_folder
 from musiccm.models.bundle import Bundle
 from musiccm.systems.encoding import Encoder
+from musiccm.terminal import interactive, say
+from musiccm.texts import require_utf8
 
 # How long a process may wait for the others at the end: they may have one file more to encode.
 _LONGEST_WAIT = timedelta(days=1)
@@ -79,6 +81,7 @@ def encode_corpus(
     """
     if min(batch_size, shard_size) < 1:
         raise MusiccmError(f"--batch-size and --shard-size must be at least 1, found {batch_size} and {shard_size}")
+    choose_device(device)
     data = data_module(configs, {**overrides, "kind": "waveform"})
     require_utf8(str(data.cache_dir), "data.cache_dir")
     bundle = Bundle.from_pretrained(str(data.bundle), parts=ENCODING_PARTS)
@@ -90,7 +93,7 @@ def encode_corpus(
         trainer.predict(encoder, datamodule=work, return_predictions=False)
         report = encoder.finish(trainer.strategy)
     if trainer.is_global_zero:
-        print(summary(report), flush=True)
+        say(summary(report))
 
 
 def make_trainer(device: str) -> pl.Trainer:
@@ -104,8 +107,6 @@ def make_trainer(device: str) -> pl.Trainer:
     """
     # Lightning's hints about GPUs and loader workers are not for the people who encode a corpus.
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    for hint in ("does not have many workers", "Total length of", "predict returned None", "LeafSpec"):
-        warnings.filterwarnings("ignore", message=f".*{hint}.*")
     name, _, number = device.partition(":")
     settings: dict[str, Any] = {"devices": [int(number)] if number else 1}
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -115,7 +116,8 @@ def make_trainer(device: str) -> pl.Trainer:
         settings = {"devices": here, "num_nodes": world // here, "strategy": strategy}
     trainer = pl.Trainer(
         accelerator="gpu" if name == "cuda" else name, logger=False, enable_checkpointing=False,
-        enable_model_summary=False, use_distributed_sampler=False, **settings,
+        enable_model_summary=False, use_distributed_sampler=False, callbacks=[] if interactive() else [ProgressLines()],
+        **settings,
     )
     without_lightnings_handlers(trainer)
     return trainer

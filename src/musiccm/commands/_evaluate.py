@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from musiccm.commands._device import choose_device
 from musiccm.commands._evaluate_report import notes
@@ -27,7 +26,6 @@ from musiccm.data.audio_folder import (
 )
 from musiccm.data.names import pair_names
 from musiccm.errors import MusiccmError
-from musiccm.files import escaped
 from musiccm.metrics.clap_windows import ClapWindows
 from musiccm.metrics.embedders import Embedder, load_embedder
 from musiccm.metrics.embedders.clap import ClapEmbedder
@@ -39,6 +37,8 @@ from musiccm.metrics.sim_aa import rates
 from musiccm.metrics.suite import MetricSuite
 from musiccm.metrics.text_audio import TextAudioSimilarity
 from musiccm.models.bundle import Bundle
+from musiccm.progress import Progress
+from musiccm.texts import escaped
 
 log = logging.getLogger(__name__)
 
@@ -187,12 +187,12 @@ class _Run:
         """Hear the reference, then the generated clips."""
         for side in ("reference", "generated"):
             clips = self.folders[side].clips
-            with tqdm(total=len(clips), desc=f"hearing {side}", unit="clip", dynamic_ncols=True) as bar:
+            with Progress(len(clips), f"hearing {side}", "clip") as bar:
                 for paired in (True, False):
                     self._hear([clip for clip in clips if (clip.id in self.paired) == paired], side, paired, bar)
 
     @torch.no_grad()
-    def _hear(self, clips: Sequence[FolderClip], side: str, paired: bool, bar: tqdm) -> None:
+    def _hear(self, clips: Sequence[FolderClip], side: str, paired: bool, bar: Progress) -> None:
         task = self.task
         for batch in clip_batches(clips, task.batch_size, task.duration_s, task.channel):
             waveform_BS = batch.waveform_BS.to(self.device)

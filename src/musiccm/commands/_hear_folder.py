@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from musiccm.data.audio_folder import read_audio_folder
 from musiccm.data.report import BadItem
 from musiccm.errors import MusiccmError
-from musiccm.files import escaped
 from musiccm.metrics.clap_windows import ClapWindows, HeardFile, middle
+from musiccm.progress import Progress
+from musiccm.texts import escaped
 
 MIN_DURATION_S = 1.0
 
@@ -60,7 +60,7 @@ def hear_folder(ear: ClapWindows, folder: Path, most_windows: int | None = None)
         starts = ear.starts(clip.audio)
         chosen = starts[middle(len(starts), most_windows)] if most_windows else starts
         files.append(HeardFile(str(clip.path), clip.audio, chosen))
-    with tqdm(total=sum(len(file.starts) for file in files), desc=f"hearing {folder}", unit="window") as bar:
+    with Progress(sum(len(file.starts) for file in files), f"hearing {folder}", "window") as bar:
         rows = ear.embed(files, bar.update)
     first = 0
     kept = []

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from musiccm.audio.io import AUDIO_SUFFIXES
 from musiccm.audio.windows import read_window
@@ -23,13 +22,15 @@ from musiccm.data.module import MusicDataModule
 from musiccm.data.reading import Entry, Listing, Rules, read_split
 from musiccm.data.window_index import WindowIndex
 from musiccm.errors import MusiccmError
-from musiccm.files import escaped, require_utf8
 from musiccm.locks import locked_folder
 from musiccm.metrics.clap_windows import ClapWindows, HeardFile
 from musiccm.metrics.index import TrainingIndex
 from musiccm.metrics.index_writer import PlannedClip, write_index
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle_files import read_json
+from musiccm.progress import Progress
+from musiccm.terminal import say
+from musiccm.texts import escaped, require_utf8
 
 CONDITIONER_PARTS = ("text_encoder", "tokenizer", "feature_extractor")
 
@@ -64,7 +65,7 @@ def _fill(out: Path, args: argparse.Namespace) -> None:
         data = data_module(args.config, {**overrides, "kind": "waveform"})
         data.setup("fit")
         for report in data.reports.values():
-            print(report)
+            say(report)
         if args.for_bundle:
             bundle = Bundle.from_pretrained(str(data.bundle), parts=CONDITIONER_PARTS)
             index_training_windows(out, bundle, str(data.bundle), data, args.batch_size, args.device, args.overwrite)
@@ -74,12 +75,12 @@ def _fill(out: Path, args: argparse.Namespace) -> None:
             _index_clips(out, args, data.train_clips, str(data.bundle), data.root)
     index = TrainingIndex(out)
     silent = index.about.get("silent_windows", 0)
-    print(f"{out}: {index.n_clips} training clips, {index.n_rows} windows of {index.window_s:g} s"
+    say(f"{out}: {index.n_clips} training clips, {index.n_rows} windows of {index.window_s:g} s"
           + (f", {silent} of them silent and similar to nothing" if silent else ""))
     if args.faiss:
         from musiccm.metrics.faiss_search import build_faiss
 
-        print(f"{out}: FAISS {build_faiss(index, None if args.faiss == 'auto' else args.faiss)}")
+        say(f"{out}: FAISS {build_faiss(index, None if args.faiss == 'auto' else args.faiss)}")
 
 
 def _folder_clips(root: Path, out: Path) -> list[Clip]:
@@ -100,7 +101,7 @@ def _folder_clips(root: Path, out: Path) -> list[Clip]:
 
     out.mkdir(parents=True, exist_ok=True)
     clips, report = read_split(listing, "train", Rules(), out / "report.json")
-    print(report)
+    say(report)
     return clips
 
 
@@ -138,7 +139,7 @@ def _index_cache(out: Path, args: argparse.Namespace, data: MusicDataModule) -> 
     ]
     key = _key_of_windows(bundle, data, clips)
 
-    def embed(first: int, last: int, bar: tqdm) -> Tensor:
+    def embed(first: int, last: int, bar: Progress) -> Tensor:
         chosen = [row for clip in clips[first:last] for row in by_clip[clip.id]]
         bar.update(len(chosen))
         return cache.audio(np.asarray(chosen, np.int64))
@@ -183,7 +184,7 @@ def index_training_windows(
     conditioner = bundle.conditioner().to(choose_device(device))
 
     @torch.inference_mode()
-    def embed(first: int, last: int, bar: tqdm) -> Tensor:
+    def embed(first: int, last: int, bar: Progress) -> Tensor:
         found = []
         for start in range(int(ends[first]), int(ends[last]), batch_size):
             batch = []
@@ -222,14 +223,9 @@ def _key_of_windows(bundle: Bundle, data: MusicDataModule, clips: list[Clip]) ->
 
 def _write(
     out: Path, overwrite: bool, key: dict[str, Any], about: dict[str, Any], planned: list[PlannedClip],
-    width: int, embed: Callable[[int, int, tqdm], Tensor], dtype: torch.dtype = torch.float32,
+    width: int, embed: Callable[[int, int, Progress], Tensor], dtype: torch.dtype = torch.float32,
 ) -> None:
     total = sum(len(clip.starts_s) for clip in planned)
-    with tqdm(total=total, desc=f"indexing {len(planned)} clips", unit="window") as bar:
-
-        def skipped(rows: int) -> None:
-            bar.initial += rows  # counts as done, but not towards the rate
-            bar.update(rows)
-
+    with Progress(total, f"indexing {len(planned)} clips", "window") as bar:
         write_index(out, key, about, planned, width, lambda first, last: embed(first, last, bar), overwrite,
-                    skipped, dtype=dtype)
+                    bar.skip, dtype=dtype)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from musiccm.errors import MusiccmError
+from musiccm.failures import NAME_BYTES, name_too_long
 
 STDOUT = "-"
 
@@ -42,13 +43,50 @@ def checked_outputs(out: str, count: int, suffixes: Sequence[str], force: bool) 
         raise MusiccmError(f"--out {out}: expected a name that ends in {' or '.join(suffixes)}, or - for a pipe")
     paths = output_paths(path, count)
     for path in paths:
+        if len(os.fsencode(path.name)) > NAME_BYTES:
+            raise MusiccmError(f"{path}: could not be written: {name_too_long(path)}")
         if path.is_dir():
             raise MusiccmError(f"{path}: could not be written: it is a folder; name a file in it")
         if path.exists() and not force:
             raise MusiccmError(f"{path}: exists, and is not overwritten; choose another --out, or add --force")
-    folder = paths[0].absolute().parent
+    require_room(paths[0])
+    return paths
+
+
+def require_room(path: Path) -> None:
+    """Refuse a file that cannot be made where it is to lie.
+
+    Args:
+        path: The file; folders on the way to it may be missing.
+
+    Raises:
+        MusiccmError: The nearest folder that is there takes no new files.
+    """
+    folder = path.absolute().parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise MusiccmError(f"{paths[0]}: could not be written: {folder} takes no new files; choose another folder")
-    return paths
+        raise MusiccmError(f"{path}: could not be written: {folder} takes no new files; choose another folder")
+
+
+def beside(folder: str, ending: str, others: Sequence[str] = ()) -> Path:
+    """A file beside a folder and named after it, in none of the folders that are examined.
+
+    Args:
+        folder: As the user named it: `.`, `..` and a slash at the end are understood.
+        ending: What follows the folder's name.
+        others: Further folders that the file must not lie in.
+
+    Returns:
+        The file, below the path as it was given where that ends in a name.
+
+    Raises:
+        MusiccmError: There is no such place; `--out` names another.
+    """
+    named = Path(folder) if Path(folder).name not in ("", "..") else Path(folder).resolve()
+    path = named.with_name(named.name + ending) if named.name else None
+    examined = [Path(other).resolve() for other in (folder, *others)]
+    if path is None or any(one in path.resolve().parents for one in examined):
+        raise MusiccmError(f"--out: there is no place for the results beside {folder} that is not itself examined; "
+                           "name a file")
+    return path

@@ -21,13 +21,14 @@ from musiccm.commands._index import CONDITIONER_PARTS
 from musiccm.commands._plagiarism_page import write_page
 from musiccm.commands._plagiarism_pairs import Neighbour, Suspect, examine
 from musiccm.errors import MusiccmError
-from musiccm.files import escaped, write_json
+from musiccm.files import write_json
 from musiccm.metrics.clap_windows import CLAP_PARTS, ClapWindows, middle
 from musiccm.metrics.index import TrainingIndex
 from musiccm.metrics.mel_match import MelMatcher
 from musiccm.metrics.nearest import Neighbours, Queries, nearest_clips
 from musiccm.metrics.sim_aa import rates, share_above
 from musiccm.models.bundle import Bundle
+from musiccm.texts import escaped
 
 #: Shares of held-out music whose highest cosines are stated as thresholds of its own.
 HELD_OUT_QUANTILES = (0.95, 0.99)

@@ -10,8 +10,8 @@ import torch
 
 from musiccm.audio.io import BadAudio, read_audio, write_audio
 from musiccm.errors import MusiccmError
-from musiccm.files import escaped
 from musiccm.metrics.mel_match import MelMatch, MelMatcher
+from musiccm.texts import escaped
 
 
 class Neighbour(NamedTuple):

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from musiccm.audio import LogMel
 from musiccm.data.batch import WaveformBatch
@@ -15,6 +14,7 @@ from musiccm.losses.contrastive import recall_at_k
 from musiccm.metrics.attributes import AttributeAccuracy
 from musiccm.metrics.frechet import FrechetDistance
 from musiccm.models.bundle import Bundle
+from musiccm.progress import Progress
 
 TAGGER = {"evaluators/tagger"}
 SOUND = {"original": {"vae", "vocoder"}, "fast": {"vae", "decoder"}}
@@ -62,7 +62,7 @@ def listen(bundle: Bundle, batches: Iterable[WaveformBatch], present: set[str], 
         for name, tensor in tensors.items():
             rows.setdefault(name, []).append(tensor)
 
-    with tqdm(total=total, desc="listening", unit="clip", dynamic_ncols=True) as bar:
+    with Progress(total, "listening", "clip") as bar:
         for batch in batches:
             ids += batch.ids
             mel_BMN = log_mel(batch.waveform_BS)

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import stat
-import warnings
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import set_parsing_settings
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from musiccm import signals
 from musiccm.callbacks.divergence import Divergence
 from musiccm.callbacks.last_step import LastStep
 from musiccm.callbacks.preemption import Preemption, without_lightnings_handlers
+from musiccm.callbacks.progress_lines import ProgressLines
 from musiccm.callbacks.provenance import SaveConfigWithProvenance
 from musiccm.commands._checkpoints import with_our_files
 from musiccm.commands._imports import check_classes, only_known_imports, take_allowed
+from musiccm.commands._run_folder import RunTrainer
+from musiccm.commands._trainer_options import check_trainer_options, class_name, named_class
 from musiccm.config import check_run_name, no_resolvers
 from musiccm.errors import MusiccmError
 from musiccm.files import sweep_below
-from musiccm.locks import held_run, reserve_version
+from musiccm.locks import held_run
+from musiccm.terminal import interactive
 
 LOG_FOLDER = "lightning_logs"
 
@@ -37,8 +40,8 @@ class TrainerCLI(LightningCLI):
 
     `--ckpt_path newest` takes the newest checkpoint of the experiment, `--ckpt_path auto` does too where there is
     one. Working on a checkpoint of the experiment continues in the folder that it lies in, so that the results of
-    `musiccm test` stand beside the weights they describe. One process (or group of ranks) at a time works in a
-    run's folder.
+    `musiccm test` stand beside the weights they describe. Another `trainer.logger` moves its own log and nothing else.
+    One process (or group of ranks) at a time works in a run's folder.
 
     Args:
         args: The subcommand and its arguments.
@@ -56,6 +59,7 @@ class TrainerCLI(LightningCLI):
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
+            trainer_class=RunTrainer,
             save_config_callback=SaveConfigWithProvenance,
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -90,30 +94,33 @@ class TrainerCLI(LightningCLI):
         return Path(options.trainer.default_root_dir or ".") / LOG_FOLDER / options.experiment
 
     def before_instantiate_classes(self) -> None:
-        """Find the checkpoint, and take its run's folder, before the model is built: what is wrong fails at once."""
+        """Refuse what cannot work, find the checkpoint and take its run's folder, before the model is built."""
         options = self.config[self.subcommand]
         check_run_name(options.experiment)
         check_classes(options, self.allowed)
         if options.weights_only is False:
             raise MusiccmError("weights_only: false would run the code that a checkpoint may hold; leave it out")
         options.weights_only = True
+        check_trainer_options(self.subcommand, options.trainer, named_class(class_name(options.model)))
         options.ckpt_path = find_checkpoint(options.ckpt_path, self.runs_folder)
         if is_first_process():
             sweep_below(self.runs_folder)
             version = _version_of(options.ckpt_path, self.runs_folder)
-            if version is not None and options.trainer.logger in (None, True):
+            if version is not None:
                 self.held.enter_context(held_run(self.runs_folder / version))
 
     def instantiate_trainer(self, **kwargs) -> Trainer:
-        """Build the Trainer, with a TensorBoard logger and our checkpoint files unless the YAML names others."""
-        options = self.config[self.subcommand]
-        if options.trainer.logger in (None, True):
-            version = _version_of(options.ckpt_path, self.runs_folder)
-            folder = self.runs_folder
-            kwargs["logger"] = RunLogger(self.held, str(folder.parent), folder.name, version)
-        given = self._get(self.config_init, "trainer")
+        """Build the Trainer, with the run's folder, our checkpoint files and, in logs, our progress lines."""
+        options, given = self.config[self.subcommand], self.config_init[self.subcommand].trainer
+        callbacks = _listed(given.callbacks)
         kwargs["plugins"] = with_our_files(given.plugins, given.strategy, self.allowed)
+        bars = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if not (interactive() or bars or given.barebones or given.enable_progress_bar is False):
+            kwargs["callbacks"] = [*callbacks, ProgressLines()]
         trainer = super().instantiate_trainer(**kwargs)
+        trainer.runs, trainer.version = self.runs_folder, _version_of(options.ckpt_path, self.runs_folder)
+        trainer.held = self.held
+        trainer.logs_there = options.trainer.logger in (None, True)
         if not any(isinstance(callback, Divergence) for callback in trainer.callbacks):
             trainer.callbacks.insert(0, Divergence())  # before anything saves or shows what has diverged
         # Under SLURM they would requeue the job from within a signal handler, at any moment of a fit or a test, and
@@ -124,37 +131,13 @@ class TrainerCLI(LightningCLI):
         return trainer
 
 
-class RunLogger(TensorBoardLogger):
-    """Makes and holds the run's folder where it is first asked for it: no mistake in an argument leaves one behind.
-
-    The first process alone does so. The others number a folder for themselves, as Lightning has it, and write nothing
-    there: whoever needs the folder in all processes asks `trainer.log_dir`, which the first one answers.
-
-    Args:
-        held: Lets go of the folder in the end.
-        save_dir: Where the experiments' folders lie.
-        name: The experiment.
-        version: The run's folder; None for a new one.
-    """
-
-    def __init__(self, held: ExitStack, save_dir: str, name: str, version: str | None) -> None:
-        super().__init__(save_dir, name, version)
-        self._held = held
-        self._version: int | str | None = version
-
-    @property
-    def version(self) -> int | str:
-        """The run's number or folder; a new run's is reserved by making the folder."""
-        if self._version is None and is_first_process():
-            folder = reserve_version(Path(self.root_dir))
-            self._version = folder.name
-            self._held.enter_context(held_run(folder))
-        return super().version
-
-
 def is_first_process() -> bool:
     """Whether this is rank 0 as far as the launcher's variables tell, before Lightning has counted the processes."""
     return rank_zero_only.rank == 0 and os.environ.get("NODE_RANK", "0") == "0"
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
 def find_checkpoint(wanted: str | None, runs: Path) -> str | None:
@@ -217,12 +200,6 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code.
     """
-    # Lightning's advertisements and hints about loader workers are not for the people who run experiments.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*pre-optimization state.*")
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )
     allowed, argv = take_allowed(argv)
     try:
         with ExitStack() as held, only_known_imports(allowed):

@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from musiccm.errors import MusiccmError
+from musiccm.terminal import say
 
 #: Schema of results.json that is understood.
 SCHEMA = 1
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> int:
         MusiccmError: A file that is no results.json, or runs that cannot stand in one table.
     """
     args = _parser().parse_args(argv)
-    print(markdown(compare([read_run(Path(run)) for run in args.runs])))
+    say(markdown(compare([read_run(Path(run)) for run in args.runs])))
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musiccm.errors import MusiccmError
+from musiccm.terminal import say
 
 if TYPE_CHECKING:
     from musiccm.models.convert.assemble import Assembled
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> int:
             made.add("evaluators/audiomae", features, args.audiomae, dropped, ignored)
         write(made, staging, getattr(torch, args.dtype))
         _ = Bundle.from_pretrained(staging).unet  # what would be refused later is refused here
-    print(summary(made.record, out))
+    say(summary(made.record, out))
     return 0
 
 

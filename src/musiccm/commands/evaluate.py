@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from musiccm.commands._outputs import beside, require_room
+from musiccm.terminal import say
+
 
 def main(argv: list[str]) -> int:
     """Run `musiccm evaluate`.
@@ -20,6 +23,8 @@ def main(argv: list[str]) -> int:
     from musiccm.commands._evaluate_report import report
     from musiccm.files import write_json
 
+    out = Path(args.out) if args.out else beside(args.generated, "-evaluation.json", [args.reference])
+    require_room(out)
     task = Task(
         generated=Path(args.generated), reference=Path(args.reference), embedders=pairs_of(args.embedder),
         bundle=args.bundle, captions=args.captions, train=args.train, clap=args.clap, duration_s=args.seconds,
@@ -28,10 +33,9 @@ def main(argv: list[str]) -> int:
         reference_implementation=args.reference_implementation,
     )
     result = evaluate(task)
-    print(report(result))
-    out = Path(args.out or f"{args.generated.rstrip('/')}-evaluation.json")
+    say(report(result))
     write_json(out, result)
-    print(f"written to {out}")
+    say(f"written to {out}")
     return 0
 
 

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from musiccm.errors import MusiccmError
-from musiccm.files import load_json, read_text
+from musiccm.errors import MusiccmError, reason
+from musiccm.terminal import say
+from musiccm.texts import load_json, read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> int:
         rows=rows, notes=notes,
     )
     folder = export_student(unet, teacher, args.out, info, getattr(torch, args.dtype), args.base, args.overwrite)
-    print(f"{folder}: the student at step {step}; try\n  musiccm generate \"a calm piano melody\" --model {folder}")
+    say(f"{folder}: the student at step {step}; try\n  musiccm generate \"a calm piano melody\" --model {folder}")
     return 0
 
 
@@ -98,15 +99,13 @@ def read_student(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any]]:
     """
     import torch
 
-    from musiccm.models.state_dicts import why_unreadable
-
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         hint = "runs keep theirs in lightning_logs/NAME/version_N/checkpoints"
         raise MusiccmError(f"{path}: no such checkpoint; {hint}") from None
     except Exception as error:  # a broken file shows as whatever the unpickler tripped over
-        raise MusiccmError(f"{path}: not a readable checkpoint ({why_unreadable(error)})") from error
+        raise MusiccmError(f"{path}: not a readable checkpoint ({reason(error)})") from error
     weights = checkpoint.get("state_dict", {}) if isinstance(checkpoint, Mapping) else {}
     state = {k.removeprefix(STUDENT_WEIGHTS): v for k, v in weights.items() if k.startswith(STUDENT_WEIGHTS)}
     if not state:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musiccm import signals
+from musiccm.commands._generate_options import check_numbers, naming_options
 from musiccm.commands._outputs import STDOUT, checked_outputs, output_paths
 from musiccm.errors import MusiccmError
+from musiccm.terminal import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,10 +36,17 @@ def main(argv: list[str]) -> int:
     """
     args = _parser().parse_args(argv)
     _check_together(args)
+    check_numbers(args)
+    with naming_options():
+        return _generate(args)
+
+
+def _generate(args: argparse.Namespace) -> int:
     paths = checked_outputs(args.out, len(args.prompts), [".wav"] if args.stream else [".wav", ".flac"], args.force)
 
     from musiccm.commands._device import choose_device
     from musiccm.long_form import MAX_STREAM_S, MAX_WHOLE_S, check_duration, check_texts
+    from musiccm.models.acceleration import check_backend
     from musiccm.pipeline import Pipeline
 
     check_texts(args.prompts)
@@ -46,6 +55,7 @@ def main(argv: list[str]) -> int:
     elif args.seconds is not None:
         check_duration(args.seconds, MAX_WHOLE_S, "--stream makes longer music")
     device = choose_device(args.device)
+    check_backend("--compile", args.compile)
     pipeline = Pipeline.from_pretrained(args.model, decoder=args.decoder).to(device).accelerate(args.half, args.compile)
     start = time.perf_counter()
     if args.stream:
@@ -170,7 +180,7 @@ def _check_together(args: argparse.Namespace) -> None:
 
 def _say(args: argparse.Namespace, text: str) -> None:
     """Messages go where they cannot mix with sound on the standard output."""
-    print(text, file=sys.stderr if args.out == STDOUT else sys.stdout)
+    say(text, to_stderr=args.out == STDOUT)
 
 
 def _parser() -> argparse.ArgumentParser:

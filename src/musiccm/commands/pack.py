@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musiccm.errors import MusiccmError
-from musiccm.files import read_text
+from musiccm.terminal import say
+from musiccm.texts import read_text
 
 if TYPE_CHECKING:
     from musiccm.data.batch import WaveformBatch
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
     bundle = Bundle.from_pretrained(source)
     present, missing = parts_of(bundle)
     if missing:
-        print(f"{source}: lacks {', '.join(missing)}; packing the rest, without the figures that need them")
+        say(f"{source}: lacks {', '.join(missing)}; packing the rest, without the figures that need them")
     refuse_to_overwrite(target, source)
     with replacing_folder(target) as staging:
         refuse_to_overwrite(target, source)  # as it is now that no other process can make it
@@ -70,11 +71,11 @@ def main(argv: list[str]) -> int:
         write_atomically(staging / "MODEL_CARD.md", lambda path: _write(path, card(args.name, quality, rows, notes)))
     for part, record in precision.items():
         change = record["relative_change"]
-        print(f"  {part:<22} {record['dtype']}" + (f"  relative change {change:.1e}" if change is not None else ""))
+        say(f"  {part:<22} {record['dtype']}" + (f"  relative change {change:.1e}" if change is not None else ""))
     for title, values in quality["figures"].items():
-        print(f"  {title}: " + ", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}"
-                                         for k, v in values.items()))
-    print(f"{target}: {size_of(target) / MIB:.1f} MiB ({largest(target)})")
+        say(f"  {title}: " + ", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}"
+                                       for k, v in values.items()))
+    say(f"{target}: {size_of(target) / MIB:.1f} MiB ({largest(target)})")
     return 0
 
 
@@ -127,7 +128,7 @@ def corpus(root: str, bundle: Bundle, present: set[str], limit: int, clip_sample
     )
     data.setup("test")
     if len(data.test_clips) < limit:
-        print(f"{root}: {len(data.test_clips)} test clips, fewer than --n {limit}; all of them are used")
+        say(f"{root}: {len(data.test_clips)} test clips, fewer than --n {limit}; all of them are used")
     return data
 
 
@@ -140,23 +141,26 @@ def write_parts(
         For each part with weights what was chosen and what was measured.
     """
     import torch
-    from tqdm import tqdm
 
     from musiccm.commands._precision import choose, probes
     from musiccm.models.bundle import save_settings
     from musiccm.models.bundle_files import PARTS, save_part
+    from musiccm.progress import Progress
 
     few = type(batch)(batch.waveform_BS[:PROBE_CLIPS], batch.tags_BG[:PROBE_CLIPS], batch.ids[:PROBE_CLIPS],
                       batch.captions[:PROBE_CLIPS])
     compared = probes(bundle, few, present)
     chosen: dict[str, dict[str, Any]] = {}
-    for name in tqdm([name for name in PARTS if name in present], desc="packing", unit="part", dynamic_ncols=True):
-        part, dtype = bundle.part(name), None
-        if isinstance(part, torch.nn.Module):
-            record = choose(part, compared.get(name), tolerance)
-            chosen[name] = {**record, "n": len(few)}
-            dtype = getattr(torch, record["dtype"])
-        save_part(folder, name, part, dtype)
+    names = [name for name in PARTS if name in present]
+    with Progress(len(names), "packing", "part") as bar:
+        for name in names:
+            part, dtype = bundle.part(name), None
+            if isinstance(part, torch.nn.Module):
+                record = choose(part, compared.get(name), tolerance)
+                chosen[name] = {**record, "n": len(few)}
+                dtype = getattr(torch, record["dtype"])
+            save_part(folder, name, part, dtype)
+            bar.update()
     settings = {key: value for key, value in bundle.settings.items() if key != "base"}  # borrowed parts are copied
     save_settings(folder, **{**settings, "mel": asdict(bundle.mel)})
     return chosen
@@ -175,7 +179,7 @@ def stage_records(source: Path, experiments: Path, folder: Path) -> dict[str, di
     for path in sorted((source / "quality").glob("*.json")):
         records[path.stem] = read_json(path, "what a stage measured")
     if not experiments.is_dir():
-        print(f"{experiments}: no such folder; the experiment files are left out (--stages)")
+        say(f"{experiments}: no such folder; the experiment files are left out (--stages)")
         return records
     for path in sorted(experiments.glob("*.yaml")):
         if path.stem in records:

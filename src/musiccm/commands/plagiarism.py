@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from musiccm.terminal import say
+
 
 def main(argv: list[str]) -> int:
     """Run `musiccm plagiarism`.
@@ -22,8 +24,8 @@ def main(argv: list[str]) -> int:
     with locked_folder(Path(args.out)):
         content = report(args)
     for line in summary(content):
-        print(line)
-    print(f"written to {Path(args.out) / 'index.html'}")
+        say(line)
+    say(f"written to {Path(args.out) / 'index.html'}")
     return 0
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 DEMO_LAYOUTS = ("audiostock", "magnatagatune")
 
 
+
 def main(argv: list[str]) -> int:
     """Run `musiccm prepare`.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from musiccm.commands.compare import read_run
 from musiccm.errors import MusiccmError
+from musiccm.terminal import say
 
 #: Steps of the paper's ablations (arXiv 2404.13358, table 3).
 ABLATION_STEPS = 4
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
         name = load_experiment(file, resolve=False)["experiment"]
         ablations[name] = (file, newest_results(runs / name))
     text = paper_tables(own, ablations)
-    print(text)
+    say(text)
     write_text(own["path"].with_name("tables.md"), text)
     return 0
 
@@ -57,7 +58,7 @@ def ablation_files(config: Path) -> list[Path]:
     """
     from omegaconf import OmegaConf
 
-    from musiccm.files import read_text
+    from musiccm.texts import read_text
 
     found = []
     for file in sorted((config.parent / "ablations").glob("*.yaml")):

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from musiccm.audio import AudioFacts, read_audio
 from musiccm.audio.io import AUDIO_SUFFIXES
@@ -23,8 +22,9 @@ from musiccm.data.report import BadItem
 from musiccm.data.scan import AudioFile, Fault, examine_file
 from musiccm.data.tables import is_missing, read_table, read_text
 from musiccm.errors import MusiccmError
-from musiccm.files import escaped, load_json, printable
+from musiccm.progress import Progress
 from musiccm.signals import leaving_queue
+from musiccm.texts import escaped, load_json, printable
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ def read_audio_folder(
         raise MusiccmError(f"{root}: {len(twice)} names occur with several suffixes, first {twice[0]}; a clip is known "
                            "by its name without the suffix, so remove one of each")
     folder = AudioFolder(root, left_out=list(scan.left_out), others=list(scan.passed_over))
-    with leaving_queue(ThreadPoolExecutor()) as pool, tqdm(total=len(paths), desc=f"reading {root.name}", unit="file",
-                                            disable=not progress, dynamic_ncols=True) as bar:
+    with (leaving_queue(ThreadPoolExecutor()) as pool,
+          Progress(len(paths), f"reading {root.name}", "file", progress) as bar):
         found = pool.map(lambda path: examine_file(AudioFile(path), min_duration_s, channel), paths)
         for name, path, result in zip(ids, paths, found, strict=True):
             if isinstance(result, Fault):

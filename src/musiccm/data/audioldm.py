@@ -11,7 +11,7 @@ from musiccm.data.names import FileNames
 from musiccm.data.reading import Listing
 from musiccm.data.tables import is_missing, read_table
 from musiccm.errors import MusiccmError
-from musiccm.files import read_text
+from musiccm.texts import read_text
 
 # What AudioLDM's files call the splits.
 _NAMES = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}

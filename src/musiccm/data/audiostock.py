@@ -13,7 +13,7 @@ from musiccm.data.names import NamePairs, pair_names
 from musiccm.data.reading import Entry, Listing, Rules, read_split
 from musiccm.data.report import BadItem, Report
 from musiccm.errors import MusiccmError
-from musiccm.files import escaped
+from musiccm.texts import escaped
 
 SPLITS = ("train", "validation", "test")
 

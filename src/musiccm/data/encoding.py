@@ -20,6 +20,7 @@ from musiccm.data.latent_files import CacheWriter, Unit
 from musiccm.data.module import MusicDataModule
 from musiccm.data.sampling import KeyedLoader
 from musiccm.data.window_index import WindowIndex
+from musiccm.terminal import say
 
 SPLITS = ("train", "test")
 
@@ -125,7 +126,7 @@ class EncodingData(pl.LightningDataModule):
         for split, writer in self.writers.items():
             for name, report in self.data.reports.items():
                 if name.split("/")[-1] in (("train", "validation") if split == "train" else (split,)):
-                    print(report, flush=True)
+                    say(report)
             writer.begin(self.overwrite)
 
     def setup(self, stage: str | None = None) -> None:
@@ -143,7 +144,7 @@ class EncodingData(pl.LightningDataModule):
             if self.trainer.is_global_zero else []
         )
         if self.trainer.is_global_zero and len(self.pending) < len(units):
-            print(f"{len(units) - len(self.pending)} of {len(units)} files are there already", flush=True)
+            say(f"{len(units) - len(self.pending)} of {len(units)} files are there already")
 
     def predict_dataloader(self) -> _Loader:
         """The pieces of this process' files, file after file."""

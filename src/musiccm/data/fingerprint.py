@@ -11,7 +11,7 @@ from pathlib import Path
 
 from musiccm.data.labels import Clip
 from musiccm.errors import MusiccmError
-from musiccm.files import read_text
+from musiccm.texts import read_text
 
 # The parts that latents and their conditions come out of.
 ENCODING_PARTS = ("vae", "text_encoder", "tokenizer", "feature_extractor")

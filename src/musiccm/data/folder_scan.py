@@ -10,7 +10,7 @@ from pathlib import Path
 from musiccm.audio.io import AUDIO_SUFFIXES
 from musiccm.data.report import BadItem
 from musiccm.errors import MusiccmError
-from musiccm.files import escaped
+from musiccm.texts import escaped
 
 # Audio by its name that is not read: a clip that is missing, where a text or picture is nothing to miss.
 OTHER_AUDIO = (".m4a", ".m4b", ".mp4", ".aac", ".aif", ".aiff", ".aifc", ".wma", ".opus", ".oga", ".caf", ".au", ".snd",

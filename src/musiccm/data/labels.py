@@ -9,7 +9,7 @@ from pathlib import Path
 from musiccm.audio import AudioFacts
 from musiccm.data.tables import is_missing, is_text
 from musiccm.errors import MusiccmError
-from musiccm.files import read_text
+from musiccm.texts import read_text
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Clip:
     """One audio file of a corpus with its words.
 
     Args:
-        id: File name without its suffix, `musiccm.files.escaped`.
+        id: File name without its suffix, `musiccm.texts.escaped`.
         path: The audio file, as Python opens it.
         captions: At least one sentence.
         tags: Key words.

@@ -25,7 +25,8 @@ from musiccm.data.fingerprint import clips_fingerprint
 from musiccm.data.labels import Clip
 from musiccm.data.window_index import WindowIndex
 from musiccm.errors import MusiccmError
-from musiccm.files import load_json, sweep, write_atomically, write_json
+from musiccm.files import sweep, write_atomically, write_json
+from musiccm.texts import load_json
 
 FORMAT = 2
 INDEX, COLUMNS = "index.json", "index.safetensors"

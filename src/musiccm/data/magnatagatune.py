@@ -16,7 +16,7 @@ from musiccm.data.tag_captions import captions
 from musiccm.data.tag_draw import draw_even, tag_counts, top_tags
 from musiccm.data.tag_words import ALL_TAGS, TOP_50
 from musiccm.errors import MusiccmError
-from musiccm.files import escaped
+from musiccm.texts import escaped
 
 # The split that papers compare on. A folder is the last digit of a hash of the album, so that albums stay together.
 FOLDERS = {"train": "0123456789ab", "validation": "c", "test": "def"}

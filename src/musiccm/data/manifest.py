@@ -14,7 +14,7 @@ from musiccm.data.reading import Entry, Listing
 from musiccm.data.report import BadItem
 from musiccm.data.tables import inside_root, is_missing, is_text, malformed, read_table, read_text
 from musiccm.errors import MusiccmError
-from musiccm.files import escaped
+from musiccm.texts import escaped
 
 SUFFIXES = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 SPLITS = ("train", "validation", "test")

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from musiccm.errors import MusiccmError
-from musiccm.files import unescaped
+from musiccm.texts import unescaped
 
 
 class AmbiguousName(MusiccmError):

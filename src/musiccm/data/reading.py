@@ -18,7 +18,7 @@ from musiccm.data.labels import Clip
 from musiccm.data.report import BadItem, Report
 from musiccm.data.scan import AudioFile, AudioScan, Fault, write_if_possible
 from musiccm.errors import MusiccmError
-from musiccm.files import escaped
+from musiccm.texts import escaped
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from musiccm.errors import MusiccmError
-from musiccm.files import printable, write_json
+from musiccm.files import write_json
+from musiccm.texts import printable
 
 
 @dataclass(frozen=True)

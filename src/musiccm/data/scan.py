@@ -15,7 +15,8 @@ from musiccm.audio.content import content_of
 from musiccm.audio.io import SILENCE_PEAK
 from musiccm.data.containers import missing_end
 from musiccm.errors import MusiccmError
-from musiccm.files import escaped, load_json, write_json
+from musiccm.files import write_json
+from musiccm.texts import escaped, load_json
 
 log = logging.getLogger(__name__)
 

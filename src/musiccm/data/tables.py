@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from musiccm import files
+from musiccm import texts
 from musiccm.data.report import BadItem
 from musiccm.errors import MusiccmError
 
@@ -45,7 +45,7 @@ class Table:
 
 def malformed(path: Path, line: int, detail: str) -> BadItem:
     """A row or line of an index that cannot be used; it has no id, so that its place is its name."""
-    return BadItem(files.escaped(f"{path.name}:{line}"), files.escaped(path), "malformed_row", f"line {line}: {detail}")
+    return BadItem(texts.escaped(f"{path.name}:{line}"), texts.escaped(path), "malformed_row", f"line {line}: {detail}")
 
 
 def read_text(path: Path, expected: str) -> str:
@@ -62,7 +62,7 @@ def read_text(path: Path, expected: str) -> str:
         MusiccmError: It cannot be read, is UTF-16, or is empty.
     """
     try:
-        text = files.read_text(path, errors="surrogateescape")
+        text = texts.read_text(path, errors="surrogateescape")
     except OSError as error:
         raise MusiccmError(f"{path}: cannot be read ({error}); expected {expected}") from error
     if not text.strip():

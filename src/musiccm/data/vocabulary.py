@@ -12,7 +12,8 @@ from torch import Tensor
 
 from musiccm.data.labels import Clip
 from musiccm.errors import MusiccmError
-from musiccm.files import load_json, read_text, write_json
+from musiccm.files import write_json
+from musiccm.texts import load_json, read_text
 
 # An attribute with more values than this is a number or a name rather than a class.
 MAX_VALUES_PER_GROUP = 32

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from musiccm.errors import MusiccmError
-from musiccm.files import load_json, naming_full_disk, write_atomically, write_json
+from musiccm.files import naming_full_disk, write_atomically, write_json
 from musiccm.metrics.index import TrainingIndex
 from musiccm.metrics.nearest import Neighbours, Queries, rescore
+from musiccm.texts import load_json
 
 FAISS_FILE, ABOUT_FILE = "faiss.index", "faiss.json"
 # Rows that an inverted file learns its lists from, and that are added at a time.

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from musiccm.columns import StringColumn
 from musiccm.errors import MusiccmError
-from musiccm.files import load_json
 from musiccm.locks import LOCK, holder
 from musiccm.metrics.gallery import Gallery
 from musiccm.metrics.text_audio import unit_rows
+from musiccm.texts import load_json
 
 FORMAT = 1
 INDEX_FILE, COLUMNS_FILE = "index.json", "columns.safetensors"

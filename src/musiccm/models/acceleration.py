@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from musiccm.errors import MusiccmError
 from musiccm.models.denoiser import Float32Conv2d
 from musiccm.models.winograd import WinogradConv2d
 
@@ -111,6 +112,21 @@ def to_bfloat16(network: nn.Module) -> None:
         if not isinstance(module, Float32Conv2d):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def check_backend(where: str, backend: str | None) -> None:
+    """Refuse a backend that `torch.compile` does not have.
+
+    Args:
+        where: The key or option, for the message.
+        backend: Its name; None compiles nothing.
+
+    Raises:
+        MusiccmError: It is unknown.
+    """
+    known = torch.compiler.list_backends(exclude_tags=()) if backend is not None else []
+    if backend is not None and backend not in known:
+        raise MusiccmError(f"{where}: expected one of {', '.join(known)}, found {backend!r}")
 
 
 class CompiledNetwork(nn.Module):

@@ -269,7 +269,8 @@ class Bundle:
         from musiccm.models.conditioner import ClapConditioner
 
         reads_alone = has_text_tower_alone(self.root_of("text_encoder"))
-        return ClapConditioner(self.clap, self.tokenizer, None if reads_alone else self.feature_extractor)
+        extractor = None if reads_alone else self.feature_extractor
+        return ClapConditioner(self.clap, self.tokenizer, extractor, f"{self.path}/")
 
     def latent_shape(self) -> tuple[int, int, int]:
         """The [C, T, F] that the U-Net was trained on, from its configuration."""

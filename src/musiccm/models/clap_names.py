@@ -7,13 +7,14 @@ the same network with attention split into query, key and value.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from musiccm.errors import MusiccmError
+from musiccm.errors import MusiccmError, reason
 from musiccm.models.state_dicts import require_fit
 
 # What a `ClapModel` works out from its configuration; whether a state dict has these differs between versions.
@@ -42,6 +43,25 @@ _AUDIO_BLOCK = re.compile(r"(layers\.\d+\.blocks\.\d+)\.(.+?)(\.weight|\.bias)?$
 _PROJECTION = re.compile(r"(audio|text)_projection\.([02])\.(weight|bias)$")
 # Wrappers of whole checkpoints: data parallel training, and CLAP as a part of a latent diffusion model.
 _PREFIXES = ("module.", "cond_stage_model.model.", "clap.model.", "model.")
+
+
+@contextlib.contextmanager
+def naming_clap(where: object) -> Iterator[None]:
+    """Let whatever is wrong with a CLAP's weights name their file.
+
+    Args:
+        where: The file.
+
+    Raises:
+        MusiccmError: As raised within; or the weights fit neither each other nor the model.
+    """
+    try:
+        yield
+    except MusiccmError as error:
+        raise MusiccmError(str(error) if str(error).startswith(str(where)) else f"{where}: {error}") from None
+    except Exception as error:  # shapes that no CLAP has show in whatever arithmetic trips over them
+        raise MusiccmError(f"{where}: CLAP checkpoint: expected the weights of LAION's CLAP with an HTSAT audio tower "
+                           f"and a RoBERTa text tower, found some of another network ({reason(error)})") from error
 
 
 def clap_state_from_original(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

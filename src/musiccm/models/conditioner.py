@@ -80,19 +80,22 @@ class ClapConditioner(nn.Module):
         tokenizer: Its tokenizer.
         feature_extractor: Its `ClapFeatureExtractor`, read for its numbers; None with the text tower alone.
 
+        where: The folder or file that they come from, as it stands before a part's name in a message.
+
     Raises:
         MusiccmError: If extractor and audio tower disagree on the number of mel bins.
     """
 
-    def __init__(self, clap: nn.Module, tokenizer: Any, feature_extractor: Any) -> None:
+    def __init__(self, clap: nn.Module, tokenizer: Any, feature_extractor: Any, where: str = "") -> None:
         super().__init__()
+        self.where = where
         self.clap = clap.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self._front_end: ClapFrontEnd | None = None
         if self.hears:
             bins = clap.config.audio_config.num_mel_bins
             if feature_extractor.feature_size != bins:
-                raise MusiccmError(f"feature_extractor/preprocessor_config.json: feature_size is "
+                raise MusiccmError(f"{where}feature_extractor/preprocessor_config.json: feature_size is "
                                    f"{feature_extractor.feature_size}, but text_encoder's audio tower takes {bins} "
                                    "bins")
             self._front_end = ClapFrontEnd(feature_extractor)
@@ -124,8 +127,9 @@ class ClapConditioner(nn.Module):
             MusiccmError: There is no audio tower.
         """
         if self._front_end is None:
-            raise MusiccmError("text_encoder is CLAP's text tower alone, as in AudioLDM's published layout: it embeds "
-                               "no audio. Add the audio tower by `musiccm convert --bundle FOLDER --clap FILE`")
+            raise MusiccmError(f"{self.where}text_encoder is CLAP's text tower alone, as in AudioLDM's published "
+                               "layout: it embeds no audio. Add the audio tower by `musiccm convert --bundle FOLDER "
+                               "--clap FILE`")
         return self._front_end
 
     @property

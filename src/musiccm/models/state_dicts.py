@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 
@@ -37,21 +36,3 @@ def require_fit(
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise MusiccmError(f"{where}: {'; '.join(wrong[:3])}{more}; {else_what}")
-
-
-def why_unreadable(error: Exception) -> str:
-    """What `torch.load(weights_only=True)` found, without its advice to read the file with everything in it.
-
-    Args:
-        error: What it raised.
-
-    Returns:
-        One line.
-    """
-    text = str(error)
-    if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
-        if named := re.search(r"(?:GLOBAL|class) ([\w.]+)", text):
-            return f"it names {named[1]}; nothing but tensors and plain values is built, and no code of it was run"
-        return "it is damaged, or holds other things than tensors and plain values; no code of it was run"
-    lines = text.strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

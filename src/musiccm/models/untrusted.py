@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from musiccm.errors import MusiccmError
-from musiccm.files import load_json, read_text
+from musiccm.texts import load_json, read_text
 
 #: Keys by which a configuration names code, or a package that is to change how the network is built.
 CODE_KEYS = ("auto_map", "custom_pipelines", "quantization_config")

@@ -12,7 +12,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from musiccm.audio.windows import keyed_generator
@@ -38,7 +37,7 @@ from musiccm.models.student_record import is_student
 from musiccm.systems import speed
 from musiccm.systems.checkpoint_fit import check_fit
 from musiccm.systems.curve import learning_rate_factor
-from musiccm.systems.parallel import mean_over_ranks, own_rows, shard, spread, whole
+from musiccm.systems.parallel import mean_over_ranks, own_rows, shard, spread, warn, whole
 from musiccm.systems.settings import Distillation, Optimization
 
 #: Frozen parts live under this name; checkpoints leave them out, for the bundle has them.
@@ -385,13 +384,13 @@ class DistilledSystem(pl.LightningModule):
         checkpoint["state_dict"] |= mine
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         path = getattr(self._trainer, "ckpt_path", None) or "the checkpoint"
-        check_fit(str(path), self.state_dict(), checkpoint, self._identity, fitting, rank_zero_warn)
+        check_fit(str(path), self.state_dict(), checkpoint, self._identity, fitting, warn)
         trained, own = checkpoint.get("precision"), getattr(self._trainer, "precision", None)
         if fitting and trained != own and None not in (trained, own):
-            rank_zero_warn(f"{path} was trained with trainer.precision {trained}, this run has {own}")
+            warn(f"{path} was trained with trainer.precision {trained}, this run has {own}")
         before, now = checkpoint.get("global_batch"), self._global_batch()
         if fitting and before != now and None not in (before, now):
-            rank_zero_warn(
+            warn(
                 f"{path} was trained with {before} clips a step over all processes, this run has {now} "
                 "(data.init_args.batch_size x processes): the rest of this epoch repeats or leaves out clips"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,12 +13,20 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+log = logging.getLogger(__name__)
+
 
 def rank_and_world() -> tuple[int, int]:
     """This process' number and how many there are; (0, 1) without a process group."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def warn(text: str) -> None:
+    """Log a warning, once for all processes."""
+    if rank_and_world()[0] == 0:
+        log.warning(text)
 
 
 def own_rows(draw: Callable[[int], Tensor], count: int) -> Tensor:

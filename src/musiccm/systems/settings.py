@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from musiccm.diffusion import PREDICTION_TYPES, SOLVERS, TIMESTEP_MODES
 from musiccm.errors import MusiccmError
 from musiccm.losses import DISTANCES
+from musiccm.models.acceleration import check_backend
 from musiccm.models.student_record import LCM_SIGMA_DATA
 from musiccm.systems.ranges import check_ranges
 
@@ -202,9 +201,4 @@ class Optimization:
             "optimization.", vars(self), positive="lr clip_norm", not_negative="weight_decay", betas="betas",
             index="warmup_steps", share="decay_share final_lr_share", count="accumulate",
         )
-        if self.compile is not None:
-            known = torch.compiler.list_backends(exclude_tags=())
-            if self.compile not in known:
-                raise MusiccmError(
-                    f"optimization.compile: expected null or one of {', '.join(known)}, found {self.compile!r}."
-                )
+        check_backend("optimization.compile", self.compile)

@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from musiccm.errors import MusiccmError
-from musiccm.files import load_json, read_text, sweep_below, why_not_written, write_json
+from musiccm.failures import why_not_written
+from musiccm.files import sweep_below, write_json
 from musiccm.locks import locked_folder
+from musiccm.progress import Progress
 from musiccm.signals import in_worker, leaving_queue
+from musiccm.texts import load_json, read_text
 
 #: Raised whenever the same (seed, index) would sound different.
 COMPOSER_VERSION = 1
@@ -82,8 +83,9 @@ def write_all(
             continue
         with _workers(workers or os.cpu_count()) as pool:
             done = pool.map(partial(write, out, seed, split), range(count))
-            for _ in tqdm(done, f"rendering {split}", count, unit="track"):
-                pass
+            with Progress(count, f"rendering {split}", "track") as bar:
+                for _ in done:
+                    bar.update()
 
 
 @contextmanager

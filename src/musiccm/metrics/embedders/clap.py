@@ -9,11 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from musiccm.errors import MusiccmError
+from musiccm.errors import MusiccmError, reason
 from musiccm.metrics.embedders.base import Heard
 from musiccm.metrics.embedders.frozen import UNHEARD, FrozenEmbedder, batches, full_float32, windows_end_to_end
-from musiccm.metrics.embedders.weights import VARIABLE, first_line, weights_folder
-from musiccm.models.clap_names import COMPUTED, clap_config_from_state, clap_state_from_original, load_clap_state
+from musiccm.metrics.embedders.weights import VARIABLE, weights_folder
+from musiccm.models.clap_names import (
+    COMPUTED,
+    clap_config_from_state,
+    clap_state_from_original,
+    load_clap_state,
+    naming_clap,
+)
 from musiccm.models.conditioner import ClapConditioner
 from musiccm.models.untrusted import checked_folder, load_tokenizer
 
@@ -86,14 +92,12 @@ def conditioner_from_laion(
     """
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
-    try:
+    with naming_clap(where):
         state, _ = clap_state_from_original(checkpoint.get("state_dict", checkpoint))
         config = clap_config_from_state(state)
         config["text_config"] |= text_config
         clap = ClapModel(ClapConfig(**config))
         load_clap_state(clap, state)
-    except MusiccmError as error:
-        raise MusiccmError(f"{where}: {error}") from None
     fusion = config["audio_config"]["enable_fusion"]
     extractor = ClapFeatureExtractor(
         feature_size=config["audio_config"]["num_mel_bins"], sampling_rate=48000, hop_length=480, max_length_s=10,
@@ -128,11 +132,11 @@ def conditioner_from_folder(folder: str) -> ClapConditioner:
     except Exception as error:  # a hub that is out of reach and a damaged file show in a dozen unrelated kinds
         raise MusiccmError(
             f"CLAP '{folder}': expected a folder or a hub id with a transformers ClapModel, its tokenizer and its "
-            f"feature extractor, weights as safetensors; it could not be read ({first_line(error)})"
+            f"feature extractor, weights as safetensors; it could not be read ({reason(error)})"
         ) from error
     if missing := sorted(key for key in report.get("missing_keys", ()) if not COMPUTED.search(key)):
         raise MusiccmError(f"CLAP '{folder}': {len(missing)} weights are missing, first {', '.join(missing[:3])}")
-    return ClapConditioner(clap, tokenizer, extractor)
+    return ClapConditioner(clap, tokenizer, extractor, f"CLAP '{folder}': ")
 
 
 class LazyRoberta:
@@ -166,7 +170,7 @@ class LazyRoberta:
             except Exception as error:  # the hub client raises a dozen unrelated kinds
                 raise MusiccmError(
                     f"RoBERTa's tokenizer, which LAION's CLAP reads text with, could not be had "
-                    f"({first_line(error)}); put its files (tokenizer.json, tokenizer_config.json) into "
+                    f"({reason(error)}); put its files (tokenizer.json, tokenizer_config.json) into "
                     f"${VARIABLE}/{TOKENIZER}"
                 ) from error
         return self._tokenizer(*args, **kwargs)

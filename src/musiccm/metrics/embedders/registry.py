@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from musiccm.errors import MusiccmError
+from musiccm.errors import MusiccmError, reason
 from musiccm.metrics.embedders.frozen import FrozenEmbedder
-from musiccm.metrics.embedders.weights import PUBLISHED, find_weights, first_line, load_checkpoint
+from musiccm.metrics.embedders.weights import PUBLISHED, find_weights, load_checkpoint
 
 if TYPE_CHECKING:
     from musiccm.models.bundle import Bundle
@@ -125,5 +125,5 @@ def _from_hub(hub: str) -> Path:
     try:
         return Path(hf_hub_download(repository, file))
     except Exception as error:  # the hub client raises a dozen unrelated kinds; all mean "could not be had"
-        raise MusiccmError(f"'{hub}': no such file here, and the hub could not give it ({first_line(error)}); "
+        raise MusiccmError(f"'{hub}': no such file here, and the hub could not give it ({reason(error)}); "
                            "check the path or the network") from error

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from musiccm.errors import MusiccmError
+from musiccm.errors import MusiccmError, reason
 from musiccm.files import file_sha256
-from musiccm.models.state_dicts import why_unreadable
 
 log = logging.getLogger(__name__)
 
@@ -139,19 +138,14 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise MusiccmError(f"{path}: expected tensors, numbers and NumPy arrays, found other objects or a damaged file "
-                           f"({why_unreadable(error)}); use the file that its authors published, or ask whoever made "
+                           f"({reason(error):.200}); use the file that its authors published, or ask whoever made "
                            "it for its state dict alone") from None
     except Exception as error:  # a broken file shows as whatever the unpickler tripped over
-        raise MusiccmError(f"{path}: cannot be read as a PyTorch checkpoint ({why_unreadable(error):.200}); "
+        raise MusiccmError(f"{path}: cannot be read as a PyTorch checkpoint ({reason(error):.200}); "
                            "download it again") from error
     if not isinstance(content, Mapping):
         raise MusiccmError(f"{path}: expected a mapping of names to weights, found {type(content).__name__}")
     return content
-
-
-def first_line(error: Exception) -> str:
-    """What a library said, without its advice; its kind where it said nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _plain_data() -> list[Any]:

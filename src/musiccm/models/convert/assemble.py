@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from musiccm.audio.mel import MelConfig
 from musiccm.errors import MusiccmError
+from musiccm.models.clap_names import naming_clap
 from musiccm.models.convert.clap import clap_from_original, make_extractor, read_tokenizer
 from musiccm.models.convert.ldm import LdmCheckpoint
 from musiccm.models.convert.reading import read_original, tensors_of
@@ -117,7 +118,8 @@ def assemble(sources: Sources) -> Assembled:
         return found.build(lambda config: SpeechT5HifiGan(SpeechT5HifiGanConfig(**config)), what), found.dropped
 
     def make_clap(tensors: Mapping[str, Tensor], what: str) -> tuple[nn.Module, list[str]]:
-        return clap_from_original(tensors)
+        with naming_clap(what):
+            return clap_from_original(tensors)
 
     used: dict[str, bool] = {}
     for name, option, own, make, nests in (

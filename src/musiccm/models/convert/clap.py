@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from musiccm.errors import MusiccmError
-from musiccm.models.clap_names import clap_config_from_state, clap_state_from_original, load_clap_state
+from musiccm.errors import MusiccmError, reason
+from musiccm.models.clap_names import clap_config_from_state, clap_state_from_original, load_clap_state, naming_clap
 from musiccm.models.convert.reading import read_original, tensors_of
 from musiccm.models.untrusted import load_tokenizer
 
@@ -63,7 +63,8 @@ def read_clap(path: str | Path) -> tuple[nn.Module, list[str], list[str]]:
         check_part(folder, name)
         return load_part(folder, name), [], []
     tensors, ignored = tensors_of(read_original(path), path, "state_dict")
-    return *clap_from_original(tensors), ignored
+    with naming_clap(path):
+        return *clap_from_original(tensors), ignored
 
 
 def make_extractor(clap: nn.Module) -> Any:
@@ -85,9 +86,8 @@ def read_tokenizer(name: str, clap: nn.Module) -> Any:
     except MusiccmError:
         raise
     except Exception as error:  # the hub client raises a dozen unrelated kinds; all mean "could not be had"
-        first = (str(error).splitlines() or [""])[0]
-        raise MusiccmError(f"--tokenizer {name}: cannot be had ({first}); the original files hold no tokenizer. Name a "
-                           "folder with roberta-base's tokenizer, or allow the download") from error
+        raise MusiccmError(f"--tokenizer {name}: cannot be had ({reason(error)}); the original files hold no "
+                           "tokenizer. Name a folder with roberta-base's tokenizer, or allow the download") from error
     known = clap.config.text_config.vocab_size
     if len(tokenizer) > known:
         raise MusiccmError(f"--tokenizer {name}: has {len(tokenizer)} tokens, the text tower {known}; it needs "

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musiccm.errors import MusiccmError
-from musiccm.models.state_dicts import why_unreadable
+from musiccm.errors import MusiccmError, reason
 
 #: What a tensor is rebuilt with; beside storages, which torch maps itself, the only things of a file that are real.
 _REAL: dict[str, Any] = {
@@ -96,7 +95,7 @@ def read_original(path: str | Path) -> dict[str, Any]:
         raise MusiccmError(f"{path}: refers to {error}, which no weights need, and is not read; nothing of it was "
                            "executed. Whoever made the file can save its state_dict alone") from None
     except Exception as error:  # a broken file shows as whatever the reader tripped over
-        raise MusiccmError(f"{path}: not a readable checkpoint ({why_unreadable(error)})") from error
+        raise MusiccmError(f"{path}: not a readable checkpoint ({reason(error)})") from error
     if not isinstance(content, Mapping):
         raise MusiccmError(f"{path}: expected a dictionary of weights, found {type(content).__name__}")
     return dict(content)

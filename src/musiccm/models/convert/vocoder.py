@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
-from musiccm.files import load_json, read_text
 from musiccm.models.convert.converted import Converted, count_below, weight
+from musiccm.texts import load_json, read_text
 
 #: The released vocoder's numbers, which no shape tells.
 RELEASED: dict[str, Any] = {"sampling_rate": 16000, "upsample_rates": [5, 4, 2, 2, 2],

@@ -11,7 +11,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from musiccm.audio.windows import keyed_generator
@@ -21,7 +20,7 @@ from musiccm.models.bundle_files import read_json, resolve_bundle, update_json
 from musiccm.models.ema import Ema
 from musiccm.systems.checkpoint_fit import differences, plain, refuse
 from musiccm.systems.curve import learning_rate_factor
-from musiccm.systems.parallel import mean_over_ranks
+from musiccm.systems.parallel import mean_over_ranks, warn
 from musiccm.systems.ranges import check_ranges
 
 #: What a resumed stage may change: where the bundle lies, and settings of what is measured or written at the end.
@@ -250,7 +249,7 @@ class Stage(pl.LightningModule):
             return
         path, stated, mine = str(self._trainer.ckpt_path or "the checkpoint"), checkpoint.get("stage"), self._identity()
         if stated is None:
-            rank_zero_warn(f"{path} was written by an older version, which did not note a stage's settings. They are "
+            warn(f"{path} was written by an older version, which did not note a stage's settings. They are "
                            "taken to be as in this run")
             return
         # settings that came after it: their defaults are what it was trained with
