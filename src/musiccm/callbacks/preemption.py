@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -14,8 +13,6 @@ from musiccm import signals
 from musiccm.callbacks import last_checkpoint
 from musiccm.callbacks.later import Later
 from musiccm.terminal import say
-
-log = logging.getLogger(__name__)
 
 
 def without_lightnings_handlers(trainer: pl.Trainer) -> None:
