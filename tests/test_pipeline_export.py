@@ -344,11 +344,13 @@ def test_card_tells_decoders_and_gammas(tmp_path: Path, gamma: float) -> None:
         for model, fd, more in (("teacher", 1.0, {"latency_s": 0.125, "from_cache": True}),
                                 ("student", 1.5, {"latency_s": 0.25, "from_cache": True, "latency_batches": 1}),
                                 ("student_fast", 1.75, {"latency_s": 0.5}), ("student_shipped", 9.5, {}))
-    ], "sim_aa_gallery": {"sim_aa": {"gallery": "all", "clips": 7, "windows": 14, "experiment": 7,
-                                     "lacks": "what the teacher learned"}}}
+    ], "machine": {"device": "old", "threads": 2}}
+    about = {"gallery": "all", "clips": 7, "windows": 14, "experiment": 7, "lacks": "what the teacher learned"}
+    results["sim_aa_gallery"] = {"sim_aa": about}
     (tmp_path / "results.json").write_text(json.dumps(results))
     rows, drawn, notes = read_results(tmp_path / "results.json", must_exist=True)
-    assert notes == ["sim_aa: 7 training clips, 14 windows; not compared with what the teacher learned"]
+    assert notes == ["sim_aa: 7 training clips, 14 windows; not compared with what the teacher learned",
+                     "Times: device old, threads 2"]
     # a teacher's time that an older version took from its cache is another run's, one that says its batches is not
     assert [row.get("latency_s") for row in rows] == [None, 0.25, 0.5]
     record = {"guidance_scale": 3.0, "gamma": drawn, **sampler_record(student_scheduler({}, INFO).config)}

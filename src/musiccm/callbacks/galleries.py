@@ -169,7 +169,9 @@ def described(about: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def _corpus_of(clip_id: str, corpora: Sequence[str]) -> str:
-    return corpora[0] if len(corpora) == 1 else clip_id.split("/", 1)[0]
+    if len(corpora) == 1:
+        return corpora[0]
+    return max((name for name in corpora if clip_id.startswith(f"{name}/")), key=len, default="")
 
 
 def _joined(

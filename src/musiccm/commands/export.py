@@ -134,7 +134,7 @@ def load_student(teacher: Any, state: dict[str, Tensor], path: Path) -> Any:
 
 def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], float, list[str]]:
     """The rows of a results.json about the student and its teacher, the gamma that the student was sampled with, and
-    what SIM_AA was compared with.
+    what SIM_AA was compared with and the times were taken on.
 
     Each row is given its `decoder` and, the student's, its `gamma`; times of another run are left out. Without a file,
     no rows and gamma 1.
@@ -151,7 +151,10 @@ def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], fl
         results = load_json(read_text(path))
         gamma = float(results.get("gamma", 1.0))
         rows = [described_row(timed(row), gamma) for row in results["rows"] if row["model"] in DECODER_OF]
-        return rows, gamma, list(described(results.get("sim_aa_gallery") or {}))
+        notes = list(described(results.get("sim_aa_gallery") or {}))
+        if any(row.get("latency_s") is not None for row in rows) and (where := results.get("machine")):
+            notes.append("Times: " + ", ".join(f"{key} {value}" for key, value in where.items()))
+        return rows, gamma, notes
     except FileNotFoundError:
         raise MusiccmError(f"{path}: no such results file") from None
     except (ValueError, KeyError, TypeError) as error:
