@@ -1,3 +1,42 @@
-"""Few-step text-to-music models: distill a diffusion teacher, measure what was lost, hand the result to people."""
+"""Few-step text-to-music models: distill a diffusion teacher, measure what was lost, hand the result to people.
+
+    from musiccm import Pipeline
+
+    pipeline = Pipeline.from_pretrained("musiccm-tiny-student")
+    waveforms_BS = pipeline("a calm piano melody over soft strings", steps=4, seed=0)
+
+The names below are imported when they are first used: `import musiccm` itself imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from musiccm.errors import MusiccmError
+    from musiccm.metrics.embedders import load_embedder
+    from musiccm.models.bundle import Bundle
+    from musiccm.pipeline import Pipeline
+    from musiccm.systems.musiccm import MusicCM
 
 __version__ = "0.1.0"
+__all__ = ["Bundle", "MusicCM", "MusiccmError", "Pipeline", "load_embedder"]
+
+_HOMES = {
+    "Bundle": "musiccm.models.bundle",
+    "MusicCM": "musiccm.systems.musiccm",
+    "MusiccmError": "musiccm.errors",
+    "Pipeline": "musiccm.pipeline",
+    "load_embedder": "musiccm.metrics.embedders",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,39 @@
+"""What `import musiccm` offers, and the example of the README."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import musiccm
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = "import sys, musiccm; dir(musiccm); print({'torch', 'numpy', 'diffusers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_every_name_is_the_one_of_its_home() -> None:
+    for name in musiccm.__all__:
+        home = importlib.import_module(musiccm._HOMES[name])
+        assert getattr(musiccm, name) is getattr(home, name) and name in dir(musiccm)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = musiccm.Nothing
+
+
+def test_the_readme_example_runs() -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.S | re.M)
+    names: dict = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["waveforms_BS"].shape == (2, 81920) and names["teacher"].shape == (1, 81920)
+    assert names["minute_S"].shape == (20 * 16000,)
+    assert all(torch.isfinite(names[name]).all() for name in ("waveforms_BS", "minute_S", "teacher"))
