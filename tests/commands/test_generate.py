@@ -19,10 +19,12 @@ from tiny_bundle import build_random_bundle, make_unet
 
 from musiccm.audio.wav_stream import wav_header
 from musiccm.cli import main
+from musiccm.commands.generate import SAMPLER_NAMES
 from musiccm.export import StudentInfo, export_student
 from musiccm.long_form import MAX_WHOLE_S
 from musiccm.models.bundle import Bundle
 from musiccm.pipeline import Pipeline
+from musiccm.samplers import SAMPLERS, Tcd
 
 Capture = pytest.CaptureFixture[str]
 
@@ -60,6 +62,21 @@ def test_long_music_and_its_stream(model: Path, here: Path) -> None:
     assert generate(model, "--decoder", "original", "--out", "original.flac") == 0
     slow = Pipeline.from_pretrained(model, decoder="original")(["a tune"], 2)
     np.testing.assert_allclose(heard("original.flac"), slow[0].clamp(-1, 1), atol=2e-4)
+
+
+def test_a_sampler_by_name(model: Path, here: Path, capsys: Capture) -> None:
+    assert tuple(SAMPLERS) == SAMPLER_NAMES
+    pipeline = Pipeline.from_pretrained(model)
+    for number, (options, sampler) in enumerate([(["--sampler", "ddim"], "ddim"),
+                                                 (["--sampler", "tcd", "--gamma", "0.7"], Tcd(0.7))]):
+        assert generate(model, *options, "--out", f"{number}.wav") == 0
+        expected = pipeline(["a tune"], 2, sampler=sampler)[0]
+        np.testing.assert_allclose(heard(f"{number}.wav"), expected.clamp(-1, 1), atol=2e-4)
+    assert not np.allclose(heard("0.wav"), heard("1.wav"), atol=1e-3)
+    assert generate(model, "--sampler", "heun", "--out", "no.wav") == 2
+    assert "--sampler: this bundle is a distilled student" in capsys.readouterr().err
+    assert generate(model, "--sampler", "ddim", "--gamma", "0.5", "--out", "no.wav") == 2
+    assert "--gamma: the sampler ddim has none" in capsys.readouterr().err
 
 
 def test_sound_on_the_standard_output(model: Path, here: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:

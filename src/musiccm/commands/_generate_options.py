@@ -16,7 +16,8 @@ MAX_GUIDANCE_SCALE = 100.0
 #: What the library calls an argument, and its option.
 OPTIONS = {
     "steps": "--steps", "gamma": "--gamma", "guidance_scale": "--guidance-scale", "duration": "--seconds",
-    "strength": "--strength", "overlap": "--overlap", "fusion": "--fusion", "range": "--from, --to", "prompts": "--at",
+    "sampler": "--sampler", "strength": "--strength", "overlap": "--overlap", "fusion": "--fusion",
+    "range": "--from, --to", "prompts": "--at",
 }
 
 

@@ -23,6 +23,8 @@ __all__ = ["main", "output_paths"]
 
 EDITS = ("continue", "inpaint", "vary")
 DEFAULT_STRENGTH = 0.4
+# Those of musiccm.samplers, which is not imported before the options are known to be good.
+SAMPLER_NAMES = ("ddim", "lcm", "tcd", "heun", "dpm-solver++")
 
 
 def main(argv: list[str]) -> int:
@@ -82,7 +84,7 @@ def _write(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> f
 
 
 def _make(pipeline: Pipeline, args: argparse.Namespace) -> list[Tensor]:
-    sampler = {"guidance_scale": args.guidance_scale, "gamma": args.gamma}
+    sampler = {"guidance_scale": args.guidance_scale, "gamma": args.gamma, "sampler": args.sampler}
     shape = {"overlap": args.overlap, "fusion": args.fusion}
     if args.at or args.overlap is not None or args.fusion is not None:
         seconds = pipeline.duration_s if args.seconds is None else args.seconds
@@ -95,7 +97,8 @@ def _stream(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> 
     from musiccm.audio.wav_stream import WavStream
 
     stream = pipeline.stream(_plan(args), args.seconds, args.steps, args.seed, overlap=args.overlap,
-                             fusion=args.fusion, guidance_scale=args.guidance_scale, gamma=args.gamma)
+                             fusion=args.fusion, guidance_scale=args.guidance_scale, gamma=args.gamma,
+                             sampler=args.sampler)
     target: Any = paths[0] if paths else sys.stdout.buffer
     written = 0
     try:
@@ -121,7 +124,8 @@ def _edit(pipeline: Pipeline, args: argparse.Namespace) -> list[Tensor]:
     clip = read_clip(pipeline, path)
     made: list[Tensor] = []
     for prompt, noise_seed in zip(args.prompts, sample_seeds(args.seed, len(args.prompts)), strict=True):
-        editor = Editor(pipeline, noise_seed, args.steps, args.guidance_scale, args.gamma, args.overlap, args.fusion)
+        editor = Editor(pipeline, noise_seed, args.steps, args.guidance_scale, args.gamma, args.overlap, args.fusion,
+                        sampler=args.sampler)
         plan = [(0.0, prompt), *_changes(args)]
         if kind == "continue":
             edited: Edited = editor.extend(clip, plan, args.seconds)
@@ -195,6 +199,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="sampling steps (default 4 for a student, 50 for a teacher)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default %(default)s)")
     parser.add_argument("--guidance-scale", type=float, help="for a teacher only (default 3)")
+    parser.add_argument("--sampler", choices=SAMPLER_NAMES,
+                        help="lcm, tcd or ddim for a student; ddim, heun or dpm-solver++ for a teacher")
     parser.add_argument("--gamma", type=float, help="for a student: share of fresh noise between steps, 0 to 1")
     parser.add_argument("--decoder", choices=["fast", "original"],
                         help="what makes sound of latents: one small network, or VAE decoder and vocoder (default: "
