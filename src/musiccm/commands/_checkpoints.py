@@ -14,7 +14,7 @@ from pytorch_lightning.plugins.io.wrapper import _WrappingCheckpointIO
 
 from musiccm.commands._imports import OPTION, covers
 from musiccm.errors import MusiccmError, reason
-from musiccm.files import write_atomically
+from musiccm.files import write_bytes
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -32,7 +32,7 @@ class CheckpointFiles(TorchCheckpointIO):
         # Through memory, so that a full disk is an OSError with its cause rather than a failed check of torch's.
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        write_atomically(Path(path), lambda temporary: _write(temporary, buffer))
+        write_bytes(Path(path), buffer.getbuffer())
 
     def load_checkpoint(
         self, path: Any, map_location: Any = lambda storage, location: storage, weights_only: bool | None = None
@@ -83,7 +83,3 @@ def with_our_files(plugins: Any, strategy: Any, allowed: list[str]) -> list[Any]
                                f"{CheckpointFiles.__module__}.CheckpointFiles, or a class that derives from it. Where "
                                f"you trust it, add {OPTION} {type(reader).__module__}")
     return found if readers else [*found, CheckpointFiles()]
-
-
-def _write(path: Path, buffer: io.BytesIO) -> None:
-    path.write_bytes(buffer.getbuffer())

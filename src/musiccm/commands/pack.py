@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     from musiccm.commands._bundle_card import card
     from musiccm.commands.export import read_results
-    from musiccm.files import replacing_folder, write_atomically, write_json
+    from musiccm.files import replacing_folder, write_json, write_text
     from musiccm.models.bundle import Bundle
 
     source, target = Path(args.source), Path(args.to)
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
             "tolerance": args.tolerance, "machine": machine(), "training_index": index, "mib": round(size / MIB, 2),
         }
         write_json(staging / "quality.json", quality)
-        write_atomically(staging / "MODEL_CARD.md", lambda path: _write(path, card(args.name, quality, rows, notes)))
+        write_text(staging / "MODEL_CARD.md", card(args.name, quality, rows, notes))
     for part, record in precision.items():
         change = record["relative_change"]
         say(f"  {part:<22} {record['dtype']}" + (f"  relative change {change:.1e}" if change is not None else ""))
@@ -255,10 +255,6 @@ def largest(folder: Path, count: int = 3) -> str:
 
     sizes = sorted(((size_of(folder / name), name) for name in PARTS if (folder / name).is_dir()), reverse=True)
     return ", ".join(f"{name} {size / MIB:.1f}" for size, name in sizes[:count])
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:
