@@ -27,10 +27,9 @@ from musiccm.metrics.clap_windows import ClapWindows, HeardFile
 from musiccm.metrics.index import TrainingIndex
 from musiccm.metrics.index_writer import PlannedClip, write_index
 from musiccm.models.bundle import Bundle
-from musiccm.models.bundle_files import read_json
 from musiccm.progress import Progress
 from musiccm.terminal import say
-from musiccm.texts import escaped, require_utf8
+from musiccm.texts import escaped, read_json, require_utf8
 
 CONDITIONER_PARTS = ("text_encoder", "tokenizer", "feature_extractor")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shutil
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from musiccm.errors import MusiccmError
 from musiccm.terminal import say
-from musiccm.texts import read_text
+from musiccm.texts import read_json
 
 if TYPE_CHECKING:
     from musiccm.data.batch import WaveformBatch
@@ -173,7 +172,6 @@ def stage_records(source: Path, experiments: Path, folder: Path) -> dict[str, di
         MusiccmError: A record or an experiment file is unreadable.
     """
     from musiccm.config import load_experiment
-    from musiccm.models.bundle_files import read_json
 
     records: dict[str, dict[str, Any]] = {}
     for path in sorted((source / "quality").glob("*.json")):
@@ -230,7 +228,7 @@ def measured(bundle: Bundle, data: MusicDataModule, present: set[str]) -> dict[s
 def described(root: str, data: MusicDataModule) -> dict[str, Any]:
     """The corpus: what it was made from, where it states that, and how many tracks it has."""
     manifest = Path(root) / "corpus.json"
-    stated = json.loads(read_text(manifest)) if manifest.is_file() else {}
+    stated = read_json(manifest, "what a corpus is") if manifest.is_file() else {}
     trained = sum(report.used for name, report in data.reports.items() if name.split("/")[-1] == "train")
     return {**stated, "train_tracks": trained, "test_tracks": len(data.clips("test")),
             "clip_samples": data.clip_samples, "sample_rate_hz": data.sample_rate_hz, "measured_on": "test"}

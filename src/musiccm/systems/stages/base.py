@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from musiccm.audio.windows import keyed_generator
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
-from musiccm.models.bundle_files import read_json, resolve_bundle, update_json
+from musiccm.models.bundle_files import resolve_bundle, update_json
 from musiccm.models.ema import Ema
 from musiccm.systems.checkpoint_fit import differences, plain, refuse
 from musiccm.systems.curve import learning_rate_factor
 from musiccm.systems.parallel import mean_over_ranks, warn
 from musiccm.systems.ranges import check_ranges
+from musiccm.texts import read_json
 
 #: What a resumed stage may change: where the bundle lies, and settings of what is measured or written at the end.
 MAY_CHANGE = ("bundle", "recall_pairs", "cost_frames", "moments_batches")
