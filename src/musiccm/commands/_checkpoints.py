@@ -56,11 +56,11 @@ class CheckpointFiles(TorchCheckpointIO):
         return dict(checkpoint)
 
 
-def with_our_files(plugins: Any, strategy: Any, allowed: list[str]) -> list[Any]:
+def with_our_files(plugins: list[Any], strategy: Any, allowed: list[str]) -> list[Any]:
     """The Trainer's plugins, `CheckpointFiles` among them.
 
     Args:
-        plugins: What the experiment names: none, one or several.
+        plugins: What the experiment names.
         strategy: The strategy, which may bring a reader of checkpoints too.
         allowed: What `--allow-import` names; a reader of checkpoints from there takes the place of ours.
 
@@ -70,8 +70,7 @@ def with_our_files(plugins: Any, strategy: Any, allowed: list[str]) -> list[Any]
     Raises:
         MusiccmError: There is another reader of checkpoints, which may run what they hold.
     """
-    found = [] if plugins is None else list(plugins) if isinstance(plugins, list | tuple) else [plugins]
-    readers = [("trainer.plugins", plugin) for plugin in found if isinstance(plugin, CheckpointIO)]
+    readers = [("trainer.plugins", plugin) for plugin in plugins if isinstance(plugin, CheckpointIO)]
     if (theirs := getattr(strategy, "_checkpoint_io", None)) is not None:
         readers.append(("trainer.strategy", theirs))
     for key, reader in readers:
@@ -82,4 +81,4 @@ def with_our_files(plugins: Any, strategy: Any, allowed: list[str]) -> list[Any]
             raise MusiccmError(f"{key}: {name} would read checkpoints, and may run what they hold; expected none, "
                                f"{CheckpointFiles.__module__}.CheckpointFiles, or a class that derives from it. Where "
                                f"you trust it, add {OPTION} {type(reader).__module__}")
-    return found if readers else [*found, CheckpointFiles()]
+    return plugins if readers else [*plugins, CheckpointFiles()]

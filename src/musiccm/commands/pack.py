@@ -189,7 +189,7 @@ def stage_records(source: Path, experiments: Path, folder: Path) -> dict[str, di
 
 
 def training_index(folder: Path, name: str, experiment: str | None) -> dict[str, Any] | None:
-    """Write the index of what the teacher was trained on, heard by the CLAP as it was packed.
+    """Write the index of what the teacher was trained on, embedded by the CLAP as it was packed.
 
     Args:
         folder: The packed bundle.
@@ -203,7 +203,7 @@ def training_index(folder: Path, name: str, experiment: str | None) -> dict[str,
         MusiccmError: The experiment or its corpus cannot be read, or the bundle has no CLAP.
     """
     if experiment is None:
-        print(f"{folder}: no index of training clips (--trained-on); SIM_AA cannot look among what the teacher learned")
+        say(f"{folder}: no index of training clips (--trained-on); SIM_AA cannot look among what the teacher learned")
         return None
     from musiccm.commands._encode import data_module
     from musiccm.commands._index import index_training_windows
