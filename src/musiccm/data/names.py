@@ -22,6 +22,11 @@ class AmbiguousName(MusiccmError):
     """A name that no file has, and that could be another spelling of several."""
 
 
+def with_slashes(path: str) -> str:
+    """A path with slashes; one that has backslashes alone is from Windows."""
+    return path if "/" in path else path.replace("\\", "/")
+
+
 class FileNames:
     """The files of a folder and all below it, found by names of an index.
 
