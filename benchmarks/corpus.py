@@ -15,7 +15,7 @@ from musiccm.data.demo.tracks import DURATION_S
 
 CPU_ONLY = True
 TRACKS, ROUNDS = 96, 3
-#: What issue 2 asks for, in tracks a second.
+#: What is asked for, in tracks a second.
 ASKED = 20.0
 
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from musiccm.commands._device import choose_device
 from musiccm.commands._timing import now, peak_mib, row
 from musiccm.config import load_experiment
-from musiccm.export import StudentInfo, lcm_scheduler
+from musiccm.export import StudentInfo, student_scheduler
 from musiccm.models.bundle import Bundle, save_settings
 from musiccm.models.bundle_files import PARTS, save_part
 from musiccm.models.fast_decoder import FastDecoder
@@ -203,7 +203,8 @@ def write_student(teacher: str | Path, folder: Path, decoder: FastDecoder) -> Pa
     save_settings(folder, **{k: v for k, v in bundle.settings.items() if k not in ("base", "distillation")})
     for name in (name for name in PARTS if bundle.has(name) and name != "scheduler"):
         shutil.copytree(bundle.root_of(name) / name, folder / name)  # a bundle's links may not lead out of it
-    save_part(folder, "scheduler", lcm_scheduler(bundle.scheduler_config, StudentInfo("v_prediction", GUIDANCE_SCALE)))
+    info = StudentInfo("v_prediction", GUIDANCE_SCALE)
+    save_part(folder, "scheduler", student_scheduler(bundle.scheduler_config, info))
     if not bundle.has("decoder"):
         save_part(folder, "decoder", decoder)
     return folder

@@ -53,7 +53,7 @@ def multidiffusion(process: SharedProcess, cond_of: CondOf, fuse: str) -> Tensor
         last = step + 1 == len(stepper.timesteps)
         z_BCTF = torch.stack([z[:, start : start + crops.window] for start in starts])
         t_B = torch.full((crops.count,), t, dtype=torch.long, device=process.device)
-        alpha, sigma = stepper.schedule.alpha(t_B), stepper.schedule.sigma(t_B)
+        alpha, sigma = stepper.process.alpha(t_B), stepper.process.sigma(t_B)
         values = stepper.f(z_BCTF, t_B, cond_ND)
         if fuse == "eps":
             values = to_eps("sample", values, z_BCTF, alpha, sigma)

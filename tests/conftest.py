@@ -17,8 +17,6 @@ import torch  # noqa: E402
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pretend-gpu", action="store_true", help="run the tests marked `gpu` on a device that computes "
                      "on the CPU and refuses operands in two places (tests/pretend_device.py)")

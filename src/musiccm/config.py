@@ -77,6 +77,21 @@ def load_experiment(*paths: str | Path, resolve: bool = True) -> dict[str, Any]:
     return resolved  # type: ignore[return-value]
 
 
+def bases_of(path: Path) -> list[Path]:
+    """The files that an experiment file is laid over, without theirs.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Their paths, in order.
+
+    Raises:
+        MusiccmError: As `load_experiment`.
+    """
+    return _bases(path, _read_mapping(path, None).get("base", []))
+
+
 def merge_config_arguments(command: str, argv: list[str]) -> list[str]:
     """Replace every `--config FILE` by one configuration in which their bases are merged.
 
@@ -157,16 +172,20 @@ def _load_with_bases(path: Path, above: Sequence[Path]) -> dict[str, Any]:
         chain = " -> ".join(p.name for p in [*above, path])
         raise MusiccmError(f"{path}: its bases form a circle ({chain}); remove one `base:`")
     content = _read_mapping(path, named_by=above[-1] if above else None)
-    bases = content.pop("base", [])
-    bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
-        raise MusiccmError(f"{path}: `base` must be a path or a list of paths relative to this file, found {bases!r}")
+    bases = _bases(path, content.pop("base", []))
     merged: dict[str, Any] = {}
     for base in bases:
-        merged = merge(merged, _load_with_bases(path.parent / base, [*above, path.resolve()]))
+        merged = merge(merged, _load_with_bases(base, [*above, path.resolve()]))
     # A base's name is its own: a derived run must not go to the folder of the run that it is compared with.
     merged.pop("experiment", None)
     return merge(merged, content)
+
+
+def _bases(path: Path, stated: Any) -> list[Path]:
+    bases = [stated] if isinstance(stated, str) else stated
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise MusiccmError(f"{path}: `base` must be a path or a list of paths relative to this file, found {bases!r}")
+    return [path.parent / base for base in bases]
 
 
 def _read_mapping(path: Path, named_by: Path | None) -> dict[str, Any]:

@@ -47,6 +47,11 @@ def short_name(name: str, most_bytes: int) -> str:
     return f"{encoded[: most_bytes - len(digest) - 1].decode(errors='ignore')}-{digest}"
 
 
+def made_meanwhile(path: Path) -> MusiccmError:
+    """What is raised where a name that was free has been taken before the file or folder was finished."""
+    return MusiccmError(f"{path}: was made by something else meanwhile, and is not overwritten; choose another name")
+
+
 def move_into_place(temporary: Path, path: Path, replace: bool = True) -> None:
     """Give a finished file its name.
 
@@ -73,8 +78,7 @@ def move_into_place(temporary: Path, path: Path, replace: bool = True) -> None:
         else:
             temporary.unlink()
     except FileExistsError as error:
-        raise MusiccmError(f"{path}: was made by something else meanwhile, and is not overwritten; choose another "
-                           "name") from error
+        raise made_meanwhile(path) from error
 
 
 @contextlib.contextmanager
@@ -244,18 +248,22 @@ def _exchange(staging: Path, folder: Path, replace: bool) -> None:
             if replaced.exists() and not folder.exists():
                 replaced.rename(folder)
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) and folder.exists():
-                raise MusiccmError(f"{folder}: was made by something else meanwhile, and is not overwritten; choose "
-                                   "another name") from error
+                raise made_meanwhile(folder) from error
             raise
+
+
+def write_bytes(path: Path, content: bytes | memoryview, replace: bool = True) -> None:
+    """Write bytes, whole or not at all; arguments and errors as `write_atomically`."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_atomically(path, write, replace)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text in UTF-8, whole or not at all; names in it are made `printable`."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(printable(text), encoding="utf-8")
-
-    write_atomically(path, write)
+    write_bytes(path, printable(text).encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -181,8 +181,8 @@ class Pipeline(LongMusic):
             duration_s: Seconds, by default the length that the model was trained on; see `compose` for others.
             guidance_scale: For a teacher, 3 by default; a distilled student takes none.
             gamma: For a student: share of fresh noise between steps; by default what it was exported with, or 1.
-            sampler: A sampler, its name, or its name and fields (`make_sampler`); by default what a student was
-                exported with (`lcm`), or `ddim` for a teacher.
+            sampler: A sampler, its name, or its name and fields (`make_sampler`); by default `lcm` for a student and
+                `ddim` for a teacher.
             batch_size: Clips computed at once.
 
         Returns:
@@ -263,8 +263,7 @@ class Pipeline(LongMusic):
             MusiccmError: It is unknown, does not suit this kind of model, or has no gamma.
         """
         if spec is None:
-            recorded = self.record.get("sampler") or Lcm(float(self.record.get("gamma", 1.0)))
-            spec = recorded if self.is_student else Ddim()
+            spec = Lcm(float(self.record.get("gamma", 1.0))) if self.is_student else Ddim()
         if gamma is not None and not self.is_student:
             raise MusiccmError("gamma: only a distilled student's sampler has it, and this bundle is a teacher")
         sampler = make_sampler(spec, gamma)

@@ -109,6 +109,33 @@ def load_json(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def read_json(path: Path, what: str, errors: str = "strict") -> dict[str, Any]:
+    """Read a JSON object, or say which file is missing or broken.
+
+    Args:
+        path: The file.
+        what: What it should hold, for the message.
+        errors: See `read_text`.
+
+    Returns:
+        The object.
+
+    Raises:
+        MusiccmError: It is missing, cannot be read, or holds something else.
+    """
+    try:
+        content = load_json(read_text(path, errors))
+    except FileNotFoundError:
+        raise MusiccmError(f"{path}: not found; {what} was expected there") from None
+    except OSError as error:
+        raise MusiccmError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise MusiccmError(f"{path}: not valid JSON ({error}); {what} was expected") from None
+    if not isinstance(content, dict):
+        raise MusiccmError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
 def json_text(value: Any) -> str:
     """A value as indented JSON; names in it are made `printable`."""
     text = json.dumps(value, indent=1, ensure_ascii=False)

@@ -246,7 +246,7 @@ def test_a_text_tower_alone_is_completed_by_its_own_clap_only(
     """AudioLDM's published layout: `ClapTextModelWithProjection`, no extractor."""
     from transformers import ClapTextModelWithProjection
 
-    from musiccm.models.bundle_files import read_json
+    from musiccm.texts import read_json
 
     half = tmp_path / "audioldm"
     shutil.copytree(bundle, half)

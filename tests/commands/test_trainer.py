@@ -11,7 +11,6 @@ import yaml
 
 from musiccm import cli, locks, signals
 from musiccm.commands._checkpoints import CheckpointFiles
-from musiccm.commands._run_folder import next_version
 from musiccm.commands._trainer import find_checkpoint
 from musiccm.config import load_experiment
 from musiccm.errors import MusiccmError
@@ -261,13 +260,6 @@ def test_plugins_of_the_users_leave_checkpoints_safe(here, monkeypatch):
     layer = "pytorch_lightning.plugins.TorchSyncBatchNorm"
     assert cli.main(["fit", "--config", "toy.yaml", "--trainer.plugins", layer]) == 0
     assert written
-
-
-def test_versions_are_counted_by_their_numbers(tmp_path):
-    assert next_version(tmp_path / "none") == "version_0"
-    for name in ("version_2", "version_10", "version_x", "version_3.old"):
-        (tmp_path / name).mkdir()
-    assert next_version(tmp_path) == "version_11"
 
 
 @pytest.mark.parametrize(

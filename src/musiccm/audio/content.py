@@ -96,19 +96,6 @@ def skip_tags(read: Callable[[int, int], bytes], place: int = 0) -> int:
             place += padding
 
 
-def sniff_format(head: bytes) -> str | None:
-    """The suffix that a file with these first bytes should have.
-
-    Args:
-        head: The first 12 bytes or more. Behind an ID3v2 tag that is longer than that, the file is taken for an mp3.
-
-    Returns:
-        `.wav`, `.flac`, `.ogg`, `.mp3`, or None where the bytes are none of these.
-    """
-    place = skip_tags(lambda start, size: head[start : start + size])
-    return _suffix(head[place:]) or (".mp3" if head[:3] == b"ID3" and place >= len(head) else None)
-
-
 def content_of(file: BinaryIO) -> Content:
     """What an open file holds, by its first bytes; its position is moved.
 

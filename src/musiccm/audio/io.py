@@ -17,7 +17,7 @@ from musiccm.audio.file_part import FilePart
 from musiccm.audio.mp3 import Mp3File, open_mp3
 from musiccm.audio.wav_header import WavLength, wav_length
 from musiccm.errors import MusiccmError
-from musiccm.files import write_atomically
+from musiccm.files import write_bytes
 
 log = logging.getLogger(__name__)
 
@@ -261,8 +261,4 @@ def write_audio(
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise MusiccmError(f"{path}: could not be encoded: {error}; check the sampling rate of {sample_rate_hz} Hz, or "
                            "choose another format") from error
-    write_atomically(path, lambda temporary: _write(temporary, encoded), replace)
-
-
-def _write(path: Path, encoded: io.BytesIO) -> None:
-    path.write_bytes(encoded.getbuffer())
+    write_bytes(path, encoded.getbuffer(), replace)

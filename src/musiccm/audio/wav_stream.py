@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
-from musiccm.files import naming_full_disk
+from musiccm.files import made_meanwhile, naming_full_disk
 
 HEADER_BYTES, BYTES_A_SAMPLE = 44, 2
 MAX_DATA_BYTES = 2**32 - 1 - (HEADER_BYTES - 8)
@@ -69,8 +69,7 @@ class WavStream:
                 try:
                     self._file: BinaryIO = self._path.open("wb" if replace else "xb", buffering=0)
                 except FileExistsError as error:
-                    raise MusiccmError(f"{self._path}: was made by something else meanwhile, and is not overwritten; "
-                                       "choose another name") from error
+                    raise made_meanwhile(self._path) from error
         else:
             self._file = target  # type: ignore[assignment]
         expected = None if samples is None else samples * BYTES_A_SAMPLE

@@ -135,7 +135,7 @@ class Evaluation(pl.Callback):
         self.embedders, self.weights = list(embedders), dict(weights or {})
         self.kad, self.fd_inf, self.galleries = list(kad), list(fd_inf), list(galleries)
         self._loaded: list[Embedder] = []
-        self._watching: tuple[Evaluator, ClipBudget] | None = None
+        self._watching: tuple[Evaluator, ClipBudget, Galleries | None] | None = None
         self._teacher_figures: dict[str, float] | None = None
         self._validations = 0
 
@@ -168,11 +168,11 @@ class Evaluation(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, contenders: list[Contender]
     ) -> dict[str, float]:
         """The figures of a validation."""
-        evaluator, budget = self._watch(trainer, pl_module)
+        evaluator, budget, galleries = self._watch(trainer, pl_module)
         n = budget.settle(lambda: sum(evaluator.pace_s(contender) for contender in contenders))
         evaluator.between = leaving_together(trainer, n)
         if self._teacher_figures is None:
-            self._teacher_figures = self._watch_teacher(trainer, pl_module, evaluator, n)
+            self._teacher_figures = self._watch_teacher(trainer, pl_module, evaluator, galleries, n)
         figures, start = dict(self._teacher_figures), time.perf_counter()
         for contender in contenders:
             row = evaluator.run(contender, limit=local_count(trainer, n)).row
@@ -228,7 +228,9 @@ class Evaluation(pl.Callback):
         write_samples(folder / "samples", outcomes, evaluator.prompt_of, LogMel(mel), mel.sample_rate_hz)
         say(f"\n{text}\nwritten to {folder}")
 
-    def _watch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Evaluator, ClipBudget]:
+    def _watch(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> tuple[Evaluator, ClipBudget, Galleries | None]:
         """The evaluator of the held-out clips, made at the first validation: their features do not change."""
         if self._watching is None:
             data = data_of(trainer, "validate")
@@ -238,21 +240,19 @@ class Evaluation(pl.Callback):
             warn_of_training_clips(galleries, getattr(clips, "clips", ()), "validation")
             evaluator = self._evaluator(trainer, pl_module, clips, count, galleries, progress=False)
             budget = ClipBudget(self.time_budget_s, count, trainer.world_size, trainer.strategy.broadcast)
-            self._watching = evaluator, budget
+            self._watching = evaluator, budget, galleries
         return self._watching
 
     def _watch_teacher(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, evaluator: Evaluator, n: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, evaluator: Evaluator, galleries: Galleries | None,
+        n: int,
     ) -> dict[str, float]:
         contenders = teachers(pl_module, self.val_teacher_steps, self.guidance_scale)
         outcomes = run_table(
             evaluator,
             contenders,
             cache=self._cache(trainer),
-            cache_key=cache_key(
-                trainer, pl_module, evaluator,
-                galleries_of(data_of(trainer, "validate"), pl_module.bundle, self.galleries), n,
-            ),
+            cache_key=cache_key(trainer, pl_module, evaluator, galleries, n),
             share=trainer.strategy.broadcast,
             writes=trainer.is_global_zero,
             limit=local_count(trainer, n),

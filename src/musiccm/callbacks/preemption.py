@@ -87,11 +87,10 @@ class Preemption(pl.Callback):
         if loop.val_loop.restarted_mid_evaluation:
             loop.val_loop.batch_progress.reset()  # from the first clip
             if trainer.is_global_zero:
-                print(f"musiccm: the validation of step {trainer.global_step} had been cut, and is made now",
-                      flush=True)
+                say(f"musiccm: the validation of step {trainer.global_step} had been cut, and is made now")
         elif loop.restarting and trainer.is_global_zero and self._validates_now(trainer):
-            print(f"musiccm: the checkpoint was written before the validation of step {trainer.global_step}, which is "
-                  "not made again", flush=True)
+            say(f"musiccm: the checkpoint was written before the validation of step {trainer.global_step}, which is "
+                "not made again")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Leave, if any process was told to.
@@ -186,8 +185,8 @@ class Preemption(pl.Callback):
         """Say that a run which was cut in its last validation will not make it: Lightning starts no loop at the end."""
         progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
         if progress.started > progress.processed and trainer.is_global_zero:
-            print(f"musiccm: the run is at its end, step {trainer.global_step}; its last validation had been cut, and "
-                  "is left out (musiccm validate makes it)", flush=True)
+            say(f"musiccm: the run is at its end, step {trainer.global_step}; its last validation had been cut, and is "
+                "left out (musiccm validate makes it)")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Save what a validation was cut after."""

@@ -36,7 +36,8 @@ class ProgressLines(ProgressBar):
         """Begin to count; what a checkpoint had done is not done by this run."""
         total = trainer.max_steps if trainer.max_steps != -1 else math.inf
         if trainer.max_epochs not in (None, -1):
-            total = min(total, trainer.max_epochs * trainer.num_training_batches)
+            steps = trainer.max_epochs * trainer.num_training_batches / trainer.accumulate_grad_batches
+            total = min(total, steps)
         self._lines = Lines("fit", total, "step", trainer.global_step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:

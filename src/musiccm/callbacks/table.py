@@ -16,8 +16,7 @@ from musiccm.callbacks.evaluator import Evaluator, Outcome
 from musiccm.callbacks.pictures import save_mels
 from musiccm.callbacks.results import format_table, plot_fd, without_times, write_results
 from musiccm.callbacks.row_cache import RowCache
-from musiccm.files import short_name, write_atomically, write_json
-from musiccm.texts import printable
+from musiccm.files import short_name, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +94,7 @@ def write_table(
     rows = [outcome.row for outcome in outcomes.values()]
     result = write_results(folder / "results.json", experiment, rows, references, **extra)
     text = format_table(result["rows"], references, evaluator_name, notes=notes)
-    write_atomically(folder / "results.txt", lambda path: _write(path, text))
+    write_text(folder / "results.txt", text)
     plot_fd(folder / "fd_against_calls.png", result["rows"], evaluator_name)
     nearest = {label: outcome.nearest for label, outcome in outcomes.items() if outcome.nearest}
     if nearest:
@@ -131,7 +130,3 @@ def write_samples(
         save_mels(folder / f"{stem}.png", mels, prompt_of(clip_id))
     if by_clip:
         write_json(folder / "prompts.json", {clip_id: prompt_of(clip_id) for clip_id in by_clip})
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(printable(text), encoding="utf-8")

@@ -14,7 +14,7 @@ from pytorch_lightning.plugins.io.wrapper import _WrappingCheckpointIO
 
 from musiccm.commands._imports import OPTION, covers
 from musiccm.errors import MusiccmError, reason
-from musiccm.files import write_atomically
+from musiccm.files import write_bytes
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -32,7 +32,7 @@ class CheckpointFiles(TorchCheckpointIO):
         # Through memory, so that a full disk is an OSError with its cause rather than a failed check of torch's.
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        write_atomically(Path(path), lambda temporary: _write(temporary, buffer))
+        write_bytes(Path(path), buffer.getbuffer())
 
     def load_checkpoint(
         self, path: Any, map_location: Any = lambda storage, location: storage, weights_only: bool | None = None
@@ -56,11 +56,11 @@ class CheckpointFiles(TorchCheckpointIO):
         return dict(checkpoint)
 
 
-def with_our_files(plugins: Any, strategy: Any, allowed: list[str]) -> list[Any]:
+def with_our_files(plugins: list[Any], strategy: Any, allowed: list[str]) -> list[Any]:
     """The Trainer's plugins, `CheckpointFiles` among them.
 
     Args:
-        plugins: What the experiment names: none, one or several.
+        plugins: What the experiment names.
         strategy: The strategy, which may bring a reader of checkpoints too.
         allowed: What `--allow-import` names; a reader of checkpoints from there takes the place of ours.
 
@@ -70,8 +70,7 @@ def with_our_files(plugins: Any, strategy: Any, allowed: list[str]) -> list[Any]
     Raises:
         MusiccmError: There is another reader of checkpoints, which may run what they hold.
     """
-    found = [] if plugins is None else list(plugins) if isinstance(plugins, list | tuple) else [plugins]
-    readers = [("trainer.plugins", plugin) for plugin in found if isinstance(plugin, CheckpointIO)]
+    readers = [("trainer.plugins", plugin) for plugin in plugins if isinstance(plugin, CheckpointIO)]
     if (theirs := getattr(strategy, "_checkpoint_io", None)) is not None:
         readers.append(("trainer.strategy", theirs))
     for key, reader in readers:
@@ -82,8 +81,4 @@ def with_our_files(plugins: Any, strategy: Any, allowed: list[str]) -> list[Any]
             raise MusiccmError(f"{key}: {name} would read checkpoints, and may run what they hold; expected none, "
                                f"{CheckpointFiles.__module__}.CheckpointFiles, or a class that derives from it. Where "
                                f"you trust it, add {OPTION} {type(reader).__module__}")
-    return found if readers else [*found, CheckpointFiles()]
-
-
-def _write(path: Path, buffer: io.BytesIO) -> None:
-    path.write_bytes(buffer.getbuffer())
+    return plugins if readers else [*plugins, CheckpointFiles()]

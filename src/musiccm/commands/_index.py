@@ -27,10 +27,9 @@ from musiccm.metrics.clap_windows import ClapWindows, HeardFile
 from musiccm.metrics.index import TrainingIndex
 from musiccm.metrics.index_writer import PlannedClip, write_index
 from musiccm.models.bundle import Bundle
-from musiccm.models.bundle_files import read_json
 from musiccm.progress import Progress
 from musiccm.terminal import say
-from musiccm.texts import escaped, require_utf8
+from musiccm.texts import escaped, read_json, require_utf8
 
 CONDITIONER_PARTS = ("text_encoder", "tokenizer", "feature_extractor")
 
@@ -159,7 +158,7 @@ def index_training_windows(
 
     Args:
         out: Folder to write.
-        bundle: Whose CLAP hears.
+        bundle: Whose CLAP embeds.
         bundle_name: What it is called.
         data: The data of the teacher's experiment, of kind `waveform`.
         batch_size: Windows embedded at a time.
@@ -216,8 +215,8 @@ def below_root(path: str, data: MusicDataModule) -> str:
 def _key_of_windows(bundle: Bundle, data: MusicDataModule, clips: list[Clip]) -> dict[str, Any]:
     """What an index of an experiment's own windows is made from."""
     ear = ClapWindows.of_bundle(bundle)
-    heard = min(ear.window_samples, data.clip_samples * ear.sample_rate_hz // data.sample_rate_hz)
-    return {**ear.key(), "window_samples": heard, "hop_samples": heard, "corpus": clips_fingerprint(clips),
+    window = min(ear.window_samples, data.clip_samples * ear.sample_rate_hz // data.sample_rate_hz)
+    return {**ear.key(), "window_samples": window, "hop_samples": window, "corpus": clips_fingerprint(clips),
             "latents": {"clip_samples": data.clip_samples, "windows_per_track": data.windows_per_track}}
 
 

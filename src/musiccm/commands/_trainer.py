@@ -7,7 +7,6 @@ import re
 import stat
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 from jsonargparse import set_parsing_settings
@@ -25,7 +24,7 @@ from musiccm.callbacks.provenance import SaveConfigWithProvenance
 from musiccm.commands._checkpoints import with_our_files
 from musiccm.commands._imports import check_classes, only_known_imports, take_allowed
 from musiccm.commands._run_folder import RunTrainer
-from musiccm.commands._trainer_options import check_trainer_options, class_name, named_class
+from musiccm.commands._trainer_options import check_trainer_options, class_name, listed, named_class
 from musiccm.config import check_run_name, no_resolvers
 from musiccm.errors import MusiccmError
 from musiccm.files import sweep_below
@@ -112,8 +111,8 @@ class TrainerCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs) -> Trainer:
         """Build the Trainer, with the run's folder, our checkpoint files and, in logs, our progress lines."""
         options, given = self.config[self.subcommand], self.config_init[self.subcommand].trainer
-        callbacks = _listed(given.callbacks)
-        kwargs["plugins"] = with_our_files(given.plugins, given.strategy, self.allowed)
+        callbacks = listed(given.callbacks)
+        kwargs["plugins"] = with_our_files(listed(given.plugins), given.strategy, self.allowed)
         bars = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if not (interactive() or bars or given.barebones or given.enable_progress_bar is False):
             kwargs["callbacks"] = [*callbacks, ProgressLines()]
@@ -134,10 +133,6 @@ class TrainerCLI(LightningCLI):
 def is_first_process() -> bool:
     """Whether this is rank 0 as far as the launcher's variables tell, before Lightning has counted the processes."""
     return rank_zero_only.rank == 0 and os.environ.get("NODE_RANK", "0") == "0"
-
-
-def _listed(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
 def find_checkpoint(wanted: str | None, runs: Path) -> str | None:

@@ -54,6 +54,11 @@ def class_name(value: Any) -> str:
     return str(_entry(value, "class_path") or type(value).__name__)
 
 
+def listed(value: Any) -> list[Any]:
+    """What an option holds that takes nothing, one object or several."""
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
 def _entry(block: Any, key: str) -> Any:
     """An entry of a block, be it the parser's or a dictionary; None where there is none."""
     return block.get(key) if hasattr(block, "get") else None
@@ -65,8 +70,7 @@ def _precision(options: Mapping[str, Any]) -> str:
 
 def _saves(options: Mapping[str, Any]) -> bool:
     """Whether a callback of the options writes checkpoints."""
-    callbacks = options.get("callbacks") or []
-    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+    for callback in listed(options.get("callbacks")):
         found = named_class(class_name(callback)) if not isinstance(callback, Checkpoint) else Checkpoint
         if found is not None and issubclass(found, Checkpoint):
             return True

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from musiccm.errors import MusiccmError
+from musiccm.terminal import say
 
 SCHEMA = 1
 
@@ -39,8 +40,8 @@ def main(argv: list[str]) -> int:
     for path in chosen(folder, args.name):
         module = load(path)
         machine = describe_machine(getattr(module, "CPU_ONLY", False))
-        print(f"{path.stem}: {(module.__doc__ or '').partition(chr(10))[0]}",
-              f"on {machine['gpu'] or machine['processor']}", sep="\n", flush=True)
+        say(f"{path.stem}: {(module.__doc__ or '').partition(chr(10))[0]}",
+            f"on {machine['gpu'] or machine['processor']}")
         start = time.perf_counter()
         rows = checked(path, module.run(args.bundle))
         gpu = f"-{re.sub('[^a-z0-9]+', '-', machine['gpu'].lower())}" if machine["gpu"] else ""
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> int:
         write_json(out, {"schema": SCHEMA, "machine": machine, "bundle": args.bundle, "rows": rows})
         if hasattr(module, "plot"):
             module.plot(out.with_suffix(".png"), rows)
-        print(table(rows), f"{out}: {time.perf_counter() - start:.0f} s\n", sep="\n", flush=True)
+        say(table(rows), f"{out}: {time.perf_counter() - start:.0f} s\n")
     return 0
 
 

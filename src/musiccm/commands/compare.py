@@ -10,6 +10,7 @@ from typing import Any
 
 from musiccm.errors import MusiccmError
 from musiccm.terminal import say
+from musiccm.texts import read_json
 
 #: Schema of results.json that is understood.
 SCHEMA = 1
@@ -44,8 +45,6 @@ def read_run(path: Path) -> dict[str, Any]:
     Raises:
         MusiccmError: There is none, or it has another schema.
     """
-    from musiccm.models.bundle_files import read_json
-
     path = path / "results.json" if path.is_dir() else path
     result = read_json(path, "the results of an evaluated run")
     if result.get("schema") != SCHEMA or not result.get("rows"):

@@ -46,10 +46,11 @@ def main(argv: list[str]) -> int:
     defaults = asdict(Distillation())
     known = {key: stated.get(key, default) for key, default in defaults.items()}
     state, step, identity = read_student(checkpoint)
-    for key, value in ((key.removeprefix("distillation."), value) for key, value in identity.items()):
-        if f"distillation.{key}" in (*MEANING, "distillation.guidance_scale") and known[key] != value:
-            raise MusiccmError(f"{checkpoint}: its student was trained with {key} = {value!r}, but {config_path} says "
-                               f"{known[key]!r}; name the config.yaml of its own run by --config")
+    trained = {key.removeprefix("distillation."): value for key, value in identity.items()}  # some have no prefix
+    for key in (*(key.removeprefix("distillation.") for key in MEANING), "guidance_scale"):
+        if trained.get(key, known[key]) != known[key]:
+            raise MusiccmError(f"{checkpoint}: its student was trained with {key} = {trained[key]!r}, but "
+                               f"{config_path} says {known[key]!r}; name the config.yaml of its own run by --config")
     teacher = Bundle.from_pretrained(args.bundle or settings.get("bundle", "musiccm-tiny"))
     unet = load_student(teacher, state, checkpoint)
     results = Path(args.results) if args.results else checkpoint.parent.parent / "results.json"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shutil
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from musiccm.errors import MusiccmError
 from musiccm.terminal import say
-from musiccm.texts import read_text
+from musiccm.texts import read_json
 
 if TYPE_CHECKING:
     from musiccm.data.batch import WaveformBatch
@@ -42,7 +41,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     from musiccm.commands._bundle_card import card
     from musiccm.commands.export import read_results
-    from musiccm.files import replacing_folder, write_atomically, write_json
+    from musiccm.files import replacing_folder, write_json, write_text
     from musiccm.models.bundle import Bundle
 
     source, target = Path(args.source), Path(args.to)
@@ -68,7 +67,7 @@ def main(argv: list[str]) -> int:
             "tolerance": args.tolerance, "machine": machine(), "training_index": index, "mib": round(size / MIB, 2),
         }
         write_json(staging / "quality.json", quality)
-        write_atomically(staging / "MODEL_CARD.md", lambda path: _write(path, card(args.name, quality, rows, notes)))
+        write_text(staging / "MODEL_CARD.md", card(args.name, quality, rows, notes))
     for part, record in precision.items():
         change = record["relative_change"]
         say(f"  {part:<22} {record['dtype']}" + (f"  relative change {change:.1e}" if change is not None else ""))
@@ -173,7 +172,6 @@ def stage_records(source: Path, experiments: Path, folder: Path) -> dict[str, di
         MusiccmError: A record or an experiment file is unreadable.
     """
     from musiccm.config import load_experiment
-    from musiccm.models.bundle_files import read_json
 
     records: dict[str, dict[str, Any]] = {}
     for path in sorted((source / "quality").glob("*.json")):
@@ -191,7 +189,7 @@ def stage_records(source: Path, experiments: Path, folder: Path) -> dict[str, di
 
 
 def training_index(folder: Path, name: str, experiment: str | None) -> dict[str, Any] | None:
-    """Write the index of what the teacher was trained on, heard by the CLAP as it was packed.
+    """Write the index of what the teacher was trained on, embedded by the CLAP as it was packed.
 
     Args:
         folder: The packed bundle.
@@ -205,7 +203,7 @@ def training_index(folder: Path, name: str, experiment: str | None) -> dict[str,
         MusiccmError: The experiment or its corpus cannot be read, or the bundle has no CLAP.
     """
     if experiment is None:
-        print(f"{folder}: no index of training clips (--trained-on); SIM_AA cannot look among what the teacher learned")
+        say(f"{folder}: no index of training clips (--trained-on); SIM_AA cannot look among what the teacher learned")
         return None
     from musiccm.commands._encode import data_module
     from musiccm.commands._index import index_training_windows
@@ -230,7 +228,7 @@ def measured(bundle: Bundle, data: MusicDataModule, present: set[str]) -> dict[s
 def described(root: str, data: MusicDataModule) -> dict[str, Any]:
     """The corpus: what it was made from, where it states that, and how many tracks it has."""
     manifest = Path(root) / "corpus.json"
-    stated = json.loads(read_text(manifest)) if manifest.is_file() else {}
+    stated = read_json(manifest, "what a corpus is") if manifest.is_file() else {}
     trained = sum(report.used for name, report in data.reports.items() if name.split("/")[-1] == "train")
     return {**stated, "train_tracks": trained, "test_tracks": len(data.clips("test")),
             "clip_samples": data.clip_samples, "sample_rate_hz": data.sample_rate_hz, "measured_on": "test"}
@@ -255,10 +253,6 @@ def largest(folder: Path, count: int = 3) -> str:
 
     sizes = sorted(((size_of(folder / name), name) for name in PARTS if (folder / name).is_dir()), reverse=True)
     return ", ".join(f"{name} {size / MIB:.1f}" for size, name in sizes[:count])
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,12 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from musiccm.terminal import say
+
 if TYPE_CHECKING:
     from musiccm.data.corpora import CorpusSpec
 
 #: What the demo corpus can be written as.
 DEMO_LAYOUTS = ("audiostock", "magnatagatune")
-
 
 
 def main(argv: list[str]) -> int:
@@ -67,7 +68,7 @@ def write_demo(root: str, args: argparse.Namespace) -> None:
     else:
         raise MusiccmError(f"{root}: the demo corpus is written in the layouts {', '.join(DEMO_LAYOUTS)}, found "
                            f"{args.layout}")
-    print(f"{root}: the demo corpus is complete")
+    say(f"{root}: the demo corpus is complete")
 
 
 def experiment_corpora(configs: list[str]) -> list[CorpusSpec]:
@@ -157,7 +158,7 @@ def missing_of(spec: CorpusSpec) -> str | None:
         found = {split: len(spec.list_split(split).entries) for split in splits}
     except MusiccmError as error:
         return f"{error} ({spec.name}, in {spec.layout}'s layout)"
-    print(f"{spec.root}: {', '.join(f'{n} {split} clips' for split, n in found.items())} in {spec.layout}'s layout")
+    say(f"{spec.root}: {', '.join(f'{n} {split} clips' for split, n in found.items())} in {spec.layout}'s layout")
     return None
 
 

@@ -56,17 +56,10 @@ def ablation_files(config: Path) -> list[Path]:
     Returns:
         Files that name it as their base.
     """
-    from omegaconf import OmegaConf
+    from musiccm.config import bases_of
 
-    from musiccm.texts import read_text
-
-    found = []
-    for file in sorted((config.parent / "ablations").glob("*.yaml")):
-        base = OmegaConf.create(read_text(file)).get("base")  # type: ignore[union-attr]
-        bases = [base] if isinstance(base, str) else list(base or [])
-        if config.resolve() in [(file.parent / name).resolve() for name in bases]:
-            found.append(file)
-    return found
+    files = sorted((config.parent / "ablations").glob("*.yaml"))
+    return [file for file in files if config.resolve() in [base.resolve() for base in bases_of(file)]]
 
 
 def newest_results(folder: Path) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from musiccm.data.names import FileNames
 from musiccm.data.reading import Listing
 from musiccm.data.tables import is_missing, read_table
 from musiccm.errors import MusiccmError
-from musiccm.texts import read_text
+from musiccm.texts import read_json
 
 # What AudioLDM's files call the splits.
 _NAMES = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
@@ -40,7 +39,7 @@ def list_audioldm(root: str | Path, split: str, dataset: str | None = None) -> L
     if file is None:
         raise MusiccmError(f"{index}: no {split} split; it has {', '.join(map(str, splits))}")
     path, folder_path = _beside(index, file), _beside(index, folder)
-    items = _json_object(path).get("data")
+    items = read_json(path, "the clips of a split", "surrogateescape").get("data")
     if not isinstance(items, list):
         raise MusiccmError(f"{path}: expected a list under data, found {type(items).__name__}")
     collected = Collector(folder_path, split, path)
@@ -64,7 +63,7 @@ def _index(root: str | Path, dataset: str | None) -> tuple[Path, str, dict[str, 
     """`(the index, folder of the data set, its split files by name)`."""
     index = Path(root)
     index = index / "dataset_root.json" if index.is_dir() else index
-    document = _json_object(index)
+    document = read_json(index, "the index of AudioLDM's data sets", "surrogateescape")
     metadata = document.get("metadata")
     paths = metadata.get("path") if isinstance(metadata, dict) else None
     if not isinstance(paths, dict) or not paths:
@@ -105,13 +104,3 @@ def _beside(index: Path, path: str) -> Path:
     """A path of dataset_root.json: relative to its folder or, as AudioLDM runs from above it, to one further up."""
     folders = index.absolute().parents
     return next((found for folder in folders if (found := FileNames(folder).find(path)).exists()), folders[0] / path)
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(read_text(path, errors="surrogateescape"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise MusiccmError(f"{path}: expected a JSON file ({error})") from error
-    if not isinstance(document, dict):
-        raise MusiccmError(f"{path}: expected a JSON object, found a {type(document).__name__}")
-    return document

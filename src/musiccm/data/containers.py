@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from musiccm.audio.content import content_of, sniff_format
+from musiccm.audio.content import content_of
 from musiccm.audio.crc import crc16
 from musiccm.audio.mp3 import mp3_index
 from musiccm.audio.wav_header import wav_length
-
-__all__ = ["missing_end", "sniff_format"]
 
 # The longest FLAC frame worth searching for at the end of a file: 65,535 samples of two 24-bit channels fit.
 _FLAC_TAIL_BYTES = 1 << 19

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from musiccm.data.labels import Clip
 from musiccm.errors import MusiccmError
-from musiccm.texts import read_text
+from musiccm.texts import read_json
 
 # The parts that latents and their conditions come out of.
 ENCODING_PARTS = ("vae", "text_encoder", "tokenizer", "feature_extractor")
@@ -51,7 +51,7 @@ def bundle_fingerprint(folder: Path) -> str:
                 while block := stream.read(1 << 20):
                     digest.update(block)
     settings = folder / "musiccm.json"
-    mel = json.loads(read_text(settings)).get("mel") if settings.is_file() else None
+    mel = read_json(settings, "a bundle's settings").get("mel") if settings.is_file() else None
     digest.update(json.dumps(mel, sort_keys=True).encode())
     return digest.hexdigest()
 

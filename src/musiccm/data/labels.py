@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from musiccm.audio import AudioFacts
 from musiccm.data.tables import is_missing, is_text
 from musiccm.errors import MusiccmError
-from musiccm.texts import read_text
+from musiccm.texts import load_json, read_text
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,12 @@ def read_label(path: Path) -> tuple[list[str], list[str], dict[str, str]]:
         BadLabel: No such file, not a JSON object, or no caption in it.
     """
     try:
-        label = json.loads(read_text(path))
+        label = load_json(read_text(path))
     except FileNotFoundError as error:
         raise BadLabel(path, "no_label", "no such label file; expected JSON with a list 'text'") from error
     except MusiccmError as error:
         raise BadLabel(path, "not_json", str(error).removeprefix(f"{path}: ")) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise BadLabel(path, "not_json", f"not a JSON file ({error})") from error
     if not isinstance(label, dict):
         raise BadLabel(path, "not_json", f"expected a JSON object, found a {type(label).__name__}")

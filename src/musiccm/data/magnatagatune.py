@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from musiccm.data.folder_scan import scan_folder
-from musiccm.data.names import AmbiguousName, FileNames, pair_names
+from musiccm.data.names import AmbiguousName, FileNames, pair_names, with_slashes
 from musiccm.data.reading import Entry, Listing
 from musiccm.data.report import BadItem
 from musiccm.data.split_lists import read_split_list
@@ -186,9 +186,8 @@ def _row(
 
 
 def _path(cell: str) -> str:
-    """A path of the tables; one with backslashes alone is from Windows."""
-    path = "" if is_missing(cell) else cell.strip()
-    return path if "/" in path else path.replace("\\", "/")
+    """A path of the tables; empty where the cell says that there is none."""
+    return "" if is_missing(cell) else with_slashes(cell.strip())
 
 
 def _folder(path: str) -> str:

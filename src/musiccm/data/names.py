@@ -1,7 +1,7 @@
 """Which file a name means that was written elsewhere: in an index, in a list, or as the name of another file.
 
 The same name can be written in several ways. Unicode has é as one character (NFC) and as e with an accent (NFD, which
-macOS writes); Windows has backslashes in its paths; a byte that is not UTF-8 is escaped (`musiccm.files`). The exact
+macOS writes); Windows has backslashes in its paths; a byte that is not UTF-8 is escaped (`musiccm.texts`). The exact
 spelling always comes first, and where another could mean several files, none is taken.
 """
 
@@ -20,6 +20,11 @@ from musiccm.texts import unescaped
 
 class AmbiguousName(MusiccmError):
     """A name that no file has, and that could be another spelling of several."""
+
+
+def with_slashes(path: str) -> str:
+    """A path with slashes; one that has backslashes alone is from Windows."""
+    return path if "/" in path else path.replace("\\", "/")
 
 
 class FileNames:

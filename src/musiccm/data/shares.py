@@ -23,7 +23,7 @@ class Part(NamedTuple):
 
 
 def share_out(asked: Sequence[int], limit: int) -> list[int]:
-    """Deal a number out in proportion, by largest remainders.
+    """Divide a number in proportion, by largest remainders.
 
     Args:
         asked: What each would have without a limit.

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from musiccm.data.names import with_slashes
 from musiccm.data.tables import read_text
 from musiccm.errors import MusiccmError
 
@@ -56,8 +57,7 @@ def _array(path: Path) -> list[str]:
 
 def _stem(path: Path, number: int, line: str) -> str:
     cells = line.rstrip("\r\n").split("\t")
-    text = cells[-1] if "/" in cells[-1] else cells[-1].replace("\\", "/")
-    parts = PurePosixPath(text).parts
+    parts = PurePosixPath(with_slashes(cells[-1])).parts
     if len(cells) != 2 or len(parts) < 2:
         raise MusiccmError(f"{path}: line {number}: expected id<tab>folder/name, found {line[:80]!r}")
     return str(PurePosixPath(*parts[-2:]).with_suffix(""))

@@ -25,7 +25,7 @@ SIM_AA = ("sim_aa_90", "sim_aa_95")
 
 
 class MetricSuite(nn.Module):
-    """The metrics of SPEC 8 behind one update; the reference is kept while models come and go.
+    """All metrics behind one update; the reference is kept while models come and go.
 
     Args:
         embedders: Names of the networks, each with whether it classifies (`Listener.classifies`).

@@ -27,11 +27,11 @@ from musiccm.models.bundle_files import (
     load_part,
     need,
     part_files,
-    read_json,
     resolve_bundle,
     update_json,
 )
 from musiccm.models.untrusted import check_index, check_links
+from musiccm.texts import read_json
 
 #: What can make sound of latents.
 DECODERS = ("fast", "original")

@@ -19,7 +19,8 @@ from torch import nn
 from musiccm.errors import MusiccmError
 from musiccm.files import naming_full_disk, write_json, write_text
 from musiccm.locks import LOCK, turn
-from musiccm.models.untrusted import check_base, check_folder, read_object
+from musiccm.models.untrusted import check_base, check_folder
+from musiccm.texts import read_json
 
 SETTINGS_FILE = "musiccm.json"
 #: The folder with the index of what a bundle's teacher was trained on (`musiccm.metrics.index`); it may be missing.
@@ -120,11 +121,6 @@ def _from_hub(name: str, parts: Iterable[str] | None) -> Path:
     except Exception as error:  # the hub client raises a dozen unrelated kinds; all mean "could not be had"
         raise MusiccmError(f"bundle '{name}': no such directory here, and the hub could not give it ({error}); check "
                            "the path or the network") from error
-
-
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Read a JSON object, or say which file is missing or broken."""
-    return read_object(path, what)
 
 
 def update_json(path: Path, entries: dict[str, Any]) -> None:

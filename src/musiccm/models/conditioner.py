@@ -79,7 +79,6 @@ class ClapConditioner(nn.Module):
             not hear.
         tokenizer: Its tokenizer.
         feature_extractor: Its `ClapFeatureExtractor`, read for its numbers; None with the text tower alone.
-
         where: The folder or file that they come from, as it stands before a part's name in a message.
 
     Raises:

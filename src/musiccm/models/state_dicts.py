@@ -1,4 +1,4 @@
-"""Whether a state dict is a network's own, and why a file of weights could not be read."""
+"""Whether a state dict is a network's own."""
 
 from __future__ import annotations
 

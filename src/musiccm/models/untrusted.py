@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from musiccm.errors import MusiccmError
-from musiccm.texts import load_json, read_text
+from musiccm.texts import read_json
 
 #: Keys by which a configuration names code, or a package that is to change how the network is built.
 CODE_KEYS = ("auto_map", "custom_pipelines", "quantization_config")
@@ -61,7 +61,7 @@ def check_folder(root: Path, folder: Path) -> None:
                                "the weights, and remove the file")
         if file.name in ("tokenizer.json", "vocab.json") or not file.is_file():
             continue
-        content = read_object(file)
+        content = read_json(file, "a part's configuration")
         if file.name.endswith(".index.json"):
             _check_shards(file, content)
         else:
@@ -106,21 +106,6 @@ def load_tokenizer(name: str | Path) -> Any:
 
     folder = checked_folder(name, ["*.json", "*.txt"])
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def read_object(path: Path, what: str = "a part's configuration") -> dict[str, Any]:
-    """Read a JSON object, or say which file is missing or broken."""
-    try:
-        content = load_json(read_text(path))
-    except FileNotFoundError:
-        raise MusiccmError(f"{path}: not found; {what} was expected there") from None
-    except OSError as error:
-        raise MusiccmError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise MusiccmError(f"{path}: not valid JSON ({error}); {what} was expected") from None
-    if not isinstance(content, dict):
-        raise MusiccmError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
 
 
 def check_config(path: Path, content: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from musiccm.errors import MusiccmError
 from musiccm.files import write_atomically, write_text
 from musiccm.models.state_dicts import require_fit
+from musiccm.texts import read_json
 
 ConfigT = TypeVar("ConfigT")
 
@@ -71,6 +72,4 @@ def load_weights(module: nn.Module, folder: str | Path, ignore_prefixes: tuple[s
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Read a folder's `config.json`."""
-    from musiccm.models.bundle_files import read_json
-
     return read_json(Path(folder) / "config.json", "a network's configuration")

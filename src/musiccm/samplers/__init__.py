@@ -14,7 +14,6 @@ from musiccm.samplers.rules import (
     SamplerSpec,
     Tcd,
     make_sampler,
-    sampler_spec,
 )
 from musiccm.samplers.shared_restricted import CondOf, SharedProcess, needed_crops, sample_shared
 from musiccm.samplers.wavefront import Wavefront
@@ -48,7 +47,6 @@ __all__ = [
     "sample_noise",
     "sample_seeds",
     "sample_shared",
-    "sampler_spec",
     "seeded_noise_fn",
     "trailing_timesteps",
 ]

@@ -200,11 +200,6 @@ def make_sampler(spec: SamplerSpec, gamma: float | None = None) -> Sampler:
     return replace(spec, gamma=float(gamma))  # type: ignore[call-arg]
 
 
-def sampler_spec(sampler: Sampler) -> dict[str, Any]:
-    """What `make_sampler` makes the same sampler of: plain JSON values."""
-    return {"name": sampler.name, **{field.name: getattr(sampler, field.name) for field in fields(sampler)}}
-
-
 def _with_gamma() -> str:
     return " and ".join(name for name, kind in SAMPLERS.items() if any(f.name == "gamma" for f in fields(kind)))
 

@@ -1,4 +1,4 @@
-"""The adversarial term of MusicCM: frozen features of decoded latents, light heads that judge them, and their step."""
+"""The adversarial term of MusicCM: frozen features of decoded latents, light heads on them, and the heads' step."""
 
 from __future__ import annotations
 
@@ -99,11 +99,11 @@ class AdversarialSystem(DistilledSystem):
         """Loss and step of the heads."""
         return self._discriminator_step(carried, last)
 
-    def _discriminator_step(self, judged: dict[str, Any], last: bool) -> dict[str, Tensor]:
-        assert self.discriminator is not None  # judged by it just before
+    def _discriminator_step(self, term: dict[str, Any], last: bool) -> dict[str, Tensor]:
+        assert self.discriminator is not None  # it gave the term just before
         optimizer = self._optimizers()[1]
         loss, parts = discriminator_loss(
-            self.discriminator, judged["real"], judged["fake"], judged["cond"], self.adversarial.r1_gamma
+            self.discriminator, term["real"], term["fake"], term["cond"], self.adversarial.r1_gamma
         )
         # Not `manual_backward`, which would have DDP wait for gradients of the student.
         self._backward(loss, Tensor.backward)

@@ -124,9 +124,9 @@ def with_defaults(
         groups = {"distillation": Distillation(), "adversarial": Adversarial(), "optimization": Optimization()}
         defaults = {f"{name}.{key}": value for name, group in groups.items() for key, value in plain(group).items()}
         # without heads it states none of their settings, and their own absence has been said
-        judged = any(key.startswith("adversarial.") for key in stated)
+        has_heads = any(key.startswith("adversarial.") for key in stated)
         implied = {key: defaults[key] for key in mine if key in defaults and key not in UNUSABLE
-                   and (judged or not key.startswith("adversarial."))}
+                   and (has_heads or not key.startswith("adversarial."))}
         return {**implied, **stated}
     unknown = [f"{key} = {value!r}" for key, value in mine.items() if key not in stated and key not in ONCE_STATED]
     if unknown:

@@ -32,7 +32,8 @@ class Phase:
 
 @dataclass
 class Distillation:
-    """The consistency distillation of SPEC 2 to 4; the defaults are the paper's, save the prediction type.
+    """The consistency distillation of MusicCM (arXiv 2404.13358); the defaults are the paper's, save the prediction
+    type.
 
     Args:
         prediction_type: the student's own: `v_prediction`, `epsilon` (the paper's), `sample` or `flow_prediction`.
@@ -116,7 +117,7 @@ class Distillation:
 
 @dataclass
 class Adversarial:
-    """The adversarial loss of SPEC 5.
+    """The adversarial loss of MusicCM (arXiv 2404.13358).
 
     Args:
         weight: weight of L_G; 0 gives the ablation without a discriminator, which is then neither built nor trained.

@@ -13,7 +13,7 @@ from musiccm.data.demo.world import Attributes, draw_attributes, track_rng
 from musiccm.data.magnatagatune import FOLDERS, INFO_COLUMNS
 from musiccm.data.tag_words import ALL_TAGS
 from musiccm.errors import MusiccmError
-from musiccm.files import write_atomically
+from musiccm.files import write_text
 
 # libsndfile spreads compression levels 0 to 1 over the bitrates of MPEG-2, 160 down to 8 kb/s; MagnaTagATune has 32.
 _LEVEL_32_KBPS = (160 - 32) / (160 - 8)
@@ -112,9 +112,4 @@ def _write_tables(out: Path, seed: int, counts: dict[str, int]) -> None:
                           "Demo composer", f"World {seed}", "", "0", str(int(DURATION_S)), "", path])
     for file, rows in (("clip_info_final.csv", infos), ("annotations_final.csv", annotations)):
         # As the original: tabs, everything in quotes.
-        text = "".join("\t".join(f'"{cell}"' for cell in row) + "\n" for row in rows)
-
-        def write(temporary: Path, text: str = text) -> None:
-            temporary.write_text(text, encoding="utf-8")
-
-        write_atomically(out / file, write)
+        write_text(out / file, "".join("\t".join(f'"{cell}"' for cell in row) + "\n" for row in rows))

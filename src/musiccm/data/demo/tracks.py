@@ -13,7 +13,7 @@ from musiccm.data.demo.captions import captions
 from musiccm.data.demo.instruments import SAMPLE_RATE_HZ
 from musiccm.data.demo.render import render
 from musiccm.data.demo.world import Attributes, draw_attributes, track_rng
-from musiccm.files import write_atomically
+from musiccm.files import write_bytes
 
 DURATION_S = 10.24
 
@@ -55,8 +55,4 @@ def write_encoded(path: Path, waveform_S: np.ndarray, **options) -> None:
     # Through memory, so that a full disk is an OSError with its cause; soundfile would fail an assertion.
     encoded = io.BytesIO()
     soundfile.write(encoded, waveform_S, SAMPLE_RATE_HZ, **options)
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(encoded.getbuffer())
-
-    write_atomically(path, write)
+    write_bytes(path, encoded.getbuffer())

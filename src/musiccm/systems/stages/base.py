@@ -6,22 +6,25 @@ import inspect
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.parsing import collect_init_args
 from torch import Tensor, nn
 
 from musiccm.audio.windows import keyed_generator
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
-from musiccm.models.bundle_files import read_json, resolve_bundle, update_json
+from musiccm.models.bundle_files import resolve_bundle, update_json
 from musiccm.models.ema import Ema
 from musiccm.systems.checkpoint_fit import differences, plain, refuse
 from musiccm.systems.curve import learning_rate_factor
 from musiccm.systems.parallel import mean_over_ranks, warn
 from musiccm.systems.ranges import check_ranges
+from musiccm.texts import read_json
 
 #: What a resumed stage may change: where the bundle lies, and settings of what is measured or written at the end.
 MAY_CHANGE = ("bundle", "recall_pairs", "cost_frames", "moments_batches")
@@ -78,7 +81,7 @@ class Stage(pl.LightningModule):
         start_from: str | None = None,
     ) -> None:
         super().__init__()
-        self.settings = _arguments(self)
+        self.settings = _arguments(inspect.currentframe())
         kinds = {"positive": "lr", "index": "warmup_steps", "whole": "seed", "not_negative": "weight_decay",
                  "betas": "betas", "decay": "ema_decay"}
         check_ranges("model.init_args.", self.settings, ["ema_decay"], **kinds)
@@ -249,8 +252,8 @@ class Stage(pl.LightningModule):
             return
         path, stated, mine = str(self._trainer.ckpt_path or "the checkpoint"), checkpoint.get("stage"), self._identity()
         if stated is None:
-            warn(f"{path} was written by an older version, which did not note a stage's settings. They are "
-                           "taken to be as in this run")
+            warn(f"{path} was written by an older version, which did not note a stage's settings. They are taken to "
+                 "be as in this run")
             return
         # settings that came after it: their defaults are what it was trained with
         signatures = [inspect.signature(made.__init__).parameters for made in (Stage, type(self))]
@@ -262,17 +265,11 @@ class Stage(pl.LightningModule):
         return {"stage": self.stage, **settings}
 
 
-def _arguments(made: Stage) -> dict[str, Any]:
-    """What the constructors of an object that is being made were given, by name, defaults filled in."""
-    found: dict[str, Any] = {}
-    frame = inspect.currentframe()
-    while frame is not None and (frame := frame.f_back) is not None:
-        code = frame.f_code
-        if code.co_name != "__init__" or frame.f_locals.get("self") is not made:
-            break
-        named = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
-        found = {**found, **{name: frame.f_locals[name] for name in named}}
-    return found
+def _arguments(constructor: FrameType | None) -> dict[str, Any]:
+    """What the constructors of a stage were given, by name, defaults filled in; `constructor` is that of `Stage`."""
+    assert constructor is not None
+    found = collect_init_args(constructor, [], classes=(Stage,))
+    return {name: value for given in found for name, value in given.items()}
 
 
 def start_from(part: nn.Module, bundle: str, part_name: str | None, stage: str) -> None:
