@@ -22,6 +22,7 @@ from musiccm.terminal import say, show_warnings
         ("one\n\ttwo, ü 音 🎵 a\u200d", "one\n\ttwo, ü 音 🎵 a\u200d"),
         ("bytes \udcff", r"bytes \xff"),
     ],
+    ids=["colours", "control", "letters", "bytes"],
 )
 def test_control_characters_are_written_out(text, shown, capsys):
     assert terminal.shown(text) == shown
