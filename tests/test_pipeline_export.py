@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, LCMScheduler, UNet2DConditionModel
 from diffusers.schedulers import scheduling_lcm
-from tiny_bundle import build_random_bundle, make_unet
+from tiny_bundle import SCHEDULER, build_random_bundle, make_unet
 from transformers import ClapModel, SpeechT5HifiGan
 
 from musiccm.callbacks.galleries import bundle_index
@@ -353,7 +353,7 @@ def test_card_tells_decoders_and_gammas(tmp_path: Path, gamma: float) -> None:
                      "Times: device old, threads 2"]
     # a teacher's time that an older version took from its cache is another run's, one that says its batches is not
     assert [row.get("latency_s") for row in rows] == [None, 0.25, 0.5]
-    record = {"guidance_scale": 3.0, "gamma": drawn, **sampler_record(student_scheduler({}, INFO).config)}
+    record = {"guidance_scale": 3.0, "gamma": drawn, **sampler_record(student_scheduler(SCHEDULER, INFO).config)}
     write_card(tmp_path / "card.md", "x", record, rows, (4, 4, 4), notes=notes)
     card = (tmp_path / "card.md").read_text()
     for row in ("| teacher | 4 | original |  | 1 |", f"| student | 4 | original | {gamma:.4g} | 1.5 |",

@@ -190,8 +190,8 @@ def test_a_command_that_is_stuck_in_a_library_ends_all_the_same(
     try:
         assert process.stdout is not None and process.stdout.readline() == "in\n"
         for _ in range(signals_sent):
+            time.sleep(1)  # until it is in the library, and a second signal is no part of the first
             process.send_signal(signal.SIGTERM)
-            time.sleep(1)
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()

@@ -41,7 +41,8 @@ def steps_saved(folder: Path) -> int:
 def test_one_process_killed_ends_the_other_with_a_message(config: Path, here: Path, start: Callable[..., Any]) -> None:
     code, printed = run(start, ["fit", "--config", str(config)], here, ACCIDENT="SIGKILL:4:1")
     assert code != 0 and "exitcode  : -9" in printed, printed
-    assert "another process of this run has ended" in printed and "--ckpt_path auto" in printed
+    lost = "another process of this run has ended" in printed and "--ckpt_path auto" in printed
+    assert lost or "ended by SIGTERM; run the same command again" in printed, printed  # torchrun may be sooner
     assert steps_saved(here) == 3
     # The last sign of life before the accident is the checkpoint.
     last = here / "lightning_logs" / "pair" / "version_0" / "checkpoints" / "last.ckpt"

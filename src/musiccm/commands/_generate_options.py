@@ -42,7 +42,7 @@ def check_numbers(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not low <= value <= high:  # a comparison with NaN is false
             raise MusiccmError(f"--{name.replace('_', '-')}: expected {expected}, found {value}")
-    for option, value in (("--from", args.from_), ("--to", args.to), ("--seconds", args.seconds)):
+    for option, value in (("--from", args.from_), ("--to", args.to)):
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise MusiccmError(f"{option}: expected seconds, from 0 on, found {value}")
 

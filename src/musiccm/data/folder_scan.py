@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from musiccm.texts import escaped
 # Audio by its name that is not read: a clip that is missing, where a text or picture is nothing to miss.
 OTHER_AUDIO = (".m4a", ".m4b", ".mp4", ".aac", ".aif", ".aiff", ".aifc", ".wma", ".opus", ".oga", ".caf", ".au", ".snd",
                ".amr", ".ape", ".alac", ".wv", ".mka", ".mp2", ".webm", ".w64", ".mpc", ".ac3", ".dsf", ".tta")
+# What this package writes into such a folder itself: findings of a scan, locks and temporary files.
+_OWN = re.compile(r"\.scan-\w+\.json|\.musiccm.*")
 
 
 @dataclass
@@ -87,6 +90,8 @@ def _enter(scan: FolderScan, folder: Path) -> None:
     for entry in entries:
         path = folder / entry.name
         suffix = path.suffix.lower()
+        if _OWN.fullmatch(entry.name):
+            continue
         if entry.name.startswith("."):
             scan.passed_over.append(_item(scan, path, "hidden", "its name begins with a dot"))
         elif entry.is_dir(follow_symlinks=False):
