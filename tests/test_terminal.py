@@ -24,7 +24,8 @@ from musiccm.terminal import say, show_warnings
     ],
     ids=["colours", "control", "letters", "bytes"],
 )
-def test_control_characters_are_written_out(text, shown, capsys):
+def test_control_characters_are_written_out(text, shown, capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("musiccm"), "propagate", False)  # pytest would keep it, and cannot send it
     assert terminal.shown(text) == shown
     say(text)
     say(text, to_stderr=True)

@@ -226,7 +226,7 @@ CSV, TENSORBOARD = (f"pytorch_lightning.loggers.{name}" for name in ("CSVLogger"
         ["--trainer.logger", TENSORBOARD, "--trainer.logger.save_dir", "boards"],
         ["--trainer.logger", f"[{{class_path: {CSV}, init_args: {{save_dir: csvs}}}}, "
                              f"{{class_path: {TENSORBOARD}, init_args: {{save_dir: boards}}}}]"],
-        ["--trainer.logger", "own_logger.Own"],
+        ["--trainer.logger", "own_logger.Own", "--allow-import", "own_logger"],
     ],
     ids=["none", "csv", "tensorboard", "list", "own"],
 )

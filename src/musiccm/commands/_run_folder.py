@@ -8,7 +8,7 @@ from pathlib import Path
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from musiccm.locks import held_run, reserve_version
+from musiccm.locks import existing_folder, held_run, reserve_version
 
 
 class RunTrainer(Trainer):
@@ -42,6 +42,7 @@ class RunTrainer(Trainer):
 
     def _new_version(self, runs: Path) -> str:
         """Make and hold a folder where it is first asked for: no mistake in an argument leaves one behind."""
+        self.held.enter_context(existing_folder(runs))  # removes what stays empty
         folder = reserve_version(runs)
         self.held.enter_context(held_run(folder))
         return folder.name

@@ -38,7 +38,7 @@ def sampler_record(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     """
     timesteps = student_grid(scheduler["num_train_timesteps"], scheduler["original_inference_steps"]).tolist()
     return {
-        "scheduler": scheduler["_class_name"],
+        "scheduler": scheduler.get("_class_name", STUDENT_SCHEDULERS[NoiseSchedule]),
         **_numbers(scheduler),
         "timesteps": timesteps,
         "sampling_steps": [steps for steps in SAMPLING_STEPS if steps <= len(timesteps)],
