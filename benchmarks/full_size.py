@@ -84,7 +84,7 @@ def step_of(system: MusicCM, adversarial: bool, straightforward: bool = False) -
     kind = training.Straightforward if straightforward else MusicCM
 
     def step(batch: Any) -> None:
-        system._guided_teacher = lambda cond_BD: kind._guided_teacher(system, cond_BD)
+        system.guided_teacher = lambda cond_BD: kind.guided_teacher(system, cond_BD)
         generator = keyed_generator(0, "bench")
         z0 = system.codec.normalise(batch.latents_BCTF)
         x0_pred, loss, _ = system.distil(z0, batch.text_BD, generator)
@@ -233,7 +233,7 @@ def run(bundle: str) -> list[dict]:
 
 def memory_rows(system: MusicCM, one: Any, mode: FakeTensorMode) -> list[dict]:
     make_fake([system], mode, "cuda")
-    del system._guided_teacher
+    del system.guided_teacher
     many = type(one)(*(x.repeat(BATCH, *[1] * (x.ndim - 1)) if torch.is_tensor(x) else x * BATCH
                        for x in (one.latents_BCTF, one.text_BD, one.audio_BD, one.ids, one.captions)))
     null_BD = many.text_BD[:1].to("cpu")

@@ -48,7 +48,7 @@ class Straightforward(MusicCM):
         self.student_ema_target = PlainEma(self.student, self.distillation.target_ema_decay)
         self.student_ema_slow = PlainEma(self.student, self.distillation.eval_ema_decay)
 
-    def _guided_teacher(self, cond_BD: Tensor) -> Any:
+    def guided_teacher(self, cond_BD: Tensor) -> Any:
         null_BD = self.conditioner.null(len(cond_BD))
         return lambda z, t: guide(self.teacher(z, t, cond_BD), self.teacher(z, t, null_BD), self.guidance_scale)
 
@@ -126,7 +126,7 @@ def pieces(system: MusicCM) -> dict[str, float]:
 
     def teacher() -> None:
         with torch.no_grad():
-            jump_to_target(system._guided_teacher(cond_BD), system.schedule, z, t_B, 20, 1, "ddim")
+            jump_to_target(system.guided_teacher(cond_BD), system.schedule, z, t_B, 20, 1, "ddim")
 
     def target() -> None:
         with torch.no_grad():

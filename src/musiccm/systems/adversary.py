@@ -12,6 +12,7 @@ from musiccm.losses.adversarial import discriminator_loss, generator_loss
 from musiccm.models.discriminator import Discriminator
 from musiccm.models.features import ClapFeatures
 from musiccm.models.half import half_copy
+from musiccm.systems.checkpoint_fit import identity
 from musiccm.systems.clock import clock_stopped
 from musiccm.systems.distillation import DistilledSystem
 from musiccm.systems.parallel import average_gradients, share_weights
@@ -139,3 +140,7 @@ class AdversarialSystem(DistilledSystem):
             parts["codec"] = half_copy(codec, [codec.vocoder, codec.vae.encoder])
             parts["features"] = half_copy(features, unused)
         return parts
+
+    def identity(self) -> dict[str, Any]:
+        """As without a discriminator, with its settings."""
+        return identity(self.bundle, self.distillation, self.adversarial, self.optimization, self.seed)

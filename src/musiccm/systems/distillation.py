@@ -18,6 +18,7 @@ from musiccm.audio.windows import keyed_generator
 from musiccm.data.batch import LatentBatch
 from musiccm.diffusion import (
     AnyCondition,
+    BoundDenoise,
     check_prediction_type,
     choose_condition,
     expand_to,
@@ -35,10 +36,10 @@ from musiccm.models.ema import Ema
 from musiccm.models.half import half_copy
 from musiccm.models.student_record import is_student
 from musiccm.systems import speed
-from musiccm.systems.checkpoint_fit import check_fit
+from musiccm.systems.checkpoint_fit import check_fit, identity
 from musiccm.systems.curve import learning_rate_factor
 from musiccm.systems.parallel import mean_over_ranks, own_rows, shard, spread, warn, whole
-from musiccm.systems.settings import Distillation, Optimization
+from musiccm.systems.settings import Adversarial, Distillation, Optimization
 
 #: Frozen parts live under this name; checkpoints leave them out, for the bundle has them.
 FROZEN = "frozen."
@@ -49,9 +50,9 @@ CLAMP_FROM = 0.9
 class DistilledSystem(pl.LightningModule):
     """Trains a few-step student of a bundle's teacher under manual optimization; a subclass says by which objective.
 
-    A subclass adds its own modules after `super().__init__` and then calls `finish_init`; it implements `objective`,
-    and `identity` for what else its checkpoints depend on. If it trains more than the student, it overrides
-    `other_steps`, `configure_optimizers` and `half_parts` (`systems.adversary` does).
+    A subclass adds its own modules after `super().__init__` and then calls `finish_init`; it implements `objective`
+    (docs/extend.md). If it trains more than the student, it overrides `other_steps`, `configure_optimizers`,
+    `half_parts` and `identity` too, as `systems.adversary` does.
 
     Only the student's steps advance `trainer.global_step`. All randomness is keyed by (seed, batch) and drawn for the
     global batch, so a resumed run draws what the uninterrupted one would have drawn, and so does one on other devices.
@@ -137,7 +138,7 @@ class DistilledSystem(pl.LightningModule):
 
     def identity(self) -> dict[str, Any]:
         """What the weights in a checkpoint mean and what would go on differently, by key below `model.init_args`."""
-        raise NotImplementedError
+        return identity(self.bundle, self.distillation, Adversarial(weight=0.0), self.optimization, self.seed)
 
     # what callbacks and commands read
 
@@ -186,7 +187,8 @@ class DistilledSystem(pl.LightningModule):
         audio_B = own_rows(lambda n: torch.rand(n, 1, generator=generator), len(batch))[:, 0] < share
         return choose_condition(audio_B, batch.audio_BD, batch.text_BD)
 
-    def _guided_teacher(self, cond_BD: AnyCondition) -> Any:
+    def guided_teacher(self, cond_BD: AnyCondition) -> BoundDenoise:
+        """The teacher under a condition, guided as the student is taught: `(z, t) -> x0`."""
         null_BD = self.conditioner.null(1)
         return with_guidance(self._part("teacher"), cond_BD, null_BD, self.guidance_scale)
 
@@ -204,7 +206,7 @@ class DistilledSystem(pl.LightningModule):
         z = self.schedule.add_noise(z0, normal_like(z0, generator), t_B)
         alpha_B, sigma_B = self.schedule.alpha(t_B), self.schedule.sigma(t_B)
         with torch.no_grad():
-            x0 = self._guided_teacher(cond_BD)(z, t_B)
+            x0 = self.guided_teacher(cond_BD)(z, t_B)
             bound = self.distillation.x0_clamp
             x0 = torch.where(expand_to(t_B > CLAMP_FROM * steps, x0), x0.clamp(-bound, bound), x0)
             eps = to_eps("sample", x0, z, alpha_B, sigma_B)

@@ -12,7 +12,6 @@ from musiccm.data.batch import LatentBatch
 from musiccm.diffusion import AnyCondition, check_skip, jump_to_target, sample_grid_index
 from musiccm.losses.distillation import distillation_loss
 from musiccm.systems.adversary import AdversarialSystem
-from musiccm.systems.checkpoint_fit import identity
 from musiccm.systems.distillation import normal_like
 from musiccm.systems.parallel import own_rows
 from musiccm.systems.settings import Adversarial, Distillation, Optimization
@@ -69,7 +68,7 @@ class MusicCM(AdversarialSystem):
         t_B = self.grid[index].to(z0.device)
         z = self.schedule.add_noise(z0, normal_like(z0, generator), t_B)
         with torch.no_grad():
-            teacher = self._guided_teacher(cond_BD)
+            teacher = self.guided_teacher(cond_BD)
             z_hat, t_next_B = jump_to_target(teacher, self.schedule, z, t_B, phase.skip, phase.jumps, settings.solver)
             clean = phase.jumps == "to_zero"
             target = z_hat if clean else self.consistency("target")(z_hat, t_next_B, cond_BD)
@@ -86,7 +85,7 @@ class MusicCM(AdversarialSystem):
         noise = torch.stack([torch.randn(z0.shape[1:], generator=g) for g in generators]).to(z0.device)
         z = self.schedule.add_noise(z0, noise, t_B)
         f = self.consistency("slow")
-        teacher = self._guided_teacher(batch.text_BD)
+        teacher = self.guided_teacher(batch.text_BD)
         phase, settings = self.distillation.phase(1.0), self.distillation
         # A jump to clean may have any size; one on the grid is needed here, where the student answers at both ends.
         skip = int(self.grid[0]) + 1 if phase.jumps == "to_zero" else phase.skip
@@ -95,7 +94,3 @@ class MusicCM(AdversarialSystem):
             f(z, t_B, batch.text_BD), f(z_hat, t_next_B, batch.text_BD), settings.distance, settings.huber_h
         )
         self.log("val/loss_distil", loss, batch_size=len(batch), sync_dist=True)
-
-    def identity(self) -> dict[str, Any]:
-        """What the weights in a checkpoint mean and what would go on differently, by key below `model.init_args`."""
-        return identity(self.bundle, self.distillation, self.adversarial, self.optimization, self.seed)
