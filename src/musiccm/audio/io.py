@@ -140,6 +140,8 @@ def _open(path: str | Path, content: Content, length: WavLength | None) -> sound
 
 def _found(error: soundfile.LibsndfileError) -> str:
     text = error.error_string.strip()
+    if "SF_INFO struct incomplete" in text:  # its words for a rate or a number of channels of 0, or beyond its integers
+        return "the header states a sampling rate or a number of channels that no sound has"
     # Its words for a content that it does not know speak of the file's name.
     unknown = not text or "does not exist" in text or "not recognised" in text
     return "the content is no format that libsndfile knows" if unknown else text
