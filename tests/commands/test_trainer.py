@@ -299,6 +299,13 @@ def test_training_does_not_go_on_from_weights_alone(here, capsys):
     assert "lightning_logs/light/version_0/checkpoints/" in said and "holds weights alone" in said
 
 
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_help_names_the_checkpoints_that_are_taken(here, capsys, command):
+    assert cli.main([command, "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split()).split("--ckpt_path", 2)[-1].split(" --")[0]
+    assert "newest" in said and "auto" in said and "registry" not in said and "hpc" not in said
+
+
 def test_newest_checkpoint_is_the_last_written(tmp_path):
     for age, name in [(3, "version_2/checkpoints/a.ckpt"), (1, "version_0/checkpoints/b.ckpt")]:
         path = tmp_path / name

@@ -127,6 +127,8 @@ def open_audio(path: str | Path) -> soundfile.SoundFile | Mp3File:
 def _open(path: str | Path, content: Content, length: WavLength | None) -> soundfile.SoundFile | Mp3File:
     if content.suffix == ".mp3" and (opened := open_mp3(path)) is not None:
         return opened
+    if content.frame:  # libsndfile would find no more, and its decoder would write so to the terminal
+        raise BadAudio(path, "unreadable", "the content begins as an mp3, but no whole frames follow each other")
     if length is not None and length.mended is not None:
         return _SoundWithin(FilePart(path, content.offset, *length.mended))
     if content.offset or content.suffix in (None, ".mp3"):
