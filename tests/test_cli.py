@@ -81,6 +81,8 @@ def test_unknown_command_suggests_a_near_one(capsys):
         (OSError(errno.ENOSPC, "No space left on device", "out.wav"), 2, "disk is full while writing out.wav"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "disk is full"),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), 1, "runs: Permission denied"),
+        (ModuleNotFoundError("Requirement 'wandb>=1' not met. HINT: Try running `pip install -U 'wandb>=1'`"), 2,
+         "`pip install -U 'wandb>=1'`, or leave out what needs it\n"),
         (KeyError("lost"), 1, "KeyError: 'lost' (in run, "),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],

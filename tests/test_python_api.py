@@ -37,3 +37,9 @@ def test_the_readme_example_runs() -> None:
     assert names["waveforms_BS"].shape == (2, 81920) and names["teacher"].shape == (1, 81920)
     assert names["minute_S"].shape == (20 * 16000,)
     assert all(torch.isfinite(names[name]).all() for name in ("waveforms_BS", "minute_S", "teacher"))
+
+
+@pytest.mark.parametrize("scale", [float("inf"), float("-inf"), float("nan")])
+def test_a_guidance_that_would_make_nan_of_all_sound_is_refused(scale: float) -> None:
+    with pytest.raises(musiccm.MusiccmError, match="guidance_scale: expected a finite number, found"):
+        musiccm.Pipeline.from_pretrained("musiccm-tiny")("a piano", steps=1, guidance_scale=scale)

@@ -156,6 +156,9 @@ def describe(error: BaseException) -> tuple[str, int]:
             return f"the disk is full{where} ({link}); free some space and run the command again", EXIT_USER_ERROR
     if type(error).__name__ == "MisconfigurationException":  # Lightning's word for options that do not go together
         return f"{error} (options of Lightning's Trainer: keys below `trainer`)", EXIT_USER_ERROR
+    for link in chain:
+        if isinstance(link, ModuleNotFoundError) and str(link).startswith("Requirement "):  # Lightning's loggers, TPUs
+            return f"{link}, or leave out what needs it", EXIT_USER_ERROR
     if isinstance(error, argparse.ArgumentError) or type(error).__module__.startswith("omegaconf."):
         return f"{_without_union_noise(str(error))}\n(options: musiccm COMMAND --help)", EXIT_USER_ERROR
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:

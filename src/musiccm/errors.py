@@ -27,7 +27,7 @@ def reason(error: BaseException) -> str:
         The error's kind and the first line of what it says.
     """
     said = str(error).strip()
-    if "weights_only" in said or isinstance(error, pickle.UnpicklingError):
+    if re.search(r"(?<!save_)weights_only", said) or isinstance(error, pickle.UnpicklingError):
         named = re.search(r"(?:GLOBAL|class) ([\w.]+)", said)
         other = "is a compiled program" if "TorchScript" in said else "is damaged, or holds others"
         found = f"refers to {named[1]}" if named else other

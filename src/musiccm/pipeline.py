@@ -243,6 +243,8 @@ class Pipeline(LongMusic):
             return Stepper(self.consistency, self.schedule, timesteps, rule)
         timesteps = trailing_timesteps(TEACHER_STEPS if steps is None else steps, self.schedule.num_train_timesteps)
         scale = TEACHER_GUIDANCE_SCALE if guidance_scale is None else guidance_scale
+        if not math.isfinite(scale):
+            raise MusiccmError(f"guidance_scale: expected a finite number, found {scale}")
 
         def guided(z_BCTF: Tensor, t_B: Tensor, cond_BD: AnyCondition) -> Tensor:
             return with_guidance(self.denoiser, cond_BD, self.conditioner.null(len(cond_BD)), scale)(z_BCTF, t_B)

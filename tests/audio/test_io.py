@@ -84,6 +84,16 @@ def test_truncated_flac_is_unreadable(tmp_path):
     assert caught.value.reason == "unreadable"
 
 
+@pytest.mark.parametrize("rate_hz", [0, 2**32 - 1])
+def test_a_rate_that_libsndfile_does_not_take_is_said(tmp_path, rate_hz):
+    soundfile.write(tmp_path / "x.wav", tone(), RATE_HZ)
+    data = bytearray((tmp_path / "x.wav").read_bytes())
+    data[24:28] = rate_hz.to_bytes(4, "little")
+    (tmp_path / "x.wav").write_bytes(data)
+    with pytest.raises(BadAudio, match=r"x\.wav: unreadable \(the header states a sampling rate"):
+        read_audio(tmp_path / "x.wav")
+
+
 def test_range_past_the_end(tmp_path):
     soundfile.write(tmp_path / "x.wav", tone(), RATE_HZ)
     assert len(read_audio(tmp_path / "x.wav", start_s=0.75, duration_s=9.0)[0]) == 4000

@@ -257,3 +257,12 @@ def test_frames_with_check_sums_are_decoded_alike(tmp_path, capfd):
     for start in range(3, 50_000, 1777):
         np.testing.assert_array_equal(read_range(path, start, 2000).numpy(), whole[start : start + 2000])
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("size", [100, 4, 5000])
+def test_what_only_begins_as_an_mp3_is_refused_without_the_decoders_own_words(tmp_path, capfd, size):
+    path = tmp_path / "x.mp3"
+    path.write_bytes(b"\xff\xfb\x90\x04" + np.random.default_rng(0).bytes(size - 4))
+    with pytest.raises(BadAudio, match=r"x\.mp3: unreadable .*no whole frames"):
+        read_audio(path)
+    assert capfd.readouterr() == ("", "")

@@ -23,7 +23,8 @@ def test_a_write_that_fails_leaves_the_checkpoint_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     path, files = tmp_path / "checkpoints" / "last.ckpt", CheckpointFiles()
-    files.save_checkpoint({"state_dict": {"a": torch.ones(3)}, "global_step": 1}, path)
+    first = {"state_dict": {"a": torch.ones(3)}, "global_step": 1, "pytorch-lightning_version": "2.0"}
+    files.save_checkpoint(first, path)
     before = path.read_bytes()
     said = "a file may not be that large" if fails == "while it is written" else "the disk is full; free space"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -41,3 +42,11 @@ def test_a_write_that_fails_leaves_the_checkpoint_before_it(
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
     assert path.read_bytes() == before
     assert files.load_checkpoint(path)["global_step"] == 1
+
+
+@pytest.mark.parametrize("key", ["state_dict", "pytorch-lightning_version"])
+def test_a_file_of_weights_is_no_checkpoint_of_a_run(tmp_path: Path, key: str) -> None:
+    content = {"state_dict": {"a": torch.ones(3)}, "pytorch-lightning_version": "2.0"}
+    torch.save({name: value for name, value in content.items() if name != key}, tmp_path / "other.pt")
+    with pytest.raises(MusiccmError, match=rf"other.pt: expected a checkpoint of a run, .* without a {key}"):
+        CheckpointFiles().load_checkpoint(tmp_path / "other.pt")

@@ -275,6 +275,7 @@ def test_plugins_of_the_users_leave_checkpoints_safe(here, monkeypatch):
         (["--trainer.max_steps", "${no.where}"], "no.where"),
         (["--trainer.strategy", "ddp_spawn"], "trainer.strategy: ddp_spawn"),
         (["--trainer.limit_test_batches", "-2"], "limit_test_batches"),
+        (["--trainer.val_check_interval", "0"], "trainer.val_check_interval"),
     ],
 )
 def test_bad_arguments_are_one_message(here, capsys, arguments, said):
@@ -283,6 +284,26 @@ def test_bad_arguments_are_one_message(here, capsys, arguments, said):
     assert said in shown
     assert "Traceback" not in shown
     assert not (here / "lightning_logs").exists()
+
+
+def test_training_does_not_go_on_from_weights_alone(here, capsys):
+    saver = "pytorch_lightning.callbacks.ModelCheckpoint"
+    (here / "light.yaml").write_text(
+        f"base: toy.yaml\ntrainer: {{callbacks: [{{class_path: {saver}, init_args: {{save_weights_only: true}}}}]}}\n"
+    )
+    assert cli.main(["fit", "--config", "light.yaml"]) == 0
+    assert cli.main(["test", "--config", "light.yaml", "--ckpt_path", "newest"]) == 0
+    capsys.readouterr()
+    assert cli.main(["fit", "--config", "light.yaml", "--ckpt_path", "newest"]) == 2
+    said = capsys.readouterr().err
+    assert "lightning_logs/light/version_0/checkpoints/" in said and "holds weights alone" in said
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_help_names_the_checkpoints_that_are_taken(here, capsys, command):
+    assert cli.main([command, "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split()).split("--ckpt_path", 2)[-1].split(" --")[0]
+    assert "newest" in said and "auto" in said and "registry" not in said and "hpc" not in said
 
 
 def test_newest_checkpoint_is_the_last_written(tmp_path):

@@ -63,12 +63,14 @@ class Content:
         suffix: `.wav`, `.flac`, `.ogg` or `.mp3` where it is one of these.
         foreign: What it is, if it is known to be something that cannot be decoded.
         advice: What to do about that.
+        frame: Whether it begins with the header of an mp3's frame.
     """
 
     offset: int = 0
     suffix: str | None = None
     foreign: str | None = None
     advice: str | None = None
+    frame: bool = False
 
 
 def skip_tags(read: Callable[[int, int], bytes], place: int = 0) -> int:
@@ -112,7 +114,7 @@ def content_of(file: BinaryIO) -> Content:
     place = skip_tags(read)
     head = read(place, HEAD_BYTES)
     if suffix := _suffix(head):
-        return Content(place, suffix)
+        return Content(place, suffix, frame=suffix == ".mp3")
     for offset, magic, name, advice in _FOREIGN:
         if head[offset : offset + len(magic)] == magic:
             return Content(place, None, name, advice)

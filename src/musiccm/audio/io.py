@@ -127,6 +127,8 @@ def open_audio(path: str | Path) -> soundfile.SoundFile | Mp3File:
 def _open(path: str | Path, content: Content, length: WavLength | None) -> soundfile.SoundFile | Mp3File:
     if content.suffix == ".mp3" and (opened := open_mp3(path)) is not None:
         return opened
+    if content.frame:  # libsndfile would find no more, and its decoder would write so to the terminal
+        raise BadAudio(path, "unreadable", "the content begins as an mp3, but no whole frames follow each other")
     if length is not None and length.mended is not None:
         return _SoundWithin(FilePart(path, content.offset, *length.mended))
     if content.offset or content.suffix in (None, ".mp3"):
@@ -140,6 +142,8 @@ def _open(path: str | Path, content: Content, length: WavLength | None) -> sound
 
 def _found(error: soundfile.LibsndfileError) -> str:
     text = error.error_string.strip()
+    if "SF_INFO struct incomplete" in text:  # its words for a rate or a number of channels of 0, or beyond its integers
+        return "the header states a sampling rate or a number of channels that no sound has"
     # Its words for a content that it does not know speak of the file's name.
     unknown = not text or "does not exist" in text or "not recognised" in text
     return "the content is no format that libsndfile knows" if unknown else text

@@ -50,9 +50,10 @@ class CheckpointFiles(TorchCheckpointIO):
             raise MusiccmError(
                 f"{path}: not a readable checkpoint ({reason(error)}); name another, or train again"
             ) from error
-        if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
-            raise MusiccmError(f"{path}: expected a checkpoint of a run, found a file without a state_dict; those of "
-                               "this project lie in lightning_logs/NAME/version_N/checkpoints")
+        for key in ("state_dict", "pytorch-lightning_version"):
+            if not isinstance(checkpoint, Mapping) or key not in checkpoint:
+                raise MusiccmError(f"{path}: expected a checkpoint of a run, found a file without a {key}; those of "
+                                   "this project lie in lightning_logs/NAME/version_N/checkpoints")
         return dict(checkpoint)
 
 

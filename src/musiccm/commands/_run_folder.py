@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from musiccm.errors import MusiccmError
 from musiccm.locks import existing_folder, held_run, reserve_version
 
 
@@ -39,6 +41,27 @@ class RunTrainer(Trainer):
             self._folder = self.runs / self.strategy.broadcast(version)
             self._settle(self.runs, self._folder)
         return str(self._folder)
+
+    def fit(self, *args: Any, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Train what an experiment file describes.
+
+        Args:
+            *args: As Lightning's.
+            ckpt_path: Checkpoint to go on from: a file, `newest` of this experiment, or `auto` (newest or none).
+            **kwargs: As Lightning's.
+
+        Raises:
+            MusiccmError: It holds weights alone.
+        """
+        try:
+            super().fit(*args, ckpt_path=ckpt_path, **kwargs)
+        except KeyError as error:
+            if "save_weights_only" not in str(error):
+                raise
+            raise MusiccmError(
+                f"{ckpt_path}: holds weights alone, as ModelCheckpoint with save_weights_only writes them, and "
+                "training cannot go on from them; name a whole checkpoint, or leave --ckpt_path out to begin anew"
+            ) from error
 
     def _new_version(self, runs: Path) -> str:
         """Make and hold a folder where it is first asked for: no mistake in an argument leaves one behind."""

@@ -78,6 +78,14 @@ class TrainerCLI(LightningCLI):
             "--experiment", type=str, default="default", help="Name of the run's folder (default: the file's name)."
         )
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs) -> LightningArgumentParser:
+        """Let the help of `--ckpt_path` say what is taken here; Lightning's names `best`, `hpc` and a registry."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        for action in parser._actions:
+            if action.dest == "ckpt_path":
+                action.help = "Checkpoint file; `newest` of this experiment, or `auto`: the newest, or none."
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args) -> None:
         """Parse, without Lightning's warning that `sys.argv` exists too."""
         with no_resolvers():

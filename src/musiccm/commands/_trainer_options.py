@@ -86,6 +86,11 @@ def _unreadable_interval(options: Mapping[str, Any]) -> bool:
     return isinstance(interval, str) and re.fullmatch(r"\d+:\d+:\d+:\d+", interval) is None
 
 
+def _zero(option: str, default: int = 1) -> Callable[[Mapping[str, Any]], bool]:
+    """Finds a 0, which is what False and 0.0 are too, in an option."""
+    return lambda options: options.get(option, default) == 0
+
+
 REFUSED = (
     Refusal("accumulate_grad_batches", lambda o: o.get("accumulate_grad_batches", 1) != 1,
             "MusicCM steps its two optimizers itself; set model.init_args.optimization.accumulate", FIT, (MusicCM,)),
@@ -100,6 +105,11 @@ REFUSED = (
             "of batches such as 350", ALL),
     Refusal("val_check_interval", _unreadable_interval,
             "expected a whole number of batches, or a time as DD:HH:MM:SS (00:00:10:00)", ALL),
+    Refusal("val_check_interval", _zero("val_check_interval"),
+            "expected at least 1; for no validation set trainer.limit_val_batches: 0", ALL),
+    Refusal("check_val_every_n_epoch", _zero("check_val_every_n_epoch"),
+            "expected at least 1, or null; for no validation set trainer.limit_val_batches: 0", ALL),
+    Refusal("num_nodes", _zero("num_nodes"), "expected at least 1", ALL),
     Refusal("enable_checkpointing", lambda o: o.get("enable_checkpointing") is False and _saves(o),
             "trainer.callbacks has one that writes checkpoints; take it out of the list too, or leave this option out",
             ALL),
@@ -116,8 +126,8 @@ REFUSED = (
     Refusal("max_steps", _endless,
             "expected the number of steps, found none (and no max_epochs): learning rate and curriculum are shares of "
             "the run. Set it, whether or not max_time ends the run earlier", FIT, (MusicCM, Stage)),
-    Refusal("limit_train_batches", lambda o: o.get("limit_train_batches") == 0,
-            "nothing would be trained; expected at least 1", FIT, (MusicCM, Stage)),
+    *(Refusal(option, _zero(option), "nothing would be trained; expected at least 1", FIT, (MusicCM, Stage))
+      for option in ("limit_train_batches", "max_steps", "max_epochs")),
     Refusal("limit_test_batches", lambda o: o.get("limit_test_batches") == 0,
             "nothing would be measured; for fewer clips set `limit` of the callback musiccm.callbacks.evaluation",
             ("test",), (MusicCM,)),

@@ -89,7 +89,7 @@ def read_audio_folder(
                            "by its name without the suffix, so remove one of each")
     folder = AudioFolder(root, left_out=list(scan.left_out), others=list(scan.passed_over))
     with (leaving_queue(ThreadPoolExecutor()) as pool,
-          Progress(len(paths), f"reading {root.name}", "file", progress) as bar):
+          Progress(len(paths), f"reading {root.resolve().name}", "file", progress) as bar):
         found = pool.map(lambda path: examine_file(AudioFile(path), min_duration_s, channel), paths)
         for name, path, result in zip(ids, paths, found, strict=True):
             if isinstance(result, Fault):

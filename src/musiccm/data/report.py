@@ -104,5 +104,5 @@ class Report:
         more = f"; all of them: {report_path}" if report_path else ""
         raise MusiccmError(
             f"{self}: more than the accepted {max_bad_fraction:.0%} are bad. First: {first}{more}. "
-            "Repair or remove them, or raise max_bad_fraction"
+            "Repair or remove them; an experiment may accept more by data.init_args.max_bad_fraction"
         )

@@ -20,7 +20,7 @@ def _whole(value: Any) -> bool:
 #: Kinds of numbers: what is asked, and how the message says it.
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "positive": (lambda v: _number(v) and v > 0, "a number above 0"),
-    "not_negative": (lambda v: _number(v) and v >= 0, "no number below 0"),
+    "not_negative": (lambda v: _number(v) and v >= 0, "a finite number from 0 on"),
     "share": (lambda v: _number(v) and 0 <= v <= 1, "a share in [0, 1]"),
     "decay": (lambda v: _number(v) and 0 <= v < 1, "a number from 0 to below 1"),
     "count": (lambda v: _whole(v) and v > 0, "a whole number above 0"),
