@@ -48,7 +48,10 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end a run
             stream.reconfigure(errors=PRINTABLE)
     with signals.handled(resumes=bool(arguments) and arguments[0] in commands.RESUMES):
-        return _run(arguments)
+        code = _run(arguments)
+        if argv is None and signals.received() is not None:
+            signals.leave(code)
+    return code
 
 
 def _run(arguments: list[str]) -> int:
