@@ -123,3 +123,14 @@ def test_a_reader_that_leaves_is_no_error():
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_folder_that_was_removed_meanwhile_is_named(tmp_path):
+    gone = tmp_path / "run" / "events"
+    for name in (str(gone), os.fsencode(gone)):
+        error = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        message, code = cli.describe(error)
+        assert code == 2
+        assert message.startswith(f"{gone}: its folder {gone.parent} is not there")
+    missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fsencode(tmp_path / "x"))
+    assert cli.describe(missing) == (f"{tmp_path / 'x'}: No such file or directory", 1)

@@ -197,3 +197,35 @@ def test_a_command_that_is_stuck_in_a_library_ends_all_the_same(
         process.kill()
         process.wait()
     assert process.returncode == 143 and said in err
+
+
+LEAVING = """
+import atexit, os, signal, sys
+from musiccm import cli, commands
+
+class Slow:  # in place of libraries that the interpreter takes apart at its end
+    def __del__(self):
+        os.write(1, b"taken apart\\n")
+
+slow = Slow()
+slow.itself = slow
+atexit.register(print, "at exit")
+
+def work():
+    print("buffered")
+    if sys.argv[1:] == ["broken"]:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return 3
+
+commands.summaries = lambda: {"broken": "x", "done": "x"}
+commands.load = lambda name: lambda argv: work()
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize(("name", "code", "last"), [("broken", 143, "at exit"), ("done", 3, "taken apart")])
+def test_after_a_signal_the_interpreter_is_not_taken_apart(name: str, code: int, last: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LEAVING, name], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    said = done.stdout.split("\n")[:-1]
+    assert said[:2] == ["buffered", "at exit"] and said[-1] == last

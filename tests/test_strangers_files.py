@@ -456,7 +456,7 @@ WRAPPER = "pytorch_lightning.plugins.AsyncCheckpointIO"
     ({"plugins": {"class_path": "pytorch_lightning.plugins.Precision"}}, "bomb.ckpt"),
     ({"plugins": [OURS]}, "bomb.ckpt"),
     ({"plugins": [{"class_path": WRAPPER, "init_args": {"checkpoint_io": OURS}}]}, "bomb.ckpt"),
-    ({"plugins": [{"class_path": WRAPPER}]}, "trainer.plugins: "),
+    ({"plugins": [{"class_path": WRAPPER}]}, "bomb.ckpt"),
     ({"plugins": [FOREIGN]}, "trainer.plugins: lightning_fabric.plugins.io.torch_io.TorchCheckpointIO"),
     ({"strategy": {"class_path": "pytorch_lightning.strategies.SingleDeviceStrategy",
                    "init_args": {"device": "cpu", "checkpoint_io": FOREIGN}}}, "trainer.strategy: lightning_fabric"),

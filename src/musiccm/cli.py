@@ -20,7 +20,7 @@ from pathlib import Path
 from musiccm import __version__, commands, signals
 from musiccm.config import merge_config_arguments
 from musiccm.errors import MusiccmError, reason
-from musiccm.failures import error_number, name_too_long
+from musiccm.failures import error_number, name_too_long, why_not_written
 from musiccm.quiet import quiet_libraries
 from musiccm.terminal import say
 from musiccm.texts import PRINTABLE
@@ -48,7 +48,10 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end a run
             stream.reconfigure(errors=PRINTABLE)
     with signals.handled(resumes=bool(arguments) and arguments[0] in commands.RESUMES):
-        return _run(arguments)
+        code = _run(arguments)
+        if argv is None and signals.received() is not None:
+            signals.leave(code)
+    return code
 
 
 def _run(arguments: list[str]) -> int:
@@ -163,8 +166,11 @@ def describe(error: BaseException) -> tuple[str, int]:
         return f"{_without_union_noise(str(error))}\n(options: musiccm COMMAND --help)", EXIT_USER_ERROR
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"{error.filename}: {name_too_long(Path(error.filename or ''))}", EXIT_USER_ERROR
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}", EXIT_FAILURE
+    if isinstance(error, OSError) and isinstance(error.filename, str | bytes | os.PathLike):
+        path = Path(os.fsdecode(error.filename))
+        if error.errno == errno.ENOENT and not path.parent.is_dir():  # such as a run's folder that was removed
+            return f"{path}: {why_not_written(error, path)}", EXIT_USER_ERROR
+        return f"{path}: {error.strerror}", EXIT_FAILURE
     if _UNION_NOISE.search(str(error)):  # jsonargparse wraps what a constructor raises
         error = chain[-1]
     frames = traceback.extract_tb(error.__traceback__)

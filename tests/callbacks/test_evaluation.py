@@ -167,6 +167,9 @@ def test_ears_that_cannot_be_had_stop_the_run_before_its_first_step(
     for arguments, message in (
         ({"embedders": ["pann"]}, "pann"), ({"embedders": ["nobody"]}, "nobody"),
         ({"weights": {"pann": "x.pth"}}, "evaluation.weights: expected names among embedders"),
+        ({"val_steps": [1, 64]}, "evaluation.val_steps: expected at most 50, .* found 64"),
+        ({"fast_steps": [51]}, "evaluation.fast_steps: expected at most 50"),
+        ({"val_teacher_steps": [1001]}, "evaluation.val_teacher_steps: expected at most 1000"),
     ):
         run = trainer(tmp_path, [Evaluation(**arguments)], max_steps=1)
         with pytest.raises(MusiccmError, match=message):
@@ -174,6 +177,9 @@ def test_ears_that_cannot_be_had_stop_the_run_before_its_first_step(
         assert run.global_step == 0
     with pytest.raises(MusiccmError, match="at least one name"):
         Evaluation(embedders=[])
+    for gamma in (-0.1, 1.5, math.nan):
+        with pytest.raises(MusiccmError, match=r"evaluation.gamma: expected a share"):
+            Evaluation(gamma=gamma)
 
 
 def test_figures_asked_of_nobody_are_refused(bundle: Path, tmp_path: Path) -> None:

@@ -331,6 +331,22 @@ def test_another_global_batch_is_said(bundle, caplog, processes, size, warns):
     assert bool(re.search("16 clips a step .* has 32", caplog.text)) == warns
 
 
+@pytest.mark.parametrize(("seed", "said"), [(3, False), (4, True)])
+def test_other_training_data_is_said(bundle, caplog, seed, said):
+    model = make(bundle)
+
+    def on(seed):
+        data = SimpleNamespace(training_key=lambda: {"corpora": "abc", "seed": seed})
+        return SimpleNamespace(datamodule=data, world_size=1, ckpt_path="run.ckpt",
+                               state=SimpleNamespace(fn=TrainerFn.FITTING))
+
+    model.trainer = on(3)
+    checkpoint = saved(model)
+    model.trainer = on(seed)
+    model.on_load_checkpoint(checkpoint)
+    assert ("run.ckpt was trained on other data (seed: 3, here 4)" in caplog.text) == said
+
+
 def test_a_curriculum_must_cover_the_run():
     with pytest.raises(MusiccmError, match="until"):
         Distillation(curriculum=[Phase(0.5)]).check()

@@ -123,6 +123,8 @@ class Evaluation(pl.Callback):
             if unknown := sorted(set(asked) - set(embedders)):
                 raise MusiccmError(f"evaluation.{name}: expected names among evaluation.embedders, {list(embedders)}, "
                                    f"found {unknown}")
+        if not 0 <= gamma <= 1:
+            raise MusiccmError(f"evaluation.gamma: expected a share from 0 to 1, found {gamma}")
         if time_budget_s is not None and not time_budget_s > 0:
             raise MusiccmError(f"evaluation.time_budget_s: expected more than 0 or null, found {time_budget_s}")
         self.steps, self.fast_steps, self.teacher_steps = list(steps), list(fast_steps), list(teacher_steps)
@@ -140,12 +142,26 @@ class Evaluation(pl.Callback):
         self._validations = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse a judge or a shipped student that cannot be had now, before training and not after it."""
+        """Refuse steps, networks and a shipped student that cannot be had now, before training and not after it."""
         if stage not in ("fit", "test"):
             return
+        self._check_steps(pl_module)
         self._ears(pl_module)
         if self.shipped_student is not None:
             check_shipped(self.shipped_student)
+
+    def _check_steps(self, pl_module: Any) -> None:
+        """Refuse more steps than a model can make, which would otherwise end a run at its first validation."""
+        points, levels = len(pl_module.grid), pl_module.schedule.num_train_timesteps
+        for name, most, what in (
+            ("steps", points, "points of the grid that the student is trained on"),
+            ("fast_steps", points, "points of the grid that the student is trained on"),
+            ("val_steps", points, "points of the grid that the student is trained on"),
+            ("teacher_steps", levels, "timesteps of the teacher"),
+            ("val_teacher_steps", levels, "timesteps of the teacher"),
+        ):
+            if (found := max(getattr(self, name), default=1)) > most:
+                raise MusiccmError(f"evaluation.{name}: expected at most {most}, the {what}, found {found}")
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log `val/fd_tagger_4` and its like, which a `ModelCheckpoint` can monitor, with their `val/n_4`."""

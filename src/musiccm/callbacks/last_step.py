@@ -21,4 +21,4 @@ class LastStep(pl.Callback):
         for saver in trainer.checkpoint_callbacks:
             path = getattr(saver, "last_model_path", "")
             if path and getattr(saver, "_last_global_step_saved", None) != trainer.global_step:
-                trainer.save_checkpoint(path)
+                trainer.save_checkpoint(path, weights_only=False)  # that is, with the optimizers

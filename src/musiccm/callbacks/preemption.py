@@ -168,7 +168,7 @@ class Preemption(pl.Callback):
             said = "saved nothing, for this run has no checkpoint callback"
         elif self._steps:
             path = folders[0] / last_checkpoint.LAST
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)  # that is, with the optimizers
             said = f"saved {path}"
         else:
             said = "nothing to save since the start"

@@ -76,6 +76,8 @@ def with_our_files(plugins: list[Any], strategy: Any, allowed: list[str]) -> lis
         readers.append(("trainer.strategy", theirs))
     for key, reader in readers:
         while isinstance(reader, _WrappingCheckpointIO):  # one that saves in another thread, and leaves reading to ours
+            if reader.checkpoint_io is None:  # Lightning would give it the strategy's, which is not ours
+                reader.checkpoint_io = CheckpointFiles()
             reader = reader.checkpoint_io
         name = f"{type(reader).__module__}.{type(reader).__qualname__}"
         if not isinstance(reader, CheckpointFiles) and not covers(allowed, name):

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from musiccm.audio import Conversion
 from musiccm.data.corpora import Corpora, corpora_of, first_by_hash
-from musiccm.data.fingerprint import bundle_fingerprint, bundle_folder
+from musiccm.data.fingerprint import bundle_fingerprint, bundle_folder, clips_fingerprint
 from musiccm.data.labels import Clip
 from musiccm.data.latent_files import cache_key
 from musiccm.data.latent_windows import LatentWindows, collate_latents
@@ -179,6 +179,19 @@ class MusicDataModule(pl.LightningDataModule):
     def clips(self, split: str) -> list[Clip]:
         """All clips of `train`, which those for validation belong to, or `test`, sorted by id."""
         return sorted(self._train_folder if split == "train" else self.test_clips, key=lambda clip: clip.id)
+
+    def training_key(self) -> dict[str, Any]:
+        """What decides which windows of which clips a step is given, by the keys below `data.init_args`.
+
+        For a run that goes on, which must notice other data. Of the batch size its checkpoints speak themselves.
+        """
+        return {
+            "corpora": clips_fingerprint(self.train_clips),
+            "corpora.weight": None if self.corpora.weights is None else list(self.corpora.weights),
+            "clip_samples": self.clip_samples,
+            "windows_per_track": self.windows_per_track,
+            "seed": self.seed,
+        }
 
     def latent_key(self, split: str, model: str | None = None) -> dict[str, Any]:
         """What the latent cache of a folder must have been made from.

@@ -376,6 +376,7 @@ class DistilledSystem(pl.LightningModule):
             checkpoint["gradients"] = {name: whole(grad) for name, grad in grads.items() if grad is not None}
         checkpoint["student"] = self._identity
         checkpoint["global_batch"] = self._global_batch()
+        checkpoint["training_data"] = self._training_data()
         checkpoint["precision"] = getattr(self._trainer, "precision", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -396,12 +397,23 @@ class DistilledSystem(pl.LightningModule):
                 f"{path} was trained with {before} clips a step over all processes, this run has {now} "
                 "(data.init_args.batch_size x processes): the rest of this epoch repeats or leaves out clips"
             )
+        stated, found = checkpoint.get("training_data") or {}, self._training_data() or {}
+        others = [f"{key}: {stated[key]!r}, here {value!r}" for key, value in found.items()
+                  if key in stated and stated[key] != value]
+        if fitting and others:
+            warn(f"{path} was trained on other data ({'; '.join(others)}): the rest of this epoch repeats or leaves "
+                 "out clips")
 
     def _global_batch(self) -> int | None:
         """Clips of one batch over all processes, as far as the data module tells."""
         data: Any = getattr(self._trainer, "datamodule", None)
         size = getattr(data, "batch_size", None)
         return None if size is None else size * self.trainer.world_size
+
+    def _training_data(self) -> dict[str, Any] | None:
+        """What decides which windows a batch has, as far as the data module tells."""
+        key = getattr(getattr(self._trainer, "datamodule", None), "training_key", None)
+        return None if key is None else key()
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
