@@ -217,7 +217,7 @@ def load_part(bundle: Path, name: str, dtype: torch.dtype = torch.float32, **kwa
     except MusiccmError:
         raise
     except Exception as error:  # a broken file shows as whatever the library tripped over
-        raise MusiccmError(f"{folder}: a {kind.class_name} cannot be read from it ({error}); the files are damaged or "
+        raise MusiccmError(f"{folder}: cannot be read as {kind.class_name} ({error}); the files are damaged or "
                            "of another kind") from error
     _check_report(folder, kind, report)
     return freeze(module) if isinstance(module, nn.Module) else module
