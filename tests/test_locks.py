@@ -20,11 +20,14 @@ import os, sys, pathlib
 from musiccm.locks import locked_folder
 
 with locked_folder(pathlib.Path(sys.argv[1])):
-    if "fork" in sys.argv:  # a worker that outlives its parent
+    if "fork" in sys.argv:  # a worker that outlives its parent, which goes on once the worker is itself
+        reading, writing = os.pipe()
         if os.fork() == 0:
             os.setsid()
+            os.write(writing, b"x")
             sys.stdin.read()
             os._exit(0)
+        os.read(reading, 1)
     print("held", flush=True)
     sys.stdin.read()
 """
