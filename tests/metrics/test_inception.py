@@ -18,30 +18,30 @@ def names(n: int) -> list[str]:
 
 
 def score(logits: torch.Tensor, **kwargs: object) -> dict:
-    metric = InceptionScore(**kwargs)
+    metric = InceptionScore(**kwargs).to(logits.device)
     metric.update(logits, names(len(logits)))
     return metric.compute()
 
 
-def test_constant_predictions_score_one() -> None:
-    result = score(torch.tensor([[0.3, -1.0, 2.0]]).repeat(40, 1))
+def test_constant_predictions_score_one(device: str) -> None:
+    result = score(torch.tensor([[0.3, -1.0, 2.0]], device=device).repeat(40, 1))
     assert result["is_mean"] == pytest.approx(1.0, abs=1e-12)
     assert result["is_std"] == pytest.approx(0.0, abs=1e-12)
     assert result["n"] == 40
 
 
-def test_one_hots_score_their_number_a_split() -> None:
+def test_one_hots_score_their_number_a_split(device: str) -> None:
     logits = 1000.0 * torch.eye(527)[torch.arange(1000) % 527]
-    logits = logits - 1000.0
+    logits = (logits - 1000.0).to(device)
     assert score(logits, shuffle_seed=None)["is_mean"] == pytest.approx(100.0, rel=1e-9)
     assert score(logits, splits=1)["is_mean"] == pytest.approx(519.07, abs=0.01)
 
 
-def test_equals_audioldm_eval_on_clips_sorted_by_id() -> None:
+def test_equals_audioldm_eval_on_clips_sorted_by_id(device: str) -> None:
     calculate_isc = pytest.importorskip("audioldm_eval.metrics.isc").calculate_isc
     logits = 3 * torch.randn(137, 8, generator=torch.Generator().manual_seed(1))
     expected = calculate_isc({"logits": logits}, "logits", rng_seed=2020, samples_shuffle=True, splits=10)
-    result = score(logits)
+    result = score(logits.to(device))
     assert result["is_mean"] == pytest.approx(expected["inception_score_mean"], rel=1e-12)
     assert result["is_std"] == pytest.approx(expected["inception_score_std"], rel=1e-9)
 

@@ -58,10 +58,11 @@ def assert_equal(found, expected) -> None:
 
 @pytest.mark.parametrize("block", [1, 7, 1000])
 @pytest.mark.parametrize("most", [1, 5])
-def test_equals_brute_force(block: int, most: int) -> None:
+def test_equals_brute_force(block: int, most: int, device: str) -> None:
     train, train_counts = make(most=most)
     audio, counts = make(clips=12, most=3, seed=1)
-    found = nearest_clips(gallery_of(train, train_counts), Queries(audio, counts), 4, block_rows=block)
+    queries = Queries(audio.to(device), counts)
+    found = nearest_clips(gallery_of(train, train_counts), queries, 4, block_rows=block)
     assert_equal(found, brute_force(train, train_counts, audio, counts, 4))
 
 

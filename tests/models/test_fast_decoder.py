@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -26,21 +28,22 @@ def test_overlap_add_equals_a_loop() -> None:
     torch.testing.assert_close(overlap_add(frames, 3), expected[:, 2 : 2 + 15])
 
 
-def test_synthesis_inverts_the_spectrum_of_any_sound(decoder: FastDecoder) -> None:
-    c = decoder.config
+def test_synthesis_inverts_the_spectrum_of_any_sound(decoder: FastDecoder, device: str) -> None:
+    c, decoder = decoder.config, copy.deepcopy(decoder).to(device)
     wave = torch.randn(1, 30 * c.hop_length, generator=torch.Generator().manual_seed(1))
     side = (c.n_fft - c.hop_length) // 2
     frames = torch.nn.functional.pad(wave, (side, side)).unfold(1, c.n_fft, c.hop_length) * torch.hann_window(c.n_fft)
     spectrum = torch.fft.rfft(frames, norm="ortho")
     heads = torch.cat([spectrum.abs().clamp(min=1e-9).log(), spectrum.angle()], dim=-1)
-    found = decoder.synthesise(heads)
+    found = decoder.synthesise(heads.to(device)).cpu()
     inner = slice(c.n_fft, -c.n_fft)
     torch.testing.assert_close(found[:, inner], wave[:, inner], atol=1e-4, rtol=1e-4)
 
 
-def test_a_frame_is_heard_within_reach_and_nowhere_else(decoder: FastDecoder) -> None:
+def test_a_frame_is_heard_within_reach_and_nowhere_else(decoder: FastDecoder, device: str) -> None:
     c, frames, changed = decoder.config, 40, 20
-    latents = torch.randn(1, c.latent_channels, frames, c.latent_bins)
+    decoder = copy.deepcopy(decoder).to(device)
+    latents = torch.randn(1, c.latent_channels, frames, c.latent_bins).to(device)
     other = latents.clone()
     other[:, :, changed] += 1.0
     with torch.no_grad():

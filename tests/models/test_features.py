@@ -1,5 +1,6 @@
 """Feature networks, and the map to their filter banks against Kaldi's and CLAP's own."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,9 @@ def vit() -> ViTFeatures:
     return ViTFeatures(SMALL).eval()
 
 
-def test_features_equal_timm(vit: ViTFeatures) -> None:
-    mel = torch.randn(2, 64, 64) * 3 - 5
+def test_features_equal_timm(vit: ViTFeatures, device: str) -> None:
+    vit = copy.deepcopy(vit).to(device)
+    mel = (torch.randn(2, 64, 64) * 3 - 5).to(device)
     image = (mel.unsqueeze(1) - vit.config.mean) / (2 * vit.config.std)
     theirs = vit.vit.forward_intermediates(image, indices=vit.indices, output_fmt="NLC", intermediates_only=True)
     ours = vit(mel)
@@ -51,9 +53,9 @@ def test_crop_takes_the_first_rows_of_the_grid(vit: ViTFeatures) -> None:
     torch.testing.assert_close(vit(mel[:, :40])[0], vit(mel)[0][:, :8])
 
 
-def test_gradient_reaches_the_mel(vit: ViTFeatures) -> None:
-    mel = torch.randn(1, 64, 64, requires_grad=True)
-    vit(mel)[-1].square().sum().backward()
+def test_gradient_reaches_the_mel(vit: ViTFeatures, device: str) -> None:
+    mel = torch.randn(1, 64, 64, device="cpu").to(device).requires_grad_(True)
+    copy.deepcopy(vit).to(device)(mel)[-1].square().sum().backward()
     assert mel.grad is not None and mel.grad.abs().sum() > 0
 
 

@@ -18,8 +18,11 @@ def tagger() -> Tagger:
 
 
 @pytest.mark.parametrize("frames", [1, 37, 200])
-def test_any_length(tagger: Tagger, frames: int) -> None:
-    embedding, logits = tagger(torch.randn(2, frames, 64))
+def test_any_length(tagger: Tagger, frames: int, device: str) -> None:
+    mel = torch.randn(2, frames, 64, generator=torch.Generator().manual_seed(1))
+    expected = tagger(mel)
+    embedding, logits = (found.cpu() for found in tagger.to(device)(mel.to(device)))
+    torch.testing.assert_close((embedding, logits), expected, rtol=1e-4, atol=1e-4)
     assert embedding.shape == (2, 128) and logits.shape == (2, 5)
     assert torch.isfinite(logits).all() and (embedding >= 0).all()
 
