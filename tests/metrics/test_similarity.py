@@ -10,13 +10,13 @@ from musiccm.metrics import AttributeAccuracy, SimAA, TextAudioSimilarity
 from musiccm.metrics.sim_aa import share_above
 
 
-def test_text_audio_similarity_and_retrieval_max() -> None:
-    metric = TextAudioSimilarity()
-    text = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
-    metric.update(text, torch.tensor([[3.0, 4.0], [4.0, 3.0]]), ["a", "b"])
-    metric.update(text[:1], torch.tensor([[1.0, 0.0]]), ["a"])
+def test_text_audio_similarity_and_retrieval_max(device: str) -> None:
+    metric = TextAudioSimilarity().to(device)
+    text = torch.tensor([[2.0, 0.0], [0.0, 1.0]], device=device)
+    metric.update(text, torch.tensor([[3.0, 4.0], [4.0, 3.0]], device=device), ["a", "b"])
+    metric.update(text[:1], torch.tensor([[1.0, 0.0]], device=device), ["a"])
     assert metric.compute() == {"ta_similarity": pytest.approx(0.6), "n": 2}
-    gallery = torch.tensor([[3.0, 4.0], [4.0, 3.0], [-1.0, 0.0]])
+    gallery = torch.tensor([[3.0, 4.0], [4.0, 3.0], [-1.0, 0.0]], device=device)
     best = metric.retrieval_max(gallery, block=2)
     assert best == {"retrieval_max_ta": pytest.approx(0.8), "n": 2, "n_gallery": 3}
 
@@ -32,9 +32,9 @@ def test_sim_aa_threshold_is_strict() -> None:
     assert (result["sim_aa_60"], result["sim_aa_59"]) == (0.0, 1.0)
 
 
-def test_copy_counts_at_both_and_orthogonal_at_none() -> None:
-    metric = SimAA(torch.eye(4)[:2], ["first", "second"])
-    metric.update(torch.tensor([[0.0, 7.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]), ["copy", "new"])
+def test_copy_counts_at_both_and_orthogonal_at_none(device: str) -> None:
+    metric = SimAA(torch.eye(4)[:2], ["first", "second"]).to(device)
+    metric.update(torch.tensor([[0.0, 7.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]], device=device), ["copy", "new"])
     result = metric.compute()
     assert (result["sim_aa_90"], result["sim_aa_95"], result["n"], result["n_train"]) == (0.5, 0.5, 2, 2)
     assert result["matches"][0][:3] == ("copy", "second", pytest.approx(1.0))
