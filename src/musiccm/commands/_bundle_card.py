@@ -112,7 +112,7 @@ def _teacher(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
     columns = [c for name in TEACHER_COLUMNS for c in (name, f"{name}_chance")
                if any(row.get(c) is not None for row in teachers)]
     return ("Guided DDIM, trailing spacing; `acc_*` is the share of clips that have what their caption asked for, by "
-            "the tagger's ear.\n\n" + results_table([{c: row.get(c) for c in columns} for row in teachers])
+            "the tagger.\n\n" + results_table([{c: row.get(c) for c in columns} for row in teachers])
             + "".join(f"\n\n{note}." for note in notes))
 
 

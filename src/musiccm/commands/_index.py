@@ -214,9 +214,9 @@ def below_root(path: str, data: MusicDataModule) -> str:
 
 def _key_of_windows(bundle: Bundle, data: MusicDataModule, clips: list[Clip]) -> dict[str, Any]:
     """What an index of an experiment's own windows is made from."""
-    ear = ClapWindows.of_bundle(bundle)
-    window = min(ear.window_samples, data.clip_samples * ear.sample_rate_hz // data.sample_rate_hz)
-    return {**ear.key(), "window_samples": window, "hop_samples": window, "corpus": clips_fingerprint(clips),
+    clap = ClapWindows.of_bundle(bundle)
+    window = min(clap.window_samples, data.clip_samples * clap.sample_rate_hz // data.sample_rate_hz)
+    return {**clap.key(), "window_samples": window, "hop_samples": window, "corpus": clips_fingerprint(clips),
             "latents": {"clip_samples": data.clip_samples, "windows_per_track": data.windows_per_track}}
 
 
