@@ -27,7 +27,7 @@ PACK = $(BIN)/musiccm pack --from data/bundle-work --to src/musiccm/bundles/tiny
   --trained-on experiments/stages/teacher.yaml $(ARGS)
 STUDENT_RUN = $$(ls -td lightning_logs/demo_long/version_* | head -n 1)
 
-.PHONY: help setup train eval bundle student smoke test test-gpu lint bench clean
+.PHONY: help setup train eval bundle student smoke test test-all test-gpu lint bench clean
 
 help:  ## show this help
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -85,7 +85,10 @@ student: $(READY)  ## distill, measure and pack the embedded student (the last p
 smoke: $(READY)  ## the whole of `make train`, tiny: does everything run?
 	$(MAKE) train EXPERIMENT=smoke TRACKS=64 TEST_TRACKS=32
 
-test: $(READY)  ## run the tests, file by file on up to four cores
+test: $(READY)  ## run the tests but for the long ones, file by file on up to four cores
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m "not slow" $(ARGS)
+
+test-all: $(READY)  ## run all tests
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-gpu: $(READY)  ## run the tests of the GPU, which `make test` skips where there is none
