@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from musiccm.audio import LogMel
-from musiccm.commands._device import choose_device
-from musiccm.commands._quality import decoders, frechet
 from musiccm.commands._timing import row, student_of
 from musiccm.data.demo.tracks import make_track
+from musiccm.device import choose_device
 from musiccm.diffusion import to_eps, to_x0
+from musiccm.evaluation.bundle_quality import decoders, frechet
 from musiccm.long_form import MelDecoder, piece_decoder
 from musiccm.long_form.compose import Score
 from musiccm.long_form.seams import SPAN_FRAMES, jumps

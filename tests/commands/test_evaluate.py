@@ -147,7 +147,7 @@ def test_sim_aa_against_an_index_of_the_references(folders, tmp_path: Path) -> N
 
 
 def test_a_clap_that_hears_for_two_figures_hears_once(folders, tmp_path: Path, monkeypatch) -> None:
-    from musiccm.metrics.embedders.clap import ClapEmbedder
+    from musiccm.embedders.clap import ClapEmbedder
 
     heard: list[int] = []
     hear = ClapEmbedder.hear

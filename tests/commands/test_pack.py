@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from musiccm.cli import main
 from musiccm.commands._precision import choose, half_rounded, relative_change
-from musiccm.commands._quality import figures
+from musiccm.evaluation.bundle_quality import figures
 from musiccm.files import replacing_folder
-from musiccm.metrics.clap_windows import CLAP_PARTS
-from musiccm.metrics.index import TrainingIndex
 from musiccm.models.bundle import Bundle
+from musiccm.similarity.clap_windows import CLAP_PARTS
+from musiccm.similarity.index import TrainingIndex
 from tests.tiny_bundle import build_random_bundle
 
 

@@ -20,7 +20,7 @@ from musiccm.metrics import (
     TextAudioSimilarity,
 )
 from musiccm.models import denoiser as denoiser_module
-from musiccm.models.conditioner import ClapFrontEnd
+from musiccm.models.conditioners.clap import ClapFrontEnd
 from musiccm.models.denoiser import Float32Conv2d
 from musiccm.models.ema import Ema
 from musiccm.models.fbank_adapter import FbankAdapter

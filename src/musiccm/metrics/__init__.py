@@ -6,8 +6,8 @@ from musiccm.metrics.frechet import FrechetDistance
 from musiccm.metrics.inception import InceptionScore
 from musiccm.metrics.kernel import KernelDistance
 from musiccm.metrics.kl import KLDivergence
-from musiccm.metrics.sim_aa import Match, SimAA
 from musiccm.metrics.text_audio import TextAudioSimilarity
+from musiccm.similarity.sim_aa import Match, SimAA
 
 __all__ = [
     "AttributeAccuracy",

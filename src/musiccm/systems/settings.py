@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from musiccm.diffusion import PREDICTION_TYPES, SOLVERS, TIMESTEP_MODES
 from musiccm.errors import MusiccmError
 from musiccm.losses import DISTANCES
-from musiccm.models.acceleration import check_backend
-from musiccm.models.student_record import LCM_SIGMA_DATA
+from musiccm.models.acceleration.networks import check_backend
+from musiccm.models.bundle.student_record import LCM_SIGMA_DATA
 from musiccm.systems.ranges import check_ranges
 
 FEATURES = ("audiomae", "clap")

@@ -1,0 +1,132 @@
+"""Encoding a corpus, in one process or in those that torchrun started."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.strategies import DDPStrategy
+
+from musiccm.callbacks.preemption import without_lightnings_handlers
+from musiccm.callbacks.progress_lines import ProgressLines
+from musiccm.config import load_experiment
+from musiccm.data.latent_cache.fingerprint import ENCODING_PARTS, bundle_fingerprint
+from musiccm.data.module import MusicDataModule
+from musiccm.device import choose_device
+from musiccm.errors import MusiccmError
+from musiccm.locks import locked_folder
+from musiccm.models.bundle import Bundle
+from musiccm.systems.encoding.data import EncodingData
+from musiccm.systems.encoding.encoder import Encoder
+from musiccm.terminal import interactive, say
+from musiccm.texts import require_utf8
+
+# How long a process may wait for the others at the end: they may have one file more to encode.
+_LONGEST_WAIT = timedelta(days=1)
+
+
+def data_module(configs: list[str], overrides: dict[str, Any]) -> MusicDataModule:
+    """Build the data module of an experiment file.
+
+    Args:
+        configs: Experiment files, later ones laid over earlier ones.
+        overrides: Arguments that win over `data.init_args`.
+
+    Returns:
+        The data module.
+
+    Raises:
+        MusiccmError: The file has no data section, or one with unknown or missing keys.
+    """
+    data = load_experiment(*configs).get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("init_args"), dict):
+        raise MusiccmError(f"{configs[-1]}: expected a section data with class_path and init_args, found {data!r}")
+    arguments = {**data["init_args"], **overrides}
+    for key in ("root", "bundle", "cache_dir"):
+        if not arguments.get(key) and not (key == "root" and arguments.get("corpora")):
+            raise MusiccmError(f"{configs[-1]}: data.init_args.{key} is needed to encode latents, and is not set")
+    try:
+        return MusicDataModule(**arguments)
+    except TypeError as error:
+        raise MusiccmError(f"{configs[-1]}: data.init_args do not fit MusicDataModule: {error}") from error
+
+
+def encode_corpus(
+    configs: list[str],
+    overrides: dict[str, Any],
+    batch_size: int = 16,
+    device: str = "auto",
+    overwrite: bool = False,
+    shard_size: int = 256,
+) -> None:
+    """Encode both folders of an experiment's corpus into its latent cache; a killed run goes on where it stopped.
+
+    Under torchrun every process encodes files of its own. One run at a time works on a cache.
+
+    Args:
+        configs: Experiment files.
+        overrides: Arguments that win over `data.init_args`.
+        batch_size: Windows at a time in a process.
+        device: `auto`, `cpu`, `cuda`, ...
+        overwrite: Replace a cache that was made from something else.
+        shard_size: Windows in a file of the cache.
+
+    Raises:
+        MusiccmError: Bad configuration, corpus, bundle or cache, each named; another run works on the cache.
+    """
+    if min(batch_size, shard_size) < 1:
+        raise MusiccmError(f"--batch-size and --shard-size must be at least 1, found {batch_size} and {shard_size}")
+    choose_device(device)
+    data = data_module(configs, {**overrides, "kind": "waveform"})
+    require_utf8(str(data.cache_dir), "data.cache_dir")
+    bundle = Bundle.from_pretrained(str(data.bundle), parts=ENCODING_PARTS)
+    work = EncodingData(data, bundle_fingerprint(bundle.path), batch_size, shard_size, overwrite)
+    encoder = Encoder(bundle, work)
+    trainer = make_trainer(device)
+    # For all processes of a run: the others wait for the first, and are ended with it.
+    with locked_folder(Path(str(data.cache_dir))) if trainer.is_global_zero else contextlib.nullcontext():
+        trainer.predict(encoder, datamodule=work, return_predictions=False)
+        report = encoder.finish(trainer.strategy)
+    if trainer.is_global_zero:
+        say(summary(report))
+
+
+def make_trainer(device: str) -> pl.Trainer:
+    """A Trainer for the processes that torchrun started, or for this one alone.
+
+    Args:
+        device: `auto`, `cpu`, `cuda`, or one of several such as `cuda:1`.
+
+    Returns:
+        The Trainer; it keeps no logs and no checkpoints.
+    """
+    # Lightning's hints about GPUs and loader workers are not for the people who encode a corpus.
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    name, _, number = device.partition(":")
+    settings: dict[str, Any] = {"devices": [int(number)] if number else 1}
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        here, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        # Processes only count and wait: gloo does that on every machine, and notices at once when one of them dies.
+        strategy = DDPStrategy(process_group_backend="gloo", timeout=_LONGEST_WAIT)
+        settings = {"devices": here, "num_nodes": world // here, "strategy": strategy}
+    trainer = pl.Trainer(
+        accelerator="gpu" if name == "cuda" else name, logger=False, enable_checkpointing=False,
+        enable_model_summary=False, use_distributed_sampler=False, callbacks=[] if interactive() else [ProgressLines()],
+        **settings,
+    )
+    without_lightnings_handlers(trainer)
+    return trainer
+
+
+def summary(report: dict[str, Any]) -> str:
+    """One line of what `Encoder.finish` reports."""
+    if not report["windows"] and not report["captions"]:
+        return "nothing to encode: the cache is complete"
+    shares = ", ".join(f"{part.replace('_', ' ')} {share:.0%}" for part, share in report["shares"].items())
+    return (f"{report['windows']} windows and {report['captions']} captions in {report['wall_s']:.1f} s on "
+            f"{report['processes']} process(es): {report['windows_per_s']:.1f} windows/s; of the work: {shares}")
