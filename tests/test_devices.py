@@ -113,7 +113,7 @@ def test_losses_of_a_training_step(bundle: str, other: str, features: str, solve
         cond_BD = system._condition(batch, generator)
         warm, _ = system.warm_start_loss(z0, cond_BD, generator)
         x0, distil, _ = system.distil(z0, cond_BD, generator)
-        judged = system._judge(z0, x0, batch.text_BD, generator)
+        judged = system._losses(z0, x0, batch.text_BD, generator)
         (warm + distil + judged["loss_g"]).backward()
         loss_d, _ = discriminator_loss(system.discriminator, judged["real"], judged["fake"], judged["cond"], 1e-5)
         loss_d.backward()

@@ -21,7 +21,7 @@ from musiccm.errors import MusiccmError
 from musiccm.evaluation.galleries import bundle_index
 from musiccm.export import StudentInfo, export_student, student_scheduler
 from musiccm.files import replacing_folder
-from musiccm.models import heads
+from musiccm.models import attention_heads
 from musiccm.models.acceleration.networks import CpuConv2d
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.card import write_card
@@ -156,7 +156,7 @@ def test_own_heads_of_a_released_shape_go_along(
 ) -> None:
     """Where this small U-Net is taken for a released one with other heads, its student says whose it has."""
     assert "attention_heads" not in json.loads((student_dir / "musiccm.json").read_text())
-    monkeypatch.setitem(heads.HEAD_CHANNELS, 16, 4)
+    monkeypatch.setitem(attention_heads.HEAD_CHANNELS, 16, 4)
     monkeypatch.setattr(heads, "LEVELS", (1, 2))
     folder = export_student(student_unet, Bundle.from_pretrained(teacher_dir), tmp_path / "own", INFO)
     unet = Bundle.from_pretrained(folder).unet

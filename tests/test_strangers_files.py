@@ -29,8 +29,8 @@ from musiccm.data.corpora.split_lists import read_split_list
 from musiccm.embedders import load_embedder
 from musiccm.embedders.weights import load_checkpoint
 from musiccm.errors import MusiccmError
-from musiccm.models import bundle_files, untrusted
-from musiccm.models.bundle import Bundle
+from musiccm.models.bundle import Bundle, untrusted
+from musiccm.models.bundle import files as bundle_files
 from musiccm.models.bundle.files import PARTS
 from musiccm.models.convert.reading import read_original
 from musiccm.similarity.index import TrainingIndex

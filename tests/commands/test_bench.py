@@ -154,7 +154,7 @@ def test_corpus_benchmark_counts_tracks(monkeypatch):
 
 
 def test_full_size_benchmark_counts_the_work_and_the_memory_of_a_step(tmp_path, monkeypatch):
-    """On small parts, against the step's closed form: six passes of the U-Net, and what the judge adds to them."""
+    """On small parts, against the step's closed form: six passes of the U-Net, and what the discriminator adds."""
     full = load(BENCHMARKS / "full_size.py")
     for name, value in {"CROP": 4, "BATCH": 2}.items():
         monkeypatch.setattr(full, name, value)

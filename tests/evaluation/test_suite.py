@@ -9,7 +9,8 @@ from torch import Tensor
 from musiccm.embedders import Embedder, Embeddings
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.suite import FeatureExtractor, Features, MetricSuite
-from musiccm.metrics import FrechetInfinity, KernelDistance, SimAA
+from musiccm.metrics import FrechetInfinity, KernelDistance
+from musiccm.similarity.sim_aa import SimAA
 
 N = 30
 GENERATOR = torch.Generator().manual_seed(0)

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from musiccm.errors import MusiccmError
 from musiccm.locks import locked_folder
-from musiccm.metrics import SimAA
 from musiccm.similarity.faiss_search import FaissSearch, build_faiss
 from musiccm.similarity.gallery import RowGallery
 from musiccm.similarity.index import TrainingIndex
 from musiccm.similarity.index_writer import PlannedClip, write_index
 from musiccm.similarity.nearest import Queries, nearest_clips
+from musiccm.similarity.sim_aa import SimAA
 
 KEY = {"clap": "c" * 64, "corpus": "x", "sample_rate_hz": 100, "window_samples": 500, "hop_samples": 250}
 COUNTS = [1, 4, 2, 9, 1, 1, 3]

@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from musiccm.metrics import SimAA, nearest
+from musiccm.similarity import nearest
 from musiccm.similarity.gallery import RowGallery
 from musiccm.similarity.nearest import Queries, nearest_clips
+from musiccm.similarity.sim_aa import SimAA
 
 WIDTH = 16
 

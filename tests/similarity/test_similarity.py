@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from musiccm.errors import MusiccmError
-from musiccm.metrics import AttributeAccuracy, SimAA, TextAudioSimilarity
-from musiccm.similarity.sim_aa import share_above
+from musiccm.metrics import AttributeAccuracy, TextAudioSimilarity
+from musiccm.similarity.sim_aa import SimAA, share_above
 
 
 def test_text_audio_similarity_and_retrieval_max(device: str) -> None:

@@ -205,10 +205,10 @@ def training_index(folder: Path, name: str, experiment: str | None) -> dict[str,
     if experiment is None:
         say(f"{folder}: no index of training clips (--trained-on); SIM_AA cannot look among what the teacher learned")
         return None
+    from musiccm.data.experiment import data_module
     from musiccm.models.bundle import Bundle
     from musiccm.models.bundle.files import TRAINING_INDEX
     from musiccm.similarity.indexing import index_training_windows
-    from musiccm.systems.encoding.run import data_module
 
     data = data_module([experiment], {"kind": "waveform", "bundle": str(folder)})
     found = index_training_windows(folder / TRAINING_INDEX, Bundle.from_pretrained(folder), name, data, BATCH)

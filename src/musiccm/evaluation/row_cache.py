@@ -17,7 +17,8 @@ from musiccm.files import write_json
 from musiccm.texts import load_json
 
 # The code that decides what a row says.
-SOURCES = ("audio", "diffusion", "models", "samplers", "metrics", "evaluation/candidates.py", "evaluation/evaluator.py")
+SOURCES = ("audio", "diffusion", "models", "samplers", "embedders", "metrics", "similarity", 
+           *(f"evaluation/{name}.py" for name in ("candidates", "evaluator", "feature_extraction", "network", "suite")))
 LIBRARIES = ("torch", "diffusers", "transformers")
 
 

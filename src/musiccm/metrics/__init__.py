@@ -7,7 +7,6 @@ from musiccm.metrics.inception import InceptionScore
 from musiccm.metrics.kernel import KernelDistance
 from musiccm.metrics.kl import KLDivergence
 from musiccm.metrics.text_audio import TextAudioSimilarity
-from musiccm.similarity.sim_aa import Match, SimAA
 
 __all__ = [
     "AttributeAccuracy",
@@ -16,7 +15,5 @@ __all__ = [
     "InceptionScore",
     "KernelDistance",
     "KLDivergence",
-    "Match",
-    "SimAA",
     "TextAudioSimilarity",
 ]

@@ -16,6 +16,7 @@ from musiccm.audio.windows import read_window
 from musiccm.data.corpora.folder_scan import scan_folder
 from musiccm.data.corpora.labels import Clip
 from musiccm.data.corpora.reading import Entry, Listing, Rules, read_split
+from musiccm.data.experiment import data_module
 from musiccm.data.latent_cache.fingerprint import clips_fingerprint
 from musiccm.data.latent_cache.window_index import WindowIndex
 from musiccm.data.module import MusicDataModule
@@ -27,7 +28,6 @@ from musiccm.progress import Progress
 from musiccm.similarity.clap_windows import ClapWindows, FileWindows
 from musiccm.similarity.index import TrainingIndex
 from musiccm.similarity.index_writer import PlannedClip, write_index
-from musiccm.systems.encoding.run import data_module
 from musiccm.terminal import say
 from musiccm.texts import escaped, read_json, require_utf8
 

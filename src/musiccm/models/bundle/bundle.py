@@ -17,7 +17,7 @@ from torch import nn
 from musiccm.audio.mel import MelConfig
 from musiccm.diffusion import prediction_type_of
 from musiccm.errors import MusiccmError
-from musiccm.models import heads
+from musiccm.models import attention_heads
 from musiccm.models.bundle.files import (
     PARTS,
     SETTINGS_FILE,
@@ -147,7 +147,7 @@ class Bundle:
             check_part(root, name)
             kwargs: dict[str, Any] = {"source": self.mel} if name == "evaluators/audiomae" else {}
             if name == "unet":
-                kwargs = heads.check_heads(self.config("unet"), self.settings.get(heads.SETTING), root)
+                kwargs = attention_heads.check_heads(self.config("unet"), self.settings.get(attention_heads.SETTING), root)
             self._loaded[name] = load_part(root, name, self.dtype, **kwargs)
         return self._loaded[name]
 
@@ -301,8 +301,8 @@ class Bundle:
                     while chunk := stream.read(1 << 20):
                         digest.update(chunk)
         digest.update(json.dumps(asdict(self.mel), sort_keys=True).encode())
-        if "unet" in names and heads.SETTING in self.settings:
-            digest.update(json.dumps(self.settings[heads.SETTING]).encode())
+        if "unet" in names and attention_heads.SETTING in self.settings:
+            digest.update(json.dumps(self.settings[attention_heads.SETTING]).encode())
         return digest.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -81,8 +82,14 @@ class DecoderStage(Stage):
         return self._codec[0]
 
     def trained(self) -> list[nn.Module]:
-        """The decoder and its judge."""
+        """The decoder and its discriminator."""
         return [self.part] if self.discriminator is None else [self.part, self.discriminator]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up a checkpoint of version 0.1, where the discriminator had another name."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {re.sub(r"^judge\.", "discriminator.", name): value for name, value in state.items()}
+        super().on_load_checkpoint(checkpoint)
 
     def on_fit_start(self) -> None:
         """Bring the slow pair to the device."""
@@ -116,8 +123,8 @@ class DecoderStage(Stage):
         predicted_BS = self.part(latents_BCTF)
         total, parts = self.compare(predicted_BS, target_BS)
         if self.discriminator is not None and self.global_step >= self.adversarial_start:
-            fooling, judging, found = waveform_adversarial(self.discriminator, predicted_BS, target_BS)
-            total = total + self.adversarial_weight * fooling + judging
+            loss_g, loss_d, found = waveform_adversarial(self.discriminator, predicted_BS, target_BS)
+            total = total + self.adversarial_weight * loss_g + loss_d
             parts |= found
         return total, parts
 
