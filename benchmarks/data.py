@@ -252,13 +252,13 @@ def windows_of_an_mp3(folder: Path) -> list[dict]:
 
 def encoding(bundle: str, folder: Path) -> list[dict]:
     """`musiccm prepare latents` on a demo corpus in one process."""
+    from musiccm.commands._encode import make_trainer
     from musiccm.data.demo.corpus import write_corpus
     from musiccm.data.latent_cache.fingerprint import ENCODING_PARTS, bundle_fingerprint
     from musiccm.data.module import MusicDataModule
     from musiccm.models.bundle import Bundle
     from musiccm.systems.encoding.data import EncodingData
     from musiccm.systems.encoding.encoder import Encoder
-    from musiccm.systems.encoding.run import make_trainer
 
     write_corpus(folder / "demo", 48, 0, 16, None)
     parts = Bundle.from_pretrained(bundle, parts=ENCODING_PARTS)

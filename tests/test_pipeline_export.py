@@ -157,7 +157,7 @@ def test_own_heads_of_a_released_shape_go_along(
     """Where this small U-Net is taken for a released one with other heads, its student says whose it has."""
     assert "attention_heads" not in json.loads((student_dir / "musiccm.json").read_text())
     monkeypatch.setitem(attention_heads.HEAD_CHANNELS, 16, 4)
-    monkeypatch.setattr(heads, "LEVELS", (1, 2))
+    monkeypatch.setattr(attention_heads, "LEVELS", (1, 2))
     folder = export_student(student_unet, Bundle.from_pretrained(teacher_dir), tmp_path / "own", INFO)
     unet = Bundle.from_pretrained(folder).unet
     assert tuple(unet.config.attention_head_dim) == tuple(student_unet.config.attention_head_dim) == (1, 2)

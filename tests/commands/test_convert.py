@@ -179,7 +179,7 @@ def test_own_heads_of_a_released_shape_survive(
 ) -> None:
     """Where this small U-Net is taken for a released one, other heads must be stated, and stay stated."""
     monkeypatch.setitem(attention_heads.HEAD_CHANNELS, 32, 8)
-    monkeypatch.setattr(heads, "LEVELS", (1, 2))
+    monkeypatch.setattr(attention_heads, "LEVELS", (1, 2))
     with pytest.raises(MusiccmError, match=r"trained with \[4, 8\]"):
         _ = Bundle.from_pretrained(bundle).unet  # it states (2, 4)
     copied = ["convert", "--bundle"]

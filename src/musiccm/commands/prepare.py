@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
 
         prepare_index(args)
         return 0
-    from musiccm.systems.encoding.run import encode_corpus
+    from musiccm.commands._encode import encode_corpus
 
     overrides = {"root": args.root, "bundle": args.bundle, "cache_dir": args.cache_dir, "strict": args.strict or None}
     encode_corpus(args.config, {k: v for k, v in overrides.items() if v is not None}, args.batch_size, args.device,

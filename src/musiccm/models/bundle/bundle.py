@@ -147,7 +147,9 @@ class Bundle:
             check_part(root, name)
             kwargs: dict[str, Any] = {"source": self.mel} if name == "evaluators/audiomae" else {}
             if name == "unet":
-                kwargs = attention_heads.check_heads(self.config("unet"), self.settings.get(attention_heads.SETTING), root)
+                kwargs = attention_heads.check_heads(
+                    self.config("unet"), self.settings.get(attention_heads.SETTING), root
+                )
             self._loaded[name] = load_part(root, name, self.dtype, **kwargs)
         return self._loaded[name]
 
