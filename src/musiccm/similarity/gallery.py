@@ -20,13 +20,11 @@ class Gallery(ABC):
         ids: Id of each clip.
         first_row: Where the rows of each clip begin, and the end of the last, int64 `[C + 1]`.
         width: Numbers in a row.
-        unit: Whether every row has length 1 to within float32's rounding, or is zero.
     """
 
     ids: Sequence[str]
     first_row: np.ndarray
     width: int
-    unit: bool
 
     @abstractmethod
     def read(self, first: int, last: int) -> Tensor:
@@ -72,8 +70,6 @@ class RowGallery(Gallery):
     Raises:
         MusiccmError: No row, rows and ids that do not match, or rows that are not finite.
     """
-
-    unit = False
 
     def __init__(self, rows_ND: Tensor, ids: Sequence[str], starts_s: Sequence[float] | None = None) -> None:
         require_rows("training CLAP embeddings", rows_ND, ids)

@@ -80,8 +80,6 @@ class TrainingIndex(Gallery):
         MusiccmError: The folder holds no index, an unfinished one, a damaged one, or one of zero clips.
     """
 
-    unit = True
-
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         content = read_index_file(self.folder)

@@ -1,15 +1,11 @@
 """The training clips nearest to each query clip: exact, block by block, alone or with the work split over ranks.
 
-Cosines of all pairs are taken in float32, whose rounding is bounded: a dot product of two unit vectors of width D errs
-by less than D u, u = 2^-24, in any order of summation (Higham, Accuracy and Stability of Numerical Algorithms, section
-3.1). So the clips within twice that bound of the best hold the best; these few are scored again in float64, and a
-threshold is compared with that. Queries with too many near-equals to keep are searched again in float64 throughout.
+Cosines are taken in float64: float32 rounds clips to equal that are not, and SIM_AA compares them with a threshold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +18,9 @@ from musiccm.similarity.gallery import Gallery
 
 # Largest slice of the table of cosines that is held at once: this many training rows times this many query windows.
 BLOCK_ROWS, BLOCK_WINDOWS = 8192, 2048
-# Clips that the first pass keeps beyond those asked for.
-_SPARE = 15
+# Clips that are kept beyond those asked for, and from how close on they count as equal: a matrix product rounds equal
+# rows differently, as their place in it falls.
+_SPARE, _EQUAL = 15, 1e-12
 
 
 class Neighbours(NamedTuple):
@@ -68,16 +65,6 @@ class Queries:
         """Unit rows of one clip, float64."""
         return self.rows[self.first[query] : self.first[query + 1]]
 
-    def subset(self, queries: list[int]) -> Queries:
-        """Some of the clips."""
-        rows = torch.cat([self.windows(query) for query in queries])
-        return Queries(rows, [self.counts[q] for q in queries], [self.exclude[q] for q in queries])
-
-
-def tolerance(width: int, dtype: torch.dtype) -> float:
-    """Bound of the error of a cosine in `dtype`: of the dot product, and of rounding and scaling both rows before."""
-    return (width + 8) * torch.finfo(dtype).eps / 2
-
 
 def nearest_clips(
     gallery: Gallery, queries: Queries, k: int = 1, split_over_ranks: bool = False, block_rows: int = BLOCK_ROWS
@@ -85,7 +72,7 @@ def nearest_clips(
     """Search all rows of a gallery.
 
     Cosines are exact to float64's rounding, and so are the clips, except among more than 15 + k clips that are equal to
-    within 1e-13: then any of them may be named.
+    within 1e-12: then any of them may be named.
 
     Args:
         gallery: The training clips.
@@ -102,47 +89,29 @@ def nearest_clips(
     rank, world = (dist.get_rank(), dist.get_world_size()) if split_over_ranks and dist.is_initialized() else (0, 1)
     # Contiguous shares with about as many rows each.
     share = np.searchsorted(gallery.first_row, np.linspace(0, gallery.n_rows, world + 1)[rank : rank + 2])
-    found = _search(gallery, queries, int(share[0]), int(share[1]), k, block_rows, torch.float32)
+    coarse, clips = _scan(gallery, queries, int(share[0]), int(share[1]), k + _SPARE, block_rows)
+    # What is left out of a search for itself stands at -inf.
+    unlikely = (coarse < coarse[:, k - 1 : k] - _EQUAL) | ~torch.isfinite(coarse)
+    found = rescore(gallery, queries, clips.masked_fill(unlikely, -1), k)
     return found if world == 1 else _merge([_gathered(tensor, world) for tensor in found], k)
 
 
-def _search(
-    gallery: Gallery, queries: Queries, begin: int, end: int, k: int, block_rows: int, dtype: torch.dtype
-) -> Neighbours:
-    """Search clips `begin` to `end`: candidates in `dtype`, their cosines in float64."""
-    keep = k + _SPARE
-    coarse, clips = _scan(gallery, queries, begin, end, keep, block_rows, dtype)
-    # A clip below this cannot be among the k best.
-    needed = coarse[:, k - 1 : k] - 2 * tolerance(gallery.width, dtype)
-    # What is left out of a search for itself stands at -inf.
-    found = rescore(gallery, queries, clips.masked_fill((coarse < needed) | ~torch.isfinite(coarse), -1), k)
-    crowded = (coarse[:, -1:] >= needed) & torch.isfinite(coarse[:, -1:])
-    if dtype != torch.float64 and bool(crowded.any()):
-        again = crowded[:, 0].nonzero()[:, 0]
-        found_again = _search(gallery, queries.subset(again.tolist()), begin, end, k, block_rows, torch.float64)
-        for tensor, better in zip(found, found_again, strict=True):
-            tensor[again] = better
-    return found
-
-
 def _scan(
-    gallery: Gallery, queries: Queries, begin: int, end: int, keep: int, block_rows: int, dtype: torch.dtype
+    gallery: Gallery, queries: Queries, begin: int, end: int, keep: int, block_rows: int
 ) -> tuple[Tensor, Tensor]:
-    """The `keep` best clips of each query by their highest cosine in `dtype`: values `[Q, keep]` and clip numbers."""
+    """The `keep` best clips of each query by their highest cosine: values `[Q, keep]` and clip numbers."""
     device = queries.rows.device
-    best = torch.full((len(queries), keep), -torch.inf, dtype=dtype, device=device)
+    best = torch.full((len(queries), keep), -torch.inf, dtype=torch.float64, device=device)
     clips = torch.full((len(queries), keep), -1, dtype=torch.long, device=device)
     exclude = torch.tensor(queries.exclude, dtype=torch.long, device=device)
-    chunks = [(a, b, queries.rows[queries.first[a] : queries.first[b]].to(dtype)) for a, b in _chunks(queries)]
-    with _full_precision(device):
-        for first, last in _blocks(gallery, begin, end, block_rows):
-            rows = gallery.read(int(gallery.first_row[first]), int(gallery.first_row[last])).to(device)
-            rows = rows.to(dtype) if gallery.unit else unit_rows(rows).to(dtype)
-            windows = torch.from_numpy(np.diff(gallery.first_row[first : last + 1])).to(device)
-            for a, b, query_rows in chunks:
-                cosine_QC = _best_pairs(query_rows, queries.counts[a:b], rows, windows)
-                _leave_out(cosine_QC, exclude[a:b] - first)
-                _keep_best(best[a:b], clips[a:b], cosine_QC, first)
+    chunks = [(a, b, queries.rows[queries.first[a] : queries.first[b]]) for a, b in _chunks(queries)]
+    for first, last in _blocks(gallery, begin, end, block_rows):
+        rows = unit_rows(gallery.read(int(gallery.first_row[first]), int(gallery.first_row[last])).to(device))
+        windows = torch.from_numpy(np.diff(gallery.first_row[first : last + 1])).to(device)
+        for a, b, query_rows in chunks:
+            cosine_QC = _best_pairs(query_rows, queries.counts[a:b], rows, windows)
+            _leave_out(cosine_QC, exclude[a:b] - first)
+            _keep_best(best[a:b], clips[a:b], cosine_QC, first)
     return best, clips
 
 
@@ -217,26 +186,23 @@ def rescore(gallery: Gallery, queries: Queries, clips_QK: Tensor, k: int) -> Nei
     cosine = torch.full(clips_QK.shape, -torch.inf, dtype=torch.float64)
     row, window = torch.full_like(clips_QK, -1), torch.zeros_like(clips_QK)
     pairs = (clips_QK >= 0).nonzero()
-    near = 2 * tolerance(gallery.width, torch.float32)
-    held, rows32, rows64 = -1, torch.empty(0), torch.empty(0)
+    held, rows = -1, torch.empty(0)
     # A few small products, one after the other: on the CPU, where the rows are.
     here = queries.rows.cpu()
-    with _full_precision(here.device):
-        # In the order of the gallery, so that each of its files is read once.
-        for query, place in pairs[clips_QK[pairs[:, 0], pairs[:, 1]].argsort(stable=True)].tolist():
-            clip = int(clips_QK[query, place])
-            first, last = int(gallery.first_row[clip]), int(gallery.first_row[clip + 1])
-            if clip != held:
-                held, rows64 = clip, unit_rows(gallery.read(first, last))
-                rows32 = rows64.float()
-            windows = here[queries.first[query] : queries.first[query + 1]]
-            table = rows32 @ windows.float().T
-            at = (table >= table.max() - near).nonzero()
-            # Row by row rather than by a matrix product, which may round equal rows differently.
-            exact = (rows64[at[:, 0]] * windows[at[:, 1]]).sum(dim=1)
-            best = int(exact.argmax())
-            cosine[query, place] = exact[best]
-            row[query, place], window[query, place] = first + at[best, 0], at[best, 1]
+    # In the order of the gallery, so that each of its files is read once.
+    for query, place in pairs[clips_QK[pairs[:, 0], pairs[:, 1]].argsort(stable=True)].tolist():
+        clip = int(clips_QK[query, place])
+        first, last = int(gallery.first_row[clip]), int(gallery.first_row[clip + 1])
+        if clip != held:
+            held, rows = clip, unit_rows(gallery.read(first, last))
+        windows = here[queries.first[query] : queries.first[query + 1]]
+        table = rows @ windows.T
+        at = (table >= table.max() - _EQUAL).nonzero()
+        # Row by row rather than by a matrix product, which may round equal rows differently.
+        exact = (rows[at[:, 0]] * windows[at[:, 1]]).sum(dim=1)
+        best = int(exact.argmax())
+        cosine[query, place] = exact[best]
+        row[query, place], window[query, place] = first + at[best, 0], at[best, 1]
     found = Neighbours(cosine, clips_QK, row, window)
     return Neighbours(*[tensor.to(device) for tensor in _merge(found, k)])
 
@@ -254,15 +220,3 @@ def _gathered(tensor: Tensor, world: int) -> Tensor:
     parts = [torch.empty_like(tensor) for _ in range(world)]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts, dim=1)
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Turn off autocast, TF32 and bfloat16 products, which the bound does not hold for."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
