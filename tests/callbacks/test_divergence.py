@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from musiccm.callbacks.divergence import Divergence, first_not_finite
-from musiccm.callbacks.last_step import LastStep
+from musiccm.callbacks.last_checkpoint import LastStep
 from musiccm.callbacks.later import Later
 from musiccm.errors import MusiccmError
 

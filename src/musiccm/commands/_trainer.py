@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from musiccm import signals
 from musiccm.callbacks.divergence import Divergence
-from musiccm.callbacks.last_step import LastStep
+from musiccm.callbacks.last_checkpoint import LastStep
 from musiccm.callbacks.preemption import Preemption, without_lightnings_handlers
 from musiccm.callbacks.progress_lines import ProgressLines
 from musiccm.callbacks.provenance import SaveConfigWithProvenance
