@@ -34,6 +34,22 @@ def test_bias_is_gone_where_the_distance_is_known(shift: float) -> None:
     assert abs(sum(extrapolated) / 8 - true) < plain_bias / 5
 
 
+@pytest.mark.parametrize("shared", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_paired_sets_have_no_bias_either(shared: float, shift: float) -> None:
+    d, n, draws = 12, 240, 24
+    values = []
+    for seed in range(draws):
+        common, own, other = (rows(n, d, 3 * seed + i) for i in range(3))
+        metric, ids = FrechetInfinity(seed=seed), [f"c{i:04d}" for i in range(n)]
+        metric.update(shared**0.5 * common + (1 - shared) ** 0.5 * own, ids, True)
+        metric.update(shared**0.5 * common + (1 - shared) ** 0.5 * other + shift, ids, False)
+        values.append(metric.compute()["fd_inf"] - d * shift**2)
+    error = torch.tensor(values)
+    # Terms of order 1/n^2 are left: (d / n)^2 times d.
+    assert abs(float(error.mean())) < 3.5 * float(error.std()) / draws**0.5 + d * (d / n) ** 2
+
+
 def test_first_point_is_the_plain_distance_and_a_reference_of_another_size_shrinks_alike() -> None:
     real, fake = rows(120, 4, 0), rows(60, 4, 1) + 0.3
     found = filled(FrechetInfinity(), real, fake)

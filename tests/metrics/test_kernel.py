@@ -11,7 +11,7 @@ import torch
 from musiccm.errors import MusiccmError
 from musiccm.metrics import KernelDistance
 from musiccm.metrics.clips import TooFewClips
-from musiccm.metrics.kernel import kernel_sum, median_distance
+from musiccm.metrics.kernel import kernel_mean, median_distance
 
 
 def rows(n: int, d: int, seed: int) -> torch.Tensor:
@@ -52,8 +52,9 @@ def test_equals_the_definition_pair_by_pair_far_from_the_origin() -> None:
 def test_blocks_and_the_share_of_rows_behind_the_median() -> None:
     a, b = rows(30, 3, 2).double(), rows(23, 3, 3).double()
     for left, right in ((a, b), (a, a)):
-        whole = kernel_sum(left, right, 1.3)
-        assert kernel_sum(left, right, 1.3, block=7) == pytest.approx(whole, rel=1e-12)
+        clips = torch.arange(len(left)) // 2, torch.arange(len(right)) // 2
+        whole = kernel_mean(left, right, *clips, 1.3)
+        assert kernel_mean(left, right, *clips, 1.3, block=7) == pytest.approx(whole, rel=1e-12)
     assert median_distance(rows(3000, 8, 4), limit=500) == pytest.approx(median_distance(rows(3000, 8, 4)), rel=0.02)
 
 
@@ -74,6 +75,42 @@ def test_is_zero_on_average_for_two_halves_of_one_world_however_few() -> None:
         values = torch.tensor([distance(rows(n, 6, 2 * s), rows(n, 6, 2 * s + 1))["kad"] for s in range(200)])
         assert abs(float(values.mean())) < 4 * float(values.std()) / 200**0.5
     assert distance(rows(40, 6, 0), rows(40, 6, 1) + 1)["kad"] > 5
+
+
+def paired(n: int, d: int, shared: float, shift: float, seed: int) -> dict:
+    """The figure of two sets that share a part of their variance clip by clip, as answers to the same captions do."""
+    common, own, other = (rows(n, d, 3 * seed + i) for i in range(3))
+    real, fake = (shared**0.5 * common + (1 - shared) ** 0.5 * part for part in (own, other))
+    metric, ids = KernelDistance(), [f"c{i:04d}" for i in range(n)]
+    metric.update(real, ids, real=True)
+    metric.update(fake + shift, ids, real=False)
+    return metric.compute()
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("shift", [0.0, 0.2])
+def test_paired_sets_have_the_distance_of_their_distributions(shared: float, shift: float) -> None:
+    """Against the closed form of two Gaussians: what the sets share changes nothing but the noise."""
+    n, d, draws = 48, 8, 150
+    found = [paired(n, d, shared, shift, seed) for seed in range(draws)]
+    error = []
+    for result in found:
+        h2 = result["bandwidth"] ** 2
+        between = (h2 / (h2 + 2)) ** (d / 2)
+        error.append(result["kad"] - 200 * between * (1 - math.exp(-d * shift**2 / (2 * (h2 + 2)))))
+    values = torch.tensor(error)
+    assert abs(float(values.mean())) < 3.5 * float(values.std()) / draws**0.5
+
+
+def test_rows_of_one_clip_are_no_independent_draws() -> None:
+    """Each clip with its row twice has the same mean over pairs, where counting the equal rows would raise it."""
+    x, y = rows(20, 4, 0).double(), rows(17, 4, 1).double()
+    of_x, of_y = torch.arange(20), torch.arange(17) + 5
+    for a, b, of_a, of_b in ((x, y, of_x, of_y), (x, x, of_x, of_x)):
+        twice = a.repeat_interleave(2, 0)
+        other = twice if b is a else b.repeat_interleave(2, 0)
+        of = of_a.repeat_interleave(2), of_b.repeat_interleave(2)
+        assert kernel_mean(twice, other, *of, 1.3) == pytest.approx(kernel_mean(a, b, of_a, of_b, 1.3), rel=1e-12)
 
 
 def test_bad_input() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,14 +14,31 @@ from musiccm.metrics.folding import FoldingMetric, Summary
 
 
 class RowSet(NamedTuple):
-    """One set, in the order of its clip ids: the rows of each clip, `[R_i, D]` each, float64."""
+    """One set, in the order of its clip ids.
 
+    Args:
+        ids: Clip ids, sorted.
+        clips: The rows of each clip, `[R_i, D]` each, float64.
+    """
+
+    ids: tuple[str, ...]
     clips: tuple[Tensor, ...]
 
     @property
     def rows(self) -> Tensor:
         """All rows, `[R, D]`."""
         return torch.cat(self.clips)
+
+    def numbers(self, of: dict[str, int]) -> Tensor:
+        """Which clip each row belongs to, `[R]`, by the numbers of `of`, to which new ids are added."""
+        number = [of.setdefault(clip_id, len(of)) for clip_id in self.ids]
+        counts = torch.tensor([len(rows) for rows in self.clips])
+        return torch.tensor(number).repeat_interleave(counts).to(self.clips[0].device)
+
+    def draw(self, chosen: Iterable[str]) -> Tensor:
+        """The rows of some clips, in the order given, `[R, D]`."""
+        place = {clip_id: i for i, clip_id in enumerate(self.ids)}
+        return torch.cat([self.clips[place[clip_id]] for clip_id in chosen])
 
 
 class PairedRowsMetric(FoldingMetric):
@@ -79,7 +96,7 @@ class PairedRowsMetric(FoldingMetric):
             found = self.collected(side)
             clips = found.rows.double().split(found.counts) if found.counts else ()
             order = sorted(range(len(found.ids)), key=found.ids.__getitem__)
-            sets.append(RowSet(tuple(clips[i] for i in order)))
+            sets.append(RowSet(tuple(found.ids[i] for i in order), tuple(clips[i] for i in order)))
         n_real, n_fake = (len(found.clips) for found in sets)
         name = type(self).__name__
         if min(n_real, n_fake) < 2:
