@@ -75,7 +75,7 @@ class FrechetInfinity(PairedRowsMetric):
                 [ids[i] for i in random.permutation(len(ids))[: round(share * len(ids))]] for ids in parts
             ]
             drawn = [[*common, *ids] for ids in alone]
-            distances.append(frechet_distance_of_rows(real.draw(drawn[0]), fake.draw(drawn[1])))
+            distances.append(frechet_distance_of_rows(real.of(drawn[0]).rows, fake.of(drawn[1]).rows))
             inverse.append((n_real / len(drawn[0]) + n / len(drawn[1])) / 2)
         slope, at_infinity = np.polyfit(inverse, distances, 1)
         return {

@@ -35,10 +35,10 @@ class RowSet(NamedTuple):
         counts = torch.tensor([len(rows) for rows in self.clips])
         return torch.tensor(number).repeat_interleave(counts).to(self.clips[0].device)
 
-    def draw(self, chosen: Iterable[str]) -> Tensor:
-        """The rows of some clips, in the order given, `[R, D]`."""
-        place = {clip_id: i for i, clip_id in enumerate(self.ids)}
-        return torch.cat([self.clips[place[clip_id]] for clip_id in chosen])
+    def of(self, chosen: Iterable[str]) -> RowSet:
+        """Some of the clips, in the order given."""
+        place, chosen = {clip_id: i for i, clip_id in enumerate(self.ids)}, tuple(chosen)
+        return RowSet(chosen, tuple(self.clips[place[clip_id]] for clip_id in chosen))
 
 
 class PairedRowsMetric(FoldingMetric):
