@@ -102,8 +102,8 @@ def _positions(encoder: nn.Module) -> int:
     if stated is None:
         return LONGEST
     table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
-    # RoBERTa's kind counts positions from behind the padding's
-    return stated if getattr(table, "padding_idx", None) is None else stated - table.padding_idx - 1
+    padding = getattr(table, "padding_idx", None)
+    return stated if padding is None else stated - padding - 1  # RoBERTa's kind counts from behind the padding's
 
 
 def check_attends(unet: Mapping[str, Any], width: int, where: str) -> None:
