@@ -1,4 +1,4 @@
-"""A bundle with random weights whose text encoder gives tokens: a T5, with a sentencepiece vocabulary made on the spot."""
+"""A bundle with random weights whose text encoder gives tokens: a T5, its vocabulary made on the spot."""
 
 from __future__ import annotations
 
