@@ -134,17 +134,18 @@ class CacheWriter:
 
     Args:
         folder: The cache.
-        key: From `cache_key`.
+        key: From `cache_key`; one that leaves open what captions are is written with vectors.
         index: Its windows.
         shard_size: Windows in a file; a cache that was begun keeps its own.
     """
 
     def __init__(self, folder: Path, key: dict[str, Any], index: WindowIndex, shard_size: int = 256) -> None:
-        self.folder, self.key, self.index = folder, key, index
+        self.folder, self.index = folder, index
+        self.key = {**key, "format": FORMAT if key["format"] is None else key["format"]}
         begun = read_index(folder)
-        same = begun is not None and not differences(begun["key"], key)
+        same = begun is not None and not differences(begun["key"], self.key)
         self.shard_size = begun["shard_size"] if same and begun is not None else shard_size
-        made_from = json.dumps([key, self.shard_size], sort_keys=True).encode()
+        made_from = json.dumps([self.key, self.shard_size], sort_keys=True).encode()
         # A single entry: safetensors writes several in any order.
         self._stamp = {"cache": hashlib.blake2b(made_from, digest_size=16).hexdigest()}
 
