@@ -22,6 +22,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from musiccm import load_embedder
 from musiccm.data.fingerprint import bundle_fingerprint
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
@@ -145,6 +146,9 @@ def test_a_bundle_comes_back_as_it_was_saved(shared: Path, tmp_path: Path) -> No
     assert torch.equal(ours.tokens_BLD, theirs.tokens_BLD) and torch.equal(ours.mask_BL, theirs.mask_BL)
     with pytest.raises(MusiccmError, match="text_encoder: is a t5 encoder.*needs a CLAP"):
         _ = first.clap
+    for ask in (lambda: load_embedder("clap", bundle=str(shared)), lambda: first.content_hash(["feature_extractor"])):
+        with pytest.raises(MusiccmError, match="embeds no audio"):
+            ask()
 
 
 def test_a_whole_t5_serves_by_its_encoder(own: Path) -> None:

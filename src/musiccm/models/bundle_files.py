@@ -172,6 +172,9 @@ def check_part(bundle: Path, name: str) -> None:
         if name == "feature_extractor" and has_text_tower_alone(bundle):
             raise MusiccmError(f"{folder}: is missing, and text_encoder holds CLAP's text tower alone, as AudioLDM's "
                                "published layout does; add the other by `musiccm convert --bundle FOLDER --clap FILE`")
+        if name == "feature_extractor" and has_token_encoder(bundle):
+            raise MusiccmError(f"{folder}: is missing, as {bundle / 'text_encoder'} is no CLAP and embeds no audio; "
+                               "name a bundle with a CLAP for what compares audio with audio or text")
         raise MusiccmError(f"{folder}: this part of the bundle is missing; expected a folder with {kind.config_file}")
     if not (folder / kind.config_file).is_file():
         raise MusiccmError(f"{folder / kind.config_file}: not found; a {kind.class_name} needs it")
