@@ -265,7 +265,7 @@ def encoding(bundle: str, folder: Path) -> list[dict]:
     samples = parts.latent_shape()[1] * parts.codec("none").downsampling * parts.mel.hop_length
     data = MusicDataModule(str(folder / "demo"), clip_samples=samples, windows_per_track=2, bundle=bundle,
                            cache_dir=str(folder / "encoded"))
-    work = EncodingData(data, bundle_fingerprint(parts.path), 16)
+    work = EncodingData(data, bundle_fingerprint(parts.path), 16, tokens=parts.gives_tokens)
     encoder, trainer = Encoder(parts, work), make_trainer("auto")
     trainer.predict(encoder, datamodule=work, return_predictions=False)
     report = encoder.finish(trainer.strategy)

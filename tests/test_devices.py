@@ -15,12 +15,13 @@ import torch
 from gaussian import MUSICLDM
 from one_step import batch_of
 from tiny_bundle import CAPTIONS, build_random_bundle, make_unet
+from tiny_tokens import build_token_bundle, make_token_unet
 from torch.utils._pytree import tree_map
 
 from musiccm.audio import LogMel, MelConfig
 from musiccm.audio.io import write_audio
 from musiccm.audio.windows import keyed_generator
-from musiccm.data.batch import WaveformBatch
+from musiccm.data.batch import LatentBatch, WaveformBatch
 from musiccm.diffusion import NoiseSchedule
 from musiccm.embedders.registry import load_embedder
 from musiccm.evaluation.candidates import student_candidate, teacher_candidate
@@ -129,6 +130,33 @@ def test_losses_of_a_training_step(bundle: str, other: str, features: str, solve
                 "moved": system.student_ema_slow.distance(system.student), **logged}
 
     same(step, other, rtol=1e-3, atol=1e-3)
+
+
+def test_token_conditions(tmp_path: Path, other: str) -> None:
+    """Teacher stage, the losses of a student and its discriminator, clips and a piece, of a bundle with a T5."""
+    path = build_token_bundle(tmp_path / "tokens")
+    config = {key: value for key, value in make_token_unet().config.items() if not key.startswith("_")}
+    text = Bundle.from_pretrained(path).conditioner().text(CAPTIONS[:3])
+    latents = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(5))
+
+    def compute(device: str) -> dict[str, Any]:
+        torch.manual_seed(0)
+        batch, generator = LatentBatch(latents, text, None, list("abc"), CAPTIONS[:3]).to(device), keyed_generator(0, 1)
+        stage = TeacherStage(config, bundle=str(path), condition_dropout=0.5, audio_condition_share=0.0).to(device)
+        stage.setup("fit")
+        system = MusicCM(str(path), Distillation(curriculum=[Phase(1.0, 500, 1)]), Adversarial(crop_frames=2,
+                                                                                               head_width=8)).to(device)
+        system._progress = lambda: 0.0
+        z0, cond = system.codec.normalise(batch.latents_BCTF), system._condition(batch, generator)
+        warm, _ = system.warm_start_loss(z0, cond, generator)
+        x0, distil, _ = system.distil(z0, cond, generator)
+        term = system.adversarial_term(z0, x0, batch.text_BD, generator)
+        pipeline = Pipeline.from_pretrained(path).to(device)
+        return {"stage": stage.loss(batch, keyed_generator(0, 2))[0], "warm": warm, "distil": distil,
+                "loss_g": term["loss_g"], "clips": pipeline(CAPTIONS[:2], 2),
+                "piece": pipeline.compose([(0.0, CAPTIONS[0]), (0.6, CAPTIONS[2])], 1.5, 2)}
+
+    same(compute, other, rtol=1e-3, atol=1e-3)
 
 
 def test_samplers(other: str) -> None:

@@ -131,6 +131,7 @@ def test_nobody_is_asked_whether_code_may_run(bundle: Path, monkeypatch: pytest.
     ("tokenizer/tokenizer_config.json", {"vocab_file": "/etc/passwd"}, "vocab_file"),
     ("text_encoder/config.json", {"text_config": {"auto_map": {"AutoModel": "planted.Model"}}}, "auto_map"),
     ("text_encoder/config.json", {"_attn_implementation": "planted/kernel"}, "_attn_implementation"),
+    ("text_encoder/config.json", {"model_type": "planted"}, "model_type"),
     ("vocoder/config.json", {"quantization_config": {"quant_method": "planted"}}, "quantization_config"),
     ("unet/config.json", {"_class_name": ["planted", "Model"]}, "_class_name"),
     ("unet/config.json", {"sample_size": float("nan")}, "sample_size"),

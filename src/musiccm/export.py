@@ -17,7 +17,15 @@ from musiccm.files import naming_full_disk, replacing_folder
 from musiccm.models.attention_heads import own_heads
 from musiccm.models.bundle import Bundle, save_settings
 from musiccm.models.bundle.card import write_card
-from musiccm.models.bundle.files import PARTS, TRAINING_INDEX, base_folder, load_part, save_part, update_json
+from musiccm.models.bundle.files import (
+    PARTS,
+    TRAINING_INDEX,
+    base_folder,
+    load_part,
+    pipeline_class,
+    save_part,
+    update_json,
+)
 from musiccm.models.bundle.student_record import LCM_SIGMA_DATA, STUDENT_SCHEDULERS, sampler_record
 
 STUDENTS_OWN = ("unet", "scheduler")
@@ -160,6 +168,8 @@ def _write(
     save_part(partial, "unet", unet, dtype)
     save_settings(partial, **own_heads(unet.config))  # type: ignore[arg-type]
     save_part(partial, "scheduler", scheduler)
+    if teacher.gives_tokens:  # a borrowed encoder does not lie here to tell
+        update_json(partial / "model_index.json", {"_class_name": pipeline_class(teacher.root_of("text_encoder"))})
     record = {
         "guidance_scale": info.guidance_scale,
         "gamma": info.gamma,
@@ -171,7 +181,8 @@ def _write(
         partial, mel=teacher.mel, latent_patch=teacher.latent_patch, distillation=record, results=rows,
         results_notes=list(info.notes), **borrowed
     )
-    write_card(partial / "README.md", folder.name, record, rows, teacher.latent_shape(), base, info.notes)
+    write_card(partial / "README.md", folder.name, record, rows, teacher.latent_shape(), base, info.notes,
+               teacher.gives_tokens)
 
 
 def _borrow(teacher: Bundle, folder: Path, base: str, parts: list[str]) -> dict[str, Any]:

@@ -58,7 +58,8 @@ class Pipeline(LongMusic):
 
     def __init__(self, bundle: Bundle, decoder: str | None = None) -> None:
         self.bundle = bundle
-        _check_widths(bundle)
+        _check_channels(bundle)
+        bundle.check_condition()
         scheduler = bundle.scheduler_config
         self.is_student = is_student(scheduler)
         self.record: dict[str, Any] = bundle.settings.get("distillation") or {}
@@ -289,7 +290,7 @@ class Pipeline(LongMusic):
         """Sample normalised latents.
 
         Args:
-            cond_BD: Condition embeddings.
+            cond_BD: Conditions, vectors or tokens.
             seeds: One a sample.
             steps: See `__call__`.
             guidance_scale: See `__call__`.
@@ -307,14 +308,10 @@ class Pipeline(LongMusic):
         return stepper.sample(cond_BD, noise, seeded_noise_fn(seeds, self.latent_shape))
 
 
-def _check_widths(bundle: Bundle) -> None:
-    """The U-Net's channels and condition against VAE and CLAP, before any weights are read."""
-    taken, width = bundle.stated("unet", "in_channels", "projection_class_embeddings_input_dim")
-    (raw,), (embedded,) = bundle.stated("vae", "latent_channels"), bundle.stated("text_encoder", "projection_dim")
+def _check_channels(bundle: Bundle) -> None:
+    """The U-Net's channels against the VAE's, before any weights are read."""
+    (taken,), (raw,) = bundle.stated("unet", "in_channels"), bundle.stated("vae", "latent_channels")
     given = raw * bundle.latent_patch**2
     if taken != given:
         raise MusiccmError(f"{bundle.path}: unet takes {taken} channels, vae gives {given} (latent_patch "
                            f"{bundle.latent_patch}); the two are from different models")
-    if width != embedded:
-        raise MusiccmError(f"{bundle.path}: unet takes a condition of width {width}, text_encoder gives "
-                           f"{embedded}; the two are from different models")

@@ -22,17 +22,34 @@ def fake_encode(index, unit):
             "std": torch.full((len(rows), 2, 3, 4), 0.25), "clap_audio": torch.tensor([[c, -c] for c in code])}
 
 
+def fake_tokens(index, unit):
+    """The same of a bundle that conditions by tokens: one a word, which tell the caption and the word's place."""
+    encoded = fake_encode(index, unit)
+    if unit.kind == "shard":
+        return {"mean": encoded["mean"], "std": encoded["std"]}
+    texts = [index.captions[number] for number in range(unit.first, unit.last)]
+    words = [[float(sum(text.encode())), float(place)] for text in texts for place in range(len(text.split()))]
+    return {"tokens": torch.tensor(words), "lengths": torch.tensor([len(text.split()) for text in texts])}
+
+
+def make_token_cache(root, folder, windows_per_track=1, shard_size=2):
+    clips, _ = read_audiostock(root, "train")
+    key = cache_key(clips, SAMPLES, RATE_HZ, windows_per_track, "t5", tokens=True)
+    index = WindowIndex.plan(clips, SAMPLES, RATE_HZ, windows_per_track, distinct=True)
+    return write_all(CacheWriter(folder, key, index, shard_size), encode=fake_tokens)
+
+
 def make_writer(root, folder, windows_per_track=1, model="abc", shard_size=6):
     clips, _ = read_audiostock(root, "train")
     key = cache_key(clips, SAMPLES, RATE_HZ, windows_per_track, model)
     return CacheWriter(folder, key, WindowIndex.plan(clips, SAMPLES, RATE_HZ, windows_per_track), shard_size)
 
 
-def write_all(writer, overwrite=False):
+def write_all(writer, overwrite=False, encode=fake_encode):
     writer.begin(overwrite)
     for unit in writer.units():
         if not writer.is_written(unit):
-            writer.write(unit, fake_encode(writer.index, unit))
+            writer.write(unit, encode(writer.index, unit))
     return writer
 
 

@@ -13,6 +13,8 @@ from musiccm.diffusion import (
     cat_conditions,
     choose_condition,
     expand_condition,
+    gives_tokens,
+    pool_condition,
     stack_conditions,
     with_guidance,
 )
@@ -112,6 +114,34 @@ def test_choosing_joins_and_indexes_item_by_item(pooled: bool) -> None:
     assert torch.equal(chosen.tokens_BLD[1, :1], no.tokens_BLD[0])
     if pooled:
         assert torch.equal(chosen.pooled_BD, torch.stack([vector[0], -vector[0]]))
+
+
+def test_heads_that_take_a_vector_get_the_mean_of_the_tokens() -> None:
+    cond = tokens(3, 1)
+    cond.tokens_BLD[1, 1:] = float("nan")  # whatever stands under padding
+    pooled = pool_condition(cond)
+    for row, count in enumerate((3, 1)):
+        mean = cond.tokens_BLD[row, :count].mean(0)
+        torch.testing.assert_close(pooled[row], mean / mean.square().sum().sqrt())
+    assert torch.equal(pool_condition(cond.padded(9)), pooled)
+    vector = torch.arange(6.0).reshape(2, 3)
+    assert pool_condition(Condition(cond.tokens_BLD, cond.mask_BL, vector)) is vector
+    assert pool_condition(vector) is vector
+
+
+def test_a_condition_goes_where_another_is() -> None:
+    """As `tensor.to(other)`, so that samplers need not know which kind they have."""
+    cond, other = tokens(3), Condition(*(part.to("meta") for part in (tokens(1).tokens_BLD.half(), tokens(1).mask_BL)))
+    moved = cond.to(other)
+    assert moved.device.type == "meta" and moved.mask_BL.device.type == "meta"
+    assert (moved.tokens_BLD.dtype, moved.mask_BL.dtype) == (torch.float16, torch.bool)
+    null, cond = Condition(tokens(1).tokens_BLD.double(), tokens(1).mask_BL), tokens(4, 2)
+    assert choose_condition(torch.tensor([True, False]), null, cond).tokens_BLD.dtype == torch.float32
+
+
+def test_clap_alone_gives_a_vector() -> None:
+    given = {kind: gives_tokens({"model_type": kind}) for kind in ("clap", "clap_text_model", "t5", "bert")}
+    assert given == {"clap": False, "clap_text_model": False, "t5": True, "bert": True} and not gives_tokens({})
 
 
 def test_vectors_stay_plain_tensors() -> None:

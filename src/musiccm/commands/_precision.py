@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from musiccm.audio import LogMel
 from musiccm.data.batch import WaveformBatch
-from musiccm.diffusion import noise_process
+from musiccm.diffusion import Condition, expand_condition, noise_process
 from musiccm.models.bundle import Bundle
 from musiccm.models.codec import LatentCodec
 from musiccm.models.conditioners.clap import ClapConditioner
+from musiccm.models.conditioners.text_encoder import TextEncoderConditioner
 from musiccm.models.denoiser import Denoiser
 from musiccm.samplers import INITIAL, sample_ddim, sample_noise
 
@@ -70,7 +71,14 @@ def probes(bundle: Bundle, batch: WaveformBatch, present: set[str]) -> dict[str,
         codec = bundle.codec("none")
         latents_BCTF = codec.standardise(codec.encode(mel_BMN)[0])
         found["decoder"] = lambda decoder: [log_mel(decoder(latents_BCTF))]
-    if {"tokenizer", "feature_extractor"} <= present:
+    if bundle.gives_tokens and "tokenizer" in present:
+
+        def encoder_probe(encoder: nn.Module) -> list[Tensor]:
+            condition = TextEncoderConditioner(encoder, bundle.tokenizer).text(batch.captions)
+            return [condition.tokens_BLD[condition.mask_BL]]
+
+        found["text_encoder"] = encoder_probe
+    elif {"tokenizer", "feature_extractor"} <= present:
 
         def clap_probe(clap: nn.Module) -> list[Tensor]:
             conditioner = ClapConditioner(clap, bundle.tokenizer, bundle.feature_extractor)
@@ -85,14 +93,17 @@ def probes(bundle: Bundle, batch: WaveformBatch, present: set[str]) -> dict[str,
 def _sampled(bundle: Bundle, unet: nn.Module, batch: WaveformBatch, present: set[str]) -> Tensor:
     schedule = noise_process(bundle.scheduler_config)
     denoise = Denoiser(unet, schedule, bundle.prediction_type)
-    if {"text_encoder", "tokenizer", "feature_extractor"} <= present:
+    if {"text_encoder", "tokenizer", *(() if bundle.gives_tokens else ("feature_extractor",))} <= present:
         conditioner = bundle.conditioner()
         cond_BD, null_BD = conditioner.text(batch.captions), conditioner.null(len(batch))
-    else:  # any unit vectors serve to compare two networks
-        width = int(bundle.config("unet")["projection_class_embeddings_input_dim"])
-        drawn = torch.randn(len(batch) + 1, width, generator=torch.Generator().manual_seed(0))
+    else:  # any unit vectors serve to compare two networks, where it attends to tokens as one token each
+        config = bundle.config("unet")
+        width = config.get("projection_class_embeddings_input_dim")
+        drawn = torch.randn(len(batch) + 1, width or config["cross_attention_dim"],
+                            generator=torch.Generator().manual_seed(0))
         drawn = drawn / drawn.norm(dim=1, keepdim=True)
-        cond_BD, null_BD = drawn[1:], drawn[:1].expand(len(batch), -1)
+        given = drawn if width else Condition(drawn[:, None], torch.ones(len(drawn), 1, dtype=torch.bool))
+        cond_BD, null_BD = given[1:], expand_condition(given[:1], len(batch))
     noise = sample_noise(list(range(len(batch))), bundle.latent_shape(), INITIAL)
     return sample_ddim(denoise, schedule, cond_BD, null_BD, noise, U_NET_STEPS, U_NET_GUIDANCE)
 

@@ -89,7 +89,8 @@ def parts_of(bundle: Bundle) -> tuple[set[str], list[str]]:
     present = {name for name in PARTS if bundle.has(name)}
     if not present:
         raise MusiccmError(f"{bundle.path}: none of {', '.join(PARTS)} is there; run the stages first (make bundle)")
-    needed = [name for name, kind in PARTS.items() if not kind.optional]
+    needed = [name for name, kind in PARTS.items()
+              if not kind.optional and not (name == "feature_extractor" and bundle.gives_tokens)]
     return present, [name for name in needed if name not in present]
 
 

@@ -181,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
                             help="tracks in validation/ (default a fifteenth of --tracks; 0 for no such folder)")
         writer.add_argument("--seed", type=int, default=0, help="decides every byte (default %(default)s)")
         writer.add_argument("--workers", type=int, help="processes (default one a core)")
-    latents = commands.add_parser("latents", help="encode the corpus of an experiment with its bundle's VAE and CLAP",
+    latents = commands.add_parser("latents", help="encode an experiment's corpus with its VAE and text encoder",
                                   epilog="On several GPUs: torchrun --nproc-per-node 8 -m musiccm prepare latents ...")
     latents.add_argument("--config", required=True, action="append", help="experiment file; its data section is used")
     latents.add_argument("--root", help="corpus, in place of data.root")

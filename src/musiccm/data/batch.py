@@ -4,28 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
+
+from musiccm.diffusion import AnyCondition, Condition
 
 AnyBatch = TypeVar("AnyBatch", bound="Batch")
 
 
 @dataclass
 class Batch:
-    """Moves the tensors among its fields together."""
+    """Moves the tensors and conditions among its fields together."""
 
-    def _map(self: AnyBatch, function: Callable[[Tensor], Tensor]) -> AnyBatch:
+    def _map(self: AnyBatch, function: Callable[[Any], Any]) -> AnyBatch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: function(v) for name, v in values.items() if isinstance(v, Tensor)})
+        return replace(self, **{name: function(v) for name, v in values.items() if isinstance(v, Tensor | Condition)})
 
     def to(self: AnyBatch, *args, **kwargs) -> AnyBatch:
         """The same batch on another device; takes what `Tensor.to` takes."""
-        return self._map(lambda tensor: tensor.to(*args, **kwargs))
+        return self._map(lambda field: field.to(*args, **kwargs))
 
     def pin_memory(self: AnyBatch) -> AnyBatch:
         """The same batch in page-locked memory."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        return self._map(lambda field: field.pin_memory())
 
 
 @dataclass
@@ -58,15 +60,15 @@ class LatentBatch(Batch):
 
     Args:
         latents_BCTF: Raw (un-normalised) latents, sampled from the VAE's moments; in evaluation their mean.
-        text_BD: CLAP embedding of the caption.
-        audio_BD: CLAP embedding of the window's own audio.
+        text_BD: Condition of the caption: its CLAP embedding, or its tokens.
+        audio_BD: CLAP embedding of the window's own audio; None where the bundle conditions by tokens.
         ids: Window ids: the clip's, with `@<n>` behind it where a clip has several windows.
         captions: One caption a clip.
     """
 
     latents_BCTF: Tensor
-    text_BD: Tensor
-    audio_BD: Tensor
+    text_BD: AnyCondition
+    audio_BD: Tensor | None
     ids: list[str]
     captions: list[str]
 

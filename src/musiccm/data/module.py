@@ -20,7 +20,7 @@ from musiccm.data.corpora.report import Report
 from musiccm.data.corpora.shares import Part, limited
 from musiccm.data.latent_cache.dataset import LatentCache
 from musiccm.data.latent_cache.files import cache_key
-from musiccm.data.latent_cache.fingerprint import bundle_fingerprint, bundle_folder, clips_fingerprint
+from musiccm.data.latent_cache.fingerprint import bundle_fingerprint, bundle_folder, caches_tokens, clips_fingerprint
 from musiccm.data.latent_cache.windows import LatentWindows, collate_latents
 from musiccm.data.sampling import KeyedLoader, MixedSampler, OrderedSampler, ShuffledSampler
 from musiccm.data.vocabulary import TagVocabulary
@@ -193,18 +193,22 @@ class MusicDataModule(pl.LightningDataModule):
             "seed": self.seed,
         }
 
-    def latent_key(self, split: str, model: str | None = None) -> dict[str, Any]:
+    def latent_key(self, split: str, model: str | None = None, tokens: bool | None = None) -> dict[str, Any]:
         """What the latent cache of a folder must have been made from.
 
         Args:
             split: `"train"` or `"test"`.
             model: Fingerprint of the bundle; computed if not given, unchecked where the bundle is not on this disk.
+            tokens: Whether the bundle's text encoder gives tokens; found out or left unchecked likewise.
         """
         folder = bundle_folder(self.bundle) if self.bundle else None
         if model is None and folder is not None:
             model = bundle_fingerprint(folder)
+        if tokens is None and folder is not None:
+            tokens = caches_tokens(folder)
         return cache_key(
-            self.clips(split), self.clip_samples, self.sample_rate_hz, self.windows_per_track, model, self.conversion
+            self.clips(split), self.clip_samples, self.sample_rate_hz, self.windows_per_track, model, self.conversion,
+            tokens,
         )
 
     def latent_cache(self, split: str) -> LatentCache:
@@ -256,7 +260,7 @@ class MusicDataModule(pl.LightningDataModule):
             `(ids, audio_ND)`: a row for every window of every training clip, under the clip's id, in the cache's order.
 
         Raises:
-            MusiccmError: There is no latent cache, or it is unfinished or stale.
+            MusiccmError: There is no latent cache, or it is unfinished or stale, or its bundle embeds no audio.
         """
         cache, rows = self.latent_cache("train"), self.latent_rows("train")
         return [cache.index.clip_ids[clip] for clip in cache.index.clips_of(rows)], cache.audio(rows)

@@ -7,6 +7,8 @@ from musiccm.diffusion.condition import (
     cat_conditions,
     choose_condition,
     expand_condition,
+    gives_tokens,
+    pool_condition,
     stack_conditions,
 )
 from musiccm.diffusion.continuous import Angle, RectifiedFlow
@@ -56,10 +58,12 @@ __all__ = [
     "ddim_jump",
     "expand_condition",
     "expand_to",
+    "gives_tokens",
     "guide",
     "heun_jump",
     "jump_to_target",
     "noise_process",
+    "pool_condition",
     "predict_at",
     "prediction_type_of",
     "refuse_guidance",

@@ -7,7 +7,7 @@ guidance, samplers and long form need not know which it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,6 +15,21 @@ import torch
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
+
+#: `model_type` of the text encoders that give one vector a text: a whole CLAP, or its text tower alone.
+VECTOR_ENCODERS = ("clap", "clap_text_model")
+
+
+def gives_tokens(text_encoder: Mapping[str, Any]) -> bool:
+    """Whether a text encoder conditions by tokens, and not by a vector.
+
+    Args:
+        text_encoder: Its `config.json`.
+
+    Returns:
+        True for every encoder that says what it is and is not CLAP.
+    """
+    return text_encoder.get("model_type", VECTOR_ENCODERS[0]) not in VECTOR_ENCODERS
 
 
 @dataclass(frozen=True)
@@ -47,11 +62,17 @@ class Condition:
         pooled = None if self.pooled_BD is None else self.pooled_BD[index]
         return Condition(self.tokens_BLD[index], self.mask_BL[index], pooled)
 
-    def to(self, *args: Any) -> Condition:
-        """Device and type as `Tensor.to` takes them; the mask only goes to the device."""
-        tokens = self.tokens_BLD.to(*args)
-        pooled = None if self.pooled_BD is None else self.pooled_BD.to(*args)
-        return Condition(tokens, self.mask_BL.to(tokens.device), pooled)
+    def to(self, *args: Any, **kwargs: Any) -> Condition:
+        """Device and type as `Tensor.to` takes them, or as another condition has them; the mask has only the device."""
+        args = tuple(arg.tokens_BLD if isinstance(arg, Condition) else arg for arg in args)
+        tokens = self.tokens_BLD.to(*args, **kwargs)
+        pooled = None if self.pooled_BD is None else self.pooled_BD.to(*args, **kwargs)
+        return Condition(tokens, self.mask_BL.to(tokens.device, non_blocking=bool(kwargs.get("non_blocking"))), pooled)
+
+    def pin_memory(self) -> Condition:
+        """The same in page-locked memory."""
+        pooled = None if self.pooled_BD is None else self.pooled_BD.pin_memory()
+        return Condition(self.tokens_BLD.pin_memory(), self.mask_BL.pin_memory(), pooled)
 
     @property
     def device(self) -> torch.device:
@@ -121,9 +142,31 @@ def choose_condition(mask_B: Tensor, yes: AnyCondition, no: AnyCondition) -> Any
     """
     if isinstance(yes, Tensor) and isinstance(no, Tensor):
         return torch.where(mask_B[:, None].to(no.device), yes.to(no), no)
+    if isinstance(yes, Condition) and isinstance(no, Condition):
+        yes = yes.to(no)
     both = cat_conditions([expand_condition(yes, len(mask_B)), expand_condition(no, len(mask_B))])
     rows = torch.arange(len(mask_B), device=both.device)
     return both[torch.where(mask_B.to(both.device), rows, rows + len(mask_B))]
+
+
+def pool_condition(condition: AnyCondition) -> Tensor:
+    """One vector an item, for networks that take no sequence.
+
+    Args:
+        condition: Vectors, which stay as they are, or tokens.
+
+    Returns:
+        [B, D]; of tokens without a vector of their own the mean over what is no padding, in float32, at unit length,
+        as CLAP's vectors have it.
+    """
+    if isinstance(condition, Tensor):
+        return condition
+    if condition.pooled_BD is not None:
+        return condition.pooled_BD
+    weights_BL1 = condition.mask_BL[..., None].float()
+    # where, not a product: 0 times an infinity that stands under padding would be NaN
+    kept_BLD = torch.where(condition.mask_BL[..., None], condition.tokens_BLD.float(), 0.0)
+    return torch.nn.functional.normalize(kept_BLD.sum(1) / weights_BL1.sum(1).clamp(min=1.0), dim=-1)
 
 
 def _joined(parts: Sequence[AnyCondition], join: Any) -> AnyCondition:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from musiccm.diffusion import AnyCondition, pool_condition
 from musiccm.errors import MusiccmError
 from musiccm.losses.adversarial import discriminator_loss, generator_loss
 from musiccm.models.acceleration.half import half_copy
@@ -45,6 +46,9 @@ class AdversarialSystem(DistilledSystem):
     def _feature_network(self) -> nn.Module:
         kind = self.adversarial.features
         if kind == "clap":
+            if not self.frozen["conditioner"].hears:
+                raise MusiccmError("adversarial.features: 'clap' are those of an audio tower, which the bundle's text "
+                                   "encoder has not; choose audiomae")
             return ClapFeatures(self.bundle.clap, self.bundle.feature_extractor, self.bundle.mel)
         if kind == "audiomae":
             features, frames = self.bundle.evaluators["audiomae"], self.adversarial.crop_frames
@@ -70,14 +74,14 @@ class AdversarialSystem(DistilledSystem):
         return slice(start, start + length)
 
     def adversarial_term(
-        self, z0: Tensor, x0_pred: Tensor, text_BD: Tensor, generator: torch.Generator
+        self, z0: Tensor, x0_pred: Tensor, text_BD: AnyCondition, generator: torch.Generator
     ) -> dict[str, Any] | None:
         """The generator's loss, with what the discriminator's step needs; None before `adversarial.start_step`.
 
         Args:
             z0: clean latents, the real side.
             x0_pred: the student's, the fake side.
-            text_BD: embeddings of the captions.
+            text_BD: conditions of the captions; of tokens the heads are given the mean (`pool_condition`).
             generator: draws the crop.
 
         Returns:
@@ -85,7 +89,7 @@ class AdversarialSystem(DistilledSystem):
         """
         if self.discriminator is None or self.global_step < self.adversarial.start_step:
             return None
-        return self._losses(z0, x0_pred, text_BD, generator)
+        return self._losses(z0, x0_pred, pool_condition(text_BD), generator)
 
     def _losses(self, z0: Tensor, x0_pred: Tensor, text_BD: Tensor, generator: torch.Generator) -> dict[str, Any]:
         crop = self._crop(z0.shape[2], generator)

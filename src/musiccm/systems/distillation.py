@@ -20,7 +20,6 @@ from musiccm.diffusion import (
     AnyCondition,
     BoundDenoise,
     check_prediction_type,
-    choose_condition,
     expand_to,
     noise_process,
     student_grid,
@@ -37,6 +36,7 @@ from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.models.ema import Ema
 from musiccm.systems import speed
 from musiccm.systems.checkpoint_fit import check_fit, identity
+from musiccm.systems.conditions import caption_or_audio, check_audio_share
 from musiccm.systems.curve import learning_rate_factor
 from musiccm.systems.parallel import mean_over_ranks, own_rows, shard, shard_like, warn, whole
 from musiccm.systems.settings import Adversarial, Distillation, Optimization
@@ -64,7 +64,8 @@ class DistilledSystem(pl.LightningModule):
         seed: seed of timesteps and noise.
 
     Raises:
-        MusiccmError: a setting is out of range, or the bundle is a student itself.
+        MusiccmError: a setting is out of range or asks for audio conditions that the bundle has not, its U-Net does not
+            take what its text encoder gives, or it is a student itself.
     """
 
     student: nn.Module
@@ -89,9 +90,14 @@ class DistilledSystem(pl.LightningModule):
         self._unfinished: dict[str, Tensor] = {}
         self._half: dict[str, nn.Module] = {}
 
+        if self.bundle.gives_tokens:
+            self.bundle.check_condition()
+        conditioner = self.bundle.conditioner()
+        check_audio_share("model.init_args.distillation.audio_condition_share",
+                          self.distillation.audio_condition_share, conditioner)
         teacher = Denoiser(self.bundle.unet, self.schedule, self.bundle.prediction_type)
         self.frozen = nn.ModuleDict(
-            {"teacher": teacher, "codec": self.bundle.codec("original"), "conditioner": self.bundle.conditioner()}
+            {"teacher": teacher, "codec": self.bundle.codec("original"), "conditioner": conditioner}
         )
         self.student = copy.deepcopy(self.bundle.unet).requires_grad_(True)
         self.student_ema_target = Ema(self.student, self.distillation.target_ema_decay)
@@ -154,7 +160,7 @@ class DistilledSystem(pl.LightningModule):
 
     @property
     def conditioner(self) -> nn.Module:
-        """The frozen `ClapConditioner`."""
+        """The frozen `Conditioner`: CLAP, or a text encoder that gives tokens."""
         return self.frozen["conditioner"]
 
     @property
@@ -185,7 +191,7 @@ class DistilledSystem(pl.LightningModule):
     def _condition(self, batch: LatentBatch, generator: torch.Generator) -> AnyCondition:
         share = self.distillation.audio_condition_share
         audio_B = own_rows(lambda n: torch.rand(n, 1, generator=generator), len(batch))[:, 0] < share
-        return choose_condition(audio_B, batch.audio_BD, batch.text_BD)
+        return caption_or_audio(batch, audio_B)
 
     def guided_teacher(self, cond_BD: AnyCondition) -> BoundDenoise:
         """The teacher under a condition, guided as the student is taught: `(z, t) -> x0`."""

@@ -1,4 +1,4 @@
-"""Reading a latent cache: moments of the VAE and CLAP embeddings of a corpus, mapped from the disk."""
+"""Reading a latent cache: moments of the VAE and conditions of a corpus, mapped from the disk."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from musiccm.data.latent_cache.files import (
-    CAPTIONS_PER_WINDOW,
     COLUMNS,
+    TOKEN_FORMAT,
     differences,
     file_counts,
     file_path,
+    file_sizes,
     read_index,
 )
 from musiccm.data.latent_cache.window_index import WindowIndex
+from musiccm.diffusion import AnyCondition, Condition
 from musiccm.errors import MusiccmError
 from musiccm.locks import LOCK, holder
 
@@ -50,10 +52,11 @@ class LatentCache:
                                "`musiccm prepare latents --config ... --overwrite`")
         self.key: dict[str, Any] = found["key"]
         self.index = WindowIndex.load(self.folder / COLUMNS)
-        self._shard_size: int = found["shard_size"]
+        self._sizes = file_sizes(found["shard_size"], self.key["format"])
         paths = [
             file_path(self.folder, kind, number)
-            for kind, count in file_counts(self.index, self._shard_size).items() for number in range(count)
+            for kind, count in file_counts(self.index, found["shard_size"], self.key["format"]).items()
+            for number in range(count)
         ]
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
@@ -67,13 +70,21 @@ class LatentCache:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether its captions are tokens, and not CLAP's vectors; then it holds no embeddings of audio."""
+        return self.key["format"] == TOKEN_FORMAT
+
     def _file(self, kind: str, number: int) -> dict[str, np.ndarray]:
         """The tensors of a file, views of its mapping."""
         if (kind, number) not in self._files:
             path = file_path(self.folder, kind, number)
             try:
                 with safe_open(path, framework="pt") as file:
-                    self._files[kind, number] = {name: file.get_tensor(name).numpy() for name in file.keys()}
+                    found = {name: file.get_tensor(name).numpy() for name in file.keys()}
+                if "lengths" in found:
+                    found["ends"] = np.concatenate([[0], np.cumsum(found["lengths"])])
+                self._files[kind, number] = found
             except (OSError, SafetensorError) as error:
                 raise MusiccmError(f"{path}: damaged ({error}); remove it and run `musiccm prepare latents` "
                                    "again") from error
@@ -81,20 +92,41 @@ class LatentCache:
 
     def moments(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the raw latents of windows, float32, each [n, C, T, F]."""
-        mean, std = (self._gather("shard", name, rows, self._shard_size) for name in ("mean", "std"))
+        mean, std = (self._gather("shard", name, rows) for name in ("mean", "std"))
         return mean.float(), std.float()
 
     def audio(self, rows: np.ndarray) -> Tensor:
-        """CLAP embeddings of the windows' own audio, [n, D]."""
-        return self._gather("shard", "clap_audio", rows, self._shard_size)
+        """CLAP embeddings of the windows' own audio, [n, D].
 
-    def text(self, captions: np.ndarray) -> Tensor:
-        """CLAP embeddings of captions by their numbers in the index, [n, D]."""
-        return self._gather("text", "clap_text", captions, self._shard_size * CAPTIONS_PER_WINDOW)
+        Raises:
+            MusiccmError: The cache has none.
+        """
+        if self.has_tokens:
+            raise MusiccmError(f"{self.folder}: holds tokens of captions and no embeddings of audio, as its bundle's "
+                               "text encoder embeds none. Training clips are compared by a CLAP's index of them: "
+                               "`musiccm prepare index --bundle` with a bundle that has one, then `musiccm plagiarism`")
+        return self._gather("shard", "clap_audio", rows)
 
-    def _gather(self, kind: str, name: str, numbers: np.ndarray, file_size: int) -> Tensor:
+    def text(self, captions: np.ndarray) -> AnyCondition:
+        """Conditions of captions by their numbers in the index: CLAP embeddings [n, D], or tokens."""
+        return self._tokens(captions) if self.has_tokens else self._gather("text", "clap_text", captions)
+
+    def _tokens(self, captions: np.ndarray) -> Condition:
+        """Tokens of captions, padded to the longest of these; float32."""
+        found = []
+        for number, place in zip(*(part.tolist() for part in np.divmod(captions, self._sizes["text"])), strict=True):
+            file = self._file("text", number)
+            found.append(file["tokens"][file["ends"][place] : file["ends"][place + 1]])
+        lengths = np.asarray([len(tokens) for tokens in found])
+        out = np.zeros((len(found), lengths.max(), found[0].shape[1]), np.float32)
+        for row, tokens in zip(out, found, strict=True):
+            row[: len(tokens)] = tokens
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        return Condition(torch.from_numpy(out), torch.from_numpy(mask))
+
+    def _gather(self, kind: str, name: str, numbers: np.ndarray) -> Tensor:
         # Row by row, as a shuffled batch seldom has two from one file; by NumPy, which takes a row in half the time.
-        files, places = (part.tolist() for part in np.divmod(numbers, file_size))
+        files, places = (part.tolist() for part in np.divmod(numbers, self._sizes[kind]))
         first = self._file(kind, files[0])[name]
         out = np.empty((len(files), *first.shape[1:]), first.dtype)
         for n, (file, place) in enumerate(zip(files, places, strict=True)):

@@ -4,6 +4,11 @@ A folder with `index.json` (what the cache was made from), `index.safetensors` (
 `shard-<n>.safetensors` (`mean` and `std` of the raw latents in float16, [n, C, T, F], and `clap_audio`, [n, D] in
 float32) and `text-<n>.safetensors` (`clap_text`, [captions, D] in float32). The files follow from the index alone, not
 from who writes them or in which order.
+
+Of a bundle that conditions by tokens, shards have no `clap_audio`, and the index holds each distinct caption once. Its
+tokens lie in `text-<n>.safetensors` end to end without padding: `tokens`, [all of them, D] in float16, and `lengths`,
+[captions]. So a caption of 20 tokens costs 40 kB at FLAN-T5-large's width, however many windows and clips have it,
+where padded to 77 for each window it would be 158 kB.
 """
 
 from __future__ import annotations
@@ -28,11 +33,14 @@ from musiccm.errors import MusiccmError
 from musiccm.files import sweep, write_atomically, write_json
 from musiccm.texts import load_json
 
-FORMAT = 2
+#: Of a cache with CLAP's vectors, and of one with tokens.
+FORMAT, TOKEN_FORMAT = 2, 3
+_HOLDS = {FORMAT: "a CLAP vector a caption", TOKEN_FORMAT: "tokens of captions"}
 INDEX, COLUMNS = "index.json", "index.safetensors"
-#: How many more captions a text file holds than a shard holds windows: they are that much smaller.
-CAPTIONS_PER_WINDOW = 16
-_HALF = ("mean", "std")
+#: How many more captions a text file holds than a shard holds windows, by format: they are that much smaller.
+CAPTIONS_PER_WINDOW = {FORMAT: 16, TOKEN_FORMAT: 4}
+_HALF = ("mean", "std", "tokens")
+_WHOLE = ("lengths",)
 
 
 def cache_key(
@@ -42,10 +50,11 @@ def cache_key(
     windows_per_track: int,
     model: str | None,
     conversion: Conversion | None = None,
+    tokens: bool | None = False,
 ) -> dict[str, Any]:
-    """What a cache depends on; `model` None leaves the model unchecked."""
+    """What a cache depends on; `model` None leaves the model unchecked, `tokens` None what its captions are."""
     return {
-        "format": FORMAT,
+        "format": None if tokens is None else TOKEN_FORMAT if tokens else FORMAT,
         "corpus": clips_fingerprint(clips),
         "model": model,
         "clip_samples": clip_samples,
@@ -57,8 +66,13 @@ def cache_key(
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     """In what a cache's key is not the one that is expected; one of an older format is not compared further."""
-    if found.get("format") != FORMAT:
-        return [f"its format is {found.get('format')}, this version of musiccm reads and writes {FORMAT}"]
+    written, wanted = found.get("format"), expected.get("format")
+    if written not in _HOLDS:
+        known = " and ".join(map(str, _HOLDS)) if wanted is None else wanted
+        return [f"its format is {written}, this version of musiccm reads and writes {known}"]
+    if wanted not in (None, written):
+        return [f"its format is {written}, with {_HOLDS[written]}, and the bundle's text encoder makes {wanted}, "
+                f"{_HOLDS[wanted]}"]
     return [
         f"{name} is {found.get(name)!r}, expected {value!r}"
         for name, value in expected.items() if value is not None and found.get(name) != value
@@ -82,10 +96,15 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     return index
 
 
-def file_counts(index: WindowIndex, shard_size: int) -> dict[str, int]:
-    """How many files of each kind a cache consists of."""
-    texts = shard_size * CAPTIONS_PER_WINDOW
-    return {"shard": -(-len(index) // shard_size), "text": -(-len(index.captions) // texts)}
+def file_sizes(shard_size: int, layout: int) -> dict[str, int]:
+    """How many windows, or captions, a file of each kind holds in a cache of a format."""
+    return {"shard": shard_size, "text": shard_size * CAPTIONS_PER_WINDOW[layout]}
+
+
+def file_counts(index: WindowIndex, shard_size: int, layout: int) -> dict[str, int]:
+    """How many files of each kind a cache of a format consists of."""
+    totals = {"shard": len(index), "text": len(index.captions)}
+    return {kind: -(-totals[kind] // size) for kind, size in file_sizes(shard_size, layout).items()}
 
 
 def file_path(folder: Path, kind: str, number: int) -> Path:
@@ -115,17 +134,18 @@ class CacheWriter:
 
     Args:
         folder: The cache.
-        key: From `cache_key`.
+        key: From `cache_key`; one that leaves open what captions are is written with vectors.
         index: Its windows.
         shard_size: Windows in a file; a cache that was begun keeps its own.
     """
 
     def __init__(self, folder: Path, key: dict[str, Any], index: WindowIndex, shard_size: int = 256) -> None:
-        self.folder, self.key, self.index = folder, key, index
+        self.folder, self.index = folder, index
+        self.key = {**key, "format": FORMAT if key["format"] is None else key["format"]}
         begun = read_index(folder)
-        same = begun is not None and not differences(begun["key"], key)
+        same = begun is not None and not differences(begun["key"], self.key)
         self.shard_size = begun["shard_size"] if same and begun is not None else shard_size
-        made_from = json.dumps([key, self.shard_size], sort_keys=True).encode()
+        made_from = json.dumps([self.key, self.shard_size], sort_keys=True).encode()
         # A single entry: safetensors writes several in any order.
         self._stamp = {"cache": hashlib.blake2b(made_from, digest_size=16).hexdigest()}
 
@@ -157,11 +177,11 @@ class CacheWriter:
 
     def units(self) -> list[Unit]:
         """All units, whether written or not."""
-        sizes = {"shard": (self.shard_size, len(self.index)),
-                 "text": (self.shard_size * CAPTIONS_PER_WINDOW, len(self.index.captions))}
+        totals = {"shard": len(self.index), "text": len(self.index.captions)}
         return [
-            Unit(kind, number, first, min(first + size, total))
-            for kind, (size, total) in sizes.items() for number, first in enumerate(range(0, total, size))
+            Unit(kind, number, first, min(first + size, totals[kind]))
+            for kind, size in file_sizes(self.shard_size, self.key["format"]).items()
+            for number, first in enumerate(range(0, totals[kind], size))
         ]
 
     def is_written(self, unit: Unit) -> bool:
@@ -177,7 +197,8 @@ class CacheWriter:
 
         Args:
             unit: Which one.
-            tensors: `mean`, `std` and `clap_audio` of its windows, or `clap_text` of its captions.
+            tensors: `mean`, `std` and `clap_audio` of its windows, or `clap_text` of its captions; where these are
+                tokens, no `clap_audio`, and `tokens` and `lengths`.
 
         Raises:
             MusiccmError: A value is NaN or does not fit float16, or the disk is full.
@@ -185,9 +206,13 @@ class CacheWriter:
         path = file_path(self.folder, unit.kind, unit.number)
         stored = {}
         for name, tensor in tensors.items():
-            stored[name] = tensor.detach().to("cpu", torch.float16 if name in _HALF else torch.float32).contiguous()
+            dtype = torch.float16 if name in _HALF else torch.int64 if name in _WHOLE else torch.float32
+            stored[name] = tensor.detach().to("cpu", dtype).contiguous()
             if not torch.isfinite(stored[name]).all():
-                bad = unit.first + int((~torch.isfinite(stored[name].flatten(1)).all(1)).nonzero()[0])
+                row = int((~torch.isfinite(stored[name].flatten(1)).all(1)).nonzero()[0])
+                if name == "tokens":  # of which caption
+                    row = int(torch.searchsorted(tensors["lengths"].cpu().cumsum(0), row, right=True))
+                bad = unit.first + row
                 what = repr(self.index.captions[bad]) if unit.kind == "text" else self.window_id(bad)
                 raise MusiccmError(f"{path}: {name} is NaN or beyond the range of float16 for {what}; check the "
                                    "bundle's vae and text_encoder")

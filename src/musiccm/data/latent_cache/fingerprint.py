@@ -10,10 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from musiccm.data.corpora.labels import Clip
+from musiccm.diffusion import gives_tokens
 from musiccm.errors import MusiccmError
 from musiccm.texts import read_json
 
-# The parts that latents and their conditions come out of.
+# The parts that latents and their conditions come out of; the last is CLAP's alone.
 ENCODING_PARTS = ("vae", "text_encoder", "tokenizer", "feature_extractor")
 
 
@@ -23,6 +24,12 @@ def bundle_folder(bundle: str | Path) -> Path | None:
         return Path(bundle)
     packaged = Path(str(importlib.resources.files("musiccm"))) / "bundles" / str(bundle).removeprefix("musiccm-")
     return packaged if str(bundle).startswith("musiccm-") and packaged.is_dir() else None
+
+
+def caches_tokens(folder: Path) -> bool:
+    """Whether the captions of a bundle's latent cache are tokens, by its text encoder, and not CLAP's vectors."""
+    config = folder / "text_encoder" / "config.json"
+    return config.is_file() and gives_tokens(read_json(config, "the text encoder's configuration"))
 
 
 def bundle_fingerprint(folder: Path) -> str:
@@ -38,13 +45,14 @@ def bundle_fingerprint(folder: Path) -> str:
         MusiccmError: One of the parts is missing.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for part in ENCODING_PARTS:
+    parts = ENCODING_PARTS[:-1] if caches_tokens(folder) else ENCODING_PARTS
+    for part in parts:
         files = sorted(
             f for f in (folder / part).glob("*")
-            if f.suffix in (".safetensors", ".txt") or (f.suffix == ".json" and f.name != "quality.json")
+            if f.suffix in (".safetensors", ".txt", ".model") or (f.suffix == ".json" and f.name != "quality.json")
         )
         if not files:
-            raise MusiccmError(f"{folder / part}: no such part; latents need {', '.join(ENCODING_PARTS)} in the bundle")
+            raise MusiccmError(f"{folder / part}: no such part; latents need {', '.join(parts)} in the bundle")
         for file in files:
             digest.update(f"{part}/{file.name}\0{file.stat().st_size}\0".encode())
             with file.open("rb") as stream:

@@ -57,12 +57,13 @@ class LatentWindows(Dataset):
                 key = (self.seed, epoch, ids[n])
                 noise_BCTF[n].normal_(generator=generator.manual_seed(keyed_seed(*key, "moments")))
                 captions[n] += pick(counts[n], *key, "caption")
+        numbers_B = index.caption_numbers(np.asarray(captions))
         return LatentBatch(
             latents_BCTF=noise_BCTF.mul_(std_BCTF).add_(mean_BCTF),
-            text_BD=self.cache.text(np.asarray(captions)),
-            audio_BD=self.cache.audio(rows_B),
+            text_BD=self.cache.text(numbers_B),
+            audio_BD=None if self.cache.has_tokens else self.cache.audio(rows_B),
             ids=ids,
-            captions=[index.captions[number] for number in captions],
+            captions=[index.captions[number] for number in numbers_B.tolist()],
         )
 
 

@@ -148,24 +148,25 @@ class CompiledNetwork(nn.Module):
         super().__init__()
         self.network = network
         mode = "reduce-overhead" if backend == "inductor" else None
-        self._shapes: set[tuple[int, ...]] = set()
+        self._shapes: set[tuple[tuple[int, ...], ...]] = set()
         self._compiled = torch.compile(network, backend=backend, mode=mode, dynamic=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the network."""
         # an expanded timestep has other strides than a list of them, and would be compiled for anew
         args = tuple(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args)
-        self._watch(args)
+        self._watch([*args, *kwargs.values()])
         # a CUDA graph writes each result into the same memory: the last one is done with, and this one is copied out
         torch.compiler.cudagraph_mark_step_begin()
         with torch.inference_mode():
             result = self._compiled(*args, **kwargs)
             return result.clone() if isinstance(result, Tensor) else tuple(part.clone() for part in result)
 
-    def _watch(self, args: tuple[Any, ...]) -> None:
-        shape = next((tuple(arg.shape) for arg in args if isinstance(arg, Tensor)), ())
+    def _watch(self, args: Iterable[Any]) -> None:
+        shape = tuple(tuple(arg.shape) for arg in args if isinstance(arg, Tensor))
         if shape not in self._shapes:
             self._shapes.add(shape)
             if len(self._shapes) == torch._dynamo.config.recompile_limit + 1:
                 log.warning("inputs of %d shapes: the network is compiled for the first %d only and runs the others "
-                            "uncompiled; keep to fewer batch sizes", len(self._shapes), len(self._shapes) - 1)
+                            "uncompiled; keep to fewer batch sizes, and lengths of prompts where it attends to tokens",
+                            len(self._shapes), len(self._shapes) - 1)

@@ -24,10 +24,12 @@ from musiccm.models.bundle.files import (
     base_folder,
     check_part,
     has_text_tower_alone,
+    has_token_encoder,
     load_part,
     need,
     part_files,
     resolve_bundle,
+    token_width,
     update_json,
 )
 from musiccm.models.bundle.untrusted import check_index, check_links
@@ -77,7 +79,8 @@ class Bundle:
         Args:
             path: A directory, the name of a packaged bundle (`musiccm-tiny`, `musiccm-tiny-student`) or a hub id
                 (`owner/name`).
-            parts: Parts to check (`unet`, `vae`, `clap`, ...); None checks all that `model_index.json` lists.
+            parts: Parts to check (`unet`, `vae`, `clap`, ...); None checks all that `model_index.json` lists. A feature
+                extractor is CLAP's: where the text encoder gives tokens, it is not looked for.
             dtype: Type of the weights in memory. Files in float16 are widened to the default, float32.
 
         Returns:
@@ -105,7 +108,8 @@ class Bundle:
         bundle = cls(folder, index, settings, dtype, cls._open_base(folder, settings, dtype, borrowers))
         listed = [name for name in index if name in PARTS]
         for name in listed if wanted is None else wanted:
-            check_part(bundle.root_of(name), name)
+            if name != "feature_extractor" or not bundle.gives_tokens:
+                check_part(bundle.root_of(name), name)
         return bundle
 
     @classmethod
@@ -164,13 +168,30 @@ class Bundle:
         return self.part("vae")
 
     @property
+    def gives_tokens(self) -> bool:
+        """Whether the text encoder conditions by tokens (T5 and the like), and not by a vector as CLAP does."""
+        return has_token_encoder(self.root_of("text_encoder"))
+
+    @property
+    def text_encoder(self) -> nn.Module:
+        """What reads the captions: CLAP, or an encoder that gives tokens."""
+        return self.part("text_encoder")
+
+    @property
     def clap(self) -> nn.Module:
-        """The whole `ClapModel`, both towers; of AudioLDM's published layout a `ClapTextModelWithProjection`."""
+        """The whole `ClapModel`, both towers; of AudioLDM's published layout a `ClapTextModelWithProjection`.
+
+        Raises:
+            MusiccmError: The bundle's text encoder is none.
+        """
+        if self.gives_tokens:
+            raise MusiccmError(f"{self.path}/text_encoder: is a {self.config('text_encoder')['model_type']} encoder, "
+                               "which gives tokens; what is asked for needs a CLAP (docs/teachers.md)")
         return self.part("text_encoder")
 
     @property
     def tokenizer(self) -> Any:
-        """CLAP's tokenizer."""
+        """The text encoder's tokenizer."""
         return self.part("tokenizer")
 
     @property
@@ -267,12 +288,41 @@ class Bundle:
         )
 
     def conditioner(self) -> nn.Module:
-        """The `ClapConditioner` of this bundle."""
-        from musiccm.models.conditioners.clap import ClapConditioner
+        """The `ClapConditioner` of this bundle; a `TextEncoderConditioner` where its text encoder gives tokens.
 
+        Raises:
+            MusiccmError: Text encoder and tokenizer do not belong together.
+        """
+        from musiccm.models.conditioners.clap import ClapConditioner
+        from musiccm.models.conditioners.text_encoder import TextEncoderConditioner
+
+        if self.gives_tokens:
+            return TextEncoderConditioner(self.text_encoder, self.tokenizer, f"{self.path}/")
         reads_alone = has_text_tower_alone(self.root_of("text_encoder"))
         extractor = None if reads_alone else self.feature_extractor
         return ClapConditioner(self.clap, self.tokenizer, extractor, f"{self.path}/")
+
+    def check_condition(self, unet: Mapping[str, Any] | None = None) -> None:
+        """Refuse a U-Net that does not take what the text encoder gives, before any weights are read.
+
+        Args:
+            unet: Its configuration; the bundle's own if not given.
+
+        Raises:
+            MusiccmError: Naming both widths.
+        """
+        if self.gives_tokens:
+            from musiccm.models.conditioners.text_encoder import check_attends
+
+            tokens = token_width(self.root_of("text_encoder"))
+            check_attends(self.config("unet") if unet is None else unet, tokens, str(self.path))
+            return
+        where = self.root_of("unet") / "unet" / PARTS["unet"].config_file
+        width = need(self.config("unet") if unet is None else unet, "projection_class_embeddings_input_dim", where)
+        (embedded,) = self.stated("text_encoder", "projection_dim")
+        if width != embedded:
+            raise MusiccmError(f"{self.path}: unet takes a condition of width {width}, text_encoder gives "
+                               f"{embedded}; the two are from different models")
 
     def latent_shape(self) -> tuple[int, int, int]:
         """The [C, T, F] that the U-Net was trained on, from its configuration."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def write_card(
     latent_shape: Sequence[int],
     base: str | None = None,
     notes: Sequence[str] = (),
+    tokens: bool = False,
 ) -> None:
     """Write the card.
 
@@ -38,6 +40,7 @@ def write_card(
         latent_shape: [C, T, F] of a clip's latents.
         base: The bundle that other parts are borrowed from, as `base` of `musiccm.json` names it.
         notes: Sentences below the table of results.
+        tokens: Whether its text encoder gives tokens, and not CLAP's vector.
     """
     points, steps = record["timesteps"], record["sampling_steps"]
     default = record["default_steps"]
@@ -58,7 +61,7 @@ only. It is meant for {", ".join(map(str, steps))} steps; {default} is the defau
 (scale {record["guidance_scale"]:g}) is part of its weights: do not guide it again. Its weights derive from its
 teacher's, and so does their licence.
 
-{_in_diffusers(record, latent_shape, base)}
+{_in_diffusers(record, latent_shape, base, tokens)}
 ## Training
 
 {_list({key: value for key, value in record.items() if key != "recipe"})}
@@ -71,7 +74,7 @@ teacher's, and so does their licence.
     write_text(path, text)
 
 
-def _in_diffusers(record: Mapping[str, Any], latent_shape: Sequence[int], base: str | None) -> str:
+def _in_diffusers(record: Mapping[str, Any], latent_shape: Sequence[int], base: str | None, tokens: bool) -> str:
     """How the libraries' own classes sample it, where they have a scheduler for its noise process."""
     name, steps = record.get("scheduler", "LCMScheduler"), record["default_steps"]
     if name == "LCMScheduler":
@@ -88,7 +91,7 @@ def _in_diffusers(record: Mapping[str, Any], latent_shape: Sequence[int], base: 
 Between its steps diffusers' `{name}` adds nothing but fresh noise. That is gamma 1; {_gamma(record["gamma"])}
 
 ```python
-{_snippet(name, levels, step, latent_shape, base)}
+{_snippet(name, levels, step, latent_shape, base, tokens)}
 ```
 """
 
@@ -99,8 +102,38 @@ def _gamma(gamma: float) -> str:
     return f"`musiccm` takes\ngamma {gamma:g} by default, and agrees with diffusers at `--gamma 1`."
 
 
-def _snippet(scheduler: str, levels: str, step: str, latent_shape: Sequence[int], base: str | None) -> str:
+@dataclass(frozen=True)
+class _Encoder:
+    """How the snippet makes a text's condition, with a class of transformers."""
+
+    class_name: str
+    load: str
+    encode: str
+    arguments: str
+
+
+_CLAP = _Encoder(
+    "ClapModel",
+    'clap = ClapModel.from_pretrained(parts, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True)'
+    ".eval()",
+    "torch.nn.functional.normalize(clap.get_text_features(**tokens).pooler_output, dim=-1)",
+    "encoder_hidden_states=None, class_labels=text",
+)
+_TOKENS = _Encoder(
+    "AutoModelForTextEncoding",
+    'encoder = AutoModelForTextEncoding.from_pretrained(parts, subfolder="text_encoder", dtype=torch.float32,\n'
+    "                                                   use_safetensors=True).eval()",
+    "encoder(**tokens).last_hidden_state",
+    "encoder_hidden_states=text",
+)
+
+
+def _snippet(
+    scheduler: str, levels: str, step: str, latent_shape: Sequence[int], base: str | None, tokens: bool
+) -> str:
     """From a text to latents with the libraries' own classes."""
+    text = _TOKENS if tokens else _CLAP
+    classes = ", ".join(sorted(["AutoTokenizer", text.class_name]))
     parts = "student"
     if base is not None:
         beside, on_hub = base.startswith("."), "/" in base
@@ -108,21 +141,21 @@ def _snippet(scheduler: str, levels: str, step: str, latent_shape: Sequence[int]
     return f"""\
 import torch
 from diffusers import {scheduler}, UNet2DConditionModel
-from transformers import AutoTokenizer, ClapModel
+from transformers import {classes}
 
 student = "PATH_OF_THIS_FOLDER"
 parts = {parts}
 unet = UNet2DConditionModel.from_pretrained(student, subfolder="unet", use_safetensors=True)
 scheduler = {scheduler}.from_pretrained(student, subfolder="scheduler")
-clap = ClapModel.from_pretrained(parts, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True).eval()
+{text.load}
 tokenizer = AutoTokenizer.from_pretrained(parts, subfolder="tokenizer", trust_remote_code=False)
 tokens = tokenizer("a calm piano melody", return_tensors="pt")
 scheduler.set_timesteps({levels})
 with torch.no_grad():
-    text = torch.nn.functional.normalize(clap.get_text_features(**tokens).pooler_output, dim=-1)
+    text = {text.encode}
     z = torch.randn(1, {", ".join(map(str, latent_shape))})
     for t in scheduler.timesteps:
-        output = unet(z, t, encoder_hidden_states=None, class_labels=text).sample
+        output = unet(z, t, {text.arguments}).sample
         {step}
 # x0: normalised latents, of which musiccm's Pipeline.from_pretrained(student).codec.decode(x0) makes sound"""
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from musiccm.diffusion import gives_tokens
 from musiccm.errors import MusiccmError
 from musiccm.files import naming_full_disk, write_json, write_text
 from musiccm.locks import LOCK, turn
@@ -25,7 +26,13 @@ from musiccm.texts import read_json
 SETTINGS_FILE = "musiccm.json"
 #: The folder with the index of what a bundle's teacher was trained on (`musiccm.similarity.index`); it may be missing.
 TRAINING_INDEX = "training_index"
+#: Keys of an encoder-decoder's weights that are no part of its encoder: `text_encoder/` may be a whole T5.
+BEYOND_THE_ENCODER = ("decoder.", "lm_head.")
 PACKAGED = {"musiccm-tiny": "tiny", "musiccm-tiny-student": "tiny-student"}
+
+
+#: What reads every text encoder but CLAP, by its configuration.
+TOKEN_ENCODER = "AutoModelForTextEncoding"
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,8 @@ def _from_hub(name: str, parts: Iterable[str] | None) -> Path:
     from huggingface_hub import snapshot_download
 
     folders = [*(PARTS if parts is None else parts), TRAINING_INDEX]
-    patterns = [f"{folder}/{kind}" for folder in folders for kind in ("*.json", "*.txt", "*.safetensors")]
+    kinds = ("*.json", "*.txt", "*.model", "*.safetensors")
+    patterns = [f"{folder}/{kind}" for folder in folders for kind in kinds]
     try:
         return Path(snapshot_download(name, allow_patterns=["model_index.json", SETTINGS_FILE, *patterns]))
     except Exception as error:  # the hub client raises a dozen unrelated kinds; all mean "could not be had"
@@ -164,6 +172,9 @@ def check_part(bundle: Path, name: str) -> None:
         if name == "feature_extractor" and has_text_tower_alone(bundle):
             raise MusiccmError(f"{folder}: is missing, and text_encoder holds CLAP's text tower alone, as AudioLDM's "
                                "published layout does; add the other by `musiccm convert --bundle FOLDER --clap FILE`")
+        if name == "feature_extractor" and has_token_encoder(bundle):
+            raise MusiccmError(f"{folder}: is missing, as {bundle / 'text_encoder'} is no CLAP and embeds no audio; "
+                               "name a bundle with a CLAP for what compares audio with audio or text")
         raise MusiccmError(f"{folder}: this part of the bundle is missing; expected a folder with {kind.config_file}")
     if not (folder / kind.config_file).is_file():
         raise MusiccmError(f"{folder / kind.config_file}: not found; a {kind.class_name} needs it")
@@ -185,9 +196,15 @@ def has_text_tower_alone(bundle: Path) -> bool:
     return config.is_file() and read_json(config, "CLAP's configuration").get("model_type") == "clap_text_model"
 
 
+def has_token_encoder(bundle: Path) -> bool:
+    """Whether `text_encoder/` is there and gives tokens (T5 and the like), and not a vector as CLAP does."""
+    config = bundle / "text_encoder" / PARTS["text_encoder"].config_file
+    return config.is_file() and gives_tokens(read_json(config, "the text encoder's configuration"))
+
+
 def part_files(folder: Path) -> list[Path]:
     """The files of a part that decide what it computes, in a fixed order."""
-    return sorted(f for f in folder.iterdir() if f.suffix in {".json", ".safetensors", ".txt"})
+    return sorted(f for f in folder.iterdir() if f.suffix in {".json", ".safetensors", ".txt", ".model"})
 
 
 def load_part(bundle: Path, name: str, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Any:
@@ -208,8 +225,8 @@ def load_part(bundle: Path, name: str, dtype: torch.dtype = torch.float32, **kwa
     kind, folder = PARTS[name], bundle / name
     if name == "scheduler":
         return read_json(folder / kind.config_file, "the noise schedule")
-    if name == "text_encoder" and has_text_tower_alone(bundle):
-        kind = replace(kind, class_name="ClapTextModelWithProjection")
+    if name == "text_encoder":
+        kind = replace(kind, class_name=_text_encoder_class(bundle))
     loader = kind.load_class()
     try:
         with _quiet():
@@ -219,8 +236,49 @@ def load_part(bundle: Path, name: str, dtype: torch.dtype = torch.float32, **kwa
     except Exception as error:  # a broken file shows as whatever the library tripped over
         raise MusiccmError(f"{folder}: cannot be read as {kind.class_name} ({error}); the files are damaged or "
                            "of another kind") from error
+    if kind.class_name == TOKEN_ENCODER:
+        stray = report.get("unexpected_keys", ())
+        report = {**report, "unexpected_keys": [key for key in stray if not key.startswith(BEYOND_THE_ENCODER)]}
     _check_report(folder, kind, report)
     return freeze(module) if isinstance(module, nn.Module) else module
+
+
+def _text_encoder_class(bundle: Path) -> str:
+    """The class of transformers that reads `text_encoder/`, by what its configuration says that it is.
+
+    Raises:
+        MusiccmError: It is no text encoder that transformers knows.
+    """
+    if has_text_tower_alone(bundle):
+        return "ClapTextModelWithProjection"
+    if not has_token_encoder(bundle):
+        return PARTS["text_encoder"].class_name
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES as known
+
+    path = bundle / "text_encoder" / PARTS["text_encoder"].config_file
+    stated = read_json(path, "the text encoder's configuration")["model_type"]
+    if not isinstance(stated, str) or stated not in known:
+        raise MusiccmError(f"{path}: model_type is {stated!r}; expected CLAP, or a text encoder that transformers' "
+                           f"{TOKEN_ENCODER} reads: t5, umt5, bert, roberta, ...")
+    return TOKEN_ENCODER
+
+
+def token_width(bundle: Path) -> int:
+    """The width of the tokens that `text_encoder/` gives, from its configuration alone.
+
+    Raises:
+        MusiccmError: The configuration is no text encoder's.
+    """
+    from transformers import AutoConfig
+
+    check_part(bundle, "text_encoder")
+    _text_encoder_class(bundle)
+    folder = bundle / "text_encoder"
+    try:
+        return int(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).hidden_size)
+    except Exception as error:  # whatever the library tripped over in a broken file
+        raise MusiccmError(f"{folder / PARTS['text_encoder'].config_file}: not a text encoder's configuration "
+                           f"({error}); restore it") from error
 
 
 def _read(
@@ -282,7 +340,8 @@ def save_part(bundle: str | Path, name: str, part: Any, dtype: torch.dtype | Non
 
     Args:
         bundle: The bundle's directory; made where missing.
-        name: A key of `PARTS`: `unet`, `vae`, `text_encoder` (a whole ClapModel), `evaluators/tagger`, ...
+        name: A key of `PARTS`: `unet`, `vae`, `text_encoder` (a whole ClapModel, or an encoder that gives tokens, such
+            as a T5EncoderModel), `evaluators/tagger`, ...
         part: A module, tokenizer or extractor with `save_pretrained`; for `scheduler`, a scheduler or its dict.
         dtype: Type of the floating-point weights on disk; None leaves them as they are. The part itself is not altered.
 
@@ -311,10 +370,15 @@ def save_part(bundle: str | Path, name: str, part: Any, dtype: torch.dtype | Non
         import diffusers
 
         update_json(bundle / "model_index.json", {
-            "_class_name": "MusicLDMPipeline", "_diffusers_version": diffusers.__version__,
+            "_class_name": pipeline_class(bundle), "_diffusers_version": diffusers.__version__,
             name: [kind.library, class_name],
         })
     return folder
+
+
+def pipeline_class(bundle: Path) -> str:
+    """The pipeline of diffusers that `model_index.json` names; none of theirs makes music by tokens alone."""
+    return "DiffusionPipeline" if has_token_encoder(bundle) else "MusicLDMPipeline"
 
 
 def _forget_origin(config: Path) -> None:

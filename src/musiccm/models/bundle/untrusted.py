@@ -17,8 +17,9 @@ from musiccm.texts import read_json
 
 #: Keys by which a configuration names code, or a package that is to change how the network is built.
 CODE_KEYS = ("auto_map", "custom_pipelines", "quantization_config")
-#: What reads RoBERTa's vocabulary; CLAP's text tower has no other.
-TOKENIZER_CLASSES = ("RobertaTokenizer", "RobertaTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
+#: What reads RoBERTa's vocabulary, CLAP's, and T5's; the last two read any `tokenizer.json`.
+TOKENIZER_CLASSES = ("RobertaTokenizer", "RobertaTokenizerFast", "T5Tokenizer", "T5TokenizerFast",
+                     "PreTrainedTokenizerFast", "TokenizersBackend")
 LIBRARIES = ("diffusers", "transformers")
 #: Old tokenizers name a path of the machine that wrote them under these; transformers reads the folder's own instead.
 _UNREAD = ("special_tokens_map_file", "tokenizer_file")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any
 
@@ -12,11 +11,7 @@ from torch.nn import functional as F
 
 from musiccm.audio.resample import resample
 from musiccm.errors import MusiccmError
-
-log = logging.getLogger(__name__)
-
-REMEMBERED = 256
-"""Prompts whose embeddings a conditioner keeps; at CLAP's width of 512 they take half a megabyte."""
+from musiccm.models.prompt_memory import Conditioner, tokenize
 
 
 class ClapFrontEnd(nn.Module):
@@ -71,7 +66,7 @@ class ClapFrontEnd(nn.Module):
         return (10.0 * power.clamp(min=1e-10).log10()).unsqueeze(1).float()
 
 
-class ClapConditioner(nn.Module):
+class ClapConditioner(Conditioner):
     """Embeds texts and waveforms with a frozen CLAP; rows have unit length.
 
     Args:
@@ -102,16 +97,6 @@ class ClapConditioner(nn.Module):
         text_config = clap.config.text_config if self.hears else clap.config
         positions = text_config.max_position_embeddings - text_config.pad_token_id - 1
         self.max_tokens = int(min(tokenizer.model_max_length, positions))
-        self._remembered: dict[str, Tensor] = {}  # least recently asked for first
-
-    def _apply(self, fn: Any, recurse: bool = True) -> ClapConditioner:
-        """Forget the embeddings of weights that are moved or cast."""
-        self._remembered.clear()
-        return super()._apply(fn, recurse)
-
-    def train(self, mode: bool = True) -> ClapConditioner:
-        """Stay in eval mode: dropout would make the condition random (MusicLDM's own inference suffers from that)."""
-        return super().train(False)
 
     @property
     def hears(self) -> bool:
@@ -148,47 +133,11 @@ class ClapConditioner(nn.Module):
         Raises:
             MusiccmError: If `texts` is not a non-empty list of strings.
         """
-        _check_texts(texts)
-        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_tokens,
-                                return_tensors="pt")
-        for text, length in zip(texts, tokens.attention_mask.sum(dim=1).tolist(), strict=True):
-            # only a text that fills the tower may be a longer one
-            if length == self.max_tokens and (count := len(self.tokenizer(text).input_ids)) > length:
-                log.warning("a text of %d tokens is cut to the %d that the text tower reads: %.60s...", count, length,
-                            text)
+        tokens = tokenize(self.tokenizer, texts, self.max_tokens)
         taken = {"input_ids": tokens.input_ids.to(self.device)}
         if not tokens.attention_mask.all():
             taken["attention_mask"] = tokens.attention_mask.to(self.device)
         return _unit(self.clap.get_text_features(**taken) if self.hears else self.clap(**taken).text_embeds)
-
-    def prompts(self, texts: list[str]) -> Tensor:
-        """Embed texts one by one, and remember them: what a pipeline asks for.
-
-        Each is encoded at its own length: padding costs time and alters the last bits, so that a row would depend on
-        what else was asked for. The weights must not change between calls (`to` forgets).
-
-        Args:
-            texts: See `text`.
-
-        Returns:
-            Unit vectors of shape [B, D], without gradients.
-
-        Raises:
-            MusiccmError: As `text`.
-        """
-        _check_texts(texts)
-        rows = []
-        for text in texts:
-            row = self._remembered.pop(text, None)
-            if row is None:
-                # Lightning validates in inference mode, and a row made there could not be used in training.
-                with torch.inference_mode(False), torch.no_grad():
-                    row = self.text([text])
-            self._remembered[text] = row
-            if len(self._remembered) > REMEMBERED:
-                del self._remembered[next(iter(self._remembered))]
-            rows.append(row)
-        return torch.cat(rows)
 
     def audio(self, waveform_BS: Tensor, sample_rate_hz: int, windows: str = "first") -> Tensor:
         """Embed waveforms, the same way every time; gradients flow to the waveform.
@@ -228,15 +177,6 @@ class ClapConditioner(nn.Module):
             is_longer = torch.zeros(len(features_B1MN), 1, dtype=torch.bool, device=features_B1MN.device)
         dtype = next(self.clap.parameters()).dtype
         return _unit(self.clap.get_audio_features(input_features=features_B1MN.to(dtype), is_longer=is_longer))
-
-    def null(self, batch: int) -> Tensor:
-        """The null condition of MusicLDM, the embedding of the empty text: shape [batch, D]."""
-        return self.prompts([""]).expand(batch, -1)
-
-
-def _check_texts(texts: Any) -> None:
-    if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
-        raise MusiccmError(f"expected a non-empty list of texts, found {texts!r}")
 
 
 def _unit(output: Any) -> Tensor:

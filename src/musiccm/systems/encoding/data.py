@@ -104,14 +104,16 @@ class EncodingData(pl.LightningDataModule):
         batch_size: Windows at a time.
         shard_size: Windows in a file.
         overwrite: Replace a cache that was made from something else.
+        tokens: Whether the bundle's text encoder gives tokens.
     """
 
     def __init__(
-        self, data: MusicDataModule, model: str, batch_size: int, shard_size: int = 256, overwrite: bool = False
+        self, data: MusicDataModule, model: str, batch_size: int, shard_size: int = 256, overwrite: bool = False,
+        tokens: bool = False,
     ) -> None:
         super().__init__()
         self.prepare_data_per_node = False
-        self.data, self.model = data, model
+        self.data, self.model, self.tokens = data, model, tokens
         self.batch_size, self.shard_size, self.overwrite = batch_size, shard_size, overwrite
         self.writers: dict[str, CacheWriter] = {}
         self.pending: list[tuple[str, Unit]] = []
@@ -163,6 +165,7 @@ class EncodingData(pl.LightningDataModule):
         data = self.data
         data.setup("test")
         for split in SPLITS:
-            index = WindowIndex.plan(data.clips(split), data.clip_samples, data.sample_rate_hz, data.windows_per_track)
-            key = data.latent_key(split, self.model)
+            index = WindowIndex.plan(data.clips(split), data.clip_samples, data.sample_rate_hz, data.windows_per_track,
+                                     distinct=self.tokens)
+            key = data.latent_key(split, self.model, self.tokens)
             self.writers[split] = CacheWriter(Path(str(data.cache_dir)) / split, key, index, self.shard_size)

@@ -18,13 +18,17 @@ from musiccm.files import write_json
 from musiccm.models.bundle import Bundle
 from musiccm.systems.encoding.data import EncodingData, PieceBatch
 
-#: What encoding consists of: reading (decode, resample, level), the log-mel, the VAE, both CLAP towers, writing.
+#: What encoding consists of: reading (decode, resample, level), the log-mel, the VAE, both CLAP towers, writing; and of
+#: a bundle whose text encoder gives tokens.
 PARTS = ("read", "mel", "vae", "clap_audio", "clap_text", "write")
+TOKEN_PARTS = ("read", "mel", "vae", "text", "write")
 REPORT = "encoding.json"
 
 
 class Encoder(pl.LightningModule):
-    """Encodes windows with the VAE and both CLAP towers of a bundle, and writes them into their caches.
+    """Encodes windows and captions with the VAE and the text encoder of a bundle, and writes them into their caches.
+
+    CLAP embeds captions and windows; of an encoder that gives tokens, the captions' tokens are written.
 
     Args:
         bundle: The bundle.
@@ -42,7 +46,8 @@ class Encoder(pl.LightningModule):
         self.mel = LogMel(bundle.mel)
         self._start = self._wall_s = 0.0
         self._done: list[dict[str, Tensor]] = []
-        self._spent = dict.fromkeys((*PARTS, "windows", "captions"), 0.0)
+        self.parts = TOKEN_PARTS if bundle.gives_tokens else PARTS
+        self._spent = dict.fromkeys((*self.parts, "windows", "captions"), 0.0)
         self._check_fit(bundle, work.data)
 
     def _check_fit(self, bundle: Bundle, data: MusicDataModule) -> None:
@@ -69,18 +74,26 @@ class Encoder(pl.LightningModule):
         piece, waveform_BS = batch.piece, batch.waveform_BS
         self._spent["read"] += batch.read_s
         if waveform_BS is None:
-            encoded = {"clap_text": self._timed("clap_text", self.conditioner.text, batch.captions)}
+            encoded = self._encode_text(batch.captions)
         else:
             mean, std = self._timed("vae", self.codec.encode, self._timed("mel", self.mel, waveform_BS))
-            rate_hz = self.work.data.sample_rate_hz
-            heard = self._timed("clap_audio", self.conditioner.audio, waveform_BS, rate_hz)
-            encoded = {"mean": mean, "std": std, "clap_audio": heard}
+            encoded = {"mean": mean, "std": std}
+            if "clap_audio" in self.parts:
+                rate_hz = self.work.data.sample_rate_hz
+                encoded["clap_audio"] = self._timed("clap_audio", self.conditioner.audio, waveform_BS, rate_hz)
         self._done.append({name: tensor.cpu() for name, tensor in encoded.items()})
         self._spent["captions" if piece.unit.kind == "text" else "windows"] += piece.last - piece.first
         if piece.ends_unit:
             tensors = {name: torch.cat([part[name] for part in self._done]) for name in self._done[0]}
             self._timed("write", self.work.writers[piece.split].write, piece.unit, tensors)
             self._done = []
+
+    def _encode_text(self, captions: list[str]) -> dict[str, Tensor]:
+        """What the cache holds of captions: a vector each, or their tokens end to end and how many each has."""
+        if "clap_text" in self.parts:
+            return {"clap_text": self._timed("clap_text", self.conditioner.text, captions)}
+        condition = self._timed("text", self.conditioner.text, captions)
+        return {"tokens": condition.tokens_BLD[condition.mask_BL], "lengths": condition.mask_BL.sum(1)}
 
     def _timed(self, part: str, function: Any, *arguments: Any) -> Any:
         start = time.perf_counter()
@@ -108,23 +121,23 @@ class Encoder(pl.LightningModule):
         own = torch.tensor([*self._spent.values(), self._wall_s], dtype=torch.float64, device=strategy.root_device)
         every = strategy.all_gather(own).view(-1, len(own)).cpu()
         spent = dict(zip(self._spent, every.sum(0).tolist(), strict=False))
-        report = _report(spent, float(every[:, -1].max())) | {"processes": len(every)}
+        report = _report(spent, self.parts, float(every[:, -1].max())) | {"processes": len(every)}
         if strategy.is_global_zero and self.work.pending:
             write_json(Path(str(self.work.data.cache_dir)) / REPORT, report)
         return report
 
 
-def _report(spent: dict[str, float], wall_s: float) -> dict[str, Any]:
+def _report(spent: dict[str, float], parts: tuple[str, ...], wall_s: float) -> dict[str, Any]:
     """Rates and the share of each part in the seconds that were worked in all processes together.
 
     Reading in loader workers goes on beside the networks: the shares say where the work is, `wall_s` how long it took.
     """
-    worked = sum(spent[part] for part in PARTS) or 1.0
+    worked = sum(spent[part] for part in parts) or 1.0
     return {
         "windows": int(spent["windows"]),
         "captions": int(spent["captions"]),
         "wall_s": round(wall_s, 3),
         "windows_per_s": round(spent["windows"] / wall_s, 3) if wall_s else 0.0,
-        "seconds": {part: round(spent[part], 3) for part in PARTS},
-        "shares": {part: round(spent[part] / worked, 4) for part in PARTS},
+        "seconds": {part: round(spent[part], 3) for part in parts},
+        "shares": {part: round(spent[part] / worked, 4) for part in parts},
     }

@@ -1,4 +1,4 @@
-"""The teacher: a denoising U-Net on the latent cache, conditioned on CLAP embeddings."""
+"""The teacher: a denoising U-Net on the latent cache, conditioned on CLAP embeddings or on tokens of captions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 
 from musiccm.data.batch import LatentBatch
-from musiccm.diffusion import AnyCondition, check_prediction_type, choose_condition, noise_process, prediction_type_of
+from musiccm.diffusion import (
+    AnyCondition,
+    cat_conditions,
+    check_prediction_type,
+    choose_condition,
+    noise_process,
+    prediction_type_of,
+)
 from musiccm.errors import MusiccmError
 from musiccm.losses.denoising import denoising_loss, stratified_timesteps
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import save_part
 from musiccm.models.codec import LatentCodec
 from musiccm.models.denoiser import Denoiser
+from musiccm.systems.conditions import caption_or_audio, check_audio_share
 from musiccm.systems.stages.base import Stage
 
 # MusicLDM's (arXiv 2308.01546); timestep_spacing is how readers of the file should sample, training uses all steps.
@@ -116,7 +124,7 @@ class TeacherStage(Stage):
         start_at_identity: begin with weights that return the input (`start_unet_at_identity`).
         condition_dropout: share of the training items that see the null condition, for classifier-free guidance.
         audio_condition_share: share that sees the clip's audio embedding in place of its caption's; MusicLDM trains on
-            audio alone, and samples with text.
+            audio alone, and samples with text. 0 where the bundle's text encoder gives tokens.
         **stage: arguments of `Stage`.
     """
 
@@ -153,11 +161,20 @@ class TeacherStage(Stage):
         self.finish_init()
 
     def setup(self, stage: str) -> None:
-        """Read what the bundle already holds: the latents' moments and the null condition."""
+        """Read what the bundle already holds: the latents' moments and the null condition.
+
+        Raises:
+            MusiccmError: the network does not take the tokens that the bundle's text encoder gives, or audio conditions
+                are asked for that it has not.
+        """
         if not self._codec:
             bundle = Bundle.from_pretrained(self.bundle, parts=["vae", "clap", "tokenizer", "feature_extractor"])
+            if bundle.gives_tokens:
+                bundle.check_condition(self.part.config)
+            conditioner = bundle.conditioner()
+            check_audio_share("model.init_args.audio_condition_share", self.audio_condition_share, conditioner)
             self._codec = [bundle.codec("none")]
-            self._null = [bundle.conditioner().null(1).clone()]
+            self._null = [cat_conditions([conditioner.null(1)])]  # which copies it
 
     def normalised(self, batch: LatentBatch) -> Tensor:
         """What the network sees of the batch's raw latents."""
@@ -166,7 +183,7 @@ class TeacherStage(Stage):
     def condition(self, batch: LatentBatch, generator: torch.Generator) -> AnyCondition:
         """Caption or audio embedding of each item, or null."""
         draws = torch.rand(2, len(batch.ids), 1, generator=generator)[..., 0]
-        cond = choose_condition(draws[0] < self.audio_condition_share, batch.audio_BD, batch.text_BD)
+        cond = caption_or_audio(batch, draws[0] < self.audio_condition_share)
         return choose_condition(draws[1] < self.condition_dropout, self._null[0], cond)
 
     def denoise(

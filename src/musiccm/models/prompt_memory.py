@@ -1,0 +1,136 @@
+"""What conditioners have in common: they are frozen, and remember the prompts that they were asked for."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from musiccm.diffusion import AnyCondition, cat_conditions, expand_condition
+from musiccm.errors import MusiccmError
+
+log = logging.getLogger(__name__)
+
+REMEMBERED = 256
+"""Prompts whose conditions a conditioner keeps: half a megabyte of CLAP's vectors of 512, or 20 MB of the states of 20
+tokens each that FLAN-T5-large has 1024 wide."""
+
+AnyConditioner = TypeVar("AnyConditioner", bound="Conditioner")
+
+
+class Conditioner(nn.Module):
+    """A bundle's frozen text encoder, as systems, pipelines and long music see it.
+
+    A subclass sets `width`, of a vector or of a token, and implements `text`.
+    """
+
+    width: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._remembered: dict[str, AnyCondition] = {}  # least recently asked for first
+
+    def _apply(self: AnyConditioner, fn: Any, recurse: bool = True) -> AnyConditioner:
+        """Forget the conditions of weights that are moved or cast."""
+        self._remembered.clear()
+        return super()._apply(fn, recurse)
+
+    def train(self: AnyConditioner, mode: bool = True) -> AnyConditioner:
+        """Stay in eval mode: dropout would make the condition random (MusicLDM's own inference suffers from that)."""
+        return super().train(False)
+
+    @property
+    def hears(self) -> bool:
+        """Whether it embeds audio too."""
+        return False
+
+    def text(self, texts: list[str]) -> AnyCondition:
+        """Encode texts together.
+
+        Args:
+            texts: Captions; the empty string is the null condition.
+
+        Returns:
+            A batch of conditions.
+
+        Raises:
+            MusiccmError: If `texts` is not a non-empty list of strings.
+        """
+        raise NotImplementedError
+
+    def prompts(self, texts: list[str]) -> AnyCondition:
+        """Encode texts one by one, and remember them: what a pipeline asks for.
+
+        Each is encoded at its own length: padding costs time and alters the last bits, so that a condition would depend
+        on what else was asked for. The weights must not change between calls (`to` forgets).
+
+        Args:
+            texts: See `text`.
+
+        Returns:
+            A batch of conditions, without gradients.
+
+        Raises:
+            MusiccmError: As `text`.
+        """
+        check_texts(texts)
+        rows = []
+        for text in texts:
+            row = self._remembered.pop(text, None)
+            if row is None:
+                # Lightning validates in inference mode, and a row made there could not be used in training.
+                with torch.inference_mode(False), torch.no_grad():
+                    row = self.text([text])
+            self._remembered[text] = row
+            if len(self._remembered) > REMEMBERED:
+                del self._remembered[next(iter(self._remembered))]
+            rows.append(row)
+        return cat_conditions(rows)
+
+    def null(self, batch: int) -> AnyCondition:
+        """The null condition, that of the empty text; of tokens with its own mask.
+
+        Args:
+            batch: Items wanted.
+
+        Returns:
+            A batch of conditions, all the same.
+        """
+        return expand_condition(self.prompts([""]), batch)
+
+
+def check_texts(texts: Any) -> None:
+    """Refuse what is no list of texts.
+
+    Raises:
+        MusiccmError: It is empty, a single text, or holds something else.
+    """
+    if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
+        raise MusiccmError(f"expected a non-empty list of texts, found {texts!r}")
+
+
+def tokenize(tokenizer: Any, texts: list[str], max_tokens: int, **options: Any) -> Any:
+    """Cut texts into tokens, padded to the longest of them; a warning names a text that is too long.
+
+    Args:
+        tokenizer: Of transformers.
+        texts: The texts.
+        max_tokens: What the encoder takes at most.
+        **options: Passed to the tokenizer.
+
+    Returns:
+        `input_ids` and `attention_mask`, [B, L] each.
+
+    Raises:
+        MusiccmError: As `check_texts`.
+    """
+    check_texts(texts)
+    tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt",
+                       **options)
+    for text, length in zip(texts, tokens.attention_mask.sum(dim=1).tolist(), strict=True):
+        # only a text that fills the encoder may be a longer one
+        if length == max_tokens and (count := len(tokenizer(text).input_ids)) > length:
+            log.warning("a text of %d tokens is cut to the %d that the text tower reads: %.60s...", count, length, text)
+    return tokens
