@@ -36,6 +36,7 @@ def main(argv: list[str]) -> int:
 
     from musiccm.export import StudentInfo, export_student
     from musiccm.models.bundle import Bundle
+    from musiccm.models.lora import Lora
     from musiccm.systems.checkpoint_fit import MEANING
     from musiccm.systems.settings import Distillation
 
@@ -45,14 +46,16 @@ def main(argv: list[str]) -> int:
     stated = settings.get("distillation") or {}
     defaults = asdict(Distillation())
     known = {key: stated.get(key, default) for key, default in defaults.items()}
+    if known["lora"] is not None:
+        known["lora"] = asdict(Lora(**known["lora"]))
     state, step, identity = read_student(checkpoint)
     trained = {key.removeprefix("distillation."): value for key, value in identity.items()}  # some have no prefix
     for key in (*(key.removeprefix("distillation.") for key in MEANING), "guidance_scale"):
-        if trained.get(key, known[key]) != known[key]:
+        if trained.get(key, defaults[key] if key == "lora" else known[key]) != known[key]:
             raise MusiccmError(f"{checkpoint}: its student was trained with {key} = {trained[key]!r}, but "
                                f"{config_path} says {known[key]!r}; name the config.yaml of its own run by --config")
     teacher = Bundle.from_pretrained(args.bundle or settings.get("bundle", "musiccm-tiny"))
-    unet = load_student(teacher, state, checkpoint)
+    unet = load_student(teacher, state, checkpoint, known["lora"] and Lora(**known["lora"]), identity.get("bundle"))
     results = Path(args.results) if args.results else checkpoint.parent.parent / "results.json"
     rows, gamma, notes = read_results(results, must_exist=args.results is not None)
     info = StudentInfo(
@@ -115,14 +118,33 @@ def read_student(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any]]:
     return state, int(checkpoint.get("global_step", 0)), dict(checkpoint.get("student", {}))
 
 
-def load_student(teacher: Any, state: dict[str, Tensor], path: Path) -> Any:
-    """A U-Net of the teacher's shape with the student's weights.
+def load_student(
+    teacher: Any, state: dict[str, Tensor], path: Path, lora: Any = None, trained_on: str | None = None
+) -> Any:
+    """A U-Net of the teacher's shape with the student's weights, an adapter merged into them.
+
+    Args:
+        teacher: The teacher's bundle.
+        state: The student's weights, or its adapter's.
+        path: Where they come from, for messages.
+        lora: The adapter, if it is one.
+        trained_on: What the checkpoint says of the weights below it.
 
     Raises:
-        MusiccmError: If the weights are of another shape than the teacher.
+        MusiccmError: If the weights are of another shape than the teacher, or an adapter of another teacher.
     """
     import copy
 
+    if lora is not None:
+        from musiccm.models.lora import load_adapter, merged, with_adapter
+        from musiccm.systems.checkpoint_fit import bundle_identity
+
+        if bundle_identity(teacher) != trained_on:
+            raise MusiccmError(f"{path}: its adapter was trained on {trained_on}, but {teacher.path} has "
+                               f"{bundle_identity(teacher)}; name the bundle of the run by --bundle")
+        adapted = with_adapter(teacher.unet, lora)
+        load_adapter(adapted, state)
+        return merged(adapted)
     unet = copy.deepcopy(teacher.unet)
     try:
         unet.load_state_dict(state)

@@ -15,7 +15,8 @@ from musiccm.systems.settings import Adversarial, Distillation, Optimization
 
 #: Keys that say how weights are read; the others only say how training goes on.
 MEANING = ("distillation.prediction_type", "distillation.grid_points", "distillation.sigma_data",
-           "distillation.timestep_scaling")
+           "distillation.timestep_scaling", "distillation.lora")
+ADAPTER = MEANING[-1]
 #: What a resumed run may change, and why: these say how a step is computed, and its numbers stay (but for rounding).
 #: Of the trainer and the data, which are not compared here: `max_steps` (curriculum and learning rate are shares of it,
 #: so that it stretches what is left), everything about logging, validation and checkpoints, devices and workers.
@@ -71,8 +72,13 @@ def identity(
     return {
         **{key: value for key, value in found.items() if not unused.get(key)},
         "seed": seed,
-        "bundle": f"U-Net and schedule {bundle.content_hash(['unet', 'scheduler'])[:12]}",
+        "bundle": bundle_identity(bundle),
     }
+
+
+def bundle_identity(bundle: Bundle) -> str:
+    """The teacher's bundle as checkpoints state it: by its bytes, wherever it lies."""
+    return f"U-Net and schedule {bundle.content_hash(['unet', 'scheduler'])[:12]}"
 
 
 def check_fit(
@@ -96,13 +102,17 @@ def check_fit(
     Raises:
         MusiccmError: Names each key of the configuration that differs, and both values.
     """
-    reasons = _other_modules(expected, checkpoint["state_dict"])
-    stated = {key: value for key, value in checkpoint.get("student", {}).items()
-              # where the heads are missing on one side, that was said above
-              if not (key == "adversarial.features" and value is None)}
+    stated = {ADAPTER: None}  # before there were any
+    stated |= {key: value for key, value in checkpoint.get("student", {}).items()
+               # where the heads are missing on one side, `_other_modules` says so
+               if not (key == "adversarial.features" and value is None)}
+    adapter = mine.get(ADAPTER)
+    reasons = _other_modules(expected, checkpoint["state_dict"], without_student=stated[ADAPTER] != adapter)
     if resuming:
         stated = with_defaults(path, stated, mine, say)
-    reasons += differences(stated, {key: value for key, value in mine.items() if resuming or key in MEANING})
+    # an adapter means nothing without the weights that it was trained on
+    meaning = (*MEANING, "bundle") if adapter else MEANING
+    reasons += differences(stated, {key: value for key, value in mine.items() if resuming or key in meaning})
     refuse(path, reasons)
 
 
@@ -159,10 +169,14 @@ def refuse(path: str, reasons: Sequence[str]) -> None:
         )
 
 
-def _other_modules(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+def _other_modules(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], without_student: bool = False
+) -> list[str]:
     """One reason for every module whose weights differ in name or shape."""
     reasons = []
     for module in sorted({name.partition(".")[0] for name in [*expected, *found]}):
+        if without_student and module.startswith("student"):
+            continue
         mine = {name: tuple(value.shape) for name, value in expected.items() if name.partition(".")[0] == module}
         theirs = {name: tuple(value.shape) for name, value in found.items() if name.partition(".")[0] == module}
         key = f"model.init_args.{SHAPED_BY.get(module, module)}"

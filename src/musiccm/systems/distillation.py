@@ -34,6 +34,7 @@ from musiccm.models.bundle import Bundle
 from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.models.ema import Ema
 from musiccm.models.half import half_copy
+from musiccm.models.lora import is_adapter, with_adapter
 from musiccm.models.student_record import is_student
 from musiccm.systems import speed
 from musiccm.systems.checkpoint_fit import check_fit, identity
@@ -43,6 +44,8 @@ from musiccm.systems.settings import Adversarial, Distillation, Optimization
 
 #: Frozen parts live under this name; checkpoints leave them out, for the bundle has them.
 FROZEN = "frozen."
+#: Student and averages live under names that begin so.
+STUDENT = "student"
 #: Above this share of the timesteps the warm start clamps the teacher's x0.
 CLAMP_FROM = 0.9
 
@@ -93,9 +96,13 @@ class DistilledSystem(pl.LightningModule):
         self.frozen = nn.ModuleDict(
             {"teacher": teacher, "codec": self.bundle.codec("original"), "conditioner": self.bundle.conditioner()}
         )
-        self.student = copy.deepcopy(self.bundle.unet).requires_grad_(True)
-        self.student_ema_target = Ema(self.student, self.distillation.target_ema_decay)
-        self.student_ema_slow = Ema(self.student, self.distillation.eval_ema_decay)
+        if self.distillation.lora is None:
+            self.student, shared = copy.deepcopy(self.bundle.unet).requires_grad_(True), []
+        else:  # the teacher's own weights, held once by teacher, student and both averages
+            self.student = with_adapter(self.bundle.unet, self.distillation.lora, seed, "distillation.lora")
+            shared = [*self.bundle.unet.parameters(), *self.bundle.unet.buffers()]
+        self.student_ema_target = Ema(self.student, self.distillation.target_ema_decay, shared)
+        self.student_ema_slow = Ema(self.student, self.distillation.eval_ema_decay, shared)
 
     def finish_init(self) -> None:
         """Freeze what is not trained, once all modules are there."""
@@ -103,8 +110,10 @@ class DistilledSystem(pl.LightningModule):
         # DDP's private switch, set before it wraps the system: it looks after the student alone. One backward pass
         # reaches all of that, so that nothing unused need be searched for, and the heads' pass does not send the
         # student's buckets round a second time. Frozen parts and averages are alike on all processes as they are.
-        others = [*self.named_parameters(), *self.named_buffers()]
-        self._ddp_params_and_buffers_to_ignore = [name for name, _ in others if not name.startswith("student.")]
+        every = [*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)]
+        self._ddp_params_and_buffers_to_ignore = [
+            name for name, _ in every if not (name.startswith("student.") and self._in_checkpoint(name))
+        ]
 
     # what a subclass says
 
@@ -251,7 +260,7 @@ class DistilledSystem(pl.LightningModule):
 
     def _student_step(self, lr: float) -> Tensor:
         optimizer = self._optimizers()[0]
-        norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.optimization.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self._student_parameters(), self.optimization.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
@@ -269,9 +278,12 @@ class DistilledSystem(pl.LightningModule):
         o = self.optimization
         return [
             torch.optim.AdamW(
-                self.student.parameters(), o.lr, (o.betas[0], o.betas[1]), weight_decay=o.weight_decay, fused=True
+                self._student_parameters(), o.lr, (o.betas[0], o.betas[1]), weight_decay=o.weight_decay, fused=True
             )
         ]
+
+    def _student_parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.student.parameters() if parameter.requires_grad]
 
     def _progress(self) -> float:
         """Share of the run's steps after the warm start that are done."""
@@ -302,6 +314,11 @@ class DistilledSystem(pl.LightningModule):
     def configure_model(self) -> None:
         """Under `Sharded`, spread the four U-Nets over the processes; heads and decoders stay whole."""
         mesh = self.device_mesh
+        if mesh is not None and self.distillation.lora is not None:
+            raise MusiccmError(
+                "distillation.lora: the weights that teacher, student and averages hold together cannot be spread over "
+                "processes (trainer.strategy Sharded); use DDP, or train the whole student"
+            )
         if mesh is not None:
             averages = (self.student_ema_target.module, self.student_ema_slow.module)
             for unet in (self.student, *averages, self.teacher.unet):
@@ -362,12 +379,17 @@ class DistilledSystem(pl.LightningModule):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Nothing: the test loader holds the references, which the Evaluation callback reads itself."""
 
+    def _in_checkpoint(self, name: str) -> bool:
+        """Whether a weight is the run's own; the bundle has the others: frozen parts, and what is under adapters."""
+        under = self.distillation.lora is not None and name.startswith(STUDENT) and not is_adapter(name)
+        return not (name.startswith(FROZEN) or under)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen parts out; the bundle has them."""
+        """Leave out what the bundle has."""
         state = checkpoint["state_dict"]
         # Contiguous, whatever `channels_last` says: safetensors, which an export writes, takes no other.
         checkpoint["state_dict"] = {
-            name: value.contiguous() for name, value in state.items() if not name.startswith(FROZEN)
+            name: value.contiguous() for name, value in state.items() if self._in_checkpoint(name)
         }
         checkpoint["batches_seen"] = self.batches_seen
         if self.batches_seen % self.optimization.accumulate:
@@ -380,10 +402,10 @@ class DistilledSystem(pl.LightningModule):
         checkpoint["precision"] = getattr(self._trainer, "precision", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the frozen parts back, so that loading stays strict, and refuse a checkpoint of another shape."""
+        """Put back what the bundle has, so that loading stays strict, and refuse a checkpoint of another shape."""
         self.batches_seen = checkpoint.get("batches_seen", 0)
         self._unfinished = checkpoint.get("gradients", {})
-        mine = {name: value for name, value in self.state_dict().items() if name.startswith(FROZEN)}
+        mine = {name: value for name, value in self.state_dict().items() if not self._in_checkpoint(name)}
         checkpoint["state_dict"] |= mine
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         path = getattr(self._trainer, "ckpt_path", None) or "the checkpoint"

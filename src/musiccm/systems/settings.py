@@ -9,6 +9,7 @@ from musiccm.diffusion import PREDICTION_TYPES, SOLVERS, TIMESTEP_MODES
 from musiccm.errors import MusiccmError
 from musiccm.losses import DISTANCES
 from musiccm.models.acceleration import check_backend
+from musiccm.models.lora import Lora
 from musiccm.models.student_record import LCM_SIGMA_DATA
 from musiccm.systems.ranges import check_ranges
 
@@ -53,6 +54,8 @@ class Distillation:
         audio_condition_share: share of items conditioned on their own audio's embedding in place of the caption's.
         target_ema_decay: decay of the EMA that makes the targets.
         eval_ema_decay: decay of the EMA that is evaluated and exported.
+        lora: train a low-rank adapter on the teacher's frozen weights, `{rank, alpha, target_modules}`; null trains
+            all weights.
     """
 
     prediction_type: str = "v_prediction"
@@ -72,6 +75,7 @@ class Distillation:
     audio_condition_share: float = 0.0
     target_ema_decay: float = 0.95
     eval_ema_decay: float = 0.999
+    lora: Lora | None = None
 
     def phase(self, progress: float) -> Phase:
         """The phase that a share of the run, in 0..1, falls into."""
@@ -99,6 +103,8 @@ class Distillation:
                 f"distillation.sigma_data: expected {LCM_SIGMA_DATA}, which diffusers' LCMScheduler has written into "
                 f"it, found {self.sigma_data!r}: such a student could not be exported. Leave the key out."
             )
+        if self.lora is not None:
+            check_ranges("distillation.lora.", vars(self.lora), count="rank", positive="alpha")
         for phase in self.curriculum:
             check_ranges("distillation.curriculum: ", vars(phase), positive="until", count="skip")
             if phase.jumps != "to_zero" and not (
