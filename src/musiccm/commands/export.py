@@ -6,17 +6,15 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from musiccm.errors import MusiccmError, reason
+from musiccm.errors import MusiccmError
+from musiccm.systems.student_weights import load_student, read_student
 from musiccm.terminal import say
 from musiccm.texts import load_json, read_text
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-STUDENT_WEIGHTS = "student_ema_slow.module."
-"""Prefix, in a Lightning checkpoint, of the averaged U-Net that the evaluator measures."""
+OWN_SETTINGS = ("bundle", "seed", "distillation", "adversarial", "optimization")
+"""Settings that the recipe of every student has; other objectives have more."""
 
 DECODER_OF = {"teacher": "original", "student": "original", "student_fast": "fast"}
 """Models of a results.json that a student's card shows, and what made sound of their latents."""
@@ -64,7 +62,8 @@ def main(argv: list[str]) -> int:
         sigma_data=float(known["sigma_data"]), gamma=gamma if args.gamma is None else args.gamma,
         recipe={"teacher": str(settings.get("bundle", "musiccm-tiny")), "global_step": step,
                 "seed": settings.get("seed"), "distillation": known, "adversarial": settings.get("adversarial"),
-                "optimization": settings.get("optimization")},
+                "optimization": settings.get("optimization"),
+                **{key: value for key, value in settings.items() if key not in OWN_SETTINGS}},
         rows=rows, notes=notes,
     )
     folder = export_student(unet, teacher, args.out, info, getattr(torch, args.dtype), args.base, args.overwrite)
@@ -91,68 +90,6 @@ def read_model_settings(path: Path) -> dict[str, Any]:
     if not isinstance(model, dict):
         raise MusiccmError(f"{path}: expected the configuration of a run, with a key 'model'")
     return model.get("init_args", model)
-
-
-def read_student(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any]]:
-    """The averaged student's weights, the step and what the weights mean, from a Lightning checkpoint.
-
-    Nothing in the file is executed.
-
-    Raises:
-        MusiccmError: If the file is missing, unreadable, or of another system.
-    """
-    import torch
-
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        hint = "runs keep theirs in lightning_logs/NAME/version_N/checkpoints"
-        raise MusiccmError(f"{path}: no such checkpoint; {hint}") from None
-    except Exception as error:  # a broken file shows as whatever the unpickler tripped over
-        raise MusiccmError(f"{path}: not a readable checkpoint ({reason(error)})") from error
-    weights = checkpoint.get("state_dict", {}) if isinstance(checkpoint, Mapping) else {}
-    state = {k.removeprefix(STUDENT_WEIGHTS): v for k, v in weights.items() if k.startswith(STUDENT_WEIGHTS)}
-    if not state:
-        raise MusiccmError(f"{path}: holds no '{STUDENT_WEIGHTS}*' weights; expected a checkpoint of the distillation "
-                           "(musiccm.systems.musiccm.MusicCM)")
-    return state, int(checkpoint.get("global_step", 0)), dict(checkpoint.get("student", {}))
-
-
-def load_student(
-    teacher: Any, state: dict[str, Tensor], path: Path, lora: Any = None, trained_on: str | None = None
-) -> Any:
-    """A U-Net of the teacher's shape with the student's weights, an adapter merged into them.
-
-    Args:
-        teacher: The teacher's bundle.
-        state: The student's weights, or its adapter's.
-        path: Where they come from, for messages.
-        lora: The adapter, if it is one.
-        trained_on: What the checkpoint says of the weights below it.
-
-    Raises:
-        MusiccmError: If the weights are of another shape than the teacher, or an adapter of another teacher.
-    """
-    import copy
-
-    if lora is not None:
-        from musiccm.models.lora import load_adapter, merged, with_adapter
-        from musiccm.systems.checkpoint_fit import bundle_identity
-
-        if bundle_identity(teacher) != trained_on:
-            raise MusiccmError(f"{path}: its adapter was trained on {trained_on}, but {teacher.path} has "
-                               f"{bundle_identity(teacher)}; name the bundle of the run by --bundle")
-        adapted = with_adapter(teacher.unet, lora)
-        load_adapter(adapted, state)
-        return merged(adapted)
-    unet = copy.deepcopy(teacher.unet)
-    try:
-        unet.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise MusiccmError(f"{path}: its weights do not fit the teacher {teacher.path} ({reason}); name the bundle of "
-                           "the run by --bundle") from None
-    return unet
 
 
 def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], float, list[str]]:

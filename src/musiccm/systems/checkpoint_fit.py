@@ -17,11 +17,12 @@ from musiccm.systems.settings import Adversarial, Distillation, Optimization
 MEANING = ("distillation.prediction_type", "distillation.grid_points", "distillation.sigma_data",
            "distillation.timestep_scaling", "distillation.lora")
 ADAPTER = MEANING[-1]
-#: What a resumed run may change, and why: these say how a step is computed, and its numbers stay (but for rounding).
+#: What a resumed run may change, and why: these say how a step is computed, and its numbers stay (but for rounding);
+#: `start` is read by a new run alone.
 #: Of the trainer and the data, which are not compared here: `max_steps` (curriculum and learning rate are shares of it,
 #: so that it stretches what is left), everything about logging, validation and checkpoints, devices and workers.
 MAY_CHANGE = ("optimization.half_frozen", "optimization.gradient_checkpointing", "optimization.compile",
-              "optimization.channels_last")
+              "optimization.channels_last", "distillation.start")
 #: What checkpoints stated before they stated every setting; of the others, theirs say nothing.
 ONCE_STATED = (*MEANING, "distillation.guidance_scale", "distillation.target_ema_decay", "distillation.eval_ema_decay",
                "adversarial.features", "optimization.accumulate", "seed", "bundle")

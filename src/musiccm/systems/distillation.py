@@ -41,6 +41,7 @@ from musiccm.systems.checkpoint_fit import check_fit, identity
 from musiccm.systems.curve import learning_rate_factor
 from musiccm.systems.parallel import mean_over_ranks, own_rows, shard, spread, warn, whole
 from musiccm.systems.settings import Adversarial, Distillation, Optimization
+from musiccm.systems.student_weights import starting_weights
 
 #: Frozen parts live under this name; checkpoints leave them out, for the bundle has them.
 FROZEN = "frozen."
@@ -304,7 +305,11 @@ class DistilledSystem(pl.LightningModule):
         return min(bounds)
 
     def setup(self, stage: str) -> None:
-        """Lay out the networks before a strategy wraps them."""
+        """Give a new run the weights that it starts from, and lay the networks out before a strategy wraps them."""
+        if stage == "fit" and self.distillation.start is not None and self.trainer.ckpt_path is None:
+            unet = starting_weights(self.distillation.start, self.bundle, self.distillation.prediction_type)
+            for network in (self.student, self.student_ema_target.module, self.student_ema_slow.module):
+                network.load_state_dict(unet.state_dict())
         if stage == "fit" and self.optimization.gradient_checkpointing:
             speed.recompute_activations([self.student, self.codec.vae])
         if stage == "fit" and self.optimization.channels_last:

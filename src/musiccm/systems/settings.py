@@ -54,6 +54,8 @@ class Distillation:
         audio_condition_share: share of items conditioned on their own audio's embedding in place of the caption's.
         target_ema_decay: decay of the EMA that makes the targets.
         eval_ema_decay: decay of the EMA that is evaluated and exported.
+        start: what the student starts from in place of the teacher's weights: a checkpoint of an earlier distillation,
+            or an exported student's folder or name. A resumed run does not read it.
         lora: train a low-rank adapter on the teacher's frozen weights, `{rank, alpha, target_modules}`; null trains
             all weights.
     """
@@ -75,6 +77,7 @@ class Distillation:
     audio_condition_share: float = 0.0
     target_ema_decay: float = 0.95
     eval_ema_decay: float = 0.999
+    start: str | None = None
     lora: Lora | None = None
 
     def phase(self, progress: float) -> Phase:
@@ -105,6 +108,9 @@ class Distillation:
             )
         if self.lora is not None:
             check_ranges("distillation.lora.", vars(self.lora), count="rank", positive="alpha")
+            if self.start is not None:
+                raise MusiccmError(f"distillation.start: expected none beside distillation.lora, found {self.start!r}: "
+                                   "an adapter lies on the teacher's weights.")
         for phase in self.curriculum:
             check_ranges("distillation.curriculum: ", vars(phase), positive="until", count="skip")
             if phase.jumps != "to_zero" and not (
