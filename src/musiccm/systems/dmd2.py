@@ -309,7 +309,7 @@ class DMD2(AdversarialSystem):
         """How far the guided teacher would move the averaged student's one-step samples; fixed noise."""
         # Keyed by clip, so that the number depends neither on the batch size nor on the number of processes.
         generators = [keyed_generator(self.seed, "validate", name) for name in batch.ids]
-        shape, device = batch.latents_BCTF.shape[1:], batch.latents_BCTF.device
+        shape, device = self.codec.normalise(batch.latents_BCTF).shape[1:], batch.latents_BCTF.device
         noise, eps = torch.stack([torch.randn((2, *shape), generator=g) for g in generators], 1).to(device)
         t_B = torch.cat([torch.randint(len(self.grid), (1,), generator=g) for g in generators])
         x = self.consistency("slow")(noise, self.grid[-1:].to(device).expand(len(noise)), batch.text_BD)
