@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
@@ -41,7 +43,24 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        return str(value)
+    return value if value is None or isinstance(value, str | int | float) else _described(value)
+
+
+def _described(part: Any) -> dict[str, Any]:
+    """A part that the configuration gave as an object: its class, its own plain attributes and its weights' hash."""
+    kind = type(part)
+    settings = {name: value for name, value in vars(part).items()
+                if not name.startswith("_") and name != "training" and isinstance(value, str | int | float)}
+    found = {"class_path": f"{kind.__module__}.{kind.__qualname__}", **settings}
+    if isinstance(part, nn.Module):
+        digest = hashlib.sha256()
+        for name, tensor in sorted(part.state_dict().items()):
+            flat = tensor.detach().cpu().contiguous().view(-1)
+            digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
+        found["weights"] = digest.hexdigest()[:12]
+    return found
 
 
 def identity(

@@ -37,7 +37,7 @@ from musiccm.models.half import half_copy
 from musiccm.models.lora import is_adapter, with_adapter
 from musiccm.models.student_record import is_student
 from musiccm.systems import speed
-from musiccm.systems.checkpoint_fit import check_fit, identity
+from musiccm.systems.checkpoint_fit import check_fit, identity, plain
 from musiccm.systems.curve import learning_rate_factor
 from musiccm.systems.parallel import mean_over_ranks, own_rows, shard, spread, warn, whole
 from musiccm.systems.settings import Adversarial, Distillation, Optimization
@@ -66,6 +66,8 @@ class DistilledSystem(pl.LightningModule):
         distillation: what the student is and how it learns.
         optimization: optimizer of the student.
         seed: seed of timesteps and noise.
+        teacher: the denoiser that teaches, `(z, t, cond) -> x0` under the bundle's noise process; the bundle's by
+            default. The student starts from the bundle's weights all the same.
 
     Raises:
         MusiccmError: a setting is out of range, or the bundle is a student itself.
@@ -73,7 +75,10 @@ class DistilledSystem(pl.LightningModule):
 
     student: nn.Module
 
-    def __init__(self, bundle: str, distillation: Distillation, optimization: Optimization, seed: int) -> None:
+    def __init__(
+        self, bundle: str, distillation: Distillation, optimization: Optimization, seed: int,
+        teacher: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.bundle_name, self.seed = bundle, seed
@@ -93,15 +98,19 @@ class DistilledSystem(pl.LightningModule):
         self._unfinished: dict[str, Tensor] = {}
         self._half: dict[str, nn.Module] = {}
 
-        teacher = Denoiser(self.bundle.unet, self.schedule, self.bundle.prediction_type)
+        own = Denoiser(self.bundle.unet, self.schedule, self.bundle.prediction_type)
+        self.given_teacher = teacher is not None
         self.frozen = nn.ModuleDict(
-            {"teacher": teacher, "codec": self.bundle.codec("original"), "conditioner": self.bundle.conditioner()}
+            {"teacher": own if teacher is None else teacher, "codec": self.bundle.codec("original"),
+             "conditioner": self.bundle.conditioner()}
         )
         if self.distillation.lora is None:
             self.student, shared = copy.deepcopy(self.bundle.unet).requires_grad_(True), []
         else:  # the teacher's own weights, held once by teacher, student and both averages
             self.student = with_adapter(self.bundle.unet, self.distillation.lora, seed, "distillation.lora")
             shared = [*self.bundle.unet.parameters(), *self.bundle.unet.buffers()]
+        if isinstance(self.distillation.distance, nn.Module):
+            self.frozen["distance"] = self.distillation.distance
         self.student_ema_target = Ema(self.student, self.distillation.target_ema_decay, shared)
         self.student_ema_slow = Ema(self.student, self.distillation.eval_ema_decay, shared)
 
@@ -148,13 +157,14 @@ class DistilledSystem(pl.LightningModule):
 
     def identity(self) -> dict[str, Any]:
         """What the weights in a checkpoint mean and what would go on differently, by key below `model.init_args`."""
-        return identity(self.bundle, self.distillation, Adversarial(weight=0.0), self.optimization, self.seed)
+        found = identity(self.bundle, self.distillation, Adversarial(weight=0.0), self.optimization, self.seed)
+        return found | ({"teacher": plain(self.teacher)} if self.given_teacher else {})
 
     # what callbacks and commands read
 
     @property
-    def teacher(self) -> Denoiser:
-        """The frozen teacher, as a denoiser."""
+    def teacher(self) -> nn.Module:
+        """The frozen teacher, a denoiser."""
         return self.frozen["teacher"]
 
     @property
@@ -326,7 +336,8 @@ class DistilledSystem(pl.LightningModule):
             )
         if mesh is not None:
             averages = (self.student_ema_target.module, self.student_ema_slow.module)
-            for unet in (self.student, *averages, self.teacher.unet):
+            teacher = [] if self.given_teacher else [self.bundle.unet]  # any other stays whole
+            for unet in (self.student, *averages, *teacher):
                 shard(unet, mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
@@ -346,7 +357,8 @@ class DistilledSystem(pl.LightningModule):
         if self.trainer.precision == "bf16-mixed" and self.optimization.half_frozen:
             self._half = self.half_parts()
         if self.optimization.compile is not None:
-            target, teacher = self.student_ema_target.module, self._part("teacher").unet
+            target, teacher = self.student_ema_target.module, self._part("teacher")
+            teacher = getattr(teacher, "unet", teacher)
             speed.compile_networks([self.student, target, teacher], self.optimization.compile)
 
     def on_fit_end(self) -> None:

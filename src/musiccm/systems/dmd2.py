@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from musiccm.audio.windows import keyed_generator
 from musiccm.data.batch import LatentBatch
 from musiccm.diffusion import AnyCondition, sampling_timesteps, to_x0, training_target
 from musiccm.errors import MusiccmError
-from musiccm.losses.adversarial import frozen
+from musiccm.losses.adversarial import NON_SATURATING, frozen
 from musiccm.models.acceleration import channels_last
 from musiccm.models.denoiser import Denoiser
 from musiccm.samplers import make_sampler
@@ -128,6 +127,7 @@ class DMD2(AdversarialSystem):
         adversarial: a discriminator beside it; none by default.
         optimization: optimizer of the student.
         seed: of all draws.
+        teacher: the denoiser that teaches; the bundle's by default.
 
     Raises:
         MusiccmError: a setting is out of range, or gradients are to be accumulated.
@@ -141,10 +141,11 @@ class DMD2(AdversarialSystem):
         adversarial: Adversarial | None = None,
         optimization: Optimization | None = None,
         seed: int = 0,
+        teacher: nn.Module | None = None,
     ) -> None:
         super().__init__(
             adversarial or Adversarial(weight=0.0), bundle=bundle, distillation=distillation or Distillation(),
-            optimization=optimization or Optimization(), seed=seed,
+            optimization=optimization or Optimization(), seed=seed, teacher=teacher,
         )
         self.matching = matching or Matching()
         self.matching.check(self.grid)
@@ -224,7 +225,7 @@ class DMD2(AdversarialSystem):
         parts = {"loss_matching": loss.detach(), "matching_gradient": gradient.abs().mean()}
         loss = self.distillation.weight * loss
         if logits is not None:
-            loss_gan = F.softplus(-logits).mean()
+            loss_gan = NON_SATURATING.generator(logits).mean()
             loss = loss + self.matching.gan_weight * loss_gan
             parts["loss_gan"] = loss_gan.detach()
         term = self.adversarial_term(z0, x, batch.text_BD, generator)
@@ -261,7 +262,7 @@ class DMD2(AdversarialSystem):
             z_real = self.schedule.add_noise(z0, normal_like(z0, generator), t_B)
             _, real = self._critic_output(z_real, t_B, cond_BD)
             assert real is not None  # as the other
-            loss_head = F.softplus(fake).mean() + F.softplus(-real).mean()
+            loss_head = NON_SATURATING.fake(fake).mean() + NON_SATURATING.real(real).mean()
             loss = loss + settings.gan_critic_weight * loss_head
             parts["loss_head"] = loss_head.detach()
         self._backward(loss, Tensor.backward)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from musiccm.diffusion import PREDICTION_TYPES, SOLVERS, TIMESTEP_MODES
 from musiccm.errors import MusiccmError
-from musiccm.losses import DISTANCES
+from musiccm.losses import ADVERSARIAL_LOSSES, DISTANCES, AdversarialLoss
 from musiccm.models.acceleration import check_backend
 from musiccm.models.lora import Lora
 from musiccm.models.student_record import LCM_SIGMA_DATA
@@ -43,7 +45,7 @@ class Distillation:
         grid_points: points N of the student's grid.
         curriculum: phases of (skip, jumps) over the run.
         solver: `ddim` or `heun`.
-        distance: `pseudo_huber` or `squared`.
+        distance: `pseudo_huber` or `squared`; or a module of latents, prediction and target, by its `class_path`.
         huber_h: h of the pseudo-Huber distance.
         timestep_mode: `stratified` or `uniform` draws of grid points.
         tail: extra probability of the top grid point.
@@ -66,7 +68,7 @@ class Distillation:
     grid_points: int = 50
     curriculum: list[Phase] = field(default_factory=lambda: [Phase()])
     solver: str = "ddim"
-    distance: str = "pseudo_huber"
+    distance: str | nn.Module = "pseudo_huber"
     huber_h: float = 1e-3
     timestep_mode: str = "stratified"
     tail: float = 0.0
@@ -92,7 +94,7 @@ class Distillation:
         """
         for key, known in {"solver": SOLVERS, "distance": DISTANCES, "prediction_type": PREDICTION_TYPES,
                            "timestep_mode": TIMESTEP_MODES}.items():
-            if getattr(self, key) not in known:
+            if getattr(self, key) not in known and not (key == "distance" and isinstance(self.distance, nn.Module)):
                 raise MusiccmError(
                     f"distillation.{key}: expected one of {', '.join(known)}, found {getattr(self, key)!r}."
                 )
@@ -133,7 +135,9 @@ class Adversarial:
 
     Args:
         weight: weight of L_G; 0 gives the ablation without a discriminator, which is then neither built nor trained.
-        features: the frozen feature network: `audiomae` or `clap`.
+        features: the frozen feature network: `audiomae` or `clap`; or a module of the decoded mel by its `class_path`,
+            with `widths`, `embed_width` and `with_embedding` (`ViTFeatures` has them).
+        loss: `hinge` or `non_saturating`; or an `AdversarialLoss` by its `class_path`.
         start_step: optimizer step of the student at which the adversarial loss joins.
         crop_frames: latent frames that are decoded and judged, at one random place a step; null judges whole clips.
         crop_context: latent frames on either side of the crop that are decoded with it and not judged.
@@ -144,7 +148,8 @@ class Adversarial:
     """
 
     weight: float = 1.0
-    features: str = "audiomae"
+    features: str | nn.Module = "audiomae"
+    loss: str | AdversarialLoss = "hinge"
     start_step: int = 0
     crop_frames: int | None = None
     crop_context: int = 0
@@ -159,10 +164,10 @@ class Adversarial:
         Raises:
             MusiccmError: an unknown name or a number out of range.
         """
-        if self.features not in FEATURES:
-            raise MusiccmError(
-                f"adversarial.features: expected one of {', '.join(FEATURES)}, found {self.features!r}."
-            )
+        for key, known, kind in (("features", FEATURES, nn.Module), ("loss", ADVERSARIAL_LOSSES, AdversarialLoss)):
+            value = getattr(self, key)
+            if not isinstance(value, kind) and value not in known:
+                raise MusiccmError(f"adversarial.{key}: expected one of {', '.join(known)}, found {value!r}.")
         check_ranges(
             "adversarial.", vars(self), ["crop_frames"], not_negative="weight r1_gamma", positive="lr", betas="betas",
             index="start_step crop_context", count="head_width crop_frames",
