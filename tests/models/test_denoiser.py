@@ -139,7 +139,8 @@ def test_unknown_prediction_type_is_refused() -> None:
 def test_a_second_time_reaches_the_networks_that_take_one_and_no_other() -> None:
     torch.manual_seed(0)
     plain = make_unet()
-    unet = UNet2DConditionModel.from_config({**plain.config, "time_cond_proj_dim": 8}).eval()
+    own = {key: value for key, value in plain.config.items() if not key.startswith("_")}
+    unet = UNet2DConditionModel(**{**own, "time_cond_proj_dim": 8}).eval()
     schedule = NoiseSchedule.from_config(SCHEDULER)
     denoiser = Denoiser(unet, schedule, "v_prediction")
     z, t, cond = torch.randn(2, 4, 8, 4), torch.tensor([500, 999]), torch.randn(2, 32)
