@@ -8,12 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jsonargparse import ArgumentParser
 from pytorch_lightning.trainer.states import TrainerFn
 from tiny_bundle import build_random_bundle
 
 from musiccm.errors import MusiccmError
 from musiccm.models.lora import Lora
-from musiccm.systems.checkpoint_fit import LATER, MAY_CHANGE, MEANING, ONCE_STATED, check_fit, identity
+from musiccm.systems.checkpoint_fit import LATER, MAY_CHANGE, MEANING, ONCE_STATED, check_fit, identity, plain
 from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
 from musiccm.systems.stages.audiomae import AudioMaeStage
 from musiccm.systems.stages.base import Stage
@@ -197,3 +198,14 @@ def test_a_run_in_another_precision_is_said(tmp_path, caplog: pytest.LogCaptureF
                                      state=SimpleNamespace(fn=TrainerFn.FITTING))
     model.on_load_checkpoint(checkpoint)
     assert "trainer.precision bf16-mixed, this run has 32-true" in caplog.text
+
+
+def test_settings_that_are_left_out_can_be_written_into_a_runs_config() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    for name, kind in KINDS.items():
+        parser.add_class_arguments(kind, name)
+    config = parser.parse_args([])
+    again = parser.instantiate_classes(parser.parse_string(parser.dump(config)))
+    for name, kind in KINDS.items():
+        assert plain(kind(**vars(again[name]))) == plain(kind()), name
+    assert Distillation().curriculum == [Phase(1.0, 20, 1)], "the paper's"

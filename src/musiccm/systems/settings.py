@@ -43,7 +43,7 @@ class Distillation:
         guidance_scale: usual scale of the teacher's guidance; the paper's w = 2 is 3.
         weight: lambda, the weight of this loss beside the adversarial one.
         grid_points: points N of the student's grid.
-        curriculum: phases of (skip, jumps) over the run.
+        curriculum: phases of (skip, jumps) over the run; without any, one phase of the paper's throughout.
         solver: `ddim` or `heun`.
         distance: `pseudo_huber` or `squared`; or a module of latents, prediction and target, by its `class_path`.
         huber_h: h of the pseudo-Huber distance.
@@ -66,7 +66,7 @@ class Distillation:
     guidance_scale: float = 3.0
     weight: float = 3.0
     grid_points: int = 50
-    curriculum: list[Phase] = field(default_factory=lambda: [Phase()])
+    curriculum: list[Phase] = field(default_factory=list)
     solver: str = "ddim"
     distance: str | nn.Module = "pseudo_huber"
     huber_h: float = 1e-3
@@ -81,6 +81,10 @@ class Distillation:
     eval_ema_decay: float = 0.999
     start: str | None = None
     lora: Lora | None = None
+
+    def __post_init__(self) -> None:
+        # not as the field's default, which jsonargparse could not write into a run's config.yaml
+        self.curriculum = self.curriculum or [Phase()]
 
     def phase(self, progress: float) -> Phase:
         """The phase that a share of the run, in 0..1, falls into."""
@@ -123,7 +127,7 @@ class Distillation:
                     f"{phase.jumps!r}."
                 )
         ends = [phase.until for phase in self.curriculum]
-        if not ends or ends != sorted(set(ends)) or ends[0] <= 0 or ends[-1] != 1.0:
+        if ends != sorted(set(ends)) or ends[0] <= 0 or ends[-1] != 1.0:
             raise MusiccmError(
                 f"distillation.curriculum: expected phases whose `until` ascend from above 0 to 1.0, found {ends}."
             )
