@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 from musiccm.data.batch import LatentBatch
+from musiccm.models.lora import Lora
+from musiccm.systems.dmd2 import DMD2, Matching
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.parallel import whole
 from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
@@ -25,7 +27,11 @@ CASES = {
     "adversarial": {"adversarial": Adversarial(crop_frames=4, head_width=8, start_step=1),
                     "optimization": Optimization(accumulate=2)},
     "distillation": {"adversarial": Adversarial(weight=0.0), "optimization": Optimization(lr=1e-3)},
+    "lora": {"adversarial": Adversarial(weight=0.0), "optimization": Optimization(lr=1e-3)},
+    "matching": {"matching": Matching(critic_steps=1, critic_lr=1e-5, steps=(1, 2))},
 }
+#: What cannot be sharded.
+WHOLE = ("lora", "matching")
 #: Batches after which the adversarial case is saved: between the two of its third step.
 SAVED_AT = 5
 
@@ -72,7 +78,9 @@ def fit(case: str, bundle: str, out: Path, strategy: str, ckpt_path: Path | None
     """Train one case and return everything that must be alike."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     torch.manual_seed(rank)  # the heads must start alike on all processes all the same
-    model = MusicCM(bundle, Distillation(warm_start_steps=1, curriculum=[Phase(1.0, 100, 1)]), **CASES[case])
+    system: Any = DMD2 if case == "matching" else MusicCM
+    lora = Lora(4, 8.0) if case == "lora" else None
+    model = system(bundle, Distillation(warm_start_steps=1, curriculum=[Phase(1.0, 100, 1)], lora=lora), **CASES[case])
     batches = make_batches(model.conditioner.width, model.bundle.latent_shape(), rank, world)
     if ckpt_path is not None:  # a plain loader starts its epoch anew; what was trained on is left out by hand
         batches = batches[SAVED_AT:] + batches[:SAVED_AT]
@@ -100,7 +108,8 @@ def gathered(state: Any) -> Any:
 
 def run(bundle: str, out: Path, strategy: str) -> dict[str, Any]:
     """Train every case, and one from its checkpoint."""
-    found = {case: fit(case, bundle, out, strategy) for case in CASES}
+    cases = [case for case in CASES if strategy != "fsdp" or case not in WHOLE]
+    found = {case: fit(case, bundle, out, strategy) for case in cases}
     found["resumed"] = fit("adversarial", bundle, out, strategy, out / "adversarial.ckpt")
     if strategy == "fsdp":
         # Other processes' too: what DDP saved is gone on from, sharded.

@@ -12,7 +12,6 @@ from pytorch_lightning import Trainer
 from tiny_bundle import SCHEDULER, build_random_bundle
 from torch.utils.data import DataLoader
 
-from musiccm.commands.export import STUDENT_WEIGHTS
 from musiccm.data.batch import LatentBatch
 from musiccm.errors import MusiccmError
 from musiccm.export import StudentInfo, export_student
@@ -20,6 +19,7 @@ from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import save_part
 from musiccm.pipeline import Pipeline
 from musiccm.systems.settings import Distillation, Optimization
+from musiccm.systems.student_weights import STUDENT_WEIGHTS
 
 DOC = Path(__file__).parents[1] / "docs/extend.md"
 

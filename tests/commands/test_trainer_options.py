@@ -6,6 +6,7 @@ import yaml
 from musiccm import cli
 from musiccm.commands._trainer_options import check_trainer_options
 from musiccm.errors import MusiccmError
+from musiccm.systems.distillation import DistilledSystem
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.stages.tagger import TaggerStage
 
@@ -51,7 +52,7 @@ USUAL = {"max_steps": 10, "max_epochs": -1, "check_val_every_n_epoch": None, "va
 )
 def test_refused_for_the_distillation(option, value, says):
     with pytest.raises(MusiccmError) as raised:
-        check_trainer_options("fit", {**USUAL, option: value}, MusicCM)
+        check_trainer_options("fit", {**USUAL, option: value}, DistilledSystem)
     assert str(raised.value).startswith(f"trainer.{option}: ")
     assert says in str(raised.value)
 

@@ -46,3 +46,15 @@ class Gaussian:
     def f(self, z: Tensor, t_B: Tensor, cond: Tensor | None = None) -> Tensor:
         """The exact consistency function."""
         return torch.where(expand_to(t_B == 0, z), z, self.flow(z, t_B, torch.zeros_like(t_B)))
+
+    def between(self, z: Tensor, t_B: Tensor, cond: Tensor | None, s_B: Tensor) -> Tensor:
+        """The exact denoiser of two times: `mean + g u` for `z = alpha mean + std_t u`, with g of both times.
+
+        From `std_s = alpha_s g + sigma_s (std_t - alpha_t g) / sigma_t`, the jump of DDIM with that answer.
+        """
+        alpha, sigma = self.coefficients(z, t_B)
+        alpha_s, sigma_s = (expand_to(c(s_B, torch.float64), z) for c in (self.schedule.target_alpha,
+                                                                          self.schedule.target_sigma))
+        at_t, at_s = ((a**2 * self.std**2 + b**2).sqrt() for a, b in ((alpha, sigma), (alpha_s, sigma_s)))
+        gain = (at_s * sigma - sigma_s * at_t) / (alpha_s * sigma - sigma_s * alpha)
+        return self.mean + gain * (z - alpha * self.mean) / at_t

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from tiny_bundle import SCHEDULER, make_unet
 from torch import nn
 
 from musiccm.diffusion import NoiseSchedule, jump_to_target, with_guidance
@@ -133,3 +134,33 @@ def test_a_bf16_network_is_fed_bf16_and_answers_in_float32() -> None:
 def test_unknown_prediction_type_is_refused() -> None:
     with pytest.raises(MusiccmError, match="prediction_type"):
         Denoiser(unet(), SCHEDULE, "flow")
+
+
+def test_a_second_time_reaches_the_networks_that_take_one_and_no_other() -> None:
+    torch.manual_seed(0)
+    plain = make_unet()
+    own = {key: value for key, value in plain.config.items() if not key.startswith("_")}
+    unet = UNet2DConditionModel(**{**own, "time_cond_proj_dim": 8}).eval()
+    schedule = NoiseSchedule.from_config(SCHEDULER)
+    denoiser = Denoiser(unet, schedule, "v_prediction")
+    z, t, cond = torch.randn(2, 4, 8, 4), torch.tensor([500, 999]), torch.randn(2, 32)
+    with torch.no_grad():
+        at = {s: denoiser(z, t, cond, torch.full_like(t, s)) for s in (0, 100)}
+        assert (at[0] - at[100]).abs().max() > 1e-3
+        assert torch.equal(denoiser(z, t, cond), denoiser(z, t, cond, t)), "left out, it is the first"
+        assert torch.equal(Consistency(denoiser)(z, t, cond), _boundary(z, t, at[0])), "the jump to clean"
+        # the embedding that is added: with its projection at zero the network is one of a single time
+        unet.time_embedding.cond_proj.weight.zero_()
+        one = Denoiser(plain.eval(), schedule, "v_prediction")
+        plain.load_state_dict({name: value for name, value in unet.state_dict().items() if "cond_proj" not in name})
+        torch.testing.assert_close(denoiser(z, t, cond, t - 1), one(z, t, cond))
+        with pytest.raises(MusiccmError, match="second time for a network that takes one; .* time_cond_proj_dim"):
+            one(z, t, cond, t - 1)
+
+
+def _boundary(z: torch.Tensor, t: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+    class Answers(torch.nn.Module):
+        def forward(self, *_: torch.Tensor) -> torch.Tensor:
+            return x0
+
+    return Consistency(Answers())(z, t, torch.zeros(2, 1))

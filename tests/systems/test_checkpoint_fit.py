@@ -8,11 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jsonargparse import ArgumentParser
 from pytorch_lightning.trainer.states import TrainerFn
 from tiny_bundle import build_random_bundle
 
 from musiccm.errors import MusiccmError
-from musiccm.systems.checkpoint_fit import LATER, MAY_CHANGE, MEANING, ONCE_STATED, check_fit, identity
+from musiccm.models.lora import Lora
+from musiccm.systems.checkpoint_fit import LATER, MAY_CHANGE, MEANING, ONCE_STATED, check_fit, identity, plain
 from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
 from musiccm.systems.stages.audiomae import AudioMaeStage
 from musiccm.systems.stages.base import Stage
@@ -26,10 +28,11 @@ OTHERS: dict[str, dict[str, Any]] = {
         "curriculum": [Phase(0.5, 20, 1), Phase(1.0, 20, "to_zero")], "distance": "squared", "huber_h": 1e-2,
         "timestep_mode": "uniform", "tail": 0.1, "timestep_scaling": 5.0, "warm_start_steps": 4, "x0_clamp": 3.0,
         "audio_condition_share": 0.5, "target_ema_decay": 0.9, "eval_ema_decay": 0.99, "sigma_data": 0.5,
+        "lora": Lora(4), "start": "elsewhere",
     },
     "adversarial": {
-        "weight": 0.5, "features": "clap", "start_step": 3, "crop_frames": 4, "crop_context": 1, "head_width": 32,
-        "r1_gamma": 0.0, "lr": 1e-3, "betas": [0.5, 0.99],
+        "weight": 0.5, "features": "clap", "loss": "non_saturating", "start_step": 3, "crop_frames": 4,
+        "crop_context": 1, "head_width": 32, "r1_gamma": 0.0, "lr": 1e-3, "betas": [0.5, 0.99],
     },
     "optimization": {
         "lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.1, "warmup_steps": 2, "decay_share": 0.25, "clip_norm": 2.0,
@@ -114,7 +117,7 @@ WRONG = [
     ("adversarial", "r1_gamma", -1e-5), ("adversarial", "betas", (0.0, 1.0)), ("adversarial", "betas", (0.5,)),
     ("adversarial", "start_step", 0.5), ("adversarial", "crop_frames", 0), ("adversarial", "crop_context", -1),
     ("adversarial", "head_width", 0), ("adversarial", "lr", 0.0), ("adversarial", "features", "vgg"),
-    ("adversarial", "weight", float("inf")),
+    ("adversarial", "weight", float("inf")), ("adversarial", "loss", "wasserstein"),
     ("optimization", "betas", (0.9, 1.5)), ("optimization", "weight_decay", -0.1), ("optimization", "warmup_steps", -1),
     ("optimization", "decay_share", 1.5), ("optimization", "final_lr_share", 2.0), ("optimization", "accumulate", 1.5),
     ("optimization", "lr", float("nan")), ("optimization", "compile", "fast"),
@@ -195,3 +198,14 @@ def test_a_run_in_another_precision_is_said(tmp_path, caplog: pytest.LogCaptureF
                                      state=SimpleNamespace(fn=TrainerFn.FITTING))
     model.on_load_checkpoint(checkpoint)
     assert "trainer.precision bf16-mixed, this run has 32-true" in caplog.text
+
+
+def test_settings_that_are_left_out_can_be_written_into_a_runs_config() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    for name, kind in KINDS.items():
+        parser.add_class_arguments(kind, name)
+    config = parser.parse_args([])
+    again = parser.instantiate_classes(parser.parse_string(parser.dump(config)))
+    for name, kind in KINDS.items():
+        assert plain(kind(**vars(again[name]))) == plain(kind()), name
+    assert Distillation().curriculum == [Phase(1.0, 20, 1)], "the paper's"

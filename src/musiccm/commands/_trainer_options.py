@@ -12,7 +12,7 @@ from typing import Any
 from pytorch_lightning.callbacks import Checkpoint
 
 from musiccm.errors import MusiccmError
-from musiccm.systems.musiccm import MusicCM
+from musiccm.systems.distillation import DistilledSystem
 from musiccm.systems.stages.base import Stage
 
 ALL, FIT = ("fit", "validate", "test"), ("fit",)
@@ -93,12 +93,13 @@ def _zero(option: str, default: int = 1) -> Callable[[Mapping[str, Any]], bool]:
 
 REFUSED = (
     Refusal("accumulate_grad_batches", lambda o: o.get("accumulate_grad_batches", 1) != 1,
-            "MusicCM steps its two optimizers itself; set model.init_args.optimization.accumulate", FIT, (MusicCM,)),
+            "a distillation steps its optimizers itself; set model.init_args.optimization.accumulate", FIT,
+            (DistilledSystem,)),
     Refusal("gradient_clip_val", lambda o: o.get("gradient_clip_val"),
-            "MusicCM clips by itself; set model.init_args.optimization.clip_norm", FIT, (MusicCM,)),
+            "a distillation clips by itself; set model.init_args.optimization.clip_norm", FIT, (DistilledSystem,)),
     Refusal("gradient_clip_algorithm", lambda o: o.get("gradient_clip_algorithm") not in (None, "norm"),
-            "MusicCM clips the norm, by model.init_args.optimization.clip_norm, and nothing else; leave it out",
-            FIT, (MusicCM,)),
+            "a distillation clips the norm, by model.init_args.optimization.clip_norm, and nothing else; leave it out",
+            FIT, (DistilledSystem,)),
     Refusal("val_check_interval", lambda o: isinstance(o.get("val_check_interval"), float)
             and o.get("check_val_every_n_epoch") is None,
             "a share of an epoch needs trainer.check_val_every_n_epoch: 1, and it is null; set that, or a whole number "
@@ -117,7 +118,7 @@ REFUSED = (
             "codec, features and averages compute in float32; set 32-true, or bf16-mixed", ALL),
     Refusal("precision", lambda o: re.fullmatch("16(-mixed)?", _precision(o)),
             "under manual optimization Lightning clips float16 gradients while they are still scaled; set 32-true or "
-            "bf16-mixed", FIT, (MusicCM,)),
+            "bf16-mixed", FIT, (DistilledSystem,)),
     Refusal("barebones", lambda o: o.get("barebones"),
             "it allows neither logs nor checkpoints, without which a run leaves nothing; leave it out", ALL),
     Refusal("fast_dev_run", lambda o: o.get("fast_dev_run"),
@@ -125,15 +126,15 @@ REFUSED = (
             "another model.init_args.bundle to try it", FIT, (Stage,)),
     Refusal("max_steps", _endless,
             "expected the number of steps, found none (and no max_epochs): learning rate and curriculum are shares of "
-            "the run. Set it, whether or not max_time ends the run earlier", FIT, (MusicCM, Stage)),
-    *(Refusal(option, _zero(option), "nothing would be trained; expected at least 1", FIT, (MusicCM, Stage))
+            "the run. Set it, whether or not max_time ends the run earlier", FIT, (DistilledSystem, Stage)),
+    *(Refusal(option, _zero(option), "nothing would be trained; expected at least 1", FIT, (DistilledSystem, Stage))
       for option in ("limit_train_batches", "max_steps", "max_epochs")),
     Refusal("limit_test_batches", lambda o: o.get("limit_test_batches") == 0,
             "nothing would be measured; for fewer clips set `limit` of the callback musiccm.callbacks.evaluation",
-            ("test",), (MusicCM,)),
+            ("test",), (DistilledSystem,)),
     Refusal("fast_dev_run", lambda o: o.get("fast_dev_run"),
             "the table is made of all clips all the same, and lies in no run's folder; for fewer clips set `limit` of "
-            "the callback musiccm.callbacks.evaluation", ("test",), (MusicCM,)),
+            "the callback musiccm.callbacks.evaluation", ("test",), (DistilledSystem,)),
 )
 
 

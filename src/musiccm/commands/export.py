@@ -6,17 +6,15 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from musiccm.errors import MusiccmError, reason
+from musiccm.errors import MusiccmError
+from musiccm.systems.student_weights import load_student, read_student
 from musiccm.terminal import say
 from musiccm.texts import load_json, read_text
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-STUDENT_WEIGHTS = "student_ema_slow.module."
-"""Prefix, in a Lightning checkpoint, of the averaged U-Net that the evaluator measures."""
+OWN_SETTINGS = ("bundle", "seed", "distillation", "adversarial", "optimization")
+"""Settings that the recipe of every student has; other objectives have more."""
 
 DECODER_OF = {"teacher": "original", "student": "original", "student_fast": "fast"}
 """Models of a results.json that a student's card shows, and what made sound of their latents."""
@@ -36,6 +34,7 @@ def main(argv: list[str]) -> int:
 
     from musiccm.export import StudentInfo, export_student
     from musiccm.models.bundle import Bundle
+    from musiccm.models.lora import Lora
     from musiccm.systems.checkpoint_fit import MEANING
     from musiccm.systems.settings import Distillation
 
@@ -45,14 +44,16 @@ def main(argv: list[str]) -> int:
     stated = settings.get("distillation") or {}
     defaults = asdict(Distillation())
     known = {key: stated.get(key, default) for key, default in defaults.items()}
+    if known["lora"] is not None:
+        known["lora"] = asdict(Lora(**known["lora"]))
     state, step, identity = read_student(checkpoint)
     trained = {key.removeprefix("distillation."): value for key, value in identity.items()}  # some have no prefix
     for key in (*(key.removeprefix("distillation.") for key in MEANING), "guidance_scale"):
-        if trained.get(key, known[key]) != known[key]:
+        if trained.get(key, defaults[key] if key == "lora" else known[key]) != known[key]:
             raise MusiccmError(f"{checkpoint}: its student was trained with {key} = {trained[key]!r}, but "
                                f"{config_path} says {known[key]!r}; name the config.yaml of its own run by --config")
     teacher = Bundle.from_pretrained(args.bundle or settings.get("bundle", "musiccm-tiny"))
-    unet = load_student(teacher, state, checkpoint)
+    unet = load_student(teacher, state, checkpoint, known["lora"] and Lora(**known["lora"]), identity.get("bundle"))
     results = Path(args.results) if args.results else checkpoint.parent.parent / "results.json"
     rows, gamma, notes = read_results(results, must_exist=args.results is not None)
     info = StudentInfo(
@@ -61,7 +62,8 @@ def main(argv: list[str]) -> int:
         sigma_data=float(known["sigma_data"]), gamma=gamma if args.gamma is None else args.gamma,
         recipe={"teacher": str(settings.get("bundle", "musiccm-tiny")), "global_step": step,
                 "seed": settings.get("seed"), "distillation": known, "adversarial": settings.get("adversarial"),
-                "optimization": settings.get("optimization")},
+                "optimization": settings.get("optimization"),
+                **{key: value for key, value in settings.items() if key not in OWN_SETTINGS}},
         rows=rows, notes=notes,
     )
     folder = export_student(unet, teacher, args.out, info, getattr(torch, args.dtype), args.base, args.overwrite)
@@ -88,49 +90,6 @@ def read_model_settings(path: Path) -> dict[str, Any]:
     if not isinstance(model, dict):
         raise MusiccmError(f"{path}: expected the configuration of a run, with a key 'model'")
     return model.get("init_args", model)
-
-
-def read_student(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any]]:
-    """The averaged student's weights, the step and what the weights mean, from a Lightning checkpoint.
-
-    Nothing in the file is executed.
-
-    Raises:
-        MusiccmError: If the file is missing, unreadable, or of another system.
-    """
-    import torch
-
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        hint = "runs keep theirs in lightning_logs/NAME/version_N/checkpoints"
-        raise MusiccmError(f"{path}: no such checkpoint; {hint}") from None
-    except Exception as error:  # a broken file shows as whatever the unpickler tripped over
-        raise MusiccmError(f"{path}: not a readable checkpoint ({reason(error)})") from error
-    weights = checkpoint.get("state_dict", {}) if isinstance(checkpoint, Mapping) else {}
-    state = {k.removeprefix(STUDENT_WEIGHTS): v for k, v in weights.items() if k.startswith(STUDENT_WEIGHTS)}
-    if not state:
-        raise MusiccmError(f"{path}: holds no '{STUDENT_WEIGHTS}*' weights; expected a checkpoint of the distillation "
-                           "(musiccm.systems.musiccm.MusicCM)")
-    return state, int(checkpoint.get("global_step", 0)), dict(checkpoint.get("student", {}))
-
-
-def load_student(teacher: Any, state: dict[str, Tensor], path: Path) -> Any:
-    """A U-Net of the teacher's shape with the student's weights.
-
-    Raises:
-        MusiccmError: If the weights are of another shape than the teacher.
-    """
-    import copy
-
-    unet = copy.deepcopy(teacher.unet)
-    try:
-        unet.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise MusiccmError(f"{path}: its weights do not fit the teacher {teacher.path} ({reason}); name the bundle of "
-                           "the run by --bundle") from None
-    return unet
 
 
 def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], float, list[str]]:

@@ -33,7 +33,7 @@ from musiccm.diffusion.prediction import (
 )
 from musiccm.diffusion.process import NoiseProcess, compute_dtype, expand_to
 from musiccm.diffusion.schedule import NoiseSchedule
-from musiccm.diffusion.solvers import SOLVERS, ddim_jump, heun_jump, jump_to_target, predict_at
+from musiccm.diffusion.solvers import SOLVERS, ddim_jump, heun_jump, jump_between, jump_to_target, predict_at
 
 __all__ = [
     "PREDICTION_TYPES",
@@ -61,6 +61,7 @@ __all__ = [
     "gives_tokens",
     "guide",
     "heun_jump",
+    "jump_between",
     "jump_to_target",
     "noise_process",
     "pool_condition",

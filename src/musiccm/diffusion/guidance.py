@@ -43,13 +43,14 @@ def with_guidance(
         guidance_scale: usual scale (see `guide`). At exactly 1 the null branch is not computed at all.
 
     Returns:
-        `(z_BCTF, t_B) -> x0_BCTF`. Each call is one network call of batch 2B, or of batch B at scale 1.
+        `(z_BCTF, t_B, s_B=None) -> x0_BCTF`; s is passed on where it is given. Each call is one network call of batch
+        2B, or of batch B at scale 1.
 
     Raises:
         MusiccmError: if guidance is asked for without a null condition.
     """
     if guidance_scale == 1.0:
-        return lambda z, t: denoise(z, t, cond_BD)
+        return lambda z, t, *s: denoise(z, t, cond_BD, *s)
     if null_BD is None:
         raise MusiccmError(
             f"guidance_scale: {guidance_scale} needs the null condition (the embedding of the empty prompt), found "
@@ -57,8 +58,8 @@ def with_guidance(
         )
     pair = cat_conditions([cond_BD, expand_condition(null_BD, len(cond_BD))])
 
-    def guided(z: Tensor, t: Tensor) -> Tensor:
-        cond, null = denoise(torch.cat([z, z]), torch.cat([t, t]), pair).chunk(2)
+    def guided(z: Tensor, t: Tensor, *s: Tensor) -> Tensor:
+        cond, null = denoise(torch.cat([z, z]), torch.cat([t, t]), pair, *(torch.cat([x, x]) for x in s)).chunk(2)
         return guide(cond, null, guidance_scale)
 
     return guided

@@ -50,6 +50,25 @@ def predict_at(denoise: BoundDenoise, schedule: NoiseProcess, z: Tensor, t_B: Te
     return x0.to(dtype), to_eps("sample", x0, z, schedule.alpha(t_B, dtype), schedule.sigma(t_B, dtype))
 
 
+def jump_between(denoise: BoundDenoise, schedule: NoiseProcess, z: Tensor, t_B: Tensor, s_B: Tensor) -> Tensor:
+    """The jump that a denoiser of two times describes: from t to s in one call, exact if the network is.
+
+    Args:
+        denoise: `(z, t, s) -> x0`.
+        schedule: the noise schedule.
+        z: noisy latents `[B, ...]`.
+        t_B: their timesteps.
+        s_B: timesteps to land on, below `t_B`; s <= 0 means clean.
+
+    Returns:
+        Latents at `s_B`.
+    """
+    x0 = denoise(z, t_B, s_B)
+    dtype = compute_dtype(z)
+    eps = to_eps("sample", x0, z, schedule.alpha(t_B, dtype), schedule.sigma(t_B, dtype))
+    return ddim_jump(schedule, x0, eps, s_B)
+
+
 def heun_jump(denoise: BoundDenoise, schedule: NoiseProcess, z: Tensor, t_B: Tensor, t_next_B: Tensor) -> Tensor:
     """One Heun jump in DDIM's own variables: the trapezoid rule on `d(z/alpha) / d(sigma/alpha) = eps`.
 

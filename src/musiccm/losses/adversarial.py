@@ -1,4 +1,4 @@
-"""The adversarial losses: hinge, with an R1 penalty on the heads' inputs.
+"""The adversarial losses: hinge or another, with an R1 penalty on the heads' inputs.
 
 MusicCM (arXiv 2404.13358, section 3.3) after ADD (arXiv 2311.17042, equation 3). Each loss keeps to its own side:
 `generator_loss` leaves no gradient in the discriminator and `discriminator_loss` none in whatever made the features,
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 @contextmanager
@@ -36,8 +37,45 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
+class AdversarialLoss:
+    """What each side makes of logits, element by element; this one is the hinge, MusicCM's after ADD."""
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """What the generator lowers."""
+        return -fake
+
+    def real(self, real: Tensor) -> Tensor:
+        """What the discriminator lowers on the real side."""
+        return torch.relu(1.0 - real)
+
+    def fake(self, fake: Tensor) -> Tensor:
+        """What the discriminator lowers on the generated side."""
+        return torch.relu(1.0 + fake)
+
+
+class NonSaturating(AdversarialLoss):
+    """The logistic loss, with the generator's form that does not saturate (GAN, arXiv 1406.2661)."""
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """`-log sigmoid`."""
+        return F.softplus(-fake)
+
+    def real(self, real: Tensor) -> Tensor:
+        """`-log sigmoid`."""
+        return F.softplus(-real)
+
+    def fake(self, fake: Tensor) -> Tensor:
+        """`-log (1 - sigmoid)`."""
+        return F.softplus(fake)
+
+
+HINGE = AdversarialLoss()
+NON_SATURATING = NonSaturating()
+ADVERSARIAL_LOSSES: dict[str, AdversarialLoss] = {"hinge": HINGE, "non_saturating": NON_SATURATING}
+
+
 def generator_loss(
-    discriminator: nn.Module, fake_features: Sequence[Tensor], cond_BD: Tensor
+    discriminator: nn.Module, fake_features: Sequence[Tensor], cond_BD: Tensor, loss: AdversarialLoss = HINGE
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`L_G = -E sum_k D_k(F_k(x0_pred))`; the mean is over samples and tokens.
 
@@ -45,13 +83,14 @@ def generator_loss(
         discriminator: `(features, cond_BD) -> list[K] of logits`; held constant.
         fake_features: K tensors `[B, tokens, width]` of the student's output, attached to the student's graph.
         cond_BD: the discriminator's condition; detached.
+        loss: what is made of the logits.
 
     Returns:
         `(total, parts)` with parts `{"loss_g"}`.
     """
     with frozen(discriminator), _float32(cond_BD):
         logits = discriminator([feature.float() for feature in fake_features], cond_BD.detach().float())
-    total = -_sum_of_means(logits)
+    total = _sum_of_means([loss.generator(logit) for logit in logits])
     return total, {"loss_g": total.detach()}
 
 
@@ -61,6 +100,7 @@ def discriminator_loss(
     fake_features: Sequence[Tensor],
     cond_BD: Tensor,
     r1_gamma: float = 1e-5,
+    loss: AdversarialLoss = HINGE,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`L_D = E sum_k max(0, 1 - D_k(F_k(real))) + gamma R1 + E sum_k max(0, 1 + D_k(F_k(fake)))`.
 
@@ -70,6 +110,7 @@ def discriminator_loss(
         fake_features: the same of the student's output; detached here.
         cond_BD: the discriminator's condition; detached here.
         r1_gamma: weight of the R1 penalty; 1e-5 is ADD's, MusicCM gives none. At 0 it is not computed.
+        loss: what is made of the logits.
 
     Returns:
         `(total, parts)`. Parts: `loss_d` (the total), `r1` (before gamma), `score_real` and `score_fake` (mean logits
@@ -84,9 +125,9 @@ def discriminator_loss(
         r1 = cond_BD.new_zeros(())
     with _float32(cond_BD):
         fake_logits = discriminator([feature.detach().float() for feature in fake_features], cond_BD)
-    hinge_real = _sum_of_means([torch.relu(1.0 - logit) for logit in real_logits])
-    hinge_fake = _sum_of_means([torch.relu(1.0 + logit) for logit in fake_logits])
-    total = hinge_real + hinge_fake + r1_gamma * r1
+    loss_real = _sum_of_means([loss.real(logit) for logit in real_logits])
+    loss_fake = _sum_of_means([loss.fake(logit) for logit in fake_logits])
+    total = loss_real + loss_fake + r1_gamma * r1
     heads = len(real_logits)
     parts = {
         "loss_d": total,

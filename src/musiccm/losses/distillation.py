@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -45,7 +47,7 @@ def distance(prediction: Tensor, target: Tensor, kind: str = "pseudo_huber", hub
 def distillation_loss(
     prediction: Tensor,
     target: Tensor,
-    kind: str = "pseudo_huber",
+    kind: str | Callable[[Tensor, Tensor], Tensor] = "pseudo_huber",
     huber_h: float = 1e-3,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`E d(f_theta(z_{n+1}), stopgrad f_ema(z_hat))`, equation 7 of LCM (arXiv 2310.04378) with the teacher guided.
@@ -53,11 +55,13 @@ def distillation_loss(
     Args:
         prediction: the student's `f_theta`, `[B, ...]`.
         target: the EMA student's answer at the solver's result; detached here.
-        kind: see `distance`.
+        kind: see `distance`; or an object that takes prediction and target and returns distances, of any shape.
         huber_h: see `distance`.
 
     Returns:
         `(total, parts)`: the mean over elements and samples, and `{"loss_distil": total}` detached.
     """
-    total = distance(prediction, target.detach(), kind, huber_h).mean()
+    target = target.detach()
+    distances = distance(prediction, target, kind, huber_h) if isinstance(kind, str) else kind(prediction, target)
+    total = distances.mean()
     return total, {"loss_distil": total.detach()}

@@ -17,6 +17,7 @@ from musiccm.diffusion import (
     to_eps,
     to_x0,
 )
+from musiccm.errors import MusiccmError
 
 
 class Float32Conv2d(nn.Conv2d):
@@ -55,11 +56,12 @@ class Float32Conv2d(nn.Conv2d):
 
 
 class Denoiser(nn.Module):
-    """A diffusers `UNet2DConditionModel` as `denoise(z_BCTF, t_B, cond_BD) -> x0_BCTF`.
+    """A diffusers `UNet2DConditionModel` as `denoise(z_BCTF, t_B, cond_BD, s_B=None) -> x0_BCTF`.
 
     A vector goes in as class labels, which MusicLDM's U-Net projects and concatenates to the time embedding; tokens go
-    in as what the network attends to, with their mask. The output layer and the conversion to x0 and eps run in float32
-    under autocast too.
+    in as what the network attends to, with their mask. A U-Net with `time_cond_proj_dim` takes a second time, whose
+    embedding of that width it projects and adds to the first one's. The output layer and the conversion to x0 and eps
+    run in float32 under autocast too.
 
     Args:
         unet: the network. Its `conv_out` is replaced by a float32 one that shares the parameters (and their names).
@@ -77,18 +79,25 @@ class Denoiser(nn.Module):
         last: Any = getattr(unet, "conv_out", None)
         if type(last) is nn.Conv2d:
             unet.conv_out = Float32Conv2d.sharing(last)
+        self.second_time: int | None = getattr(getattr(unet, "config", None), "time_cond_proj_dim", None)
         self.unet = unet
 
-    def output(self, z_BCTF: Tensor, t_B: Tensor, cond_BD: AnyCondition) -> Tensor:
+    def output(
+        self, z_BCTF: Tensor, t_B: Tensor, cond_BD: AnyCondition, s_B: Tensor | None = None
+    ) -> Tensor:
         """The network's own prediction, unconverted.
 
         Args:
             z_BCTF: noisy latents.
             t_B: integer timesteps.
             cond_BD: vectors, or a `Condition`.
+            s_B: the second time, of a network that takes one; t if left out.
 
         Returns:
             eps, v, x0 or the flow in float32, according to `prediction_type`.
+
+        Raises:
+            MusiccmError: a second time for a network that takes none.
         """
         dtype = next(self.unet.parameters()).dtype
         given = cond_BD.to(dtype)
@@ -96,42 +105,59 @@ class Denoiser(nn.Module):
         if isinstance(given, Condition):
             told = {"encoder_hidden_states": given.tokens_BLD, "encoder_attention_mask": given.mask_BL,
                     "class_labels": given.pooled_BD}
+        if self.second_time is not None:
+            from diffusers.models.embeddings import get_timestep_embedding
+
+            s = self.schedule.network_time(t_B if s_B is None else s_B)
+            told["timestep_cond"] = get_timestep_embedding(s, self.second_time, flip_sin_to_cos=True,
+                                                           downscale_freq_shift=0).to(dtype)
+        elif s_B is not None:
+            raise MusiccmError("denoise: found a second time for a network that takes one; expected a U-Net with "
+                               "time_cond_proj_dim")
         (output,) = self.unet(z_BCTF.to(dtype), self.schedule.network_time(t_B), **told, return_dict=False)
         return output if output.dtype == torch.float64 else output.float()
 
-    def predict(self, z_BCTF: Tensor, t_B: Tensor, cond_BD: AnyCondition) -> tuple[Tensor, Tensor]:
+    def predict(
+        self, z_BCTF: Tensor, t_B: Tensor, cond_BD: AnyCondition, s_B: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One network call, read both ways.
 
         Args:
             z_BCTF: noisy latents.
             t_B: integer timesteps.
             cond_BD: vectors, or a `Condition`.
+            s_B: the second time, of a network that takes one; t if left out.
 
         Returns:
             `(x0, eps)`, float32, with `z = alpha x0 + sigma eps`.
         """
-        output = self.output(z_BCTF, t_B, cond_BD)
+        output = self.output(z_BCTF, t_B, cond_BD, s_B)
         alpha, sigma = self.schedule.alpha(t_B), self.schedule.sigma(t_B)
         kind = self.prediction_type
         return to_x0(kind, output, z_BCTF, alpha, sigma), to_eps(kind, output, z_BCTF, alpha, sigma)
 
-    def forward(self, z_BCTF: Tensor, t_B: Tensor, cond_BD: AnyCondition) -> Tensor:
+    def forward(
+        self, z_BCTF: Tensor, t_B: Tensor, cond_BD: AnyCondition, s_B: Tensor | None = None
+    ) -> Tensor:
         """The denoiser contract.
 
         Args:
             z_BCTF: noisy latents.
             t_B: integer timesteps.
             cond_BD: vectors, or a `Condition`.
+            s_B: the second time, of a network that takes one; t if left out.
 
         Returns:
             The clean estimate x0, float32.
         """
-        output = self.output(z_BCTF, t_B, cond_BD)
+        output = self.output(z_BCTF, t_B, cond_BD, s_B)
         return to_x0(self.prediction_type, output, z_BCTF, self.schedule.alpha(t_B), self.schedule.sigma(t_B))
 
 
 class Consistency(nn.Module):
     """The consistency function `f(z, t, c) = c_skip(t) z + c_out(t) x0_theta(z, t, c)` (LCM, arXiv 2310.04378).
+
+    A network of two times is asked for the jump to clean, s = 0.
 
     Args:
         denoiser: anything that satisfies the denoiser contract.
@@ -156,6 +182,7 @@ class Consistency(nn.Module):
         Returns:
             The clean estimate, float32 or better.
         """
-        x0 = self.denoiser(z_BCTF, t_B, cond_BD)
+        clean = [torch.zeros_like(t_B)] if getattr(self.denoiser, "second_time", None) is not None else []
+        x0 = self.denoiser(z_BCTF, t_B, cond_BD, *clean)
         c_skip, c_out = consistency_boundary(t_B, self.sigma_data, self.timestep_scaling)
         return expand_to(c_skip, z_BCTF) * z_BCTF + expand_to(c_out, z_BCTF) * x0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ class Ema(nn.Module):
     Args:
         module: the network to follow; it is copied, never changed.
         decay: weight of the past, in [0, 1): 0.95 for the distillation target, 0.999 for what is evaluated.
+        shared: frozen tensors of the network that the copy holds too, instead of an average of them: of a network with
+            an adapter all but that. The factors A and B are then averaged, not the update B A, whose average would
+            have the size of the whole network; the two differ by the covariance of A and B over the average's window.
 
     Raises:
         MusiccmError: if `decay` is outside [0, 1).
@@ -28,12 +32,14 @@ class Ema(nn.Module):
 
     module: nn.Module
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, module: nn.Module, decay: float, shared: Iterable[Tensor] = ()) -> None:
         super().__init__()
         if not 0.0 <= decay < 1.0:
             raise MusiccmError(f"EMA decay: expected a number in [0, 1), found {decay}.")
         self.decay = decay
-        self.module = copy.deepcopy(module).float().eval().requires_grad_(False)
+        kept = {id(tensor): tensor for tensor in shared}
+        self._shared = {name for name, parameter in module.named_parameters() if id(parameter) in kept}
+        self.module = copy.deepcopy(module, kept).float().eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Ema:
         """Stay in evaluation mode, whatever the module that holds this one is switched to."""
@@ -61,7 +67,7 @@ class Ema(nn.Module):
 
     @torch.no_grad()
     def distance(self, source: nn.Module) -> Tensor:
-        """How far `source` has moved from its average: `|source - ema| / |ema|` over all weights.
+        """How far `source` has moved from its average: `|source - ema| / |ema|` over all weights that are averaged.
 
         Args:
             source: the network being trained.
@@ -75,8 +81,8 @@ class Ema(nn.Module):
         return gap.norm() / size.norm().clamp_min(1e-12)
 
     def _pairs(self, source: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        mine = dict(self.module.named_parameters())
-        theirs = dict(source.named_parameters())
+        mine, theirs = ({name: parameter for name, parameter in network.named_parameters() if name not in self._shared}
+                        for network in (self.module, source))
         if mine.keys() != theirs.keys():
             odd = sorted(mine.keys() ^ theirs.keys())
             raise MusiccmError(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from musiccm.diffusion import AnyCondition, pool_condition
 from musiccm.errors import MusiccmError
-from musiccm.losses.adversarial import discriminator_loss, generator_loss
+from musiccm.losses.adversarial import ADVERSARIAL_LOSSES, discriminator_loss, generator_loss
 from musiccm.models.acceleration.half import half_copy
 from musiccm.models.discriminator import Discriminator
 from musiccm.models.features import ClapFeatures
@@ -23,7 +23,8 @@ from musiccm.systems.settings import Adversarial
 class AdversarialSystem(DistilledSystem):
     """A distillation with a discriminator on frozen features (MusicCM, arXiv 2404.13358; heads after ADD, 2311.17042).
 
-    The features are those of an AudioMAE or of CLAP's audio tower, of mels that the frozen VAE decodes.
+    The features are those of an AudioMAE, of CLAP's audio tower or of a given network, of mels that the frozen VAE
+    decodes.
 
     Args:
         adversarial: weight, features and heads; a weight of 0 builds none of them.
@@ -37,6 +38,8 @@ class AdversarialSystem(DistilledSystem):
         super().__init__(**system)
         self.adversarial = adversarial
         self.discriminator = None
+        loss = adversarial.loss
+        self.adversarial_loss = ADVERSARIAL_LOSSES[loss] if isinstance(loss, str) else loss
         if adversarial.weight > 0:
             features = self._feature_network()
             self.frozen["features"] = features
@@ -45,6 +48,8 @@ class AdversarialSystem(DistilledSystem):
 
     def _feature_network(self) -> nn.Module:
         kind = self.adversarial.features
+        if isinstance(kind, nn.Module):
+            return kind
         if kind == "clap":
             if not self.frozen["conditioner"].hears:
                 raise MusiccmError("adversarial.features: 'clap' are those of an audio tower, which the bundle's text "
@@ -97,7 +102,7 @@ class AdversarialSystem(DistilledSystem):
             real, audio_BD = self.features_of(z0, crop)
             cond_BD = torch.cat([text_BD, audio_BD], dim=1)
         fake, _ = self.features_of(x0_pred, crop)
-        loss_g, _ = generator_loss(self.discriminator, fake, cond_BD)
+        loss_g, _ = generator_loss(self.discriminator, fake, cond_BD, self.adversarial_loss)
         return {"loss_g": loss_g, "real": real, "fake": [f.detach() for f in fake], "cond": cond_BD}
 
     def other_steps(self, carried: dict[str, Any], last: bool) -> dict[str, Tensor]:
@@ -108,7 +113,8 @@ class AdversarialSystem(DistilledSystem):
         assert self.discriminator is not None  # it gave the term just before
         optimizer = self._optimizers()[1]
         loss, parts = discriminator_loss(
-            self.discriminator, term["real"], term["fake"], term["cond"], self.adversarial.r1_gamma
+            self.discriminator, term["real"], term["fake"], term["cond"], self.adversarial.r1_gamma,
+            self.adversarial_loss,
         )
         # Not `manual_backward`, which would have DDP wait for gradients of the student.
         self._backward(loss, Tensor.backward)
@@ -147,4 +153,5 @@ class AdversarialSystem(DistilledSystem):
 
     def identity(self) -> dict[str, Any]:
         """As without a discriminator, with its settings."""
-        return identity(self.bundle, self.distillation, self.adversarial, self.optimization, self.seed)
+        own = identity(self.bundle, self.distillation, self.adversarial, self.optimization, self.seed)
+        return super().identity() | own

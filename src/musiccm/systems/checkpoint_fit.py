@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
@@ -15,12 +17,14 @@ from musiccm.systems.settings import Adversarial, Distillation, Optimization
 
 #: Keys that say how weights are read; the others only say how training goes on.
 MEANING = ("distillation.prediction_type", "distillation.grid_points", "distillation.sigma_data",
-           "distillation.timestep_scaling")
-#: What a resumed run may change, and why: these say how a step is computed, and its numbers stay (but for rounding).
+           "distillation.timestep_scaling", "distillation.lora")
+ADAPTER = MEANING[-1]
+#: What a resumed run may change, and why: these say how a step is computed, and its numbers stay (but for rounding);
+#: `start` is read by a new run alone.
 #: Of the trainer and the data, which are not compared here: `max_steps` (curriculum and learning rate are shares of it,
 #: so that it stretches what is left), everything about logging, validation and checkpoints, devices and workers.
 MAY_CHANGE = ("optimization.half_frozen", "optimization.gradient_checkpointing", "optimization.compile",
-              "optimization.channels_last")
+              "optimization.channels_last", "distillation.start")
 #: What checkpoints stated before they stated every setting; of the others, theirs say nothing.
 ONCE_STATED = (*MEANING, "distillation.guidance_scale", "distillation.target_ema_decay", "distillation.eval_ema_decay",
                "adversarial.features", "optimization.accumulate", "seed", "bundle")
@@ -39,7 +43,24 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        return str(value)
+    return value if value is None or isinstance(value, str | int | float) else _described(value)
+
+
+def _described(part: Any) -> dict[str, Any]:
+    """A part that the configuration gave as an object: its class, its own plain attributes and its weights' hash."""
+    kind = type(part)
+    settings = {name: value for name, value in vars(part).items()
+                if not name.startswith("_") and name != "training" and isinstance(value, str | int | float)}
+    found = {"class_path": f"{kind.__module__}.{kind.__qualname__}", **settings}
+    if isinstance(part, nn.Module):
+        digest = hashlib.sha256()
+        for name, tensor in sorted(part.state_dict().items()):
+            flat = tensor.detach().cpu().contiguous().view(-1)
+            digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
+        found["weights"] = digest.hexdigest()[:12]
+    return found
 
 
 def identity(
@@ -71,8 +92,13 @@ def identity(
     return {
         **{key: value for key, value in found.items() if not unused.get(key)},
         "seed": seed,
-        "bundle": f"U-Net and schedule {bundle.content_hash(['unet', 'scheduler'])[:12]}",
+        "bundle": bundle_identity(bundle),
     }
+
+
+def bundle_identity(bundle: Bundle) -> str:
+    """The teacher's bundle as checkpoints state it: by its bytes, wherever it lies."""
+    return f"U-Net and schedule {bundle.content_hash(['unet', 'scheduler'])[:12]}"
 
 
 def check_fit(
@@ -96,13 +122,17 @@ def check_fit(
     Raises:
         MusiccmError: Names each key of the configuration that differs, and both values.
     """
-    reasons = _other_modules(expected, checkpoint["state_dict"])
-    stated = {key: value for key, value in checkpoint.get("student", {}).items()
-              # where the heads are missing on one side, that was said above
-              if not (key == "adversarial.features" and value is None)}
+    stated = {ADAPTER: None}  # before there were any
+    stated |= {key: value for key, value in checkpoint.get("student", {}).items()
+               # where the heads are missing on one side, `_other_modules` says so
+               if not (key == "adversarial.features" and value is None)}
+    adapter = mine.get(ADAPTER)
+    reasons = _other_modules(expected, checkpoint["state_dict"], without_student=stated[ADAPTER] != adapter)
     if resuming:
         stated = with_defaults(path, stated, mine, say)
-    reasons += differences(stated, {key: value for key, value in mine.items() if resuming or key in MEANING})
+    # an adapter means nothing without the weights that it was trained on
+    meaning = (*MEANING, "bundle") if adapter else MEANING
+    reasons += differences(stated, {key: value for key, value in mine.items() if resuming or key in meaning})
     refuse(path, reasons)
 
 
@@ -159,10 +189,14 @@ def refuse(path: str, reasons: Sequence[str]) -> None:
         )
 
 
-def _other_modules(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+def _other_modules(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], without_student: bool = False
+) -> list[str]:
     """One reason for every module whose weights differ in name or shape."""
     reasons = []
     for module in sorted({name.partition(".")[0] for name in [*expected, *found]}):
+        if without_student and module.startswith("student"):
+            continue
         mine = {name: tuple(value.shape) for name, value in expected.items() if name.partition(".")[0] == module}
         theirs = {name: tuple(value.shape) for name, value in found.items() if name.partition(".")[0] == module}
         key = f"model.init_args.{SHAPED_BY.get(module, module)}"

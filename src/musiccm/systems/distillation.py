@@ -34,15 +34,19 @@ from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.student_record import is_student
 from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.models.ema import Ema
+from musiccm.models.lora import is_adapter, with_adapter
 from musiccm.systems import speed
-from musiccm.systems.checkpoint_fit import check_fit, identity
+from musiccm.systems.checkpoint_fit import check_fit, identity, plain
 from musiccm.systems.conditions import caption_or_audio, check_audio_share
 from musiccm.systems.curve import learning_rate_factor
 from musiccm.systems.parallel import mean_over_ranks, own_rows, shard, shard_like, warn, whole
 from musiccm.systems.settings import Adversarial, Distillation, Optimization
+from musiccm.systems.student_weights import starting_weights
 
 #: Frozen parts live under this name; checkpoints leave them out, for the bundle has them.
 FROZEN = "frozen."
+#: Student and averages live under names that begin so.
+STUDENT = "student"
 #: Above this share of the timesteps the warm start clamps the teacher's x0.
 CLAMP_FROM = 0.9
 
@@ -62,6 +66,8 @@ class DistilledSystem(pl.LightningModule):
         distillation: what the student is and how it learns.
         optimization: optimizer of the student.
         seed: seed of timesteps and noise.
+        teacher: the denoiser that teaches, `(z, t, cond) -> x0` under the bundle's noise process; the bundle's by
+            default. The student starts from the bundle's weights all the same.
 
     Raises:
         MusiccmError: a setting is out of range or asks for audio conditions that the bundle has not, its U-Net does not
@@ -70,7 +76,10 @@ class DistilledSystem(pl.LightningModule):
 
     student: nn.Module
 
-    def __init__(self, bundle: str, distillation: Distillation, optimization: Optimization, seed: int) -> None:
+    def __init__(
+        self, bundle: str, distillation: Distillation, optimization: Optimization, seed: int,
+        teacher: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.bundle_name, self.seed = bundle, seed
@@ -95,13 +104,21 @@ class DistilledSystem(pl.LightningModule):
         conditioner = self.bundle.conditioner()
         check_audio_share("model.init_args.distillation.audio_condition_share",
                           self.distillation.audio_condition_share, conditioner)
-        teacher = Denoiser(self.bundle.unet, self.schedule, self.bundle.prediction_type)
+        own = Denoiser(self.bundle.unet, self.schedule, self.bundle.prediction_type)
+        self.given_teacher = teacher is not None
         self.frozen = nn.ModuleDict(
-            {"teacher": teacher, "codec": self.bundle.codec("original"), "conditioner": conditioner}
+            {"teacher": own if teacher is None else teacher, "codec": self.bundle.codec("original"),
+             "conditioner": conditioner}
         )
-        self.student = copy.deepcopy(self.bundle.unet).requires_grad_(True)
-        self.student_ema_target = Ema(self.student, self.distillation.target_ema_decay)
-        self.student_ema_slow = Ema(self.student, self.distillation.eval_ema_decay)
+        if self.distillation.lora is None:
+            self.student, shared = copy.deepcopy(self.bundle.unet).requires_grad_(True), []
+        else:  # the teacher's own weights, held once by teacher, student and both averages
+            self.student = with_adapter(self.bundle.unet, self.distillation.lora, seed, "distillation.lora")
+            shared = [*self.bundle.unet.parameters(), *self.bundle.unet.buffers()]
+        if isinstance(self.distillation.distance, nn.Module):
+            self.frozen["distance"] = self.distillation.distance
+        self.student_ema_target = Ema(self.student, self.distillation.target_ema_decay, shared)
+        self.student_ema_slow = Ema(self.student, self.distillation.eval_ema_decay, shared)
 
     def finish_init(self) -> None:
         """Freeze what is not trained, once all modules are there."""
@@ -109,8 +126,10 @@ class DistilledSystem(pl.LightningModule):
         # DDP's private switch, set before it wraps the system: it looks after the student alone. One backward pass
         # reaches all of that, so that nothing unused need be searched for, and the heads' pass does not send the
         # student's buckets round a second time. Frozen parts and averages are alike on all processes as they are.
-        others = [*self.named_parameters(), *self.named_buffers()]
-        self._ddp_params_and_buffers_to_ignore = [name for name, _ in others if not name.startswith("student.")]
+        every = [*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)]
+        self._ddp_params_and_buffers_to_ignore = [
+            name for name, _ in every if not (name.startswith("student.") and self._in_checkpoint(name))
+        ]
 
     # what a subclass says
 
@@ -144,13 +163,14 @@ class DistilledSystem(pl.LightningModule):
 
     def identity(self) -> dict[str, Any]:
         """What the weights in a checkpoint mean and what would go on differently, by key below `model.init_args`."""
-        return identity(self.bundle, self.distillation, Adversarial(weight=0.0), self.optimization, self.seed)
+        found = identity(self.bundle, self.distillation, Adversarial(weight=0.0), self.optimization, self.seed)
+        return found | ({"teacher": plain(self.teacher)} if self.given_teacher else {})
 
     # what callbacks and commands read
 
     @property
-    def teacher(self) -> Denoiser:
-        """The frozen teacher, as a denoiser."""
+    def teacher(self) -> nn.Module:
+        """The frozen teacher, a denoiser."""
         return self.frozen["teacher"]
 
     @property
@@ -257,7 +277,7 @@ class DistilledSystem(pl.LightningModule):
 
     def _student_step(self, lr: float) -> Tensor:
         optimizer = self._optimizers()[0]
-        norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.optimization.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self._student_parameters(), self.optimization.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
@@ -275,9 +295,12 @@ class DistilledSystem(pl.LightningModule):
         o = self.optimization
         return [
             torch.optim.AdamW(
-                self.student.parameters(), o.lr, (o.betas[0], o.betas[1]), weight_decay=o.weight_decay, fused=True
+                self._student_parameters(), o.lr, (o.betas[0], o.betas[1]), weight_decay=o.weight_decay, fused=True
             )
         ]
+
+    def _student_parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.student.parameters() if parameter.requires_grad]
 
     def _progress(self) -> float:
         """Share of the run's steps after the warm start that are done."""
@@ -298,7 +321,11 @@ class DistilledSystem(pl.LightningModule):
         return min(bounds)
 
     def setup(self, stage: str) -> None:
-        """Lay out the networks before a strategy wraps them."""
+        """Give a new run the weights that it starts from, and lay the networks out before a strategy wraps them."""
+        if stage == "fit" and self.distillation.start is not None and self.trainer.ckpt_path is None:
+            unet = starting_weights(self.distillation.start, self.bundle, self.distillation.prediction_type)
+            for network in (self.student, self.student_ema_target.module, self.student_ema_slow.module):
+                network.load_state_dict(unet.state_dict())
         if stage == "fit" and self.optimization.gradient_checkpointing:
             speed.recompute_activations([self.student, self.codec.vae])
         if stage == "fit" and self.optimization.channels_last:
@@ -308,9 +335,15 @@ class DistilledSystem(pl.LightningModule):
     def configure_model(self) -> None:
         """Under `Sharded`, spread the four U-Nets over the processes; heads and decoders stay whole."""
         mesh = self.device_mesh
+        if mesh is not None and self.distillation.lora is not None:
+            raise MusiccmError(
+                "distillation.lora: the weights that teacher, student and averages hold together cannot be spread over "
+                "processes (trainer.strategy Sharded); use DDP, or train the whole student"
+            )
         if mesh is not None:
             averages = (self.student_ema_target.module, self.student_ema_slow.module)
-            for unet in (self.student, *averages, self.teacher.unet):
+            teacher = [] if self.given_teacher else [self.bundle.unet]  # any other stays whole
+            for unet in (self.student, *averages, *teacher):
                 shard(unet, mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
@@ -330,7 +363,8 @@ class DistilledSystem(pl.LightningModule):
         if self.trainer.precision == "bf16-mixed" and self.optimization.half_frozen:
             self._half = self.half_parts()
         if self.optimization.compile is not None:
-            target, teacher = self.student_ema_target.module, self._part("teacher").unet
+            target, teacher = self.student_ema_target.module, self._part("teacher")
+            teacher = getattr(teacher, "unet", teacher)
             speed.compile_networks([self.student, target, teacher], self.optimization.compile)
 
     def on_fit_end(self) -> None:
@@ -368,12 +402,17 @@ class DistilledSystem(pl.LightningModule):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Nothing: the test loader holds the references, which the Evaluation callback reads itself."""
 
+    def _in_checkpoint(self, name: str) -> bool:
+        """Whether a weight is the run's own; the bundle has the others: frozen parts, and what is under adapters."""
+        under = self.distillation.lora is not None and name.startswith(STUDENT) and not is_adapter(name)
+        return not (name.startswith(FROZEN) or under)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen parts out; the bundle has them."""
+        """Leave out what the bundle has."""
         state = checkpoint["state_dict"]
         # Contiguous, whatever `channels_last` says: safetensors, which an export writes, takes no other.
         checkpoint["state_dict"] = {
-            name: value.contiguous() for name, value in state.items() if not name.startswith(FROZEN)
+            name: value.contiguous() for name, value in state.items() if self._in_checkpoint(name)
         }
         checkpoint["batches_seen"] = self.batches_seen
         if self.batches_seen % self.optimization.accumulate:
@@ -386,10 +425,10 @@ class DistilledSystem(pl.LightningModule):
         checkpoint["precision"] = getattr(self._trainer, "precision", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the frozen parts back, so that loading stays strict, and refuse a checkpoint of another shape."""
+        """Put back what the bundle has, so that loading stays strict, and refuse a checkpoint of another shape."""
         self.batches_seen = checkpoint.get("batches_seen", 0)
         self._unfinished = checkpoint.get("gradients", {})
-        mine = {name: value for name, value in self.state_dict().items() if name.startswith(FROZEN)}
+        mine = {name: value for name, value in self.state_dict().items() if not self._in_checkpoint(name)}
         checkpoint["state_dict"] |= mine
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         path = getattr(self._trainer, "ckpt_path", None) or "the checkpoint"

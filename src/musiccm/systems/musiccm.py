@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from musiccm.audio.windows import keyed_generator
 from musiccm.data.batch import LatentBatch
@@ -29,6 +29,7 @@ class MusicCM(AdversarialSystem):
         adversarial: `L_G` and the discriminator.
         optimization: optimizer of the student.
         seed: seed of timesteps, noise and crops.
+        teacher: the denoiser that teaches; the bundle's by default.
     """
 
     def __init__(
@@ -38,10 +39,11 @@ class MusicCM(AdversarialSystem):
         adversarial: Adversarial | None = None,
         optimization: Optimization | None = None,
         seed: int = 0,
+        teacher: nn.Module | None = None,
     ) -> None:
         super().__init__(
             adversarial or Adversarial(), bundle=bundle, distillation=distillation or Distillation(),
-            optimization=optimization or Optimization(), seed=seed,
+            optimization=optimization or Optimization(), seed=seed, teacher=teacher,
         )
         for phase in self.distillation.curriculum:
             if phase.jumps != "to_zero":

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from musiccm.diffusion import PREDICTION_TYPES, SOLVERS, TIMESTEP_MODES
 from musiccm.errors import MusiccmError
-from musiccm.losses import DISTANCES
+from musiccm.losses import ADVERSARIAL_LOSSES, DISTANCES, AdversarialLoss
 from musiccm.models.acceleration.networks import check_backend
 from musiccm.models.bundle.student_record import LCM_SIGMA_DATA
+from musiccm.models.lora import Lora
 from musiccm.systems.ranges import check_ranges
 
 FEATURES = ("audiomae", "clap")
@@ -40,9 +43,9 @@ class Distillation:
         guidance_scale: usual scale of the teacher's guidance; the paper's w = 2 is 3.
         weight: lambda, the weight of this loss beside the adversarial one.
         grid_points: points N of the student's grid.
-        curriculum: phases of (skip, jumps) over the run.
+        curriculum: phases of (skip, jumps) over the run; without any, one phase of the paper's throughout.
         solver: `ddim` or `heun`.
-        distance: `pseudo_huber` or `squared`.
+        distance: `pseudo_huber` or `squared`; or a module of latents, prediction and target, by its `class_path`.
         huber_h: h of the pseudo-Huber distance.
         timestep_mode: `stratified` or `uniform` draws of grid points.
         tail: extra probability of the top grid point.
@@ -53,15 +56,19 @@ class Distillation:
         audio_condition_share: share of items conditioned on their own audio's embedding in place of the caption's.
         target_ema_decay: decay of the EMA that makes the targets.
         eval_ema_decay: decay of the EMA that is evaluated and exported.
+        start: what the student starts from in place of the teacher's weights: a checkpoint of an earlier distillation,
+            or an exported student's folder or name. A resumed run does not read it.
+        lora: train a low-rank adapter on the teacher's frozen weights, `{rank, alpha, target_modules}`; null trains
+            all weights.
     """
 
     prediction_type: str = "v_prediction"
     guidance_scale: float = 3.0
     weight: float = 3.0
     grid_points: int = 50
-    curriculum: list[Phase] = field(default_factory=lambda: [Phase()])
+    curriculum: list[Phase] = field(default_factory=list)
     solver: str = "ddim"
-    distance: str = "pseudo_huber"
+    distance: str | nn.Module = "pseudo_huber"
     huber_h: float = 1e-3
     timestep_mode: str = "stratified"
     tail: float = 0.0
@@ -72,6 +79,12 @@ class Distillation:
     audio_condition_share: float = 0.0
     target_ema_decay: float = 0.95
     eval_ema_decay: float = 0.999
+    start: str | None = None
+    lora: Lora | None = None
+
+    def __post_init__(self) -> None:
+        # not as the field's default, which jsonargparse could not write into a run's config.yaml
+        self.curriculum = self.curriculum or [Phase()]
 
     def phase(self, progress: float) -> Phase:
         """The phase that a share of the run, in 0..1, falls into."""
@@ -85,7 +98,7 @@ class Distillation:
         """
         for key, known in {"solver": SOLVERS, "distance": DISTANCES, "prediction_type": PREDICTION_TYPES,
                            "timestep_mode": TIMESTEP_MODES}.items():
-            if getattr(self, key) not in known:
+            if getattr(self, key) not in known and not (key == "distance" and isinstance(self.distance, nn.Module)):
                 raise MusiccmError(
                     f"distillation.{key}: expected one of {', '.join(known)}, found {getattr(self, key)!r}."
                 )
@@ -99,6 +112,11 @@ class Distillation:
                 f"distillation.sigma_data: expected {LCM_SIGMA_DATA}, which diffusers' LCMScheduler has written into "
                 f"it, found {self.sigma_data!r}: such a student could not be exported. Leave the key out."
             )
+        if self.lora is not None:
+            check_ranges("distillation.lora.", vars(self.lora), count="rank", positive="alpha")
+            if self.start is not None:
+                raise MusiccmError(f"distillation.start: expected none beside distillation.lora, found {self.start!r}: "
+                                   "an adapter lies on the teacher's weights.")
         for phase in self.curriculum:
             check_ranges("distillation.curriculum: ", vars(phase), positive="until", count="skip")
             if phase.jumps != "to_zero" and not (
@@ -109,7 +127,7 @@ class Distillation:
                     f"{phase.jumps!r}."
                 )
         ends = [phase.until for phase in self.curriculum]
-        if not ends or ends != sorted(set(ends)) or ends[0] <= 0 or ends[-1] != 1.0:
+        if ends != sorted(set(ends)) or ends[0] <= 0 or ends[-1] != 1.0:
             raise MusiccmError(
                 f"distillation.curriculum: expected phases whose `until` ascend from above 0 to 1.0, found {ends}."
             )
@@ -121,7 +139,9 @@ class Adversarial:
 
     Args:
         weight: weight of L_G; 0 gives the ablation without a discriminator, which is then neither built nor trained.
-        features: the frozen feature network: `audiomae` or `clap`.
+        features: the frozen feature network: `audiomae` or `clap`; or a module of the decoded mel by its `class_path`,
+            with `widths`, `embed_width` and `with_embedding` (`ViTFeatures` has them).
+        loss: `hinge` or `non_saturating`; or an `AdversarialLoss` by its `class_path`.
         start_step: optimizer step of the student at which the adversarial loss joins.
         crop_frames: latent frames that the discriminator sees, at one random place a step; null: whole clips.
         crop_context: latent frames on either side of the crop that are decoded with it and cut off again.
@@ -132,7 +152,8 @@ class Adversarial:
     """
 
     weight: float = 1.0
-    features: str = "audiomae"
+    features: str | nn.Module = "audiomae"
+    loss: str | AdversarialLoss = "hinge"
     start_step: int = 0
     crop_frames: int | None = None
     crop_context: int = 0
@@ -147,10 +168,10 @@ class Adversarial:
         Raises:
             MusiccmError: an unknown name or a number out of range.
         """
-        if self.features not in FEATURES:
-            raise MusiccmError(
-                f"adversarial.features: expected one of {', '.join(FEATURES)}, found {self.features!r}."
-            )
+        for key, known, kind in (("features", FEATURES, nn.Module), ("loss", ADVERSARIAL_LOSSES, AdversarialLoss)):
+            value = getattr(self, key)
+            if not isinstance(value, kind) and value not in known:
+                raise MusiccmError(f"adversarial.{key}: expected one of {', '.join(known)}, found {value!r}.")
         check_ranges(
             "adversarial.", vars(self), ["crop_frames"], not_negative="weight r1_gamma", positive="lr", betas="betas",
             index="start_step crop_context", count="head_width crop_frames",

@@ -1,0 +1,112 @@
+"""A student's weights, from a run's checkpoint or from what was exported of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from musiccm.errors import MusiccmError, reason
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STUDENT_WEIGHTS = "student_ema_slow.module."
+"""Prefix, in a Lightning checkpoint, of the averaged U-Net that the evaluator measures."""
+
+
+def read_student(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any]]:
+    """The averaged student's weights, the step and what the weights mean, from a Lightning checkpoint.
+
+    Nothing in the file is executed.
+
+    Raises:
+        MusiccmError: If the file is missing, unreadable, or of another system.
+    """
+    import torch
+
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        hint = "runs keep theirs in lightning_logs/NAME/version_N/checkpoints"
+        raise MusiccmError(f"{path}: no such checkpoint; {hint}") from None
+    except Exception as error:  # a broken file shows as whatever the unpickler tripped over
+        raise MusiccmError(f"{path}: not a readable checkpoint ({reason(error)})") from error
+    weights = checkpoint.get("state_dict", {}) if isinstance(checkpoint, Mapping) else {}
+    state = {k.removeprefix(STUDENT_WEIGHTS): v for k, v in weights.items() if k.startswith(STUDENT_WEIGHTS)}
+    if not state:
+        raise MusiccmError(f"{path}: holds no '{STUDENT_WEIGHTS}*' weights; expected a checkpoint of the distillation "
+                           "(musiccm.systems.musiccm.MusicCM)")
+    return state, int(checkpoint.get("global_step", 0)), dict(checkpoint.get("student", {}))
+
+
+def load_student(
+    teacher: Any, state: dict[str, Tensor], path: Path, lora: Any = None, trained_on: str | None = None
+) -> Any:
+    """A U-Net of the teacher's shape with the student's weights, an adapter merged into them.
+
+    Args:
+        teacher: The teacher's bundle.
+        state: The student's weights, or its adapter's.
+        path: Where they come from, for messages.
+        lora: The adapter, if it is one.
+        trained_on: What the checkpoint says of the weights below it.
+
+    Raises:
+        MusiccmError: If the weights are of another shape than the teacher, or an adapter of another teacher.
+    """
+    import copy
+
+    if lora is not None:
+        from musiccm.models.lora import load_adapter, merged, with_adapter
+        from musiccm.systems.checkpoint_fit import bundle_identity
+
+        if bundle_identity(teacher) != trained_on:
+            raise MusiccmError(f"{path}: its adapter was trained on {trained_on}, but {teacher.path} has "
+                               f"{bundle_identity(teacher)}; name the bundle of the run by --bundle")
+        adapted = with_adapter(teacher.unet, lora)
+        load_adapter(adapted, state)
+        return merged(adapted)
+    unet = copy.deepcopy(teacher.unet)
+    try:
+        unet.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise MusiccmError(f"{path}: its weights do not fit the teacher {teacher.path} ({reason}); name the bundle of "
+                           "the run by --bundle") from None
+    return unet
+
+
+def starting_weights(start: str, teacher: Any, prediction_type: str) -> Any:
+    """The U-Net that a student starts from instead of its teacher's weights.
+
+    Args:
+        start: A checkpoint of a distillation (its slow average is taken), or an exported student's folder or name.
+        teacher: The teacher's bundle.
+        prediction_type: What the new student predicts.
+
+    Returns:
+        The network, in float32.
+
+    Raises:
+        MusiccmError: It is no student, of another shape, or predicts something else.
+    """
+    from musiccm.models.bundle import Bundle
+    from musiccm.models.bundle.student_record import is_student
+    from musiccm.models.lora import Lora
+
+    if Path(start).is_file():
+        state, _, identity = read_student(Path(start))
+        lora = identity.get("distillation.lora")
+        unet = load_student(teacher, state, Path(start), lora and Lora(**lora), identity.get("bundle"))
+        predicts = identity.get("distillation.prediction_type", identity.get("prediction_type"))
+    else:
+        student = Bundle.from_pretrained(start, ["unet", "scheduler"])
+        if not is_student(student.scheduler_config):
+            raise MusiccmError(f"distillation.start: {start} is no distilled student; leave the key out to start from "
+                               "the teacher")
+        unet, predicts = load_student(teacher, student.unet.state_dict(), Path(start)), student.prediction_type
+    if predicts != prediction_type:
+        raise MusiccmError(f"distillation.start: {start} predicts {predicts!r}, but distillation.prediction_type is "
+                           f"{prediction_type!r}; set it to what the student predicts")
+    return unet.float()
