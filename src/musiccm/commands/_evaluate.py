@@ -14,7 +14,6 @@ from torch import Tensor
 from musiccm.commands._device import choose_device
 from musiccm.commands._evaluate_report import notes
 from musiccm.commands._hear_folder import hear_folder
-from musiccm.commands._index import CONDITIONER_PARTS
 from musiccm.commands._plagiarism import index_ear
 from musiccm.data.audio_folder import (
     AudioFolder,
@@ -26,7 +25,7 @@ from musiccm.data.audio_folder import (
 )
 from musiccm.data.names import pair_names
 from musiccm.errors import MusiccmError
-from musiccm.metrics.clap_windows import ClapWindows
+from musiccm.metrics.clap_windows import CONDITIONER_PARTS, ClapWindows
 from musiccm.metrics.embedders import Embedder, load_embedder
 from musiccm.metrics.embedders.clap import ClapEmbedder
 from musiccm.metrics.index import TrainingIndex

@@ -23,15 +23,13 @@ from musiccm.data.reading import Entry, Listing, Rules, read_split
 from musiccm.data.window_index import WindowIndex
 from musiccm.errors import MusiccmError
 from musiccm.locks import locked_folder
-from musiccm.metrics.clap_windows import ClapWindows, HeardFile
+from musiccm.metrics.clap_windows import CONDITIONER_PARTS, ClapWindows, HeardFile
 from musiccm.metrics.index import TrainingIndex
 from musiccm.metrics.index_writer import PlannedClip, write_index
 from musiccm.models.bundle import Bundle
 from musiccm.progress import Progress
 from musiccm.terminal import say
 from musiccm.texts import escaped, read_json, require_utf8
-
-CONDITIONER_PARTS = ("text_encoder", "tokenizer", "feature_extractor")
 
 
 def prepare_index(args: argparse.Namespace) -> None:

@@ -17,12 +17,11 @@ from musiccm import __version__
 from musiccm.audio.mel import LogMel
 from musiccm.commands._device import choose_device
 from musiccm.commands._hear_folder import HeardFolder, hear_folder
-from musiccm.commands._index import CONDITIONER_PARTS
 from musiccm.commands._plagiarism_page import write_page
 from musiccm.commands._plagiarism_pairs import Neighbour, Suspect, examine
 from musiccm.errors import MusiccmError
 from musiccm.files import write_json
-from musiccm.metrics.clap_windows import CLAP_PARTS, ClapWindows, middle
+from musiccm.metrics.clap_windows import CLAP_PARTS, CONDITIONER_PARTS, ClapWindows, middle
 from musiccm.metrics.index import TrainingIndex
 from musiccm.metrics.mel_match import MelMatcher
 from musiccm.metrics.nearest import Neighbours, Queries, nearest_clips
