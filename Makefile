@@ -102,9 +102,13 @@ lint: $(READY)  ## ruff, types, docstrings
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: $(READY)  ## build the documentation's site in site/, with the API, sounds and pictures
+	@test -x $(BIN)/zensical || $(PIP) install -e ".[docs]"
+	$(BIN)/python docs/build_site.py
+
 bench: $(READY)  ## measure speed and memory against a baseline: BENCH=NAME for one of them
 	$(BIN)/musiccm bench $(BENCH)
 
 clean:  ## remove caches and the virtual environment; runs and data stay
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	rm -rf $(VENV) build dist site .cache .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -228,5 +228,6 @@ def test_pip_installs_it(wheel: Path, tmp_path: Path) -> None:
         found |= json.loads(done.stdout.splitlines()[-1])
     check(found, tmp_path / "venv", tmp_path)
     assert found["fit refused"][0] == found["evaluate refused"][0] == 2
-    version = subprocess.run([str(python.with_name("musiccm")), "--version"], capture_output=True, text=True, check=True)
-    assert version.stdout == f"musiccm {musiccm.__version__}\n"
+    command = [str(python.with_name("musiccm")), "--version"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said == f"musiccm {musiccm.__version__}\n"

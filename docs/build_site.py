@@ -42,7 +42,7 @@ def main() -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(prog="docs/site.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="docs/build_site.py", description=__doc__)
     parser.add_argument("--pages", type=Path, default=ROOT / "out/docs", help="folder to fill (default %(default)s)")
     pages = parser.parse_args().pages
     shutil.rmtree(pages, ignore_errors=True)
@@ -66,11 +66,12 @@ def sounds_page(pages: Path) -> str:
     plot_fd(pages / "distances.png", results)
     scale = float(student.bundle.settings["distillation"]["guidance_scale"])
     text = ["# Sounds and distances", "",
-            f"Clips of the package's own small teacher and its student, made when this page was built: the same initial "
-            f"noise (seed 0), the teacher in {TEACHER_STEPS} guided steps (guidance {scale:g}, two network calls a "
-            "step), the student in one call a step. Both know the composed music of the demo corpus and no other.", ""]
+            "Clips of the package's own small teacher and its student, made when this page was built: the same "
+            f"initial noise (seed 0), the teacher in {TEACHER_STEPS} guided steps (guidance {scale:g}, two network "
+            "calls a step), the student in one call a step. Both know the composed music of the demo corpus and no "
+            "other.", ""]
     for row, caption in enumerate(CAPTIONS):
-        text += [f"## “{caption}”", "", "| | |", "|---|---|"]
+        text += [f"## “{caption}”", "", "| by | sound |", "|---|---|"]
         clips = [(f"teacher, {2 * TEACHER_STEPS} calls", f"teacher_{row}.wav",
                   teacher(caption, steps=TEACHER_STEPS, seed=0, guidance_scale=scale))]
         clips += [(f"student, {steps} {'call' if steps == 1 else 'calls'}", f"student_{row}_{steps}.wav",
@@ -118,8 +119,8 @@ def house_page(rooms: Mapping[str, set[str]]) -> str:
             for room in sorted(rooms, key=lambda room: (-floors_of(rooms)[room], room)) if room in described]
     return "\n".join([
         "# The house", "",
-        "Rooms of `src/musiccm` and what they import, as found in the source when this page was built. A room stands one "
-        "floor above the highest that it imports; arrows that follow from others are left out of the picture. What "
+        "Rooms of `src/musiccm` and what they import, as found in the source when this page was built. A room stands "
+        "one floor above the highest that it imports; arrows that follow from others are left out of the picture. What "
         "each may import, and what lives in it, stands in [architecture.md](architecture.md).", "",
         picture(rooms), "", "| room | imports |", "|---|---|", *rows, ""])
 
