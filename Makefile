@@ -96,7 +96,7 @@ test-gpu: $(READY)  ## run the tests of the GPU, which `make test` skips where t
 	$(BIN)/python -m pytest -m gpu -rs $(ARGS)
 
 test-wheel: $(READY)  ## install the wheel by pip into an environment of its own and run it (gigabytes, minutes)
-	$(BIN)/python -m pytest tests/test_wheel.py -m slow $(ARGS)
+	MUSICCM_TEST_PIP=1 $(BIN)/python -m pytest tests/test_wheel.py -m slow $(ARGS)
 
 lint: $(READY)  ## ruff, types, docstrings
 	$(BIN)/ruff check .

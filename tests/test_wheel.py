@@ -160,10 +160,11 @@ def test_the_table_of_extras_is_that_of_the_wheel(ours: PathDistribution, bringe
         for extra in ("train", "eval", "faiss"):
             if requirement.marker is not None and requirement.marker.evaluate({"extra": extra}):
                 wanted.setdefault(canonicalize_name(requirement.name), set()).add(extra)
+    table: dict[str, set[str]] = {}
     for module, extras in EXTRAS.items():
         (dist,) = bringers[module]
-        assert set(extras) == wanted.pop(dist, None) or dist == "pytorch-lightning", module
-    assert not wanted, "these come with an extra, and nobody would be told"
+        assert table.setdefault(dist, set(extras)) == set(extras), f"{module} and another module of {dist} differ"
+    assert table == wanted
 
 
 def test_all_is_every_extra_that_users_want(ours: PathDistribution) -> None:
@@ -213,6 +214,7 @@ def test_each_extra_is_enough_for_its_commands(wheel: Path, ours: PathDistributi
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("MUSICCM_TEST_PIP" not in os.environ, reason="downloads gigabytes: make test-wheel")
 def test_pip_installs_it(wheel: Path, tmp_path: Path) -> None:
     """A virtual environment of its own, filled from the package index: gigabytes, and minutes."""
     venv.create(tmp_path / "venv", with_pip=True)
