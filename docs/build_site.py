@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))  # the walk over the imports is that of the test
 
 from tests.test_import_graph import ALWAYS, imported_rooms, read_table  # noqa: E402
 
-STUDENT, TEACHER, TEACHER_STEPS = "musiccm-tiny-student", "musiccm-tiny", 100
+STUDENT, TEACHER, TEACHER_STEPS = "musiccm-tiny-student", "musiccm-tiny", 50
 STEPS = (1, 2, 4)
 CAPTIONS = (
     "a calm piano melody over soft strings, 80 bpm",
