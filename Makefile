@@ -27,7 +27,7 @@ PACK = $(BIN)/musiccm pack --from data/bundle-work --to src/musiccm/bundles/tiny
   --trained-on experiments/stages/teacher.yaml $(ARGS)
 STUDENT_RUN = $$(ls -td lightning_logs/demo_long/version_* | head -n 1)
 
-.PHONY: help setup train eval bundle student smoke test test-all test-gpu lint bench clean
+.PHONY: help setup train eval bundle student smoke test test-all test-gpu test-wheel lint docs bench clean
 
 help:  ## show this help
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -43,7 +43,7 @@ $(READY): setup.cfg pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments here; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) -m venv $(VENV) failed, see above" >&2; exit 1; }
 	@echo "installing the dependencies into $(VENV) (about 5 GB, some minutes, once)"
-	@$(PIP) install -e ".[dev,eval]"
+	@$(PIP) install -e ".[dev]"
 # Their declared dependencies cannot be built on Python 3 and are not needed; what is, stands in setup.cfg under `eval`.
 	@$(PIP) install --no-deps "audioldm_eval==0.0.3" "ssr-eval==0.0.7"
 	@touch $@
@@ -95,13 +95,20 @@ test-gpu: $(READY)  ## run the tests of the GPU, which `make test` skips where t
 	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "no GPU here (torch.cuda.is_available() is false): nothing was tested")'
 	$(BIN)/python -m pytest -m gpu -rs $(ARGS)
 
+test-wheel: $(READY)  ## install the wheel by pip into an environment of its own and run it (gigabytes, minutes)
+	MUSICCM_TEST_PIP=1 $(BIN)/python -m pytest tests/test_wheel.py -m slow $(ARGS)
+
 lint: $(READY)  ## ruff, types, docstrings
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(READY)  ## build the documentation's site in site/, with the API, sounds and pictures
+	@test -x $(BIN)/zensical || $(PIP) install -e ".[docs]"
+	$(BIN)/python docs/build_site.py
 
 bench: $(READY)  ## measure speed and memory against a baseline: BENCH=NAME for one of them
 	$(BIN)/musiccm bench $(BENCH)
 
 clean:  ## remove caches and the virtual environment; runs and data stay
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	rm -rf $(VENV) build dist site .cache .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -134,3 +134,19 @@ def test_a_folder_that_was_removed_meanwhile_is_named(tmp_path):
         assert message.startswith(f"{gone}: its folder {gone.parent} is not there")
     missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fsencode(tmp_path / "x"))
     assert cli.describe(missing) == (f"{tmp_path / 'x'}: No such file or directory", 1)
+
+
+@pytest.mark.parametrize(("module", "command", "extra"), [
+    ("timm", "evaluate", "eval"), ("timm.models", "fit", "train"), ("librosa", "fit", "eval"),
+    ("pytorch_lightning", "evaluate", "train"), ("faiss", "plagiarism", "faiss"),
+])
+def test_a_library_that_is_missing_is_answered_with_what_to_install(module, command, extra):
+    error = ModuleNotFoundError(f"No module named {module!r}", name=module)
+    message, code = cli.describe(error, command)
+    assert message == f'{command} needs {module.partition(".")[0]}, which is not installed: ' \
+                      f'pip install "musiccm[{extra}]"'
+    assert code == 2
+    wrapped = ValueError("the parser's own words")
+    wrapped.__cause__ = error
+    assert cli.describe(wrapped, command) == (message, 2)
+    assert cli.describe(ModuleNotFoundError("No module named 'mine'", name="mine"), command)[1] == 1

@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from musiccm.config import load_experiment, merge, merge_config_arguments
+from musiccm.config import load_experiment, merge, merge_config_arguments, packaged_experiments
 from musiccm.errors import MusiccmError
 
 
@@ -110,3 +112,27 @@ def test_config_arguments_come_first_so_that_others_win(write):
     for arguments in ([], ["--config"]):
         with pytest.raises(MusiccmError, match="--config"):
             merge_config_arguments("fit", arguments)
+
+
+def test_an_experiment_of_the_package_is_found_by_name(write, tmp_path, monkeypatch):
+    folder = Path(__file__).parents[1] / "experiments"
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "stages/teacher", "ablations/discriminator_short_crop"):
+        assert load_experiment(name) == load_experiment(folder / f"{name}.yaml")
+    assert set(packaged_experiments()) == {str(path.relative_to(folder).with_suffix(""))
+                                           for path in folder.rglob("*.yaml")}
+    ours = load_experiment(write("mine.yaml", "base: demo\ntrainer: {max_steps: 7}\n"))
+    assert ours["experiment"] == "mine" and ours["trainer"]["max_steps"] == 7
+    assert ours["data"] == load_experiment("demo")["data"]
+    (tmp_path / "demo").write_text("trainer: {max_steps: 8}\n")
+    assert load_experiment("demo") == {"trainer": {"max_steps": 8}, "experiment": "demo"}, "a file goes before a name"
+
+
+def test_an_unknown_name_is_answered_with_those_there_are(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MusiccmError, match=r"no experiment 'dem'; did you mean 'demo'\?\n.* one of .*stages/teacher"):
+        load_experiment("dem")
+    with pytest.raises(MusiccmError, match=r"mine.yaml: `base`: there is no experiment 'stages/techer'"):
+        load_experiment(write("mine.yaml", "base: stages/techer\n"))
+    with pytest.raises(MusiccmError, match=r"experiments/demo.yaml does not exist.* musiccm brings it, demo"):
+        load_experiment("experiments/demo.yaml")

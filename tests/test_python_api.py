@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
 import re
 import subprocess
@@ -37,6 +38,22 @@ def test_the_readme_example_runs() -> None:
     assert names["waveforms_BS"].shape == (2, 81920) and names["teacher"].shape == (1, 81920)
     assert names["minute_S"].shape == (20 * 16000,)
     assert all(torch.isfinite(names[name]).all() for name in ("waveforms_BS", "minute_S", "teacher"))
+
+
+SOURCE = Path(musiccm.__file__).parent
+WITH_EXAMPLES = sorted(".".join(path.relative_to(SOURCE.parent).with_suffix("").parts)
+                       for path in SOURCE.rglob("*.py") if ">>> " in path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
+def test_the_examples_of_docstrings_run(module: str) -> None:
+    found = doctest.testmod(importlib.import_module(module))
+    assert found.attempted and not found.failed
+
+
+def test_the_main_objects_have_an_example() -> None:
+    assert set(WITH_EXAMPLES) >= {"musiccm.pipeline", "musiccm.models.bundle", "musiccm.embedders.registry",
+                                  "musiccm.samplers.rules", "musiccm.diffusion.process"}
 
 
 @pytest.mark.parametrize("scale", [float("inf"), float("-inf"), float("nan")])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from musiccm.pipeline import Pipeline
     from musiccm.systems.musiccm import MusicCM
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Bundle", "MusicCM", "MusiccmError", "Pipeline", "load_embedder"]
 
 _HOMES = {
@@ -35,7 +35,15 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        from musiccm.errors import missing_extra
+
+        wanted = "eval" if name == "load_embedder" else "train"
+        if (lacking := missing_extra(error, wanted, f"musiccm.{name}")) is not None:
+            raise lacking from error
+        raise
 
 
 def __dir__() -> list[str]:

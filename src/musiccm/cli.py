@@ -19,7 +19,7 @@ from pathlib import Path
 
 from musiccm import __version__, commands, signals
 from musiccm.config import merge_config_arguments
-from musiccm.errors import MusiccmError, reason
+from musiccm.errors import MusiccmError, missing_extra, reason
 from musiccm.failures import error_number, name_too_long, why_not_written
 from musiccm.quiet import quiet_libraries
 from musiccm.terminal import say
@@ -75,7 +75,7 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("MUSICCM_DEBUG") == "1":
             raise
-        message, code = describe(error)
+        message, code = describe(error, arguments[0] if arguments else "")
         say(f"musiccm: {message}", to_stderr=True)
         return code
 
@@ -132,18 +132,20 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "fit, validate and test take --config experiments/NAME.yaml; every value in the file can be",
-            "overridden on the command line, as in --trainer.max_steps 100. --ckpt_path takes a file, or `newest`.",
+            "fit, validate and test take --config FILE.yaml, or the name of an experiment that musiccm brings, as in",
+            "--config demo; every value in it can be overridden on the command line, as in --trainer.max_steps 100.",
+            "--ckpt_path takes a file, or `newest`.",
             "Classes of your own that the file names are imported with --allow-import MODULE (repeatable).",
         ]
     )
 
 
-def describe(error: BaseException) -> tuple[str, int]:
+def describe(error: BaseException, command: str = "") -> tuple[str, int]:
     """One message for people, and the exit code.
 
     Args:
         error: What ended the command.
+        command: The subcommand, which decides what to install where a library is missing.
 
     Returns:
         The message, without the program's name, and the code.
@@ -152,6 +154,9 @@ def describe(error: BaseException) -> tuple[str, int]:
     for link in chain:
         if isinstance(link, MusiccmError):
             return str(link), EXIT_USER_ERROR
+    for link in chain:
+        if lacking := missing_extra(link, "eval" if command in commands.MEASURES else "train", command or "this"):
+            return str(lacking), EXIT_USER_ERROR
     for link in chain:
         if error_number(link) in (errno.ENOSPC, errno.EDQUOT):
             target = getattr(link, "filename", None)

@@ -1,6 +1,7 @@
 """Experiment files: YAML that states only its difference from a base.
 
-A file may open with ``base: ../demo.yaml`` (a path relative to itself) or a list of such paths. The base is read first,
+A file may open with ``base: ../demo.yaml`` (a path relative to itself), ``base: demo`` (the name of an experiment that
+the package brings) or a list of these. The base is read first,
 and then the file is laid over it: mappings merge key by key, everything else replaces, ``key+:`` appends to the base's
 list, and a block whose ``class_path`` differs replaces the base's block whole, since the arguments belong to the class.
 The base's ``experiment``, the name of its runs' folder, is not passed on.
@@ -9,6 +10,8 @@ The base's ``experiment``, the name of its runs' folder, is not passed on.
 from __future__ import annotations
 
 import contextlib
+import difflib
+import importlib.resources
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,9 @@ from typing import Any
 from musiccm.errors import MusiccmError
 from musiccm.texts import read_text
 
+#: Where the experiments are that the package brings; in a clone a link to `experiments/`.
+PACKAGED = Path(str(importlib.resources.files("musiccm"))) / "experiments"
+SUFFIXES = (".yaml", ".yml")
 MAX_NAME_BYTES = 200  # of the 255 that file systems take
 MAX_NODES = 100_000
 PLAIN_TAGS = tuple(f"tag:yaml.org,2002:{kind}" for kind in (
@@ -40,6 +46,37 @@ def _same_class(under: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
     return "class_path" not in over or under.get("class_path") == over["class_path"]
 
 
+def packaged_experiments() -> list[str]:
+    """Names of the experiments that the package brings, such as `demo` and `stages/teacher`."""
+    return sorted(path.relative_to(PACKAGED).with_suffix("").as_posix()
+                  for pattern in ("*.yaml", "*/*.yaml") for path in PACKAGED.glob(pattern))
+
+
+def experiment_file(named: str | Path) -> Path:
+    """Where an experiment is.
+
+    Args:
+        named: The path of a YAML file, or the name of an experiment that the package brings (`demo`, `stages/teacher`).
+            A file that is there goes before a name.
+
+    Returns:
+        The file; an absolute path or one that ends in `.yaml` comes back as it is, whether or not something is there.
+
+    Raises:
+        MusiccmError: There is no such file or name.
+    """
+    path = Path(named)
+    if path.suffix in SUFFIXES or path.is_file() or path.is_absolute():
+        return path
+    known = packaged_experiments()
+    if str(named) in known:
+        return (PACKAGED / f"{named}.yaml").resolve()  # in a clone the file that people edit
+    near = difflib.get_close_matches(str(named), known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise MusiccmError(f"there is no experiment {str(named)!r}{hint}\nExpected the path of a YAML file, or one of "
+                       f"{', '.join(known)}")
+
+
 def load_experiment(*paths: str | Path, resolve: bool = True) -> dict[str, Any]:
     """Read experiment files with their bases, later ones laid over earlier ones.
 
@@ -47,7 +84,7 @@ def load_experiment(*paths: str | Path, resolve: bool = True) -> dict[str, Any]:
     over it, such as a strategy, is no other experiment.
 
     Args:
-        *paths: YAML files, at least one.
+        *paths: YAML files or names (`experiment_file`), at least one.
         resolve: Whether `${...}` interpolation is carried out. Where command-line overrides are still to come, it
             must wait for them.
 
@@ -58,10 +95,11 @@ def load_experiment(*paths: str | Path, resolve: bool = True) -> dict[str, Any]:
         MusiccmError: If a file is missing, unreadable or not a YAML mapping, its bases form a circle, or `experiment`
             is not the name of one folder.
     """
+    files = [experiment_file(path) for path in paths]
     merged: dict[str, Any] = {}
-    for path in paths:
-        merged = merge(merged, _load_with_bases(Path(path), ()))
-    merged.setdefault("experiment", Path(paths[0]).stem)
+    for file in files:
+        merged = merge(merged, _load_with_bases(file, ()))
+    merged.setdefault("experiment", files[0].stem)
     check_run_name(merged["experiment"])
     if not resolve:
         return merged
@@ -72,7 +110,7 @@ def load_experiment(*paths: str | Path, resolve: bool = True) -> dict[str, Any]:
         with no_resolvers():
             resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
     except OmegaConfBaseException as error:
-        raise MusiccmError(f"{paths[-1]}: cannot resolve an interpolation: {error}") from error
+        raise MusiccmError(f"{files[-1]}: cannot resolve an interpolation: {error}") from error
     check_run_name(resolved["experiment"])  # type: ignore[call-overload,index]
     return resolved  # type: ignore[return-value]
 
@@ -93,7 +131,7 @@ def bases_of(path: Path) -> list[Path]:
 
 
 def merge_config_arguments(command: str, argv: list[str]) -> list[str]:
-    """Replace every `--config FILE` by one configuration in which their bases are merged.
+    """Replace every `--config FILE` and `--config NAME` by one configuration in which their bases are merged.
 
     Args:
         command: The subcommand's name, for messages.
@@ -117,12 +155,12 @@ def merge_config_arguments(command: str, argv: list[str]) -> list[str]:
             continue
         path = value if equals else next(arguments, None)
         if not path:
-            raise MusiccmError(f"{option} needs the path of an experiment file, such as experiments/demo.yaml")
+            raise MusiccmError(f"{option} needs an experiment: the path of a file, or a name such as demo")
         paths.append(path)
     if any(r in ("-h", "--help") or ".help" in r for r in rest):
         return argv
     if not paths:
-        raise MusiccmError(f"{command} needs --config FILE, such as --config experiments/demo.yaml")
+        raise MusiccmError(f"{command} needs --config, with the path of an experiment file or a name such as demo")
     merged = load_experiment(*paths, resolve=False)
     return ["--config", yaml.safe_dump(merged, sort_keys=False, width=10**6), *rest]
 
@@ -185,7 +223,17 @@ def _bases(path: Path, stated: Any) -> list[Path]:
     bases = [stated] if isinstance(stated, str) else stated
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise MusiccmError(f"{path}: `base` must be a path or a list of paths relative to this file, found {bases!r}")
-    return [path.parent / base for base in bases]
+    found = []
+    for base in bases:
+        beside = path.parent / base
+        if Path(base).suffix in SUFFIXES or beside.is_file():
+            found.append(beside)
+            continue
+        try:
+            found.append(experiment_file(base))
+        except MusiccmError as error:
+            raise MusiccmError(f"{path}: `base`: {error}") from error
+    return found
 
 
 def _read_mapping(path: Path, named_by: Path | None) -> dict[str, Any]:
@@ -197,7 +245,9 @@ def _read_mapping(path: Path, named_by: Path | None) -> dict[str, Any]:
         text = read_text(path)
     except FileNotFoundError:
         where = f" (the `base` of {named_by})" if named_by else ""
-        raise MusiccmError(f"config file {path}{where} does not exist; check the path") from None
+        known = path.with_suffix("").as_posix().removeprefix("experiments/")
+        hint = f"; or, as musiccm brings it, {known}" if known in packaged_experiments() else ""
+        raise MusiccmError(f"config file {path}{where} does not exist; check the path{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise MusiccmError(f"config file {path} cannot be read: {reason}") from error

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Mapping
+
+#: What of setup.cfg's extras brings a module, by the module's name; the first is named where several do.
+EXTRAS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("jsonargparse", "lightning_fabric", "matplotlib", "omegaconf", "pytorch_lightning", "tensorboard"),
+                    ("train",)),
+    **dict.fromkeys(("scipy", "timm", "torchaudio", "torchmetrics", "torchvision"), ("train", "eval")),
+    **dict.fromkeys(("librosa", "resampy", "skimage", "torchlibrosa"), ("eval",)),
+    "faiss": ("faiss",),
+}
 
 
 class MusiccmError(Exception):
@@ -33,3 +43,21 @@ def reason(error: BaseException) -> str:
         found = f"refers to {named[1]}" if named else other
         return f"only tensors and plain values are read, and it {found}"
     return f"{type(error).__name__}: {said.splitlines()[0]}" if said else type(error).__name__
+
+
+def missing_extra(error: BaseException, wanted: str = "", what: str = "this") -> MusiccmError | None:
+    """What to install, where an error says that a library of one of the extras is not there.
+
+    Args:
+        error: What an import raised.
+        wanted: The extra to name where several bring the library.
+        what: What needs it, for the message.
+
+    Returns:
+        The message for people, or None for any other error.
+    """
+    module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if module not in EXTRAS:
+        return None
+    extra = wanted if wanted in EXTRAS[module] else EXTRAS[module][0]
+    return MusiccmError(f'{what} needs {module}, which is not installed: pip install "musiccm[{extra}]"')

@@ -54,6 +54,13 @@ class Pipeline(LongMusic):
 
     Raises:
         MusiccmError: If its parts do not fit together, or a student's record contradicts its scheduler.
+
+    Examples:
+        >>> from musiccm import Pipeline
+        >>> pipeline = Pipeline.from_pretrained("musiccm-tiny-student")
+        >>> waveforms_BS = pipeline(["a calm piano melody", "slow organ chords"], steps=1, seed=0)
+        >>> waveforms_BS.shape, pipeline.sample_rate_hz
+        (torch.Size([2, 81920]), 16000)
     """
 
     def __init__(self, bundle: Bundle, decoder: str | None = None) -> None:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torchaudio
 
 from musiccm.audio import LogMel, MelConfig
+from musiccm.audio.mel import slaney_filters
 from musiccm.errors import MusiccmError
 
 librosa = pytest.importorskip("librosa")
@@ -36,6 +38,17 @@ def test_filters_equal_librosa():
     ours = LogMel().filters.T.numpy()
     theirs = librosa.filters.mel(sr=16000, n_fft=1024, n_mels=64, fmin=0, fmax=8000)
     assert np.abs(ours - theirs).max() < 1e-6
+
+
+@pytest.mark.parametrize("config", [
+    MelConfig(), MelConfig(n_mels=128, fmin_hz=20.0), MelConfig(48000, 1024, 1024, 480, 64, 50.0, 14000.0),
+    MelConfig(44100, 2048, 2048, 512, 80, 0.0, 22050.0), MelConfig(8000, 512, 512, 80, 20, 0.0, 900.0),
+])
+def test_filters_are_torchaudios_to_the_bit(config):
+    """Caches and weights were made with those."""
+    theirs = torchaudio.functional.melscale_fbanks(
+        config.n_fft // 2 + 1, config.fmin_hz, config.fmax_hz, config.n_mels, config.sample_rate_hz, "slaney", "slaney")
+    assert torch.equal(slaney_filters(config), theirs)
 
 
 def test_frames_floor_and_shape():

@@ -13,9 +13,12 @@ from safetensors.torch import load_file
 
 from musiccm.cli import main
 from musiccm.commands._precision import choose, half_rounded, relative_change
+from musiccm.commands.pack import stage_records
+from musiccm.config import load_experiment
 from musiccm.evaluation.bundle_quality import figures
 from musiccm.files import replacing_folder
 from musiccm.models.bundle import Bundle
+from musiccm.models.bundle.files import resolve_bundle
 from musiccm.similarity.clap_windows import CLAP_PARTS
 from musiccm.similarity.index import TrainingIndex
 from tests.tiny_bundle import build_random_bundle
@@ -127,7 +130,24 @@ def test_card_states_where_everything_comes_from(packed):
     for stated in ("300 of 600 planned", "1.50 hours", "recall 0.25", "- seed: 3", "- train_tracks: 10", "0.875"):
         assert stated in text, stated
     assert "777" not in text, "the student's row is not the teacher's"
+    assert "| recipe/clap.yaml |" in text
     assert yaml.safe_load((folder / "recipe/clap.yaml").read_text())["trainer"]["max_steps"] == 600
+
+
+def test_the_packages_own_stages_are_named_and_not_copied(world, tmp_path):
+    records = stage_records(world / "work", None, tmp_path / "packed")
+    named = records["clap"]["recipe"]
+    assert load_experiment(named)["trainer"]["max_steps"] == records["clap"]["planned_steps"] == 1400
+    assert not (tmp_path / "packed").exists()
+
+
+def test_every_recipe_of_the_packaged_bundle_is_there():
+    tiny = resolve_bundle("musiccm-tiny")
+    stages = json.loads((tiny / "quality.json").read_text())["stages"]
+    assert len(stages) == 7
+    for record in stages.values():
+        assert load_experiment(record["recipe"])["trainer"]["max_steps"] == record["planned_steps"]
+        assert f"| {record['recipe']} |" in (tiny / "MODEL_CARD.md").read_text()
 
 
 def test_recall_distance_and_kept_share_of_known_features():

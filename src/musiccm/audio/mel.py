@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
-import torchaudio
 from torch import Tensor, nn
 
 from musiccm.errors import MusiccmError
@@ -37,6 +37,35 @@ class MelConfig:
     fmax_hz: float = 8000.0
 
 
+# Slaney's mel scale (Auditory Toolbox, 1998): linear up to 1 kHz, 27 steps to a factor of 6.4 above it.
+_HZ_PER_MEL, _BREAK_HZ = 200.0 / 3, 1000.0
+_BREAK_MEL, _LOG_STEP = _BREAK_HZ / _HZ_PER_MEL, math.log(6.4) / 27.0
+
+
+def slaney_filters(config: MelConfig) -> Tensor:
+    """Triangular filters on Slaney's mel scale, each of area 1 in hertz.
+
+    torchaudio's `melscale_fbanks` to the bit, with `norm` and `mel_scale` "slaney"; that package is tied to one
+    version of torch, and whoever only makes music needs nothing else of it.
+
+    Args:
+        config: Numbers of the front end.
+
+    Returns:
+        filters_FN: Weights of shape [n_fft // 2 + 1, n_mels].
+    """
+    ends = [hz / _HZ_PER_MEL if hz < _BREAK_HZ else _BREAK_MEL + math.log(hz / _BREAK_HZ) / _LOG_STEP
+            for hz in (config.fmin_hz, config.fmax_hz)]
+    mels = torch.linspace(*ends, config.n_mels + 2)
+    corners = torch.where(mels >= _BREAK_MEL, _BREAK_HZ * torch.exp(_LOG_STEP * (mels - _BREAK_MEL)),
+                          _HZ_PER_MEL * mels)
+    frequencies = torch.linspace(0, config.sample_rate_hz // 2, config.n_fft // 2 + 1)
+    widths = corners.diff()
+    distances = corners - frequencies[:, None]
+    filters_FN = torch.minimum(-distances[:, :-2] / widths[:-1], distances[:, 2:] / widths[1:]).clamp(min=0)
+    return filters_FN * (2.0 / (corners[2:] - corners[:-2]))
+
+
 class LogMel(nn.Module):
     """Natural logarithm of a mel magnitude spectrogram, differentiable.
 
@@ -55,10 +84,7 @@ class LogMel(nn.Module):
         self.config = config or MelConfig()
         c = self.config
         self.register_buffer("window", torch.hann_window(c.win_length, periodic=True), persistent=False)
-        filters_FN = torchaudio.functional.melscale_fbanks(
-            c.n_fft // 2 + 1, c.fmin_hz, c.fmax_hz, c.n_mels, c.sample_rate_hz, norm="slaney", mel_scale="slaney"
-        )
-        self.register_buffer("filters", filters_FN, persistent=False)
+        self.register_buffer("filters", slaney_filters(c), persistent=False)
 
     def forward(self, waveform_BS: Tensor) -> Tensor:
         """Compute the log-mel.

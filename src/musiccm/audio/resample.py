@@ -6,7 +6,6 @@ import math
 
 import soxr
 import torch
-import torchaudio
 from torch import Tensor
 
 from musiccm.audio.io import MAX_RATE_HZ, MIN_RATE_HZ
@@ -45,6 +44,8 @@ def resample(waveform_S: Tensor, from_hz: int, to_hz: int, resampler: str = "tor
     if from_hz == to_hz:
         return waveform_S
     if resampler == "torchaudio" and from_hz * to_hz // math.gcd(from_hz, to_hz) ** 2 <= _MOST_FILTER_NUMBERS:
+        import torchaudio  # which only training and measuring install
+
         with torch.autocast(waveform_S.device.type, enabled=False):  # it is a convolution, which would be cast
             return torchaudio.functional.resample(waveform_S, from_hz, to_hz)
     if waveform_S.requires_grad:

@@ -18,6 +18,9 @@ TRAINER_COMMANDS = {
 }
 """Subcommands that run a Trainer method on an experiment file; all answered by `_trainer.py`."""
 
+MEASURES = ("evaluate", "plagiarism")
+"""Subcommands that the extra `eval` is enough for; where another lacks a library, `train` has it."""
+
 RESUMES = ("fit", "test", "prepare")
 """Subcommands that go on from what they have done: when a signal ends them, their exit code asks for another run."""
 

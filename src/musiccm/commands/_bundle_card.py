@@ -29,8 +29,8 @@ def card(name: str, quality: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
     sections = [
         f"# {name}",
         _about(quality["corpus"]),
-        "Written by `musiccm pack`; the same figures stand in `quality.json`, the experiment files that made each part "
-        "in `recipe/`.",
+        "Written by `musiccm pack`; the same figures stand in `quality.json`. The recipe of a part is a file of this "
+        "bundle, or an experiment of musiccm: `musiccm fit --config NAME`.",
         _missing(quality["missing"]),
         "## Data", _bullets(quality["corpus"]),
         "## Training", _stages(stages),
@@ -74,7 +74,7 @@ def _stages(stages: Mapping[str, Mapping[str, Any]]) -> str:
         seconds = record.get("train_seconds", 0.0) + before.get("train_seconds", 0.0)
         table.append({"stage": name, "steps": steps, "hours": seconds / 3600,
                       "parameters": record.get("parameters"), "seed": record.get("seed"),
-                      "recipe": f"recipe/{record['recipe']}" if record.get("recipe") else None})
+                      "recipe": record.get("recipe")})
     hours = sum(row["hours"] for row in table)
     return (f"{results_table(table)}\n\n{hours:.2f} hours in all, training steps alone (loading, validation and the "
             "latent cache come on top).")

@@ -61,7 +61,8 @@ def chosen(folder: Path, name: str) -> list[Path]:
     """
     found = {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
     if not found:
-        raise MusiccmError(f"{folder}: no benchmarks there; run this in a clone of the project, or name them by --dir")
+        raise MusiccmError(f"{folder}: no benchmarks there, and an installed musiccm brings none; run this in a clone "
+                           "of the project, or name their folder by --dir")
     if name == "all":
         return list(found.values())
     if name not in found:

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
         refuse_to_overwrite(target, source)  # as it is now that no other process can make it
         data = corpus(args.corpus, bundle, present, args.n, args.clip_samples)
         precision = write_parts(bundle, present, staging, next(iter(data.test_dataloader())), args.tolerance)
-        stages = stage_records(source, Path(args.stages), staging)
+        stages = stage_records(source, Path(args.stages) if args.stages else None, staging)
         index = training_index(staging, args.name, args.trained_on)
         size = size_of(staging)
         if size > args.max_mb * MIB:
@@ -166,26 +166,33 @@ def write_parts(
     return chosen
 
 
-def stage_records(source: Path, experiments: Path, folder: Path) -> dict[str, dict[str, Any]]:
-    """What each stage wrote about itself, with the steps that its experiment plans; copies the experiments.
+def stage_records(source: Path, experiments: Path | None, folder: Path) -> dict[str, dict[str, Any]]:
+    """What each stage wrote about itself, with the steps that its experiment plans.
+
+    Args:
+        source: The bundle that the stages wrote.
+        experiments: Folder of the stages' experiments, which are copied; None for the package's own, which are named.
+        folder: The packed bundle.
 
     Raises:
         MusiccmError: A record or an experiment file is unreadable.
     """
-    from musiccm.config import load_experiment
+    from musiccm.config import PACKAGED, load_experiment
 
     records: dict[str, dict[str, Any]] = {}
     for path in sorted((source / "quality").glob("*.json")):
         records[path.stem] = read_json(path, "what a stage measured")
-    if not experiments.is_dir():
+    if experiments is not None and not experiments.is_dir():
         say(f"{experiments}: no such folder; the experiment files are left out (--stages)")
         return records
-    for path in sorted(experiments.glob("*.yaml")):
+    for path in sorted((experiments or PACKAGED / "stages").glob("*.yaml")):
+        recipe = f"recipe/{path.name}" if experiments is not None else f"stages/{path.stem}"
         if path.stem in records:
             planned = load_experiment(path).get("trainer", {}).get("max_steps")
-            records[path.stem] |= {"planned_steps": planned, "recipe": path.name}
-        (folder / "recipe").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, folder / "recipe" / path.name)
+            records[path.stem] |= {"planned_steps": planned, "recipe": recipe}
+        if experiments is not None:
+            (folder / "recipe").mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / recipe)
     return records
 
 
@@ -263,7 +270,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--corpus", required=True, help="corpus whose test folder the parts are measured on")
     parser.add_argument("--n", type=int, default=500, help="at most this many clips (default %(default)s)")
     parser.add_argument("--name", default="musiccm-tiny", help="title of the card (default %(default)s)")
-    parser.add_argument("--stages", default="experiments/stages", help="the stages' experiments (default %(default)s)")
+    parser.add_argument("--stages", metavar="FOLDER",
+                        help="the stages' experiments, to be copied (default: musiccm's own, to be named)")
     parser.add_argument("--trained-on", metavar="EXPERIMENT",
                         help="the teacher's experiment; its training clips are indexed for SIM_AA")
     parser.add_argument("--results", help="results.json whose teacher rows go into the card")

@@ -28,11 +28,11 @@ def main(argv: list[str]) -> int:
     Raises:
         MusiccmError: The experiment has no evaluated run.
     """
-    from musiccm.config import load_experiment
+    from musiccm.config import experiment_file, load_experiment
     from musiccm.files import write_text
 
     args = _parser().parse_args(argv)
-    config, runs = Path(args.config), Path(args.runs)
+    config, runs = experiment_file(args.config), Path(args.runs)
     own = newest_results(runs / load_experiment(config, resolve=False)["experiment"])
     if own is None:
         raise MusiccmError(f"{config}: no evaluated run of it under {runs}; run `musiccm test --config {config} "

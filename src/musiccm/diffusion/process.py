@@ -38,6 +38,14 @@ class NoiseProcess(ABC):
     What t = 0 means depends on the side of a jump. As the *input* of a network it is the first noise level: `alpha`,
     `sigma`, `add_noise`. As the *target* of a jump, t <= 0 means clean, alpha = 1 and sigma = 0: `target_alpha`,
     `target_sigma`. No point of a student's grid is 0 (the lowest is 19), so the two readings never meet in one sample.
+
+    Examples:
+        >>> from musiccm.diffusion import RectifiedFlow
+        >>> process, t_B = RectifiedFlow(num_train_timesteps=1000), torch.tensor([249, 999])
+        >>> process.alpha(t_B), process.sigma(t_B)
+        (tensor([0.7500, 0.0000]), tensor([0.2500, 1.0000]))
+        >>> process.add_noise(torch.tensor([4.0, 4.0]), torch.tensor([8.0, 8.0]), t_B)
+        tensor([5., 8.])
     """
 
     predictions: ClassVar[tuple[str, ...]]

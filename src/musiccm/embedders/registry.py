@@ -38,6 +38,12 @@ def load_embedder(
 
     Raises:
         MusiccmError: The name is unknown, or the weights are missing, damaged or of another network.
+
+    Examples:
+        >>> from musiccm import load_embedder
+        >>> tagger = load_embedder("tagger", bundle="musiccm-tiny")
+        >>> tagger(torch.zeros(2, 81920), 16000).embedding_RE.shape
+        torch.Size([2, 128])
     """
     if name not in NAMES:
         raise MusiccmError(f"embedder '{name}': expected one of {', '.join(NAMES)}")

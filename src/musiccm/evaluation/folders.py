@@ -32,10 +32,9 @@ from musiccm.metrics.text_audio import TextAudioSimilarity
 from musiccm.models.bundle import Bundle
 from musiccm.progress import Progress
 from musiccm.similarity.check import index_clap
-from musiccm.similarity.clap_windows import ClapWindows
+from musiccm.similarity.clap_windows import CONDITIONER_PARTS, ClapWindows
 from musiccm.similarity.folder_features import embed_folder
 from musiccm.similarity.index import TrainingIndex
-from musiccm.similarity.indexing import CONDITIONER_PARTS
 from musiccm.similarity.nearest import Queries, nearest_clips
 from musiccm.similarity.sim_aa import rates
 from musiccm.texts import escaped

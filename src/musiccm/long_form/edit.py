@@ -75,7 +75,7 @@ def read_clip(pipeline: MusicModel, path: str | Path) -> Clip:
             raise MusiccmError(f"{path}: at most {MAX_WHOLE_S:g} s can be edited, found "
                                f"{file.frames / file.samplerate:.0f} s; cut it")
     waveform_S, rate_hz = read_audio(path)
-    waveform_S = resample(level(waveform_S), rate_hz, pipeline.sample_rate_hz)
+    waveform_S = resample(level(waveform_S), rate_hz, pipeline.sample_rate_hz, "soxr")
     mel = pipeline.codec.mel
     shortest = max(pipeline.frame_samples, mel.n_fft // 2 + 1)
     if len(waveform_S) < shortest:

@@ -181,6 +181,15 @@ def make_sampler(spec: SamplerSpec, gamma: float | None = None) -> Sampler:
 
     Raises:
         MusiccmError: An unknown name or field, a bad value, or a gamma for a sampler that has none.
+
+    Examples:
+        >>> make_sampler({"name": "lcm", "gamma": 0.6})
+        Lcm(gamma=0.6)
+        >>> make_sampler("tcd", gamma=0.3)
+        Tcd(gamma=0.3)
+        >>> make_sampler("ddpm")
+        Traceback (most recent call last):
+        musiccm.errors.MusiccmError: sampler: expected one of ddim, lcm, tcd, heun, dpm-solver++, found 'ddpm'
     """
     if not isinstance(spec, Sampler):
         options = {"name": spec} if isinstance(spec, str) else dict(spec)

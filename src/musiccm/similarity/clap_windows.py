@@ -19,6 +19,8 @@ from musiccm.signals import leaving_queue
 
 # What of a bundle decides the embeddings of audio.
 CLAP_PARTS = ("text_encoder", "feature_extractor")
+#: Parts that `Bundle.conditioner` needs.
+CONDITIONER_PARTS = (*CLAP_PARTS, "tokenizer")
 # CLAP's mel is not indifferent to level, and its windows are cut from a levelled file, as training windows are.
 PREPROCESSING = "whole file: mean removed, peak 0.5; windows padded as the feature extractor does"
 

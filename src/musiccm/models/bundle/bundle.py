@@ -53,6 +53,16 @@ class Bundle:
         settings: `musiccm.json`: what the layout has no place for (`mel`, `base`, `distillation`, `results`).
         base: The bundle that parts which this one lacks are borrowed from, as `base` of `musiccm.json` says; None for a
             bundle that is complete in itself.
+
+    Examples:
+        >>> from musiccm import Bundle
+        >>> bundle = Bundle.from_pretrained("musiccm-tiny-student")
+        >>> bundle.mel.sample_rate_hz, bundle.prediction_type
+        (16000, 'v_prediction')
+        >>> bundle.base.path.name  # where its autoencoder and its CLAP come from
+        'tiny'
+        >>> bundle.conditioner().text(["a calm piano melody"]).shape
+        torch.Size([1, 128])
     """
 
     def __init__(

@@ -1,0 +1,77 @@
+"""The documentation's site names every page, and what its build computes is right."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+import pytest
+import yaml
+
+import musiccm
+
+ROOT = Path(__file__).parents[1]
+#: Pages that docs/build_site.py makes.
+COMPUTED = {"index.md", "house.md", "sounds.md"}
+
+
+@pytest.fixture(scope="module")
+def site() -> Any:
+    spec = importlib.util.spec_from_file_location("build_site", ROOT / "docs/build_site.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pages(nav: Any) -> list[str]:
+    if isinstance(nav, str):
+        return [nav]
+    return [page for part in (nav.values() if isinstance(nav, dict) else nav) for page in pages(part)]
+
+
+def test_every_page_is_in_the_menu_once() -> None:
+    menu = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert sorted(menu) == sorted({path.name for path in (ROOT / "docs").glob("*.md")} | COMPUTED)
+
+
+def test_every_name_of_the_reference_is_there() -> None:
+    """The generator reads the source and imports nothing; this does."""
+    names = re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(), flags=re.M)
+    assert len(names) > 10 and all(locate(name) is not None for name in names)
+    described = {locate(name) for name in names}
+    assert all(getattr(musiccm, name) in described for name in musiccm.__all__)
+
+
+def test_the_readme_links_to_pages_that_are_there(site: Any) -> None:
+    text = site.start_page((ROOT / "README.md").read_text(encoding="utf-8"))
+    linked = set(re.findall(r"\]\(([a-z_]+\.md)\)", text))
+    assert len(linked) > 5 and linked <= {path.name for path in (ROOT / "docs").glob("*.md")}
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert str(cited["version"]) == musiccm.__version__ and cited["license"] == "Apache-2.0"
+    article, readme = cited["preferred-citation"], (ROOT / "README.md").read_text(encoding="utf-8")
+    names = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in article["authors"])
+    assert f"title   = {{{article['title']}}}" in readme and f"author  = {{{names}}}" in readme
+
+
+def test_floors_and_arrows_of_a_small_house(site: Any) -> None:
+    rooms = {"roof": {"hall", "cellar"}, "hall": {"cellar"}, "cellar": set(), "shed": set()}
+    assert site.floors_of(rooms) == {"roof": 2, "hall": 1, "cellar": 0, "shed": 0}
+    assert site.without_shortcuts(rooms) == {"roof": {"hall"}, "hall": {"cellar"}, "cellar": set(), "shed": set()}
+    drawn = site.picture(rooms)
+    assert drawn.count("<rect") == 4 and drawn.count("<path d=\"M") == 1 + 2  # an arrow's head, and two arrows
+    heights = {name: int(y) for y, name in re.findall(r'y="(\d+)">(\w+)</text>', drawn)}
+    assert heights["roof"] < heights["hall"] < heights["cellar"] == heights["shed"]
+
+
+def test_the_house_as_it_is_has_no_circle(site: Any) -> None:
+    rooms = site.imports(ROOT / "src/musiccm")
+    assert {"pipeline", "systems", "models", "diffusion"} <= rooms.keys()
+    page = site.house_page(rooms)
+    assert "| `systems` | " in page and ">pipeline</text>" in page
