@@ -285,14 +285,23 @@ OTHERS = {
 }
 
 
+PLAIN = {"distillation": Distillation(), "adversarial": Adversarial(weight=0.0), "optimization": Optimization()}
+
+
+@pytest.fixture(scope="module")
+def plain_checkpoint(bundle):
+    """Of a recipe without heads; one of the same recipe takes it."""
+    checkpoint = saved(make(bundle, **PLAIN))
+    make(bundle, **PLAIN).on_load_checkpoint({**checkpoint, "state_dict": dict(checkpoint["state_dict"])})
+    return checkpoint
+
+
 @pytest.mark.parametrize("key", OTHERS)
-def test_a_checkpoint_of_another_recipe_is_refused_by_key_and_values(bundle, tmp_path, key):
-    plain = {"distillation": Distillation(), "adversarial": Adversarial(weight=0.0), "optimization": Optimization()}
+def test_a_checkpoint_of_another_recipe_is_refused_by_key_and_values(bundle, plain_checkpoint, tmp_path, key):
+    plain, checkpoint = PLAIN, plain_checkpoint
     if key == "adversarial.features":
-        plain["adversarial"] = Adversarial()
-    model = make(bundle, **plain)
-    checkpoint = saved(model)
-    make(bundle, **plain).on_load_checkpoint({**checkpoint, "state_dict": dict(checkpoint["state_dict"])})
+        plain = {**PLAIN, "adversarial": Adversarial()}
+        checkpoint = saved(make(bundle, **plain))
     # Another teacher of the same shape.
     elsewhere = str(build_random_bundle(tmp_path / "b", seed=1)) if key == "bundle" else bundle
     if key == "adversarial.features":  # heads on features of the same widths
