@@ -1,5 +1,6 @@
 """What a process of `forked` has imported before it is needed: what `musiccm`'s commands import, and the tests."""
 
+import gc
 from importlib import import_module
 
 from musiccm.quiet import quiet_libraries
@@ -13,3 +14,4 @@ for name in (
     "musiccm.data.module", "musiccm.pipeline", "musiccm.systems.musiccm",
 ):
     import_module(name)
+gc.freeze()  # what is collected here would be copied into every process that is forked
