@@ -1,6 +1,7 @@
-"""What holds for every test: no network, no display, no more threads than were asked for."""
+"""What holds for every test: no network, no display, no more threads than were asked for, and no chance."""
 
 import os
+import random
 import signal
 from collections.abc import Iterator
 
@@ -12,10 +13,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1)
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 
+import hypothesis  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# The same examples in every run, however slow the machine is.
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("fixed")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
 
 
@@ -42,6 +48,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a GPU: make test-gpu"))
+
+
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What a fixture draws without a seed does not depend on the tests before it."""
+    _seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Nor does what a test draws depend on which fixtures were made for it."""
+    _seed()
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,12 @@
-"""One run on as many processes as there are, by torchrun or alone: what tests/systems/test_parallel.py compares."""
+"""One run on as many processes as there are, side by side or alone: what tests/systems/test_parallel.py compares."""
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback
@@ -118,6 +118,8 @@ def run(bundle: str, out: Path, strategy: str) -> dict[str, Any]:
     return found
 
 
-if __name__ == "__main__":
+def worker(rank: int, bundle: str, out: Path, strategy: str, port: int) -> None:
+    """One of two processes."""
     torch.set_num_threads(1)
-    torch.save(run(sys.argv[1], Path(sys.argv[2]), sys.argv[3]), Path(sys.argv[2]) / f"rank{os.environ['RANK']}.pt")
+    os.environ.update(forked.rank_variables(rank, 2, port))
+    torch.save(run(bundle, out, strategy), out / f"rank{rank}.pt")

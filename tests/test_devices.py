@@ -97,7 +97,8 @@ def test_the_device_refuses_what_a_gpu_refuses() -> None:
         x.numpy()
 
 
-@pytest.mark.parametrize(("features", "solver", "jumps"), [("audiomae", "ddim", 2), ("clap", "heun", "to_zero")])
+@pytest.mark.parametrize(("features", "solver", "jumps"), [
+    ("audiomae", "ddim", 2), pytest.param("clap", "heun", "to_zero", marks=pytest.mark.slow)])
 def test_losses_of_a_training_step(bundle: str, other: str, features: str, solver: str, jumps: int | str) -> None:
     """Warm start, distillation, both sides of the adversarial loss, their gradients, averages and validation."""
 

@@ -59,8 +59,9 @@ def test_an_objective_of_ones_own_learns_resumes_and_exports(bundle: Path, tmp_p
     _, half, _ = fit(20)
     half.save_checkpoint(tmp_path / "half.ckpt")
     resumed, _, _ = fit(40, tmp_path / "half.ckpt")
+    found = resumed.state_dict()
     for name, value in system.state_dict().items():
-        torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
+        torch.testing.assert_close(found[name], value, msg=name)
     with pytest.raises(MusiccmError, match=r"guidance_scale.*3\.0.*2\.0"):
         fit(40, tmp_path / "half.ckpt", scale=2.0)
 

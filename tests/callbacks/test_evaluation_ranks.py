@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import pytorch_lightning as pl
 import torch
-import torch.multiprocessing as mp
 from pytorch_lightning.loggers import TensorBoardLogger
 from tiny_bundle import build_random_bundle
 from tiny_system import Data, System
@@ -54,11 +53,7 @@ def run(bundle: Path, root: Path, budgets_s: Sequence[float | None], **trainer: 
 
 def worker(rank: int, bundle: str, folder: str, port: int) -> None:
     torch.set_num_threads(1)
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
+    os.environ.update(forked.rank_variables(rank, 2, port))
     found = run(Path(bundle), Path(folder), (None, 2.0), devices=2, strategy="ddp")
     torch.save(found, Path(folder) / f"rank{rank}.pt")
 
@@ -71,10 +66,7 @@ def test_two_processes_log_and_write_what_one_does(tmp_path: Path, monkeypatch: 
     for name in ("_generate", "pace_s"):
         monkeypatch.setattr(Evaluator, name, getattr(Evaluator, name))  # put back at the end
     bundle = build_random_bundle(tmp_path / "bundle", frames=8)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(worker, args=(str(bundle), str(tmp_path / "two"), port), nprocs=2)
+    forked.spawn(worker, (str(bundle), str(tmp_path / "two"), forked.free_port()), 2)
     alone = run(bundle, tmp_path / "one", (None,))
     ranks = [torch.load(tmp_path / "two" / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
     for budget_s, n in ((None, 5), (2.0, 4)):

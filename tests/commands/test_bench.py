@@ -120,6 +120,7 @@ def test_inference_compares_the_pipeline_with_that_of_diffusers(bundle, tmp_path
     assert found["batch 2, 4 steps, fast decoder, seconds a clip against batch 1"]["ratio"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_candidate_apart_answers_as_one_here_or_says_that_it_ended(bundle):
     inference = load(BENCHMARKS / "inference.py")
     apart = inference.Apart(bundle, "cpu", None)
@@ -153,6 +154,7 @@ def test_corpus_benchmark_counts_tracks(monkeypatch):
     assert found["ours"] == 2.0 and found["ratio"] == pytest.approx(20.48) and found["target"] == pytest.approx(204.8)
 
 
+@pytest.mark.slow
 def test_full_size_benchmark_counts_the_work_and_the_memory_of_a_step(tmp_path, monkeypatch):
     """On small parts, against the step's closed form: six passes of the U-Net, and what the discriminator adds."""
     full = load(BENCHMARKS / "full_size.py")
@@ -224,6 +226,7 @@ def test_streaming_benchmark_shows_both_decoders(student, tmp_path, monkeypatch,
         assert image.format == "PNG" and len(image.convert("L").getcolors()) > 2
 
 
+@pytest.mark.slow
 def test_long_music_benchmarks_run_on_a_bundle_with_a_fast_decoder(student, monkeypatch, device):
     """They need mels, which a fast decoder does not make, and they show both decoders where sound is made."""
     gamma, long, edits = (load(BENCHMARKS / f"{name}.py") for name in ("gamma", "long", "edits"))

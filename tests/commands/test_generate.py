@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import soundfile
@@ -210,21 +209,18 @@ def test_a_file_that_takes_no_more_while_music_is_streamed(model: Path, here: Pa
 @pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGKILL])
 def test_an_endless_stream_that_is_ended_leaves_a_wav(model: Path, here: Path, way: signal.Signals) -> None:
     command = ["generate", "piano " * 200, "--model", str(model), "--stream", "--out", "a.wav"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "musiccm", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )
+    process = forked.Command(command, here)
     try:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not ((here / "a.wav").exists() and (here / "a.wav").stat().st_size > 1e5):
-            time.sleep(0.2)
+            time.sleep(0.05)
         process.send_signal(way)
-        out, err = process.communicate(timeout=60)
+        printed, _ = process.communicate(timeout=60)
     finally:
         process.kill()
-        process.communicate()
     assert len(heard("a.wav")) > 40000 and np.abs(heard("a.wav")).max() > 1e-3
-    assert "is cut to the" in err and "piano piano" in err, "a prompt that is too long is reported"
+    assert "is cut to the" in printed and "piano piano" in printed, "a prompt that is too long is reported"
     if way == signal.SIGTERM:
-        assert process.returncode == 143 and "musiccm: ended by SIGTERM" in err and "Traceback" not in err
+        assert process.returncode == 143 and "musiccm: ended by SIGTERM" in printed and "Traceback" not in printed
         kept_s = len(heard("a.wav")) / 16000
-        assert f"a.wav: interrupted; the {kept_s:.1f} s that were made are kept" in out
+        assert f"a.wav: interrupted; the {kept_s:.1f} s that were made are kept" in printed

@@ -67,9 +67,10 @@ def test_packed_bundle_is_the_same_model(world, packed):
         stated = quality["precision"][part]["dtype"]
         weights = load_file(next((folder / part).glob("*.safetensors")))
         assert {str(w.dtype) for w in weights.values() if w.is_floating_point()} == {f"torch.{stated}"}
+        found = get(after).state_dict()
         for key, value in get(before).state_dict().items():
             expected = value.half().float() if stated == "float16" else value
-            assert torch.equal(get(after).state_dict()[key], expected), (part, key)
+            assert torch.equal(found[key], expected), (part, key)
 
 
 def test_figures_equal_those_taken_by_hand(world, packed):

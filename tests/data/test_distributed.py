@@ -4,14 +4,13 @@ batches in training."""
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 
+import forked
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from small_cache import SAMPLES, make_cache
 from small_corpus import write_corpus
 
@@ -42,12 +41,6 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD([self.weight], lr=0.1)
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 def run(rank: int, world: int, folder: Path) -> None:
     data = MusicDataModule(str(folder / "corpus"), "latent", SAMPLES, batch_size=GLOBAL_BATCH // world,
                            eval_batch_size=2, val_clips=5, seed=3, cache_dir=str(folder))
@@ -67,12 +60,8 @@ def worker(rank: int, folder: Path, ports: dict[int, int]) -> None:
     torch.set_num_threads(1)
     for world, port in ports.items():
         if rank < world:
-            if world > 1:  # what torchrun sets
-                os.environ.update({
-                    "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "GROUP_RANK": "0",
-                    "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                    "TORCHELASTIC_RUN_ID": f"test{world}", "GLOO_SOCKET_IFNAME": "lo",
-                })
+            if world > 1:
+                os.environ.update(forked.rank_variables(rank, world, port))
             run(rank, world, folder)
             if dist.is_initialized():
                 dist.destroy_process_group()
@@ -83,7 +72,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
     write_corpus(folder / "corpus", train=71, test=7)
     make_cache(folder / "corpus", folder / "train")
-    mp.spawn(worker, args=(folder, {world: free_port() for world in WORLDS}), nprocs=max(WORLDS))
+    forked.spawn(worker, (folder, {world: forked.free_port() for world in WORLDS}), max(WORLDS))
     return {world: [torch.load(folder / f"{world}-{rank}.pt") for rank in range(world)] for world in WORLDS}
 
 

@@ -11,8 +11,21 @@ class Accident(Callback):
     """`ACCIDENT=<what>:<step>:<rank>[:<where>]`: what befalls that process: a signal, by its name, or `NAN`.
 
     Where: before the step of that number is made, or, in the `validation` behind it, before a batch of the held-out
-    clips or (`evaluation`) before clips are generated; listed before the callback that does that.
+    clips or (`evaluation`) before clips are generated; listed before the callback that does that. Or before the file of
+    the checkpoint behind it is put in its place (`write`, in a process of its own).
     """
+
+    def on_fit_start(self, trainer, pl_module):
+        if not os.environ.get("ACCIDENT", "").endswith(":write"):
+            return
+        replace = os.replace
+
+        def replace_or_die(source, target):
+            if str(target).endswith("last.ckpt") and (what := self._due(trainer, trainer.global_step, "write")):
+                os.kill(os.getpid(), signal.Signals[what])
+            replace(source, target)
+
+        os.replace = replace_or_die
 
     def _due(self, trainer, step, where):
         what, number, rank, *place = os.environ.get("ACCIDENT", "none:-1:0").split(":")

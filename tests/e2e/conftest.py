@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 import yaml
@@ -82,37 +84,71 @@ class World:
         return path
 
 
-def starter() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts `musiccm` as a process of its own, or as several by torchrun, from this tree; none outlives the test."""
-    running: list[subprocess.Popen[str]] = []
+def starter() -> Iterator[Callable[..., forked.Command]]:
+    """Starts `musiccm` as a process of its own; none outlives the test."""
+    running: list[forked.Command] = []
 
     def begin(
-        arguments: list[str], folder: Path, modules: Path | None = None, processes: int = 1, **variables: str
-    ) -> subprocess.Popen[str]:
-        paths = [str(REPOSITORY / "src"), str(modules or ""), os.environ.get("PYTHONPATH", "")]
-        kept = {key: value for key, value in os.environ.items() if key != "MUSICCM_DEBUG"}
-        environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1", **variables}
-        environment |= {"GLOO_SOCKET_IFNAME": "lo"}
+        arguments: list[str], folder: Path, modules: Path | None = None, **variables: str
+    ) -> forked.Command:
         allowed = ["--allow-import", "accidents"] if modules else []
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        running.append(subprocess.Popen(
-            [sys.executable, *(torchrun if processes > 1 else []), "-m", "musiccm", *arguments, *allowed],
-            cwd=folder, env=kept | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        ))
+        running.append(forked.Command([*arguments, *allowed], folder, modules, variables))
         return running[-1]
 
     yield begin
     for process in running:
-        process.terminate()  # torchrun ends its workers
+        process.terminate()
         try:
             process.communicate(timeout=40)
-        except subprocess.TimeoutExpired:
+        except TimeoutError:
             process.kill()
             process.communicate()
 
 
 start = pytest.fixture(starter, name="start")
 start_once = pytest.fixture(starter, name="start_once", scope="module")
+
+
+@pytest.fixture
+def torchrun() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `musiccm` in several processes, as users do; none outlives the test."""
+    running: list[subprocess.Popen[str]] = []
+
+    def begin(
+        processes: int, arguments: list[str], folder: Path, modules: Path | None = None, **variables: str
+    ) -> subprocess.Popen[str]:
+        paths = [str(REPOSITORY / "src"), str(modules or ""), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1",
+                                    "GLOO_SOCKET_IFNAME": "lo"}
+        environment.pop("MUSICCM_DEBUG", None)
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "musiccm"]
+        running.append(subprocess.Popen(
+            [sys.executable, *launch, *arguments], cwd=folder, env=environment | variables, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        ))
+        return running[-1]
+
+    yield begin
+    for process in running:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.fixture
+def side_by_side(start: Callable[..., Any]) -> Callable[..., tuple[list[int | None], list[str]]]:
+    """Runs `musiccm` in several processes that torchrun might have started; their exit codes, and what each printed."""
+
+    def run(
+        processes: int, arguments: list[str], folder: Path, modules: Path | None = None, **variables: str
+    ) -> tuple[list[int | None], list[str]]:
+        port = forked.free_port()
+        ranks = [start(arguments, folder, modules, **variables, **forked.rank_variables(rank, processes, port))
+                 for rank in range(processes)]
+        printed = [rank.communicate(timeout=300)[0] for rank in ranks]
+        return [rank.returncode for rank in ranks], printed
+
+    return run
 
 
 @pytest.fixture(scope="session")

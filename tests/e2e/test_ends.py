@@ -56,7 +56,8 @@ def undisturbed(experiment: Path) -> dict[str, Any]:
     return {"validated": (folder / "validated").read_text(), **torch.load(folder / "final.ckpt", weights_only=True)}
 
 
-@pytest.mark.parametrize("what", ["SIGTERM:2:0:validation", "SIGUSR1:4:0:evaluation", "SIGINT:2:0", "SIGUSR1:4:0"])
+@pytest.mark.parametrize("what", ["SIGTERM:2:0:validation", "SIGUSR1:4:0:evaluation", "SIGINT:2:0",
+                                  pytest.param("SIGUSR1:4:0", marks=pytest.mark.slow)])
 def test_a_run_told_to_leave_in_or_before_a_validation_makes_it_then_and_goes_on_to_the_same_bits(
     experiment: Path, undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], what: str,

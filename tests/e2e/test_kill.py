@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 
@@ -20,9 +20,11 @@ from .conftest import ACCIDENTS, World, accident, checkpoints, differences
 pytestmark = pytest.mark.e2e
 
 STEPS, EVERY = 11, 3  # epochs of four batches
-# Before the first save, between two saves, and in the last step, behind which there is nothing left to train.
-ENDED_AT = [pytest.param("SIGKILL", 2, marks=pytest.mark.slow), ("SIGKILL", 8), ("SIGTERM", 5),
-            pytest.param("SIGTERM", STEPS, marks=pytest.mark.slow)]
+# Before the first save, between two saves, while one is written, and in the last step, behind which there is nothing
+# left to train. Signals that may be answered are sent in tests/e2e/test_ends.py, too.
+ENDED_AT = [("SIGKILL", 8, ""), ("SIGKILL", 6, ":write"),
+            *(pytest.param(*ended, "", marks=pytest.mark.slow)
+              for ended in (("SIGKILL", 2), ("SIGTERM", 5), ("SIGTERM", STEPS)))]
 PARTS = ("global_step", "epoch", "batches_seen", "state_dict", "optimizer_states")
 
 
@@ -46,6 +48,11 @@ def last_checkpoint(folder: Path) -> Path:
     return folder / "lightning_logs" / "killed" / "version_0" / "checkpoints" / "last.ckpt"
 
 
+def half_files(folder: Path) -> list[Path]:
+    """What a run that was ended has left; a lock file that nobody holds may stay where no run goes on."""
+    return [path for path in folder.rglob(".musiccm*") if path.name != LOCK or holder(path)]
+
+
 def goes_on(
     start: Callable[..., Any], command: list[str], folder: Path, undisturbed: dict[str, Any]
 ) -> dict[str, Any]:
@@ -53,9 +60,7 @@ def goes_on(
     resumed = start(command, folder, ACCIDENTS)
     printed, _ = resumed.communicate(timeout=600)
     assert resumed.returncode == 0, printed
-    # A lock file that nobody holds may stay in a folder that no run goes on in.
-    left = [path for path in folder.rglob(".musiccm*") if path.name != LOCK or holder(path)]
-    assert not left, "a half file of the run that was ended"
+    assert not half_files(folder)
     # Where there was no step left to make, Lightning neither calls `on_train_end` nor ends the epoch.
     final = folder / "final.ckpt"
     ended = final.exists()
@@ -67,12 +72,12 @@ def goes_on(
     return found
 
 
-@pytest.mark.parametrize(("way", "step"), ENDED_AT)
+@pytest.mark.parametrize(("way", "step", "place"), ENDED_AT)
 def test_a_run_ended_at_any_step_goes_on_to_the_same_weights(
-    experiment: Path, undisturbed: dict, tmp_path: Path, start: Callable[..., Any], way: str, step: int
+    experiment: Path, undisturbed: dict, tmp_path: Path, start: Callable[..., Any], way: str, step: int, place: str
 ) -> None:
     command = ["fit", "--config", str(experiment), "--ckpt_path", "auto"]
-    ended = start(command, tmp_path, ACCIDENTS, ACCIDENT=f"{way}:{step}:0")
+    ended = start(command, tmp_path, ACCIDENTS, ACCIDENT=f"{way}:{step}:0{place}")
     printed, _ = ended.communicate(timeout=600)
     assert not (tmp_path / "final.ckpt").exists()
     last = last_checkpoint(tmp_path)
@@ -85,7 +90,7 @@ def test_a_run_ended_at_any_step_goes_on_to_the_same_weights(
         assert f"{way} received: saved" in printed and f"at step {step}; exit code 75" in printed
         assert "Traceback" not in printed
         saved_at = step
-    assert last.exists() == (saved_at > 0)
+    assert last.exists() == (saved_at > 0) and bool(half_files(tmp_path)) == (place == ":write")
     before = torch.load(last, weights_only=True) if saved_at else None
     assert before is None or before["global_step"] == saved_at
 
@@ -100,7 +105,7 @@ def test_a_run_ended_at_any_step_goes_on_to_the_same_weights(
         assert [p.name for p in (tmp_path / "lightning_logs" / "killed").iterdir()] == ["version_0"]
 
 
-def saves_seen(path: Path, running: subprocess.Popen, count: int) -> list[float]:
+def saves_seen(path: Path, running: forked.Command, count: int) -> list[float]:
     """Waits until a checkpoint has been written so often; returns when each was seen, in seconds."""
     seen: list[float] = []
     last, until = 0, time.monotonic() + 600
@@ -114,14 +119,16 @@ def saves_seen(path: Path, running: subprocess.Popen, count: int) -> list[float]
     return seen
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
 def test_a_run_killed_from_outside_at_any_moment_goes_on_to_the_same_weights(
-    world: World, undisturbed: dict, tmp_path: Path, start: Callable[..., Any]
+    world: World, undisturbed: dict, tmp_path: Path, start: Callable[..., Any], seed: int
 ) -> None:
-    """Not between two batches but at a random time after a random save: in a step, or while a checkpoint is written.
+    """Not between two batches but at some time after some save: in a step, or while a checkpoint is written.
 
-    Every step is saved, so that much of the time goes to writing.
+    Every step is saved, so that much of the time goes to writing. What must hold does not depend on the moment, which
+    no seed can fix.
     """
-    seed = random.randrange(2**32)
     chance = random.Random(seed)
     callbacks = [checkpoints(1), *accident()]
     config = world.experiment(tmp_path, "killed", callbacks, max_steps=STEPS, val_check_interval=4)
@@ -133,7 +140,7 @@ def test_a_run_killed_from_outside_at_any_moment_goes_on_to_the_same_weights(
     time.sleep(delay_s)
     running.kill()
     printed, _ = running.communicate(timeout=60)
-    print(f"seed {seed}: killed {delay_s:.3f} s after save {len(seen)}")
+    print(f"killed {delay_s:.3f} s after save {len(seen)}")
     assert running.returncode == -signal.SIGKILL and not (tmp_path / "final.ckpt").exists(), printed
     saved_at = torch.load(last, weights_only=True)["global_step"]
     assert 0 < saved_at < STEPS

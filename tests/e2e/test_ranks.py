@@ -1,4 +1,4 @@
-"""Two processes under torchrun: what befalls one ends or moves both, and their evaluation is that of one process."""
+"""Two processes: what befalls one ends or moves both, and their evaluation is that of one process."""
 
 from __future__ import annotations
 
@@ -18,12 +18,7 @@ from .conftest import ACCIDENTS, World, accident, checkpoints, evaluation
 pytestmark = pytest.mark.e2e
 
 PARALLEL = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-
-
-def run(start: Callable[..., Any], arguments: list[str], folder: Path, **variables: str) -> tuple[int, str]:
-    process = start([*arguments, *PARALLEL], folder, ACCIDENTS, processes=2, **variables)
-    printed, _ = process.communicate(timeout=600)
-    return process.returncode, printed
+Run = Callable[..., tuple[list[int], list[str]]]
 
 
 @pytest.fixture
@@ -38,9 +33,13 @@ def steps_saved(folder: Path) -> int:
     return torch.load(last, weights_only=True)["global_step"]
 
 
-def test_one_process_killed_ends_the_other_with_a_message(config: Path, here: Path, start: Callable[..., Any]) -> None:
-    code, printed = run(start, ["fit", "--config", str(config)], here, ACCIDENT="SIGKILL:4:1")
-    assert code != 0 and "exitcode  : -9" in printed, printed
+def test_one_process_killed_ends_the_other_with_a_message(
+    config: Path, here: Path, torchrun: Callable[..., Any]
+) -> None:
+    command = ["fit", "--config", str(config), *PARALLEL, "--allow-import", "accidents"]
+    process = torchrun(2, command, here, ACCIDENTS, ACCIDENT="SIGKILL:4:1")
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode != 0 and "exitcode  : -9" in printed, printed
     lost = "another process of this run has ended" in printed and "--ckpt_path auto" in printed
     assert lost or "ended by SIGTERM; run the same command again" in printed, printed  # torchrun may be sooner
     assert steps_saved(here) == 3
@@ -50,21 +49,20 @@ def test_one_process_killed_ends_the_other_with_a_message(config: Path, here: Pa
 
 
 def test_a_signal_to_one_process_in_a_validation_lets_both_leave_it(
-    config: Path, here: Path, start: Callable[..., Any]
+    config: Path, here: Path, side_by_side: Run
 ) -> None:
-    validating = ["--trainer.limit_val_batches", "1.0", "--trainer.val_check_interval", "2"]
-    code, printed = run(start, ["fit", "--config", str(config), *validating], here, ACCIDENT="SIGTERM:2:1:validation")
-    assert code == 1 and printed.count("exitcode  : 75") >= 1, printed
-    assert "another process' signal received: saved" in printed and "at step 2; exit code 75" in printed
+    command = ["fit", "--config", str(config), *PARALLEL, "--trainer.limit_val_batches", "1.0"]
+    codes, printed = side_by_side(2, [*command, "--trainer.val_check_interval", "2"], here, ACCIDENTS,
+                                  ACCIDENT="SIGTERM:2:1:validation")
+    assert codes == [75, 75], printed
+    assert "another process' signal received: saved" in printed[0] and "at step 2; exit code 75" in printed[0]
     assert steps_saved(here) == 2
 
 
-def test_a_loss_that_is_not_finite_on_one_process_stops_both(
-    config: Path, here: Path, start: Callable[..., Any]
-) -> None:
-    code, printed = run(start, ["fit", "--config", str(config)], here, ACCIDENT="NAN:3:1")
-    assert code != 0
-    said = [line for line in printed.splitlines() if "training has diverged" in line]
+def test_a_loss_that_is_not_finite_on_one_process_stops_both(config: Path, here: Path, side_by_side: Run) -> None:
+    codes, printed = side_by_side(2, ["fit", "--config", str(config), *PARALLEL], here, ACCIDENTS, ACCIDENT="NAN:3:1")
+    assert codes == [1, 1], printed
+    said = [line for each in printed for line in each.splitlines() if "training has diverged" in line]
     assert len(said) == 2 and said[0] == said[1], printed
     assert "loss is nan at step 3" in said[0] and "(process 1)" in said[0] and "(process 0)" not in said[0]
     assert said[0].count("train_") == 8, "the clips of one process' batch"
@@ -72,20 +70,20 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_both(
 
 
 def test_a_signal_to_one_process_saves_both_and_their_table_is_that_of_one_process(
-    config: Path, here: Path, start: Callable[..., Any]
+    config: Path, here: Path, side_by_side: Run
 ) -> None:
-    code, printed = run(start, ["fit", "--config", str(config)], here, ACCIDENT="SIGUSR1:3:1")
-    # torchrun says 1 whatever its workers say.
-    assert code == 1 and printed.count("exitcode  : 75") >= 1, printed
-    assert "another process' signal received: saved" in printed and "at step 4; exit code 75" in printed
+    fitting = ["fit", "--config", str(config), *PARALLEL]
+    codes, printed = side_by_side(2, fitting, here, ACCIDENTS, ACCIDENT="SIGUSR1:3:1")
+    assert codes == [75, 75], printed
+    assert "another process' signal received: saved" in printed[0] and "at step 4; exit code 75" in printed[0]
     assert steps_saved(here) == 4, "agreed on one step later"
 
     def table() -> dict[str, Any]:
         return json.loads((here / "lightning_logs" / "pair" / "version_0" / "results.json").read_text())
 
     testing = ["test", "--config", str(config), "--ckpt_path", "newest"]
-    code, printed = run(start, testing, here)
-    assert code == 0, printed
+    codes, printed = side_by_side(2, [*testing, *PARALLEL], here, ACCIDENTS)
+    assert codes == [0, 0], printed
     two = table()
     assert cli.main([*testing, "--allow-import", "accidents"]) == 0
     one = table()

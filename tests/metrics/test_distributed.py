@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from musiccm.metrics import (
     AttributeAccuracy,
@@ -93,7 +93,7 @@ def test_ranks_equal_one_process(world: int, tmp_path: Path) -> None:
     assert alone["hashed"] == pytest.approx(alone["hashed_folded"], rel=1e-12)
     assert alone["kl_kept"] == alone["kl"]
     expected = {match.clip_id: match for match in alone["sim"].pop("matches")}
-    mp.spawn(worker, args=(world, str(tmp_path)), nprocs=world)
+    forked.spawn(worker, (world, str(tmp_path)), world)
     for rank in range(world):
         results, after_too_few = torch.load(tmp_path / f"result{rank}.pt", weights_only=False)
         assert after_too_few == pytest.approx(alone["fd"]["fd"], rel=1e-9)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from musiccm.similarity import nearest
 from musiccm.similarity.gallery import RowGallery
@@ -150,7 +150,7 @@ def test_ranks_share_the_work_and_agree(tmp_path: Path) -> None:
     audio, counts = make(clips=12, most=3, seed=1)
     expected = brute_force(train, train_counts, audio, counts, 3)
     figures = metric_figures([list(range(11))])
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=3)
+    forked.spawn(worker, (str(tmp_path),), 3)
     for world in (1, 2, 3):
         for rank in range(world):
             found, rows_read, result = torch.load(tmp_path / f"{world}-{rank}.pt", weights_only=False)

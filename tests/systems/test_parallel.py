@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forked
 import pytest
 import ranks
 import torch
@@ -17,7 +15,6 @@ from torch import Tensor
 
 pytestmark = pytest.mark.e2e
 
-SOURCE = Path(__file__).parents[2] / "src"
 #: Relative distances that another order of summation may make in float32 (measured: 7e-5 and 6e-6).
 GRADIENTS, WEIGHTS = 3e-4, 3e-5
 
@@ -30,15 +27,6 @@ class Runs(NamedTuple):
     saved: Path
 
 
-def torchrun(script: Path, *arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    paths = [str(SOURCE), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1",
-                                "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return subprocess.run([*command, str(script), *arguments], env=environment, text=True, timeout=600,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """One process, and two."""
@@ -46,8 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     bundle = str(build_random_bundle(folder / "bundle"))
     for name in ("one", "two"):
         (folder / name).mkdir()
-    done = torchrun(Path(ranks.__file__), bundle, str(folder / "two"), "ddp")
-    assert done.returncode == 0, done.stdout
+    forked.spawn(ranks.worker, (bundle, folder / "two", "ddp", forked.free_port()), 2)
     both = [torch.load(folder / "two" / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
     return Runs(ranks.run(bundle, folder / "one", "auto"), both, folder / "two" / "adversarial.ckpt")
 
@@ -111,8 +98,7 @@ def test_sharded_networks_train_as_whole_ones(runs: Runs, tmp_path: Path) -> Non
     bundle = str(build_random_bundle(tmp_path / "bundle"))
     (tmp_path / "two").mkdir()
     shutil.copy(runs.saved, tmp_path / "ddp.ckpt")
-    done = torchrun(Path(ranks.__file__), bundle, str(tmp_path / "two"), "fsdp")
-    assert done.returncode == 0, done.stdout
+    forked.spawn(ranks.worker, (bundle, tmp_path / "two", "fsdp", forked.free_port()), 2)
     found = torch.load(tmp_path / "two" / "rank0.pt", weights_only=False)
 
     def far(state: dict[str, Tensor], case: str) -> float:
