@@ -16,7 +16,7 @@ from musiccm.models.bundle import Bundle
 from musiccm.models.codec import LatentCodec
 from musiccm.models.conditioners.clap import ClapConditioner
 from musiccm.models.denoiser import Denoiser
-from musiccm.samplers import INITIAL, sample_ddim, sample_noise
+from musiccm.samplers import INITIAL, sample_noise, teacher_stepper
 
 Probe = Callable[[Any], list[Tensor]]
 """A part in, what it makes of the held-out clips out."""
@@ -94,7 +94,8 @@ def _sampled(bundle: Bundle, unet: nn.Module, batch: WaveformBatch, present: set
         drawn = drawn / drawn.norm(dim=1, keepdim=True)
         cond_BD, null_BD = drawn[1:], drawn[:1].expand(len(batch), -1)
     noise = sample_noise(list(range(len(batch))), bundle.latent_shape(), INITIAL)
-    return sample_ddim(denoise, schedule, cond_BD, null_BD, noise, U_NET_STEPS, U_NET_GUIDANCE)
+    stepper = teacher_stepper(denoise, schedule, lambda count: null_BD, U_NET_STEPS, U_NET_GUIDANCE)
+    return stepper.sample(cond_BD, noise)
 
 
 @torch.no_grad()
