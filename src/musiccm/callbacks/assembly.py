@@ -113,9 +113,8 @@ def build_evaluator(
     Returns:
         The evaluator.
     """
-    if clap is not None and clap.of_bundle:
-        compared = clap
-    else:  # SIM_AA compares with what the bundle's CLAP made of the training clips
+    compared = clap
+    if clap is None or not clap.of_bundle:  # SIM_AA compares with what the bundle's CLAP made of the training clips
         compared = bundle_clap(system.bundle) if galleries else None
     extractor = FeatureExtractor(
         embedders, compared.to(system.device).audio if compared else None, system.codec.mel.sample_rate_hz

@@ -137,8 +137,11 @@ def _how_measured(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> st
     said = "".join(f"\n{note}.\n" for note in notes)
     if not any("decoder" in row for row in rows):
         return said
-    return ("\n`decoder` is what made sound of the latents: VAE decoder and vocoder (original), or the fast decoder "
-            f"(fast); `sampler` is how they were sampled.\n{said}")
+    gammas = sorted({row["gamma"] for row in rows if row.get("gamma") is not None})  # of version 0.1
+    taken = f"; the student's rows were taken at gamma {', '.join(f'{gamma:g}' for gamma in gammas)}" if gammas else ""
+    taken += "; `sampler` is how they were sampled" if any("sampler" in row for row in rows) else ""
+    return (f"\n`decoder` is what made sound of the latents: VAE decoder and vocoder (original), or the fast decoder "
+            f"(fast){taken}.\n{said}")
 
 
 def _list(entries: Mapping[str, Any]) -> str:
