@@ -73,6 +73,8 @@ def test_a_fifth_model_is_one_row(system: System, tmp_path: Path, monkeypatch: p
     assert "second student" in paper_tables({**found, "path": tmp_path / "v" / "results.json"}, {})
     with pytest.raises(MusiccmError, match="expected names among teacher, .*found third"):
         Evaluation(more_models={"third": [1]})
+    with pytest.raises(MusiccmError, match="the steps of teacher are evaluation.teacher_steps"):
+        Evaluation(more_models={"teacher": [1]})
     with pytest.raises(MusiccmError, match=r"evaluation.more_models.second: expected at most 50, .* found 51"):
         run(tmp_path / "no", system, more_models={"second": [51]})
 

@@ -24,7 +24,7 @@ from musiccm.evaluation.text_audio import MeasuringClap, bundle_clap
 log = logging.getLogger(__name__)
 
 def load_embedders(bundle: Any, names: Sequence[str], weights: Mapping[str, str]) -> list[Embedder]:
-    """The networks that listen.
+    """The networks that metrics are named after.
 
     Args:
         bundle: Where those come from that a bundle has.
@@ -174,7 +174,7 @@ def cache_key(
     """
     networks = evaluator.suite.networks
     references = [evaluator.reference_digest]
-    if trainer.world_size > 1:  # each rank has heard its own clips
+    if trainer.world_size > 1:  # each rank has its own clips
         references = [""] * trainer.world_size
         torch.distributed.all_gather_object(references, evaluator.reference_digest)
     return {

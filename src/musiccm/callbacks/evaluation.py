@@ -43,6 +43,10 @@ log = logging.getLogger(__name__)
 NOT_LOGGED = ("model", "steps", "guidance_scale", "sampler", "from_cache", "latency_batch", "latency_batches")
 
 
+#: Options with the steps of the models that an evaluation scores unless it is told otherwise.
+OPTIONS = {"teacher": "teacher_steps", "student": "steps", "student_fast": "fast_steps", "student_packaged": "steps"}
+
+
 class Evaluation(pl.Callback):
     """Scores teacher and student on the test clips after `test`, and the student on held-out clips while it trains.
 
@@ -64,14 +68,14 @@ class Evaluation(pl.Callback):
         n_panels: Clips whose audio and mels are written side by side.
         panel_labels: Whose; candidates that are not scored are left out.
         val_steps: Steps at which the student is scored after a validation epoch.
-        val_teacher_steps: Steps at which the teacher is scored on the same clips, once; its figures are logged beside.
+        val_teacher_steps: Steps at which the teacher is scored on the same clips, once; its metrics are logged beside.
         val_limit: At most this many held-out clips there.
         every_n_validations: How often; 0 is never.
-        time_budget_s: Seconds that generating and hearing the student's clips of one validation may take; None for as
+        time_budget_s: Seconds that generating and embedding the student's clips of one validation may take; None for as
             long as it takes. The number of clips that fits is measured at the first one and kept, for figures of
             different numbers of clips cannot be compared. The reference and the teacher come on top, once.
         cache_dir: Where the teacher's rows are kept, below the trainer's root folder; None keeps none.
-        embedders: Networks that listen, see `load_embedder`; figures are named after them, the table shows the first.
+        embedders: Networks that embed, see `load_embedder`; metrics are named after them, the table shows the first.
         weights: Files of those that the bundle does not bring, by name; others are looked for in `MUSICCM_WEIGHTS`.
         kad: Those of them that also give a kernel distance.
         fd_inf: Those of them that also give FD-infinity in the table; it takes 15 distances a row.
@@ -136,6 +140,9 @@ class Evaluation(pl.Callback):
                 raise MusiccmError(f"evaluation.{name}: expected names among evaluation.embedders, {list(embedders)}, "
                                    f"found {unknown}")
         check_models(more_models or {})
+        for name in more_models or {}:
+            if name in OPTIONS:
+                raise MusiccmError(f"evaluation.more_models: the steps of {name} are evaluation.{OPTIONS[name]}")
         if time_budget_s is not None and not time_budget_s > 0:
             raise MusiccmError(f"evaluation.time_budget_s: expected more than 0 or null, found {time_budget_s}")
         self.steps, self.fast_steps, self.teacher_steps = list(steps), list(fast_steps), list(teacher_steps)
@@ -229,12 +236,11 @@ class Evaluation(pl.Callback):
         if count < self.limit:
             log.warning("evaluation: %d test clips, fewer than the limit of %d", count, self.limit)
         evaluator = self._evaluator(trainer, pl_module, clips, count, galleries, fd_inf=self.fd_inf)
-        steps = {"teacher": self.teacher_steps, "student": self.steps, "student_fast": self.fast_steps,
-                 "student_packaged": self.steps, **self.more_models}
+        steps = {name: getattr(self, option) for name, option in OPTIONS.items()} | self.more_models
         outcomes = run_table(
             evaluator,
             candidates(self._comparison(pl_module), steps),
-            heard=self.panel_labels,
+            panels=self.panel_labels,
             n_panels=self.n_panels,
             cache=self._cache(trainer),
             cache_key=cache_key(trainer, system, evaluator, galleries, count),

@@ -42,7 +42,7 @@ class Outcome:
 class Evaluator:
     """Scores candidates against one reference: the same captions and the same noise for each.
 
-    On several ranks, each holds its own clips; the figures are those of one process. Latencies are the rank's own.
+    On several ranks, each holds its own clips; the metrics are those of one process. Latencies are the rank's own.
 
     Args:
         extractor: Waveforms to features.
@@ -124,13 +124,13 @@ class Evaluator:
             `fd_<name>` of each network and the number `n` of these clips.
         """
 
-        def heard() -> Iterator[tuple[dict[str, Embeddings], list[str]]]:
+        def embedded() -> Iterator[tuple[dict[str, Embeddings], list[str]]]:
             with self._bar("real", total) as bar:
                 for batch in batches:
                     yield self.extractor.embed(batch.waveform_BS.to(self.device)), batch.ids
                     bar.update(len(batch.ids))
 
-        return self.suite.distances(heard())
+        return self.suite.distances(embedded())
 
     def pace_s(self, candidate: Candidate) -> float:
         """Measure what a clip takes, all told, by one batch that is thrown away.

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 def run_table(
     evaluator: Evaluator,
     candidates: Sequence[Candidate],
-    heard: Sequence[str] = (),
+    panels: Sequence[str] = (),
     n_panels: int = 0,
     cache: RowCache | None = None,
     cache_key: Mapping[str, Any] | None = None,
@@ -37,7 +37,7 @@ def run_table(
     Args:
         evaluator: With its reference set.
         candidates: What to score.
-        heard: Labels of the candidates, such as `teacher@50`, whose first clips are handed back as waveforms.
+        panels: Labels of the candidates, such as `teacher@50`, whose first clips are handed back as waveforms.
         n_panels: How many clips of each.
         cache: Where teachers' rows are kept.
         cache_key: What they depend on beside model, steps, sampler and guidance.
@@ -50,7 +50,7 @@ def run_table(
     """
     outcomes: dict[str, Outcome] = {}
     for candidate in candidates:
-        keep = n_panels if candidate.label in heard else 0
+        keep = n_panels if candidate.label in panels else 0
         keyed = cache if compared_model(candidate.model).teacher else None
         key = {"model": candidate.model, "steps": candidate.steps, "guidance_scale": candidate.guidance_scale,
                "sampler": str(candidate.sampler)}

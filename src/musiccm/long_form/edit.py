@@ -60,7 +60,7 @@ def read_clip(pipeline: MusicModel, path: str | Path) -> Clip:
     Channels are averaged and the level set as in training: mean removed, peak 0.5.
 
     Args:
-        pipeline: The model that is to hear it.
+        pipeline: The model that edits it.
         path: The file.
 
     Returns:
