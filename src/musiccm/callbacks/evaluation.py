@@ -98,7 +98,7 @@ class Evaluation(pl.Callback):
         fast_steps: Sequence[int] = (1, 4),
         teacher_steps: Sequence[int] = (50, 8, 4, 2, 1),
         guidance_scale: float = 3.0,
-        sampler: str | dict[str, Any] | None = None,
+        sampler: str | dict[str, str | float] | None = None,
         limit: int = 256,
         batch_size: int = 32,
         seed: int = 0,

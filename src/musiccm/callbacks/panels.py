@@ -61,7 +61,7 @@ class Panels(pl.Callback):
         prompts: Sequence[str] = PROMPTS,
         steps: Sequence[int] = (1, 4),
         teacher_steps: int = 50,
-        sampler: str | dict[str, Any] | None = None,
+        sampler: str | dict[str, str | float] | None = None,
         every_n_steps: int = 200,
         seed: int = 0,
         gamma: float | None = None,
