@@ -29,7 +29,7 @@ def run(start: Callable[..., Any], arguments: list[str], folder: Path, **variabl
 @pytest.fixture
 def config(world: World, here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(ACCIDENTS)
-    judged = evaluation(shipped_student=None, cache_dir=None)
+    judged = evaluation(packaged_student=None, cache_dir=None)
     return world.experiment(here, "pair", [checkpoints(1), judged, *accident()], max_steps=6, limit_val_batches=0)
 
 

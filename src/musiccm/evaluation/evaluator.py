@@ -276,7 +276,7 @@ class Evaluator:
             "model": candidate.model,
             "steps": candidate.steps,
             "guidance_scale": candidate.guidance_scale,
-            "sampler": None if candidate.sampler is None else str(candidate.sampler),
+            **({} if candidate.sampler is None else {"sampler": str(candidate.sampler)}),
             "network_calls": None if calls is None else round(calls, 6),
         }
         row |= {key: value for key, value in figures.items() if key != "n"}
