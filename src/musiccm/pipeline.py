@@ -15,6 +15,7 @@ from musiccm.errors import MusiccmError
 from musiccm.long_form import LongMusic, check_duration, check_texts, compose
 from musiccm.models.acceleration.networks import CompiledNetwork, channels_last, suit_cpu, to_bfloat16
 from musiccm.models.bundle import Bundle
+from musiccm.models.bundle.files import SETTINGS_FILE
 from musiccm.models.bundle.student_record import DEFAULT_STEPS, check_sampler, is_student, recorded_sampler
 from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.samplers import (
@@ -55,6 +56,11 @@ class Pipeline(LongMusic):
         self.is_student = is_student(scheduler)
         self.record: dict[str, Any] = bundle.settings.get("distillation") or {}
         check_sampler(self.record, scheduler, bundle.root_of("scheduler") / "scheduler" / "scheduler_config.json")
+        try:
+            self.sampler()
+        except MusiccmError as error:
+            raise MusiccmError(f"{bundle.path / SETTINGS_FILE}: distillation: {error}; restore it, or export the "
+                               "student again") from error
         self.schedule = noise_process(scheduler)
         self.prediction_type = bundle.prediction_type
         self.conditioner = bundle.conditioner()

@@ -133,6 +133,13 @@ def test_a_pipeline_is_a_candidate_without_any_distillation(bundle: Path, tmp_pa
     assert torch.equal(made, pipeline.latents(cond, [7], 2)) and candidate.calls.samples == 2
     assert candidate.sampler == Tcd() and json.loads((tmp_path / "s" / "musiccm.json").read_text())["distillation"][
         "sampler"] == {"name": "tcd", "gamma": 0.3}
+    content = json.loads((tmp_path / "s" / "musiccm.json").read_text())
+    for stated, message in (("euler", "found 'euler'"), ({"name": "lcm", "gamma": "much"}, r"\[0, 1\], found 'much'"),
+                            ("heun", "distilled student, which ddim, lcm, tcd sample"), ([1], "found .1.")):
+        content["distillation"]["sampler"] = stated
+        (tmp_path / "s" / "musiccm.json").write_text(json.dumps(content))
+        with pytest.raises(MusiccmError, match=rf"musiccm.json: distillation: .*{message}"):
+            Pipeline.from_pretrained(tmp_path / "s")
 
 
 def test_gamma_of_version_0_1_is_a_field_of_the_sampler() -> None:

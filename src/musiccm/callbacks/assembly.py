@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -21,7 +21,13 @@ from musiccm.evaluation.row_cache import machine
 from musiccm.evaluation.suite import FeatureExtractor, MetricSuite
 from musiccm.evaluation.text_audio import MeasuringClap, bundle_clap
 
+if TYPE_CHECKING:
+    from musiccm.systems.distillation import DistilledSystem
+
+    _: type[Distilled] = DistilledSystem  # mypy holds what experiments train against what evaluation asks for
+
 log = logging.getLogger(__name__)
+
 
 def load_embedders(bundle: Any, names: Sequence[str], weights: Mapping[str, str]) -> list[Embedder]:
     """The networks that metrics are named after.

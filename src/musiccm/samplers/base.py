@@ -141,8 +141,8 @@ def check_gamma(gamma: float) -> None:
     Raises:
         MusiccmError: `gamma` is not in [0, 1].
     """
-    if not 0.0 <= gamma <= 1.0:
-        raise MusiccmError(f"gamma: expected a number in [0, 1], found {gamma}.")
+    if isinstance(gamma, bool) or not isinstance(gamma, int | float) or not 0.0 <= gamma <= 1.0:
+        raise MusiccmError(f"gamma: expected a number in [0, 1], found {gamma!r}.")
 
 
 @dataclass(frozen=True)

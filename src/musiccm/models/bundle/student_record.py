@@ -36,7 +36,8 @@ def recorded_sampler(record: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         Its name and fields.
     """
-    return dict(record.get("sampler") or {"name": "lcm", "gamma": float(record.get("gamma", 1.0))})
+    stated = record.get("sampler", {"name": "lcm", "gamma": record.get("gamma", 1.0)})
+    return dict(stated) if isinstance(stated, Mapping) else {"name": stated}
 
 
 def sampler_record(scheduler: Mapping[str, Any]) -> dict[str, Any]:
