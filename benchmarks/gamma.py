@@ -34,7 +34,7 @@ def run(bundle: str) -> list[dict]:
     def distance(steps: int, gamma: float, draw: int) -> float:
         rows: list[Tensor] = []
         for seeds, cond in zip(torch.tensor(sample_seeds(draw, CLIPS)).split(BATCH), cond_BD.split(BATCH), strict=True):
-            z_BCTF = pipeline.latents(cond, seeds.tolist(), steps, gamma=gamma)
+            z_BCTF = pipeline.latents(cond, seeds.tolist(), steps, sampler={"name": "lcm", "gamma": gamma})
             rows += [tagger(codec.decode_mel(z[None]))[0] for z in z_BCTF]  # a CPU is fastest with one
         return frechet(real_ED, torch.cat(rows))
 

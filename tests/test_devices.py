@@ -36,7 +36,7 @@ from musiccm.models.bundle import Bundle
 from musiccm.models.denoiser import Consistency
 from musiccm.models.spectrogram_discriminator import SpectrogramDiscriminator
 from musiccm.pipeline import Pipeline
-from musiccm.samplers import Crops, FrameNoise, Lcm, SharedProcess, Stepper, Wavefront, sample_ddim, sample_shared
+from musiccm.samplers import Crops, FrameNoise, Lcm, SharedProcess, Stepper, Wavefront, sample_shared, teacher_stepper
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.settings import Adversarial, Distillation, Phase
 from musiccm.systems.stages.audiomae import AudioMaeStage
@@ -166,7 +166,8 @@ def test_samplers(other: str) -> None:
         stepper = Stepper(lambda z, t, cond: torch.tanh(z) * cond[:, :1, None, None] + t[:, None, None, None] / 999,
                           SCHEDULE, [999, 759, 499, 259], Lcm(0.6))
         noise, cond_BD = FrameNoise(5, shape)(0, 0, 8)[None].to(device), torch.ones(1, 2, device=device)
-        found = [sample_ddim(stepper.f, SCHEDULE, cond_BD, 0.5 * cond_BD, noise, 5, 3.0)]
+        teacher = teacher_stepper(stepper.f, SCHEDULE, lambda count: 0.5 * cond_BD, 5, 3.0)
+        found = [teacher.sample(cond_BD, noise)]
         for fusion in ("uniform", "triangular", "swap"):
             process = SharedProcess(stepper, Crops(20, 8, 4), FrameNoise(5, shape), fusion, device)
             found.append(sample_shared(process, lambda _: cond_BD[0], 3))
@@ -186,7 +187,7 @@ def test_samplers(other: str) -> None:
 def test_pipelines(bundle: str, tmp_path: Path, other: str, decoder: str) -> None:
     """Clips of student and teacher, a piece, a stream, and edits of a clip."""
     torch.manual_seed(11)
-    info = StudentInfo("v_prediction", 3.0, gamma=0.6)
+    info = StudentInfo("v_prediction", 3.0, sampler={"name": "lcm", "gamma": 0.6})
     beside = Path(bundle).with_name(f"student-{decoder}-{other}")
     student = export_student(make_unet(), Bundle.from_pretrained(bundle), beside, info, base=f"../{Path(bundle).name}")
 

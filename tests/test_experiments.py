@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 from jsonargparse import ArgumentParser
+from pytorch_lightning import Callback
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from musiccm.config import load_experiment
 from musiccm.data.corpora.registry import parse_corpora
 from musiccm.models.fast_decoder import FastDecoderConfig
+from musiccm.samplers import Lcm
 from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
 from musiccm.systems.sharded import Sharded
 
@@ -67,6 +69,27 @@ def test_the_main_run_is_launched_as_the_preset_says() -> None:
     run, preset = (load_experiment(FOLDER / name)["trainer"] for name in ("musiccm.yaml", "strategies/ddp.yaml"))
     assert run["strategy"] == preset["strategy"] and run["devices"] == 8
     assert preset["strategy"]["init_args"]["gradient_as_bucket_view"]
+
+
+@pytest.mark.parametrize("name", ["demo.yaml", "demo_long.yaml", "smoke.yaml", "musiccm.yaml"])
+def test_callbacks_are_built_with_their_samplers_and_as_version_0_1_states_them(name: str) -> None:
+    parser = ArgumentParser(exit_on_error=False, parser_mode="omegaconf+")
+    parser.add_subclass_arguments(Callback, "callback")
+    gamma = 0.6 if name.startswith("demo") else 1.0
+    found = {c["class_path"].rsplit(".")[-1]: c for c in load_experiment(FOLDER / name)["trainer"]["callbacks"]}
+    for kind in ("Panels", "Evaluation"):
+        now, before = found[kind], {"class_path": found[kind]["class_path"], "init_args": {"gamma": 0.25}}
+        now["init_args"].pop("guidance_scale", None)
+        if kind == "Evaluation":
+            before["init_args"] |= {"shipped_student": "musiccm-tiny-student", "kad": []}
+        for spec, expected in ((now, Lcm(gamma)), (before, Lcm(0.25))):
+            parsed = parser.parse_object({"callback": spec})
+            made = parser.instantiate_classes(parsed).callback
+            assert made.sampler == expected
+            # what a run keeps in its config.yaml is read again
+            kept = parser.parse_string(parser.dump(parsed))
+            assert parser.instantiate_classes(kept).callback.sampler == expected
+    assert made.packaged_student == "musiccm-tiny-student"
 
 
 @pytest.mark.parametrize(("name", "kind"), [("ddp", DDPStrategy), ("fsdp", Sharded)])

@@ -30,7 +30,7 @@ from musiccm.models.bundle.student_record import sampler_record
 from musiccm.models.codec import LatentCodec
 from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.pipeline import Pipeline, sample_seeds
-from musiccm.samplers import INITIAL, sample_noise
+from musiccm.samplers import INITIAL, Lcm, Stepper, sample_noise, seeded_noise_fn
 from musiccm.similarity.clap_windows import CLAP_PARTS
 from musiccm.similarity.index_writer import PlannedClip, write_index
 from tests.leftovers import leave_half_file
@@ -65,13 +65,11 @@ def test_export_and_reload_gives_equal_sound(
     teacher_dir: Path, student_unet: torch.nn.Module, student: Pipeline
 ) -> None:
     """The student in memory, sampled by hand, against the one that went through files."""
-    from musiccm.samplers import sample_few_step, seeded_noise_fn
-
     teacher = Bundle.from_pretrained(teacher_dir)
     f = Consistency(Denoiser(student_unet, student.schedule, "v_prediction").eval())
     seeds = sample_seeds(3, 1)
-    z = sample_few_step(f, student.schedule, teacher.conditioner().text(PROMPTS[:1]),
-                        sample_noise(seeds, (4, 4, 4)), [999, 499], noise_fn=seeded_noise_fn(seeds, (4, 4, 4)))
+    z = Stepper(f, student.schedule, [999, 499], Lcm()).sample(
+        teacher.conditioner().text(PROMPTS[:1]), sample_noise(seeds, (4, 4, 4)), seeded_noise_fn(seeds, (4, 4, 4)))
     with torch.no_grad():
         expected = teacher.codec().decode(z)
     assert torch.equal(student(PROMPTS[0], steps=2, seed=3), expected)
@@ -176,8 +174,8 @@ def test_teacher_is_sampled_with_guidance(teacher_dir: Path) -> None:
     assert not teacher.is_student
     guided, plain = (teacher(PROMPTS[0], steps=2, guidance_scale=scale) for scale in (None, 1.0))
     assert guided.shape == plain.shape and not torch.allclose(guided, plain)
-    with pytest.raises(MusiccmError, match="gamma"):
-        teacher(PROMPTS[0], steps=1, gamma=0.5)
+    with pytest.raises(MusiccmError, match="the model is a teacher, which ddim, heun"):
+        teacher(PROMPTS[0], steps=1, sampler={"name": "lcm", "gamma": 0.5})
 
 
 @pytest.mark.parametrize("prompts", [[], "", "  ", ["fine", ""], [None]])
@@ -234,10 +232,11 @@ def test_an_export_from_before_the_schedule_was_recorded_opens(student_dir: Path
     copy = shutil.copytree(student_dir, tmp_path / "copy")
     path = copy / "musiccm.json"
     content = json.loads(path.read_text())
-    known = ("prediction_type", "guidance_scale", "original_inference_steps", "timestep_scaling", "gamma", "recipe")
-    content["distillation"] = {key: content["distillation"][key] for key in known}
+    known = ("prediction_type", "guidance_scale", "original_inference_steps", "timestep_scaling", "recipe")
+    content["distillation"] = {"gamma": 0.25} | {key: content["distillation"][key] for key in known}
     path.write_text(json.dumps(content))
-    assert Pipeline.from_pretrained(copy).stepper().timesteps == [999, 759, 499, 259]
+    stepper = Pipeline.from_pretrained(copy).stepper()
+    assert (stepper.timesteps, stepper.sampler) == ([999, 759, 499, 259], Lcm(0.25)), "version 0.1 stated gamma alone"
 
 
 def test_the_record_states_the_sampler(student_dir: Path, tmp_path: Path) -> None:
@@ -312,7 +311,7 @@ def test_plain_classes_open_an_export_and_agree(
     folder = ours.bundle.path
     text, seeds = "a calm piano melody", sample_seeds(0, 1)
     embedding = ours.conditioner.text([text])
-    latents, heard = ours.latents(embedding, seeds, gamma=1.0), ours(text, gamma=1.0)
+    latents, heard = ours.latents(embedding, seeds, sampler="lcm"), ours(text, sampler="lcm")
 
     snippet = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
     draws = [sample_noise(seeds, ours.latent_shape, step) for step in (INITIAL, 0, 1, 2)]  # in place of diffusers' own
@@ -337,10 +336,19 @@ def test_plain_classes_open_an_export_and_agree(
     assert sound.std() > 1e-3
 
 
-@pytest.mark.parametrize("gamma", [1.0, 0.6])
-def test_card_tells_decoders_and_gammas(tmp_path: Path, gamma: float) -> None:
-    results = {"gamma": gamma, "rows": [
-        {"model": model, "steps": 4, "fd_tagger": fd, **more}
+@pytest.mark.parametrize(
+    ("stated", "samplers", "own"),
+    [
+        ({"gamma": 1.0}, ("ddim", "lcm, gamma 1"), "the two agree"),  # as version 0.1 wrote it
+        ({"gamma": 0.6}, ("ddim", "lcm, gamma 0.6"), "gamma 0.6 by default, and agrees with diffusers at `--gamma 1`"),
+        ({"sampler": {"name": "tcd", "gamma": 0.3}}, ("heun", "tcd, gamma 0.3"),
+         "by tcd by default, and agrees with diffusers at `--sampler lcm --gamma 1`"),
+    ],
+)
+def test_card_tells_decoders_and_samplers(tmp_path: Path, stated: dict, samplers: tuple[str, str], own: str) -> None:
+    results = {**stated, "rows": [
+        {"model": model, "steps": 4, "fd_tagger": fd, **more,
+         **({"sampler": samplers[model != "teacher"]} if "sampler" in stated else {})}
         for model, fd, more in (("teacher", 1.0, {"latency_s": 0.125, "from_cache": True}),
                                 ("student", 1.5, {"latency_s": 0.25, "from_cache": True, "latency_batches": 1}),
                                 ("student_fast", 1.75, {"latency_s": 0.5}), ("student_shipped", 9.5, {}))
@@ -348,19 +356,18 @@ def test_card_tells_decoders_and_gammas(tmp_path: Path, gamma: float) -> None:
     about = {"gallery": "all", "clips": 7, "windows": 14, "experiment": 7, "lacks": "what the teacher learned"}
     results["sim_aa_gallery"] = {"sim_aa": about}
     (tmp_path / "results.json").write_text(json.dumps(results))
-    rows, drawn, notes = read_results(tmp_path / "results.json", must_exist=True)
+    rows, sampler, notes = read_results(tmp_path / "results.json", must_exist=True)
     assert notes == ["sim_aa: 7 training clips, 14 windows; not compared with what the teacher learned",
                      "Times: device old, threads 2"]
     # a teacher's time that an older version took from its cache is another run's, one that says its batches is not
     assert [row.get("latency_s") for row in rows] == [None, 0.25, 0.5]
-    record = {"guidance_scale": 3.0, "gamma": drawn, **sampler_record(student_scheduler(SCHEDULER, INFO).config)}
+    record = {"guidance_scale": 3.0, "sampler": sampler, **sampler_record(student_scheduler(SCHEDULER, INFO).config)}
     write_card(tmp_path / "card.md", "x", record, rows, (4, 4, 4), notes=notes)
     card = (tmp_path / "card.md").read_text()
-    for row in ("| teacher | 4 | original |  | 1 |", f"| student | 4 | original | {gamma:.4g} | 1.5 |",
-                f"| student_fast | 4 | fast | {gamma:.4g} | 1.75 |", f"rows were taken at gamma {gamma:g}."):
-        assert row in card
+    for text in (f"| teacher | 4 | original | {samplers[0]} | 1 |", f"| student | 4 | original | {samplers[1]} | 1.5 |",
+                 f"| student_fast | 4 | fast | {samplers[1]} | 1.75 |", own):
+        assert text in card
     assert "9.5" not in card and f"\n{notes[0]}.\n" in card
-    assert ("`--gamma 1`" in card) == (gamma != 1.0)
 
 
 def test_export_refuses(teacher_dir: Path, student_unet: torch.nn.Module, student_dir: Path, tmp_path: Path) -> None:
@@ -374,7 +381,8 @@ def test_export_refuses(teacher_dir: Path, student_unet: torch.nn.Module, studen
     assert (tmp_path / "music" / "song.wav").exists()
     shutil.rmtree(tmp_path / "music")
     with pytest.raises(MusiccmError, match="gamma"):
-        export_student(student_unet, teacher, tmp_path / "g", StudentInfo("v_prediction", 3.0, gamma=1.5))
+        export_student(student_unet, teacher, tmp_path / "g",
+                       StudentInfo("v_prediction", 3.0, sampler={"name": "lcm", "gamma": 1.5}))
     with pytest.raises(MusiccmError, match="sigma_data"):
         export_student(student_unet, teacher, tmp_path / "a", StudentInfo("v_prediction", 3.0, sigma_data=1.0))
     broken = make_unet(frames=4)
@@ -408,7 +416,7 @@ def test_export_and_generate_commands(run_dir: Path, student: Pipeline, tmp_path
     assert main(["export", "--checkpoint", str(run_dir / "checkpoints" / "last.ckpt"), "--out", str(out)]) == 0
     exported = Pipeline.from_pretrained(out)
     assert exported.record["guidance_scale"] == 2.5 and exported.record["recipe"]["global_step"] == 12
-    assert exported.record["gamma"] == 0.5
+    assert exported.record["sampler"] == {"name": "lcm", "gamma": 0.5}
     assert [row["model"] for row in exported.bundle.settings["results"]] == ["teacher", "student"]
     expected = student(PROMPTS, steps=1, seed=4)
     assert torch.equal(exported(PROMPTS, steps=1, seed=4), expected)

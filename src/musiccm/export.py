@@ -27,6 +27,7 @@ from musiccm.models.bundle.files import (
     update_json,
 )
 from musiccm.models.bundle.student_record import LCM_SIGMA_DATA, STUDENT_SCHEDULERS, sampler_record
+from musiccm.samplers import SamplerSpec, suited_sampler
 
 STUDENTS_OWN = ("unet", "scheduler")
 
@@ -41,7 +42,7 @@ class StudentInfo:
         grid_points: Points of its timestep grid.
         timestep_scaling: Of the boundary condition.
         sigma_data: Of the boundary condition.
-        gamma: Share of fresh noise that its sampler uses by default.
+        sampler: The sampler that it is sampled by unless another is asked for, see `make_sampler`.
         recipe: Anything else worth keeping: losses, steps, seeds.
         rows: Rows of its results.json, for the card.
         notes: Sentences about them, such as what SIM_AA was compared with.
@@ -52,7 +53,7 @@ class StudentInfo:
     grid_points: int = 50
     timestep_scaling: float = 10.0
     sigma_data: float = LCM_SIGMA_DATA
-    gamma: float = 1.0
+    sampler: SamplerSpec = "lcm"
     recipe: Mapping[str, Any] = field(default_factory=dict)
     rows: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
@@ -66,7 +67,7 @@ def student_scheduler(teacher_config: Mapping[str, Any], info: StudentInfo) -> A
         info: The student.
 
     Returns:
-        The `LCMScheduler` that samples the student in diffusers as our own sampler does (at gamma 1), for a teacher
+        The `LCMScheduler` that samples the student in diffusers as our `lcm` does (at gamma 1), for a teacher
         with betas. For a rectified flow and for the angle process the configuration itself: diffusers'
         `FlowMatchLCMScheduler` reads the former and ignores the grid's keys, for the latter it has no class.
 
@@ -120,8 +121,7 @@ def export_student(
     """
     folder = Path(folder)
     _refuse_to_overwrite(folder, overwrite)
-    if not 0.0 <= info.gamma <= 1.0:
-        raise MusiccmError(f"gamma: expected a number in [0, 1], found {info.gamma}")
+    sampler = suited_sampler(info.sampler, student=True)
     limit = torch.finfo(dtype or torch.float32).max
     broken = [k for k, v in unet.state_dict().items() if not (v.abs() <= limit).all()]
     if broken:
@@ -131,7 +131,7 @@ def export_student(
 
     with replacing_folder(folder, overwrite) as partial:
         _refuse_to_overwrite(folder, overwrite)  # as it is now that no other process can make it
-        _write(partial, folder, unet, scheduler, teacher, info, dtype, base)
+        _write(partial, folder, unet, scheduler, teacher, info, sampler.spec, dtype, base)
     return folder
 
 
@@ -146,7 +146,7 @@ def _refuse_to_overwrite(folder: Path, overwrite: bool) -> None:
 
 def _write(
     partial: Path, folder: Path, unet: nn.Module, scheduler: Any, teacher: Bundle, info: StudentInfo,
-    dtype: torch.dtype | None, base: str | None,
+    sampler: dict[str, Any], dtype: torch.dtype | None, base: str | None,
 ) -> None:
     """Fill `partial` with what will be `folder`."""
     partial.mkdir(parents=True)
@@ -172,7 +172,7 @@ def _write(
         update_json(partial / "model_index.json", {"_class_name": pipeline_class(teacher.root_of("text_encoder"))})
     record = {
         "guidance_scale": info.guidance_scale,
-        "gamma": info.gamma,
+        "sampler": dict(sampler),
         **sampler_record(load_part(partial, "scheduler")),
         "recipe": dict(info.recipe),
     }

@@ -10,33 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musiccm.diffusion import (
-    AnyCondition,
-    noise_process,
-    refuse_guidance,
-    sampling_timesteps,
-    student_grid,
-    with_guidance,
-)
+from musiccm.diffusion import AnyCondition, noise_process, student_grid
 from musiccm.errors import MusiccmError
 from musiccm.long_form import LongMusic, check_duration, check_texts, compose
 from musiccm.models.acceleration.networks import CompiledNetwork, channels_last, suit_cpu, to_bfloat16
 from musiccm.models.bundle import Bundle
-from musiccm.models.bundle.student_record import DEFAULT_STEPS, check_sampler, is_student
+from musiccm.models.bundle.files import SETTINGS_FILE
+from musiccm.models.bundle.student_record import DEFAULT_STEPS, check_sampler, is_student, recorded_sampler
 from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.samplers import (
-    SAMPLERS,
-    Ddim,
-    Lcm,
     Sampler,
     SamplerSpec,
     Stepper,
-    make_sampler,
     sample_noise,
     sample_seeds,
     seeded_noise_fn,
-    trailing_timesteps,
+    student_stepper,
+    suited_sampler,
+    teacher_stepper,
 )
+from musiccm.samplers.steppers import TEACHER_SAMPLER
 
 TEACHER_STEPS = 50
 TEACHER_GUIDANCE_SCALE = 3.0  # MusicCM's w = 2
@@ -71,6 +64,11 @@ class Pipeline(LongMusic):
         self.is_student = is_student(scheduler)
         self.record: dict[str, Any] = bundle.settings.get("distillation") or {}
         check_sampler(self.record, scheduler, bundle.root_of("scheduler") / "scheduler" / "scheduler_config.json")
+        try:
+            self.sampler()
+        except MusiccmError as error:
+            raise MusiccmError(f"{bundle.path / SETTINGS_FILE}: distillation: {error}; restore it, or export the "
+                               "student again") from error
         self.schedule = noise_process(scheduler)
         self.prediction_type = bundle.prediction_type
         self.conditioner = bundle.conditioner()
@@ -174,7 +172,6 @@ class Pipeline(LongMusic):
         *,
         duration_s: float | None = None,
         guidance_scale: float | None = None,
-        gamma: float | None = None,
         sampler: SamplerSpec | None = None,
         batch_size: int = 8,
     ) -> Tensor:
@@ -188,9 +185,8 @@ class Pipeline(LongMusic):
             seed: Of the noise.
             duration_s: Seconds, by default the length that the model was trained on; see `compose` for others.
             guidance_scale: For a teacher, 3 by default; a distilled student takes none.
-            gamma: For a student: share of fresh noise between steps; by default what it was exported with, or 1.
-            sampler: A sampler, its name, or its name and fields (`make_sampler`); by default `lcm` for a student and
-                `ddim` for a teacher.
+            sampler: A sampler, its name, or its name and fields, such as `{"name": "lcm", "gamma": 0.6}`
+                (`make_sampler`); by default the one that a student was exported with, and `ddim` for a teacher.
             batch_size: Clips computed at once.
 
         Returns:
@@ -203,16 +199,15 @@ class Pipeline(LongMusic):
         texts = check_texts(prompts)
         seeds = sample_seeds(seed, len(texts))
         if duration_s is not None and not math.isclose(check_duration(duration_s), self.duration_s, abs_tol=1e-3):
-            stepper = self.stepper(steps, guidance_scale, gamma, sampler=sampler)
+            stepper = self.stepper(steps, guidance_scale, sampler=sampler)
             return torch.stack([compose(self, text, duration_s, stepper, own, batch_size=batch_size)
                                 for text, own in zip(texts, seeds, strict=True)])
-        options: dict[str, Any] = {"guidance_scale": guidance_scale, "gamma": gamma, "sampler": sampler}
         with torch.inference_mode():
             cond_BD = self.conditioner.prompts(texts)
             clips = []
             for start in range(0, len(texts), batch_size):
                 part = slice(start, start + batch_size)
-                z = self.latents(cond_BD[part], seeds[part], steps, **options)
+                z = self.latents(cond_BD[part], seeds[part], steps, guidance_scale=guidance_scale, sampler=sampler)
                 clips.append(self.codec.decode(z).float().cpu())
         return torch.cat(clips)  # outside the mode: a tensor like any other
 
@@ -220,7 +215,6 @@ class Pipeline(LongMusic):
         self,
         steps: int | None = None,
         guidance_scale: float | None = None,
-        gamma: float | None = None,
         strength: float = 1.0,
         sampler: SamplerSpec | None = None,
     ) -> Stepper:
@@ -229,7 +223,6 @@ class Pipeline(LongMusic):
         Args:
             steps: See `__call__`.
             guidance_scale: See `__call__`.
-            gamma: See `__call__`.
             strength: Part of the noise levels that is gone through, from the cleanest up; below 1 to vary a clip.
             sampler: See `__call__`.
 
@@ -239,49 +232,30 @@ class Pipeline(LongMusic):
         Raises:
             MusiccmError: As `__call__`; or a strength that is not above 0 and up to 1.
         """
-        if not 0.0 < strength <= 1.0:
-            raise MusiccmError(f"strength: expected a number above 0 and up to 1, found {strength}")
-        rule = self.sampler(sampler, gamma)
+        rule = self.sampler(sampler)
         if self.is_student:
-            refuse_guidance(guidance_scale)
             steps = self.record.get("default_steps", DEFAULT_STEPS) if steps is None else steps
-            sampling_timesteps(steps, self.grid)  # refuses what is off the whole grid
-            levels = self.grid[: max(1, round(strength * len(self.grid)))]
-            timesteps = sampling_timesteps(min(steps, len(levels)), levels).tolist()
-            return Stepper(self.consistency, self.schedule, timesteps, rule)
-        timesteps = trailing_timesteps(TEACHER_STEPS if steps is None else steps, self.schedule.num_train_timesteps)
-        scale = TEACHER_GUIDANCE_SCALE if guidance_scale is None else guidance_scale
-        if not math.isfinite(scale):
-            raise MusiccmError(f"guidance_scale: expected a finite number, found {scale}")
+            return student_stepper(self.consistency, self.schedule, self.grid, steps, rule, guidance_scale, strength)
+        return teacher_stepper(
+            self.denoiser, self.schedule, self.conditioner.null, TEACHER_STEPS if steps is None else steps,
+            TEACHER_GUIDANCE_SCALE if guidance_scale is None else guidance_scale, rule, strength,
+        )
 
-        def guided(z_BCTF: Tensor, t_B: Tensor, cond_BD: AnyCondition) -> Tensor:
-            return with_guidance(self.denoiser, cond_BD, self.conditioner.null(len(cond_BD)), scale)(z_BCTF, t_B)
-
-        return Stepper(guided, self.schedule, timesteps[-max(1, round(strength * len(timesteps))) :], rule)
-
-    def sampler(self, spec: SamplerSpec | None = None, gamma: float | None = None) -> Sampler:
+    def sampler(self, spec: SamplerSpec | None = None) -> Sampler:
         """The rule by which this bundle is sampled.
 
         Args:
             spec: See `__call__`.
-            gamma: See `__call__`.
 
         Returns:
             The sampler.
 
         Raises:
-            MusiccmError: It is unknown, does not suit this kind of model, or has no gamma.
+            MusiccmError: It is unknown, or does not suit this kind of model.
         """
         if spec is None:
-            spec = Lcm(float(self.record.get("gamma", 1.0))) if self.is_student else Ddim()
-        if gamma is not None and not self.is_student:
-            raise MusiccmError("gamma: only a distilled student's sampler has it, and this bundle is a teacher")
-        sampler = make_sampler(spec, gamma)
-        if not (sampler.students if self.is_student else sampler.teachers):
-            fitting = [name for name, kind in SAMPLERS.items() if (kind.students if self.is_student else kind.teachers)]
-            raise MusiccmError(f"sampler: this bundle is a {'distilled student' if self.is_student else 'teacher'}, "
-                               f"which {', '.join(fitting)} sample, found {sampler.name}")
-        return sampler
+            spec = recorded_sampler(self.record) if self.is_student else TEACHER_SAMPLER
+        return suited_sampler(spec, self.is_student)
 
     @torch.no_grad()
     def latents(
@@ -291,7 +265,6 @@ class Pipeline(LongMusic):
         steps: int | None = None,
         *,
         guidance_scale: float | None = None,
-        gamma: float | None = None,
         sampler: SamplerSpec | None = None,
     ) -> Tensor:
         """Sample normalised latents.
@@ -301,7 +274,6 @@ class Pipeline(LongMusic):
             seeds: One a sample.
             steps: See `__call__`.
             guidance_scale: See `__call__`.
-            gamma: See `__call__`.
             sampler: See `__call__`.
 
         Returns:
@@ -310,7 +282,7 @@ class Pipeline(LongMusic):
         Raises:
             MusiccmError: As `__call__`.
         """
-        stepper = self.stepper(steps, guidance_scale, gamma, sampler=sampler)
+        stepper = self.stepper(steps, guidance_scale, sampler=sampler)
         noise = sample_noise(seeds, self.latent_shape).to(self.device)
         return stepper.sample(cond_BD, noise, seeded_noise_fn(seeds, self.latent_shape))
 

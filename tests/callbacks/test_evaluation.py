@@ -143,7 +143,7 @@ def test_pace_is_that_of_a_clip_with_all_that_is_done_to_it(bundle: Path, tmp_pa
     assert float(run.callback_metrics["val/n_1"]) == 2  # the fewest
 
 
-def test_several_networks_listen_each_under_its_own_name(bundle: Path, tmp_path: Path) -> None:
+def test_several_networks_each_under_its_own_name(bundle: Path, tmp_path: Path) -> None:
     evaluation = Evaluation(
         steps=[1], fast_steps=[], teacher_steps=[], limit=5, batch_size=5, n_panels=0, progress=False,
         embedders=["clap", "tagger"],
@@ -159,7 +159,7 @@ def test_several_networks_listen_each_under_its_own_name(bundle: Path, tmp_path:
     assert head[3] == "fd_bundle_clap" and "fd_tagger" in head
 
 
-def test_ears_that_cannot_be_had_stop_the_run_before_its_first_step(
+def test_networks_that_cannot_be_had_stop_the_run_before_its_first_step(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MUSICCM_WEIGHTS", raising=False)
@@ -178,8 +178,8 @@ def test_ears_that_cannot_be_had_stop_the_run_before_its_first_step(
     with pytest.raises(MusiccmError, match="at least one name"):
         Evaluation(embedders=[])
     for gamma in (-0.1, 1.5, math.nan):
-        with pytest.raises(MusiccmError, match=r"evaluation.gamma: expected a share"):
-            Evaluation(gamma=gamma)
+        with pytest.raises(MusiccmError, match=r"evaluation.gamma: expected a number in \[0, 1\]"):
+            Evaluation(sampler={"name": "lcm", "gamma": gamma})
 
 
 def test_figures_asked_of_nobody_are_refused(bundle: Path, tmp_path: Path) -> None:
@@ -193,21 +193,21 @@ def test_no_validation_where_none_is_asked_for(bundle: Path, tmp_path: Path) -> 
     assert not silent.callback_metrics
 
 
-def test_a_shipped_student_that_cannot_be_scored_stops_the_run_before_its_first_step(
+def test_a_packaged_student_that_cannot_be_scored_stops_the_run_before_its_first_step(
     bundle: Path, tmp_path: Path
 ) -> None:
     system = System(bundle)
-    expected = {"nowhere/at/all": "shipped_student: .*nowhere/at/all", str(bundle): "found a teacher"}
+    expected = {"nowhere/at/all": "packaged_student: .*nowhere/at/all", str(bundle): "found a teacher"}
     for student, message in expected.items():
-        run = trainer(tmp_path, [Evaluation(shipped_student=student)], max_steps=1)
+        run = trainer(tmp_path, [Evaluation(packaged_student=student)], max_steps=1)
         with pytest.raises(MusiccmError, match=message):
             run.fit(system, Data())
         assert run.global_step == 0
         with pytest.raises(MusiccmError, match=message):
-            trainer(tmp_path, [Evaluation(shipped_student=student)]).test(system, Data(), verbose=False)
+            trainer(tmp_path, [Evaluation(packaged_student=student)]).test(system, Data(), verbose=False)
 
 
-def test_panels_hear_the_teacher_once_and_the_student_as_it_goes(bundle: Path, tmp_path: Path) -> None:
+def test_panels_show_the_teacher_once_and_the_student_as_it_goes(bundle: Path, tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     panels = Panels(prompts=CAPTIONS[:2], steps=[1], teacher_steps=2, every_n_steps=2)
     trainer(tmp_path, [panels], max_steps=5, max_epochs=9, limit_val_batches=0).fit(System(bundle), Data())

@@ -190,7 +190,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("bundles")
     teacher = Bundle.from_pretrained(build_random_bundle(folder / "teacher", decoder=True))
     torch.manual_seed(11)
-    info = StudentInfo("v_prediction", 3.0, gamma=0.6)
+    info = StudentInfo("v_prediction", 3.0, sampler={"name": "lcm", "gamma": 0.6})
     return str(export_student(make_unet(), teacher, folder / "student", info, base="../teacher"))
 
 

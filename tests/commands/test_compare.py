@@ -69,3 +69,16 @@ def test_runs_of_different_n_are_refused(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_run_without_results_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(tmp_path)]) == 2
     assert str(tmp_path / "results.json") in capsys.readouterr().err
+
+
+def test_equal_calls_are_those_of_the_teachers_best_sampler(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(write_run(tmp_path / "a", "demo", 22.0)) / "results.json"
+    content = json.loads(path.read_text())
+    content["rows"] += [{"model": "teacher_dpm", "steps": 2, "network_calls": 4.0, "fd_tagger": 25.0}]
+    path.write_text(json.dumps(content))
+    assert main(["compare", str(path)]) == 0
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    (student,) = [dict(zip(lines[0], line, strict=True)) for line in lines if line[1] == "student"]
+    assert (student["x equal calls"], student["x most steps"]) == ("0.88", "1.1")  # 22 / 25, not 22 / 40

@@ -73,7 +73,7 @@ def test_a_sampler_by_name(model: Path, here: Path, capsys: Capture) -> None:
         np.testing.assert_allclose(heard(f"{number}.wav"), expected.clamp(-1, 1), atol=2e-4)
     assert not np.allclose(heard("0.wav"), heard("1.wav"), atol=1e-3)
     assert generate(model, "--sampler", "heun", "--out", "no.wav") == 2
-    assert "--sampler: this bundle is a distilled student" in capsys.readouterr().err
+    assert "--sampler: the model is a distilled student" in capsys.readouterr().err
     assert generate(model, "--sampler", "ddim", "--gamma", "0.5", "--out", "no.wav") == 2
     assert "--gamma: the sampler ddim has none" in capsys.readouterr().err
 

@@ -31,7 +31,7 @@ STEPS, PARTS = 5, ("global_step", "epoch", "batches_seen", "state_dict", "optimi
 @pytest.fixture(scope="module")
 def experiment(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ends")
-    callbacks = [*accident(), checkpoints(3), evaluation(shipped_student=None), {"class_path": "accidents.Validated"}]
+    callbacks = [*accident(), checkpoints(3), evaluation(packaged_student=None), {"class_path": "accidents.Validated"}]
     # Epochs of four batches: a validation within one, and one at its end.
     return world.experiment(folder, "ended", callbacks, max_steps=STEPS, val_check_interval=2)
 

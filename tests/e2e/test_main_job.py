@@ -32,7 +32,7 @@ PANELS = {"class_path": "musiccm.callbacks.panels.Panels",
 def run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which `fit` has run on main.yaml."""
     folder = tmp_path_factory.mktemp("run")
-    path = world.experiment(folder, "main", [checkpoints(2), PANELS, evaluation(shipped_student=None)], max_steps=6)
+    path = world.experiment(folder, "main", [checkpoints(2), PANELS, evaluation(packaged_student=None)], max_steps=6)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert cli.main(["fit", "--config", str(path)]) == 0
@@ -84,17 +84,17 @@ def test_the_table_and_that_users_hear_what_it_measures(
     run: Path, version: Path, student: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(run)
-    # The shipped student is this run's own export: its rows must be this run's.
+    # The packaged student is this run's own export: its rows must be this run's.
     text = (run / "main.yaml").read_text()
-    (run / "with_shipped.yaml").write_text(text.replace("shipped_student: null", f"shipped_student: {student}"))
-    assert cli.main(["test", "--config", "with_shipped.yaml", "--ckpt_path", "newest"]) == 0
+    (run / "with_packaged.yaml").write_text(text.replace("packaged_student: null", f"packaged_student: {student}"))
+    assert cli.main(["test", "--config", "with_packaged.yaml", "--ckpt_path", "newest"]) == 0
     printed = capsys.readouterr().out
     result = json.loads((version / "results.json").read_text())
     assert (result["schema"], result["experiment"], result["n"]) == (1, "main", TEST_TRACKS)
     assert set(result["references"]) >= {"test_set_ta", "retrieval_max_ta"}
     assert result["references"]["retrieval_max_ta"] >= result["references"]["test_set_ta"] - 1e-6
     rows = {(row["model"], row["steps"]): row for row in result["rows"]}
-    assert set(rows) == {(model, steps) for model in ("teacher", "student", "student_shipped") for steps in (1, 2)}
+    assert set(rows) == {(model, steps) for model in ("teacher", "student", "student_packaged") for steps in (1, 2)}
     for (model, steps), row in rows.items():
         assert FIGURES <= set(row) and row["n"] == TEST_TRACKS
         assert row["guidance_scale"] == (3.0 if model == "teacher" else None)
@@ -103,7 +103,7 @@ def test_the_table_and_that_users_hear_what_it_measures(
         assert 0 <= row["sim_aa_95"] <= row["sim_aa_90"] <= 1
         assert f"{row['fd_tagger']:.2f}" in printed
     for steps in (1, 2):
-        ours, exported = rows["student", steps], rows["student_shipped", steps]
+        ours, exported = rows["student", steps], rows["student_packaged", steps]
         for figure in ("fd_tagger", "kl_tagger", "ta_similarity", "sim_aa_90"):
             assert exported[figure] == pytest.approx(ours[figure], rel=1e-3, abs=1e-6)
     assert rows["teacher", 1]["fd_tagger"] != rows["student", 1]["fd_tagger"]

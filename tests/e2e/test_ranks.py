@@ -24,7 +24,7 @@ Run = Callable[..., tuple[list[int], list[str]]]
 @pytest.fixture
 def config(world: World, here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(ACCIDENTS)
-    judged = evaluation(shipped_student=None, cache_dir=None)
+    judged = evaluation(packaged_student=None, cache_dir=None)
     return world.experiment(here, "pair", [checkpoints(1), judged, *accident()], max_steps=6, limit_val_batches=0)
 
 

@@ -16,6 +16,7 @@ from musiccm.errors import MusiccmError
 from musiccm.evaluation.candidates import CallCounter, Candidate, clip_seed, initial_noise
 from musiccm.evaluation.evaluator import Evaluator
 from musiccm.evaluation.suite import FeatureExtractor, MetricSuite
+from musiccm.evaluation.text_audio import MeasuringClap
 
 N, S = 24, 8
 SHAPE = (2, 2, 2)
@@ -55,6 +56,9 @@ def audio(waveform: Tensor, rate: int) -> Tensor:
     return waveform[:, 5:]
 
 
+CLAP = MeasuringClap(text, audio, torch.nn.Identity(), "bundle_clap")
+
+
 def reference_batches(count: int = N) -> list[WaveformBatch]:
     drums = [TAGS[int(w[4] > w[3])].split(":")[1] for w in WAVES]
     return [
@@ -68,8 +72,8 @@ def reference_batches(count: int = N) -> list[WaveformBatch]:
 def evaluator(batch_size: int = 5) -> Evaluator:
     extractor = FeatureExtractor([Look(), Patches()], audio, 16000)
     suite = MetricSuite(extractor.classifies(), ([f"t{i}" for i in range(3)], WAVES[:3, 5:]), extractor.groups)
-    made = Evaluator(extractor, suite, seed=3, batch_size=batch_size, progress=False)
-    made.set_reference(reference_batches(), text)
+    made = Evaluator(extractor, suite, seed=3, batch_size=batch_size, progress=False, clap=CLAP)
+    made.set_reference(reference_batches())
     return made
 
 
@@ -160,15 +164,15 @@ def test_every_model_starts_from_the_same_noise_keyed_by_clip() -> None:
 
 def test_a_clip_that_comes_twice_is_refused() -> None:
     extractor = FeatureExtractor([Look()], audio, 16000)
-    run = Evaluator(extractor, MetricSuite({"tagger": True}), progress=False)
+    run = Evaluator(extractor, MetricSuite({"tagger": True}), progress=False, clap=CLAP)
     with pytest.raises(MusiccmError, match="twice"):
-        run.set_reference(reference_batches()[:1] * 2, text)
+        run.set_reference(reference_batches()[:1] * 2)
 
 
 def test_few_clips_leave_the_inception_score_out_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
     extractor = FeatureExtractor([Look()], audio, 16000)
-    run = Evaluator(extractor, MetricSuite({"tagger": True}), progress=False)
-    run.set_reference(reference_batches()[:2], text)
+    run = Evaluator(extractor, MetricSuite({"tagger": True}), progress=False, clap=CLAP)
+    run.set_reference(reference_batches()[:2])
     row = run.run(copying()).row
     assert row["is_tagger_mean"] is None
     assert row["n"] == 14
@@ -180,9 +184,9 @@ def test_the_reference_digest_follows_the_audio() -> None:
     extractor = FeatureExtractor([Look()], audio, 16000)
     digests = set()
     for scale in (1.0, 1.0, 1.5):
-        run = Evaluator(extractor, MetricSuite({"tagger": True}), progress=False)
+        run = Evaluator(extractor, MetricSuite({"tagger": True}), progress=False, clap=CLAP)
         batches = reference_batches()
         batches[0].waveform_BS = batches[0].waveform_BS * scale
-        run.set_reference(batches, text)
+        run.set_reference(batches)
         digests.add(run.reference_digest)
     assert len(digests) == 2

@@ -23,7 +23,7 @@ def row(model: str, steps: int, fd: float, calls: float, **more: object) -> dict
 ROWS = [
     row("student", 4, 26.0, 4.0),
     row("teacher", 1, 190.0, 2.0, from_cache=True),
-    row("student_shipped", 4, 21.0, 4.0),
+    row("student_packaged", 4, 21.0, 4.0),
     row("teacher", 50, 20.0, 100.0, kl_tagger=math.nan),
     row("student", 1, 36.0, 1.0, n=250),
 ]
@@ -39,7 +39,7 @@ def test_json_has_the_schema_and_no_nan(tmp_path: Path) -> None:
     assert found["references"] == REFERENCES
     assert found["seed"] == 0
     assert [(r["model"], r["steps"]) for r in found["rows"]] == [
-        ("teacher", 1), ("teacher", 50), ("student", 1), ("student", 4), ("student_shipped", 4)
+        ("teacher", 1), ("teacher", 50), ("student", 1), ("student", 4), ("student_packaged", 4)
     ]
     assert found["rows"][1]["kl_tagger"] is None
     assert "fd_pann" not in found["rows"][0]

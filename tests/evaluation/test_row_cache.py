@@ -29,7 +29,7 @@ def test_changed_code_is_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert cache.get({"steps": 1}) is None
 
 
-@pytest.mark.parametrize("changed", ["samplers/few_step.py", "evaluation/candidates.py"])
+@pytest.mark.parametrize("changed", ["samplers/steppers.py", "evaluation/candidates.py"])
 def test_the_digest_is_of_the_code_that_makes_samples(tmp_path: Path, changed: str) -> None:
     copied = tmp_path / "musiccm"
     shutil.copytree(Path(musiccm.__file__).parent, copied, ignore=shutil.ignore_patterns("bundles", "__pycache__"))

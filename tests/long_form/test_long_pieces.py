@@ -25,7 +25,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     folder = tmp_path_factory.mktemp("bundles")
     teacher = Bundle.from_pretrained(build_random_bundle(folder / "teacher", frames=4, evaluators=False))
     torch.manual_seed(11)
-    info = StudentInfo("v_prediction", 3.0, gamma=0.6)
+    info = StudentInfo("v_prediction", 3.0, sampler={"name": "lcm", "gamma": 0.6})
     return Pipeline.from_pretrained(export_student(make_unet(frames=4), teacher, folder / "student", info))
 
 

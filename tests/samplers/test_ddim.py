@@ -7,13 +7,17 @@ from gaussian import MUSICLDM, Gaussian
 
 from musiccm.diffusion import NoiseSchedule, to_x0
 from musiccm.errors import MusiccmError
-from musiccm.samplers import sample_ddim, trailing_timesteps
+from musiccm.samplers import teacher_stepper, trailing_timesteps
 
 SCHEDULE = NoiseSchedule.from_config(MUSICLDM)
 
 
 def noise() -> torch.Tensor:
     return torch.randn(3, 2, 4, 2, generator=torch.Generator().manual_seed(0))
+
+
+def unasked(count: int) -> torch.Tensor:
+    raise AssertionError("without guidance there is no null condition")
 
 
 def diffusers_scheduler(kind: str) -> DDIMScheduler:
@@ -60,7 +64,7 @@ def test_equals_diffusers_ddim_scheduler(kind: str, steps: int, scale: float) ->
         # diffusers guides the network's output; ours guides x0. They are the same thing, and this checks it.
         with_cond, without = network(z, t_B, cond), network(z, t_B, null.expand(3, 1))
         z = scheduler.step(without + scale * (with_cond - without), t, z, eta=0.0).prev_sample
-    ours = sample_ddim(denoise, schedule, cond, null, noise(), steps, scale)
+    ours = teacher_stepper(denoise, schedule, lambda count: null, steps, scale).sample(cond, noise())
     torch.testing.assert_close(ours, z, rtol=1e-4, atol=1e-5 * max(1.0, float(z.abs().max())))
 
 
@@ -77,9 +81,8 @@ def test_gaussian_data_gives_the_product_of_the_exact_steps(steps: int) -> None:
         # E[z_next | z] with eps and x0 both linear in z: (alpha' alpha std^2 + sigma' sigma) / variance.
         factor *= ((abar_next * abar) ** 0.5 * data.std**2 + ((1 - abar_next) * (1 - abar)) ** 0.5) / variance
     z = noise().double()
-    torch.testing.assert_close(
-        sample_ddim(data.denoise, SCHEDULE, torch.zeros(3, 1), None, z, steps, 1.0), factor * z, rtol=1e-9, atol=1e-12
-    )
+    made = teacher_stepper(data.denoise, SCHEDULE, unasked, steps, 1.0).sample(torch.zeros(3, 1), z)
+    torch.testing.assert_close(made, factor * z, rtol=1e-9, atol=1e-12)
 
 
 def test_calls_and_callback() -> None:
@@ -92,11 +95,12 @@ def test_calls_and_callback() -> None:
         return data.x0(z, t)
 
     cond = torch.zeros(3, 1)
-    sample_ddim(denoise, SCHEDULE, cond, cond, noise(), 4, 3.0, callback=lambda i, t, x0: steps.append((i, t)))
+    guided = teacher_stepper(denoise, SCHEDULE, lambda count: cond, 4, 3.0)
+    guided.sample(cond, noise(), callback=lambda i, t, x0: steps.append((i, t)))
     assert batches == [6] * 4
     assert steps == [(0, 999), (1, 749), (2, 499), (3, 249)]
     batches.clear()
-    sample_ddim(denoise, SCHEDULE, cond, None, noise(), 4, 1.0)
+    teacher_stepper(denoise, SCHEDULE, unasked, 4, 1.0).sample(cond, noise())
     assert batches == [3] * 4
 
 

@@ -7,11 +7,18 @@ from gaussian import MUSICLDM, Gaussian
 
 from musiccm.diffusion import NoiseSchedule, consistency_boundary, sampling_timesteps, student_grid, to_x0
 from musiccm.errors import MusiccmError
-from musiccm.samplers import sample_few_step, sample_noise, seeded_noise_fn
+from musiccm.samplers import Lcm, Stepper, sample_noise, seeded_noise_fn, student_stepper
+from musiccm.samplers.noise import NoiseFn
 
 SCHEDULE = NoiseSchedule.from_config(MUSICLDM)
 GRID = student_grid()
 COND = torch.zeros(3, 2)
+
+
+def drawn(seed: int, shape: torch.Size) -> NoiseFn:
+    """Noise step after step from one generator, as diffusers draws it."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda step: torch.randn(shape, generator=generator)
 
 
 def noise(seed: int = 0, *shape: int) -> torch.Tensor:
@@ -38,10 +45,8 @@ def test_equals_diffusers_lcm_scheduler(kind: str, steps: int, device: str) -> N
     z, generator = noise(), torch.Generator().manual_seed(7)
     for t in scheduler.timesteps:
         z = scheduler.step(network(z, t.expand(3)), t, z, generator=generator).prev_sample
-    ours = sample_few_step(
-        f, schedule, COND.to(device), noise().to(device), sampling_timesteps(steps, GRID),
-        generator=torch.Generator().manual_seed(7),
-    ).cpu()
+    at_work = student_stepper(f, schedule, GRID, steps)
+    ours = at_work.sample(COND.to(device), noise().to(device), drawn(7, noise().shape)).cpu()
     # An epsilon network's x0 is about 84 times larger at t = 999: the tolerance is relative to that.
     torch.testing.assert_close(ours, z, rtol=1e-5, atol=1e-5 * max(1.0, float(z.abs().max())))
 
@@ -68,8 +73,9 @@ def test_statistics_with_the_exact_consistency_function(gamma: float) -> None:
         offset = abar_next**0.5 * b - kept * alpha * b / sigma
         mean, std = gain * mean + offset, ((gain * std) ** 2 + gamma**2 * (1 - abar_next)) ** 0.5
     initial = noise(0, 400, 500).double()
-    samples = sample_few_step(
-        data.f, SCHEDULE, COND, initial, timesteps, gamma, generator=torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
+    samples = Stepper(data.f, SCHEDULE, timesteps, Lcm(gamma)).sample(
+        COND, initial, lambda step: torch.randn(initial.shape, generator=generator)
     )
     assert float(samples.mean()) == pytest.approx(mean, abs=5 * std / 200_000**0.5)
     assert float(samples.std()) == pytest.approx(std, rel=0.01)
@@ -86,12 +92,12 @@ def test_gamma_0_draws_nothing_and_gamma_keeps_the_variance() -> None:
         return torch.zeros_like(z)
 
     start = noise(0, 200, 500)
-    sample_few_step(f, SCHEDULE, COND, start, [999, 499], 0.0)
+    Stepper(f, SCHEDULE, [999, 499], Lcm(0.0)).sample(COND, start)
     sigma = SCHEDULE.sigma(torch.tensor([999, 499]))
     torch.testing.assert_close(seen[1], start / sigma[0] * sigma[1])
     for gamma in (0.3, 0.7, 1.0):
         seen.clear()
-        sample_few_step(f, SCHEDULE, COND, start, [999, 499], gamma, generator=torch.Generator().manual_seed(1))
+        Stepper(f, SCHEDULE, [999, 499], Lcm(gamma)).sample(COND, start, drawn(1, start.shape))
         assert float(seen[1].std()) == pytest.approx(float(sigma[1]), rel=0.01)
 
 
@@ -100,8 +106,8 @@ def test_same_seed_same_samples_and_per_sample_seeds_do_not_depend_on_the_batch(
 
     def draw(seeds: list[int]) -> torch.Tensor:
         initial = sample_noise(seeds, (2, 4, 2))
-        return sample_few_step(
-            data.f, SCHEDULE, COND, initial, [999, 499, 259], noise_fn=seeded_noise_fn(seeds, (2, 4, 2))
+        return Stepper(data.f, SCHEDULE, [999, 499, 259], Lcm()).sample(
+            COND, initial, seeded_noise_fn(seeds, (2, 4, 2))
         )
 
     both = draw([3, 8])
@@ -112,16 +118,9 @@ def test_same_seed_same_samples_and_per_sample_seeds_do_not_depend_on_the_batch(
 
 
 def test_callback_sees_every_step() -> None:
-    data = Gaussian(SCHEDULE)
     seen = []
-    last = sample_few_step(
-        data.f,
-        SCHEDULE,
-        COND,
-        noise(),
-        [999, 499],
-        generator=torch.Generator().manual_seed(0),
-        callback=lambda step, t, x0: seen.append((step, t, x0)),
+    last = Stepper(Gaussian(SCHEDULE).f, SCHEDULE, [999, 499], Lcm()).sample(
+        COND, noise(), drawn(0, noise().shape), lambda step, t, x0: seen.append((step, t, x0))
     )
     assert [(step, t) for step, t, _ in seen] == [(0, 999), (1, 499)]
     assert torch.equal(seen[-1][2], last)
@@ -130,16 +129,20 @@ def test_callback_sees_every_step() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"timesteps": [999, 500]}, "training grid"),
-        ({"timesteps": []}, "descending"),
         ({"guidance_scale": 3.0}, "guidance_scale"),
-        ({"gamma": 1.5}, "gamma"),
-        ({"generator": None}, "neither"),
-        ({"noise_fn": lambda step: noise()}, "both"),
-        ({"grid": student_grid(1000, 2), "timesteps": [999, 259]}, "training grid of 2"),
+        ({"sampler": {"name": "lcm", "gamma": 1.5}}, "gamma"),
+        ({"sampler": "heun"}, "the model is a distilled student, which ddim, lcm, tcd sample, found heun"),
+        ({"steps": 51}, "from 1 to 50"),
+        ({"grid": student_grid(1000, 2), "steps": 3}, "from 1 to 2"),
+        ({"strength": 0.0}, "strength"),
     ],
 )
 def test_bad_requests_are_refused(options: dict, message: str) -> None:
-    arguments = {"timesteps": [999, 499], "generator": torch.Generator().manual_seed(0), **options}
+    arguments = {"grid": GRID, "steps": 2, **options}
     with pytest.raises(MusiccmError, match=message):
-        sample_few_step(Gaussian(SCHEDULE).f, SCHEDULE, COND, noise(), **arguments)
+        student_stepper(Gaussian(SCHEDULE).f, SCHEDULE, **arguments)
+
+
+def test_fresh_noise_has_a_source() -> None:
+    with pytest.raises(MusiccmError, match="lcm draws fresh noise; expected a noise_fn, found none"):
+        student_stepper(Gaussian(SCHEDULE).f, SCHEDULE, GRID, 2).sample(COND, noise())

@@ -21,11 +21,10 @@ from musiccm.samplers import (
     Lcm,
     SharedProcess,
     Stepper,
-    sample_ddim,
-    sample_few_step,
     sample_noise,
     sample_shared,
     seeded_noise_fn,
+    teacher_stepper,
 )
 
 SCHEDULE = NoiseSchedule.from_config(MUSICLDM)
@@ -71,14 +70,15 @@ def test_the_watch_sees_what_crosses() -> None:
 @pytest.mark.parametrize("gamma", [0.0, 0.6, 1.0])
 def test_few_steps(gamma: float) -> None:
     noise = sample_noise([1], SHAPE).to("meta")
-    traffic = watched(lambda traffic: sample_few_step(
-        traffic.network, SCHEDULE, COND, noise, TIMESTEPS, gamma, noise_fn=seeded_noise_fn([1], SHAPE)))
+    traffic = watched(lambda traffic: Stepper(traffic.network, SCHEDULE, TIMESTEPS, Lcm(gamma)).sample(
+        COND, noise, seeded_noise_fn([1], SHAPE)))
     assert traffic.calls == 4 and not traffic.crossed
 
 
 def test_ddim() -> None:
     noise = sample_noise([1], SHAPE).to("meta")
-    traffic = watched(lambda traffic: sample_ddim(traffic.network, SCHEDULE, COND, COND, noise, 5, 3.0))
+    traffic = watched(lambda traffic: teacher_stepper(traffic.network, SCHEDULE, lambda count: COND, 5, 3.0).sample(
+        COND, noise))
     assert traffic.calls == 5 and not traffic.crossed
 
 

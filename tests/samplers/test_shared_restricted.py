@@ -22,11 +22,10 @@ from musiccm.samplers import (
     SharedProcess,
     Stepper,
     Wavefront,
-    sample_ddim,
-    sample_few_step,
     sample_noise,
     sample_shared,
     seeded_noise_fn,
+    teacher_stepper,
 )
 
 SCHEDULE = NoiseSchedule.from_config(MUSICLDM)
@@ -49,14 +48,15 @@ def process(crops: Crops, f=network, timesteps=TIMESTEPS, gamma=1.0, fusion="uni
 @pytest.mark.parametrize("gamma", [0.0, 0.6, 1.0])
 def test_one_crop_is_plain_sampling(fusion: str, gamma: float) -> None:
     made = sample_shared(process(Crops(8, 8, 4), gamma=gamma, fusion=fusion), lambda _: COND)
-    plain = sample_few_step(network, SCHEDULE, COND[None], sample_noise([5], (2, 8, 3)), TIMESTEPS, gamma,
-                            noise_fn=seeded_noise_fn([5], (2, 8, 3)))
+    plain = Stepper(network, SCHEDULE, TIMESTEPS, Lcm(gamma)).sample(
+        COND[None], sample_noise([5], (2, 8, 3)), seeded_noise_fn([5], (2, 8, 3)))
     assert torch.equal(made, plain[0])
 
 
 def test_with_a_denoiser_and_no_fresh_noise_it_is_ddim() -> None:
     made = sample_shared(process(Crops(8, 8, 4), timesteps=[999, 749, 499, 249], gamma=0.0), lambda _: COND)
-    plain = sample_ddim(network, SCHEDULE, COND[None], None, sample_noise([5], (2, 8, 3)), 4, 1.0)
+    at_work = teacher_stepper(network, SCHEDULE, lambda count: COND[None], 4, 1.0)
+    plain = at_work.sample(COND[None], sample_noise([5], (2, 8, 3)))
     torch.testing.assert_close(made, plain[0], rtol=1e-4, atol=1e-4)
 
 

@@ -20,7 +20,7 @@ from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import save_part
 from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.pipeline import Pipeline, sample_seeds
-from musiccm.samplers import INITIAL, sample_few_step, sample_noise, seeded_noise_fn
+from musiccm.samplers import INITIAL, Lcm, Stepper, sample_noise, seeded_noise_fn
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.settings import Adversarial, Distillation, Phase
 
@@ -66,8 +66,8 @@ def test_a_teacher_is_distilled_exported_and_sampled(family: tuple[Path, str, No
     f, seeds = Consistency(Denoiser(unet, process, kind).eval()), sample_seeds(0, 1)
     cond = student.conditioner.text(["slow organ chords"])
     shape = student.latent_shape
-    expected = sample_few_step(f, process, cond, sample_noise(seeds, shape), [999, 759, 499, 259],
-                               noise_fn=seeded_noise_fn(seeds, shape))
+    expected = Stepper(f, process, [999, 759, 499, 259], Lcm()).sample(
+        cond, sample_noise(seeds, shape), seeded_noise_fn(seeds, shape))
     torch.testing.assert_close(student.latents(cond, seeds), expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(MusiccmError, match="distilled student"):
         MusicCM(str(folder))
@@ -78,7 +78,7 @@ def test_the_teacher_itself_is_sampled_by_every_fitting_rule(family: tuple[Path,
     sounds = [teacher("slow organ chords", steps=3, sampler=name) for name in ("ddim", "heun", "dpm-solver++")]
     assert all(torch.isfinite(sound).all() for sound in sounds)
     assert not torch.allclose(sounds[0], sounds[1]) and not torch.allclose(sounds[0], sounds[2])
-    with pytest.raises(MusiccmError, match="this bundle is a teacher, which ddim, heun, dpm-solver.. sample"):
+    with pytest.raises(MusiccmError, match="the model is a teacher, which ddim, heun, dpm-solver.. sample"):
         teacher("slow organ chords", sampler="lcm")
     with pytest.raises(MusiccmError, match="choose ddim"):
         teacher.compose("slow organ chords", 2.0, 2, sampler="heun")
@@ -99,7 +99,7 @@ def test_diffusers_samples_a_rectified_flow_student_as_its_card_says(
     folder = export_student(teacher.unet, teacher, tmp_path / "student", StudentInfo(kind, 3.0))
     ours = Pipeline.from_pretrained(folder)
     seeds = sample_seeds(0, 1)
-    latents = ours.latents(ours.conditioner.text(["a calm piano melody"]), seeds, gamma=1.0)
+    latents = ours.latents(ours.conditioner.text(["a calm piano melody"]), seeds, sampler="lcm")
     snippet = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
     draws = [sample_noise(seeds, ours.latent_shape, step) for step in (INITIAL, 0, 1, 2, 3)]
     monkeypatch.setattr(scheduling_flow_match_lcm, "randn_tensor", lambda *_, **__: draws.pop(0))

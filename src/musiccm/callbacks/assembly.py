@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -14,15 +14,23 @@ from musiccm.data.sampling import KeyedLoader
 from musiccm.data.waveforms import collate_waveforms
 from musiccm.embedders import Embedder, load_embedder
 from musiccm.errors import MusiccmError
+from musiccm.evaluation.distilled import Distilled
 from musiccm.evaluation.evaluator import Evaluator
 from musiccm.evaluation.galleries import Galleries
 from musiccm.evaluation.row_cache import machine
 from musiccm.evaluation.suite import FeatureExtractor, MetricSuite
+from musiccm.evaluation.text_audio import MeasuringClap, bundle_clap
+
+if TYPE_CHECKING:
+    from musiccm.systems.distillation import DistilledSystem
+
+    _: type[Distilled] = DistilledSystem  # mypy holds what experiments train against what evaluation asks for
 
 log = logging.getLogger(__name__)
 
+
 def load_embedders(bundle: Any, names: Sequence[str], weights: Mapping[str, str]) -> list[Embedder]:
-    """The networks that listen.
+    """The networks that metrics are named after.
 
     Args:
         bundle: Where those come from that a bundle has.
@@ -80,8 +88,9 @@ def rank_loader(clips: Dataset, count: int, trainer: pl.Trainer, batch_size: int
 
 def build_evaluator(
     trainer: pl.Trainer,
-    system: Any,
+    system: Distilled,
     embedders: Sequence[Embedder],
+    clap: MeasuringClap | None,
     clips: Dataset,
     count: int,
     galleries: Galleries | None,
@@ -91,12 +100,13 @@ def build_evaluator(
     between: Callable[[int], Any],
     **suite: Any,
 ) -> Evaluator:
-    """An evaluator that has heard its reference.
+    """An evaluator with its reference.
 
     Args:
         trainer: Knows the rank.
-        system: Has `codec`, `conditioner` and `device`.
-        embedders: The networks that listen.
+        system: Whose models are evaluated.
+        embedders: The networks that metrics are named after.
+        clap: What measures text-audio similarity; None leaves it out.
         clips: Real clips.
         count: How many of them, over all ranks.
         galleries: What SIM_AA compares with.
@@ -109,17 +119,22 @@ def build_evaluator(
     Returns:
         The evaluator.
     """
-    conditioner = system.conditioner
-    extractor = FeatureExtractor(embedders, conditioner.audio, system.codec.mel.sample_rate_hz).to(system.device)
+    compared = clap
+    if clap is None or not clap.of_bundle:  # SIM_AA compares with what the bundle's CLAP made of the training clips
+        compared = bundle_clap(system.bundle) if galleries else None
+    extractor = FeatureExtractor(
+        embedders, compared.to(system.device).audio if compared else None, system.codec.mel.sample_rate_hz
+    ).to(system.device)
     tagger = extractor.tagger
     metrics = MetricSuite(
         extractor.classifies(system.device), galleries.by_column if galleries else None, extractor.groups,
-        gallery_ND=galleries.own_ND if galleries else None, tagger=tagger.name if tagger else "", **suite,
+        gallery_ND=galleries.own_ND if galleries and clap is compared else None, text=clap is not None,
+        tagger=tagger.name if tagger else "", **suite,
     )
     shown = progress and trainer.is_global_zero
-    evaluator = Evaluator(extractor, metrics, seed, batch_size, system.device, shown, between)
+    evaluator = Evaluator(extractor, metrics, seed, batch_size, system.device, shown, between, clap)
     loader, mine = rank_loader(clips, count, trainer, batch_size)
-    evaluator.set_reference(loader, conditioner.text, mine)
+    evaluator.set_reference(loader, mine)
     return evaluator
 
 
@@ -149,13 +164,13 @@ def real_distance(trainer: pl.Trainer, data: Any, evaluator: Evaluator, count: i
 
 
 def cache_key(
-    trainer: pl.Trainer, system: Any, evaluator: Evaluator, galleries: Galleries | None, n: int
+    trainer: pl.Trainer, system: Distilled, evaluator: Evaluator, galleries: Galleries | None, n: int
 ) -> dict[str, Any]:
-    """What a teacher's row rests on, beside its steps and guidance.
+    """What a teacher's row rests on, beside its steps, sampler and guidance.
 
     Args:
         trainer: Knows the number of ranks, whose batches differ.
-        system: Has `bundle` and `device`.
+        system: Whose teacher it is.
         evaluator: With its reference; every rank must call this.
         galleries: What SIM_AA compares with.
         n: Clips, over all ranks.
@@ -165,12 +180,13 @@ def cache_key(
     """
     networks = evaluator.suite.networks
     references = [evaluator.reference_digest]
-    if trainer.world_size > 1:  # each rank has heard its own clips
+    if trainer.world_size > 1:  # each rank has its own clips
         references = [""] * trainer.world_size
         torch.distributed.all_gather_object(references, evaluator.reference_digest)
     return {
         "bundle": system.bundle.content_hash(),
         "embedders": {name: embedder.fingerprint for name, embedder in evaluator.extractor.embedders.items()},
+        "text_audio": evaluator.clap.fingerprint if evaluator.clap else None,
         "figures": {name: sorted(key for key, _ in network.named_children()) for name, network in networks.items()},
         "reference": references,
         "train": galleries.digest() if galleries else None,

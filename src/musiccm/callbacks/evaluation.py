@@ -23,29 +23,35 @@ from musiccm.callbacks.assembly import (
 )
 from musiccm.callbacks.preemption import leave_together, leaving_together
 from musiccm.callbacks.run_folder import run_folder
+from musiccm.callbacks.sampler_option import sampler_option
 from musiccm.embedders import Embedder
 from musiccm.errors import MusiccmError
-from musiccm.evaluation.candidates import Candidate, fast_students, students, teachers
+from musiccm.evaluation.candidates import FORMER, Candidate, Comparison, candidates, check_models, compared_model
 from musiccm.evaluation.clip_budget import ClipBudget
+from musiccm.evaluation.distilled import Distilled, as_distilled
 from musiccm.evaluation.evaluator import Evaluator
 from musiccm.evaluation.galleries import ALL, Galleries, described, galleries_of, warn_of_training_clips
+from musiccm.evaluation.packaged import check_packaged
 from musiccm.evaluation.row_cache import RowCache, machine
-from musiccm.evaluation.shipped import check_shipped, shipped_candidates
 from musiccm.evaluation.table import run_table, write_samples, write_table
+from musiccm.evaluation.text_audio import MeasuringClap, measuring_clap, without_clap
 from musiccm.terminal import say
 
 log = logging.getLogger(__name__)
 
-# What of a row is no figure of the clips: how it was made, and how long that took.
-NOT_LOGGED = ("model", "steps", "guidance_scale", "from_cache", "latency_batch", "latency_batches")
+# What of a row is no metric of the clips: how it was made, and how long that took.
+NOT_LOGGED = ("model", "steps", "guidance_scale", "sampler", "from_cache", "latency_batch", "latency_batches")
+
+
+#: Options with the steps of the models that an evaluation scores unless it is told otherwise.
+OPTIONS = {"teacher": "teacher_steps", "student": "steps", "student_fast": "fast_steps", "student_packaged": "steps"}
 
 
 class Evaluation(pl.Callback):
     """Scores teacher and student on the test clips after `test`, and the student on held-out clips while it trains.
 
-    The system must have `bundle`, `codec`, `conditioner`, `teacher`, `schedule`, `grid` and
-    `consistency(which="slow") -> f(z, t, cond)`; the data module `waveforms("train" | "val" | "test", limit)` and, for
-    SIM_AA, `train_clap_audio() -> (ids, [N, D])`.
+    The system must be `Distilled`; the data module must have `waveforms("train" | "val" | "test", limit)` and, for
+    SIM_AA, `train_clap_audio() -> (ids, [N, D])`. The models that are compared are those of `MODELS`.
 
     Args:
         steps: Steps at which the student is scored.
@@ -53,29 +59,34 @@ class Evaluation(pl.Callback):
             other rows are made by VAE decoder and vocoder.
         teacher_steps: Steps at which the teacher is scored.
         guidance_scale: The teacher's guidance, the usual scale.
-        gamma: Share of fresh noise between the student's steps.
+        sampler: The student's sampler: its name, or its name and fields; `lcm` by default.
         limit: At most this many test clips; each of several corpora has its share by its size, none fills another's.
         batch_size: Clips generated together; latencies are stated at this size.
         seed: Seed of the noise, with the clip ids.
-        shipped_student: A student's bundle to score beside this run's: a name, a path, or None.
+        packaged_student: A student's bundle to score beside this run's, at the same `steps`: a name, a path, or None.
+        more_models: Steps of further models of `MODELS`, by name: `{teacher_dpm: [4, 2]}`.
         n_panels: Clips whose audio and mels are written side by side.
         panel_labels: Whose; candidates that are not scored are left out.
         val_steps: Steps at which the student is scored after a validation epoch.
-        val_teacher_steps: Steps at which the teacher is scored on the same clips, once; its figures are logged beside.
+        val_teacher_steps: Steps at which the teacher is scored on the same clips, once; its metrics are logged beside.
         val_limit: At most this many held-out clips there.
         every_n_validations: How often; 0 is never.
-        time_budget_s: Seconds that generating and hearing the student's clips of one validation may take; None for as
+        time_budget_s: Seconds that generating and embedding the student's clips of one validation may take; None for as
             long as it takes. The number of clips that fits is measured at the first one and kept, for figures of
             different numbers of clips cannot be compared. The reference and the teacher come on top, once.
         cache_dir: Where the teacher's rows are kept, below the trainer's root folder; None keeps none.
-        embedders: Networks that listen, see `load_embedder`; figures are named after them, the table shows the first.
+        embedders: Networks that embed, see `load_embedder`; metrics are named after them, the table shows the first.
         weights: Files of those that the bundle does not bring, by name; others are looked for in `MUSICCM_WEIGHTS`.
         kad: Those of them that also give a kernel distance.
         fd_inf: Those of them that also give FD-infinity in the table; it takes 15 distances a row.
         galleries: What SIM_AA compares with, a column each: `all`, the experiment's training clips and those that the
             bundle says its teacher was trained on; `teacher`, the latter; or the name of a corpus of the experiment.
             The first is `sim_aa_90` and `sim_aa_95`, others are `sim_aa_90_<name>` and so on.
+        text_audio: The CLAP that measures text-audio similarity, where it is not the bundle's: a file, a folder or a
+            hub id, or `clap` for LAION's published file in `MUSICCM_WEIGHTS`. Without any, the similarity is left out.
         progress: Whether to show progress bars.
+        gamma: Of version 0.1, as `sampler: {name: lcm, gamma: ...}`.
+        shipped_student: Of version 0.1, as `packaged_student`.
 
     Raises:
         MusiccmError: A number or list that cannot be.
@@ -87,13 +98,14 @@ class Evaluation(pl.Callback):
         fast_steps: Sequence[int] = (1, 4),
         teacher_steps: Sequence[int] = (50, 8, 4, 2, 1),
         guidance_scale: float = 3.0,
-        gamma: float = 1.0,
+        sampler: str | dict[str, str | float] | None = None,
         limit: int = 256,
         batch_size: int = 32,
         seed: int = 0,
-        shipped_student: str | None = None,
+        packaged_student: str | None = None,
+        more_models: dict[str, list[int]] | None = None,
         n_panels: int = 4,
-        panel_labels: Sequence[str] = ("teacher@50", "student@1", "student@4", "student_shipped@4"),
+        panel_labels: Sequence[str] = ("teacher@50", "student@1", "student@4", "student_packaged@4"),
         val_steps: Sequence[int] = (4,),
         val_teacher_steps: Sequence[int] = (),
         val_limit: int = 64,
@@ -105,13 +117,17 @@ class Evaluation(pl.Callback):
         kad: Sequence[str] = (),
         fd_inf: Sequence[str] = (),
         galleries: Sequence[str] = (ALL,),
+        text_audio: str | None = None,
         progress: bool = True,
+        gamma: float | None = None,
+        shipped_student: str | None = None,
     ) -> None:
         if not embedders:
             raise MusiccmError("evaluation.embedders: expected at least one name, found none")
         least = {"limit": limit, "batch_size": batch_size, "val_limit": val_limit}
         for name, counts in {"steps": steps, "fast_steps": fast_steps, "teacher_steps": teacher_steps,
-                             "val_steps": val_steps, "val_teacher_steps": val_teacher_steps}.items():
+                             "val_steps": val_steps, "val_teacher_steps": val_teacher_steps,
+                             **{f"more_models.{name}": found for name, found in (more_models or {}).items()}}.items():
             least[name] = min(counts, default=1)
         for name, value in least.items():
             if value < 1:
@@ -123,44 +139,53 @@ class Evaluation(pl.Callback):
             if unknown := sorted(set(asked) - set(embedders)):
                 raise MusiccmError(f"evaluation.{name}: expected names among evaluation.embedders, {list(embedders)}, "
                                    f"found {unknown}")
-        if not 0 <= gamma <= 1:
-            raise MusiccmError(f"evaluation.gamma: expected a share from 0 to 1, found {gamma}")
+        check_models(more_models or {})
+        for name in more_models or {}:
+            if name in OPTIONS:
+                raise MusiccmError(f"evaluation.more_models: the steps of {name} are evaluation.{OPTIONS[name]}")
         if time_budget_s is not None and not time_budget_s > 0:
             raise MusiccmError(f"evaluation.time_budget_s: expected more than 0 or null, found {time_budget_s}")
         self.steps, self.fast_steps, self.teacher_steps = list(steps), list(fast_steps), list(teacher_steps)
-        self.guidance_scale, self.gamma = guidance_scale, gamma
+        self.more_models = {name: list(found) for name, found in (more_models or {}).items()}
+        self.guidance_scale, self.sampler = guidance_scale, sampler_option("evaluation", sampler, gamma)
         self.limit, self.batch_size, self.seed = limit, batch_size, seed
-        self.shipped_student, self.n_panels, self.panel_labels = shipped_student, n_panels, list(panel_labels)
+        self.packaged_student = packaged_student or shipped_student
+        self.n_panels, self.panel_labels = n_panels, [_present_label(label) for label in panel_labels]
         self.val_steps, self.val_teacher_steps = list(val_steps), list(val_teacher_steps)
         self.val_limit, self.every_n_validations = val_limit, every_n_validations
         self.time_budget_s, self.cache_dir, self.progress = time_budget_s, cache_dir, progress
         self.embedders, self.weights = list(embedders), dict(weights or {})
         self.kad, self.fd_inf, self.galleries = list(kad), list(fd_inf), list(galleries)
+        self.text_audio = text_audio
         self._loaded: list[Embedder] = []
+        self._clap: MeasuringClap | None = None
         self._watching: tuple[Evaluator, ClipBudget, Galleries | None] | None = None
         self._teacher_figures: dict[str, float] | None = None
         self._validations = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse steps, networks and a shipped student that cannot be had now, before training and not after it."""
+        """Refuse steps, networks and a packaged student that cannot be had now, before training and not after it."""
         if stage not in ("fit", "test"):
             return
-        self._check_steps(pl_module)
-        self._ears(pl_module)
-        if self.shipped_student is not None:
-            check_shipped(self.shipped_student)
+        system = as_distilled(pl_module)
+        self._check_steps(system)
+        self._embedders(system)
+        if self.packaged_student is not None:
+            check_packaged(self.packaged_student)
 
-    def _check_steps(self, pl_module: Any) -> None:
+    def _check_steps(self, system: Distilled) -> None:
         """Refuse more steps than a model can make, which would otherwise end a run at its first validation."""
-        points, levels = len(pl_module.grid), pl_module.schedule.num_train_timesteps
-        for name, most, what in (
-            ("steps", points, "points of the grid that the student is trained on"),
-            ("fast_steps", points, "points of the grid that the student is trained on"),
-            ("val_steps", points, "points of the grid that the student is trained on"),
-            ("teacher_steps", levels, "timesteps of the teacher"),
-            ("val_teacher_steps", levels, "timesteps of the teacher"),
+        points, levels = len(system.grid), system.schedule.num_train_timesteps
+        teachers = {"teacher_steps": self.teacher_steps, "val_teacher_steps": self.val_teacher_steps}
+        students = {"steps": self.steps, "fast_steps": self.fast_steps, "val_steps": self.val_steps}
+        for model, steps in self.more_models.items():
+            (teachers if compared_model(model).teacher else students)[f"more_models.{model}"] = steps
+        for name, steps, most, what in (
+            *((name, found, points, "points of the grid that the student is trained on")
+              for name, found in students.items()),
+            *((name, found, levels, "timesteps of the teacher") for name, found in teachers.items()),
         ):
-            if (found := max(getattr(self, name), default=1)) > most:
+            if (found := max(steps, default=1)) > most:
                 raise MusiccmError(f"evaluation.{name}: expected at most {most}, the {what}, found {found}")
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -170,27 +195,30 @@ class Evaluation(pl.Callback):
         self._validations += 1
         if (self._validations - 1) % self.every_n_validations:
             return
-        candidates = students(pl_module, self.val_steps, self.gamma)
-        if not candidates:
+        found = candidates(self._comparison(pl_module), {"student": self.val_steps})
+        if not found:
             return
         leave_together(trainer)
         # A process on its own can leave anywhere within; several leave between batches.
         with signals.interruptible() if trainer.world_size == 1 else nullcontext():
-            figures = self._watched(trainer, pl_module, candidates)
+            figures = self._watched(trainer, pl_module, found)
         # Figures are the same on all ranks, but times are not, and a rank without clips has none.
         pl_module.log_dict(trainer.strategy.broadcast(figures), sync_dist=True)
 
+    def _comparison(self, pl_module: pl.LightningModule) -> Comparison:
+        return Comparison(as_distilled(pl_module), self.sampler, self.guidance_scale, self.packaged_student)
+
     def _watched(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, candidates: list[Candidate]
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, students: list[Candidate]
     ) -> dict[str, float]:
         """The figures of a validation."""
         evaluator, budget, galleries = self._watch(trainer, pl_module)
-        n = budget.settle(lambda: sum(evaluator.pace_s(candidate) for candidate in candidates))
+        n = budget.settle(lambda: sum(evaluator.pace_s(candidate) for candidate in students))
         evaluator.between = leaving_together(trainer, n)
         if self._teacher_figures is None:
             self._teacher_figures = self._watch_teacher(trainer, pl_module, evaluator, galleries, n)
         figures, start = dict(self._teacher_figures), time.perf_counter()
-        for candidate in candidates:
+        for candidate in students:
             row = evaluator.run(candidate, limit=local_count(trainer, n)).row
             figures |= {f"val/{key}_{candidate.steps}": value for key, value in logged(row).items()}
         budget.spent(time.perf_counter() - start)
@@ -199,7 +227,8 @@ class Evaluation(pl.Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute the table and write it, with samples, into the run's folder."""
         data = data_of(trainer, "test")
-        galleries = galleries_of(data, pl_module.bundle, self.galleries)
+        system = as_distilled(pl_module)
+        galleries = galleries_of(data, system.bundle, self.galleries)
         clips = data.waveforms("test", self.limit)
         count = min(self.limit, len(clips))
         shares = shares_of(data, "test", self.limit)
@@ -207,18 +236,14 @@ class Evaluation(pl.Callback):
         if count < self.limit:
             log.warning("evaluation: %d test clips, fewer than the limit of %d", count, self.limit)
         evaluator = self._evaluator(trainer, pl_module, clips, count, galleries, fd_inf=self.fd_inf)
-        candidates = teachers(pl_module, self.teacher_steps, self.guidance_scale)
-        candidates += students(pl_module, self.steps, self.gamma)
-        candidates += fast_students(pl_module, self.fast_steps, self.gamma)
-        if self.shipped_student is not None:
-            candidates += shipped_candidates(self.shipped_student, self.steps, pl_module.device)
+        steps = {name: getattr(self, option) for name, option in OPTIONS.items()} | self.more_models
         outcomes = run_table(
             evaluator,
-            candidates,
-            heard=self.panel_labels,
+            candidates(self._comparison(pl_module), steps),
+            panels=self.panel_labels,
             n_panels=self.n_panels,
             cache=self._cache(trainer),
-            cache_key=cache_key(trainer, pl_module, evaluator, galleries, count),
+            cache_key=cache_key(trainer, system, evaluator, galleries, count),
             share=trainer.strategy.broadcast,
             writes=trainer.is_global_zero,
         )
@@ -234,13 +259,14 @@ class Evaluation(pl.Callback):
             return
         about = galleries.about if galleries else {}
         text = write_table(
-            folder, experiment, outcomes, references, names[0], notes=[*described(about), *shortfalls(shares)],
+            folder, experiment, outcomes, references, names[0],
+            notes=[*described(about), *shortfalls(shares), *self._lacks(system)],
             sim_aa_gallery=about, test_clips=shares, test_clips_of_the_teachers_training=seen,
-            machine=machine(pl_module.device), checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
-            seed=self.seed, gamma=self.gamma,
+            machine=machine(system.device), checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            seed=self.seed, sampler=self.sampler.spec, text_audio=evaluator.clap.name if evaluator.clap else None,
             embedders={name: embedder.fingerprint for name, embedder in evaluator.extractor.embedders.items()},
         )
-        mel = pl_module.codec.mel
+        mel = system.codec.mel
         write_samples(folder / "samples", outcomes, evaluator.prompt_of, LogMel(mel), mel.sample_rate_hz)
         say(f"\n{text}\nwritten to {folder}")
 
@@ -252,7 +278,7 @@ class Evaluation(pl.Callback):
             data = data_of(trainer, "validate")
             clips = data.waveforms("val", self.val_limit)
             count = min(self.val_limit, len(clips))
-            galleries = galleries_of(data, pl_module.bundle, self.galleries)
+            galleries = galleries_of(data, as_distilled(pl_module).bundle, self.galleries)
             warn_of_training_clips(galleries, getattr(clips, "clips", ()), "validation")
             evaluator = self._evaluator(trainer, pl_module, clips, count, galleries, progress=False)
             budget = ClipBudget(self.time_budget_s, count, trainer.world_size, trainer.strategy.broadcast)
@@ -263,16 +289,16 @@ class Evaluation(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, evaluator: Evaluator, galleries: Galleries | None,
         n: int,
     ) -> dict[str, float]:
-        candidates = teachers(pl_module, self.val_teacher_steps, self.guidance_scale)
+        teachers = candidates(self._comparison(pl_module), {"teacher": self.val_teacher_steps})
         outcomes = run_table(
             evaluator,
-            candidates,
+            teachers,
             cache=self._cache(trainer),
-            cache_key=cache_key(trainer, pl_module, evaluator, galleries, n),
+            cache_key=cache_key(trainer, as_distilled(pl_module), evaluator, galleries, n),
             share=trainer.strategy.broadcast,
             writes=trainer.is_global_zero,
             limit=local_count(trainer, n),
-        ) if candidates else {}
+        ) if teachers else {}
         return {
             f"val/{key}_teacher_{outcome.row['steps']}": value
             for outcome in outcomes.values() for key, value in logged(outcome.row).items()
@@ -288,18 +314,31 @@ class Evaluation(pl.Callback):
         progress: bool = True,
         **suite: Any,
     ) -> Evaluator:
+        system = as_distilled(pl_module)
+        embedders = self._embedders(system)
         return build_evaluator(
-            trainer, pl_module, self._ears(pl_module), clips, count, galleries, self.seed, self.batch_size,
+            trainer, system, embedders, self._clap, clips, count, galleries, self.seed, self.batch_size,
             progress and self.progress, leaving_together(trainer, count), kad=self.kad, **suite,
         )
 
-    def _ears(self, pl_module: Any) -> list[Embedder]:
+    def _embedders(self, system: Distilled) -> list[Embedder]:
+        """The networks of the metrics, and the CLAP that measures; read once."""
         if not self._loaded:
-            self._loaded = load_embedders(pl_module.bundle, self.embedders, self.weights)
+            self._loaded = load_embedders(system.bundle, self.embedders, self.weights)
+            self._clap = measuring_clap(system.bundle, self.text_audio)
         return self._loaded
+
+    def _lacks(self, system: Distilled) -> list[str]:
+        return [] if self._clap is not None else [without_clap(system.bundle)]
 
     def _cache(self, trainer: pl.Trainer) -> RowCache:
         return RowCache(None if self.cache_dir is None else Path(trainer.default_root_dir) / self.cache_dir)
+
+
+def _present_label(label: str) -> str:
+    """A label with the present name of its model."""
+    name, _, steps = label.partition("@")
+    return f"{FORMER.get(name, name)}@{steps}"
 
 
 def shares_of(data: Any, split: str, limit: int) -> dict[str, dict[str, int]]:

@@ -1,4 +1,4 @@
-"""What a student sounds and looks like while it learns, in TensorBoard or in the run's folder."""
+"""Sounds and mels of a student while it learns, in TensorBoard or in the run's folder."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from torch import Tensor
 from musiccm.audio.io import write_audio
 from musiccm.audio.mel import LogMel
 from musiccm.callbacks.run_folder import run_folder
+from musiccm.callbacks.sampler_option import sampler_option
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.candidates import (
-    Candidate,
+    Comparison,
+    candidates,
     clip_seed,
     initial_noise,
-    students,
-    teachers,
 )
+from musiccm.evaluation.distilled import as_distilled
 from musiccm.evaluation.plots import mel_image, save_mels
 
 log = logging.getLogger(__name__)
@@ -40,16 +41,19 @@ class Panels(pl.Callback):
 
     They go to the run's TensorBoard loggers; where there is none, into `panels/` of the run's folder.
 
-    Rank zero only. The system must have `bundle`, `codec`, `conditioner`, `teacher`, `schedule`, `grid`,
-    `guidance_scale` and `consistency(which="slow")`.
+    Rank zero only. The system must be `Distilled`.
 
     Args:
         prompts: Fixed prompts.
         steps: Steps of the student.
         teacher_steps: Steps of the teacher.
-        gamma: Share of fresh noise between the student's steps.
+        sampler: The student's sampler: its name, or its name and fields; `lcm` by default.
         every_n_steps: Optimizer steps of the student between panels.
         seed: Seed of the noise, with the prompts.
+        gamma: Of version 0.1, as `sampler: {name: lcm, gamma: ...}`.
+
+    Raises:
+        MusiccmError: A number, list or sampler that cannot be.
     """
 
     def __init__(
@@ -57,16 +61,17 @@ class Panels(pl.Callback):
         prompts: Sequence[str] = PROMPTS,
         steps: Sequence[int] = (1, 4),
         teacher_steps: int = 50,
-        gamma: float = 1.0,
+        sampler: str | dict[str, str | float] | None = None,
         every_n_steps: int = 200,
         seed: int = 0,
+        gamma: float | None = None,
     ) -> None:
         if not prompts or every_n_steps < 1:
             raise MusiccmError(
                 f"panels: expected at least one prompt and every_n_steps >= 1, found {len(prompts)} and {every_n_steps}"
             )
         self.prompts, self.steps, self.teacher_steps = list(prompts), list(steps), teacher_steps
-        self.gamma = gamma
+        self.sampler = sampler_option("panels", sampler, gamma)
         self.every_n_steps, self.seed = every_n_steps, seed
         self._last_step: int | None = None
         self._folder: Path | None = None
@@ -87,7 +92,7 @@ class Panels(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the teacher, and the student as it starts."""
         if trainer.global_step == 0:
-            self._log(trainer, pl_module, teachers(pl_module, [self.teacher_steps], pl_module.guidance_scale))
+            self._log(trainer, pl_module, {"teacher": [self.teacher_steps]})
         self._student(trainer, pl_module)
 
     @rank_zero_only
@@ -101,22 +106,23 @@ class Panels(pl.Callback):
         """Log the student as it ends."""
         self._student(trainer, pl_module)
 
-    def _student(self, trainer: pl.Trainer, m: Any) -> None:
+    def _student(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Under accumulation several batches end at one step.
         if self._last_step == trainer.global_step:
             return
         self._last_step = trainer.global_step
-        self._log(trainer, m, students(m, self.steps, self.gamma))
+        self._log(trainer, pl_module, {"student": self.steps})
 
     @torch.no_grad()
-    def _log(self, trainer: pl.Trainer, m: Any, candidates: Sequence[Candidate]) -> None:
+    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, steps: dict[str, list[int]]) -> None:
         loggers = self._boards(trainer)
         if not loggers and self._folder is None:
             return
+        system = as_distilled(pl_module)
         seeds = [clip_seed(self.seed, prompt) for prompt in self.prompts]
-        log_mel, rate = LogMel(m.codec.mel), m.codec.mel.sample_rate_hz
-        for candidate in candidates:
-            noise = initial_noise(seeds, candidate.latent_shape, m.device)
+        log_mel, rate = LogMel(system.codec.mel), system.codec.mel.sample_rate_hz
+        for candidate in candidates(Comparison(system, self.sampler, system.guidance_scale), steps):
+            noise = initial_noise(seeds, candidate.latent_shape, system.device)
             made = candidate.decode(candidate.sample(candidate.encode(self.prompts), noise, seeds)).float().cpu()
             for logger in loggers:
                 self._write(logger, trainer.global_step, candidate.label, made, log_mel, rate)

@@ -17,7 +17,7 @@ from musiccm.models.codec import LatentCodec
 from musiccm.models.conditioners.clap import ClapConditioner
 from musiccm.models.conditioners.text_encoder import TextEncoderConditioner
 from musiccm.models.denoiser import Denoiser
-from musiccm.samplers import INITIAL, sample_ddim, sample_noise
+from musiccm.samplers import INITIAL, sample_noise, teacher_stepper
 
 Probe = Callable[[Any], list[Tensor]]
 """A part in, what it makes of the held-out clips out."""
@@ -105,7 +105,8 @@ def _sampled(bundle: Bundle, unet: nn.Module, batch: WaveformBatch, present: set
         given = drawn if width else Condition(drawn[:, None], torch.ones(len(drawn), 1, dtype=torch.bool))
         cond_BD, null_BD = given[1:], expand_condition(given[:1], len(batch))
     noise = sample_noise(list(range(len(batch))), bundle.latent_shape(), INITIAL)
-    return sample_ddim(denoise, schedule, cond_BD, null_BD, noise, U_NET_STEPS, U_NET_GUIDANCE)
+    stepper = teacher_stepper(denoise, schedule, lambda count: null_BD, U_NET_STEPS, U_NET_GUIDANCE)
+    return stepper.sample(cond_BD, noise)
 
 
 @torch.no_grad()

@@ -56,7 +56,8 @@ def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean and standard deviation over the runs of each experiment.
 
     Ratios are taken within a run, then averaged: to the teacher at its most steps, and to the guided teacher with as
-    many network calls (a guided step is two, so it takes half as many steps). Times of different machines are not
+    many network calls (a guided step is two, so it takes half as many steps), by whichever of the samplers that it was
+    scored with is best there. Times of different machines are not
     averaged: where those of an experiment's runs differ, there is none.
 
     Args:
@@ -68,6 +69,7 @@ def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Raises:
         MusiccmError: The runs were scored on different numbers of clips, or by different evaluators.
     """
+    from musiccm.evaluation.candidates import compared_model
     from musiccm.evaluation.results import timed, without_times
 
     first = runs[0]
@@ -82,8 +84,13 @@ def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         machines[run["experiment"]].add(repr(run.get("machine")))
     for run in runs:
         teachers = {row["network_calls"]: row[metric] for row in run["rows"] if row["model"] == "teacher"}
+        strongest: dict[float, float] = {}
         for row in run["rows"]:
-            best, equal = teachers.get(max(teachers, default=0)), teachers.get(row["network_calls"])
+            if compared_model(row["model"]).teacher and row[metric] is not None:
+                calls = row["network_calls"]
+                strongest[calls] = min(row[metric], strongest.get(calls, row[metric]))
+        for row in run["rows"]:
+            best, equal = teachers.get(max(teachers, default=0)), strongest.get(row["network_calls"])
             row = timed(row) if len(machines[run["experiment"]]) == 1 else without_times(row)
             figures = {name: row[key] for name, key in columns(metric).items() if row.get(key) is not None}
             figures |= {"x most steps": row[metric] / best} if best else {}

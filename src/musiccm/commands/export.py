@@ -16,9 +16,6 @@ from musiccm.texts import load_json, read_text
 OWN_SETTINGS = ("bundle", "seed", "distillation", "adversarial", "optimization")
 """Settings that the recipe of every student has; other objectives have more."""
 
-DECODER_OF = {"teacher": "original", "student": "original", "student_fast": "fast"}
-"""Models of a results.json that a student's card shows, and what made sound of their latents."""
-
 
 def main(argv: list[str]) -> int:
     """Run `musiccm export`.
@@ -35,6 +32,7 @@ def main(argv: list[str]) -> int:
     from musiccm.export import StudentInfo, export_student
     from musiccm.models.bundle import Bundle
     from musiccm.models.lora import Lora
+    from musiccm.samplers import make_sampler
     from musiccm.systems.checkpoint_fit import MEANING
     from musiccm.systems.settings import Distillation
 
@@ -55,11 +53,11 @@ def main(argv: list[str]) -> int:
     teacher = Bundle.from_pretrained(args.bundle or settings.get("bundle", "musiccm-tiny"))
     unet = load_student(teacher, state, checkpoint, known["lora"] and Lora(**known["lora"]), identity.get("bundle"))
     results = Path(args.results) if args.results else checkpoint.parent.parent / "results.json"
-    rows, gamma, notes = read_results(results, must_exist=args.results is not None)
+    rows, sampler, notes = read_results(results, must_exist=args.results is not None)
     info = StudentInfo(
         prediction_type=known["prediction_type"], guidance_scale=float(known["guidance_scale"]),
         grid_points=int(known["grid_points"]), timestep_scaling=float(known["timestep_scaling"]),
-        sigma_data=float(known["sigma_data"]), gamma=gamma if args.gamma is None else args.gamma,
+        sigma_data=float(known["sigma_data"]), sampler=make_sampler(args.sampler or sampler, args.gamma),
         recipe={"teacher": str(settings.get("bundle", "musiccm-tiny")), "global_step": step,
                 "seed": settings.get("seed"), "distillation": known, "adversarial": settings.get("adversarial"),
                 "optimization": settings.get("optimization"),
@@ -92,39 +90,45 @@ def read_model_settings(path: Path) -> dict[str, Any]:
     return model.get("init_args", model)
 
 
-def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], float, list[str]]:
-    """The rows of a results.json about the student and its teacher, the gamma that the student was sampled with, and
+def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
+    """The rows of a results.json about the student and its teacher, the sampler that the student was scored with, and
     what SIM_AA was compared with and the times were taken on.
 
-    Each row is given its `decoder` and, the student's, its `gamma`; times of another run are left out. Without a file,
-    no rows and gamma 1.
+    Each row is given its `decoder`, and its `sampler` where it is of version 0.1; times of another run are left out.
+    Without a file, no rows and `lcm`.
 
     Raises:
         MusiccmError: If the file is not one of ours, or is missing though it was asked for.
     """
+    from musiccm.evaluation.candidates import compared_model
     from musiccm.evaluation.galleries import described
     from musiccm.evaluation.results import timed
+    from musiccm.models.bundle.student_record import recorded_sampler
 
     if not path.is_file() and not must_exist:
-        return [], 1.0, []
+        return [], recorded_sampler({}), []
     try:
         results = load_json(read_text(path))
-        gamma = float(results.get("gamma", 1.0))
-        rows = [described_row(timed(row), gamma) for row in results["rows"] if row["model"] in DECODER_OF]
+        sampler = recorded_sampler(results)
+        rows = [described_row(timed(row), sampler) for row in results["rows"] if compared_model(row["model"]).own]
         notes = list(described(results.get("sim_aa_gallery") or {}))
         if any(row.get("latency_s") is not None for row in rows) and (where := results.get("machine")):
             notes.append("Times: " + ", ".join(f"{key} {value}" for key, value in where.items()))
-        return rows, gamma, notes
+        return rows, sampler, notes
     except FileNotFoundError:
         raise MusiccmError(f"{path}: no such results file") from None
     except (ValueError, KeyError, TypeError) as error:
         raise MusiccmError(f"{path}: expected a results.json with 'rows' ({error})") from None
 
 
-def described_row(row: Mapping[str, Any], gamma: float) -> dict[str, Any]:
-    """A row of results with what is the same for a whole run: the decoder of each model, and the student's gamma."""
-    drawn = None if row["model"] == "teacher" else gamma
-    own = {"model": row["model"], "steps": row.get("steps"), "decoder": DECODER_OF[row["model"]], "gamma": drawn}
+def described_row(row: Mapping[str, Any], sampler: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of results with what is the same for a whole run: each model's decoder, and its sampler."""
+    from musiccm.evaluation.candidates import compared_model
+    from musiccm.samplers import make_sampler
+
+    model = compared_model(row["model"])
+    used = str(make_sampler("ddim" if model.teacher else sampler))  # those of version 0.1, whose rows do not state it
+    own = {"model": row["model"], "steps": row.get("steps"), "decoder": model.decoder, "sampler": used}
     return {**own, **row}
 
 
@@ -137,8 +141,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", help="results.json for the card (default: the run's, if it has one)")
     parser.add_argument("--base", help="borrow the other parts instead of copying them: ../NAME beside --out, "
                                          "a packaged name or a hub id")
-    parser.add_argument("--gamma", type=float,
-                        help="the sampler's default share of fresh noise (default: that of the results, or 1)")
+    parser.add_argument("--sampler", help="the student's default sampler (default: that of the results, or lcm)")
+    parser.add_argument("--gamma", type=float, help="the sampler's gamma (default: that of the results, or its own)")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the weights on disk")
     parser.add_argument("--overwrite", action="store_true", help="replace what lies in --out")
     return parser

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from musiccm.pipeline import Pipeline
+    from musiccm.samplers import Sampler
 
 __all__ = ["main", "output_paths"]
 
@@ -84,7 +85,7 @@ def _write(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> f
 
 
 def _make(pipeline: Pipeline, args: argparse.Namespace) -> list[Tensor]:
-    sampler = {"guidance_scale": args.guidance_scale, "gamma": args.gamma, "sampler": args.sampler}
+    sampler = {"guidance_scale": args.guidance_scale, "sampler": _sampler(pipeline, args)}
     shape = {"overlap": args.overlap, "fusion": args.fusion}
     if args.at or args.overlap is not None or args.fusion is not None:
         seconds = pipeline.duration_s if args.seconds is None else args.seconds
@@ -97,8 +98,8 @@ def _stream(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> 
     from musiccm.audio.wav_stream import WavStream
 
     stream = pipeline.stream(_plan(args), args.seconds, args.steps, args.seed, overlap=args.overlap,
-                             fusion=args.fusion, guidance_scale=args.guidance_scale, gamma=args.gamma,
-                             sampler=args.sampler)
+                             fusion=args.fusion, guidance_scale=args.guidance_scale,
+                             sampler=_sampler(pipeline, args))
     target: Any = paths[0] if paths else sys.stdout.buffer
     written = 0
     try:
@@ -123,9 +124,10 @@ def _edit(pipeline: Pipeline, args: argparse.Namespace) -> list[Tensor]:
     path = getattr(args, f"{kind}_")
     clip = read_clip(pipeline, path)
     made: list[Tensor] = []
+    sampler = _sampler(pipeline, args)
     for prompt, noise_seed in zip(args.prompts, sample_seeds(args.seed, len(args.prompts)), strict=True):
-        editor = Editor(pipeline, noise_seed, args.steps, args.guidance_scale, args.gamma, args.overlap, args.fusion,
-                        sampler=args.sampler)
+        editor = Editor(pipeline, noise_seed, args.steps, args.guidance_scale, args.overlap, args.fusion,
+                        sampler=sampler)
         plan = [(0.0, prompt), *_changes(args)]
         if kind == "continue":
             edited: Edited = editor.extend(clip, plan, args.seconds)
@@ -141,6 +143,13 @@ def _edit(pipeline: Pipeline, args: argparse.Namespace) -> list[Tensor]:
                  f"{figures.level_jump_db:.1f} dB (elsewhere {figures.usual_level_jump_db:.1f}), spectral change "
                  f"{figures.flux:.1f} dB (elsewhere {figures.usual_flux:.1f})")
     return made
+
+
+def _sampler(pipeline: Pipeline, args: argparse.Namespace) -> Sampler:
+    """The sampler that was asked for, or the model's own, with the gamma that was asked for."""
+    from musiccm.samplers import make_sampler
+
+    return make_sampler(pipeline.sampler(args.sampler), args.gamma)
 
 
 def _plan(args: argparse.Namespace) -> list[tuple[float, str]]:

@@ -12,8 +12,6 @@ from musiccm.terminal import say
 
 #: Steps of the paper's ablations (arXiv 2404.13358, table 3).
 ABLATION_STEPS = 4
-NAMES = {"teacher": "teacher", "student": "student", "student_fast": "student, fast decoder",
-         "student_shipped": "shipped student"}
 
 
 def main(argv: list[str]) -> int:
@@ -119,7 +117,9 @@ def figures(rows: list[dict[str, Any]], prefix: str) -> list[str]:
 
 def label(row: dict[str, Any]) -> str:
     """A row's model in words."""
-    return NAMES.get(row["model"], row["model"])
+    from musiccm.evaluation.candidates import compared_model
+
+    return compared_model(row["model"]).caption
 
 
 def student_row(run: dict[str, Any]) -> dict[str, Any] | None:

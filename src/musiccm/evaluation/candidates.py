@@ -1,44 +1,142 @@
-"""Models as the evaluator meets them: something that turns captions and noise into waveforms, call by call."""
+"""The models that are compared: one table of them, and each at some number of steps as something that makes sound."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from musiccm.diffusion import NoiseProcess, sampling_timesteps
-from musiccm.samplers import INITIAL, sample_ddim, sample_few_step, sample_noise, seeded_noise_fn
+from musiccm.diffusion import AnyCondition
+from musiccm.errors import MusiccmError
+from musiccm.evaluation.distilled import Distilled, SystemStudent, SystemTeacher
+from musiccm.evaluation.packaged import packaged_student
+from musiccm.long_form.model import MusicModel
+from musiccm.samplers import INITIAL, Sampler, SamplerSpec, sample_noise, seeded_noise_fn
 
-MODELS = ("teacher", "student", "student_fast", "student_shipped")
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the models of the table are made of.
+
+    Args:
+        system: A distillation: its teacher and its student.
+        sampler: The student's.
+        guidance_scale: The teacher's guidance, the usual scale.
+        packaged: A student's bundle to compare with: a name or a folder; None for none.
+    """
+
+    system: Distilled
+    sampler: SamplerSpec = "lcm"
+    guidance_scale: float = 3.0
+    packaged: str | Path | None = None
+
+
+@dataclass(frozen=True)
+class ComparedModel:
+    """A model that evaluations compare: a row of `MODELS`.
+
+    Args:
+        name: What its rows of a results.json are called.
+        caption: What people read: in plots and tables.
+        marker: Of its line in plots, as matplotlib names it.
+        generator: What makes its candidates; None where a comparison has no such model.
+        decoder: What makes sound of its latents, `original` or `fast`; distances by different ones do not compare.
+        teacher: Whether it is the teacher: its rows rest on the bundle alone, and may be kept from run to run.
+        sampler: The sampler, where it is another than the generator's own.
+        own: Whether it is made by the run itself; others' rows do not go on the card of the run's export.
+    """
+
+    name: str
+    caption: str
+    marker: str
+    generator: Callable[[Comparison], MusicModel | None]
+    decoder: str = "original"
+    teacher: bool = False
+    sampler: SamplerSpec | None = None
+    own: bool = True
+
+
+def _teacher(asked: Comparison) -> MusicModel:
+    return SystemTeacher(asked.system, asked.guidance_scale)
+
+
+def _student(asked: Comparison) -> MusicModel:
+    return SystemStudent(asked.system, asked.sampler)
+
+
+def _fast_student(asked: Comparison) -> MusicModel | None:
+    if not asked.system.bundle.has("decoder"):
+        return None
+    return SystemStudent(asked.system, asked.sampler, asked.system.bundle.codec("fast").to(asked.system.device))
+
+
+def _packaged(asked: Comparison) -> MusicModel | None:
+    return None if asked.packaged is None else packaged_student(asked.packaged, asked.system.device)
+
+
+#: The models that are compared, in the order of the table. A further one is a row here.
+MODELS: dict[str, ComparedModel] = {model.name: model for model in (
+    ComparedModel("teacher", "teacher, DDIM", "o", _teacher, teacher=True),
+    ComparedModel("teacher_heun", "teacher, Heun", "P", _teacher, teacher=True, sampler="heun"),
+    ComparedModel("teacher_dpm", "teacher, DPM-Solver++", "v", _teacher, teacher=True, sampler="dpm-solver++"),
+    ComparedModel("student", "student", "s", _student),
+    ComparedModel("student_fast", "student, fast decoder", "^", _fast_student, decoder="fast"),
+    ComparedModel("student_packaged", "packaged student", "D", _packaged, own=False),
+)}
+#: Names that results of version 0.1 have.
+FORMER = {"student_shipped": "student_packaged"}
+
+
+def compared_model(name: str) -> ComparedModel:
+    """The model of a row; one that this version does not know shows under its own name, after the others.
+
+    Args:
+        name: `model` of a row of a results.json.
+
+    Returns:
+        The row of `MODELS`, or one made for the name.
+    """
+    name = FORMER.get(name, name)
+    return MODELS.get(name) or ComparedModel(name, name, "x", lambda asked: None, own=False)
+
+
+def place_of(name: str) -> int:
+    """Where a model stands in tables: its place in `MODELS`, or behind them."""
+    names = list(MODELS)
+    name = FORMER.get(name, name)
+    return names.index(name) if name in MODELS else len(names)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One row of the table.
+    """One row of an evaluation: a model at some number of steps.
 
     Args:
-        model: `teacher`, `student`, `student_fast` (by the bundle's fast decoder) or `student_shipped`.
+        model: Its name in `MODELS`.
         steps: Sampling steps.
         guidance_scale: None where the sampler does not guide.
-        encode: `captions -> cond_BD`.
-        sample: `(cond_BD, noise_BCTF, seeds) -> z_BCTF`.
+        encode: `captions -> conditions`.
+        sample: `(conditions, noise_BCTF, seeds) -> z_BCTF`.
         decode: `z_BCTF -> waveform_BS`.
         latent_shape: `(C, T, F)` of one clip.
         calls: Counts the samples that went through the network; None where it cannot be seen.
+        sampler: The rule by which it is sampled; None where it is not known.
     """
 
     model: str
     steps: int
     guidance_scale: float | None
-    encode: Callable[[list[str]], Tensor]
-    sample: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+    encode: Callable[[list[str]], AnyCondition]
+    sample: Callable[[Any, Tensor, Sequence[int]], Tensor]
     decode: Callable[[Tensor], Tensor]
     latent_shape: tuple[int, int, int]
     calls: CallCounter | None = None
+    sampler: Sampler | None = None
 
     @property
     def label(self) -> str:
@@ -50,7 +148,7 @@ class CallCounter:
     """Stands before a network function and counts the samples that pass, so that calls are measured, not assumed.
 
     Args:
-        function: `(z_BCTF, t_B, cond_BD) -> Tensor`.
+        function: `(z_BCTF, t_B, condition) -> Tensor`.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -90,131 +188,70 @@ def initial_noise(seeds: Sequence[int], latent_shape: Sequence[int], device: tor
     return sample_noise(seeds, latent_shape, INITIAL).to(device)
 
 
-def teacher_candidate(
-    denoise: Callable[..., Tensor],
-    schedule: NoiseProcess,
-    conditioner: Any,
-    codec: Any,
-    latent_shape: tuple[int, int, int],
+def candidate_of(
+    model: MusicModel,
+    name: str,
     steps: int,
-    guidance_scale: float,
+    sampler: SamplerSpec | None = None,
+    guidance_scale: float | None = None,
 ) -> Candidate:
-    """The teacher, sampled by guided DDIM with trailing spacing.
+    """Any model that makes music, at some number of steps.
 
     Args:
-        denoise: The denoiser contract.
-        schedule: Its noise schedule.
-        conditioner: Has `text(list) -> [B, D]` and `null(B) -> [B, D]`.
-        codec: Has `decode(z) -> waveform`.
-        latent_shape: `(C, T, F)`.
-        steps: DDIM steps; each is a pair of network calls where guided.
-        guidance_scale: The usual scale; 1 is no guidance.
+        model: What generates.
+        name: What its row is called.
+        steps: Sampling steps.
+        sampler: See `MusicModel.stepper`.
+        guidance_scale: See `MusicModel.stepper`.
 
     Returns:
-        The candidate.
+        The candidate; a guided step counts as two network calls.
+
+    Raises:
+        MusiccmError: As `MusicModel.stepper`.
     """
-    counted = CallCounter(denoise)
+    stepper = model.stepper(steps, guidance_scale, sampler=sampler)
+    counted = CallCounter(stepper.network)
+    at_work, shape = replace(stepper, network=counted), model.latent_shape
 
-    def sample(cond_BD: Tensor, noise_BCTF: Tensor, seeds: Sequence[int]) -> Tensor:
-        null_BD = conditioner.null(len(cond_BD)).to(cond_BD)
-        return sample_ddim(counted, schedule, cond_BD, null_BD, noise_BCTF, steps, guidance_scale)
+    def sample(cond: AnyCondition, noise_BCTF: Tensor, seeds: Sequence[int]) -> Tensor:
+        return at_work.sample(cond, noise_BCTF, seeded_noise_fn(seeds, shape))
 
+    scale = stepper.guidance.scale if stepper.guidance else None
     return Candidate(
-        "teacher", steps, guidance_scale, conditioner.text, sample, codec.decode, latent_shape, counted
+        name, steps, scale, model.conditioner.text, sample, model.codec.decode, shape, counted, stepper.sampler
     )
 
 
-def student_candidate(
-    f: Callable[..., Tensor],
-    schedule: NoiseProcess,
-    conditioner: Any,
-    codec: Any,
-    latent_shape: tuple[int, int, int],
-    steps: int,
-    grid: Tensor,
-    gamma: float = 1.0,
-    model: str = "student",
-) -> Candidate:
-    """A distilled student, sampled in a few steps without guidance.
+def candidates(asked: Comparison, steps: Mapping[str, Sequence[int]]) -> list[Candidate]:
+    """The candidates of a comparison.
 
     Args:
-        f: The consistency function.
-        schedule: The noise schedule that it was trained with.
-        conditioner: Has `text(list) -> [B, D]`.
-        codec: Has `decode(z) -> waveform`.
-        latent_shape: `(C, T, F)`.
-        steps: Sampling steps, each one network call.
-        grid: The student's training grid.
-        gamma: Share of fresh noise between steps.
-        model: What its row is called, one of `MODELS`.
+        asked: What the models are made of.
+        steps: Sampling steps at which each model of `MODELS` is scored, by its name.
 
     Returns:
-        The candidate.
+        They, in the order of `MODELS`, from the first to the last of each one's steps; none of a model that the
+        comparison has not.
+
+    Raises:
+        MusiccmError: A name that is not in the table; or as the models' own.
     """
-    counted = CallCounter(f)
-    timesteps = sampling_timesteps(steps, grid)
-
-    def sample(cond_BD: Tensor, noise_BCTF: Tensor, seeds: Sequence[int]) -> Tensor:
-        fresh = seeded_noise_fn(seeds, latent_shape)
-        return sample_few_step(
-            counted, schedule, cond_BD, noise_BCTF, timesteps, gamma, noise_fn=fresh, grid=grid
-        )
-
-    return Candidate(model, steps, None, conditioner.text, sample, codec.decode, latent_shape, counted)
+    check_models(steps)
+    found = []
+    for name, compared in MODELS.items():
+        generator = compared.generator(asked) if steps.get(name) else None
+        if generator is not None:
+            found += [candidate_of(generator, name, count, compared.sampler) for count in steps[name]]
+    return found
 
 
-def teachers(system: Any, all_steps: Sequence[int], guidance_scale: float) -> list[Candidate]:
-    """The teacher at several step counts.
+def check_models(names: Mapping[str, Any]) -> None:
+    """Refuse models that are not in the table.
 
-    Args:
-        system: Has `teacher`, `schedule`, `conditioner`, `codec` and `bundle`.
-        all_steps: Sampling steps.
-        guidance_scale: The usual scale.
-
-    Returns:
-        A candidate each.
+    Raises:
+        MusiccmError: Names such a one.
     """
-    m, shape = system, system.bundle.latent_shape()
-    return [
-        teacher_candidate(m.teacher, m.schedule, m.conditioner, m.codec, shape, steps, guidance_scale)
-        for steps in all_steps
-    ]
-
-
-def students(
-    system: Any, all_steps: Sequence[int], gamma: float, codec: Any = None, model: str = "student"
-) -> list[Candidate]:
-    """The student, by its slow average, at several step counts.
-
-    Args:
-        system: Has `consistency`, `schedule`, `grid`, `conditioner`, `codec` and `bundle`.
-        all_steps: Sampling steps.
-        gamma: Share of fresh noise between steps.
-        codec: Decodes in place of the system's own.
-        model: What the rows are called.
-
-    Returns:
-        A candidate each.
-    """
-    m, shape, f = system, system.bundle.latent_shape(), system.consistency(which="slow")
-    return [
-        student_candidate(f, m.schedule, m.conditioner, codec or m.codec, shape, steps, m.grid, gamma, model)
-        for steps in all_steps
-    ]
-
-
-def fast_students(system: Any, all_steps: Sequence[int], gamma: float) -> list[Candidate]:
-    """The student with its bundle's fast decoder; none where the bundle has no such decoder.
-
-    Args:
-        system: See `students`; also has `device`.
-        all_steps: Sampling steps.
-        gamma: Share of fresh noise between steps.
-
-    Returns:
-        A candidate each.
-    """
-    if not all_steps or not system.bundle.has("decoder"):
-        return []
-    codec = system.bundle.codec("fast").to(system.device)
-    return students(system, all_steps, gamma, codec, "student_fast")
+    if unknown := sorted(set(names) - set(MODELS)):
+        raise MusiccmError(f"evaluation: models to compare: expected names among {', '.join(MODELS)}, found "
+                           f"{', '.join(unknown)}")

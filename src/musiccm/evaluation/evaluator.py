@@ -1,4 +1,4 @@
-"""The evaluation itself, without Lightning: captions in, a row of figures out, each waveform made and heard once."""
+"""The evaluation itself, without Lightning: captions in, a row of metrics out, each waveform made and embedded once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from musiccm.data.batch import WaveformBatch
 from musiccm.embedders import Embeddings
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.candidates import Candidate, clip_seed, initial_noise
-from musiccm.evaluation.suite import FeatureExtractor, MetricSuite
+from musiccm.evaluation.suite import FeatureExtractor, Features, MetricSuite
+from musiccm.evaluation.text_audio import MeasuringClap
 from musiccm.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Outcome:
 class Evaluator:
     """Scores candidates against one reference: the same captions and the same noise for each.
 
-    On several ranks, each holds its own clips; the figures are those of one process. Latencies are the rank's own.
+    On several ranks, each holds its own clips; the metrics are those of one process. Latencies are the rank's own.
 
     Args:
         extractor: Waveforms to features.
@@ -51,6 +52,9 @@ class Evaluator:
         device: Where the networks are.
         progress: Whether to show a progress bar with rate and remaining time.
         between: Called before each batch with the number of its first clip: where the ranks can agree to leave.
+        clap: What embeds the captions for text-audio similarity, and the clips where it is another CLAP than the
+            extractor's. It is the evaluation's own: what conditions a model may be anything. None in a suite without
+            text.
     """
 
     def __init__(
@@ -62,23 +66,25 @@ class Evaluator:
         device: torch.device | str = "cpu",
         progress: bool = True,
         between: Callable[[int], Any] = lambda first: None,
+        clap: MeasuringClap | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.extractor = extractor.to(self.device)
         self.suite = suite.to(self.device)
         self.seed, self.batch_size, self.progress, self.between = seed, batch_size, progress, between
+        self.clap = clap and clap.to(self.device)
+        self._texts: dict[tuple[str, ...], Tensor] = {}
         self.ids: list[str] = []
         self.prompts: list[str] = []
         self.attributes: list[Mapping[str, str]] = []
         self._digest = hashlib.sha256()
 
     @torch.no_grad()
-    def set_reference(self, batches: Iterable[WaveformBatch], encode: Any, total: int | None = None) -> None:
-        """Hear the real clips, and take their captions as prompts.
+    def set_reference(self, batches: Iterable[WaveformBatch], total: int | None = None) -> None:
+        """Embed the real clips, and take their captions as prompts.
 
         Args:
             batches: Real audio with captions and ids.
-            encode: `captions -> [B, D]`, CLAP's text tower.
             total: Number of clips, for the progress bar.
 
         Raises:
@@ -90,7 +96,7 @@ class Evaluator:
                 waveforms = batch.waveform_BS.to(self.device)
                 attributes = batch.attributes or [{} for _ in batch.ids]
                 wanted = self.extractor.wanted(attributes) if self.extractor.groups else None
-                self.suite.update_reference(self.extractor(waveforms), encode(batch.captions), batch.ids,
+                self.suite.update_reference(self._features(waveforms), self._text(batch.captions), batch.ids,
                                             wanted_BG=wanted)
                 self.ids += batch.ids
                 self.prompts += batch.captions
@@ -103,7 +109,7 @@ class Evaluator:
 
     @property
     def reference_digest(self) -> str:
-        """A hash of the real audio, its captions and ids as they were heard."""
+        """A hash of the real audio, its captions and ids."""
         return self._digest.hexdigest()
 
     @torch.no_grad()
@@ -118,13 +124,13 @@ class Evaluator:
             `fd_<name>` of each network and the number `n` of these clips.
         """
 
-        def heard() -> Iterator[tuple[dict[str, Embeddings], list[str]]]:
+        def embedded() -> Iterator[tuple[dict[str, Embeddings], list[str]]]:
             with self._bar("real", total) as bar:
                 for batch in batches:
                     yield self.extractor.embed(batch.waveform_BS.to(self.device)), batch.ids
                     bar.update(len(batch.ids))
 
-        return self.suite.distances(heard())
+        return self.suite.distances(embedded())
 
     def pace_s(self, candidate: Candidate) -> float:
         """Measure what a clip takes, all told, by one batch that is thrown away.
@@ -138,7 +144,7 @@ class Evaluator:
         for part in (slice(0, 1), slice(0, self.batch_size)):  # the first call pays for what is made once
             start, ids = self._now(), self.ids[part]
             if ids:
-                self.extractor(self._generate(candidate, ids, self.prompts[part])[0])
+                self._features(self._generate(candidate, ids, self.prompts[part])[0])
         return (self._now() - start) / max(1, len(ids))
 
     def run(self, candidate: Candidate, keep: int = 0, limit: int | None = None) -> Outcome:
@@ -162,12 +168,12 @@ class Evaluator:
                 self.between(start)
                 part = slice(start, min(start + self.batch_size, count))
                 ids = self.ids[part]
-                waveforms, cond_BD, spent = self._generate(candidate, ids, self.prompts[part])
+                waveforms, spent = self._generate(candidate, ids, self.prompts[part])
                 for name, seconds in spent.items():
                     times[name].append(seconds / len(ids))
-                features = self.extractor(waveforms)
+                features = self._features(waveforms)
                 wanted = self.extractor.wanted(self.attributes[part]) if self.extractor.groups else None
-                self.suite.update(features, cond_BD, ids, wanted)
+                self.suite.update(features, self._text(self.prompts[part]), ids, wanted)
                 for clip_id, waveform in zip(ids, waveforms.float().cpu(), strict=True):
                     if len(kept) < keep:
                         kept[clip_id] = waveform
@@ -189,7 +195,7 @@ class Evaluator:
         ids: list[str] = []
         for part in (slice(0, 1), slice(0, self.batch_size)):
             if ids := self.ids[part]:
-                spent = self._generate(candidate, ids, self.prompts[part])[2]
+                spent = self._generate(candidate, ids, self.prompts[part])[1]
         return self._latencies({name: [seconds / len(ids)] for name, seconds in spent.items()}, len(ids)) if ids else {}
 
     def samples(self, candidate: Candidate, count: int) -> dict[str, Tensor]:
@@ -205,29 +211,44 @@ class Evaluator:
         ids = self.ids[:count]
         if not ids:
             return {}
-        waveforms, _, _ = self._generate(candidate, ids, self.prompts[:count])
+        waveforms, _ = self._generate(candidate, ids, self.prompts[:count])
         return dict(zip(ids, waveforms.float().cpu(), strict=True))
 
     def prompt_of(self, clip_id: str) -> str:
         """The caption that a clip was asked for with."""
         return self.prompts[self.ids.index(clip_id)]
 
+    def _features(self, waveform_BS: Tensor) -> Features:
+        features = self.extractor(waveform_BS)
+        if self.clap is None or self.clap.of_bundle:
+            return features
+        measured_BD = self.clap.audio(waveform_BS, self.extractor.sample_rate_hz).float()
+        return features._replace(text_audio_BD=measured_BD)
+
+    def _text(self, captions: list[str]) -> Tensor | None:
+        """The captions as the measuring CLAP embeds them: once, for every candidate has the same batches."""
+        if self.clap is None:
+            return None
+        if (key := tuple(captions)) not in self._texts:
+            self._texts[key] = self.clap.text(captions)
+        return self._texts[key]
+
     @torch.no_grad()
     def _generate(
         self, candidate: Candidate, ids: Sequence[str], prompts: list[str]
-    ) -> tuple[Tensor, Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, float]]:
         seeds = [clip_seed(self.seed, clip_id) for clip_id in ids]
         noise = initial_noise(seeds, candidate.latent_shape, self.device)
         clock = [self._now()]
-        cond_BD = candidate.encode(prompts)
+        condition = candidate.encode(prompts)
         clock.append(self._now())
-        latents = candidate.sample(cond_BD, noise, seeds)
+        latents = candidate.sample(condition, noise, seeds)
         clock.append(self._now())
         waveforms = candidate.decode(latents)
         clock.append(self._now())
         self._require_sound(candidate, waveforms, ids)
         spent = {name: b - a for name, a, b in zip(("text", "sampler", "decode"), clock, clock[1:], strict=False)}
-        return waveforms, cond_BD, spent
+        return waveforms, spent
 
     @staticmethod
     def _require_sound(candidate: Candidate, waveforms: Tensor, ids: Sequence[str]) -> None:
@@ -255,6 +276,7 @@ class Evaluator:
             "model": candidate.model,
             "steps": candidate.steps,
             "guidance_scale": candidate.guidance_scale,
+            **({} if candidate.sampler is None else {"sampler": str(candidate.sampler)}),
             "network_calls": None if calls is None else round(calls, 6),
         }
         row |= {key: value for key, value in figures.items() if key != "n"}

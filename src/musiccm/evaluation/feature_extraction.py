@@ -20,10 +20,12 @@ class Features(NamedTuple):
     Args:
         embeddings: What each network gives, by its name.
         clap_BD: CLAP's audio embeddings, `[B, D]`; None where CLAP does not listen.
+        text_audio_BD: Those of another CLAP, where text-audio similarity is measured by one; None for `clap_BD`.
     """
 
     embeddings: dict[str, Embeddings]
     clap_BD: Tensor | None
+    text_audio_BD: Tensor | None = None
 
 
 class FeatureExtractor(nn.Module):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from musiccm.errors import MusiccmError
+from musiccm.evaluation.text_audio import bundle_clap
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import TRAINING_INDEX
 from musiccm.similarity.clap_windows import CLAP_PARTS
@@ -78,13 +79,17 @@ def galleries_of(data: Any, bundle: Bundle, names: Sequence[str] = (ALL,)) -> Ga
         names: A gallery a column: `all`, `teacher`, or one of the experiment's corpora. The first is `sim_aa_*` itself.
 
     Returns:
-        The galleries; None, with a warning, where the data module has no embeddings of its training clips.
+        The galleries; None, with a warning, where the data module has no embeddings of its training clips, or the
+        bundle no CLAP to embed the generated ones.
 
     Raises:
         MusiccmError: No name, one twice or unknown, or an index that cannot be used.
     """
     if not hasattr(data, "train_clap_audio"):
         log.warning("evaluation: the data module has no embeddings of the training clips; SIM_AA is left out")
+        return None
+    if bundle_clap(bundle) is None:
+        log.warning("evaluation: %s brings no CLAP with an audio tower; SIM_AA is left out", bundle.path.name)
         return None
     ids, rows_ND = data.train_clap_audio()
     index = bundle_index(bundle)

@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from musiccm.evaluation.candidates import MODELS
+from musiccm.evaluation.candidates import compared_model, place_of
 from musiccm.files import write_atomically, write_json
 
 SCHEMA = 1
-NAMES = {"teacher": "teacher (DDIM, guided)", "student": "student, this run",
-         "student_fast": "student, fast decoder", "student_shipped": "student, shipped"}
 
 
 def sort_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -24,7 +22,7 @@ def sort_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         A sorted copy.
     """
-    return sorted(rows, key=lambda row: (MODELS.index(row["model"]), row["steps"]))
+    return sorted(rows, key=lambda row: (place_of(row["model"]), row["model"], row["steps"]))
 
 
 def write_results(
@@ -123,14 +121,15 @@ def format_table(
     fd = f"fd_{evaluator}"
     teachers = [row for row in rows if row["model"] == "teacher"]
     anchor = max(teachers, key=lambda row: row["steps"])[fd] if teachers else None
+    decoder = compared_model("teacher").decoder
     columns: list[tuple[str, Any]] = [
         ("model", lambda r: r["model"]),
         ("steps", lambda r: str(r["steps"])),
         ("calls", lambda r: _number(r.get("network_calls"), 0)),
         (fd, lambda r: _number(r[fd], 2)),
-        # The teacher's rows are by the original decoder: a ratio across decoders would be theirs, not the sampler's.
-        ("x teacher", lambda r: _number(
-            r[fd] / anchor if anchor and r[fd] is not None and r["model"] != "student_fast" else None, 2)),
+        # A ratio across decoders would be theirs, not the sampler's.
+        ("x teacher", lambda r: _number(r[fd] / anchor if anchor and r[fd] is not None
+                                        and compared_model(r["model"]).decoder == decoder else None, 2)),
         # A network that does not classify has neither.
         ("IS", lambda r: f"{_number(r.get(f'is_{evaluator}_mean'), 2)} ± {_number(r.get(f'is_{evaluator}_std'), 2)}"),
         ("KL", lambda r: _number(r.get(f"kl_{evaluator}"), 3)),
@@ -186,13 +185,14 @@ def plot_fd(path: Path, rows: Sequence[dict[str, Any]], evaluator: str = "tagger
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     ticks: set[float] = set()
-    for model, marker in zip(MODELS, "os^D", strict=True):
+    for name in dict.fromkeys(row["model"] for row in sort_rows(rows)):
         points = [(r["network_calls"], r[key], r["steps"]) for r in sort_rows(rows)
-                  if r["model"] == model and r.get("network_calls") and r[key] is not None]
+                  if r["model"] == name and r.get("network_calls") and r[key] is not None]
         if not points:
             continue
         calls, distances, steps = zip(*points, strict=True)
-        axes.plot(calls, distances, marker=marker, label=NAMES[model])
+        model = compared_model(name)
+        axes.plot(calls, distances, marker=model.marker, label=model.caption)
         for x, y, count in points:
             axes.annotate(f"{count}", (x, y), textcoords="offset points", xytext=(5, 5), fontsize=8)
         ticks.update(calls)

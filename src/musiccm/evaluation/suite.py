@@ -226,10 +226,12 @@ class MetricSuite(nn.Module):
     ) -> None:
         if ta is None and not self.columns:
             return
-        if features.clap_BD is None or (ta is not None and text_BD is None):
+        audio_BD = features.clap_BD if features.text_audio_BD is None else features.text_audio_BD
+        lacks = (audio_BD is None or text_BD is None) if ta is not None else False
+        if lacks or (self.columns and features.clap_BD is None):
             raise MusiccmError("text-audio similarity, SIM_AA: expected CLAP embeddings, found none; let CLAP listen")
         if ta is not None:
-            ta.update(text_BD, features.clap_BD, ids)
+            ta.update(text_BD, audio_BD, ids)
         for metric in sim_aa:
             metric.update(features.clap_BD, ids)
 

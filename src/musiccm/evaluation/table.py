@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from musiccm.audio import write_audio
-from musiccm.evaluation.candidates import Candidate
+from musiccm.evaluation.candidates import Candidate, compared_model
 from musiccm.evaluation.evaluator import Evaluator, Outcome
 from musiccm.evaluation.plots import save_mels
 from musiccm.evaluation.results import format_table, plot_fd, without_times, write_results
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 def run_table(
     evaluator: Evaluator,
     candidates: Sequence[Candidate],
-    heard: Sequence[str] = (),
+    panels: Sequence[str] = (),
     n_panels: int = 0,
     cache: RowCache | None = None,
     cache_key: Mapping[str, Any] | None = None,
@@ -37,10 +37,10 @@ def run_table(
     Args:
         evaluator: With its reference set.
         candidates: What to score.
-        heard: Labels of the candidates, such as `teacher@50`, whose first clips are handed back as waveforms.
+        panels: Labels of the candidates, such as `teacher@50`, whose first clips are handed back as waveforms.
         n_panels: How many clips of each.
         cache: Where teachers' rows are kept.
-        cache_key: What they depend on beside model, steps and guidance.
+        cache_key: What they depend on beside model, steps, sampler and guidance.
         share: Gives every rank what rank zero found in the cache, so that all take the same way.
         writes: Whether this process fills the cache: rank zero, whose files are looked up.
         limit: See `Evaluator.run`.
@@ -50,9 +50,10 @@ def run_table(
     """
     outcomes: dict[str, Outcome] = {}
     for candidate in candidates:
-        keep = n_panels if candidate.label in heard else 0
-        keyed = cache if candidate.model == "teacher" else None
-        key = {"model": candidate.model, "steps": candidate.steps, "guidance_scale": candidate.guidance_scale}
+        keep = n_panels if candidate.label in panels else 0
+        keyed = cache if compared_model(candidate.model).teacher else None
+        key = {"model": candidate.model, "steps": candidate.steps, "guidance_scale": candidate.guidance_scale,
+               "sampler": str(candidate.sampler)}
         key |= dict(cache_key or {})
         found = share(keyed.get(key) if keyed else None)
         if found is not None:

@@ -60,7 +60,7 @@ def read_clip(pipeline: MusicModel, path: str | Path) -> Clip:
     Channels are averaged and the level set as in training: mean removed, peak 0.5.
 
     Args:
-        pipeline: The model that is to hear it.
+        pipeline: The model that edits it.
         path: The file.
 
     Returns:
@@ -92,7 +92,6 @@ class Editor:
         noise_seed: Of the new music.
         steps: See `Pipeline.__call__`.
         guidance_scale: See `Pipeline.__call__`.
-        gamma: See `Pipeline.__call__`.
         overlap: See `compose`.
         fusion: See `compose`.
         batch_size: See `compose`.
@@ -105,7 +104,6 @@ class Editor:
         noise_seed: int,
         steps: int | None = None,
         guidance_scale: float | None = None,
-        gamma: float | None = None,
         overlap: float | None = None,
         fusion: str | None = None,
         batch_size: int = 8,
@@ -113,7 +111,7 @@ class Editor:
     ) -> None:
         self.pipeline = pipeline
         self.noise_seed = noise_seed
-        self.steps, self.guidance_scale, self.gamma = steps, guidance_scale, gamma
+        self.steps, self.guidance_scale = steps, guidance_scale
         self.overlap, self.fusion, self.batch_size = overlap, fusion, batch_size
         self.sampler = sampler
 
@@ -195,7 +193,7 @@ class Editor:
         return self._edited(piece, made, torch.zeros(length, dtype=torch.bool))
 
     def _piece(self, prompts: Prompts, duration_s: float, strength: float = 1.0) -> Piece:
-        stepper = self.pipeline.stepper(self.steps, self.guidance_scale, self.gamma, strength, self.sampler)
+        stepper = self.pipeline.stepper(self.steps, self.guidance_scale, strength, self.sampler)
         return Piece.of(self.pipeline, prompts, duration_s, stepper, self.noise_seed, self.overlap, self.fusion)
 
     @torch.no_grad()

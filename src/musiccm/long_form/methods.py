@@ -31,7 +31,6 @@ class LongMusic:
         overlap: float | None = None,
         fusion: str | None = None,
         guidance_scale: float | None = None,
-        gamma: float | None = None,
         sampler: SamplerSpec | None = None,
         batch_size: int = 8,
     ) -> Tensor:
@@ -45,7 +44,6 @@ class LongMusic:
             overlap: Shared part of neighbouring windows, from 0 to below 1.
             fusion: `uniform`, `triangular` or `swap`.
             guidance_scale: See `Pipeline.__call__`.
-            gamma: See `Pipeline.__call__`.
             sampler: See `Pipeline.__call__`.
             batch_size: Windows a network call.
 
@@ -55,7 +53,7 @@ class LongMusic:
         Raises:
             MusiccmError: As `Pipeline.__call__`; and for a text that no window would hear.
         """
-        stepper = self._model.stepper(steps, guidance_scale, gamma, sampler=sampler)
+        stepper = self._model.stepper(steps, guidance_scale, sampler=sampler)
         return compose(self._model, prompts, duration_s, stepper,
                        sample_seeds(seed, 1)[0], overlap=overlap, fusion=fusion, batch_size=batch_size)
 
@@ -69,7 +67,6 @@ class LongMusic:
         overlap: float | None = None,
         fusion: str | None = None,
         guidance_scale: float | None = None,
-        gamma: float | None = None,
         sampler: SamplerSpec | None = None,
     ) -> MusicStream:
         """Make the piece that `compose` makes, and give its sound while it is made, in constant memory.
@@ -82,7 +79,6 @@ class LongMusic:
             overlap: See `compose`.
             fusion: See `compose`.
             guidance_scale: See `Pipeline.__call__`.
-            gamma: See `Pipeline.__call__`.
             sampler: See `Pipeline.__call__`.
 
         Returns:
@@ -93,7 +89,7 @@ class LongMusic:
         """
         if duration_s is not None:
             check_duration(duration_s, MAX_STREAM_S, "None streams without end")
-        stepper = self._model.stepper(steps, guidance_scale, gamma, sampler=sampler)
+        stepper = self._model.stepper(steps, guidance_scale, sampler=sampler)
         noise_seed = sample_seeds(seed, 1)[0]
         return MusicStream(
             self._model, Piece.of(self._model, prompts, duration_s, stepper, noise_seed, overlap, fusion)
@@ -105,7 +101,7 @@ class LongMusic:
         Args:
             steps: See `Pipeline.__call__`.
             seed: See `Pipeline.__call__`.
-            **options: `guidance_scale`, `gamma`, `sampler`, `overlap`, `fusion`, `batch_size`, as `compose` takes them.
+            **options: `guidance_scale`, `sampler`, `overlap`, `fusion`, `batch_size`, as `compose` takes them.
 
         Returns:
             The editor.

@@ -1,4 +1,4 @@
-"""What long music, streams and edits need of a model, whichever system it is of."""
+"""What long music, streams, edits and evaluation need of a model, whichever system it is of."""
 
 from __future__ import annotations
 
@@ -7,18 +7,27 @@ from typing import Any, Protocol
 import torch
 
 from musiccm.models.codec import LatentCodec
-from musiccm.samplers import Stepper
+from musiccm.samplers import SamplerSpec, Stepper
 
 
 class MusicModel(Protocol):
     """A model that makes music from text by denoising latents; `Pipeline` is one."""
 
-    codec: LatentCodec
-    conditioner: Any
-    """Has `prompts(list[str]) -> [B, D]`."""
-    device: torch.device
-    latent_shape: tuple[int, int, int]
-    """`(C, T, F)` of a clip of the trained length."""
+    @property
+    def codec(self) -> LatentCodec:
+        """Between latents and sound."""
+
+    @property
+    def conditioner(self) -> Any:
+        """Has `text(list[str])`, `prompts(list[str])`, both to a batch of `AnyCondition`, and `null(B)`."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """`(C, T, F)` of a clip of the trained length."""
 
     @property
     def sample_rate_hz(self) -> int:
@@ -36,8 +45,7 @@ class MusicModel(Protocol):
         self,
         steps: int | None = None,
         guidance_scale: float | None = None,
-        gamma: float | None = None,
         strength: float = 1.0,
-        sampler: Any = None,
+        sampler: SamplerSpec | None = None,
     ) -> Stepper:
         """The model's sampler at work: network, noise levels and rule; see `Pipeline.stepper`."""

@@ -1,9 +1,7 @@
 """Samplers over the denoiser contract, by name, and pieces of any length sampled crop by crop."""
 
-from musiccm.samplers.base import Sampler, StepCallback, Stepper, renoise
+from musiccm.samplers.base import Guidance, Sampler, StepCallback, Stepper, renoise
 from musiccm.samplers.crops import FUSIONS, Crops, fade_profile, fusion_profile
-from musiccm.samplers.ddim import sample_ddim, trailing_timesteps
-from musiccm.samplers.few_step import sample_few_step
 from musiccm.samplers.noise import INITIAL, FrameNoise, NoiseFn, sample_noise, sample_seeds, seeded_noise_fn
 from musiccm.samplers.rules import (
     SAMPLERS,
@@ -16,6 +14,7 @@ from musiccm.samplers.rules import (
     make_sampler,
 )
 from musiccm.samplers.shared_restricted import CondOf, SharedProcess, needed_crops, sample_shared
+from musiccm.samplers.steppers import student_stepper, suited_sampler, teacher_stepper, trailing_timesteps
 from musiccm.samplers.wavefront import Wavefront
 
 __all__ = [
@@ -27,6 +26,7 @@ __all__ = [
     "Ddim",
     "DpmSolver",
     "FrameNoise",
+    "Guidance",
     "Heun",
     "Lcm",
     "NoiseFn",
@@ -42,11 +42,12 @@ __all__ = [
     "make_sampler",
     "needed_crops",
     "renoise",
-    "sample_ddim",
-    "sample_few_step",
     "sample_noise",
     "sample_seeds",
     "sample_shared",
     "seeded_noise_fn",
+    "student_stepper",
+    "suited_sampler",
+    "teacher_stepper",
     "trailing_timesteps",
 ]

@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 from abc import ABC
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from musiccm.diffusion import AnyCondition, BoundDenoise, ConsistencyFunction, NoiseProcess, compute_dtype, to_eps
+from musiccm.diffusion import (
+    AnyCondition,
+    BoundDenoise,
+    ConsistencyFunction,
+    NoiseProcess,
+    compute_dtype,
+    to_eps,
+    with_guidance,
+)
 from musiccm.errors import MusiccmError
 from musiccm.samplers.noise import NoiseFn
 
@@ -66,6 +74,16 @@ class Sampler(ABC):
     """Whether it suits a denoiser, which is exact only for the mean."""
     memoryless: ClassVar[bool] = True
 
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Its name and fields, as `make_sampler` takes them and a file keeps them."""
+        return {"name": self.name} | {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __str__(self) -> str:
+        own = [(key, value) for key, value in self.spec.items() if key != "name"]
+        return ", ".join([self.name, *(f"{key} {f'{value:g}' if isinstance(value, float) else value}"
+                                       for key, value in own)])
+
     def share(self, process: NoiseProcess, t_next: int) -> float:
         """Share of fresh noise, in [0, 1], in what is added on the way to `t_next`."""
         return 0.0
@@ -112,8 +130,8 @@ class Sampler(ABC):
 
     def _fresh(self, noise_fn: NoiseFn | None, step: int) -> Tensor:
         if noise_fn is None:
-            raise MusiccmError(f"sampling noise: the sampler {self.name} draws fresh noise; expected a generator or a "
-                               "noise_fn, found neither.")
+            raise MusiccmError(f"sampling noise: the sampler {self.name} draws fresh noise; expected a noise_fn, "
+                               "found none")
         return noise_fn(step)
 
 
@@ -123,32 +141,61 @@ def check_gamma(gamma: float) -> None:
     Raises:
         MusiccmError: `gamma` is not in [0, 1].
     """
-    if not 0.0 <= gamma <= 1.0:
-        raise MusiccmError(f"gamma: expected a number in [0, 1], found {gamma}.")
+    if isinstance(gamma, bool) or not isinstance(gamma, int | float) or not 0.0 <= gamma <= 1.0:
+        raise MusiccmError(f"gamma: expected a number in [0, 1], found {gamma!r}.")
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance of a teacher.
+
+    Args:
+        null: `(B) -> null conditions`, a batch of B or 1.
+        scale: The usual scale; 1 is no guidance.
+    """
+
+    null: Callable[[int], AnyCondition]
+    scale: float
 
 
 @dataclass(frozen=True)
 class Stepper:
-    """A sampler at work: which network, at which noise levels, by which rule.
+    """A sampler at work: which network, at which noise levels, by which rule, under which guidance.
 
     Args:
-        f: `(z, t, cond) -> x0`: a consistency function, or a (guided) teacher.
+        network: `(z, t, cond) -> x0`: a consistency function, or a teacher.
         process: The noise process that it was trained with.
-        timesteps: Strictly descending; the caller has held them against the training grid.
+        timesteps: Strictly descending; `student_stepper` and `teacher_stepper` choose them.
         sampler: The rule.
+        guidance: A teacher's; None for none.
     """
 
-    f: ConsistencyFunction
+    network: ConsistencyFunction
     process: NoiseProcess
     timesteps: Sequence[int]
     sampler: Sampler
+    guidance: Guidance | None = None
 
-    def sample(self, cond_BD: AnyCondition, noise_BCTF: Tensor, noise_fn: NoiseFn | None = None) -> Tensor:
+    def f(self, z: Tensor, t: Tensor, cond_BD: AnyCondition) -> Tensor:
+        """One guided estimate of x0: one network call, of (condition, null) pairs where it is guided."""
+        return self._bound(cond_BD)(z, t)
+
+    def _bound(self, cond_BD: AnyCondition) -> BoundDenoise:
+        if self.guidance is None or self.guidance.scale == 1.0:
+            return with_guidance(self.network, cond_BD)
+        return with_guidance(self.network, cond_BD, self.guidance.null(len(cond_BD)), self.guidance.scale)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        cond_BD: AnyCondition,
+        noise_BCTF: Tensor,
+        noise_fn: NoiseFn | None = None,
+        callback: StepCallback | None = None,
+    ) -> Tensor:
         """Sample a batch of clips; see `Sampler.sample`."""
-        def bound(z: Tensor, t: Tensor) -> Tensor:
-            return self.f(z, t, cond_BD)
-
-        return self.sampler.sample(bound, self.process, noise_BCTF, self.timesteps, noise_fn)
+        return self.sampler.sample(
+            self._bound(cond_BD), self.process, noise_BCTF, self.timesteps, noise_fn, callback)
 
     def needs_no_memory(self) -> Stepper:
         """Itself, for those that take steps one by one.

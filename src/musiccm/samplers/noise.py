@@ -9,8 +9,6 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from musiccm.errors import MusiccmError
-
 NoiseFn: TypeAlias = Callable[[int], Tensor]
 """`noise_fn(step) -> eps_BCTF`, the fresh noise that is added after step 0, 1, ..."""
 
@@ -85,7 +83,7 @@ def sample_seeds(seed: int, count: int) -> list[int]:
 
 
 def seeded_noise_fn(seeds: Sequence[int], shape_CTF: Sequence[int]) -> NoiseFn:
-    """A `noise_fn` over `sample_noise`, for `sample_few_step`.
+    """A `noise_fn` over `sample_noise`, for samplers.
 
     Args:
         seeds: one seed a sample.
@@ -95,27 +93,3 @@ def seeded_noise_fn(seeds: Sequence[int], shape_CTF: Sequence[int]) -> NoiseFn:
         `step -> eps_BCTF`.
     """
     return lambda step: sample_noise(seeds, shape_CTF, step)
-
-
-def resolve_noise_fn(shape: torch.Size, generator: torch.Generator | None, noise_fn: NoiseFn | None) -> NoiseFn:
-    """Make a `noise_fn` of whichever of the two sources the caller gave.
-
-    Args:
-        shape: shape of one step's noise.
-        generator: draws in step order, on its own device.
-        noise_fn: used as it is.
-
-    Returns:
-        `step -> eps` of that shape.
-
-    Raises:
-        MusiccmError: if neither or both are given: noise must never come from a hidden global source.
-    """
-    if (generator is None) == (noise_fn is None):
-        found = "neither" if generator is None else "both"
-        raise MusiccmError(f"sampling noise: expected either a generator or a noise_fn, found {found}.")
-    if noise_fn is not None:
-        return noise_fn
-    assert generator is not None
-    source = generator
-    return lambda step: torch.randn(shape, generator=source, device=source.device)

@@ -194,7 +194,7 @@ def make_sampler(spec: SamplerSpec, gamma: float | None = None) -> Sampler:
     if not isinstance(spec, Sampler):
         options = {"name": spec} if isinstance(spec, str) else dict(spec)
         name = options.pop("name", None)
-        if name not in SAMPLERS:
+        if not isinstance(name, str) or name not in SAMPLERS:
             raise MusiccmError(f"sampler: expected one of {', '.join(SAMPLERS)}, found {name!r}")
         known = [field.name for field in fields(SAMPLERS[name])]
         unknown = sorted(set(options) - set(known))

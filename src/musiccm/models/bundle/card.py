@@ -12,6 +12,7 @@ import yaml
 
 from musiccm.diffusion import sampling_timesteps
 from musiccm.files import write_text
+from musiccm.models.bundle.student_record import recorded_sampler
 
 FRONT_MATTER = {
     "library_name": "musiccm",
@@ -88,7 +89,7 @@ def _in_diffusers(record: Mapping[str, Any], latent_shape: Sequence[int], base: 
         return ""
     return f"""## In diffusers
 
-Between its steps diffusers' `{name}` adds nothing but fresh noise. That is gamma 1; {_gamma(record["gamma"])}
+Between its steps diffusers' `{name}` adds nothing but fresh noise. That is gamma 1; {_own(recorded_sampler(record))}
 
 ```python
 {_snippet(name, levels, step, latent_shape, base, tokens)}
@@ -96,10 +97,14 @@ Between its steps diffusers' `{name}` adds nothing but fresh noise. That is gamm
 """
 
 
-def _gamma(gamma: float) -> str:
-    if gamma == 1.0:
+def _own(sampler: Mapping[str, Any]) -> str:
+    """The student's own sampler, beside diffusers'."""
+    if sampler == {"name": "lcm", "gamma": 1.0}:
         return "so does `musiccm` by default, and the two agree."
-    return f"`musiccm` takes\ngamma {gamma:g} by default, and agrees with diffusers at `--gamma 1`."
+    if sampler["name"] == "lcm":
+        return f"`musiccm` takes\ngamma {sampler['gamma']:g} by default, and agrees with diffusers at `--gamma 1`."
+    return (f"`musiccm` samples\nby {sampler['name']} by default, and agrees with diffusers at "
+            "`--sampler lcm --gamma 1`.")
 
 
 @dataclass(frozen=True)
@@ -161,12 +166,13 @@ with torch.no_grad():
 
 
 def _how_measured(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
-    """What the columns `decoder` and `gamma` say, where there are such, and the notes."""
+    """What the columns `decoder` and `sampler` say, where there are such, and the notes."""
     said = "".join(f"\n{note}.\n" for note in notes)
     if not any("decoder" in row for row in rows):
         return said
-    gammas = sorted({row["gamma"] for row in rows if row.get("gamma") is not None})
+    gammas = sorted({row["gamma"] for row in rows if row.get("gamma") is not None})  # of version 0.1
     taken = f"; the student's rows were taken at gamma {', '.join(f'{gamma:g}' for gamma in gammas)}" if gammas else ""
+    taken += "; `sampler` is how they were sampled" if any("sampler" in row for row in rows) else ""
     return (f"\n`decoder` is what made sound of the latents: VAE decoder and vocoder (original), or the fast decoder "
             f"(fast){taken}.\n{said}")
 

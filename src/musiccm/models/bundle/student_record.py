@@ -27,6 +27,19 @@ def is_student(scheduler: Mapping[str, Any]) -> bool:
     return scheduler.get("_class_name") in STUDENT_SCHEDULERS.values()
 
 
+def recorded_sampler(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler that a student was exported with, as `make_sampler` takes it.
+
+    Args:
+        record: `distillation` of its `musiccm.json`; exports of version 0.1 state the `gamma` of `lcm` alone.
+
+    Returns:
+        Its name and fields.
+    """
+    stated = record.get("sampler", {"name": "lcm", "gamma": record.get("gamma", 1.0)})
+    return dict(stated) if isinstance(stated, Mapping) else {"name": stated}
+
+
 def sampler_record(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     """What a student records of the sampler that it was trained for.
 

@@ -1,0 +1,139 @@
+"""From a network to a sampler at work: which timesteps a student or a teacher is sampled at, and what suits it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+
+from musiccm.diffusion import (
+    AnyCondition,
+    ConsistencyFunction,
+    Denoise,
+    NoiseProcess,
+    refuse_guidance,
+    sampling_timesteps,
+)
+from musiccm.errors import MusiccmError
+from musiccm.samplers.base import Guidance, Sampler, Stepper
+from musiccm.samplers.rules import SAMPLERS, SamplerSpec, make_sampler
+
+STUDENT_SAMPLER, TEACHER_SAMPLER = "lcm", "ddim"
+
+
+def trailing_timesteps(steps: int, num_train_timesteps: int) -> list[int]:
+    """Evenly spaced timesteps that start at the noisiest level: 999, 979, ..., 19 for 50 of 1000.
+
+    The `trailing` spacing of diffusers (arXiv 2305.08891, table 2), the best of the usual ones at few steps.
+
+    Args:
+        steps: number of steps.
+        num_train_timesteps: number of noise levels.
+
+    Returns:
+        Descending timesteps.
+
+    Raises:
+        MusiccmError: if `steps` is not a whole number from 1 to half of `num_train_timesteps`.
+    """
+    # With more steps the lowest timestep would be 0, which as the target of a jump means clean already.
+    most = num_train_timesteps // 2
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
+        raise MusiccmError(f"steps: expected a whole number from 1 to {most}, found {steps!r}.")
+    return [round((steps - i) * num_train_timesteps / steps) - 1 for i in range(steps)]
+
+
+def student_stepper(
+    f: ConsistencyFunction,
+    process: NoiseProcess,
+    grid: Tensor,
+    steps: int,
+    sampler: SamplerSpec = STUDENT_SAMPLER,
+    guidance_scale: float | None = None,
+    strength: float = 1.0,
+) -> Stepper:
+    """A distilled student at work, at timesteps of the grid that it was trained on.
+
+    Args:
+        f: The consistency function.
+        process: The noise process that it was trained with.
+        grid: Its training grid, ascending.
+        steps: Sampling steps, each one network call.
+        sampler: See `make_sampler`.
+        guidance_scale: Refused unless it is None or 1.
+        strength: Part of the noise levels that is gone through, from the cleanest up; below 1 to vary a clip.
+
+    Returns:
+        The stepper.
+
+    Raises:
+        MusiccmError: Guidance, more steps than the grid has, a strength out of range, or a sampler that does not suit
+            a student.
+    """
+    rule = suited_sampler(sampler, student=True)
+    refuse_guidance(guidance_scale)
+    sampling_timesteps(steps, grid)  # refuses what is off the whole grid
+    levels = grid[: max(1, round(_checked_strength(strength) * len(grid)))]
+    return Stepper(f, process, sampling_timesteps(min(steps, len(levels)), levels).tolist(), rule)
+
+
+def teacher_stepper(
+    denoise: Denoise,
+    process: NoiseProcess,
+    null: Callable[[int], AnyCondition],
+    steps: int,
+    guidance_scale: float,
+    sampler: SamplerSpec = TEACHER_SAMPLER,
+    strength: float = 1.0,
+) -> Stepper:
+    """A guided teacher at work, with trailing spacing; the last step lands on clean.
+
+    Args:
+        denoise: The teacher.
+        process: The noise process that it was trained with.
+        null: `(B) -> null conditions`.
+        steps: Sampling steps; each call of the sampler is one of the (condition, null) pair.
+        guidance_scale: The usual scale; at 1 the null branch is not computed.
+        sampler: See `make_sampler`.
+        strength: See `student_stepper`.
+
+    Returns:
+        The stepper.
+
+    Raises:
+        MusiccmError: Steps, scale or strength out of range, or a sampler that does not suit a teacher.
+    """
+    rule = suited_sampler(sampler, student=False)
+    timesteps = trailing_timesteps(steps, process.num_train_timesteps)
+    if not math.isfinite(guidance_scale):
+        raise MusiccmError(f"guidance_scale: expected a finite number, found {guidance_scale}")
+    last = timesteps[-max(1, round(_checked_strength(strength) * len(timesteps))) :]
+    return Stepper(denoise, process, last, rule, Guidance(null, guidance_scale))
+
+
+def suited_sampler(spec: SamplerSpec, student: bool) -> Sampler:
+    """The sampler that a configuration names, where it suits the kind of model.
+
+    Args:
+        spec: See `make_sampler`.
+        student: Whether the model is a distilled student, and not a teacher.
+
+    Returns:
+        The sampler.
+
+    Raises:
+        MusiccmError: As `make_sampler`; or it does not suit the model.
+    """
+    sampler = make_sampler(spec)
+    if not (sampler.students if student else sampler.teachers):
+        fitting = [name for name, kind in SAMPLERS.items() if (kind.students if student else kind.teachers)]
+        raise MusiccmError(f"sampler: the model is a {'distilled student' if student else 'teacher'}, which "
+                           f"{', '.join(fitting)} sample, found {sampler.name}")
+    return sampler
+
+
+def _checked_strength(strength: float) -> float:
+    if not 0.0 < strength <= 1.0:
+        raise MusiccmError(f"strength: expected a number above 0 and up to 1, found {strength}")
+    return strength
