@@ -29,6 +29,7 @@ from musiccm.evaluation.candidates import Candidate, fast_students, students, te
 from musiccm.evaluation.clip_budget import ClipBudget
 from musiccm.evaluation.evaluator import Evaluator
 from musiccm.evaluation.galleries import ALL, Galleries, described, galleries_of, warn_of_training_clips
+from musiccm.evaluation.registry import find, metric_row, optional_metrics
 from musiccm.evaluation.row_cache import RowCache, machine
 from musiccm.evaluation.shipped import check_shipped, shipped_candidates
 from musiccm.evaluation.table import run_table, write_samples, write_table
@@ -70,8 +71,10 @@ class Evaluation(pl.Callback):
         cache_dir: Where the teacher's rows are kept, below the trainer's root folder; None keeps none.
         embedders: Networks that listen, see `load_embedder`; figures are named after them, the table shows the first.
         weights: Files of those that the bundle does not bring, by name; others are looked for in `MUSICCM_WEIGHTS`.
-        kad: Those of them that also give a kernel distance.
-        fd_inf: Those of them that also give FD-infinity in the table; it takes 15 distances a row.
+        metrics: Those of them that also give a metric, by the metric's name: `{mauve: [tagger]}`; the names are those
+            that docs/metrics.md calls optional. Slow ones stand in the table alone, and not in validations.
+        kad: Short for `metrics: {kad: [...]}`.
+        fd_inf: Short for `metrics: {fd_inf: [...]}`.
         galleries: What SIM_AA compares with, a column each: `all`, the experiment's training clips and those that the
             bundle says its teacher was trained on; `teacher`, the latter; or the name of a corpus of the experiment.
             The first is `sim_aa_90` and `sim_aa_95`, others are `sim_aa_90_<name>` and so on.
@@ -102,6 +105,7 @@ class Evaluation(pl.Callback):
         cache_dir: str | None = "lightning_logs/.teacher_rows",
         embedders: Sequence[str] = ("tagger",),
         weights: Mapping[str, str] | None = None,
+        metrics: Mapping[str, Sequence[str]] | None = None,
         kad: Sequence[str] = (),
         fd_inf: Sequence[str] = (),
         galleries: Sequence[str] = (ALL,),
@@ -119,10 +123,7 @@ class Evaluation(pl.Callback):
         if every_n_validations < 0:
             raise MusiccmError(f"evaluation.every_n_validations: expected 0, which is never, or more, found "
                                f"{every_n_validations}")
-        for name, asked in {"kad": kad, "fd_inf": fd_inf}.items():
-            if unknown := sorted(set(asked) - set(embedders)):
-                raise MusiccmError(f"evaluation.{name}: expected names among evaluation.embedders, {list(embedders)}, "
-                                   f"found {unknown}")
+        self.metrics = also_asked(metrics or {}, embedders, kad=kad, fd_inf=fd_inf)
         if not 0 <= gamma <= 1:
             raise MusiccmError(f"evaluation.gamma: expected a share from 0 to 1, found {gamma}")
         if time_budget_s is not None and not time_budget_s > 0:
@@ -135,7 +136,7 @@ class Evaluation(pl.Callback):
         self.val_limit, self.every_n_validations = val_limit, every_n_validations
         self.time_budget_s, self.cache_dir, self.progress = time_budget_s, cache_dir, progress
         self.embedders, self.weights = list(embedders), dict(weights or {})
-        self.kad, self.fd_inf, self.galleries = list(kad), list(fd_inf), list(galleries)
+        self.galleries = list(galleries)
         self._loaded: list[Embedder] = []
         self._watching: tuple[Evaluator, ClipBudget, Galleries | None] | None = None
         self._teacher_figures: dict[str, float] | None = None
@@ -206,7 +207,7 @@ class Evaluation(pl.Callback):
         seen = warn_of_training_clips(galleries, getattr(clips, "clips", ()), "test")
         if count < self.limit:
             log.warning("evaluation: %d test clips, fewer than the limit of %d", count, self.limit)
-        evaluator = self._evaluator(trainer, pl_module, clips, count, galleries, fd_inf=self.fd_inf)
+        evaluator = self._evaluator(trainer, pl_module, clips, count, galleries, table=True)
         candidates = teachers(pl_module, self.teacher_steps, self.guidance_scale)
         candidates += students(pl_module, self.steps, self.gamma)
         candidates += fast_students(pl_module, self.fast_steps, self.gamma)
@@ -286,11 +287,15 @@ class Evaluation(pl.Callback):
         count: int,
         galleries: Galleries | None,
         progress: bool = True,
-        **suite: Any,
+        table: bool = False,
     ) -> Evaluator:
+        networks = self._ears(pl_module)
+        named = dict(zip(self.embedders, (network.name for network in networks), strict=True))
+        also = {name: [named[network] for network in asked] for name, asked in self.metrics.items()
+                if table or not metric_row(name).slow}
         return build_evaluator(
-            trainer, pl_module, self._ears(pl_module), clips, count, galleries, self.seed, self.batch_size,
-            progress and self.progress, leaving_together(trainer, count), kad=self.kad, **suite,
+            trainer, pl_module, networks, clips, count, galleries, self.seed, self.batch_size,
+            progress and self.progress, leaving_together(trainer, count), also=also,
         )
 
     def _ears(self, pl_module: Any) -> list[Embedder]:
@@ -300,6 +305,36 @@ class Evaluation(pl.Callback):
 
     def _cache(self, trainer: pl.Trainer) -> RowCache:
         return RowCache(None if self.cache_dir is None else Path(trainer.default_root_dir) / self.cache_dir)
+
+
+def also_asked(
+    metrics: Mapping[str, Sequence[str]], embedders: Sequence[str], **short: Sequence[str]
+) -> dict[str, list[str]]:
+    """The optional metrics that are asked for.
+
+    Args:
+        metrics: Networks by the metric's name.
+        embedders: The networks that there are.
+        **short: The same, an argument a metric.
+
+    Returns:
+        Networks by the metric's name; a metric of no network is left out.
+
+    Raises:
+        MusiccmError: A metric that is not optional, or a network that is not among the embedders.
+    """
+    optional = [row.name for row in optional_metrics()]
+    if unknown := sorted(set(metrics) - set(optional)):
+        raise MusiccmError(f"evaluation.metrics: expected names among {optional}, found {unknown}; all others are "
+                           "taken without being asked for")
+    found: dict[str, list[str]] = {}
+    for where, asked in (("metrics.", metrics), ("", short)):
+        for name, networks in asked.items():
+            if unknown := sorted(set(networks) - set(embedders)):
+                raise MusiccmError(f"evaluation.{where}{name}: expected names among evaluation.embedders, "
+                                   f"{list(embedders)}, found {unknown}")
+            found[name] = list(dict.fromkeys([*found.get(name, []), *networks]))
+    return {name: networks for name, networks in found.items() if networks}
 
 
 def shares_of(data: Any, split: str, limit: int) -> dict[str, dict[str, int]]:
@@ -344,4 +379,4 @@ def logged(row: Mapping[str, Any]) -> dict[str, float]:
         Its figures, n and latency; those that are None are left out, as is chance, which stays what it is.
     """
     return {key: float(value) for key, value in row.items() if value is not None and key not in NOT_LOGGED
-            and not key.endswith("_chance")}
+            and not ((found := find(key)) and found.metric.scope == "attributes" and found.column.beside)}

@@ -174,8 +174,8 @@ class _Run:
         rate_hz = next(iter(folders["generated"].rates_hz))
         self.extractor = FeatureExtractor(embedders, None, rate_hz).to(device)
         self.classifies = self.extractor.classifies(device)
-        kad, fd_inf = (list(self.classifies) if name in task.also else [] for name in ("kad", "fd_inf"))
-        self.suite = MetricSuite(self.classifies, text=False, kad=kad, fd_inf=fd_inf).to(device)
+        also = {name: list(self.classifies) for name in task.also}
+        self.suite = MetricSuite(self.classifies, text=False, also=also).to(device)
         self.kept = {side: {name: FeatureSet() for name in self.classifies} for side in folders}
         self.paired, self.ambiguous = pair_folders(folders)
         self.text = None

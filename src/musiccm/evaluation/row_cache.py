@@ -17,8 +17,9 @@ from musiccm.files import write_json
 from musiccm.texts import load_json
 
 # The code that decides what a row says.
-SOURCES = ("audio", "diffusion", "models", "samplers", "embedders", "metrics", "similarity", 
-           *(f"evaluation/{name}.py" for name in ("candidates", "evaluator", "feature_extraction", "network", "suite")))
+SOURCES = ("audio", "diffusion", "models", "samplers", "embedders", "metrics", "similarity",
+           *(f"evaluation/{name}.py"
+             for name in ("candidates", "evaluator", "feature_extraction", "network", "registry", "suite")))
 LIBRARIES = ("torch", "diffusers", "transformers")
 
 
