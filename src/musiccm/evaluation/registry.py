@@ -19,6 +19,7 @@ from musiccm.metrics.frechet import FrechetDistance
 from musiccm.metrics.inception import InceptionScore
 from musiccm.metrics.kernel import KernelDistance
 from musiccm.metrics.kl import KLDivergence
+from musiccm.metrics.mauve import Mauve
 from musiccm.metrics.text_audio import TextAudioSimilarity
 from musiccm.similarity.sim_aa import SimAA
 
@@ -86,6 +87,8 @@ METRICS: tuple[MetricRow, ...] = (
               "the kernel distance, which small sets do not bias", log_scale=False),
     MetricRow("fd_inf", "sets", "lower", "rows", (Column("fd_inf_<net>", "fd_inf"),),
               partial(FrechetInfinity, **_KEPT), "the Frechet distance extrapolated to infinite n", slow=True),
+    MetricRow("mauve", "sets", "higher", "rows", (Column("mauve_<net>", "mauve", digits=3),), partial(Mauve, **_KEPT),
+              "MAUVE, the overlap of histograms over common clusters", log_scale=False),
     MetricRow("is", "generated", "higher", "logits",
               (Column("is_<net>_mean", "is_mean", "IS"), Column("is_<net>_std", "is_std", beside=True)),
               partial(InceptionScore, clips_a_split=2)),
