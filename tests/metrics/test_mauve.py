@@ -63,7 +63,8 @@ def test_histograms_give_what_the_authors_package_gives() -> None:
 
 
 @pytest.mark.parametrize(("n", "d", "shift", "theirs", "deviation"), [
-    (400, 8, 0.0, 0.964, 0.012), (400, 8, 0.3, 0.736, 0.034), (400, 8, 1.0, 0.0553, 0.0063), (200, 8, 0.5, 0.549, 0.048),
+    (400, 8, 0.0, 0.964, 0.012), (400, 8, 0.3, 0.736, 0.034), (400, 8, 1.0, 0.0553, 0.0063),
+    (200, 8, 0.5, 0.549, 0.048),
 ])
 def test_features_give_what_the_authors_package_gives(
     n: int, d: int, shift: float, theirs: float, deviation: float

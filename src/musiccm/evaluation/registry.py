@@ -129,12 +129,6 @@ class Found(NamedTuple):
     column: Column
     of: str
 
-    @property
-    def head(self) -> str:
-        """How tables that are of one network call it."""
-        head = self.column.head
-        return self.column.key.replace("<net>", self.of) if head is None else head.format(self.of)
-
 
 def metric_row(name: str) -> MetricRow:
     """A metric by its name.
@@ -187,9 +181,23 @@ def direction(key: str) -> Direction | None:
 
 
 def with_arrow(head: str, key: str) -> str:
-    """A head of a table with an arrow to where its numbers are better."""
+    """A head of a table with an arrow to where the numbers of a key are better."""
     better = direction(key)
     return head if better is None else f"{head} {ARROWS[better]}"
+
+
+def head_of(key: str, evaluator: str = "") -> str:
+    """How a table calls a number, with an arrow to where it is better.
+
+    Args:
+        key: The number's key in the rows.
+        evaluator: The network that the table is of; others' numbers are called by their whole key.
+    """
+    found = find(key)
+    other = found is None or ("<net>" in found.column.key and found.of != evaluator) or (
+        "<gallery>" in found.column.key and found.of)
+    head = None if other or found is None else found.column.head
+    return with_arrow(key if head is None or found is None else head.format(found.of), key)
 
 
 def shown_keys(rows: Iterable[Mapping[str, Any]]) -> list[str]:
