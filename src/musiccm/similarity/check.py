@@ -19,10 +19,9 @@ from musiccm.device import choose_device
 from musiccm.errors import MusiccmError
 from musiccm.files import write_json
 from musiccm.models.bundle import Bundle
-from musiccm.similarity.clap_windows import CLAP_PARTS, ClapWindows, middle
+from musiccm.similarity.clap_windows import CLAP_PARTS, CONDITIONER_PARTS, ClapWindows, middle
 from musiccm.similarity.folder_features import FolderFeatures, embed_folder
 from musiccm.similarity.index import TrainingIndex
-from musiccm.similarity.indexing import CONDITIONER_PARTS
 from musiccm.similarity.mel_match import MelMatcher
 from musiccm.similarity.nearest import Neighbours, Queries, nearest_clips
 from musiccm.similarity.page import write_page

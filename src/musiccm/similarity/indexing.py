@@ -25,13 +25,11 @@ from musiccm.errors import MusiccmError
 from musiccm.locks import locked_folder
 from musiccm.models.bundle import Bundle
 from musiccm.progress import Progress
-from musiccm.similarity.clap_windows import ClapWindows, FileWindows
+from musiccm.similarity.clap_windows import CONDITIONER_PARTS, ClapWindows, FileWindows
 from musiccm.similarity.index import TrainingIndex
 from musiccm.similarity.index_writer import PlannedClip, write_index
 from musiccm.terminal import say
 from musiccm.texts import escaped, read_json, require_utf8
-
-CONDITIONER_PARTS = ("text_encoder", "tokenizer", "feature_extractor")
 
 
 def prepare_index(args: argparse.Namespace) -> None:
