@@ -21,7 +21,7 @@ import torch
 
 from musiccm.commands._timing import alternating, peak_mib, row, seconds_of
 from musiccm.device import choose_device
-from musiccm.evaluation.folders import Task, evaluate
+from musiccm.evaluation.api import evaluate
 from musiccm.metrics import FrechetDistance, InceptionScore, KLDivergence
 
 CLIPS, SECONDS, RATE_HZ = 200, 10, 16000
@@ -133,8 +133,8 @@ def whole() -> list[dict]:
                     **calculate_isc(fake, "logits", rng_seed=2020, samples_shuffle=True, splits=10)}
 
         def run_ours() -> None:
-            task = Task(root / "generated", root / "reference", {"pann": str(checkpoint)}, device=device)
-            found["ours"] = evaluate(task)["figures"]
+            found["ours"] = evaluate(root / "generated", root / "reference", embedders={"pann": checkpoint},
+                                     device=device)
 
         times = {"ours": [seconds_of(run_ours)], "theirs": [seconds_of(run_theirs)]}
         pairs = {"fd_pann": "frechet_distance", "is_pann_mean": "inception_score_mean",

@@ -219,7 +219,8 @@ def test_an_evaluation(bundle: str, other: str) -> None:
         codec, conditioner = opened.codec("original").to(device), opened.conditioner().to(device)
         listener = FeatureExtractor([tagger], conditioner.audio, 16000)
         train = ["t0", "t1"], torch.eye(32)[:2]
-        suite = MetricSuite({"tagger": True}, train, listener.groups, splits=2, kad=["tagger"], fd_inf=["tagger"])
+        suite = MetricSuite({"tagger": True}, train, listener.groups, options={"is": {"splits": 2}},
+                            also={name: ["tagger"] for name in ("kad", "fd_inf")})
         evaluator = Evaluator(listener, suite, batch_size=4, device=device, progress=False)
         batch = waves()
         evaluator.set_reference([batch], conditioner.text, len(batch.ids))

@@ -16,18 +16,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from musiccm.embedders import load_embedder
     from musiccm.errors import MusiccmError
+    from musiccm.evaluation.api import evaluate
     from musiccm.models.bundle import Bundle
     from musiccm.pipeline import Pipeline
     from musiccm.systems.musiccm import MusicCM
 
 __version__ = "0.2.0"
-__all__ = ["Bundle", "MusicCM", "MusiccmError", "Pipeline", "load_embedder"]
+__all__ = ["Bundle", "MusicCM", "MusiccmError", "Pipeline", "evaluate", "load_embedder"]
 
 _HOMES = {
     "Bundle": "musiccm.models.bundle",
     "MusicCM": "musiccm.systems.musiccm",
     "MusiccmError": "musiccm.errors",
     "Pipeline": "musiccm.pipeline",
+    "evaluate": "musiccm.evaluation.api",
     "load_embedder": "musiccm.embedders",
 }
 

@@ -29,9 +29,9 @@ def test_seeds_are_averaged_and_experiments_kept_apart(tmp_path: Path, capsys: p
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     rows = {tuple(line[:3]): dict(zip(table[0], line, strict=True)) for line in table[2:]}
     demo, paper = rows["demo", "student", "4"], rows["paper", "student", "4"]
-    assert demo["runs"] == "2" and demo["fd_tagger"] == "24 ± 2.8"  # sqrt(((-2)^2 + 2^2) / 1)
+    assert demo["runs"] == "2" and demo["fd_tagger ↓"] == "24 ± 2.8"  # sqrt(((-2)^2 + 2^2) / 1)
     assert demo["x most steps"] == "1.2 ± 0.14" and demo["x equal calls"] == "0.6 ± 0.071"
-    assert paper["runs"] == "1" and paper["fd_tagger"] == "60" and paper["x most steps"] == "3"
+    assert paper["runs"] == "1" and paper["fd_tagger ↓"] == "60" and paper["x most steps"] == "3"
     assert rows["demo", "teacher", "50"]["x most steps"] == "1"
 
 
@@ -51,7 +51,7 @@ def test_times_are_those_of_the_run_and_of_one_machine(
             runs.append(str(folder))
         assert main(["compare", *runs]) == 0
         lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
-        place = lines[0].index("s/clip") if "s/clip" in lines[0] else None
+        place = lines[0].index("s/clip ↓") if "s/clip ↓" in lines[0] else None
         return [] if place is None else [line[place] for line in lines[2:]]
 
     assert times("a", "a") == ["1.5 ± 0.71"] * 3

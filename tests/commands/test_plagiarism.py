@@ -182,7 +182,7 @@ def test_training_audio_that_moved_is_told(world: Path, tmp_path: Path) -> None:
                  str(tmp_path / "out"), "--top", "1", "--train-clips", "0"]) == 0
     report = json.loads((tmp_path / "out" / "plagiarism.json").read_text())
     assert report["second_opinion"]["training_audio_unreadable"] == 4
-    assert "train_itself" not in report["rates"] and any("--reference" in note for note in report["notes"])
+    assert "train_itself" not in report["rates"] and any("as the reference" in note for note in report["notes"])
     (suspect, *_) = report["suspects"]
     assert suspect["correlation"] is None and suspect["audio"][1] is None and "missing" in suspect["unread"][0]
 

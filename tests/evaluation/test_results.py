@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.image import imread
 
-from musiccm.evaluation.results import at_chance, format_table, plot_fd, sort_rows, write_results
+from musiccm.evaluation.results import at_chance, format_table, sort_rows, write_plots, write_results
 
 
 def row(model: str, steps: int, fd: float, calls: float, **more: object) -> dict:
@@ -67,7 +67,7 @@ def test_attributes_stand_above_chance_and_those_that_nobody_can_tell_are_left_o
     assert at_chance(rows[0], references) == ["metre", "mode"]
     lines = format_table(rows, references, notes=["what it was compared with"]).splitlines()
     head, student, last = lines[0].split(), lines[2].split(), lines[3].split()
-    assert head[-3:] == ["drums", "s/clip", "n"] and not {"metre", "mode"} & set(head)
+    assert head[-5:] == ["drums", "↑", "s/clip", "↓", "n"] and not {"metre", "mode"} & set(head)
     assert student[-3] == "0.75" and last == ["chance", "0.28"]
     assert lines[3].rstrip().endswith("0.28") and lines[3].index("0.28") == lines[2].index("0.75"), "in its column"
     assert "left out, for the tagger cannot tell them: metre (real clips 0.875, chance 0.879), mode" in lines[-2]
@@ -85,11 +85,14 @@ def test_table_without_a_teacher_has_no_ratio() -> None:
 def test_plot_draws_each_model(tmp_path: Path) -> None:
     drawn = {}
     for name, rows in {"one": [r for r in ROWS if r["model"] == "teacher"], "all": ROWS}.items():
-        plot_fd(tmp_path / f"{name}.png", rows)
-        drawn[name] = imread(tmp_path / f"{name}.png")
+        (path,) = write_plots(tmp_path / name, rows)
+        drawn[name] = imread(path)
     assert drawn["all"].shape == drawn["one"].shape
     assert not np.array_equal(drawn["all"], drawn["one"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.png", "one.png"]
+    assert sorted(path.name for path in tmp_path.rglob("*.png")) == ["fd_against_calls.png"] * 2
+    more = [{**r, "kad_tagger": -0.1 * r["steps"], "mauve_tagger": 0.5, "kad_pann": 3.0} for r in ROWS]
+    assert [path.name for path in write_plots(tmp_path / "more", more)] == [
+        "fd_against_calls.png", "kad_against_calls.png", "mauve_against_calls.png"]
 
 
 def test_sorting_leaves_the_argument_alone() -> None:

@@ -46,7 +46,7 @@ def extractor(clap: bool = True) -> FeatureExtractor:
 
 def test_each_network_has_its_figures_and_its_rows() -> None:
     ears = extractor()
-    suite = MetricSuite(ears.classifies(), ([f"t{i}" for i in range(4)], REAL[:4, :3]), splits=5)
+    suite = MetricSuite(ears.classifies(), ([f"t{i}" for i in range(4)], REAL[:4, :3]), options={"is": {"splits": 5}})
     suite.update_reference(ears(REAL), REAL[:, :3], IDS)
     for part in (slice(0, 11), slice(11, N)):
         suite.update(ears(FAKE[part]), FAKE[part, :3], IDS[part])
@@ -121,7 +121,7 @@ def test_names_and_rows_that_cannot_be_are_refused() -> None:
 
     with pytest.raises(MusiccmError, match="wrong: expected counts and logits of 3 clips"):
         FeatureExtractor([Wrong("wrong")], None, 8000)(REAL[:3])
-    with pytest.raises(MusiccmError, match="expected logits for IS and KL"):
+    with pytest.raises(MusiccmError, match="expected logits for IS"):
         MetricSuite({"halves": True}, text=False).update(
             Features({"halves": Embeddings(REAL[:, :6], [1] * N)}, None), None, IDS
         )
@@ -129,7 +129,7 @@ def test_names_and_rows_that_cannot_be_are_refused() -> None:
 
 def test_one_clip_gives_what_one_clip_can_and_says_what_not(caplog: pytest.LogCaptureFixture) -> None:
     ears = extractor()
-    suite = MetricSuite(ears.classifies(), kad=["whole"], fd_inf=["halves"])
+    suite = MetricSuite(ears.classifies(), also={"kad": ["whole"], "fd_inf": ["halves"]})
     suite.update_reference(ears(REAL), REAL[:, :3], IDS)
     suite.update(ears(FAKE[:1]), FAKE[:1, :3], IDS[:1])
     row, _ = suite.compute()
@@ -145,7 +145,7 @@ def test_one_clip_gives_what_one_clip_can_and_says_what_not(caplog: pytest.LogCa
 
 def test_kernel_distance_and_extrapolation_where_asked_for() -> None:
     ears = extractor(clap=False)
-    suite = MetricSuite(ears.classifies(), text=False, kad=["halves"], fd_inf=["whole"])
+    suite = MetricSuite(ears.classifies(), text=False, also={"kad": ["halves"], "fd_inf": ["whole"]})
     suite.update_reference(ears(REAL), None, IDS)
     for part in (slice(0, 7), slice(7, N)):
         suite.update(ears(FAKE[part]), None, IDS[part])
@@ -158,7 +158,7 @@ def test_kernel_distance_and_extrapolation_where_asked_for() -> None:
     assert row["fd_inf_whole"] == pytest.approx(fd_inf.compute()["fd_inf"], rel=1e-9)
     assert "kad_whole" not in row and "fd_inf_halves" not in row
     with pytest.raises(MusiccmError, match="found .'pann'"):
-        MetricSuite(ears.classifies(), kad=["pann"])
+        MetricSuite(ears.classifies(), also={"kad": ["pann"]})
 
 
 def test_kl_is_of_the_pairs() -> None:

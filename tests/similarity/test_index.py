@@ -143,7 +143,7 @@ def test_another_corpus_or_clap_is_refused_by_reason(tmp_path: Path) -> None:
     write(tmp_path)
     for change in ({"corpus": "y"}, {"clap": "d" * 64}, {"hop_samples": 100}):
         (name,) = change
-        with pytest.raises(MusiccmError, match=f"{name} is .*--overwrite"):
+        with pytest.raises(MusiccmError, match=f"overwrite: .* {name} is "):
             write(tmp_path, key=change)
     assert write(tmp_path, key={"corpus": "y"}, overwrite=True).key["corpus"] == "y"
     with pytest.raises(MusiccmError, match="another CLAP"):

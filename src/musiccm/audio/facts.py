@@ -93,3 +93,20 @@ def scan_audio(path: str | Path, min_duration_s: float = 0.0, channel: str | int
     if facts.duration_s < min_duration_s:
         raise BadAudio(path, "too_short", f"{facts.duration_s:.2f} s, expected at least {min_duration_s:.2f} s")
     return facts
+
+
+def facts_of(waveform_S: np.ndarray, sample_rate_hz: int, channels: int) -> AudioFacts:
+    """`scan_audio`'s facts of samples that were decoded already.
+
+    Args:
+        waveform_S: The whole file, mono.
+        sample_rate_hz: Its rate.
+        channels: Channels of the file.
+
+    Returns:
+        The facts, the same to the bit.
+    """
+    tally = _Tally()
+    for first in range(0, len(waveform_S), _BLOCK_FRAMES):
+        tally.add(waveform_S[first : first + _BLOCK_FRAMES])
+    return tally.facts(sample_rate_hz, channels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,26 @@ def read_audio(
     return torch.from_numpy(waveform), rate
 
 
+def read_mixes(path: str | Path, channels: Sequence[str]) -> tuple[list[Tensor], int]:
+    """Decode a whole file once, and mix it in several ways.
+
+    Args:
+        path: A wav, flac, ogg or mp3 file.
+        channels: Of each mix `"mean"` or `"first"`, see `read_audio`.
+
+    Returns:
+        A `waveform_S` for each, float32 at the file's own rate, and that rate.
+
+    Raises:
+        BadAudio: The file is missing, unreadable, empty or holds NaN.
+    """
+    with open_audio(path) as file:
+        samples_SC = _finite_samples(file, -1, path)
+        if len(samples_SC) == 0:
+            raise BadAudio(path, "empty", "0 samples")
+        return [torch.from_numpy(_mix(samples_SC, channel, path)) for channel in channels], file.samplerate
+
+
 def read_range(path: str | Path, start: int, frames: int, channel: str | int = "mean") -> Tensor:
     """Decode `frames` samples from sample `start`, both at the file's own rate; mono, as `channel` says."""
     with open_audio(path) as file:
@@ -223,13 +244,17 @@ def next_frames(
     file: soundfile.SoundFile | Mp3File, frames: int, channel: str | int, path: str | Path
 ) -> np.ndarray:
     """Decode up to `frames` samples from where the file stands, to float32 mono; none at its end."""
+    return _mix(_finite_samples(file, frames, path), channel, path)
+
+
+def _finite_samples(file: soundfile.SoundFile | Mp3File, frames: int, path: str | Path) -> np.ndarray:
     try:
         samples_SC = file.read(frames, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         raise BadAudio(path, "unreadable", str(error).splitlines()[0]) from error
     if not np.isfinite(samples_SC).all():
         raise BadAudio(path, "nan")
-    return _mix(samples_SC, channel, path)
+    return samples_SC
 
 
 def write_audio(

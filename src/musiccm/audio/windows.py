@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -128,13 +129,39 @@ def read_window(
         BadAudio: The file changed since it was scanned, and cannot be used any more.
     """
     how = conversion or Conversion()
+    return cut_window(lambda first, frames: read_range(path, first, frames, how.channel), facts, length, sample_rate_hz,
+                      start, how)
+
+
+def cut_window(
+    read: Callable[[int, int], Tensor],
+    facts: AudioFacts,
+    length: int,
+    sample_rate_hz: int,
+    start: int | None = None,
+    conversion: Conversion | None = None,
+) -> Tensor:
+    """`read_window` of audio that comes from anywhere.
+
+    Args:
+        read: Gives `frames` samples from sample `first`, both at the audio's own rate; mono, `[frames]`.
+        facts: Of the same samples.
+        length: Samples in the window, at `sample_rate_hz`.
+        sample_rate_hz: Rate of the window.
+        start: First sample of the window at `sample_rate_hz`; None centres it.
+        conversion: Resampler and level; those of `Conversion()` if not given.
+
+    Returns:
+        The window, float32, shape [length].
+    """
+    how = conversion or Conversion()
     native_hz = facts.sample_rate_hz
     start = centred_start(resampled_length(facts, sample_rate_hz), length) if start is None else start
     if how.level == "resampled":
-        whole = resample(read_range(path, 0, facts.frames, how.channel), native_hz, sample_rate_hz, how.resampler)
+        whole = resample(read(0, facts.frames), native_hz, sample_rate_hz, how.resampler)
         return fixed_window(whole, length, start)
     if native_hz == sample_rate_hz:
-        window = read_range(path, start, min(length, facts.frames - start), how.channel) - facts.dc
+        window = read(start, min(length, facts.frames - start)) - facts.dc
     else:
         # Whole periods of both rates, so that the cut falls on the same phase of the filter as in the whole file.
         divisor = math.gcd(native_hz, sample_rate_hz)
@@ -144,7 +171,7 @@ def read_window(
         last = -(-(start + length) // step_out) + margin
         frames = min((last - first) * step_in, facts.frames - first * step_in)
         # The mean goes first: the filter would smear the step between it and the zeros beyond the end of the file.
-        wide = read_range(path, first * step_in, frames, how.channel) - facts.dc
+        wide = read(first * step_in, frames) - facts.dc
         window = resample(wide, native_hz, sample_rate_hz, how.resampler)[start - first * step_out :][:length]
     window = window * (PEAK / facts.peak)
     return torch.nn.functional.pad(window, (0, length - window.shape[-1]))

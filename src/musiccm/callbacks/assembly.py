@@ -17,6 +17,7 @@ from musiccm.errors import MusiccmError
 from musiccm.evaluation.distilled import Distilled
 from musiccm.evaluation.evaluator import Evaluator
 from musiccm.evaluation.galleries import Galleries
+from musiccm.evaluation.registry import find
 from musiccm.evaluation.row_cache import machine
 from musiccm.evaluation.suite import FeatureExtractor, MetricSuite
 from musiccm.evaluation.text_audio import MeasuringClap, bundle_clap
@@ -158,7 +159,7 @@ def real_distance(trainer: pl.Trainer, data: Any, evaluator: Evaluator, count: i
     found = evaluator.distance_of_real(*rank_loader(others, count, trainer, evaluator.batch_size))
     figures: dict[str, Any] = {}
     for key, value in found.items():
-        if key.startswith(("fd_", "kad_")):
+        if (metric := find(key)) is not None and metric.metric.scope == "sets":
             figures |= {f"{key}_real": value, f"n_{key}_real": found["n"]}
     return figures
 
@@ -187,7 +188,7 @@ def cache_key(
         "bundle": system.bundle.content_hash(),
         "embedders": {name: embedder.fingerprint for name, embedder in evaluator.extractor.embedders.items()},
         "text_audio": evaluator.clap.fingerprint if evaluator.clap else None,
-        "figures": {name: sorted(key for key, _ in network.named_children()) for name, network in networks.items()},
+        "metrics": {name: sorted(network.metrics) for name, network in networks.items()},
         "reference": references,
         "train": galleries.digest() if galleries else None,
         "seed": evaluator.seed,

@@ -32,6 +32,7 @@ from musiccm.evaluation.distilled import Distilled, as_distilled
 from musiccm.evaluation.evaluator import Evaluator
 from musiccm.evaluation.galleries import ALL, Galleries, described, galleries_of, warn_of_training_clips
 from musiccm.evaluation.packaged import check_packaged
+from musiccm.evaluation.registry import find, metric_row, optional_metrics
 from musiccm.evaluation.row_cache import RowCache, machine
 from musiccm.evaluation.table import run_table, write_samples, write_table
 from musiccm.evaluation.text_audio import MeasuringClap, measuring_clap, without_clap
@@ -77,8 +78,10 @@ class Evaluation(pl.Callback):
         cache_dir: Where the teacher's rows are kept, below the trainer's root folder; None keeps none.
         embedders: Networks that embed, see `load_embedder`; metrics are named after them, the table shows the first.
         weights: Files of those that the bundle does not bring, by name; others are looked for in `MUSICCM_WEIGHTS`.
-        kad: Those of them that also give a kernel distance.
-        fd_inf: Those of them that also give FD-infinity in the table; it takes 15 distances a row.
+        metrics: Those of them that also give a metric, by the metric's name: `{mauve: [tagger]}`; the names are those
+            that docs/metrics.md calls optional. Slow ones stand in the table alone, and not in validations.
+        kad: Short for `metrics: {kad: [...]}`.
+        fd_inf: Short for `metrics: {fd_inf: [...]}`.
         galleries: What SIM_AA compares with, a column each: `all`, the experiment's training clips and those that the
             bundle says its teacher was trained on; `teacher`, the latter; or the name of a corpus of the experiment.
             The first is `sim_aa_90` and `sim_aa_95`, others are `sim_aa_90_<name>` and so on.
@@ -114,6 +117,7 @@ class Evaluation(pl.Callback):
         cache_dir: str | None = "lightning_logs/.teacher_rows",
         embedders: Sequence[str] = ("tagger",),
         weights: Mapping[str, str] | None = None,
+        metrics: Mapping[str, Sequence[str]] | None = None,
         kad: Sequence[str] = (),
         fd_inf: Sequence[str] = (),
         galleries: Sequence[str] = (ALL,),
@@ -135,10 +139,7 @@ class Evaluation(pl.Callback):
         if every_n_validations < 0:
             raise MusiccmError(f"evaluation.every_n_validations: expected 0, which is never, or more, found "
                                f"{every_n_validations}")
-        for name, asked in {"kad": kad, "fd_inf": fd_inf}.items():
-            if unknown := sorted(set(asked) - set(embedders)):
-                raise MusiccmError(f"evaluation.{name}: expected names among evaluation.embedders, {list(embedders)}, "
-                                   f"found {unknown}")
+        self.metrics = also_asked(metrics or {}, embedders, kad=kad, fd_inf=fd_inf)
         check_models(more_models or {})
         for name in more_models or {}:
             if name in OPTIONS:
@@ -155,8 +156,7 @@ class Evaluation(pl.Callback):
         self.val_limit, self.every_n_validations = val_limit, every_n_validations
         self.time_budget_s, self.cache_dir, self.progress = time_budget_s, cache_dir, progress
         self.embedders, self.weights = list(embedders), dict(weights or {})
-        self.kad, self.fd_inf, self.galleries = list(kad), list(fd_inf), list(galleries)
-        self.text_audio = text_audio
+        self.galleries, self.text_audio = list(galleries), text_audio
         self._loaded: list[Embedder] = []
         self._clap: MeasuringClap | None = None
         self._watching: tuple[Evaluator, ClipBudget, Galleries | None] | None = None
@@ -235,7 +235,7 @@ class Evaluation(pl.Callback):
         seen = warn_of_training_clips(galleries, getattr(clips, "clips", ()), "test")
         if count < self.limit:
             log.warning("evaluation: %d test clips, fewer than the limit of %d", count, self.limit)
-        evaluator = self._evaluator(trainer, pl_module, clips, count, galleries, fd_inf=self.fd_inf)
+        evaluator = self._evaluator(trainer, pl_module, clips, count, galleries, table=True)
         steps = {name: getattr(self, option) for name, option in OPTIONS.items()} | self.more_models
         outcomes = run_table(
             evaluator,
@@ -312,13 +312,16 @@ class Evaluation(pl.Callback):
         count: int,
         galleries: Galleries | None,
         progress: bool = True,
-        **suite: Any,
+        table: bool = False,
     ) -> Evaluator:
         system = as_distilled(pl_module)
-        embedders = self._embedders(system)
+        networks = self._embedders(system)
+        named = dict(zip(self.embedders, (network.name for network in networks), strict=True))
+        also = {name: [named[network] for network in asked] for name, asked in self.metrics.items()
+                if table or not metric_row(name).slow}
         return build_evaluator(
-            trainer, system, embedders, self._clap, clips, count, galleries, self.seed, self.batch_size,
-            progress and self.progress, leaving_together(trainer, count), kad=self.kad, **suite,
+            trainer, system, networks, self._clap, clips, count, galleries, self.seed, self.batch_size,
+            progress and self.progress, leaving_together(trainer, count), also=also,
         )
 
     def _embedders(self, system: Distilled) -> list[Embedder]:
@@ -339,6 +342,36 @@ def _present_label(label: str) -> str:
     """A label with the present name of its model."""
     name, _, steps = label.partition("@")
     return f"{FORMER.get(name, name)}@{steps}"
+
+
+def also_asked(
+    metrics: Mapping[str, Sequence[str]], embedders: Sequence[str], **short: Sequence[str]
+) -> dict[str, list[str]]:
+    """The optional metrics that are asked for.
+
+    Args:
+        metrics: Networks by the metric's name.
+        embedders: The networks that there are.
+        **short: The same, an argument a metric.
+
+    Returns:
+        Networks by the metric's name; a metric of no network is left out.
+
+    Raises:
+        MusiccmError: A metric that is not optional, or a network that is not among the embedders.
+    """
+    optional = [row.name for row in optional_metrics()]
+    if unknown := sorted(set(metrics) - set(optional)):
+        raise MusiccmError(f"evaluation.metrics: expected names among {optional}, found {unknown}; all others are "
+                           "taken without being asked for")
+    found: dict[str, list[str]] = {}
+    for where, asked in (("metrics.", metrics), ("", short)):
+        for name, networks in asked.items():
+            if unknown := sorted(set(networks) - set(embedders)):
+                raise MusiccmError(f"evaluation.{where}{name}: expected names among evaluation.embedders, "
+                                   f"{list(embedders)}, found {unknown}")
+            found[name] = list(dict.fromkeys([*found.get(name, []), *networks]))
+    return {name: networks for name, networks in found.items() if networks}
 
 
 def shares_of(data: Any, split: str, limit: int) -> dict[str, dict[str, int]]:
@@ -383,4 +416,4 @@ def logged(row: Mapping[str, Any]) -> dict[str, float]:
         Its figures, n and latency; those that are None are left out, as is chance, which stays what it is.
     """
     return {key: float(value) for key, value in row.items() if value is not None and key not in NOT_LOGGED
-            and not key.endswith("_chance")}
+            and not ((found := find(key)) and found.metric.scope == "attributes" and found.column.beside)}

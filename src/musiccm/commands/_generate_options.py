@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from musiccm.errors import MusiccmError
 
@@ -48,8 +48,11 @@ def check_numbers(args: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def naming_options() -> Iterator[None]:
+def naming_options(options: Mapping[str, str] = OPTIONS) -> Iterator[None]:
     """Let errors of the library, which speaks of arguments, name the options that the arguments came from.
+
+    Args:
+        options: Of each argument, the command's option.
 
     Raises:
         MusiccmError: As raised within, under the option's name.
@@ -58,6 +61,6 @@ def naming_options() -> Iterator[None]:
         yield
     except MusiccmError as error:
         named = re.match(r"([a-z_]+): ", str(error))
-        if type(error) is not MusiccmError or named is None or named[1] not in OPTIONS:
+        if type(error) is not MusiccmError or named is None or named[1] not in options:
             raise
-        raise MusiccmError(f"{OPTIONS[named[1]]}: {str(error)[named.end():]}") from error
+        raise MusiccmError(f"{options[named[1]]}: {str(error)[named.end():]}") from error

@@ -29,7 +29,10 @@ def main(argv: list[str]) -> int:
         MusiccmError: A file that is no results.json, or runs that cannot stand in one table.
     """
     args = _parser().parse_args(argv)
-    say(markdown(compare([read_run(Path(run)) for run in args.runs])))
+    runs = [read_run(Path(run)) for run in args.runs]
+    say(markdown(compare(runs)))
+    if unknowable := sorted({group for run in runs for group in untold(run)}):
+        say(f"left out, for the tagger cannot tell them: {', '.join(unknowable)}")
     return 0
 
 
@@ -70,6 +73,7 @@ def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         MusiccmError: The runs were scored on different numbers of clips, or by different evaluators.
     """
     from musiccm.evaluation.candidates import compared_model
+    from musiccm.evaluation.registry import head_of, shown_keys
     from musiccm.evaluation.results import timed, without_times
 
     first = runs[0]
@@ -92,7 +96,8 @@ def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for row in run["rows"]:
             best, equal = teachers.get(max(teachers, default=0)), strongest.get(row["network_calls"])
             row = timed(row) if len(machines[run["experiment"]]) == 1 else without_times(row)
-            figures = {name: row[key] for name, key in columns(metric).items() if row.get(key) is not None}
+            figures = {head_of(key, metric.removeprefix("fd_")): row[key] for key in shown_keys([row])
+                       if row[key] is not None and key not in {f"acc_{group}" for group in untold(run)}}
             figures |= {"x most steps": row[metric] / best} if best else {}
             figures |= {"x equal calls": row[metric] / equal} if equal else {}
             groups[run["experiment"], row["model"], row["steps"]].append(figures)
@@ -105,16 +110,16 @@ def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def fd_key(run: dict[str, Any]) -> str:
     """The Frechet distance's column: `fd_` and the evaluator."""
-    return next(key for key in run["rows"][0] if key.startswith("fd_"))
+    from musiccm.evaluation.registry import find
+
+    return next(key for key in run["rows"][0] if (found := find(key)) and found.metric.name == "fd")
 
 
-def columns(metric: str) -> dict[str, str]:
-    """Heads of the table, and the keys of a row."""
-    evaluator = metric.removeprefix("fd_")
-    return {
-        "calls": "network_calls", metric: metric, "IS": f"is_{evaluator}_mean", "KL": f"kl_{evaluator}",
-        "text-audio": "ta_similarity", "instrument": "acc_instrument", "drums": "acc_drums", "s/clip": "latency_s",
-    }
+def untold(run: dict[str, Any]) -> list[str]:
+    """The attributes that the run's tagger cannot tell."""
+    from musiccm.evaluation.results import at_chance
+
+    return at_chance(run["rows"][0], run.get("references", {}))
 
 
 def names(found: list[dict[str, float]]) -> list[str]:
@@ -140,7 +145,7 @@ def shown(head: str, value: Any) -> str:
     if not isinstance(value, tuple):
         return "-" if value is None else str(value)
     mean, deviation = value
-    if head == "calls":
+    if head.startswith("calls"):
         return f"{mean:g}"
     return f"{mean:.3g}" + ("" if deviation is None or deviation < 1e-9 else f" ± {deviation:.2g}")
 

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
+from musiccm.commands._generate_options import naming_options
 from musiccm.commands._outputs import beside, require_room
+from musiccm.errors import MusiccmError
 from musiccm.terminal import say
+
+#: What `musiccm.evaluate` calls an argument, and its option.
+OPTIONS = {
+    "generated": "--generated", "reference": "--reference", "embedders": "--embedder", "captions": "--captions",
+    "train": "--train", "seconds": "--seconds", "batch_size": "--batch-size",
+    "reference_implementation": "--reference-implementation",
+}
 
 
 def main(argv: list[str]) -> int:
@@ -19,27 +29,41 @@ def main(argv: list[str]) -> int:
         The exit code.
     """
     args = _parser().parse_args(argv)
-    from musiccm.evaluation.folder_notes import report
-    from musiccm.evaluation.folders import Task, evaluate, pairs_of
+    from musiccm.evaluation.api import default_metrics, evaluate
+    from musiccm.evaluation.registry import optional_metrics
     from musiccm.files import write_json
 
     out = Path(args.out) if args.out else beside(args.generated, "-evaluation.json", [args.reference])
     require_room(out)
-    task = Task(
-        generated=Path(args.generated), reference=Path(args.reference), embedders=pairs_of(args.embedder),
-        bundle=args.bundle, captions=args.captions, train=args.train, clap=args.clap, duration_s=args.seconds,
-        channel=args.channel, batch_size=args.batch_size, device=args.device,
-        also=[name for name in ("kad", "fd_inf") if getattr(args, name)],
-        reference_implementation=args.reference_implementation,
-    )
-    result = evaluate(task)
-    say(report(result))
-    write_json(out, result)
+    metrics = [*default_metrics(args.captions, args.train),
+               *(row.name for row in optional_metrics() if getattr(args, row.name))]
+    with naming_options(OPTIONS):
+        scores = evaluate(
+            Path(args.generated), Path(args.reference), metrics, embedders=weights_of(args.embedder),
+            bundle=args.bundle, captions=args.captions, clap=args.clap, train=args.train, seconds=args.seconds,
+            channel=args.channel, batch_size=args.batch_size, device=args.device,
+            reference_implementation=args.reference_implementation,
+        )
+    say(str(scores))
+    write_json(out, scores.content)
     say(f"written to {out}")
     return 0
 
 
+def weights_of(arguments: Sequence[str] | None) -> dict[str, str | None] | None:
+    """`NAME[=FILE]` arguments as a mapping; None without any."""
+    named: dict[str, str | None] = {}
+    for argument in arguments or ():
+        name, _, path = argument.partition("=")
+        if name in named:
+            raise MusiccmError(f"--embedder {argument}: {name} is given twice")
+        named[name] = path or None
+    return named or None
+
+
 def _parser() -> argparse.ArgumentParser:
+    from musiccm.evaluation.registry import optional_metrics
+
     parser = argparse.ArgumentParser(
         prog="musiccm evaluate", description=__doc__,
         epilog="Clips are known by their path below the folder without the suffix; those with the same name on both "
@@ -59,8 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, help="take this much from the start of every file (default: all)")
     parser.add_argument("--channel", choices=("mean", "first"), default="mean", help="of files with several; published "
                         "tools take the first (default %(default)s)")
-    parser.add_argument("--kad", action="store_true", help="add the kernel distance, which small sets do not bias")
-    parser.add_argument("--fd-inf", action="store_true", help="add the Frechet distance extrapolated to infinite n")
+    for row in optional_metrics():
+        parser.add_argument(f"--{row.name.replace('_', '-')}", action="store_true", help=f"add {row.optional}")
     parser.add_argument("--reference-implementation", action="store_true",
                         help="run audioldm_eval's own functions on the same embeddings, as a second column")
     parser.add_argument("--batch-size", type=int, default=16, help="clips heard together (default %(default)s)")

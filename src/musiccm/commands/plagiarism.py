@@ -5,7 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from musiccm.commands._generate_options import naming_options
 from musiccm.terminal import say
+
+#: What `check_plagiarism` calls an argument, and its option.
+OPTIONS = {name: f"--{name.replace('_', '-')}"
+           for name in ("out", "top", "pairs", "train_clips", "copy_above", "faiss", "nprobe", "batch_size")}
 
 
 def main(argv: list[str]) -> int:
@@ -19,10 +24,10 @@ def main(argv: list[str]) -> int:
     """
     args = _parser().parse_args(argv)
     from musiccm.locks import locked_folder
-    from musiccm.similarity.check import report
+    from musiccm.similarity.check import check_plagiarism
 
-    with locked_folder(Path(args.out)):
-        content = report(args)
+    with locked_folder(Path(args.out)), naming_options(OPTIONS):
+        content = check_plagiarism(**vars(args))
     for line in summary(content):
         say(line)
     say(f"written to {Path(args.out) / 'index.html'}")

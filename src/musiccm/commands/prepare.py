@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from musiccm.commands._generate_options import naming_options
 from musiccm.terminal import say
 
 if TYPE_CHECKING:
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 #: What the demo corpus can be written as.
 DEMO_LAYOUTS = ("audiostock", "magnatagatune")
+#: What `similarity.indexing` calls an argument, and its option.
+INDEX_OPTIONS = {"out": "--out", "hop_s": "--hop-s", "faiss": "--faiss", "batch_size": "--batch-size",
+                 "overwrite": "--overwrite"}
 
 
 def main(argv: list[str]) -> int:
@@ -32,9 +36,7 @@ def main(argv: list[str]) -> int:
         see_to_corpora(args)
         return 0
     if args.what == "index":
-        from musiccm.similarity.indexing import prepare_index
-
-        prepare_index(args)
+        index_clips(args)
         return 0
     from musiccm.commands._encode import encode_corpus
 
@@ -42,6 +44,31 @@ def main(argv: list[str]) -> int:
     encode_corpus(args.config, {k: v for k, v in overrides.items() if v is not None}, args.batch_size, args.device,
                   args.overwrite, args.shard_size)
     return 0
+
+
+def index_clips(args: argparse.Namespace) -> None:
+    """Index training clips.
+
+    Args:
+        args: Arguments of `prepare index`.
+
+    Raises:
+        MusiccmError: Options that do not go together, or what cannot be indexed.
+    """
+    from musiccm.errors import MusiccmError
+    from musiccm.similarity.indexing import index_experiment, index_folder
+
+    for option in ("from_cache", "for_bundle"):
+        if getattr(args, option) and not args.config:
+            raise MusiccmError(f"--{option.replace('_', '-')}: expected --config with an experiment, found --root")
+    settings = {name: getattr(args, name)
+                for name in ("hop_s", "faiss", "batch_size", "workers", "device", "overwrite")}
+    with naming_options(INDEX_OPTIONS):
+        if args.root:
+            index_folder(args.out, args.root, args.bundle or "musiccm-tiny", **settings)
+        else:
+            windows = "bundle" if args.for_bundle else "cache" if args.from_cache else "whole"
+            index_experiment(args.out, args.config, args.bundle, windows, **settings)
 
 
 def write_demo(root: str, args: argparse.Namespace) -> None:

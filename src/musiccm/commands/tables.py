@@ -77,42 +77,58 @@ def paper_tables(run: dict[str, Any], ablations: dict[str, tuple[Path, dict[str,
         The text, ended by a newline.
     """
     from musiccm.evaluation.galleries import described
-    from musiccm.evaluation.results import timed
+    from musiccm.evaluation.registry import NETWORK_SCOPES, find, head_of, with_arrow
+    from musiccm.evaluation.results import at_chance, timed
 
     rows, references = [timed(row) for row in run["rows"]], run.get("references", {})
-    quality = [key for prefix in ("fd_", "is_", "kl_") for key in figures(rows, prefix)]
+    quality, text = keys(rows, *NETWORK_SCOPES), keys(rows, "text")
     lines = [f"# {run['experiment']}: n = {run['n']} clips, {run['path'].parent.name}", ""]
     lines += ["## 1. Quality and speed", ""]
-    lines += grid(["model", "steps", *quality, "s/clip"],
-                  [[label(row), row["steps"], *(row.get(key) for key in quality), row.get("latency_s")]
-                   for row in rows])
+    lines += grid(["model", "steps", head_of("network_calls"), *(with_arrow(key, key) for key in quality),
+                   head_of("latency_s")],
+                  [[label(row), row["steps"], row.get("network_calls"), *(row.get(key) for key in quality),
+                    row.get("latency_s")] for row in rows])
     lines += ["", "## 2. Text and training set", ""]
-    similar = figures(rows, "sim_aa_")
-    lines += grid(["model", "steps", "text-audio", *(key.replace("sim_aa_", "SIM_AA@", 1) for key in similar)], [
-        ["test set", None, references.get("test_set_ta"), *(references.get(f"test_set_{key}") for key in similar)],
-        ["retrieval max", None, references.get("retrieval_max_ta"), *(None for _ in similar)],
-        *([label(row), row["steps"], row.get("ta_similarity"), *(row.get(key) for key in similar)] for row in rows),
+    similar, unknowable = keys(rows, "training"), at_chance(rows[0], references)
+    groups = [key for key in keys(rows, "attributes") if not key.endswith("_chance") and key[4:] not in unknowable]
+    heads = [*(head_of(key) for key in text),
+             *(with_arrow(key.replace("sim_aa_", "SIM_AA@", 1), key) for key in similar), *map(head_of, groups)]
+    lines += grid(["model", "steps", *heads], [
+        ["test set", None, *(references.get("test_set_ta") for _ in text),
+         *(references.get(f"test_set_{key}") for key in similar), *(references.get(f"{key}_real") for key in groups)],
+        ["retrieval max", None, *(references.get("retrieval_max_ta") for _ in text), *(None for _ in similar + groups)],
+        *([label(row), row["steps"], *(row.get(key) for key in text + similar + groups)] for row in rows),
     ])
+    if unknowable:
+        lines += ["", f"- left out, for the tagger cannot tell them: {', '.join(unknowable)}"]
     lines += ["", *(f"- {line}" for line in described(run.get("sim_aa_gallery") or {}))]
     lines += ["", f"## 3. Ablations, {ABLATION_STEPS} steps", ""]
-    short = [key for key in quality if not key.endswith("_std")] + ["ta_similarity"]
+    short = [key for key in quality if not ((found := find(key)) and found.column.beside)] + text
     body, notes = [], []
-    for name, found in {run["experiment"]: run, **{name: entry[1] for name, entry in ablations.items()}}.items():
-        row = student_row(found) if found else None
+    for name, other in {run["experiment"]: run, **{name: entry[1] for name, entry in ablations.items()}}.items():
+        row = student_row(other) if other else None
         if row is None:
             notes.append(f"{name}: not evaluated; `musiccm fit --config {ablations[name][0]}`, then `musiccm test`"
                          if name in ablations else f"{name}: no student at {ABLATION_STEPS} steps")
             continue
-        if found is not None and found["n"] != run["n"]:
-            notes.append(f"{name} was scored on n = {found['n']} clips, not {run['n']}: do not compare its distances")
-        body.append([name, *(row.get(key) for key in short), found["n"] if found else None])
-    lines += grid(["run", *short, "n"], body)
+        if other is not None and other["n"] != run["n"]:
+            notes.append(f"{name} was scored on n = {other['n']} clips, not {run['n']}: do not compare its distances")
+        body.append([name, *(row.get(key) for key in short), other["n"] if other else None])
+    lines += grid(["run", *(with_arrow(key, key) for key in short), "n"], body)
     return "\n".join([*lines, *([""] if notes else []), *(f"- {note}" for note in notes)]) + "\n"
 
 
-def figures(rows: list[dict[str, Any]], prefix: str) -> list[str]:
-    """Keys of a kind of figure, in the order in which the rows have them."""
-    return list(dict.fromkeys(key for row in rows for key in row if key.startswith(prefix)))
+def keys(rows: list[dict[str, Any]], *scopes: str) -> list[str]:
+    """Keys of the metrics of some scopes, in the order of the rows.
+
+    Those of no metric that is known count among those of networks: no number may go missing.
+    """
+    from musiccm.evaluation.registry import find, shown_keys
+
+    known = {key: find(key) for key in dict.fromkeys(key for row in rows for key in row)}
+    shown = set(shown_keys(rows))
+    return [key for key, found in known.items()
+            if (found.metric.scope in scopes if found else "sets" in scopes and key in shown)]
 
 
 def label(row: dict[str, Any]) -> str:

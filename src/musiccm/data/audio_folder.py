@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from musiccm.audio import AudioFacts, read_audio
-from musiccm.audio.io import AUDIO_SUFFIXES
+from musiccm.audio.io import AUDIO_SUFFIXES, read_mixes
 from musiccm.data.corpora.folder_scan import clip_id, scan_folder
 from musiccm.data.corpora.labels import no_words
 from musiccm.data.corpora.report import BadItem
@@ -83,11 +84,51 @@ def read_audio_folder(
     """
     root = Path(root)
     scan = scan_folder(root)
-    paths, ids = scan.audio, [clip_id(root, path) for path in scan.audio]
+    folder = AudioFolder(root, left_out=list(scan.left_out), others=list(scan.passed_over))
+    _examine(folder, scan.audio, min_duration_s, channel, progress)
+    if not folder.clips:
+        reasons = sorted({item.reason for item in folder.left_out})
+        raise MusiccmError(f"{root}: no audio that can be used" + (
+            f": {len(folder.left_out)} files were left out ({', '.join(reasons)})" if reasons else
+            f"{scan.instead()}; expected files ending in {', '.join(AUDIO_SUFFIXES)}"))
+    return folder
+
+
+def read_audio_files(
+    paths: Sequence[str | Path], min_duration_s: float = 0.0, channel: str = "mean", progress: bool = False
+) -> AudioFolder:
+    """Decode some audio files once and say which can be used.
+
+    Args:
+        paths: The files. Their ids are their paths below the folder that they have in common.
+        min_duration_s: See `read_audio_folder`.
+        channel: See there.
+        progress: See there.
+
+    Returns:
+        What was found, and what was left out.
+
+    Raises:
+        MusiccmError: No file, none that is usable, or two of one name.
+    """
+    files = sorted(dict.fromkeys(Path(os.path.abspath(path)) for path in paths))
+    if not files:
+        raise MusiccmError("expected paths of audio files, found none")
+    folder = AudioFolder(Path(os.path.commonpath([path.parent for path in files])))
+    _examine(folder, files, min_duration_s, channel, progress)
+    if not folder.clips:
+        first = folder.left_out[0]
+        raise MusiccmError(f"{first.path}: {first.reason} ({first.detail}); none of {len(files)} files can be used")
+    return folder
+
+
+def _examine(
+    folder: AudioFolder, paths: Sequence[Path], min_duration_s: float, channel: str, progress: bool
+) -> None:
+    root, ids = folder.root, [clip_id(folder.root, path) for path in paths]
     if twice := [name for name, n in Counter(ids).items() if n > 1]:
         raise MusiccmError(f"{root}: {len(twice)} names occur with several suffixes, first {twice[0]}; a clip is known "
                            "by its name without the suffix, so remove one of each")
-    folder = AudioFolder(root, left_out=list(scan.left_out), others=list(scan.passed_over))
     with (leaving_queue(ThreadPoolExecutor()) as pool,
           Progress(len(paths), f"reading {root.resolve().name}", "file", progress) as bar):
         found = pool.map(lambda path: examine_file(AudioFile(path), min_duration_s, channel), paths)
@@ -97,12 +138,6 @@ def read_audio_folder(
             else:
                 folder.clips.append(FolderClip(name, path, result))
             bar.update()
-    if not folder.clips:
-        reasons = sorted({item.reason for item in folder.left_out})
-        raise MusiccmError(f"{root}: no audio that can be used" + (
-            f": {len(folder.left_out)} files were left out ({', '.join(reasons)})" if reasons else
-            f"{scan.instead()}; expected files ending in {', '.join(AUDIO_SUFFIXES)}"))
-    return folder
 
 
 class ClipBatch(NamedTuple):
@@ -114,12 +149,20 @@ class ClipBatch(NamedTuple):
 
 
 class _Files(Dataset):
-    def __init__(self, clips: Sequence[FolderClip], duration_s: float | None, channel: str) -> None:
-        self.clips, self.duration_s, self.channel = list(clips), duration_s, channel
+    def __init__(
+        self, clips: Sequence[FolderClip], duration_s: float | None, channel: str,
+        whole: Callable[[FolderClip, Tensor], None] | None,
+    ) -> None:
+        self.clips, self.duration_s, self.channel, self.whole = list(clips), duration_s, channel, whole
 
     def __getitem__(self, item: int) -> tuple[Tensor, int, str]:
         clip = self.clips[item]
-        waveform_S, rate_hz = read_audio(clip.path, 0.0, self.duration_s, self.channel, allow_silent=True)
+        if self.whole is None:
+            waveform_S, rate_hz = read_audio(clip.path, 0.0, self.duration_s, self.channel, allow_silent=True)
+        else:
+            (waveform_S, mean_S), rate_hz = read_mixes(clip.path, (self.channel, "mean"))
+            self.whole(clip, mean_S)
+            waveform_S = waveform_S if self.duration_s is None else waveform_S[: round(self.duration_s * rate_hz)]
         return waveform_S - waveform_S.mean(), rate_hz, clip.id
 
 
@@ -132,6 +175,7 @@ def clip_batches(
     batch_size: int = 16,
     duration_s: float | None = None,
     channel: str = "mean",
+    whole: Callable[[FolderClip, Tensor], None] | None = None,
 ) -> Iterator[ClipBatch]:
     """Read clips, in batches of one length and rate; the mean of each is removed, its level stays.
 
@@ -140,6 +184,8 @@ def clip_batches(
         batch_size: At most so many together.
         duration_s: Take this much from the start of each; None takes all.
         channel: `mean` of the channels, or the `first`, which published tools take.
+        whole: Given each clip and the mean of its channels, `[S]`, from the same decoding: all of it, also where
+            `duration_s` takes a part.
 
     Yields:
         Batches, shortest clips first.
@@ -154,7 +200,7 @@ def clip_batches(
         if not batches or len(batches[-1]) == batch_size or shape(batches[-1][0]) != shape(item):
             batches.append([])
         batches[-1].append(item)
-    data = _Files(clips, duration_s, channel)
+    data = _Files(clips, duration_s, channel, whole)
     yield from DataLoader(data, batch_sampler=batches, collate_fn=_collate)
 
 

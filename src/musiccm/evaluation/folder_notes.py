@@ -1,4 +1,4 @@
-"""What `musiccm evaluate` says about two sets of clips and their figures."""
+"""What an evaluation of two sets of clips says about them and their metrics."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from musiccm.data.audio_folder import AudioFolder
+from musiccm.evaluation.registry import direction
 
 # Lengths that differ by more than this share are pointed out: distances follow them.
 LENGTH_TOLERANCE = 0.05
@@ -27,13 +28,13 @@ def notes(
             found.append(f"{len(folder.others)} entries of {side} are hidden or no audio by their names, first "
                          f"{folder.others[0].path}")
         if brief := sum(clip.audio.duration_s < (seconds or 0) for clip in folder.clips):
-            found.append(f"{brief} {side} clips are shorter than --seconds {seconds:g}, and were heard whole")
+            found.append(f"{brief} {side} clips are shorter than the {seconds:g} s asked for, and were heard whole")
     lengths = {side: statistics.median(min(clip.audio.duration_s, seconds or math.inf) for clip in folder.clips)
                for side, folder in folders.items()}
     short, long = sorted(lengths.values())
     if long > short * (1 + LENGTH_TOLERANCE):
         found.append(f"generated clips last {lengths['generated']:.2f} s, references {lengths['reference']:.2f} s "
-                     "(medians): distances follow length; --seconds makes them equal")
+                     "(medians): distances follow length; take as many seconds of either")
     rates = {side: folder.rates_hz for side, folder in folders.items()}
     if set(rates["generated"]) != set(rates["reference"]):
         found.append("sampling rates differ: " + "; ".join(
@@ -50,13 +51,13 @@ def notes(
 
 
 def report(result: dict[str, Any]) -> str:
-    """The result as text: figures, their second column, and what was left out."""
+    """The result as text: metrics with their direction, the second column, and what was left out."""
     second = result.get("reference_implementation")
     lines = [f"n = {result['n']} generated, {result['n_reference']} references, {result['n_pairs']} pairs", ""]
-    heads = ["figure", "value"] + (["audioldm_eval"] if second is not None else [])
-    rows = [[key, _number(value), *([_number(second.get(key))] if second is not None else [])]
+    heads = ["metric", "value", "better"] + (["audioldm_eval"] if second is not None else [])
+    rows = [[key, _number(value), direction(key) or "", *([_number(second.get(key))] if second is not None else [])]
             for key, value in result["figures"].items()]
-    rows += [[key, _number(value), *([""] if second is not None else [])]
+    rows += [[key, _number(value), "", *([""] if second is not None else [])]
              for key, value in result["references"].items()]
     widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
     for row in [heads, ["-" * width for width in widths], *rows]:

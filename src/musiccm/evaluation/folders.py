@@ -1,199 +1,106 @@
-"""Two folders of audio in, figures out: the work of `musiccm evaluate`."""
+"""Two sets of audio in, metrics out: the work of `musiccm.evaluate`."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from musiccm.data.audio_folder import (
-    AudioFolder,
-    FolderClip,
-    captions_of,
-    clip_batches,
-    read_audio_folder,
-    read_captions,
-)
+from musiccm.data.audio_folder import AudioFolder, FolderClip, captions_of, clip_batches
 from musiccm.data.names import pair_names
-from musiccm.device import choose_device
-from musiccm.embedders import Embedder, load_embedder
-from musiccm.embedders.clap import ClapEmbedder
+from musiccm.embedders import Embedder
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.feature_extraction import FeatureExtractor
 from musiccm.evaluation.folder_notes import notes
 from musiccm.evaluation.reference import FeatureSet, reference_figures
+from musiccm.evaluation.registry import find, metric_row
 from musiccm.evaluation.suite import MetricSuite
 from musiccm.metrics.text_audio import TextAudioSimilarity
-from musiccm.models.bundle import Bundle
 from musiccm.progress import Progress
-from musiccm.similarity.check import index_clap
-from musiccm.similarity.clap_windows import CONDITIONER_PARTS, ClapWindows
-from musiccm.similarity.folder_features import embed_folder
+from musiccm.similarity.clap_windows import ClapWindows
+from musiccm.similarity.folder_features import WindowCollector
 from musiccm.similarity.index import TrainingIndex
 from musiccm.similarity.nearest import Queries, nearest_clips
 from musiccm.similarity.sim_aa import rates
 from musiccm.texts import escaped
 
-log = logging.getLogger(__name__)
-
 SCHEMA = 1
-#: What the field's tables are made with.
-DEFAULT_EMBEDDERS = ("pann", "vgg")
 
 
-@dataclass
-class Task:
-    """What to score, and how; see `musiccm evaluate --help`."""
-
-    generated: Path
-    reference: Path
-    embedders: dict[str, str | None] = field(default_factory=dict)
-    bundle: str | None = None
-    captions: str | None = None
-    train: str | None = None
-    clap: str | None = None
-    duration_s: float | None = None
-    channel: str = "mean"
-    batch_size: int = 16
-    device: str = "auto"
-    also: Sequence[str] = ()
-    reference_implementation: bool = False
-
-
-def pairs_of(arguments: Sequence[str] | None) -> dict[str, str | None]:
-    """`NAME[=FILE]` arguments as a mapping; the default networks without any."""
-    named: dict[str, str | None] = {}
-    for argument in arguments or DEFAULT_EMBEDDERS:
-        name, _, path = argument.partition("=")
-        if name in named:
-            raise MusiccmError(f"--embedder {argument}: {name} is given twice")
-        named[name] = path or None
-    return named
-
-
-def evaluate(task: Task) -> dict[str, Any]:
-    """Score one folder against another.
+class FolderRun:
+    """One evaluation: each file is decoded once for all metrics, the references first.
 
     Args:
-        task: What and how.
-
-    Returns:
-        What `report` prints and the JSON holds: `figures` by name, `reference_implementation` where asked for,
-        `references` (figures of the real clips), numbers of clips, files left out and why, notes, networks.
-
-    Raises:
-        MusiccmError: A folder, file of weights or option that cannot be used, named.
-    """
-    if task.batch_size < 1:
-        raise MusiccmError(f"--batch-size: expected at least 1, found {task.batch_size}")
-    device = torch.device(choose_device(task.device))
-    index = None if task.train is None else opened_index(task)
-    captions = None if task.captions is None else read_captions(task.captions)
-    embedders = [load_embedder(name, path, task.bundle, device) for name, path in task.embedders.items()]
-    clap = None
-    if captions is not None:
-        heard = [embedder for embedder in embedders if isinstance(embedder, ClapEmbedder) and task.clap is None]
-        clap = heard[0] if heard else load_embedder("clap", task.clap, task.bundle, device)
-    shortest = max(embedder.min_duration_s for embedder in [*embedders, *([clap] if clap else [])])
-    if task.duration_s is not None and not task.duration_s >= shortest:
-        raise MusiccmError(f"--seconds: expected at least the {shortest:g} s that the networks hear, found "
-                           f"{task.duration_s:g}")
-    folders = {side: read_audio_folder(path, shortest, task.channel, progress=True)
-               for side, path in (("generated", task.generated), ("reference", task.reference))}
-    for folder in folders.values():
-        if len(folder.clips) < 2:
-            raise MusiccmError(f"{folder}: expected at least 2 clips, of which a distance can be taken")
-    run = _Run(task, embedders, clap, folders, captions, device)
-    run.hear_all()
-    result = run.result()
-    return result if index is None else with_sim_aa(result, task, *index)
-
-
-def opened_index(task: Task) -> tuple[TrainingIndex, ClapWindows]:
-    """The index of `--train` and a CLAP that hears as the index was heard.
+        folders: `generated` and `reference`, scanned.
+        metrics: Names of the metrics that each network gives.
+        embedders: The networks.
+        device: Where they are.
+        clap: For text-audio similarity; None without captions.
+        captions: By clip id.
+        train: Training clips and their CLAP, for SIM_AA.
+        seconds: Take this much from the start of every file.
+        channel: `mean` or `first`.
+        batch_size: Clips embedded together.
+        reference_implementation: Whether to add what audioldm_eval makes of the embeddings.
+        progress: Whether to show progress bars.
+        captions_from: Where the captions come from, for messages.
 
     Raises:
-        MusiccmError: The index cannot be used, or was built with another CLAP.
+        MusiccmError: A metric that none of the networks can give, or a clip without a caption.
     """
-    index = TrainingIndex(str(task.train))
-    bundle = Bundle.from_pretrained(task.bundle or index.about["bundle"], parts=CONDITIONER_PARTS)
-    return index, index_clap(index, bundle, choose_device(task.device), task.batch_size, workers=2)
-
-
-def with_sim_aa(result: dict[str, Any], task: Task, index: TrainingIndex, ear: ClapWindows) -> dict[str, Any]:
-    """Add the plagiarism check's rates, which are of whole files: CLAP hears windows as the index was heard.
-
-    Args:
-        result: What `evaluate` found.
-        task: With the folders.
-        index: The training clips.
-        ear: What hears.
-
-    Returns:
-        The result with `sim_aa_90`, `sim_aa_95` of both sides, the clips behind them, and the nearest training clip of
-        each generated one.
-    """
-    for side, folder in (("generated", task.generated), ("reference", task.reference)):
-        heard = embed_folder(ear, folder)
-        known = {item["path"] for item in result["left_out"][side]}
-        result["left_out"][side] += [vars(item) for item in heard.left_out if item.path not in known]
-        found = nearest_clips(index, Queries(heard.rows, [len(starts) for starts in heard.starts_s]), 1)
-        maxima = found.cosine_QK[:, 0]
-        if side == "reference":
-            result["references"] |= {f"test_set_{key}": value for key, value in rates(maxima).items()}
-            result["references"]["n_test_set_sim_aa"] = len(heard.ids)
-            continue
-        result["figures"] |= rates(maxima) | {"n_sim_aa": len(heard.ids)}
-        if task.duration_s is not None or task.channel != "mean":
-            result["notes"].append("SIM_AA hears whole files and the mean of their channels")
-        nearest = zip(heard.names, found.clip_QK[:, 0].tolist(), maxima.tolist(), strict=True)
-        result["nearest"] = [{"clip": name, "nearest": index.ids[clip], "cosine": cosine}
-                             for name, clip, cosine in sorted(nearest, key=lambda match: (-match[2], match[0]))]
-    return result
-
-
-class _Run:
-    """One evaluation: the folders are heard once, the reference first."""
 
     def __init__(
         self,
-        task: Task,
-        embedders: Sequence[Embedder],
-        clap: Any,
         folders: dict[str, AudioFolder],
-        captions: dict[str, str] | None,
+        metrics: Sequence[str],
+        embedders: Sequence[Embedder],
         device: torch.device,
+        clap: Any = None,
+        captions: Mapping[str, str] | None = None,
+        train: tuple[TrainingIndex, ClapWindows] | None = None,
+        seconds: float | None = None,
+        channel: str = "mean",
+        batch_size: int = 16,
+        reference_implementation: bool = False,
+        progress: bool = True,
+        captions_from: str | None = None,
     ) -> None:
-        self.task, self.folders, self.device, self.clap = task, folders, device, clap
+        self.folders, self.device, self.clap = folders, device, clap
+        self.seconds, self.channel, self.batch_size, self.progress = seconds, channel, batch_size, progress
         rate_hz = next(iter(folders["generated"].rates_hz))
         self.extractor = FeatureExtractor(embedders, None, rate_hz).to(device)
         self.classifies = self.extractor.classifies(device)
-        kad, fd_inf = (list(self.classifies) if name in task.also else [] for name in ("kad", "fd_inf"))
-        self.suite = MetricSuite(self.classifies, text=False, kad=kad, fd_inf=fd_inf).to(device)
+        for name in metrics:
+            if not any(self.classifies.values() if metric_row(name).needs == "logits" else self.classifies):
+                raise MusiccmError(f"metrics: {name} needs {metric_row(name).needs}, which none of the embedders "
+                                   f"{list(self.classifies)} gives")
+        self.suite = MetricSuite(self.classifies, text=False, always=metrics).to(device)
         self.kept = {side: {name: FeatureSet() for name in self.classifies} for side in folders}
+        self.reference_implementation = reference_implementation
+        self.index = None if train is None else train[0]
+        self.windows = {} if train is None else {
+            side: WindowCollector(train[1], folder.root, channel) for side, folder in folders.items()}
         self.paired, self.ambiguous = pair_folders(folders)
         self.text = None
         if captions is not None:
             names = {side: [clip.id for clip in folder.clips] for side, folder in folders.items()}
-            self.text = TextSimilarity(clap, chosen_captions(str(task.captions), captions, names))
+            self.text = TextSimilarity(clap, chosen_captions(captions_from or "captions", captions, names))
 
     def hear_all(self) -> None:
-        """Hear the reference, then the generated clips."""
+        """Embed the reference, then the generated clips."""
         for side in ("reference", "generated"):
             clips = self.folders[side].clips
-            with Progress(len(clips), f"hearing {side}", "clip") as bar:
+            with Progress(len(clips), f"hearing {side}", "clip", self.progress) as bar:
                 for paired in (True, False):
                     self._hear([clip for clip in clips if (clip.id in self.paired) == paired], side, paired, bar)
 
     @torch.no_grad()
     def _hear(self, clips: Sequence[FolderClip], side: str, paired: bool, bar: Progress) -> None:
-        task = self.task
-        for batch in clip_batches(clips, task.batch_size, task.duration_s, task.channel):
+        whole = self.windows[side].add if self.windows else None
+        for batch in clip_batches(clips, self.batch_size, self.seconds, self.channel, whole):
             waveform_BS = batch.waveform_BS.to(self.device)
             features = self.extractor(waveform_BS, batch.sample_rate_hz)
             if side == "reference":
@@ -204,37 +111,62 @@ class _Run:
                 heard = features.embeddings[self.clap.name] if self.clap in self.extractor.embedders.values() else (
                     self.clap(waveform_BS, batch.sample_rate_hz))
                 self.text.update(side, heard.embedding_RE.cpu(), batch.ids)
-            if task.reference_implementation:
+            if self.reference_implementation:
                 for name, heard in features.embeddings.items():
                     self.kept[side][name].add(batch.ids, heard)
             bar.update(len(batch.ids))
 
-    def result(self) -> dict[str, Any]:
-        """Figures and everything that a reader needs to trust them."""
+    def result(self, bundle: str | None = None) -> dict[str, Any]:
+        """The metrics and everything that a reader needs to trust them.
+
+        Args:
+            bundle: What is said of where networks come from.
+        """
         figures, _ = self.suite.compute()
         figures = {key: value for key, value in figures.items() if key not in ("n", "n_reference")
-                   and not key.startswith(("sim_aa", "ta_sim"))}
+                   and not ((found := find(key)) and found.metric.scope in ("training", "text"))}
         references: dict[str, Any] = {}
         if self.text is not None:
             found, references = self.text.compute()
             figures |= found
         result: dict[str, Any] = {
-            "schema": SCHEMA, "generated": escaped(self.task.generated), "reference": escaped(self.task.reference),
+            "schema": SCHEMA, **{side: escaped(folder.root) for side, folder in self.folders.items()},
             "n": len(self.folders["generated"].clips), "n_reference": len(self.folders["reference"].clips),
             "n_pairs": len(self.paired), "figures": figures, "references": references,
         }
-        if self.task.reference_implementation:
+        if self.reference_implementation:
             result["reference_implementation"] = self._second_column()
         names = [*self.extractor.embedders.values(), *([self.clap] if self.clap is not None else [])]
-        return result | {
+        result |= {
             "networks": {network.name: network.fingerprint for network in names},
-            "settings": {"seconds": self.task.duration_s, "channel": self.task.channel, "bundle": self.task.bundle},
+            "settings": {"seconds": self.seconds, "channel": self.channel, "bundle": bundle},
             "left_out": {side: [vars(item) for item in (*folder.left_out, *folder.others)]
                          for side, folder in self.folders.items()},
             "unpaired": {side: sorted({clip.id for clip in folder.clips} - self.paired)
                          for side, folder in self.folders.items()},
-            "notes": notes(self.folders, self.paired, self.task.duration_s, self.ambiguous),
+            "notes": notes(self.folders, self.paired, self.seconds, self.ambiguous),
         }
+        if self.index is not None:
+            self._add_sim_aa(result, self.index)
+        return result
+
+    def _add_sim_aa(self, result: dict[str, Any], index: TrainingIndex) -> None:
+        """The plagiarism check's rates, which are of whole files: CLAP hears windows as the index was heard."""
+        for side in ("generated", "reference"):
+            heard = self.windows[side].finish()
+            result["left_out"][side] += [vars(item) for item in heard.left_out]
+            found = nearest_clips(index, Queries(heard.rows, [len(starts) for starts in heard.starts_s]), 1)
+            maxima = found.cosine_QK[:, 0]
+            if side == "reference":
+                result["references"] |= {f"test_set_{key}": value for key, value in rates(maxima).items()}
+                result["references"]["n_test_set_sim_aa"] = len(heard.ids)
+                continue
+            result["figures"] |= rates(maxima) | {"n_sim_aa": len(heard.ids)}
+            if self.seconds is not None or self.channel != "mean":
+                result["notes"].append("SIM_AA hears whole files and the mean of their channels")
+            nearest = zip(heard.names, found.clip_QK[:, 0].tolist(), maxima.tolist(), strict=True)
+            result["nearest"] = [{"clip": name, "nearest": index.ids[clip], "cosine": cosine}
+                                 for name, clip, cosine in sorted(nearest, key=lambda match: (-match[2], match[0]))]
 
     def _second_column(self) -> dict[str, float]:
         column: dict[str, float] = {}
@@ -261,7 +193,7 @@ def pair_folders(folders: dict[str, AudioFolder]) -> tuple[set[str], list[str]]:
     return set(found.pairs), found.ambiguous
 
 
-def chosen_captions(path: str, captions: dict[str, str], names: dict[str, list[str]]) -> dict[str, str]:
+def chosen_captions(path: str, captions: Mapping[str, str], names: dict[str, list[str]]) -> dict[str, str]:
     """Captions by clip id; every generated clip needs one.
 
     Args:

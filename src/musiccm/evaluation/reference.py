@@ -64,7 +64,7 @@ def reference_figures(generated: FeatureSet, real: FeatureSet, splits: int = 10)
     try:
         from audioldm_eval import calculate_fid, calculate_isc, calculate_kl
     except ImportError as error:
-        raise MusiccmError(f"--reference-implementation needs audioldm_eval 0.0.3 ({error}); `make setup` installs it, "
+        raise MusiccmError(f"reference_implementation: needs audioldm_eval 0.0.3 ({error}); `make setup` installs it, "
                            "a plain pip cannot") from error
     fake, true = generated.as_reference(), real.as_reference()
     with contextlib.redirect_stdout(io.StringIO()):  # it narrates

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from musiccm.evaluation.candidates import compared_model, place_of
+from musiccm.evaluation.registry import direction, find, head_of, metrics_of, shown_keys
 from musiccm.files import write_atomically, write_json
 
 SCHEMA = 1
@@ -103,10 +104,10 @@ def at_chance(row: dict[str, Any], references: dict[str, Any]) -> list[str]:
 def format_table(
     rows: Sequence[dict[str, Any]], references: dict[str, Any], evaluator: str = "tagger", notes: Sequence[str] = (),
 ) -> str:
-    """The table as text, with figures relative to the teacher at its most steps.
+    """The table as text, with the distance relative to the teacher at its most steps, too.
 
-    Attributes stand above what naming the commonest tag would come to; those that the tagger cannot tell are left out,
-    and said so.
+    Every number of the rows has a column, with an arrow to where it is better. Attributes stand above what naming the
+    commonest tag would come to; those that the tagger cannot tell are left out, and said so.
 
     Args:
         rows: Rows of the table.
@@ -122,35 +123,29 @@ def format_table(
     teachers = [row for row in rows if row["model"] == "teacher"]
     anchor = max(teachers, key=lambda row: row["steps"])[fd] if teachers else None
     decoder = compared_model("teacher").decoder
+    # In every table, whether there is such a number or not.
+    first = [fd, f"is_{evaluator}_mean", f"kl_{evaluator}", "ta_similarity", "sim_aa_90", "sim_aa_95"]
+    shown = shown_keys(rows)
+    acc = [key for key in shown if (found := find(key)) and found.metric.scope == "attributes"]
+    hidden = at_chance(rows[0], references) if rows else []
+    groups = [key for key in acc if key[4:] not in hidden]
+    others = [key for key in shown if key not in {*first, *acc, "network_calls", "latency_s"}]
     columns: list[tuple[str, Any]] = [
         ("model", lambda r: r["model"]),
         ("steps", lambda r: str(r["steps"])),
-        ("calls", lambda r: _number(r.get("network_calls"), 0)),
-        (fd, lambda r: _number(r[fd], 2)),
+        _column("network_calls", evaluator),
+        _column(fd, evaluator),
         # A ratio across decoders would be theirs, not the sampler's.
         ("x teacher", lambda r: _number(r[fd] / anchor if anchor and r[fd] is not None
                                         and compared_model(r["model"]).decoder == decoder else None, 2)),
-        # A network that does not classify has neither.
-        ("IS", lambda r: f"{_number(r.get(f'is_{evaluator}_mean'), 2)} ± {_number(r.get(f'is_{evaluator}_std'), 2)}"),
-        ("KL", lambda r: _number(r.get(f"kl_{evaluator}"), 3)),
-        ("TA", lambda r: _number(r["ta_similarity"], 3)),
-        ("SIM@90", lambda r: _number(r["sim_aa_90"], 3)),
-        ("SIM@95", lambda r: _number(r["sim_aa_95"], 3)),
-        ("s/clip", lambda r: _number(r.get("latency_s"), 3) + ("*" if r.get("from_cache") else "")),
+        *(_column(key, evaluator) for key in [*first[1:], *others, *groups]),
+        (head_of("latency_s"),
+         lambda r: _number(r.get("latency_s"), 3) + ("*" if r.get("from_cache") else "")),
         ("n", lambda r: str(r["n"])),
     ]
-    others = [key for key in dict.fromkeys(key for row in rows for key in row)
-              if key.startswith(("fd_", "kad_", "sim_aa_90_", "sim_aa_95_")) and key != fd]
-    for key in others:
-        columns.insert(-2, (key, lambda r, key=key: _number(r.get(key), 3 if key.startswith("sim_aa_") else 2)))
-    hidden = at_chance(rows[0], references) if rows else []
-    groups = [key for key in dict.fromkeys(key for row in rows for key in row)
-              if key.startswith("acc_") and not key.endswith("_chance") and key[4:] not in hidden]
-    for key in groups:
-        columns.insert(-2, (key[4:], lambda r, key=key: _number(r.get(key), 2)))
     cells = [[head for head, _ in columns], *[[str(cell(row)) for _, cell in columns] for row in rows]]
     if any(row.get(f"{key}_chance") is not None for row in rows for key in groups):
-        chance = {key[4:]: _number(rows[0].get(f"{key}_chance"), 2) for key in groups}
+        chance = {_column(key, evaluator)[0]: _number(rows[0].get(f"{key}_chance"), 2) for key in groups}
         cells.append(["chance", *(chance.get(head, "") for head, _ in columns[1:])])
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     lines = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells]
@@ -168,26 +163,47 @@ def format_table(
     return "\n".join(lines) + "\n"
 
 
-def plot_fd(path: Path, rows: Sequence[dict[str, Any]], evaluator: str = "tagger") -> None:
-    """Plot the Frechet distance against network calls, both on log axes, one line a model.
+def write_plots(folder: Path, rows: Sequence[dict[str, Any]], evaluator: str = "tagger") -> list[Path]:
+    """Plot the metrics that compare the two sets, each as `<metric>_against_calls.png`.
+
+    Args:
+        folder: Where to.
+        rows: Rows of the table.
+        evaluator: The network whose they are.
+
+    Returns:
+        The files.
+    """
+    written = []
+    for metric in metrics_of("sets"):
+        key = metric.columns[0].key.replace("<net>", evaluator)
+        if metric.log_scale is not None and any(row.get(key) is not None for row in rows):
+            written.append(folder / f"{metric.name}_against_calls.png")
+            plot_metric(written[-1], rows, key)
+    return written
+
+
+def plot_metric(path: Path, rows: Sequence[dict[str, Any]], key: str) -> None:
+    """Plot a metric against network calls, these on a log axis, one line a model.
 
     Args:
         path: The PNG to write, whole or not at all.
         rows: Rows of the table.
-        evaluator: Name of the classifier behind the distance.
+        key: The metric's key in the rows.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
-    key = f"fd_{evaluator}"
+    found = find(key)
+    log_scale = found is not None and found.metric.log_scale
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     ticks: set[float] = set()
     for name in dict.fromkeys(row["model"] for row in sort_rows(rows)):
         points = [(r["network_calls"], r[key], r["steps"]) for r in sort_rows(rows)
-                  if r["model"] == name and r.get("network_calls") and r[key] is not None]
+                  if r["model"] == name and r.get("network_calls") and r.get(key) is not None]
         if not points:
             continue
         calls, distances, steps = zip(*points, strict=True)
@@ -196,16 +212,31 @@ def plot_fd(path: Path, rows: Sequence[dict[str, Any]], evaluator: str = "tagger
         for x, y, count in points:
             axes.annotate(f"{count}", (x, y), textcoords="offset points", xytext=(5, 5), fontsize=8)
         ticks.update(calls)
-    axes.set(xscale="log", yscale="log", xlabel="network calls a clip (numbers at the points: steps)", ylabel=key)
+    axes.set(xscale="log", yscale="log" if log_scale else "linear", ylabel=key,
+             xlabel="network calls a clip (numbers at the points: steps)")
     axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    if log_scale:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.minorticks_off()
     axes.grid(True, alpha=0.25)
-    axes.set_title(f"n = {min((row['n'] for row in rows), default=0)} clips, lower is better", fontsize=10)
+    axes.set_title(f"n = {min((row['n'] for row in rows), default=0)} clips, {direction(key)} is better", fontsize=10)
     if ticks:
         axes.legend()
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))
+
+
+def _column(key: str, evaluator: str) -> tuple[str, Callable[[Mapping[str, Any]], str]]:
+    """Head and cells of a number."""
+    found = find(key)
+    digits = 3 if found is None else found.column.digits
+    deviation = f"{key.removesuffix('_mean')}_std" if key.endswith("_mean") else None
+
+    def cell(row: Mapping[str, Any]) -> str:
+        text = _number(row.get(key), digits)
+        return text if deviation is None else f"{text} ± {_number(row.get(deviation), digits)}"
+
+    return head_of(key, evaluator), cell
 
 
 def _number(value: float | None, digits: int) -> str:

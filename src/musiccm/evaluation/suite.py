@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from musiccm.embedders.base import Embeddings
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.feature_extraction import FeatureExtractor, Features, check_names
 from musiccm.evaluation.network import NetworkMetrics
+from musiccm.evaluation.registry import NETWORK_SCOPES, metrics_of
 from musiccm.metrics.attributes import AttributeAccuracy
 from musiccm.metrics.clips import ClipCount, ClipMetric
 from musiccm.metrics.text_audio import TextAudioSimilarity
@@ -33,15 +34,15 @@ class MetricSuite(nn.Module):
             end of their figures' names, `""` the first; or a function that makes a metric with SimAA's
             `update(audio, ids)`, `compute()` and `reset()`; None for no SIM_AA.
         groups: Attribute groups of the tagger, see `AttributeAccuracy`; `tagger` says whose logits they are.
-        splits: Splits of the inception score.
         text: Whether captions are known: without them there is no text-audio similarity.
         gallery_ND: CLAP audio embeddings that Retrieval Max chooses from; those of `train` where it holds them.
         tagger: The classifier whose outputs `groups` names.
-        kad: Networks that also give a kernel distance.
-        fd_inf: Networks that also give FD-infinity.
+        also: Networks that give a metric beside those that all give, by the metric's name in the registry.
+        always: Metrics that all networks give; those of the registry that are not optional if None.
+        options: Arguments of the networks' metrics, by the metric's name.
 
     Raises:
-        MusiccmError: Groups without a classifier, or figures asked of a network that does not listen.
+        MusiccmError: Groups without a classifier, or metrics asked of a network that is not among the embedders.
     """
 
     def __init__(
@@ -49,22 +50,28 @@ class MetricSuite(nn.Module):
         embedders: Mapping[str, bool],
         train: Train = None,
         groups: Mapping[str, Sequence[int]] | None = None,
-        splits: int = 10,
         text: bool = True,
         gallery_ND: Tensor | None = None,
         tagger: str = "tagger",
-        kad: Sequence[str] = (),
-        fd_inf: Sequence[str] = (),
+        also: Mapping[str, Sequence[str]] | None = None,
+        always: Collection[str] | None = None,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
-        unknown = sorted({*kad, *fd_inf} - set(embedders))
-        if unknown:
-            raise MusiccmError(f"kad and fd_inf: expected names among the embedders {list(embedders)}, found {unknown}")
+        asked = dict(also or {})
+        known = {row.name for row in metrics_of(*NETWORK_SCOPES)}
+        if always is None:
+            always = {row.name for row in metrics_of(*NETWORK_SCOPES) if row.optional is None}
+        if unknown := sorted({*asked, *always} - known):
+            raise MusiccmError(f"metrics of networks: expected names among {sorted(known)}, found {unknown}")
+        for metric, networks in asked.items():
+            if unknown := sorted(set(networks) - set(embedders)):
+                raise MusiccmError(f"{metric}: expected names among the embedders {list(embedders)}, found {unknown}")
         check_names(list(embedders))
         if groups and not embedders.get(tagger):
             raise MusiccmError(f"attribute groups: expected a classifier {tagger!r}, found {dict(embedders)}")
         self.networks = nn.ModuleDict({
-            name: NetworkMetrics(name, classifies, splits, name in kad, name in fd_inf)
+            name: NetworkMetrics(name, classifies, {*always, *(m for m in asked if name in asked[m])}, options)
             for name, classifies in embedders.items()
         })
         self.ta = TextAudioSimilarity() if text else None
@@ -177,7 +184,7 @@ class MetricSuite(nn.Module):
         for heard, ids in batches:
             self.count.update(ids)
             for name, network in self.networks.items():
-                network.update_rows(heard[name], ids, real=False)
+                network.update_sets(heard[name], ids, real=False)
         n = self.count.compute()
         row: dict[str, Any] = {}
         for network in self.networks.values():

@@ -14,7 +14,7 @@ from musiccm.audio import write_audio
 from musiccm.evaluation.candidates import Candidate, compared_model
 from musiccm.evaluation.evaluator import Evaluator, Outcome
 from musiccm.evaluation.plots import save_mels
-from musiccm.evaluation.results import format_table, plot_fd, without_times, write_results
+from musiccm.evaluation.results import format_table, without_times, write_plots, write_results
 from musiccm.evaluation.row_cache import RowCache
 from musiccm.files import short_name, write_json, write_text
 
@@ -78,7 +78,7 @@ def write_table(
     notes: Sequence[str] = (),
     **extra: Any,
 ) -> str:
-    """Write `results.json`, `results.txt`, `fd_against_calls.png` and `nearest_training_clips.json`.
+    """Write `results.json`, `results.txt`, `fd_against_calls.png` and its like, and `nearest_training_clips.json`.
 
     Args:
         folder: The run's folder.
@@ -96,7 +96,7 @@ def write_table(
     result = write_results(folder / "results.json", experiment, rows, references, **extra)
     text = format_table(result["rows"], references, evaluator_name, notes=notes)
     write_text(folder / "results.txt", text)
-    plot_fd(folder / "fd_against_calls.png", result["rows"], evaluator_name)
+    write_plots(folder, result["rows"], evaluator_name)
     nearest = {label: outcome.nearest for label, outcome in outcomes.items() if outcome.nearest}
     if nearest:
         write_json(folder / "nearest_training_clips.json", nearest)

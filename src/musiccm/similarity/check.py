@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import math
+import os
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -36,11 +36,40 @@ _ENOUGH_FOR_QUANTILES = 20
 SATURATED = 0.1
 
 
-def report(args: argparse.Namespace) -> dict[str, Any]:
+def check_plagiarism(
+    generated: str | os.PathLike[str],
+    index: str | os.PathLike[str] | TrainingIndex,
+    out: str | os.PathLike[str] = "plagiarism",
+    *,
+    reference: str | os.PathLike[str] | None = None,
+    bundle: str | None = None,
+    top: int = 5,
+    pairs: int = 50,
+    train_clips: int = 1000,
+    copy_above: float = 0.7,
+    faiss: bool = False,
+    nprobe: int = 64,
+    batch_size: int = 16,
+    workers: int = 2,
+    device: str = "auto",
+) -> dict[str, Any]:
     """Run the check and write `index.html`, `plagiarism.json` and the audio beside them.
 
     Args:
-        args: Of `musiccm plagiarism`.
+        generated: Folder of generated audio.
+        index: Index of the training clips, or its folder.
+        out: Folder to write.
+        reference: Folder of held-out real music: what the rates are read against.
+        bundle: Whose CLAP; the index's own if None.
+        top: Training clips to find for each.
+        pairs: Clips to look at closely, nearest first.
+        train_clips: Training clips to compare with the others, for calibration.
+        copy_above: Log-mel correlation that makes a likely copy.
+        faiss: Search with the FAISS index beside the index.
+        nprobe: Lists that FAISS looks at.
+        batch_size: Windows embedded at a time.
+        workers: Threads that decode.
+        device: Where to compute.
 
     Returns:
         What stands in `plagiarism.json`.
@@ -48,49 +77,49 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         MusiccmError: A folder, index or bundle that cannot be used, or no file that can be.
     """
-    least = {"top": 1, "pairs": 1, "nprobe": 1, "batch_size": 1, "train_clips": 0}
-    for name, smallest in least.items():
-        if getattr(args, name) < smallest:
-            raise MusiccmError(f"--{name.replace('_', '-')}: expected at least {smallest}, found {getattr(args, name)}")
-    if not -1 <= args.copy_above <= 1:
-        raise MusiccmError(f"--copy-above: expected a correlation from -1 to 1, found {args.copy_above}")
-    index, out = TrainingIndex(args.index), Path(args.out)
-    for folder in filter(None, (args.generated, args.reference)):
+    for name, value, smallest in (("top", top, 1), ("pairs", pairs, 1), ("nprobe", nprobe, 1),
+                                  ("batch_size", batch_size, 1), ("train_clips", train_clips, 0)):
+        if value < smallest:
+            raise MusiccmError(f"{name}: expected at least {smallest}, found {value}")
+    if not -1 <= copy_above <= 1:
+        raise MusiccmError(f"copy_above: expected a correlation from -1 to 1, found {copy_above}")
+    index, out = index if isinstance(index, TrainingIndex) else TrainingIndex(Path(index)), Path(out)
+    for folder in filter(None, (generated, reference)):
         if out.resolve().is_relative_to(Path(folder).resolve()):
-            raise MusiccmError(f"--out {out}: lies in {folder}, and its audio would be taken for clips the next time; "
+            raise MusiccmError(f"out: {out} lies in {folder}, and its audio would be taken for clips the next time; "
                                "name a folder elsewhere")
-    bundle = Bundle.from_pretrained(args.bundle or index.about["bundle"], CONDITIONER_PARTS)
-    device = choose_device(args.device)
-    ear = index_clap(index, bundle, device, args.batch_size, args.workers)
-    search, description, exact = _searcher(index, args)
+    opened = Bundle.from_pretrained(bundle or index.about["bundle"], CONDITIONER_PARTS)
+    where = choose_device(device)
+    ear = index_clap(index, opened, where, batch_size, workers)
+    search, description, exact = _searcher(index, faiss, nprobe)
 
-    generated = embed_folder(ear, Path(args.generated))
-    counts = [len(starts) for starts in generated.starts_s]
-    found = search(Queries(generated.rows, counts, device=device), min(args.top, index.n_clips))
+    heard = embed_folder(ear, Path(generated))
+    counts = [len(starts) for starts in heard.starts_s]
+    found = search(Queries(heard.rows, counts, device=where), min(top, index.n_clips))
     windows = statistics.median_low(counts)
-    figures, left_out = {"generated": _figures(found.cosine_QK[:, 0], counts)}, list(generated.left_out)
+    figures, left_out = {"generated": _figures(found.cosine_QK[:, 0], counts)}, list(heard.left_out)
     held_out = held_out_found = None
-    if args.reference:
-        held_out = embed_folder(ear, Path(args.reference), windows)
+    if reference:
+        held_out = embed_folder(ear, Path(reference), windows)
         left_out += held_out.left_out
         held_counts = [len(starts) for starts in held_out.starts_s]
-        held_out_found = search(Queries(held_out.rows, held_counts, device=device), 1)
+        held_out_found = search(Queries(held_out.rows, held_counts, device=where), 1)
         figures["held_out"] = _figures(held_out_found.cosine_QK[:, 0], held_counts)
-    if args.train_clips > 0 and index.n_clips > 1:
-        queries = train_queries(index, args.train_clips, windows, device)
+    if train_clips > 0 and index.n_clips > 1:
+        queries = train_queries(index, train_clips, windows, where)
         figures["train_itself"] = _figures(search(queries, 1).cosine_QK[:, 0], queries.counts)
 
-    matcher = MelMatcher(LogMel(bundle.mel), min(5.0, index.window_s))
-    suspects = _suspects(index, generated, found, args.pairs)
-    second = examine(suspects, matcher, index.window_s, args.copy_above, out)
+    matcher = MelMatcher(LogMel(opened.mel), min(5.0, index.window_s))
+    suspects = _suspects(index, heard, found, pairs)
+    second = examine(suspects, matcher, index.window_s, copy_above, out)
     if held_out is not None and held_out_found is not None:
         second["held_out"] = examine(
-            _suspects(index, held_out, held_out_found, args.pairs), matcher, index.window_s, args.copy_above, None)
+            _suspects(index, held_out, held_out_found, pairs), matcher, index.window_s, copy_above, None)
     content = {
         "schema": 1,
         "musiccm": __version__,
-        "generated": escaped(args.generated),
-        "reference": None if args.reference is None else escaped(args.reference),
+        "generated": escaped(generated),
+        "reference": None if reference is None else escaped(reference),
         "index": {"folder": escaped(index.folder), "clips": index.n_clips, "windows": index.n_rows, "key": index.key,
                   "about": index.about},
         "search": {"method": description, "exact": exact},
@@ -98,7 +127,7 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
         "rates": figures,
         "notes": _notes(figures, found, held_out_found, exact),
         "second_opinion": second,
-        "clips": _clips(index, generated, found),
+        "clips": _clips(index, heard, found),
         "suspects": [suspect.as_dict() for suspect in suspects],
         "left_out": [vars(item) for item in left_out],
     }
@@ -147,12 +176,14 @@ def train_queries(index: TrainingIndex, limit: int, windows: int, device: str) -
     return Queries(torch.cat(rows), [len(mine) for mine in rows], clips, device)
 
 
-def _searcher(index: TrainingIndex, args: argparse.Namespace) -> tuple[Callable[[Queries, int], Neighbours], str, bool]:
-    if args.faiss:
+def _searcher(
+    index: TrainingIndex, faiss: bool, nprobe: int
+) -> tuple[Callable[[Queries, int], Neighbours], str, bool]:
+    if faiss:
         from musiccm.similarity.faiss_search import FaissSearch
 
-        faiss = FaissSearch(index, args.nprobe)
-        return faiss.nearest_clips, faiss.description, faiss.exact
+        approximate = FaissSearch(index, nprobe)
+        return approximate.nearest_clips, approximate.description, approximate.exact
     return lambda queries, k: nearest_clips(index, queries, k), "all windows", True
 
 
@@ -170,8 +201,8 @@ def _notes(figures: dict[str, Any], found: Neighbours, held_out: Neighbours | No
         if other in figures:
             notes.append(_beside_real(name, figures["generated"], figures[other], key, other))
     if held_out is None:
-        notes.append("Nothing was held out for comparison: name a folder of real music that was not trained on with "
-                     "--reference.")
+        notes.append("Nothing was held out for comparison: name a folder of real music that was not trained on as the "
+                     "reference.")
         return notes
     maxima, real = found.cosine_QK[:, 0], held_out.cosine_QK[:, 0]
     if len(real) < _ENOUGH_FOR_QUANTILES:

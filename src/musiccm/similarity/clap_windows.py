@@ -11,7 +11,7 @@ from torch import Tensor
 
 from musiccm.audio import AudioFacts
 from musiccm.audio.io import SILENCE_PEAK
-from musiccm.audio.windows import PEAK, read_window, resampled_length
+from musiccm.audio.windows import PEAK, cut_window, read_window, resampled_length
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
 from musiccm.models.conditioners.clap import ClapConditioner
@@ -90,9 +90,11 @@ class ClapWindows:
         self.window_samples = window_samples
         self.hop_samples = window_samples // 2 if hop_samples is None else hop_samples
         self.batch_size, self.workers = batch_size, max(1, workers)
-        if min(self.window_samples, self.hop_samples, batch_size) < 1:
-            raise MusiccmError(f"CLAP windows: expected a positive window, hop and batch size, found {window_samples} "
-                               f"and {self.hop_samples} samples, {batch_size}; check --hop-s and --batch-size")
+        if batch_size < 1:
+            raise MusiccmError(f"batch_size: expected at least 1, found {batch_size}")
+        if min(self.window_samples, self.hop_samples) < 1:
+            raise MusiccmError(f"CLAP windows: expected a positive window and hop, found {window_samples} and "
+                               f"{self.hop_samples} samples")
 
     @classmethod
     def of_bundle(
@@ -140,7 +142,7 @@ class ClapWindows:
         front = conditioner.front_end
         rate, length = front.sample_rate_hz, window_samples or front.window_samples
         if hop_s is not None and not 0 < hop_s * rate <= length:
-            raise MusiccmError(f"--hop-s: expected more than 0 and at most the window of {length / rate:g} s, or audio "
+            raise MusiccmError(f"hop_s: expected more than 0 and at most the window of {length / rate:g} s, or audio "
                                f"would be passed over; found {hop_s:g}")
         hop_samples = None if hop_s is None else max(1, round(hop_s * rate))
         return cls(conditioner.audio, fingerprint, rate, length, hop_samples, **kwargs)
@@ -170,7 +172,7 @@ class ClapWindows:
         windows = [(file, start) for file in files for start in file.starts]
         rows = []
         for batch in self._read(windows):
-            rows.append(self._rows(batch))
+            rows.append(self.rows_of(batch))
             heard(len(batch))
         return torch.cat(rows) if rows else torch.empty(0, 0)
 
@@ -180,22 +182,40 @@ class ClapWindows:
         with leaving_queue(ThreadPoolExecutor(self.workers)) as pool:
             ahead: list[Any] = []
             for batch in batches:
-                ahead.append([pool.submit(self._window, file, start) for file, start in batch])
+                ahead.append([pool.submit(self.window, file, start) for file, start in batch])
                 if len(ahead) == 2:
                     yield [future.result() for future in ahead.pop(0)]
             for futures in ahead:
                 yield [future.result() for future in futures]
 
-    def _window(self, file: FileWindows, start: int) -> Tensor:
+    def window(self, file: FileWindows, start: int, whole_S: Tensor | None = None) -> Tensor:
+        """One window of a file as CLAP is to have it; zeros where it is silent.
+
+        Args:
+            file: The file.
+            start: First sample, at the ear's rate.
+            whole_S: The mean of its channels where it is decoded already; None reads what is needed.
+
+        Returns:
+            The waveform.
+
+        Raises:
+            BadAudio: The file changed since it was scanned, and cannot be used any more.
+        """
         # CLAP repeats clips shorter than its window, so they come to it without zeros behind them.
         length = min(self.window_samples, resampled_length(file.facts, self.sample_rate_hz))
-        window = read_window(file.path, file.facts, length, self.sample_rate_hz, start)
+        if whole_S is None:
+            window = read_window(file.path, file.facts, length, self.sample_rate_hz, start)
+        else:
+            window = cut_window(lambda first, frames: whole_S[first : first + frames], file.facts, length,
+                                self.sample_rate_hz, start)
         # At the file's own level, and about its own mean: a rest is constant, but the file's mean was taken from it.
         swing = float(window.max() - window.min()) / 2 * file.facts.peak / PEAK
         return window if swing >= SILENCE_PEAK else torch.zeros_like(window)
 
     @torch.inference_mode()
-    def _rows(self, batch: list[Tensor]) -> Tensor:
+    def rows_of(self, batch: Sequence[Tensor]) -> Tensor:
+        """The embeddings of some windows, `[windows, D]`; a silent one has the zero row."""
         rows: list[Tensor | None] = [None] * len(batch)
         lengths = sorted({len(waveform) for waveform in batch})
         for length in lengths:

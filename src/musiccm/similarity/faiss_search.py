@@ -36,8 +36,8 @@ def import_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise MusiccmError("FAISS is not installed; run `pip install 'musiccm[faiss]'`, or leave --faiss out: the "
-                           "exact search needs nothing, and takes seconds per million windows") from error
+        raise MusiccmError("faiss: FAISS is not installed; run `pip install 'musiccm[faiss]'`, or leave this out: "
+                           "the exact search needs nothing, and takes seconds per million windows") from error
     return faiss
 
 
@@ -65,14 +65,14 @@ def build_faiss(index: TrainingIndex, factory: str | None = None) -> str:
         built = faiss.index_factory(index.width, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1]
-        raise MusiccmError(f"--faiss {factory}: FAISS does not understand it ({reason}); expected such as Flat or "
+        raise MusiccmError(f"faiss: FAISS does not understand {factory} ({reason}); expected such as Flat or "
                            "IVF4096,SQfp16") from error
     if not built.is_trained:
         sample = np.linspace(0, index.n_rows - 1, min(_TRAIN_ROWS, index.n_rows)).astype(np.int64)
         try:
             built.train(np.concatenate([index.read(int(row), int(row) + 1).numpy() for row in sample]))
         except RuntimeError as error:
-            raise MusiccmError(f"--faiss {factory}: cannot be trained on {len(sample)} rows "
+            raise MusiccmError(f"faiss: {factory} cannot be trained on {len(sample)} rows "
                                f"({str(error).splitlines()[-1]}); ask for fewer lists, or for Flat") from error
     for first in range(0, index.n_rows, _ADD_ROWS):
         built.add(np.ascontiguousarray(index.read(first, min(first + _ADD_ROWS, index.n_rows)).numpy()))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from musiccm.data.audio_folder import read_audio_folder
+from musiccm.audio.facts import facts_of
+from musiccm.audio.io import SILENCE_PEAK
+from musiccm.data.audio_folder import FolderClip, read_audio_folder
 from musiccm.data.corpora.report import BadItem
 from musiccm.errors import MusiccmError
 from musiccm.progress import Progress
@@ -39,34 +42,102 @@ class FolderFeatures:
     left_out: list[BadItem] = field(default_factory=list)
 
 
-def embed_folder(ear: ClapWindows, folder: Path, most_windows: int | None = None) -> FolderFeatures:
-    """Hear every usable file of a folder.
+def embed_folder(
+    ear: ClapWindows, folder: Path, most_windows: int | None = None, progress: bool = True
+) -> FolderFeatures:
+    """Embed every usable file of a folder.
 
     Args:
         ear: CLAP.
         folder: The folder, searched through.
-        most_windows: Hear only so many windows, in the middle of each file.
+        most_windows: Take only so many windows, in the middle of each file.
+        progress: Whether to show a progress bar.
 
     Returns:
-        What was heard, and what was left out and why.
+        The rows, and what was left out and why.
 
     Raises:
         MusiccmError: No such folder, or no file that can be used.
     """
-    heard, files = FolderFeatures(), []
+    files = []
     found = read_audio_folder(folder, MIN_DURATION_S)
-    heard.left_out += [*found.left_out, *found.others]
     for clip in found.clips:
         starts = ear.starts(clip.audio)
         chosen = starts[middle(len(starts), most_windows)] if most_windows else starts
         files.append(FileWindows(str(clip.path), clip.audio, chosen))
-    with Progress(sum(len(file.starts) for file in files), f"hearing {folder}", "window") as bar:
+    with Progress(sum(len(file.starts) for file in files), f"hearing {folder}", "window", progress) as bar:
         rows = ear.embed(files, bar.update)
-    first = 0
-    kept = []
-    for clip, file in zip(found.clips, files, strict=True):
-        mine = rows[first : first + len(file.starts)]
-        first += len(file.starts)
+    heard = _joined(ear, folder, found.clips, files, rows.split([len(file.starts) for file in files]))
+    heard.left_out = [*found.left_out, *found.others, *heard.left_out]
+    return _required(heard, folder)
+
+
+class WindowCollector:
+    """Embeds the windows of files that someone else decodes, so that no file is decoded twice.
+
+    Args:
+        ear: CLAP.
+        folder: Where the files are.
+        channel: What the facts of the clips are of: where it is not the `mean` of the channels, facts are taken anew.
+    """
+
+    def __init__(self, ear: ClapWindows, folder: Path, channel: str = "mean") -> None:
+        self.ear, self.folder, self.channel = ear, folder, channel
+        self._clips: list[tuple[FolderClip, FileWindows]] = []
+        self._left_out: list[BadItem] = []
+        self._waiting: list[Tensor] = []
+        self._rows: list[Tensor] = []
+
+    def add(self, clip: FolderClip, whole_S: Tensor) -> None:
+        """Take the windows of a file.
+
+        Args:
+            clip: The file.
+            whole_S: The mean of its channels, all of it.
+        """
+        facts = clip.audio
+        if self.channel != "mean":
+            facts = facts_of(whole_S.numpy(), facts.sample_rate_hz, facts.channels)
+        if facts.duration_s < MIN_DURATION_S:
+            detail = f"{facts.duration_s:.2f} s, expected at least {MIN_DURATION_S:.2f} s"
+            self._left_out.append(BadItem(clip.id, escaped(clip.path), "too_short", detail))
+            return
+        if facts.peak < SILENCE_PEAK:
+            self._left_out.append(BadItem(clip.id, escaped(clip.path), "silent", "the mean of its channels"))
+            return
+        file = FileWindows(str(clip.path), facts, self.ear.starts(facts))
+        self._clips.append((clip, file))
+        for start in file.starts:
+            self._waiting.append(self.ear.window(file, start, whole_S))
+            if len(self._waiting) == self.ear.batch_size:
+                self._embed()
+
+    def finish(self) -> FolderFeatures:
+        """What was found, in the order of the folder.
+
+        Raises:
+            MusiccmError: No file that can be used.
+        """
+        self._embed()
+        counts = [len(file.starts) for _, file in self._clips]
+        rows = torch.cat(self._rows).split(counts) if self._rows else ()
+        order = sorted(range(len(self._clips)), key=lambda n: self._clips[n][0].path)
+        clips, files = [self._clips[n][0] for n in order], [self._clips[n][1] for n in order]
+        heard = _joined(self.ear, self.folder, clips, files, [rows[n] for n in order])
+        heard.left_out = [*self._left_out, *heard.left_out]
+        return _required(heard, self.folder)
+
+    def _embed(self) -> None:
+        if self._waiting:
+            self._rows.append(self.ear.rows_of(self._waiting))
+            self._waiting = []
+
+
+def _joined(
+    ear: ClapWindows, folder: Path, clips: Sequence[FolderClip], files: Sequence[FileWindows], rows: Sequence[Tensor]
+) -> FolderFeatures:
+    heard, kept = FolderFeatures(), []
+    for clip, file, mine in zip(clips, files, rows, strict=True):
         if not bool(mine.any()):  # only where the windows in the middle are silent, and the file is not
             heard.left_out.append(BadItem(clip.id, escaped(file.path), "silent", "in all the windows that were heard"))
             continue
@@ -77,9 +148,13 @@ def embed_folder(ear: ClapWindows, folder: Path, most_windows: int | None = None
         heard.paths.append(file.path)
         heard.starts_s.append([start / ear.sample_rate_hz for start in file.starts])
         kept.append(mine)
-    if not kept:
+    heard.rows = torch.cat(kept) if kept else heard.rows
+    return heard
+
+
+def _required(heard: FolderFeatures, folder: Path) -> FolderFeatures:
+    if not heard.ids:
         reasons = sorted({item.reason for item in heard.left_out})
         raise MusiccmError(f"{folder}: no audio that can be used: {len(heard.left_out)} files were left out "
                            f"({', '.join(reasons)})")
-    heard.rows = torch.cat(kept)
     return heard

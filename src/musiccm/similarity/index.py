@@ -58,7 +58,8 @@ def read_index_file(folder: Path) -> dict[str, Any] | None:
         raise MusiccmError(f"{path}: not an index of training clips ({error!r}); name the folder that `musiccm prepare "
                            "index` wrote, or remove it and run that again") from error
     if found[0] != FORMAT:
-        raise MusiccmError(f"{path}: expected format {FORMAT}, found {found[0]}; {_REBUILD} with --overwrite")
+        raise MusiccmError(f"{path}: expected format {FORMAT}, found {found[0]}; run `musiccm prepare index "
+                           "--overwrite` again")
     return content
 
 

@@ -118,8 +118,8 @@ def _replace(folder: Path, found: dict[str, Any], key: dict[str, Any], overwrite
     if not overwrite:
         differing = [f"{name} is {found['key'].get(name)!r}, expected {value!r}" for name, value in key.items()
                      if found["key"].get(name) != value] or ["the shards are cut otherwise"]
-        raise MusiccmError(f"{folder}: holds an index of something else: {'; '.join(differing)}. Choose another --out, "
-                           "or build it again with --overwrite")
+        raise MusiccmError(f"overwrite: {folder} holds an index of something else: {'; '.join(differing)}; choose "
+                           "another folder, or let this one be overwritten")
     (folder / INDEX_FILE).unlink()
     for path in [folder / COLUMNS_FILE, *folder.glob("rows-*.safetensors"), *folder.glob("faiss.*")]:
         path.unlink(missing_ok=True)

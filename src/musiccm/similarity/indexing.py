@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -16,10 +18,8 @@ from musiccm.audio.windows import read_window
 from musiccm.data.corpora.folder_scan import scan_folder
 from musiccm.data.corpora.labels import Clip
 from musiccm.data.corpora.reading import Entry, Listing, Rules, read_split
-from musiccm.data.experiment import data_module
 from musiccm.data.latent_cache.fingerprint import clips_fingerprint
 from musiccm.data.latent_cache.window_index import WindowIndex
-from musiccm.data.module import MusicDataModule
 from musiccm.device import choose_device
 from musiccm.errors import MusiccmError
 from musiccm.locks import locked_folder
@@ -31,53 +31,116 @@ from musiccm.similarity.index_writer import PlannedClip, write_index
 from musiccm.terminal import say
 from musiccm.texts import escaped, read_json, require_utf8
 
+if TYPE_CHECKING:
+    from musiccm.data.module import MusicDataModule
 
-def prepare_index(args: argparse.Namespace) -> None:
-    """Run `musiccm prepare index`.
+
+def index_folder(
+    out: str | os.PathLike[str], root: str | os.PathLike[str], bundle: str = "musiccm-tiny", **settings: Any
+) -> TrainingIndex:
+    """Index the audio of a folder, which needs no labels.
 
     Args:
-        args: Its arguments.
+        out: Folder to write; a killed run goes on where it stopped.
+        root: Folder of training audio, searched through.
+        bundle: Whose CLAP.
+        **settings: Of `IndexSettings`.
+
+    Returns:
+        The index.
+
+    Raises:
+        MusiccmError: Bad settings, audio, bundle or index, each named; another process writes the index.
+    """
+    how, folder = IndexSettings(**settings), Path(out)
+    with _ready(folder, how):
+        _index_clips(folder, how, _folder_clips(Path(root), folder), bundle, str(root))
+        return _finished(folder, how)
+
+
+def index_experiment(
+    out: str | os.PathLike[str], configs: Sequence[str], bundle: str | None = None,
+    windows: Literal["whole", "cache", "bundle"] = "whole", **settings: Any,
+) -> TrainingIndex:
+    """Index what an experiment trains on.
+
+    Args:
+        out: Folder to write; a killed run goes on where it stopped.
+        configs: Experiment files, later ones laid over earlier ones.
+        bundle: Whose CLAP; the experiment's if None.
+        windows: Which are indexed: those of `whole` clips; those of the experiment's latent `cache`, with the
+            embeddings that it has; or those of the cache in float16 and without paths of this machine, as a `bundle`
+            brings them.
+        **settings: Of `IndexSettings`.
+
+    Returns:
+        The index.
 
     Raises:
         MusiccmError: Bad settings, corpus, bundle or index, each named; another process writes the index.
     """
-    out = Path(args.out)
-    require_utf8(out, "--out")
-    for option in ("from_cache", "for_bundle"):
-        if getattr(args, option) and not args.config:
-            raise MusiccmError(f"--{option.replace('_', '-')}: expected --config with an experiment, found --root")
-    if args.faiss:
+    from musiccm.data.experiment import data_module
+
+    how, folder = IndexSettings(**settings), Path(out)
+    with _ready(folder, how):
+        data = data_module(list(configs), {**({"bundle": bundle} if bundle else {}), "kind": "waveform"})
+        data.setup("fit")
+        for report in data.reports.values():
+            say(report)
+        name = str(data.bundle)
+        if windows == "bundle":
+            opened = Bundle.from_pretrained(name, parts=CONDITIONER_PARTS)
+            index_training_windows(folder, opened, name, data, how.batch_size, how.device, how.overwrite)
+        elif windows == "cache":
+            _index_cache(folder, how, data)
+        else:
+            _index_clips(folder, how, data.train_clips, name, data.root)
+        return _finished(folder, how)
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """How an index is written.
+
+    Args:
+        hop_s: Seconds between windows; half of CLAP's window if None.
+        faiss: A FAISS index beside it: its description, such as `Flat`; `auto` goes by the size; None for none.
+        batch_size: Windows embedded at a time.
+        workers: Threads that decode.
+        device: Where to compute.
+        overwrite: Whether an index of something else may be replaced.
+    """
+
+    hop_s: float | None = None
+    faiss: str | None = None
+    batch_size: int = 16
+    workers: int = 2
+    device: str = "auto"
+    overwrite: bool = False
+
+
+@contextmanager
+def _ready(out: Path, how: IndexSettings) -> Iterator[None]:
+    """What can be refused is refused before anything is read; nobody else writes the folder meanwhile."""
+    require_utf8(out, "out")
+    if how.faiss:
         from musiccm.similarity.faiss_search import import_faiss
 
         import_faiss()
     with locked_folder(out):
-        _fill(out, args)
+        yield
 
 
-def _fill(out: Path, args: argparse.Namespace) -> None:
-    if args.root:
-        _index_clips(out, args, _folder_clips(Path(args.root), out), args.bundle or "musiccm-tiny", args.root)
-    else:
-        overrides = {"bundle": args.bundle} if args.bundle else {}
-        data = data_module(args.config, {**overrides, "kind": "waveform"})
-        data.setup("fit")
-        for report in data.reports.values():
-            say(report)
-        if args.for_bundle:
-            bundle = Bundle.from_pretrained(str(data.bundle), parts=CONDITIONER_PARTS)
-            index_training_windows(out, bundle, str(data.bundle), data, args.batch_size, args.device, args.overwrite)
-        elif args.from_cache:
-            _index_cache(out, args, data)
-        else:
-            _index_clips(out, args, data.train_clips, str(data.bundle), data.root)
+def _finished(out: Path, how: IndexSettings) -> TrainingIndex:
     index = TrainingIndex(out)
     silent = index.about.get("silent_windows", 0)
     say(f"{out}: {index.n_clips} training clips, {index.n_rows} windows of {index.window_s:g} s"
           + (f", {silent} of them silent and similar to nothing" if silent else ""))
-    if args.faiss:
+    if how.faiss:
         from musiccm.similarity.faiss_search import build_faiss
 
-        say(f"{out}: FAISS {build_faiss(index, None if args.faiss == 'auto' else args.faiss)}")
+        say(f"{out}: FAISS {build_faiss(index, None if how.faiss == 'auto' else how.faiss)}")
+    return index
 
 
 def _folder_clips(root: Path, out: Path) -> list[Clip]:
@@ -102,10 +165,10 @@ def _folder_clips(root: Path, out: Path) -> list[Clip]:
     return clips
 
 
-def _index_clips(out: Path, args: argparse.Namespace, clips: list[Clip], bundle_name: str, source: str) -> None:
+def _index_clips(out: Path, how: IndexSettings, clips: list[Clip], bundle_name: str, source: str) -> None:
     bundle = Bundle.from_pretrained(bundle_name, parts=CONDITIONER_PARTS)
-    ear = ClapWindows.of_bundle(bundle, choose_device(args.device), args.hop_s, batch_size=args.batch_size,
-                                workers=args.workers)
+    ear = ClapWindows.of_bundle(bundle, choose_device(how.device), how.hop_s, batch_size=how.batch_size,
+                                workers=how.workers)
     files = [FileWindows(clip.path, clip.audio, ear.starts(clip.audio)) for clip in clips]
     planned = [
         PlannedClip(clip.id, str(Path(clip.path).resolve()), [start / ear.sample_rate_hz for start in file.starts],
@@ -114,11 +177,11 @@ def _index_clips(out: Path, args: argparse.Namespace, clips: list[Clip], bundle_
     ]
     key = {**ear.key(), "corpus": clips_fingerprint(clips)}
     about = {"bundle": bundle_name, "source": source}
-    _write(out, args.overwrite, key, about, planned, bundle.conditioner().width,
+    _write(out, how.overwrite, key, about, planned, bundle.conditioner().width,
            lambda first, last, bar: ear.embed(files[first:last], bar.update))
 
 
-def _index_cache(out: Path, args: argparse.Namespace, data: MusicDataModule) -> None:
+def _index_cache(out: Path, how: IndexSettings, data: MusicDataModule) -> None:
     """The CLAP rows of a latent cache, whose windows are those that the model was trained on.
 
     That the cache comes from this bundle is checked when it is opened.
@@ -142,7 +205,7 @@ def _index_cache(out: Path, args: argparse.Namespace, data: MusicDataModule) -> 
         return cache.audio(np.asarray(chosen, np.int64))
 
     about = {"bundle": str(data.bundle), "source": f"latent cache {cache.folder}"}
-    _write(out, args.overwrite, key, about, planned, bundle.conditioner().width, embed)
+    _write(out, how.overwrite, key, about, planned, bundle.conditioner().width, embed)
 
 
 def index_training_windows(
