@@ -18,12 +18,12 @@ from musiccm.audio.windows import keyed_generator
 from musiccm.columns import StringColumn
 from musiccm.commands._timing import row, seconds_of
 from musiccm.data.batch import LatentBatch
-from musiccm.data.latent_files import FORMAT, CacheWriter
-from musiccm.data.latent_windows import LatentWindows, collate_latents
-from musiccm.data.latents import LatentCache
+from musiccm.data.latent_cache.dataset import LatentCache
+from musiccm.data.latent_cache.files import FORMAT, CacheWriter
+from musiccm.data.latent_cache.window_index import WindowIndex
+from musiccm.data.latent_cache.windows import LatentWindows, collate_latents
 from musiccm.data.sampling import KeyedLoader, ShuffledSampler
 from musiccm.data.waveforms import pick
-from musiccm.data.window_index import WindowIndex
 
 #: What is asked for.
 ASKED_WINDOWS_PER_S, ASKED_OPEN_S, ASKED_MEMORY_MB, ASKED_TIMES_TRAINING = 20_000, 1.0, 300.0, 10.0
@@ -254,11 +254,11 @@ def encoding(bundle: str, folder: Path) -> list[dict]:
     """`musiccm prepare latents` on a demo corpus in one process."""
     from musiccm.commands._encode import make_trainer
     from musiccm.data.demo.corpus import write_corpus
-    from musiccm.data.encoding import EncodingData
-    from musiccm.data.fingerprint import ENCODING_PARTS, bundle_fingerprint
+    from musiccm.data.latent_cache.fingerprint import ENCODING_PARTS, bundle_fingerprint
     from musiccm.data.module import MusicDataModule
     from musiccm.models.bundle import Bundle
-    from musiccm.systems.encoding import Encoder
+    from musiccm.systems.encoding.data import EncodingData
+    from musiccm.systems.encoding.encoder import Encoder
 
     write_corpus(folder / "demo", 48, 0, 16, None)
     parts = Bundle.from_pretrained(bundle, parts=ENCODING_PARTS)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from musiccm.audio.io import write_audio
-from musiccm.commands._device import choose_device
-from musiccm.commands._quality import decoders
 from musiccm.commands._timing import row, student_of
 from musiccm.data.demo.tracks import make_track
+from musiccm.device import choose_device
+from musiccm.evaluation.bundle_quality import decoders
 from musiccm.long_form import SeamFigures, decode_whole, read_clip, seam_figures
 from musiccm.long_form.edit import Edited
 from musiccm.models.bundle import Bundle

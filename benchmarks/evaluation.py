@@ -19,9 +19,9 @@ import numpy as np
 import soundfile
 import torch
 
-from musiccm.commands._device import choose_device
-from musiccm.commands._evaluate import Task, evaluate
 from musiccm.commands._timing import alternating, peak_mib, row, seconds_of
+from musiccm.device import choose_device
+from musiccm.evaluation.folders import Task, evaluate
 from musiccm.metrics import FrechetDistance, InceptionScore, KLDivergence
 
 CLIPS, SECONDS, RATE_HZ = 200, 10, 16000

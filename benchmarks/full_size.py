@@ -25,14 +25,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from musiccm.audio.windows import keyed_generator
-from musiccm.commands._device import choose_device
 from musiccm.commands._timing import alternating, row
 from musiccm.commands.bench import load
+from musiccm.device import choose_device
 from musiccm.losses import discriminator_loss
+from musiccm.models.acceleration.half import half_copy
 from musiccm.models.bundle import Bundle
-from musiccm.models.bundle_files import save_part
+from musiccm.models.bundle.files import save_part
 from musiccm.models.features import ViTConfig, ViTFeatures
-from musiccm.models.half import half_copy
 from musiccm.systems import speed
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.settings import Adversarial

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from musiccm.commands._device import choose_device
-from musiccm.commands._quality import frechet
 from musiccm.commands._timing import row, student_of
 from musiccm.commands.bench import load
 from musiccm.data.demo.tracks import make_track
+from musiccm.device import choose_device
+from musiccm.evaluation.bundle_quality import frechet
 from musiccm.pipeline import Pipeline, sample_seeds
 
 CLIPS, DRAWS, BATCH = 160, 2, 16

@@ -10,7 +10,7 @@ tower hands out the tensor that it expects (transformers 5 wraps it); the empty 
 length, not to CLAP's width; the VAE is called through the codec, which unfolds latents and mel where a bundle folds
 them.
 
-Each contender lives in a process of its own, which tells its peak memory; the processes take turns. Every clip has a
+Each candidate lives in a process of its own, which tells its peak memory; the processes take turns. Every clip has a
 new text, so that no embedding is remembered. At full size the teacher is timed once, whole; `n` counts our calls.
 """
 
@@ -32,12 +32,12 @@ import torch
 from diffusers import DDIMScheduler, MusicLDMPipeline
 from torch import Tensor, nn
 
-from musiccm.commands._device import choose_device
 from musiccm.commands._timing import now, peak_mib, row
 from musiccm.config import load_experiment
+from musiccm.device import choose_device
 from musiccm.export import StudentInfo, student_scheduler
 from musiccm.models.bundle import Bundle, save_settings
-from musiccm.models.bundle_files import PARTS, save_part
+from musiccm.models.bundle.files import PARTS, save_part
 from musiccm.models.fast_decoder import FastDecoder
 from musiccm.pipeline import Pipeline
 
@@ -140,7 +140,7 @@ class Ours:
             self.pipe.compose(texts[0], seconds, steps, batch_size=16)
 
 
-class Contender:
+class Candidate:
     """One side, asked call by call; every clip has a text of its own."""
 
     def __init__(self, folder: str, device: str, decoder: str | None) -> None:
@@ -162,7 +162,7 @@ class Contender:
 
 
 class Apart:
-    """A contender in a process of its own, asked through its standard input and output."""
+    """A candidate in a process of its own, asked through its standard input and output."""
 
     def __init__(self, *args: str | None) -> None:
         self.process = subprocess.Popen([sys.executable, __file__, json.dumps(args)], stdin=subprocess.PIPE,
@@ -174,7 +174,7 @@ class Apart:
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"a contender ended with {self.process.wait()}; its last words are above")
+            raise RuntimeError(f"a candidate ended with {self.process.wait()}; its last words are above")
         return json.loads(answer)
 
     def close(self) -> None:
@@ -190,9 +190,9 @@ def serve(args: list[Any]) -> None:
     """Answer requests, a line of JSON each; whatever libraries print goes to the standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    contender = Contender(*args)
+    candidate = Candidate(*args)
     for line in sys.stdin:
-        print(json.dumps(contender.ask(**json.loads(line))), file=answers, flush=True)
+        print(json.dumps(candidate.ask(**json.loads(line))), file=answers, flush=True)
 
 
 def write_student(teacher: str | Path, folder: Path, decoder: FastDecoder) -> Path:
@@ -229,7 +229,7 @@ def compare(size: str, teacher: str, student: str, device: str, kind: Callable[.
 
 
 def measure(size: str, sides: dict[str, Any], device: str) -> list[dict]:
-    """The contenders of one size, taking turns."""
+    """The candidates of one size, taking turns."""
     spent: dict[tuple[str, int], list[dict[str, float]]] = {}
     cases = [("teacher", TEACHER_STEPS), *[(name, steps) for name in ("fast", "original") for steps in STEPS]]
     for name, side in sides.items():

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from musiccm.audio import LogMel
-from musiccm.commands._device import choose_device
-from musiccm.commands._quality import decoders, frechet
 from musiccm.commands._timing import row, student_of
 from musiccm.data.demo.tracks import make_track
+from musiccm.device import choose_device
 from musiccm.diffusion import to_eps, to_x0
+from musiccm.evaluation.bundle_quality import decoders, frechet
 from musiccm.long_form import MelDecoder, piece_decoder
-from musiccm.long_form.compose import Score
+from musiccm.long_form.compose import Piece
 from musiccm.long_form.seams import SPAN_FRAMES, jumps
 from musiccm.pipeline import Pipeline, sample_seeds
 from musiccm.samplers import INITIAL, Crops, FrameNoise, SharedProcess, sample_shared
@@ -96,12 +96,12 @@ class Judge:
         self.tagger = pipeline.bundle.evaluators["tagger"]
         self.tempo = self.tagger.groups.get("tempo", [])
 
-    def piece(self, index: int, seconds: float, way: Way) -> tuple[Tensor, Score, str]:
+    def piece(self, index: int, seconds: float, way: Way) -> tuple[Tensor, Piece, str]:
         """Latents, layout and text of one piece; the same noise and text for every way."""
         text = make_track(2, "test", index).texts[0]
         stepper = self.pipeline.stepper(STEPS)
-        score = Score.of(self.pipeline, text, seconds, stepper, sample_seeds(index, 1)[0], way.overlap, way.fusion)
-        return way.sample(score.process, score.cond_of), score, text
+        piece = Piece.of(self.pipeline, text, seconds, stepper, sample_seeds(index, 1)[0], way.overlap, way.fusion)
+        return way.sample(piece.process, piece.cond_of), piece, text
 
     def mel(self, z: Tensor) -> Tensor:
         return torch.cat(list(MelDecoder(self.pipeline.codec, self.window, z.shape[1]).push(z)))
@@ -114,8 +114,8 @@ class Judge:
         out: dict[str, list[float]] = {
             k: [] for k in ("level", "usual_level", "flux", "usual_flux", "detail_shared", "detail_alone")}
         for index in range(SHORT[0]):
-            z, score, _ = self.piece(index, SHORT[1], way)
-            crops = score.process.crops
+            z, piece, _ = self.piece(index, SHORT[1], way)
+            crops = piece.process.crops
             # the middle of what two neighbours share; half way between two of those
             seams = [(crops.start(i) + crops.start(i - 1) + window) / 2 for i in range(1, crops.count or 0)]
             middles = [(a + b) / 2 for a, b in zip(seams, seams[1:], strict=False)]

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
-from musiccm.commands._device import choose_device
 from musiccm.commands._timing import now, peak_mib, row
-from musiccm.metrics.index import TrainingIndex
-from musiccm.metrics.index_writer import PlannedClip, write_index
-from musiccm.metrics.nearest import Queries, nearest_clips
+from musiccm.device import choose_device
 from musiccm.metrics.text_audio import unit_rows
+from musiccm.similarity.index import TrainingIndex
+from musiccm.similarity.index_writer import PlannedClip, write_index
+from musiccm.similarity.nearest import Queries, nearest_clips
 
 ROWS, QUERIES, WIDTH, WINDOWS, CLUSTERS = 1_000_000, 1_000, 512, 4, 2_000
 #: What is asked for, in seconds, on 2 cores.

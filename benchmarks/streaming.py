@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from musiccm.commands._device import choose_device
-from musiccm.commands._quality import decoders
 from musiccm.commands._timing import now, peak_mib, row, student_of
+from musiccm.device import choose_device
+from musiccm.evaluation.bundle_quality import decoders
 from musiccm.files import write_atomically
 from musiccm.models.bundle import Bundle
 from musiccm.pipeline import Pipeline

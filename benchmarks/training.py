@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from musiccm.audio.windows import keyed_generator
-from musiccm.commands._device import choose_device
 from musiccm.commands._timing import alternating, now, row
 from musiccm.data.batch import LatentBatch
+from musiccm.device import choose_device
 from musiccm.diffusion import guide, jump_to_target
 from musiccm.losses import generator_loss
 from musiccm.models.ema import Ema

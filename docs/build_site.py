@@ -19,7 +19,7 @@ from pathlib import Path
 
 from musiccm import Bundle, Pipeline
 from musiccm.audio import write_audio
-from musiccm.callbacks.results import plot_fd
+from musiccm.evaluation.results import plot_fd
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the walk over the imports is that of the test

@@ -50,7 +50,7 @@ def exact_float32(request: pytest.FixtureRequest) -> Iterator[None]:
     if "gpu" not in request.keywords:
         yield
         return
-    from musiccm.metrics.embedders.frozen import full_float32
+    from musiccm.embedders.frozen import full_float32
 
     with full_float32():
         yield

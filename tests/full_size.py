@@ -23,11 +23,11 @@ from transformers import ClapConfig, ClapModel, SpeechT5HifiGan, SpeechT5HifiGan
 
 from musiccm.audio.mel import MelConfig
 from musiccm.models.bundle import save_settings
-from musiccm.models.bundle_files import save_part
+from musiccm.models.bundle.files import save_part
+from musiccm.models.bundle.tokenizer import train_tokenizer
 from musiccm.models.convert.clap import make_extractor
 from musiccm.models.features import ViTConfig, ViTFeatures
 from musiccm.models.tagger import Tagger, TaggerConfig
-from musiccm.models.tokenizer import train_tokenizer
 
 #: Millions of parameters. AudioMAE's encoder; with the 527-class head of its fine-tuned kind it is 85.7 trainable.
 COUNTS = {"unet": 185.04, "vae": 55.38, "vocoder": 55.26, "text_encoder": 193.9, "evaluators/audiomae": 85.65}

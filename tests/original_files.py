@@ -12,7 +12,7 @@ from original_ldm import OriginalUNet, OriginalVae, OriginalVocoder, ldm_checkpo
 from tiny_bundle import CAPTIONS
 from torch import nn
 
-from musiccm.models.tokenizer import train_tokenizer
+from musiccm.models.bundle.tokenizer import train_tokenizer
 
 
 @dataclass

@@ -20,17 +20,17 @@ from torch.utils._pytree import tree_map
 from musiccm.audio import LogMel, MelConfig
 from musiccm.audio.io import write_audio
 from musiccm.audio.windows import keyed_generator
-from musiccm.callbacks.contenders import student_contender, teacher_contender
-from musiccm.callbacks.evaluator import Evaluator
 from musiccm.data.batch import WaveformBatch
 from musiccm.diffusion import NoiseSchedule
+from musiccm.embedders.registry import load_embedder
+from musiccm.evaluation.candidates import student_candidate, teacher_candidate
+from musiccm.evaluation.evaluator import Evaluator
+from musiccm.evaluation.suite import FeatureExtractor, MetricSuite
 from musiccm.export import StudentInfo, export_student
 from musiccm.long_form import read_clip
 from musiccm.losses import discriminator_loss
 from musiccm.losses.spectral import MultiResolutionStft
 from musiccm.losses.waveform_adversarial import waveform_adversarial
-from musiccm.metrics.embedders.registry import load_embedder
-from musiccm.metrics.suite import Listener, MetricSuite
 from musiccm.models.bundle import Bundle
 from musiccm.models.denoiser import Consistency
 from musiccm.models.spectrogram_discriminator import SpectrogramDiscriminator
@@ -113,7 +113,7 @@ def test_losses_of_a_training_step(bundle: str, other: str, features: str, solve
         cond_BD = system._condition(batch, generator)
         warm, _ = system.warm_start_loss(z0, cond_BD, generator)
         x0, distil, _ = system.distil(z0, cond_BD, generator)
-        judged = system._judge(z0, x0, batch.text_BD, generator)
+        judged = system._losses(z0, x0, batch.text_BD, generator)
         (warm + distil + judged["loss_g"]).backward()
         loss_d, _ = discriminator_loss(system.discriminator, judged["real"], judged["fake"], judged["cond"], 1e-5)
         loss_d.backward()
@@ -187,7 +187,7 @@ def test_an_evaluation(bundle: str, other: str) -> None:
         opened = Bundle.from_pretrained(bundle)
         tagger = load_embedder("tagger", bundle=opened, device="cuda" if device == "cuda" else "cpu").to(device)
         codec, conditioner = opened.codec("original").to(device), opened.conditioner().to(device)
-        listener = Listener([tagger], conditioner.audio, 16000)
+        listener = FeatureExtractor([tagger], conditioner.audio, 16000)
         train = ["t0", "t1"], torch.eye(32)[:2]
         suite = MetricSuite({"tagger": True}, train, listener.groups, splits=2, kad=["tagger"], fd_inf=["tagger"])
         evaluator = Evaluator(listener, suite, batch_size=4, device=device, progress=False)
@@ -196,9 +196,9 @@ def test_an_evaluation(bundle: str, other: str) -> None:
         denoiser = MusicCM(bundle, adversarial=Adversarial(weight=0.0)).teacher.to(device)
         shape, schedule = opened.latent_shape(), denoiser.schedule
         grid = torch.arange(19, 1000, 20)
-        both = [student_contender(Consistency(denoiser), schedule, conditioner, codec, shape, 2, grid, 0.5),
-                teacher_contender(denoiser, schedule, conditioner, codec, shape, 2, 3.0)]
-        found = [evaluator.run(contender).row for contender in both]
+        both = [student_candidate(Consistency(denoiser), schedule, conditioner, codec, shape, 2, grid, 0.5),
+                teacher_candidate(denoiser, schedule, conditioner, codec, shape, 2, 3.0)]
+        found = [evaluator.run(candidate).row for candidate in both]
         real = evaluator.distance_of_real([batch])
         return [{key: value for key, value in row.items() if isinstance(value, int | float) and "latency" not in key}
                 for row in [*found, real]]

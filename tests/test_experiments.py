@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from musiccm.config import load_experiment
-from musiccm.data.corpora import parse_corpora
+from musiccm.data.corpora.registry import parse_corpora
 from musiccm.models.fast_decoder import FastDecoderConfig
 from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
 from musiccm.systems.sharded import Sharded

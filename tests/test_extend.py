@@ -17,7 +17,7 @@ from musiccm.data.batch import LatentBatch
 from musiccm.errors import MusiccmError
 from musiccm.export import StudentInfo, export_student
 from musiccm.models.bundle import Bundle
-from musiccm.models.bundle_files import save_part
+from musiccm.models.bundle.files import save_part
 from musiccm.pipeline import Pipeline
 from musiccm.systems.settings import Distillation, Optimization
 

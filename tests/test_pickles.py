@@ -9,9 +9,9 @@ import torch
 
 from musiccm.commands._checkpoints import CheckpointFiles
 from musiccm.commands.export import read_student
+from musiccm.embedders.clap import conditioner_from_folder
+from musiccm.embedders.weights import load_checkpoint
 from musiccm.errors import MusiccmError, reason
-from musiccm.metrics.embedders.clap import conditioner_from_folder
-from musiccm.metrics.embedders.weights import load_checkpoint
 from musiccm.models.convert.reading import read_original
 
 

@@ -13,26 +13,26 @@ from diffusers.schedulers import scheduling_lcm
 from tiny_bundle import SCHEDULER, build_random_bundle, make_unet
 from transformers import ClapModel, SpeechT5HifiGan
 
-from musiccm.callbacks.galleries import bundle_index
 from musiccm.cli import main
 from musiccm.commands.export import read_results
 from musiccm.commands.generate import output_paths
 from musiccm.diffusion import consistency_boundary
 from musiccm.errors import MusiccmError
+from musiccm.evaluation.galleries import bundle_index
 from musiccm.export import StudentInfo, export_student, student_scheduler
 from musiccm.files import replacing_folder
-from musiccm.metrics.clap_windows import CLAP_PARTS
-from musiccm.metrics.index_writer import PlannedClip, write_index
-from musiccm.models import heads
-from musiccm.models.acceleration import CpuConv2d
+from musiccm.models import attention_heads
+from musiccm.models.acceleration.networks import CpuConv2d
 from musiccm.models.bundle import Bundle
-from musiccm.models.bundle_files import TRAINING_INDEX
-from musiccm.models.card import write_card
+from musiccm.models.bundle.card import write_card
+from musiccm.models.bundle.files import TRAINING_INDEX
+from musiccm.models.bundle.student_record import sampler_record
 from musiccm.models.codec import LatentCodec
 from musiccm.models.denoiser import Consistency, Denoiser
-from musiccm.models.student_record import sampler_record
 from musiccm.pipeline import Pipeline, sample_seeds
 from musiccm.samplers import INITIAL, sample_noise
+from musiccm.similarity.clap_windows import CLAP_PARTS
+from musiccm.similarity.index_writer import PlannedClip, write_index
 from tests.leftovers import leave_half_file
 
 INFO = StudentInfo("v_prediction", 3.0, recipe={"seed": 7}, rows=[{"model": "student", "steps": 4, "fd_tagger": 1.25}])
@@ -156,8 +156,8 @@ def test_own_heads_of_a_released_shape_go_along(
 ) -> None:
     """Where this small U-Net is taken for a released one with other heads, its student says whose it has."""
     assert "attention_heads" not in json.loads((student_dir / "musiccm.json").read_text())
-    monkeypatch.setitem(heads.HEAD_CHANNELS, 16, 4)
-    monkeypatch.setattr(heads, "LEVELS", (1, 2))
+    monkeypatch.setitem(attention_heads.HEAD_CHANNELS, 16, 4)
+    monkeypatch.setattr(attention_heads, "LEVELS", (1, 2))
     folder = export_student(student_unet, Bundle.from_pretrained(teacher_dir), tmp_path / "own", INFO)
     unet = Bundle.from_pretrained(folder).unet
     assert tuple(unet.config.attention_head_dim) == tuple(student_unet.config.attention_head_dim) == (1, 2)
@@ -475,7 +475,7 @@ def test_commands_say_what_is_wrong(
 
 def test_an_accelerated_pipeline_makes_the_same_sound(student_dir: Path, student: Pipeline, monkeypatch) -> None:
     """Up to rounding, which few network calls do not blow up: differences 80 dB below the sound."""
-    monkeypatch.setattr("musiccm.models.acceleration.WIDE", 8)  # the test bundle's layers are narrow
+    monkeypatch.setattr("musiccm.models.acceleration.networks.WIDE", 8)  # the test bundle's layers are narrow
     fast = Pipeline.from_pretrained(student_dir).accelerate()
     plain, ours = student(PROMPTS, steps=4, seed=1), fast(PROMPTS, steps=4, seed=1)
     assert any(isinstance(layer, CpuConv2d) for layer in fast.denoiser.unet.modules())

@@ -52,7 +52,7 @@ def test_the_examples_of_docstrings_run(module: str) -> None:
 
 
 def test_the_main_objects_have_an_example() -> None:
-    assert set(WITH_EXAMPLES) >= {"musiccm.pipeline", "musiccm.models.bundle", "musiccm.metrics.embedders.registry",
+    assert set(WITH_EXAMPLES) >= {"musiccm.pipeline", "musiccm.models.bundle", "musiccm.embedders.registry",
                                   "musiccm.samplers.rules", "musiccm.diffusion.process"}
 
 

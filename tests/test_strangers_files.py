@@ -25,15 +25,15 @@ from musiccm.commands._checkpoints import CheckpointFiles
 from musiccm.commands._imports import TRUSTED, covers
 from musiccm.commands.export import read_student
 from musiccm.config import load_experiment
-from musiccm.data.split_lists import read_split_list
+from musiccm.data.corpora.split_lists import read_split_list
+from musiccm.embedders import load_embedder
+from musiccm.embedders.weights import load_checkpoint
 from musiccm.errors import MusiccmError
-from musiccm.metrics.embedders import load_embedder
-from musiccm.metrics.embedders.weights import load_checkpoint
-from musiccm.metrics.index import TrainingIndex
-from musiccm.models import bundle_files, untrusted
-from musiccm.models.bundle import Bundle
-from musiccm.models.bundle_files import PARTS
+from musiccm.models.bundle import Bundle, untrusted
+from musiccm.models.bundle import files as bundle_files
+from musiccm.models.bundle.files import PARTS
 from musiccm.models.convert.reading import read_original
+from musiccm.similarity.index import TrainingIndex
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 MARKER = "MARKER"

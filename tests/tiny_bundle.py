@@ -10,9 +10,9 @@ from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, SpeechT5Hi
 
 from musiccm.audio.mel import MelConfig
 from musiccm.models.bundle import save_settings
-from musiccm.models.bundle_files import save_part
+from musiccm.models.bundle.files import save_part
+from musiccm.models.bundle.tokenizer import train_tokenizer
 from musiccm.models.fast_decoder import FastDecoder, FastDecoderConfig
-from musiccm.models.tokenizer import train_tokenizer
 
 CAPTIONS = [
     "a calm piano melody over soft strings",

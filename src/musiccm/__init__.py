@@ -14,8 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from musiccm.embedders import load_embedder
     from musiccm.errors import MusiccmError
-    from musiccm.metrics.embedders import load_embedder
     from musiccm.models.bundle import Bundle
     from musiccm.pipeline import Pipeline
     from musiccm.systems.musiccm import MusicCM
@@ -28,7 +28,7 @@ _HOMES = {
     "MusicCM": "musiccm.systems.musiccm",
     "MusiccmError": "musiccm.errors",
     "Pipeline": "musiccm.pipeline",
-    "load_embedder": "musiccm.metrics.embedders",
+    "load_embedder": "musiccm.embedders",
 }
 
 

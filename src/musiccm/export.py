@@ -14,11 +14,11 @@ from torch import nn
 from musiccm.diffusion import NoiseSchedule, RectifiedFlow, noise_process
 from musiccm.errors import MusiccmError
 from musiccm.files import naming_full_disk, replacing_folder
+from musiccm.models.attention_heads import own_heads
 from musiccm.models.bundle import Bundle, save_settings
-from musiccm.models.bundle_files import PARTS, TRAINING_INDEX, base_folder, load_part, save_part, update_json
-from musiccm.models.card import write_card
-from musiccm.models.heads import own_heads
-from musiccm.models.student_record import LCM_SIGMA_DATA, STUDENT_SCHEDULERS, sampler_record
+from musiccm.models.bundle.card import write_card
+from musiccm.models.bundle.files import PARTS, TRAINING_INDEX, base_folder, load_part, save_part, update_json
+from musiccm.models.bundle.student_record import LCM_SIGMA_DATA, STUDENT_SCHEDULERS, sampler_record
 
 STUDENTS_OWN = ("unet", "scheduler")
 

@@ -20,10 +20,10 @@ from musiccm.diffusion import (
 )
 from musiccm.errors import MusiccmError
 from musiccm.long_form import LongMusic, check_duration, check_texts, compose
-from musiccm.models.acceleration import CompiledNetwork, channels_last, suit_cpu, to_bfloat16
+from musiccm.models.acceleration.networks import CompiledNetwork, channels_last, suit_cpu, to_bfloat16
 from musiccm.models.bundle import Bundle
+from musiccm.models.bundle.student_record import DEFAULT_STEPS, check_sampler, is_student
 from musiccm.models.denoiser import Consistency, Denoiser
-from musiccm.models.student_record import DEFAULT_STEPS, check_sampler, is_student
 from musiccm.samplers import (
     SAMPLERS,
     Ddim,

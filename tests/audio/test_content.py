@@ -12,8 +12,8 @@ import soundfile
 
 from musiccm.audio import BadAudio, read_audio, scan_audio
 from musiccm.audio.io import read_range
-from musiccm.data.containers import missing_end
-from musiccm.data.scan import AudioFile, Fault, examine_file
+from musiccm.data.corpora.containers import missing_end
+from musiccm.data.corpora.scan import AudioFile, Fault, examine_file
 
 RATE_HZ = 16000
 SAMPLES = np.random.default_rng(0).uniform(-0.4, 0.4, 2 * RATE_HZ)

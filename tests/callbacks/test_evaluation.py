@@ -16,9 +16,9 @@ from tiny_bundle import CAPTIONS, build_random_bundle
 from tiny_system import SAMPLES, Data, System
 
 from musiccm.callbacks.evaluation import Evaluation
-from musiccm.callbacks.evaluator import Evaluator
 from musiccm.callbacks.panels import Panels
 from musiccm.errors import MusiccmError
+from musiccm.evaluation.evaluator import Evaluator
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_a_checkpoint_keeps_the_best_of_a_monitored_figure(bundle: Path, tmp_pat
 def test_a_time_budget_takes_fewer_clips_and_says_so(
     bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Evaluator, "pace_s", lambda self, contender: 0.5 * contender.steps)
+    monkeypatch.setattr(Evaluator, "pace_s", lambda self, candidate: 0.5 * candidate.steps)
     run = trainer(tmp_path, [Evaluation(val_steps=[1, 2], val_limit=6, batch_size=4, time_budget_s=5.0)])
     run.validate(System(bundle), Data(), verbose=False)
     assert [float(run.callback_metrics[f"val/n_{steps}"]) for steps in (1, 2)] == [3, 3]

@@ -18,7 +18,7 @@ from tiny_bundle import build_random_bundle
 from tiny_system import Data, System
 
 from musiccm.callbacks.evaluation import Evaluation
-from musiccm.callbacks.evaluator import Evaluator
+from musiccm.evaluation.evaluator import Evaluator
 
 
 def run(bundle: Path, root: Path, budgets_s: Sequence[float | None], **trainer: Any) -> dict[str, Any]:
@@ -27,12 +27,12 @@ def run(bundle: Path, root: Path, budgets_s: Sequence[float | None], **trainer: 
     generated: list[str] = []
     whole = Evaluator._generate
 
-    def counted(self: Evaluator, contender: Any, ids: Any, prompts: Any) -> Any:
+    def counted(self: Evaluator, candidate: Any, ids: Any, prompts: Any) -> Any:
         generated.extend(ids)
-        return whole(self, contender, ids, prompts)
+        return whole(self, candidate, ids, prompts)
 
     Evaluator._generate = counted
-    Evaluator.pace_s = lambda self, contender: 1.0
+    Evaluator.pace_s = lambda self, candidate: 1.0
     for budget_s in budgets_s:
         evaluation = Evaluation(
             steps=[1], teacher_steps=[1], limit=5, val_steps=[1], val_teacher_steps=[1], val_limit=5, batch_size=2,

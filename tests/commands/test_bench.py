@@ -106,7 +106,7 @@ def test_inference_compares_the_pipeline_with_that_of_diffusers(bundle, tmp_path
                             unet, sample, *args, **kwargs))
     monkeypatch.setattr(inference, "now", lambda: float(len(ticks)))
     student = inference.write_student(bundle, tmp_path / "student", inference.small_decoder(bundle))
-    rows = inference.compare("full size", bundle, str(student), "cpu", inference.Contender)
+    rows = inference.compare("full size", bundle, str(student), "cpu", inference.Candidate)
     assert all(set(ROW_KEYS) <= set(r) for r in rows)
     found = {r["case"].removeprefix("full size: "): r for r in rows}
     speed = [r for case, r in found.items() if "text to sound" in case]
@@ -120,7 +120,7 @@ def test_inference_compares_the_pipeline_with_that_of_diffusers(bundle, tmp_path
     assert found["batch 2, 4 steps, fast decoder, seconds a clip against batch 1"]["ratio"] == 1.0
 
 
-def test_a_contender_apart_answers_as_one_here_or_says_that_it_ended(bundle):
+def test_a_candidate_apart_answers_as_one_here_or_says_that_it_ended(bundle):
     inference = load(BENCHMARKS / "inference.py")
     apart = inference.Apart(bundle, "cpu", None)
     answer = apart.ask(steps=1)
@@ -154,7 +154,7 @@ def test_corpus_benchmark_counts_tracks(monkeypatch):
 
 
 def test_full_size_benchmark_counts_the_work_and_the_memory_of_a_step(tmp_path, monkeypatch):
-    """On small parts, against the step's closed form: six passes of the U-Net, and what the judge adds to them."""
+    """On small parts, against the step's closed form: six passes of the U-Net, and what the discriminator adds."""
     full = load(BENCHMARKS / "full_size.py")
     for name, value in {"CROP": 4, "BATCH": 2}.items():
         monkeypatch.setattr(full, name, value)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from musiccm import cli
 from musiccm.errors import MusiccmError
 from musiccm.files import replacing_folder
-from musiccm.models import heads
+from musiccm.models import attention_heads
 from musiccm.models.bundle import Bundle, save_settings
 from musiccm.pipeline import Pipeline
 
@@ -178,8 +178,8 @@ def test_own_heads_of_a_released_shape_survive(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where this small U-Net is taken for a released one, other heads must be stated, and stay stated."""
-    monkeypatch.setitem(heads.HEAD_CHANNELS, 32, 8)
-    monkeypatch.setattr(heads, "LEVELS", (1, 2))
+    monkeypatch.setitem(attention_heads.HEAD_CHANNELS, 32, 8)
+    monkeypatch.setattr(attention_heads, "LEVELS", (1, 2))
     with pytest.raises(MusiccmError, match=r"trained with \[4, 8\]"):
         _ = Bundle.from_pretrained(bundle).unet  # it states (2, 4)
     copied = ["convert", "--bundle"]

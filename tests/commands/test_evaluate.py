@@ -147,11 +147,11 @@ def test_sim_aa_against_an_index_of_the_references(folders, tmp_path: Path) -> N
 
 
 def test_a_clap_that_hears_for_two_figures_hears_once(folders, tmp_path: Path, monkeypatch) -> None:
-    from musiccm.metrics.embedders.clap import ClapEmbedder
+    from musiccm.embedders.clap import ClapEmbedder
 
     heard: list[int] = []
-    hear = ClapEmbedder.hear
-    monkeypatch.setattr(ClapEmbedder, "hear", lambda self, wave: heard.append(len(wave)) or hear(self, wave))
+    hear = ClapEmbedder.embed
+    monkeypatch.setattr(ClapEmbedder, "embed", lambda self, wave: heard.append(len(wave)) or hear(self, wave))
     captions = tmp_path / "captions.json"
     captions.write_text(json.dumps({f"clip{n:02d}": "a calm piano" for n in range(N)}))
     assert evaluate(*folders, "--embedder", "clap", "--captions", str(captions)) == 0

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from musiccm.cli import main
-from musiccm.commands._device import choose_device
 from musiccm.commands._outputs import beside
+from musiccm.device import choose_device
 from musiccm.errors import MusiccmError
 
 

@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 
 from musiccm.cli import main
 from musiccm.commands._precision import choose, half_rounded, relative_change
-from musiccm.commands._quality import figures
 from musiccm.commands.pack import stage_records
 from musiccm.config import load_experiment
+from musiccm.evaluation.bundle_quality import figures
 from musiccm.files import replacing_folder
-from musiccm.metrics.clap_windows import CLAP_PARTS
-from musiccm.metrics.index import TrainingIndex
 from musiccm.models.bundle import Bundle
-from musiccm.models.bundle_files import resolve_bundle
+from musiccm.models.bundle.files import resolve_bundle
+from musiccm.similarity.clap_windows import CLAP_PARTS
+from musiccm.similarity.index import TrainingIndex
 from tests.tiny_bundle import build_random_bundle
 
 

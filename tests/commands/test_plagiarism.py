@@ -14,9 +14,9 @@ import yaml
 
 from musiccm.audio import read_audio, write_audio
 from musiccm.cli import main
-from musiccm.commands._plagiarism_page import histogram
-from musiccm.metrics.index import TrainingIndex
 from musiccm.models.bundle import Bundle
+from musiccm.similarity.index import TrainingIndex
+from musiccm.similarity.page import histogram
 from tests.tiny_bundle import build_random_bundle
 
 TRAIN, TEST = 7, 3

@@ -198,7 +198,7 @@ def test_the_demo_corpus_is_written_only_where_an_experiment_says_that_it_reads_
     code = main(["prepare", command, "--config", str(EXPERIMENTS / name)])
     expected = {"demo.yaml": "data/demo", "demo_long.yaml": "data/demo", "smoke.yaml": "data/smoke",
                 **{f"ablations/{ablation}.yaml": "data/demo" for ablation in (
-                    "adversarial_audiomae", "adversarial_clap", "judge_short_crop", "judge_whole_clip",
+                    "adversarial_audiomae", "adversarial_clap", "discriminator_short_crop", "discriminator_whole_clip",
                     "paper_recipe")}}
     assert (code, written) == ((0, [expected[name]]) if name in expected else (2, []))
     assert not list(tmp_path.rglob("*")), "something was written"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from musiccm.data.audiostock import read_audiostock
-from musiccm.data.latent_files import CacheWriter, cache_key
-from musiccm.data.window_index import WindowIndex
+from musiccm.data.corpora.audiostock import read_audiostock
+from musiccm.data.latent_cache.files import CacheWriter, cache_key
+from musiccm.data.latent_cache.window_index import WindowIndex
 
 SAMPLES, RATE_HZ = 8000, 16000
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import soundfile
 from small_corpus import RATE_HZ, sound
 
-from musiccm.data.tag_words import ALL_TAGS
+from musiccm.data.corpora.tag_words import ALL_TAGS
 
 INFO = ["clip_id", "track_number", "title", "artist", "album", "url", "segmentStart", "segmentEnd", "original_url",
         "mp3_path"]

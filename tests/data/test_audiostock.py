@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_corpus import RATE_HZ, sound, write_clip, write_corpus
 
-from musiccm.data.audiostock import read_audiostock
-from musiccm.data.labels import BadLabel, read_label
+from musiccm.data.corpora.audiostock import read_audiostock
+from musiccm.data.corpora.labels import BadLabel, read_label
 from musiccm.errors import MusiccmError
 
 
@@ -74,7 +74,7 @@ def test_the_remembered_scan_is_used_and_notices_changes(tmp_path, monkeypatch):
     write_corpus(tmp_path, train=4)
     first, _ = read_audiostock(tmp_path, "train")
     decoded = []
-    monkeypatch.setattr("musiccm.data.scan.scan_audio", lambda path, *_: decoded.append(path.stem) or 1 / 0)
+    monkeypatch.setattr("musiccm.data.corpora.scan.scan_audio", lambda path, *_: decoded.append(path.stem) or 1 / 0)
     assert read_audiostock(tmp_path, "train")[0] == first and decoded == []
     monkeypatch.undo()
     soundfile.write(tmp_path / "train" / "train_002.flac", sound(99, 3.0), RATE_HZ)

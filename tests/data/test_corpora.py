@@ -14,11 +14,11 @@ from small_corpus import RATE_HZ, sound, write_clip, write_corpus
 from small_mtat import path_of, write_mtat
 
 from musiccm.config import load_experiment
-from musiccm.data.corpora import parse_corpora
-from musiccm.data.latent_files import CacheWriter
+from musiccm.data.corpora.registry import parse_corpora
+from musiccm.data.corpora.shares import share_out
+from musiccm.data.latent_cache.files import CacheWriter
+from musiccm.data.latent_cache.window_index import WindowIndex
 from musiccm.data.module import MusicDataModule
-from musiccm.data.shares import share_out
-from musiccm.data.window_index import WindowIndex
 from musiccm.errors import MusiccmError
 
 SAMPLES = 8000

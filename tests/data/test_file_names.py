@@ -18,7 +18,7 @@ from musiccm.audio import write_audio
 from musiccm.cli import main
 from musiccm.data.module import MusicDataModule
 from musiccm.files import write_json
-from musiccm.metrics.index import TrainingIndex
+from musiccm.similarity.index import TrainingIndex
 from musiccm.texts import PRINTABLE, escaped, printable, read_text, unescaped
 from tests.tiny_bundle import build_random_bundle
 

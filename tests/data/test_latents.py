@@ -12,12 +12,12 @@ from small_corpus import write_corpus
 
 from musiccm.audio.windows import keyed_generator
 from musiccm.columns import StringColumn
-from musiccm.data.audiostock import read_audiostock
-from musiccm.data.latent_files import Unit
-from musiccm.data.latent_windows import LatentWindows
-from musiccm.data.latents import LatentCache
+from musiccm.data.corpora.audiostock import read_audiostock
+from musiccm.data.latent_cache.dataset import LatentCache
+from musiccm.data.latent_cache.files import Unit
+from musiccm.data.latent_cache.window_index import WindowIndex
+from musiccm.data.latent_cache.windows import LatentWindows
 from musiccm.data.module import MusicDataModule
-from musiccm.data.window_index import WindowIndex
 from musiccm.errors import MusiccmError
 from musiccm.locks import locked_folder
 from tests.leftovers import leave_half_file

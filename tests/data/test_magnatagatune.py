@@ -11,10 +11,10 @@ import soundfile
 from small_corpus import RATE_HZ, sound
 from small_mtat import INFO, annotation, info, path_of, quoted, write_mp3, write_mtat, write_tables
 
-from musiccm.data.magnatagatune import list_magnatagatune
-from musiccm.data.reading import Rules, read_split
-from musiccm.data.tag_draw import draw_even, tag_counts, top_tags
-from musiccm.data.tag_words import ALL_TAGS, TOP_50
+from musiccm.data.corpora.magnatagatune import list_magnatagatune
+from musiccm.data.corpora.reading import Rules, read_split
+from musiccm.data.corpora.tag_draw import draw_even, tag_counts, top_tags
+from musiccm.data.corpora.tag_words import ALL_TAGS, TOP_50
 from musiccm.errors import MusiccmError
 
 TREE = {

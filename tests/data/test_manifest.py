@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_corpus import RATE_HZ, sound
 
-from musiccm.data.audioldm import list_audioldm
-from musiccm.data.manifest import list_manifest
-from musiccm.data.reading import Rules, read_split
+from musiccm.data.corpora.audioldm import list_audioldm
+from musiccm.data.corpora.manifest import list_manifest
+from musiccm.data.corpora.reading import Rules, read_split
 from musiccm.errors import MusiccmError
 
 

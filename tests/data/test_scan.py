@@ -14,7 +14,7 @@ from small_corpus import RATE_HZ, sound
 
 from musiccm.audio import AudioFacts
 from musiccm.audio.windows import read_window
-from musiccm.data.scan import AudioFile, AudioScan, Fault, examine_file
+from musiccm.data.corpora.scan import AudioFile, AudioScan, Fault, examine_file
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 

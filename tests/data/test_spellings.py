@@ -13,15 +13,15 @@ from small_mtat import annotation, info, path_of, write_mp3, write_mtat, write_t
 
 from musiccm.audio import write_audio
 from musiccm.data.audio_folder import captions_of, read_captions
-from musiccm.data.audioldm import list_audioldm
-from musiccm.data.audiostock import list_audiostock, read_audiostock
-from musiccm.data.labels import read_label
-from musiccm.data.magnatagatune import list_magnatagatune
-from musiccm.data.manifest import list_manifest
+from musiccm.data.corpora.audioldm import list_audioldm
+from musiccm.data.corpora.audiostock import list_audiostock, read_audiostock
+from musiccm.data.corpora.labels import read_label
+from musiccm.data.corpora.magnatagatune import list_magnatagatune
+from musiccm.data.corpora.manifest import list_manifest
+from musiccm.data.corpora.reading import Rules, read_split
+from musiccm.data.corpora.split_lists import read_split_list
+from musiccm.data.corpora.text_tables import read_table
 from musiccm.data.names import AmbiguousName, FileNames, pair_names
-from musiccm.data.reading import Rules, read_split
-from musiccm.data.split_lists import read_split_list
-from musiccm.data.tables import read_table
 from musiccm.data.vocabulary import TagVocabulary
 from musiccm.errors import MusiccmError
 

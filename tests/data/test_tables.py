@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from musiccm.data.tables import inside_root, read_table
+from musiccm.data.corpora.text_tables import inside_root, read_table
 from musiccm.errors import MusiccmError
 
 ROOMY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

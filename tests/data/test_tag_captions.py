@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musiccm.data.tag_captions import captions, understand
-from musiccm.data.tag_words import ALL_TAGS, DENIALS, MEANINGS, TOP_50, UNSPOKEN
+from musiccm.data.corpora.tag_captions import captions, understand
+from musiccm.data.corpora.tag_words import ALL_TAGS, DENIALS, MEANINGS, TOP_50, UNSPOKEN
 
 FEMALE = ["female vocal", "female vocals", "female voice", "female singer", "female singing", "woman", "woman singing",
           "women", "girl", "female"]

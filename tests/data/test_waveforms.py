@@ -5,7 +5,7 @@ import torch
 from small_corpus import write_corpus
 
 from musiccm.audio import BadAudio, fixed_window, read_audio
-from musiccm.data.audiostock import read_audiostock
+from musiccm.data.corpora.audiostock import read_audiostock
 from musiccm.data.module import MusicDataModule
 from musiccm.data.vocabulary import TagVocabulary
 from musiccm.data.waveforms import WaveformWindows

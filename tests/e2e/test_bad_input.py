@@ -17,7 +17,7 @@ import yaml
 from small_corpus import sound, write_clip, write_corpus
 
 from musiccm import cli
-from musiccm.data.latents import LatentCache
+from musiccm.data.latent_cache.dataset import LatentCache
 
 from .conftest import World, checkpoints, evaluation
 

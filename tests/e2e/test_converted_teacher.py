@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from musiccm import cli
 from musiccm.models.bundle import Bundle
-from musiccm.models.bundle_files import save_part
+from musiccm.models.bundle.files import save_part
 from musiccm.models.tagger import Tagger, TaggerConfig
 from musiccm.pipeline import Pipeline
 

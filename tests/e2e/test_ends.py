@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from musiccm import cli
-from musiccm.callbacks.evaluator import Evaluator
-from musiccm.callbacks.results import without_times
+from musiccm.evaluation.evaluator import Evaluator
+from musiccm.evaluation.results import without_times
 
 from .conftest import ACCIDENTS, REPOSITORY, World, accident, checkpoints, differences, evaluation
 
@@ -123,12 +123,12 @@ def test_a_table_that_is_cut_keeps_the_teachers_rows(
 
 
 @pytest.mark.parametrize(("command", "place", "call", "number", "code"), [
-    ("validate --config {experiment} --allow-import accidents", "musiccm.callbacks.evaluator.Evaluator._generate", 1,
+    ("validate --config {experiment} --allow-import accidents", "musiccm.evaluation.evaluator.Evaluator._generate", 1,
      "SIGTERM", 143),
     ("prepare latents --config {experiment} --cache-dir cache --shard-size 16",
-     "musiccm.data.latent_files.CacheWriter.write", 3, "SIGTERM", 75),
-    ("prepare index --root {corpus}/train --bundle {bundle} --out index", "musiccm.metrics.index_writer._write_rows", 1,
-     "SIGUSR1", 75),
+     "musiccm.data.latent_cache.files.CacheWriter.write", 3, "SIGTERM", 75),
+    ("prepare index --root {corpus}/train --bundle {bundle} --out index",
+     "musiccm.similarity.index_writer._write_rows", 1, "SIGUSR1", 75),
     ("generate piano flute --model {bundle} --steps 1 --out a.wav", "musiccm.audio.io.soundfile.write", 2, "SIGUSR1",
      138),
     ("export --checkpoint {last} --config {experiment} --out out", "musiccm.export.save_settings", 1, "SIGINT", 130),

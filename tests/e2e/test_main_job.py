@@ -14,7 +14,7 @@ import soundfile
 import torch
 
 from musiccm import cli
-from musiccm.callbacks.contenders import clip_seed
+from musiccm.evaluation.candidates import clip_seed
 from musiccm.pipeline import Pipeline
 
 from .conftest import CLIP_SAMPLES, TEST_TRACKS, World, checkpoints, evaluation

@@ -46,9 +46,9 @@ def test_a_change_replaces_what_was_planned() -> None:
 
 def test_a_text_that_no_window_hears_is_refused() -> None:
     plan = PromptPlan([(0, "a"), (5, "b"), (6, "c")])
-    plan.require_heard(range(3), [2.5, 5.5, 7.5].__getitem__)
+    plan.require_used(range(3), [2.5, 5.5, 7.5].__getitem__)
     with pytest.raises(MusiccmError, match=r"'b' \(from 5 s\).*2.5, 7.5 s"):
-        plan.require_heard([0, 2], [2.5, 5.5, 7.5].__getitem__)
+        plan.require_used([0, 2], [2.5, 5.5, 7.5].__getitem__)
 
 
 class Texts:

@@ -23,10 +23,10 @@ class Scale(nn.Module):
 
 def test_values_by_hand() -> None:
     real, fake = torch.full((1, 4), 0.25), torch.full((1, 4), 0.10)
-    generator, judge, parts = waveform_adversarial(Scale(), fake, real)
-    assert parts["fooled"].item() == pytest.approx(1 - 0.2)
+    generator, loss_d, parts = waveform_adversarial(Scale(), fake, real)
+    assert parts["generator"].item() == pytest.approx(1 - 0.2)
     assert parts["matching"].item() == pytest.approx(0.15 / 0.25)
-    assert judge.item() == pytest.approx((1 - 0.5) + (1 + 0.2))
+    assert loss_d.item() == pytest.approx((1 - 0.5) + (1 + 0.2))
     assert generator.item() == pytest.approx(0.8 + 2 * 0.6)
 
 
@@ -34,11 +34,11 @@ def test_each_loss_leaves_gradients_on_its_own_side() -> None:
     torch.manual_seed(0)
     discriminator = SpectrogramDiscriminator((64, 128), width=4)
     real, fake = torch.randn(2, 800), torch.randn(2, 800, requires_grad=True)
-    generator, judge, _ = waveform_adversarial(discriminator, fake, real)
+    generator, loss_d, _ = waveform_adversarial(discriminator, fake, real)
     generator.backward(retain_graph=True)
     assert fake.grad is not None and fake.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in discriminator.parameters())
     fake.grad = None
-    judge.backward()
+    loss_d.backward()
     assert fake.grad is None
     assert all(parameter.grad is not None for parameter in discriminator.parameters())

@@ -18,10 +18,10 @@ from musiccm.metrics import (
     InceptionScore,
     KernelDistance,
     KLDivergence,
-    SimAA,
     TextAudioSimilarity,
 )
 from musiccm.metrics.clips import TooFewClips
+from musiccm.similarity.sim_aa import SimAA
 
 N, CLASSES = 23, 5
 

@@ -10,9 +10,9 @@ from tiny_bundle import make_unet
 from torch import nn
 from torch.nn import functional as F
 
-from musiccm.models.acceleration import CompiledNetwork, CpuConv2d, UnfoldedConv2d, suit_cpu, to_bfloat16
+from musiccm.models.acceleration.networks import CompiledNetwork, CpuConv2d, UnfoldedConv2d, suit_cpu, to_bfloat16
+from musiccm.models.acceleration.winograd import WinogradConv2d
 from musiccm.models.denoiser import Float32Conv2d
-from musiccm.models.winograd import WinogradConv2d
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:

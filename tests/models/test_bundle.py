@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from tiny_bundle import build_random_bundle, make_unet
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
-from musiccm.data.fingerprint import bundle_fingerprint
+from musiccm.data.latent_cache.fingerprint import bundle_fingerprint
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle, save_settings
-from musiccm.models.bundle_files import save_part, update_json
+from musiccm.models.bundle.files import save_part, update_json
 
 
 @pytest.fixture(scope="module")

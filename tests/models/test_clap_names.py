@@ -9,10 +9,10 @@ from laion_clap import random_clap, write_original
 from tiny_bundle import build_random_bundle
 from transformers import ClapConfig, ClapModel
 
+from musiccm.embedders.clap import conditioner_from_laion
 from musiccm.errors import MusiccmError
-from musiccm.metrics.embedders.clap import conditioner_from_laion
 from musiccm.models.bundle import Bundle
-from musiccm.models.clap_names import (
+from musiccm.models.conditioners.clap_names import (
     COMPUTED,
     clap_config_from_state,
     clap_state_from_original,

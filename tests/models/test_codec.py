@@ -114,7 +114,7 @@ def test_the_fast_decoder_takes_unfolded_latents_with_unit_deviation(codec: Late
     unit = (raw - mean.view(-1, 1, 1)) / deviation.view(-1, 1, 1)
     with torch.no_grad():
         torch.testing.assert_close(fast.decode(fast.normalise(raw)), decoder(unit))
-    assert fast.decoder_context == -(-decoder.reach // 2)
+    assert fast.decoder_context == -(-decoder.receptive_field // 2)
 
 
 def test_latent_patch_folds_blocks_of_raw_latents_into_channels(codec: LatentCodec) -> None:

@@ -9,8 +9,8 @@ from tiny_bundle import CAPTIONS, make_clap, make_feature_extractor
 from transformers import ClapFeatureExtractor
 
 from musiccm.errors import MusiccmError
-from musiccm.models.conditioner import ClapConditioner, ClapFrontEnd
-from musiccm.models.tokenizer import train_tokenizer
+from musiccm.models.bundle.tokenizer import train_tokenizer
+from musiccm.models.conditioners.clap import ClapConditioner, ClapFrontEnd
 
 RATE = 16000
 
@@ -137,7 +137,7 @@ def test_a_prompt_is_remembered_and_does_not_depend_on_the_others(
 def test_no_more_than_a_number_of_prompts_are_remembered(
     conditioner: ClapConditioner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("musiccm.models.conditioner.REMEMBERED", 2)
+    monkeypatch.setattr("musiccm.models.conditioners.clap.REMEMBERED", 2)
     asked: list[str] = []
     monkeypatch.setattr(ClapConditioner, "text",
                         lambda self, texts: asked.extend(texts) or torch.zeros(1, self.width))

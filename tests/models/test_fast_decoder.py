@@ -50,7 +50,7 @@ def test_a_frame_is_heard_within_reach_and_nowhere_else(decoder: FastDecoder, de
         difference = (decoder(latents) - decoder(other)).abs().view(frames, c.latent_hop).amax(dim=1)
     heard = difference.nonzero().flatten()
     assert difference[changed] > 0
-    assert changed - decoder.reach <= heard.min() and heard.max() <= changed + decoder.reach
+    assert changed - decoder.receptive_field <= heard.min() and heard.max() <= changed + decoder.receptive_field
 
 
 def test_length_and_round_trip_through_a_folder(decoder: FastDecoder, tmp_path) -> None:

@@ -12,7 +12,7 @@ from transformers import ClapFeatureExtractor
 
 from musiccm.audio.mel import LogMel, MelConfig
 from musiccm.errors import MusiccmError
-from musiccm.models.conditioner import ClapFrontEnd
+from musiccm.models.conditioners.clap import ClapFrontEnd
 from musiccm.models.fbank_adapter import FbankAdapter
 from musiccm.models.features import ClapFeatures, ViTConfig, ViTFeatures
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from musiccm.models.winograd import WinogradConv2d, fold_batch_norm
+from musiccm.models.acceleration.winograd import WinogradConv2d, fold_batch_norm
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1), (2, 5, 7, 2), (3, 16, 12, 8), (1, 64, 33, 5)])

@@ -17,7 +17,7 @@ from musiccm.diffusion import Angle, NoiseProcess, RectifiedFlow
 from musiccm.errors import MusiccmError
 from musiccm.export import StudentInfo, export_student
 from musiccm.models.bundle import Bundle
-from musiccm.models.bundle_files import save_part
+from musiccm.models.bundle.files import save_part
 from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.pipeline import Pipeline, sample_seeds
 from musiccm.samplers import INITIAL, sample_few_step, sample_noise, seeded_noise_fn

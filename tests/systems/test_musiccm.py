@@ -85,7 +85,7 @@ def test_generator_gradient_stays_out_of_the_heads_and_the_frozen_parts(bundle):
     batch = make_batches(model, 1)[0]
     z0 = model.codec.normalise(batch.latents_BCTF)
     x0_pred = model.consistency("online")(z0, torch.tensor([499, 999]), batch.text_BD)
-    judged = model._judge(z0, x0_pred, batch.text_BD, torch.Generator().manual_seed(0))
+    judged = model._losses(z0, x0_pred, batch.text_BD, torch.Generator().manual_seed(0))
     judged["loss_g"].backward()
     assert all(p.grad is None for p in model.discriminator.parameters())
     assert not any(p.requires_grad for p in model.frozen.parameters())
@@ -115,7 +115,7 @@ def test_each_side_is_looked_at_once(bundle):
     features, looks = model.frozen["features"], []
     run = features._run
     features._run = lambda mel: looks.append(mel) or run(mel)
-    judged = model._judge(z0, 0.5 * z0, batch.text_BD, torch.Generator().manual_seed(0))
+    judged = model._losses(z0, 0.5 * z0, batch.text_BD, torch.Generator().manual_seed(0))
     assert len(looks) == 2
     real_mel = looks[0]
     assert torch.equal(judged["cond"], torch.cat([batch.text_BD, features.embed(real_mel)], dim=1))
@@ -129,7 +129,7 @@ def test_discriminator_gradient_stays_out_of_the_student(bundle):
     batch = make_batches(model, 1)[0]
     z0 = model.codec.normalise(batch.latents_BCTF)
     x0_pred = model.consistency("online")(z0, torch.tensor([499, 999]), batch.text_BD)
-    judged = model._judge(z0, x0_pred, batch.text_BD, torch.Generator().manual_seed(0))
+    judged = model._losses(z0, x0_pred, batch.text_BD, torch.Generator().manual_seed(0))
     loss, _ = discriminator_loss(model.discriminator, judged["real"], judged["fake"], judged["cond"])
     loss.backward()
     assert all(p.grad is None for p in model.student.parameters())

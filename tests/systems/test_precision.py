@@ -16,14 +16,14 @@ from musiccm.metrics import (
     FrechetDistance,
     InceptionScore,
     KLDivergence,
-    SimAA,
     TextAudioSimilarity,
 )
 from musiccm.models import denoiser as denoiser_module
-from musiccm.models.conditioner import ClapFrontEnd
+from musiccm.models.conditioners.clap import ClapFrontEnd
 from musiccm.models.denoiser import Float32Conv2d
 from musiccm.models.ema import Ema
 from musiccm.models.fbank_adapter import FbankAdapter
+from musiccm.similarity.sim_aa import SimAA
 from musiccm.systems import distillation as distillation_module
 from musiccm.systems import musiccm as system_module
 from musiccm.systems.musiccm import MusicCM

@@ -82,7 +82,7 @@ def test_a_compiled_student_learns_the_same(bundle):
 
 
 def kept_bytes(model: MusicCM) -> int:
-    """Bytes that the student's pass and the judge's keep for the backward pass, without parameters."""
+    """Bytes that the student's pass and the discriminator's keep for the backward pass, without parameters."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -95,7 +95,7 @@ def kept_bytes(model: MusicCM) -> int:
     batch = batch_of(model)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         x0 = model.consistency("online")(batch.latents_BCTF, torch.tensor([999, 499]), batch.text_BD)
-        judged = model._judge(batch.latents_BCTF, x0, batch.text_BD, torch.Generator().manual_seed(0))
+        judged = model._losses(batch.latents_BCTF, x0, batch.text_BD, torch.Generator().manual_seed(0))
     assert judged["loss_g"].requires_grad
     return sum(kept.values())
 

@@ -240,12 +240,12 @@ def test_decoder_from_clips_and_from_the_slow_pair(corpus: Path, bundle: Path, t
         decoder_config(bundle), bundle=str(bundle), warmup_steps=1, fft_sizes=(256, 512), adversarial_weight=0.1,
         discriminator={"fft_sizes": (256,), "width": 4}, distilled_share=0.5,
     )
-    judge = copy.deepcopy(stage.judge.state_dict())
+    judge = copy.deepcopy(stage.discriminator.state_dict())
     quality = run(stage, data(corpus), tmp_path)
     assert {"mel_l1", "slow_mel_l1"} <= set(quality) and 0 < quality["gflop_a_second"]
     saved = FastDecoder.from_pretrained(bundle / "decoder").state_dict()
     torch.testing.assert_close(saved, stage.part.state_dict())
-    assert any(not torch.equal(judge[name], value) for name, value in stage.judge.state_dict().items())
+    assert any(not torch.equal(judge[name], value) for name, value in stage.discriminator.state_dict().items())
     assert not any("codec" in key or "vae" in key for key in stage.state_dict())
     # diffusers, which knows no such class, is not told of it
     assert "decoder" not in json.loads((bundle / "model_index.json").read_text())

@@ -10,18 +10,18 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from musiccm.callbacks.evaluator import Evaluator
-from musiccm.callbacks.galleries import Galleries
-from musiccm.callbacks.row_cache import machine
 from musiccm.data.sampling import KeyedLoader
 from musiccm.data.waveforms import collate_waveforms
+from musiccm.embedders import Embedder, load_embedder
 from musiccm.errors import MusiccmError
-from musiccm.metrics.embedders import Embedder, load_embedder
-from musiccm.metrics.suite import Listener, MetricSuite
+from musiccm.evaluation.evaluator import Evaluator
+from musiccm.evaluation.galleries import Galleries
+from musiccm.evaluation.row_cache import machine
+from musiccm.evaluation.suite import FeatureExtractor, MetricSuite
 
 log = logging.getLogger(__name__)
 
-def load_ears(bundle: Any, names: Sequence[str], weights: Mapping[str, str]) -> list[Embedder]:
+def load_embedders(bundle: Any, names: Sequence[str], weights: Mapping[str, str]) -> list[Embedder]:
     """The networks that listen.
 
     Args:
@@ -61,7 +61,7 @@ def data_of(trainer: pl.Trainer, stage: str) -> Any:
     return data
 
 
-def dealt(clips: Dataset, count: int, trainer: pl.Trainer, batch_size: int) -> tuple[KeyedLoader, int]:
+def rank_loader(clips: Dataset, count: int, trainer: pl.Trainer, batch_size: int) -> tuple[KeyedLoader, int]:
     """This rank's share of the first clips. A distributed sampler would pad the last round with another rank's clips.
 
     Args:
@@ -81,7 +81,7 @@ def dealt(clips: Dataset, count: int, trainer: pl.Trainer, batch_size: int) -> t
 def build_evaluator(
     trainer: pl.Trainer,
     system: Any,
-    ears: Sequence[Embedder],
+    embedders: Sequence[Embedder],
     clips: Dataset,
     count: int,
     galleries: Galleries | None,
@@ -96,7 +96,7 @@ def build_evaluator(
     Args:
         trainer: Knows the rank.
         system: Has `codec`, `conditioner` and `device`.
-        ears: The networks that listen.
+        embedders: The networks that listen.
         clips: Real clips.
         count: How many of them, over all ranks.
         galleries: What SIM_AA compares with.
@@ -110,15 +110,15 @@ def build_evaluator(
         The evaluator.
     """
     conditioner = system.conditioner
-    listener = Listener(ears, conditioner.audio, system.codec.mel.sample_rate_hz).to(system.device)
-    tagger = listener.tagger
+    extractor = FeatureExtractor(embedders, conditioner.audio, system.codec.mel.sample_rate_hz).to(system.device)
+    tagger = extractor.tagger
     metrics = MetricSuite(
-        listener.classifies(system.device), galleries.by_column if galleries else None, listener.groups,
+        extractor.classifies(system.device), galleries.by_column if galleries else None, extractor.groups,
         gallery_ND=galleries.own_ND if galleries else None, tagger=tagger.name if tagger else "", **suite,
     )
     shown = progress and trainer.is_global_zero
-    evaluator = Evaluator(listener, metrics, seed, batch_size, system.device, shown, between)
-    loader, mine = dealt(clips, count, trainer, batch_size)
+    evaluator = Evaluator(extractor, metrics, seed, batch_size, system.device, shown, between)
+    loader, mine = rank_loader(clips, count, trainer, batch_size)
     evaluator.set_reference(loader, conditioner.text, mine)
     return evaluator
 
@@ -140,7 +140,7 @@ def real_distance(trainer: pl.Trainer, data: Any, evaluator: Evaluator, count: i
     if len(others) < count:
         log.warning("evaluation: %d other real clips for %d references; no distance of theirs", len(others), count)
         return {}
-    found = evaluator.distance_of_real(*dealt(others, count, trainer, evaluator.batch_size))
+    found = evaluator.distance_of_real(*rank_loader(others, count, trainer, evaluator.batch_size))
     figures: dict[str, Any] = {}
     for key, value in found.items():
         if key.startswith(("fd_", "kad_")):
@@ -170,7 +170,7 @@ def cache_key(
         torch.distributed.all_gather_object(references, evaluator.reference_digest)
     return {
         "bundle": system.bundle.content_hash(),
-        "embedders": {name: embedder.fingerprint for name, embedder in evaluator.listener.embedders.items()},
+        "embedders": {name: embedder.fingerprint for name, embedder in evaluator.extractor.embedders.items()},
         "figures": {name: sorted(key for key, _ in network.named_children()) for name, network in networks.items()},
         "reference": references,
         "train": galleries.digest() if galleries else None,
@@ -183,7 +183,7 @@ def cache_key(
 
 
 def local_count(trainer: pl.Trainer, n: int) -> int:
-    """How many of the first n clips are this rank's, as `dealt` deals them.
+    """How many of the first n clips are this rank's, as `rank_loader` shares them.
 
     Args:
         trainer: Knows the rank.

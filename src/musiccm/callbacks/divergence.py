@@ -61,7 +61,7 @@ class Divergence(pl.Callback):
         Raises:
             MusiccmError: The run has diverged.
         """
-        self._judge(trainer)
+        self._check(trainer)
         watched = outputs.get("watched") if isinstance(outputs, Mapping) else None
         if watched:
             step = _Step(trainer.global_step, list(watched), list(getattr(batch, "ids", [])), outputs.get("loss"))
@@ -74,7 +74,7 @@ class Divergence(pl.Callback):
         Raises:
             MusiccmError: The run has diverged.
         """
-        self._judge(trainer)
+        self._check(trainer)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -84,7 +84,7 @@ class Divergence(pl.Callback):
         Raises:
             MusiccmError: The step before the checkpoint has diverged, or a weight or a moment is not finite.
         """
-        self._judge(trainer)
+        self._check(trainer)
         spoilt = first_not_finite(_trained_tensors(trainer, pl_module))
         if trainer.world_size > 1:
             # Under a sharded strategy each process sees its own part.
@@ -97,7 +97,7 @@ class Divergence(pl.Callback):
                 f"{last_checkpoint.describe(trainer)}. {_advice()}"
             )
 
-    def _judge(self, trainer: pl.Trainer) -> None:
+    def _check(self, trainer: pl.Trainer) -> None:
         step, self._last = self._last, None
         if step is None:
             return

@@ -17,21 +17,21 @@ from musiccm.callbacks.assembly import (
     build_evaluator,
     cache_key,
     data_of,
-    load_ears,
+    load_embedders,
     local_count,
     real_distance,
 )
-from musiccm.callbacks.clip_budget import ClipBudget
-from musiccm.callbacks.contenders import Contender, fast_students, students, teachers
-from musiccm.callbacks.evaluator import Evaluator
-from musiccm.callbacks.galleries import ALL, Galleries, described, galleries_of, warn_of_training_clips
 from musiccm.callbacks.preemption import leave_together, leaving_together
-from musiccm.callbacks.row_cache import RowCache, machine
 from musiccm.callbacks.run_folder import run_folder
-from musiccm.callbacks.shipped import check_shipped, shipped_contenders
-from musiccm.callbacks.table import run_table, write_samples, write_table
+from musiccm.embedders import Embedder
 from musiccm.errors import MusiccmError
-from musiccm.metrics.embedders import Embedder
+from musiccm.evaluation.candidates import Candidate, fast_students, students, teachers
+from musiccm.evaluation.clip_budget import ClipBudget
+from musiccm.evaluation.evaluator import Evaluator
+from musiccm.evaluation.galleries import ALL, Galleries, described, galleries_of, warn_of_training_clips
+from musiccm.evaluation.row_cache import RowCache, machine
+from musiccm.evaluation.shipped import check_shipped, shipped_candidates
+from musiccm.evaluation.table import run_table, write_samples, write_table
 from musiccm.terminal import say
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Evaluation(pl.Callback):
         seed: Seed of the noise, with the clip ids.
         shipped_student: A student's bundle to score beside this run's: a name, a path, or None.
         n_panels: Clips whose audio and mels are written side by side.
-        panel_labels: Whose; contenders that are not scored are left out.
+        panel_labels: Whose; candidates that are not scored are left out.
         val_steps: Steps at which the student is scored after a validation epoch.
         val_teacher_steps: Steps at which the teacher is scored on the same clips, once; its figures are logged beside.
         val_limit: At most this many held-out clips there.
@@ -170,29 +170,29 @@ class Evaluation(pl.Callback):
         self._validations += 1
         if (self._validations - 1) % self.every_n_validations:
             return
-        contenders = students(pl_module, self.val_steps, self.gamma)
-        if not contenders:
+        candidates = students(pl_module, self.val_steps, self.gamma)
+        if not candidates:
             return
         leave_together(trainer)
         # A process on its own can leave anywhere within; several leave between batches.
         with signals.interruptible() if trainer.world_size == 1 else nullcontext():
-            figures = self._watched(trainer, pl_module, contenders)
+            figures = self._watched(trainer, pl_module, candidates)
         # Figures are the same on all ranks, but times are not, and a rank without clips has none.
         pl_module.log_dict(trainer.strategy.broadcast(figures), sync_dist=True)
 
     def _watched(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, contenders: list[Contender]
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, candidates: list[Candidate]
     ) -> dict[str, float]:
         """The figures of a validation."""
         evaluator, budget, galleries = self._watch(trainer, pl_module)
-        n = budget.settle(lambda: sum(evaluator.pace_s(contender) for contender in contenders))
+        n = budget.settle(lambda: sum(evaluator.pace_s(candidate) for candidate in candidates))
         evaluator.between = leaving_together(trainer, n)
         if self._teacher_figures is None:
             self._teacher_figures = self._watch_teacher(trainer, pl_module, evaluator, galleries, n)
         figures, start = dict(self._teacher_figures), time.perf_counter()
-        for contender in contenders:
-            row = evaluator.run(contender, limit=local_count(trainer, n)).row
-            figures |= {f"val/{key}_{contender.steps}": value for key, value in logged(row).items()}
+        for candidate in candidates:
+            row = evaluator.run(candidate, limit=local_count(trainer, n)).row
+            figures |= {f"val/{key}_{candidate.steps}": value for key, value in logged(row).items()}
         budget.spent(time.perf_counter() - start)
         return figures
 
@@ -207,14 +207,14 @@ class Evaluation(pl.Callback):
         if count < self.limit:
             log.warning("evaluation: %d test clips, fewer than the limit of %d", count, self.limit)
         evaluator = self._evaluator(trainer, pl_module, clips, count, galleries, fd_inf=self.fd_inf)
-        contenders = teachers(pl_module, self.teacher_steps, self.guidance_scale)
-        contenders += students(pl_module, self.steps, self.gamma)
-        contenders += fast_students(pl_module, self.fast_steps, self.gamma)
+        candidates = teachers(pl_module, self.teacher_steps, self.guidance_scale)
+        candidates += students(pl_module, self.steps, self.gamma)
+        candidates += fast_students(pl_module, self.fast_steps, self.gamma)
         if self.shipped_student is not None:
-            contenders += shipped_contenders(self.shipped_student, self.steps, pl_module.device)
+            candidates += shipped_candidates(self.shipped_student, self.steps, pl_module.device)
         outcomes = run_table(
             evaluator,
-            contenders,
+            candidates,
             heard=self.panel_labels,
             n_panels=self.n_panels,
             cache=self._cache(trainer),
@@ -224,7 +224,7 @@ class Evaluation(pl.Callback):
         )
         references = evaluator.suite.references() | real_distance(trainer, data, evaluator, count)
         folder, experiment = run_folder(trainer)
-        names = list(evaluator.listener.embedders)
+        names = list(evaluator.extractor.embedders)
         for outcome in outcomes.values():
             row = outcome.row
             figures = {f"test/fd_{name}_{row['model']}_{row['steps']}": row[f"fd_{name}"] for name in names}
@@ -238,7 +238,7 @@ class Evaluation(pl.Callback):
             sim_aa_gallery=about, test_clips=shares, test_clips_of_the_teachers_training=seen,
             machine=machine(pl_module.device), checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
             seed=self.seed, gamma=self.gamma,
-            embedders={name: embedder.fingerprint for name, embedder in evaluator.listener.embedders.items()},
+            embedders={name: embedder.fingerprint for name, embedder in evaluator.extractor.embedders.items()},
         )
         mel = pl_module.codec.mel
         write_samples(folder / "samples", outcomes, evaluator.prompt_of, LogMel(mel), mel.sample_rate_hz)
@@ -263,16 +263,16 @@ class Evaluation(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, evaluator: Evaluator, galleries: Galleries | None,
         n: int,
     ) -> dict[str, float]:
-        contenders = teachers(pl_module, self.val_teacher_steps, self.guidance_scale)
+        candidates = teachers(pl_module, self.val_teacher_steps, self.guidance_scale)
         outcomes = run_table(
             evaluator,
-            contenders,
+            candidates,
             cache=self._cache(trainer),
             cache_key=cache_key(trainer, pl_module, evaluator, galleries, n),
             share=trainer.strategy.broadcast,
             writes=trainer.is_global_zero,
             limit=local_count(trainer, n),
-        ) if contenders else {}
+        ) if candidates else {}
         return {
             f"val/{key}_teacher_{outcome.row['steps']}": value
             for outcome in outcomes.values() for key, value in logged(outcome.row).items()
@@ -295,7 +295,7 @@ class Evaluation(pl.Callback):
 
     def _ears(self, pl_module: Any) -> list[Embedder]:
         if not self._loaded:
-            self._loaded = load_ears(pl_module.bundle, self.embedders, self.weights)
+            self._loaded = load_embedders(pl_module.bundle, self.embedders, self.weights)
         return self._loaded
 
     def _cache(self, trainer: pl.Trainer) -> RowCache:

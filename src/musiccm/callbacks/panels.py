@@ -15,16 +15,16 @@ from torch import Tensor
 
 from musiccm.audio.io import write_audio
 from musiccm.audio.mel import LogMel
-from musiccm.callbacks.contenders import (
-    Contender,
+from musiccm.callbacks.run_folder import run_folder
+from musiccm.errors import MusiccmError
+from musiccm.evaluation.candidates import (
+    Candidate,
     clip_seed,
     initial_noise,
     students,
     teachers,
 )
-from musiccm.callbacks.pictures import mel_image, save_mels
-from musiccm.callbacks.run_folder import run_folder
-from musiccm.errors import MusiccmError
+from musiccm.evaluation.plots import mel_image, save_mels
 
 log = logging.getLogger(__name__)
 
@@ -109,19 +109,19 @@ class Panels(pl.Callback):
         self._log(trainer, m, students(m, self.steps, self.gamma))
 
     @torch.no_grad()
-    def _log(self, trainer: pl.Trainer, m: Any, contenders: Sequence[Contender]) -> None:
+    def _log(self, trainer: pl.Trainer, m: Any, candidates: Sequence[Candidate]) -> None:
         loggers = self._boards(trainer)
         if not loggers and self._folder is None:
             return
         seeds = [clip_seed(self.seed, prompt) for prompt in self.prompts]
         log_mel, rate = LogMel(m.codec.mel), m.codec.mel.sample_rate_hz
-        for contender in contenders:
-            noise = initial_noise(seeds, contender.latent_shape, m.device)
-            made = contender.decode(contender.sample(contender.encode(self.prompts), noise, seeds)).float().cpu()
+        for candidate in candidates:
+            noise = initial_noise(seeds, candidate.latent_shape, m.device)
+            made = candidate.decode(candidate.sample(candidate.encode(self.prompts), noise, seeds)).float().cpu()
             for logger in loggers:
-                self._write(logger, trainer.global_step, contender.label, made, log_mel, rate)
+                self._write(logger, trainer.global_step, candidate.label, made, log_mel, rate)
             if not loggers and self._folder is not None:
-                self._save(self._folder / f"step_{trainer.global_step}", contender.label, made, log_mel, rate)
+                self._save(self._folder / f"step_{trainer.global_step}", candidate.label, made, log_mel, rate)
 
     def _write(
         self, logger: TensorBoardLogger, step: int, label: str, made_BS: Tensor, log_mel: LogMel, rate: int

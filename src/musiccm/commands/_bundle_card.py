@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from musiccm.models.card import results_table
+from musiccm.models.bundle.card import results_table
 
 ABOUT_A_STAGE = ("stage", "steps", "train_seconds", "parameters", "seed", "n")
 TEACHER_COLUMNS = ("model", "steps", "guidance_scale", "network_calls", "fd_tagger", "is_tagger_mean", "kl_tagger",

@@ -14,46 +14,19 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from musiccm.callbacks.preemption import without_lightnings_handlers
 from musiccm.callbacks.progress_lines import ProgressLines
-from musiccm.commands._device import choose_device
-from musiccm.config import load_experiment
-from musiccm.data.encoding import EncodingData
-from musiccm.data.fingerprint import ENCODING_PARTS, bundle_fingerprint
-from musiccm.data.module import MusicDataModule
+from musiccm.data.experiment import data_module
+from musiccm.data.latent_cache.fingerprint import ENCODING_PARTS, bundle_fingerprint
+from musiccm.device import choose_device
 from musiccm.errors import MusiccmError
 from musiccm.locks import locked_folder
 from musiccm.models.bundle import Bundle
-from musiccm.systems.encoding import Encoder
+from musiccm.systems.encoding.data import EncodingData
+from musiccm.systems.encoding.encoder import Encoder
 from musiccm.terminal import interactive, say
 from musiccm.texts import require_utf8
 
 # How long a process may wait for the others at the end: they may have one file more to encode.
 _LONGEST_WAIT = timedelta(days=1)
-
-
-def data_module(configs: list[str], overrides: dict[str, Any]) -> MusicDataModule:
-    """Build the data module of an experiment file.
-
-    Args:
-        configs: Experiment files, later ones laid over earlier ones.
-        overrides: Arguments that win over `data.init_args`.
-
-    Returns:
-        The data module.
-
-    Raises:
-        MusiccmError: The file has no data section, or one with unknown or missing keys.
-    """
-    data = load_experiment(*configs).get("data")
-    if not isinstance(data, dict) or not isinstance(data.get("init_args"), dict):
-        raise MusiccmError(f"{configs[-1]}: expected a section data with class_path and init_args, found {data!r}")
-    arguments = {**data["init_args"], **overrides}
-    for key in ("root", "bundle", "cache_dir"):
-        if not arguments.get(key) and not (key == "root" and arguments.get("corpora")):
-            raise MusiccmError(f"{configs[-1]}: data.init_args.{key} is needed to encode latents, and is not set")
-    try:
-        return MusicDataModule(**arguments)
-    except TypeError as error:
-        raise MusiccmError(f"{configs[-1]}: data.init_args do not fit MusicDataModule: {error}") from error
 
 
 def encode_corpus(

@@ -14,7 +14,7 @@ from musiccm.data.batch import WaveformBatch
 from musiccm.diffusion import noise_process
 from musiccm.models.bundle import Bundle
 from musiccm.models.codec import LatentCodec
-from musiccm.models.conditioner import ClapConditioner
+from musiccm.models.conditioners.clap import ClapConditioner
 from musiccm.models.denoiser import Denoiser
 from musiccm.samplers import INITIAL, sample_ddim, sample_noise
 

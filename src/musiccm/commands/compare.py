@@ -68,7 +68,7 @@ def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Raises:
         MusiccmError: The runs were scored on different numbers of clips, or by different evaluators.
     """
-    from musiccm.callbacks.results import timed, without_times
+    from musiccm.evaluation.results import timed, without_times
 
     first = runs[0]
     metric = fd_key(first)
@@ -91,7 +91,7 @@ def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             groups[run["experiment"], row["model"], row["steps"]].append(figures)
     return [
         {"experiment": experiment, "model": model, "steps": steps, "runs": len(found)}
-        | {name: spread([figures[name] for figures in found if name in figures]) for name in names(found)}
+        | {name: mean_std([figures[name] for figures in found if name in figures]) for name in names(found)}
         for (experiment, model, steps), found in groups.items()
     ]
 
@@ -115,7 +115,7 @@ def names(found: list[dict[str, float]]) -> list[str]:
     return list(dict.fromkeys(name for figures in found for name in figures))
 
 
-def spread(values: list[float]) -> tuple[float, float | None]:
+def mean_std(values: list[float]) -> tuple[float, float | None]:
     """Mean, and the sample standard deviation where there are two values or more."""
     return fmean(values), stdev(values) if len(values) > 1 else None
 

@@ -103,9 +103,9 @@ def heads(stated: str | None) -> list[int] | None:
 def write(made: Assembled, folder: Path, dtype: Any) -> None:
     """Write parts, settings and record."""
     from musiccm.files import write_json
+    from musiccm.models.attention_heads import own_heads
     from musiccm.models.bundle import save_settings
-    from musiccm.models.bundle_files import PARTS, save_part
-    from musiccm.models.heads import own_heads
+    from musiccm.models.bundle.files import PARTS, save_part
 
     folder.mkdir(parents=True)
     for name in PARTS:

@@ -19,8 +19,8 @@ def main(argv: list[str]) -> int:
         The exit code.
     """
     args = _parser().parse_args(argv)
-    from musiccm.commands._evaluate import Task, evaluate, pairs_of
-    from musiccm.commands._evaluate_report import report
+    from musiccm.evaluation.folder_notes import report
+    from musiccm.evaluation.folders import Task, evaluate, pairs_of
     from musiccm.files import write_json
 
     out = Path(args.out) if args.out else beside(args.generated, "-evaluation.json", [args.reference])

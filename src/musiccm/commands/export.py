@@ -143,8 +143,8 @@ def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], fl
     Raises:
         MusiccmError: If the file is not one of ours, or is missing though it was asked for.
     """
-    from musiccm.callbacks.galleries import described
-    from musiccm.callbacks.results import timed
+    from musiccm.evaluation.galleries import described
+    from musiccm.evaluation.results import timed
 
     if not path.is_file() and not must_exist:
         return [], 1.0, []

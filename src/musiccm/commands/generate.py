@@ -46,9 +46,9 @@ def main(argv: list[str]) -> int:
 def _generate(args: argparse.Namespace) -> int:
     paths = checked_outputs(args.out, len(args.prompts), [".wav"] if args.stream else [".wav", ".flac"], args.force)
 
-    from musiccm.commands._device import choose_device
+    from musiccm.device import choose_device
     from musiccm.long_form import MAX_STREAM_S, MAX_WHOLE_S, check_duration, check_texts
-    from musiccm.models.acceleration import check_backend
+    from musiccm.models.acceleration.networks import check_backend
     from musiccm.pipeline import Pipeline
 
     check_texts(args.prompts)

@@ -84,7 +84,7 @@ def parts_of(bundle: Bundle) -> tuple[set[str], list[str]]:
     Raises:
         MusiccmError: It has none.
     """
-    from musiccm.models.bundle_files import PARTS
+    from musiccm.models.bundle.files import PARTS
 
     present = {name for name in PARTS if bundle.has(name)}
     if not present:
@@ -143,7 +143,7 @@ def write_parts(
 
     from musiccm.commands._precision import choose, probes
     from musiccm.models.bundle import save_settings
-    from musiccm.models.bundle_files import PARTS, save_part
+    from musiccm.models.bundle.files import PARTS, save_part
     from musiccm.progress import Progress
 
     few = type(batch)(batch.waveform_BS[:PROBE_CLIPS], batch.tags_BG[:PROBE_CLIPS], batch.ids[:PROBE_CLIPS],
@@ -212,10 +212,10 @@ def training_index(folder: Path, name: str, experiment: str | None) -> dict[str,
     if experiment is None:
         say(f"{folder}: no index of training clips (--trained-on); SIM_AA cannot look among what the teacher learned")
         return None
-    from musiccm.commands._encode import data_module
-    from musiccm.commands._index import index_training_windows
+    from musiccm.data.experiment import data_module
     from musiccm.models.bundle import Bundle
-    from musiccm.models.bundle_files import TRAINING_INDEX
+    from musiccm.models.bundle.files import TRAINING_INDEX
+    from musiccm.similarity.indexing import index_training_windows
 
     data = data_module([experiment], {"kind": "waveform", "bundle": str(folder)})
     found = index_training_windows(folder / TRAINING_INDEX, Bundle.from_pretrained(folder), name, data, BATCH)
@@ -224,7 +224,7 @@ def training_index(folder: Path, name: str, experiment: str | None) -> dict[str,
 
 def measured(bundle: Bundle, data: MusicDataModule, present: set[str]) -> dict[str, Any]:
     """Held-out figures of the bundle as it was written."""
-    from musiccm.commands._quality import figures, listen
+    from musiccm.evaluation.bundle_quality import figures, listen
 
     total = len(data.waveforms("test"))
     heard = listen(bundle, data.test_dataloader(), present, total)
@@ -256,7 +256,7 @@ def size_of(folder: Path) -> int:
 
 def largest(folder: Path, count: int = 3) -> str:
     """The largest parts, for people."""
-    from musiccm.models.bundle_files import PARTS
+    from musiccm.models.bundle.files import PARTS
 
     sizes = sorted(((size_of(folder / name), name) for name in PARTS if (folder / name).is_dir()), reverse=True)
     return ", ".join(f"{name} {size / MIB:.1f}" for size, name in sizes[:count])

@@ -18,8 +18,8 @@ def main(argv: list[str]) -> int:
         The exit code.
     """
     args = _parser().parse_args(argv)
-    from musiccm.commands._plagiarism import report
     from musiccm.locks import locked_folder
+    from musiccm.similarity.check import report
 
     with locked_folder(Path(args.out)):
         content = report(args)

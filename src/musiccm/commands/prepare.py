@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from musiccm.terminal import say
 
 if TYPE_CHECKING:
-    from musiccm.data.corpora import CorpusSpec
+    from musiccm.data.corpora.registry import CorpusSpec
 
 #: What the demo corpus can be written as.
 DEMO_LAYOUTS = ("audiostock", "magnatagatune")
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         see_to_corpora(args)
         return 0
     if args.what == "index":
-        from musiccm.commands._index import prepare_index
+        from musiccm.similarity.indexing import prepare_index
 
         prepare_index(args)
         return 0
@@ -84,7 +84,7 @@ def experiment_corpora(configs: list[str]) -> list[CorpusSpec]:
         MusiccmError: The file names none.
     """
     from musiccm.config import load_experiment
-    from musiccm.data.corpora import corpora_of
+    from musiccm.data.corpora.registry import corpora_of
     from musiccm.errors import MusiccmError
 
     data: Any = load_experiment(*configs).get("data")

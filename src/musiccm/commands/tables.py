@@ -78,8 +78,8 @@ def paper_tables(run: dict[str, Any], ablations: dict[str, tuple[Path, dict[str,
     Returns:
         The text, ended by a newline.
     """
-    from musiccm.callbacks.galleries import described
-    from musiccm.callbacks.results import timed
+    from musiccm.evaluation.galleries import described
+    from musiccm.evaluation.results import timed
 
     rows, references = [timed(row) for row in run["rows"]], run.get("references", {})
     quality = [key for prefix in ("fd_", "is_", "kl_") for key in figures(rows, prefix)]

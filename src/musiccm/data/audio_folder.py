@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from musiccm.audio import AudioFacts, read_audio
 from musiccm.audio.io import AUDIO_SUFFIXES
-from musiccm.data.folder_scan import clip_id, scan_folder
-from musiccm.data.labels import no_words
+from musiccm.data.corpora.folder_scan import clip_id, scan_folder
+from musiccm.data.corpora.labels import no_words
+from musiccm.data.corpora.report import BadItem
+from musiccm.data.corpora.scan import AudioFile, Fault, examine_file
+from musiccm.data.corpora.text_tables import is_missing, read_table, read_text
 from musiccm.data.names import NamePairs, pair_names
-from musiccm.data.report import BadItem
-from musiccm.data.scan import AudioFile, Fault, examine_file
-from musiccm.data.tables import is_missing, read_table, read_text
 from musiccm.errors import MusiccmError
 from musiccm.progress import Progress
 from musiccm.signals import leaving_queue

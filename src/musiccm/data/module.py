@@ -13,16 +13,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from musiccm.audio import Conversion
-from musiccm.data.corpora import Corpora, corpora_of, first_by_hash
-from musiccm.data.fingerprint import bundle_fingerprint, bundle_folder, clips_fingerprint
-from musiccm.data.labels import Clip
-from musiccm.data.latent_files import cache_key
-from musiccm.data.latent_windows import LatentWindows, collate_latents
-from musiccm.data.latents import LatentCache
-from musiccm.data.reading import Rules
-from musiccm.data.report import Report
+from musiccm.data.corpora.labels import Clip
+from musiccm.data.corpora.reading import Rules
+from musiccm.data.corpora.registry import Corpora, corpora_of, first_by_hash
+from musiccm.data.corpora.report import Report
+from musiccm.data.corpora.shares import Part, limited
+from musiccm.data.latent_cache.dataset import LatentCache
+from musiccm.data.latent_cache.files import cache_key
+from musiccm.data.latent_cache.fingerprint import bundle_fingerprint, bundle_folder, clips_fingerprint
+from musiccm.data.latent_cache.windows import LatentWindows, collate_latents
 from musiccm.data.sampling import KeyedLoader, MixedSampler, OrderedSampler, ShuffledSampler
-from musiccm.data.shares import Part, limited
 from musiccm.data.vocabulary import TagVocabulary
 from musiccm.data.waveforms import WaveformWindows, collate_waveforms
 from musiccm.errors import MusiccmError

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from musiccm.data.labels import Clip
+from musiccm.data.corpora.labels import Clip
 from musiccm.errors import MusiccmError
 from musiccm.files import write_json
 from musiccm.texts import load_json, read_text

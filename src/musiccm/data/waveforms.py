@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from musiccm.audio import BadAudio, Conversion
 from musiccm.audio.windows import centred_start, key_hash, random_start, read_window, resampled_length
 from musiccm.data.batch import WaveformBatch
-from musiccm.data.labels import Clip
+from musiccm.data.corpora.labels import Clip
 from musiccm.data.vocabulary import TagVocabulary
 
 # What a sampler hands to a data set: which epoch, which item. A bare item number means evaluation.

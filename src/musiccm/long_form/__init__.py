@@ -1,6 +1,6 @@
 """Music of any length: made whole, made while it plays, or made out of music that is there."""
 
-from musiccm.long_form.compose import MAX_STREAM_S, MAX_WHOLE_S, Score, check_duration, compose, decode_whole
+from musiccm.long_form.compose import MAX_STREAM_S, MAX_WHOLE_S, Piece, check_duration, compose, decode_whole
 from musiccm.long_form.decode import MelDecoder, PieceDecoder, encode_piece
 from musiccm.long_form.direct import DirectDecoder, piece_decoder
 from musiccm.long_form.edit import Clip, Edited, Editor, read_clip
@@ -24,7 +24,7 @@ __all__ = [
     "PieceDecoder",
     "PromptPlan",
     "Prompts",
-    "Score",
+    "Piece",
     "SeamFigures",
     "check_duration",
     "check_text",

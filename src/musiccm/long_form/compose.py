@@ -47,7 +47,7 @@ def check_duration(duration_s: Any, longest_s: float = MAX_WHOLE_S, advice: str 
 
 
 @dataclass(frozen=True)
-class Score:
+class Piece:
     """All that fixes a piece: where its windows are, its noise, its texts and its exact length.
 
     Args:
@@ -70,7 +70,7 @@ class Score:
         noise_seed: int,
         overlap: float | None,
         fusion: str | None,
-    ) -> Score:
+    ) -> Piece:
         """Lay a piece out.
 
         Args:
@@ -103,7 +103,7 @@ class Score:
         """Middle of a crop, in seconds."""
         return self.condition.centre_s(self.process.crops.start(crop))
 
-    def require_heard(self, crops: Sequence[int] | None = None) -> None:
+    def require_used(self, crops: Sequence[int] | None = None) -> None:
         """Refuse texts that none of the crops, by default all, would hear.
 
         Raises:
@@ -112,7 +112,7 @@ class Score:
         count = self.process.crops.count
         if count is None:  # without end: as many as pass the last change
             count = math.ceil(self.condition.plan.entries[-1][0] / (self.centre_s(1) - self.centre_s(0))) + 1
-        self.condition.plan.require_heard(range(count) if crops is None else crops, self.centre_s)
+        self.condition.plan.require_used(range(count) if crops is None else crops, self.centre_s)
 
 
 def compose(
@@ -144,11 +144,11 @@ def compose(
     Raises:
         MusiccmError: For lengths, texts, overlaps or fusions out of range.
     """
-    score = Score.of(pipeline, prompts, check_duration(duration_s), stepper, noise_seed, overlap, fusion)
-    score.require_heard()
+    piece = Piece.of(pipeline, prompts, check_duration(duration_s), stepper, noise_seed, overlap, fusion)
+    piece.require_used()
     with torch.inference_mode():
-        sound_S = decode_whole(pipeline, sample_shared(score.process, score.cond_of, batch_size), batch_size)
-    return sound_S[: score.samples].clone()  # outside the mode: a tensor like any other
+        sound_S = decode_whole(pipeline, sample_shared(piece.process, piece.cond_of, batch_size), batch_size)
+    return sound_S[: piece.samples].clone()  # outside the mode: a tensor like any other
 
 
 def decode_whole(pipeline: MusicModel, z_CTF: Tensor, batch_size: int = 8) -> Tensor:

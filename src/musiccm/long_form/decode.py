@@ -102,7 +102,7 @@ class PieceDecoder:
         self.mels = MelDecoder(codec, window, length, batch_size)
         self._context = codec.vocoder_context
         self._mel: Tensor | None = None
-        self._spoken = 0  # frames at the start of `_mel` that are sound already
+        self._emitted = 0  # frames at the start of `_mel` that are sound already
 
     @torch.no_grad()
     def push(self, z_CTF: Tensor) -> Tensor:
@@ -114,20 +114,20 @@ class PieceDecoder:
         Returns:
             The sound that became certain, `[S]`, float32 on the CPU; often empty.
         """
-        return torch.cat([torch.empty(0), *(self._speak(mel_MN) for mel_MN in self.mels.push(z_CTF))])
+        return torch.cat([torch.empty(0), *(self._emit(mel_MN) for mel_MN in self.mels.push(z_CTF))])
 
-    def _speak(self, mel_MN: Tensor) -> Tensor:
+    def _emit(self, mel_MN: Tensor) -> Tensor:
         """Vocode the frames whose whole context is there."""
         mel = mel_MN if self._mel is None else torch.cat([self._mel, mel_MN])
         end = len(mel) if self.mels.finished else len(mel) - self._context
-        first = max(0, self._spoken - self._context)
+        first = max(0, self._emitted - self._context)
         self._mel = mel
-        if end <= self._spoken:
+        if end <= self._emitted:
             return torch.empty(0)
         hop = self.codec.mel.hop_length
-        sound_S = self.codec.vocode(mel[None, first:])[0, (self._spoken - first) * hop : (end - first) * hop]
+        sound_S = self.codec.vocode(mel[None, first:])[0, (self._emitted - first) * hop : (end - first) * hop]
         keep = max(0, end - self._context)
-        self._mel, self._spoken = mel[keep:].clone(), end - keep
+        self._mel, self._emitted = mel[keep:].clone(), end - keep
         return sound_S.float().cpu()
 
 

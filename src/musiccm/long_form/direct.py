@@ -28,7 +28,7 @@ class DirectDecoder:
         self._context = codec.decoder_context
         self._z: Tensor | None = None
         self._first = 0  # latent frame that `_z` begins at
-        self._spoken = 0  # latent frames that are sound already
+        self._emitted = 0  # latent frames that are sound already
 
     @torch.no_grad()
     def push(self, z_CTF: Tensor) -> Tensor:
@@ -44,20 +44,20 @@ class DirectDecoder:
         known = self._first + self._z.shape[1]
         certain = known if known == self.length else known - self._context
         sounds = [torch.empty(0)]
-        while self._spoken < certain:
-            sounds.append(self._speak(min(certain, self._spoken + self.window)))
-        keep = max(0, self._spoken - self._context)
+        while self._emitted < certain:
+            sounds.append(self._emit(min(certain, self._emitted + self.window)))
+        keep = max(0, self._emitted - self._context)
         self._z, self._first = self._z[:, keep - self._first :].clone(), keep
         return torch.cat(sounds)
 
-    def _speak(self, end: int) -> Tensor:
-        """Sound of the frames from what is spoken to `end`."""
+    def _emit(self, end: int) -> Tensor:
+        """Sound of the frames from what has been emitted to `end`."""
         assert self._z is not None
-        first = max(self._first, self._spoken - self._context)
+        first = max(self._first, self._emitted - self._context)
         shown = self._z[None, :, first - self._first : end + self._context - self._first]
         hop = self.codec.downsampling * self.codec.mel.hop_length
-        sound_S = self.codec.decode(shown)[0, (self._spoken - first) * hop : (end - first) * hop]
-        self._spoken = end
+        sound_S = self.codec.decode(shown)[0, (self._emitted - first) * hop : (end - first) * hop]
+        self._emitted = end
         return sound_S.float().cpu()
 
 

@@ -15,7 +15,7 @@ from musiccm.audio.mel import MEL_FLOOR, LogMel
 from musiccm.audio.resample import resample
 from musiccm.audio.windows import level
 from musiccm.errors import MusiccmError
-from musiccm.long_form.compose import MAX_WHOLE_S, Score, check_duration, decode_whole
+from musiccm.long_form.compose import MAX_WHOLE_S, Piece, check_duration, decode_whole
 from musiccm.long_form.decode import encode_piece
 from musiccm.long_form.model import MusicModel
 from musiccm.long_form.prompts import Prompts
@@ -137,10 +137,10 @@ class Editor:
         if duration_s <= has_s:
             raise MusiccmError(f"duration: {clip.name} lasts {has_s:.2f} s already; ask for more than that, found "
                                f"{duration_s:g} s")
-        score = self._score(prompts, duration_s)
-        kept_T = torch.zeros(_length(score), dtype=torch.bool)
+        piece = self._piece(prompts, duration_s)
+        kept_T = torch.zeros(_length(piece), dtype=torch.bool)
         kept_T[: clip.samples // pipeline.frame_samples] = True
-        return self._fill(score, clip, kept_T)
+        return self._fill(piece, clip, kept_T)
 
     def inpaint(self, clip: Clip, prompts: Prompts, from_s: float, to_s: float) -> Edited:
         """Make a range of a clip anew, to fit what lies around it.
@@ -162,14 +162,14 @@ class Editor:
         if not 0 <= from_s < to_s <= has_s + 1e-6:
             raise MusiccmError(f"range: expected 0 <= from < to <= {has_s:.2f} s, the length of {clip.name}, found "
                                f"from {from_s:g} s to {to_s:g} s")
-        score = self._score(prompts, has_s)
-        kept_T = torch.zeros(_length(score), dtype=torch.bool)
+        piece = self._piece(prompts, has_s)
+        kept_T = torch.zeros(_length(piece), dtype=torch.bool)
         kept_T[: clip.samples // per] = True
         kept_T[math.floor(from_s * rate_hz / per + 1e-6) : math.ceil(to_s * rate_hz / per - 1e-6)] = False
         if not kept_T.any():
             raise MusiccmError(f"range: {from_s:g} s to {to_s:g} s leaves nothing of {clip.name} to fit to; generate "
                                "without it")
-        return self._fill(score, clip, kept_T)
+        return self._fill(piece, clip, kept_T)
 
     def vary(self, clip: Clip, prompts: Prompts, strength: float) -> Edited:
         """Another take on a clip: noise is added to it and taken away again (SDEdit, arXiv 2108.01073).
@@ -185,34 +185,34 @@ class Editor:
         Raises:
             MusiccmError: The strength is out of range.
         """
-        score = self._score(prompts, clip.samples / self.pipeline.sample_rate_hz, strength)
-        length = _length(score)
-        score.require_heard()
+        piece = self._piece(prompts, clip.samples / self.pipeline.sample_rate_hz, strength)
+        length = _length(piece)
+        piece.require_used()
         # a clip shorter than the window ends in silence, as in training
         z_CTF = self._encode(clip, length, pad_value=math.log(MEL_FLOOR))
-        initial = self._noised(score, z_CTF)
-        made = sample_shared(score.process, score.cond_of, self.batch_size, initial_CTF=initial)
-        return self._edited(score, made, torch.zeros(length, dtype=torch.bool))
+        initial = self._noised(piece, z_CTF)
+        made = sample_shared(piece.process, piece.cond_of, self.batch_size, initial_CTF=initial)
+        return self._edited(piece, made, torch.zeros(length, dtype=torch.bool))
 
-    def _score(self, prompts: Prompts, duration_s: float, strength: float = 1.0) -> Score:
+    def _piece(self, prompts: Prompts, duration_s: float, strength: float = 1.0) -> Piece:
         stepper = self.pipeline.stepper(self.steps, self.guidance_scale, self.gamma, strength, self.sampler)
-        return Score.of(self.pipeline, prompts, duration_s, stepper, self.noise_seed, self.overlap, self.fusion)
+        return Piece.of(self.pipeline, prompts, duration_s, stepper, self.noise_seed, self.overlap, self.fusion)
 
     @torch.no_grad()
-    def _fill(self, score: Score, clip: Clip, kept_T: Tensor) -> Edited:
+    def _fill(self, piece: Piece, clip: Clip, kept_T: Tensor) -> Edited:
         """Sample the frames that are not kept."""
         clean = self._encode(clip, len(kept_T), pad_value=None)
-        score.require_heard(needed_crops(score.process.crops, kept_T))
-        noise = score.process.fresh(INITIAL, 0, len(kept_T))
-        initial = torch.where(kept_T[:, None].to(clean.device), self._noised(score, clean), noise)
-        made = sample_shared(score.process, score.cond_of, self.batch_size, initial_CTF=initial, kept_CTF=clean,
+        piece.require_used(needed_crops(piece.process.crops, kept_T))
+        noise = piece.process.fresh(INITIAL, 0, len(kept_T))
+        initial = torch.where(kept_T[:, None].to(clean.device), self._noised(piece, clean), noise)
+        made = sample_shared(piece.process, piece.cond_of, self.batch_size, initial_CTF=initial, kept_CTF=clean,
                              kept_T=kept_T)
-        return self._edited(score, made, kept_T)
+        return self._edited(piece, made, kept_T)
 
-    def _noised(self, score: Score, clean_CTF: Tensor) -> Tensor:
+    def _noised(self, piece: Piece, clean_CTF: Tensor) -> Tensor:
         """Clean latents at the sampler's first noise level."""
-        noise = score.process.fresh(INITIAL, 0, clean_CTF.shape[1])
-        stepper = score.process.stepper
+        noise = piece.process.fresh(INITIAL, 0, clean_CTF.shape[1])
+        stepper = piece.process.stepper
         return stepper.process.add_noise(clean_CTF, noise, torch.tensor(stepper.timesteps[0], device=noise.device))
 
     def _encode(self, clip: Clip, length: int, pad_value: float | None) -> Tensor:
@@ -226,14 +226,14 @@ class Editor:
         z_CTF = encode_piece(codec, mel_MN.to(self.pipeline.device), window)
         return F.pad(z_CTF, (0, 0, 0, length - z_CTF.shape[1]))
 
-    def _edited(self, score: Score, z_CTF: Tensor, kept_T: Tensor) -> Edited:
-        sound_S = decode_whole(self.pipeline, z_CTF, self.batch_size)[: score.samples]
+    def _edited(self, piece: Piece, z_CTF: Tensor, kept_T: Tensor) -> Edited:
+        sound_S = decode_whole(self.pipeline, z_CTF, self.batch_size)[: piece.samples]
         borders = torch.nonzero(kept_T[1:] != kept_T[:-1])[:, 0] + 1
         seams_s = [int(frame) * self.pipeline.frame_samples / self.pipeline.sample_rate_hz for frame in borders]
         return Edited(sound_S, z_CTF, kept_T, [s for s in seams_s if s < len(sound_S) / self.pipeline.sample_rate_hz])
 
 
-def _length(score: Score) -> int:
-    length = score.process.crops.length
+def _length(piece: Piece) -> int:
+    length = piece.process.crops.length
     assert length is not None
     return length

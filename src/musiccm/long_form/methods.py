@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from musiccm.long_form.compose import MAX_STREAM_S, Score, check_duration, compose
+from musiccm.long_form.compose import MAX_STREAM_S, Piece, check_duration, compose
 from musiccm.long_form.edit import Editor
 from musiccm.long_form.model import MusicModel
 from musiccm.long_form.prompts import Prompts
@@ -96,7 +96,7 @@ class LongMusic:
         stepper = self._model.stepper(steps, guidance_scale, gamma, sampler=sampler)
         noise_seed = sample_seeds(seed, 1)[0]
         return MusicStream(
-            self._model, Score.of(self._model, prompts, duration_s, stepper, noise_seed, overlap, fusion)
+            self._model, Piece.of(self._model, prompts, duration_s, stepper, noise_seed, overlap, fusion)
         )
 
     def editor(self, steps: int | None = None, seed: int = 0, **options: Any) -> Editor:

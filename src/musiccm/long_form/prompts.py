@@ -96,7 +96,7 @@ class PromptPlan:
         text = check_text(text)
         self.entries = [entry for entry in self.entries if entry[0] < time_s] + [(time_s, text)]
 
-    def require_heard(self, crops: Sequence[int], centre_s: Callable[[int], float]) -> None:
+    def require_used(self, crops: Sequence[int], centre_s: Callable[[int], float]) -> None:
         """Refuse a plan of which something would be skipped in silence.
 
         Args:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
-from musiccm.long_form.compose import Score
+from musiccm.long_form.compose import Piece
 from musiccm.long_form.direct import piece_decoder
 from musiccm.long_form.model import MusicModel
 from musiccm.samplers import Wavefront
@@ -20,32 +20,32 @@ class MusicStream:
 
     Args:
         pipeline: The model.
-        score: The piece.
+        piece: The piece.
 
     Attributes:
         calls: Batched network calls so far.
     """
 
-    def __init__(self, pipeline: MusicModel, score: Score) -> None:
+    def __init__(self, pipeline: MusicModel, piece: Piece) -> None:
         self.sample_rate_hz = pipeline.sample_rate_hz
         self.calls = 0
-        self._score = score
-        crops = score.process.crops
-        score.require_heard()
-        self._front = Wavefront(score.process, score.cond_of)
+        self._piece = piece
+        crops = piece.process.crops
+        piece.require_used()
+        self._front = Wavefront(piece.process, piece.cond_of)
         self._decoder = piece_decoder(pipeline.codec, crops.window, crops.length)
-        self._left = score.samples
+        self._left = piece.samples
         self._closed = False
 
     @property
     def samples(self) -> int | None:
         """Samples of the whole piece; None without end."""
-        return self._score.samples
+        return self._piece.samples
 
     @property
     def prompts(self) -> list[tuple[float, str]]:
         """The texts along time as they were played so far and are planned; `compose` of these is the same music."""
-        return list(self._score.condition.plan.entries)
+        return list(self._piece.condition.plan.entries)
 
     def set_prompt(self, text: str) -> float:
         """Change the text for all that has not begun, in place of what was planned from there on.
@@ -60,11 +60,11 @@ class MusicStream:
             MusiccmError: The text is no description, or the last window of the piece has begun.
         """
         begun = self._front.begun
-        if self._closed or not self._score.process.crops.exists(begun):
+        if self._closed or not self._piece.process.crops.exists(begun):
             raise MusiccmError("set_prompt: the last window of the piece has begun, nothing would hear a new text; "
                                "start another stream")
-        time_s = self._score.centre_s(begun) if begun else 0.0
-        self._score.condition.plan.change(time_s, text)
+        time_s = self._piece.centre_s(begun) if begun else 0.0
+        self._piece.condition.plan.change(time_s, text)
         return time_s
 
     def __iter__(self) -> MusicStream:

@@ -23,19 +23,19 @@ def waveform_adversarial(
     Returns:
         `(generator, discriminator, parts)`: `mean max(0, 1 - D(fake))` plus twice the feature-matching distance (L1
         over features, relative to the real ones' mean magnitude); `mean max(0, 1 - D(real)) + max(0, 1 + D(fake))`;
-        and the parts `fooled`, `matching` and `judge`, all averaged over resolutions.
+        and the parts `generator`, `matching` and `discriminator`, all averaged over resolutions.
     """
-    judged_real = discriminator(real_BS)
-    judged_fake = discriminator(predicted_BS.detach())
+    on_real = discriminator(real_BS)
+    on_fake = discriminator(predicted_BS.detach())
     hinge = [torch.relu(1 - real).mean() + torch.relu(1 + fake).mean()
-             for (real, _), (fake, _) in zip(judged_real, judged_fake, strict=True)]
-    judge = torch.stack(hinge).mean()
+             for (real, _), (fake, _) in zip(on_real, on_fake, strict=True)]
+    loss_d = torch.stack(hinge).mean()
     with frozen(discriminator):
-        judged = discriminator(predicted_BS)
-    fooled = torch.stack([torch.relu(1 - score).mean() for score, _ in judged]).mean()
+        attached = discriminator(predicted_BS)
+    generator = torch.stack([torch.relu(1 - score).mean() for score, _ in attached]).mean()
     distances = [(fake - real.detach()).abs().mean() / real.detach().abs().mean().clamp(min=1e-5)
-                 for (_, fakes), (_, reals) in zip(judged, judged_real, strict=True)
+                 for (_, fakes), (_, reals) in zip(attached, on_real, strict=True)
                  for fake, real in zip(fakes, reals, strict=True)]
     matching = torch.stack(distances).mean()
-    parts = {"fooled": fooled.detach(), "matching": matching.detach(), "judge": judge.detach()}
-    return fooled + 2.0 * matching, judge, parts
+    parts = {"generator": generator.detach(), "matching": matching.detach(), "discriminator": loss_d.detach()}
+    return generator + 2.0 * matching, loss_d, parts

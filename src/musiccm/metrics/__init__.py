@@ -6,7 +6,6 @@ from musiccm.metrics.frechet import FrechetDistance
 from musiccm.metrics.inception import InceptionScore
 from musiccm.metrics.kernel import KernelDistance
 from musiccm.metrics.kl import KLDivergence
-from musiccm.metrics.sim_aa import Match, SimAA
 from musiccm.metrics.text_audio import TextAudioSimilarity
 
 __all__ = [
@@ -16,7 +15,5 @@ __all__ = [
     "InceptionScore",
     "KernelDistance",
     "KLDivergence",
-    "Match",
-    "SimAA",
     "TextAudioSimilarity",
 ]

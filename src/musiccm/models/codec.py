@@ -213,7 +213,7 @@ class LatentCodec(nn.Module):
         """
         if self.decoder is None:
             raise MusiccmError("this codec has no fast decoder: build it with one")
-        return -(-self.decoder.reach // self.latent_patch)
+        return -(-self.decoder.receptive_field // self.latent_patch)
 
     def latent_shape(self, duration_s: float) -> tuple[int, int, int]:
         """The [C, T, F] of the z that holds at least `duration_s` seconds."""

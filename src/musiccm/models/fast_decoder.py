@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from musiccm.errors import MusiccmError
-from musiccm.models.weights_folder import load_weights, make_config, read_config, save_weights_folder
+from musiccm.models.bundle.weights_folder import load_weights, make_config, read_config, save_weights_folder
 
 
 @dataclass
@@ -94,7 +94,7 @@ class FastDecoder(nn.Module):
         self.head = nn.Linear(c.width, c.n_fft + 2)
 
     @property
-    def reach(self) -> int:
+    def receptive_field(self) -> int:
         """Latent frames on either side that a latent frame's sound depends on."""
         c, side = self.config, self.config.kernel_size // 2
         samples = side * c.blocks * c.hop_length + c.n_fft // 2

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from musiccm.audio.mel import MelConfig
 from musiccm.errors import MusiccmError
+from musiccm.models.bundle.weights_folder import load_weights, make_config, read_config, save_weights_folder
 from musiccm.models.fbank_adapter import FbankAdapter
-from musiccm.models.weights_folder import load_weights, make_config, read_config, save_weights_folder
 
 # What a masked autoencoder's checkpoint has beyond its encoder.
 DECODER_KEYS = ("mask_token", "decoder", "head")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from musiccm.errors import MusiccmError
-from musiccm.models.weights_folder import load_weights, make_config, read_config, save_weights_folder
+from musiccm.models.bundle.weights_folder import load_weights, make_config, read_config, save_weights_folder
 
 
 @dataclass

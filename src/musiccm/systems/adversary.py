@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from musiccm.errors import MusiccmError
 from musiccm.losses.adversarial import discriminator_loss, generator_loss
+from musiccm.models.acceleration.half import half_copy
 from musiccm.models.discriminator import Discriminator
 from musiccm.models.features import ClapFeatures
-from musiccm.models.half import half_copy
 from musiccm.systems.checkpoint_fit import identity
 from musiccm.systems.clock import clock_stopped
 from musiccm.systems.distillation import DistilledSystem
@@ -85,9 +85,9 @@ class AdversarialSystem(DistilledSystem):
         """
         if self.discriminator is None or self.global_step < self.adversarial.start_step:
             return None
-        return self._judge(z0, x0_pred, text_BD, generator)
+        return self._losses(z0, x0_pred, text_BD, generator)
 
-    def _judge(self, z0: Tensor, x0_pred: Tensor, text_BD: Tensor, generator: torch.Generator) -> dict[str, Any]:
+    def _losses(self, z0: Tensor, x0_pred: Tensor, text_BD: Tensor, generator: torch.Generator) -> dict[str, Any]:
         crop = self._crop(z0.shape[2], generator)
         with torch.no_grad():
             real, audio_BD = self.features_of(z0, crop)

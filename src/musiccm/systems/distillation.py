@@ -29,16 +29,16 @@ from musiccm.diffusion import (
     with_guidance,
 )
 from musiccm.errors import MusiccmError
-from musiccm.models.acceleration import channels_last
+from musiccm.models.acceleration.half import half_copy
+from musiccm.models.acceleration.networks import channels_last
 from musiccm.models.bundle import Bundle
+from musiccm.models.bundle.student_record import is_student
 from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.models.ema import Ema
-from musiccm.models.half import half_copy
-from musiccm.models.student_record import is_student
 from musiccm.systems import speed
 from musiccm.systems.checkpoint_fit import check_fit, identity
 from musiccm.systems.curve import learning_rate_factor
-from musiccm.systems.parallel import mean_over_ranks, own_rows, shard, spread, warn, whole
+from musiccm.systems.parallel import mean_over_ranks, own_rows, shard, shard_like, warn, whole
 from musiccm.systems.settings import Adversarial, Distillation, Optimization
 
 #: Frozen parts live under this name; checkpoints leave them out, for the bundle has them.
@@ -338,7 +338,7 @@ class DistilledSystem(pl.LightningModule):
         for name, parameter in self._trained():
             if name in self._unfinished:
                 gradient = self._unfinished[name].to(parameter.device, parameter.dtype)
-                parameter.grad = spread(gradient, parameter)
+                parameter.grad = shard_like(gradient, parameter)
         self._unfinished = {}
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:

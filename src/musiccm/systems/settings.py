@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from musiccm.diffusion import PREDICTION_TYPES, SOLVERS, TIMESTEP_MODES
 from musiccm.errors import MusiccmError
 from musiccm.losses import DISTANCES
-from musiccm.models.acceleration import check_backend
-from musiccm.models.student_record import LCM_SIGMA_DATA
+from musiccm.models.acceleration.networks import check_backend
+from musiccm.models.bundle.student_record import LCM_SIGMA_DATA
 from musiccm.systems.ranges import check_ranges
 
 FEATURES = ("audiomae", "clap")
@@ -123,8 +123,8 @@ class Adversarial:
         weight: weight of L_G; 0 gives the ablation without a discriminator, which is then neither built nor trained.
         features: the frozen feature network: `audiomae` or `clap`.
         start_step: optimizer step of the student at which the adversarial loss joins.
-        crop_frames: latent frames that are decoded and judged, at one random place a step; null judges whole clips.
-        crop_context: latent frames on either side of the crop that are decoded with it and not judged.
+        crop_frames: latent frames that the discriminator sees, at one random place a step; null: whole clips.
+        crop_context: latent frames on either side of the crop that are decoded with it and cut off again.
         head_width: inner width of the heads.
         r1_gamma: weight of R1 on the heads' inputs.
         lr: learning rate of the heads.
@@ -172,8 +172,9 @@ class Optimization:
         accumulate: batches whose gradients make one step.
         half_frozen: under bf16-mixed, whether the frozen networks are also held in bf16 for the training step, which
             spares a cast at every call; the numbers are the same.
-        gradient_checkpointing: whether the activations of the student and of the judge's decoder are computed a second
-            time in the backward pass instead of being kept: a third more work there, several times less memory.
+        gradient_checkpointing: whether the activations of the student, and of the decoder before the discriminator, are
+            computed a second time in the backward pass instead of being kept: a third more work there, several times
+            less memory.
         compile: backend of `torch.compile` for student, target and teacher, such as `inductor`; null runs them as they
             are.
         channels_last: whether convolutions keep their channels last in memory.

@@ -12,7 +12,7 @@ from pytorch_lightning.strategies.strategy import Strategy
 from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
 
-from musiccm.systems.parallel import spread, whole
+from musiccm.systems.parallel import shard_like, whole
 
 
 class Sharded(ModelParallelStrategy):
@@ -43,7 +43,7 @@ class Sharded(ModelParallelStrategy):
         """Keep this process' shards of the weights."""
         assert self.lightning_module is not None
         mine = self.lightning_module.state_dict()
-        state = {name: spread(value, mine[name]) if name in mine else value
+        state = {name: shard_like(value, mine[name]) if name in mine else value
                  for name, value in checkpoint["state_dict"].items()}
         self.lightning_module.load_state_dict(state, strict=strict)
 
@@ -69,7 +69,7 @@ class Sharded(ModelParallelStrategy):
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             shards = {
-                number: {name: spread(value, parameters[number])
+                number: {name: shard_like(value, parameters[number])
                          if isinstance(value, Tensor) and value.shape == parameters[number].shape else value
                          for name, value in values.items()}
                 for number, values in state["state"].items()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from musiccm.data.audiostock import read_audiostock
+from musiccm.data.corpora.audiostock import read_audiostock
 from musiccm.data.demo.corpus import write_corpus, write_track
 from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError

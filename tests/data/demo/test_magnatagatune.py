@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from musiccm.data.corpora.magnatagatune import list_magnatagatune
+from musiccm.data.corpora.reading import Rules, read_split
+from musiccm.data.corpora.tag_words import ALL_TAGS
 from musiccm.data.demo.corpus import write_track
 from musiccm.data.demo.magnatagatune import clip_path, drawn_as, write_clip, write_magnatagatune
 from musiccm.data.demo.world import draw_attributes, track_rng
-from musiccm.data.magnatagatune import list_magnatagatune
-from musiccm.data.reading import Rules, read_split
-from musiccm.data.tag_words import ALL_TAGS
 from musiccm.errors import MusiccmError
 
 SEED = 5

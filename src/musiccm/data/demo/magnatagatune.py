@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from musiccm.data.corpora.magnatagatune import FOLDERS, INFO_COLUMNS
+from musiccm.data.corpora.tag_words import ALL_TAGS
 from musiccm.data.demo.folder import COMPOSER_VERSION, claimed, track_counts, write_all
 from musiccm.data.demo.tracks import DURATION_S, make_track, write_encoded
 from musiccm.data.demo.world import Attributes, draw_attributes, track_rng
-from musiccm.data.magnatagatune import FOLDERS, INFO_COLUMNS
-from musiccm.data.tag_words import ALL_TAGS
 from musiccm.errors import MusiccmError
 from musiccm.files import write_text
 

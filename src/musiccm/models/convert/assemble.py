@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from musiccm.audio.mel import MelConfig
 from musiccm.errors import MusiccmError
-from musiccm.models.clap_names import naming_clap
+from musiccm.models.conditioners.clap_names import naming_clap
 from musiccm.models.convert.clap import clap_from_original, make_extractor, read_tokenizer
 from musiccm.models.convert.ldm import LdmCheckpoint
 from musiccm.models.convert.reading import read_original, tensors_of

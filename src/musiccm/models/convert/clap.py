@@ -10,9 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from musiccm.errors import MusiccmError, reason
-from musiccm.models.clap_names import clap_config_from_state, clap_state_from_original, load_clap_state, naming_clap
+from musiccm.models.bundle.untrusted import load_tokenizer
+from musiccm.models.conditioners.clap_names import (
+    clap_config_from_state,
+    clap_state_from_original,
+    load_clap_state,
+    naming_clap,
+)
 from musiccm.models.convert.reading import read_original, tensors_of
-from musiccm.models.untrusted import load_tokenizer
 
 #: What LAION's CLAP hears: 10 s at 48 kHz, 64 bins from 50 Hz to 14 kHz, shorter clips repeated, then padded.
 EXTRACTOR = {"feature_size": 64, "sampling_rate": 48000, "hop_length": 480, "max_length_s": 10, "fft_window_size": 1024,
@@ -54,7 +59,7 @@ def read_clap(path: str | Path) -> tuple[nn.Module, list[str], list[str]]:
     """
     path = Path(path)
     if path.is_dir():
-        from musiccm.models.bundle_files import check_part, load_part
+        from musiccm.models.bundle.files import check_part, load_part
 
         folder = path if (path / "text_encoder").is_dir() else path.parent
         name = "text_encoder" if folder is path else path.name

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from musiccm.errors import MusiccmError
+from musiccm.models.attention_heads import SETTING, check_heads, stated_heads, trained_heads
 from musiccm.models.bundle import Bundle
-from musiccm.models.bundle_files import PARTS
+from musiccm.models.bundle.files import PARTS
 from musiccm.models.convert.assemble import Assembled
 from musiccm.models.convert.clap import make_extractor, read_clap
-from musiccm.models.heads import SETTING, check_heads, stated_heads, trained_heads
 
 
 def complete(source: str, clap: str | None = None, heads: list[int] | None = None) -> Assembled:

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
+from musiccm.models.attention_heads import HEAD_CHANNELS, heads_for
 from musiccm.models.convert.converted import Converted, count_below, weight
-from musiccm.models.heads import HEAD_CHANNELS, heads_for
 
 PLAIN = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
          "film_emb": "class_embedding", "input_blocks.0.0": "conv_in", "out.0": "conv_norm_out", "out.2": "conv_out"}

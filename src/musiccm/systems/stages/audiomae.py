@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from musiccm.audio.mel import LogMel, MelConfig
 from musiccm.data.batch import WaveformBatch
 from musiccm.losses.masked import masked_patch_loss, patchify, random_keep
-from musiccm.models.bundle_files import save_part
+from musiccm.models.bundle.files import save_part
 from musiccm.models.features import ViTFeatures
 from musiccm.systems.stages.base import Stage, mean_of
 

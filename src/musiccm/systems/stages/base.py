@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from musiccm.audio.windows import keyed_generator
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
-from musiccm.models.bundle_files import resolve_bundle, update_json
+from musiccm.models.bundle.files import resolve_bundle, update_json
 from musiccm.models.ema import Ema
 from musiccm.systems.checkpoint_fit import differences, plain, refuse
 from musiccm.systems.curve import learning_rate_factor
@@ -217,7 +217,7 @@ class Stage(pl.LightningModule):
             "train_seconds": round(self.train_seconds, 4),
             "parameters": sum(p.numel() for p in self.part.parameters()),
             "seed": self.seed,
-            **({} if self.start_from is None else {"before": earlier_sittings(self.start_from, self.stage)}),
+            **({} if self.start_from is None else {"before": earlier_runs(self.start_from, self.stage)}),
             **quality,
         }
         update_json(self.bundle / "quality" / f"{self.stage}.json", record)
@@ -296,7 +296,7 @@ def start_from(part: nn.Module, bundle: str, part_name: str | None, stage: str) 
         ) from None
 
 
-def earlier_sittings(bundle: str, stage: str) -> dict[str, float]:
+def earlier_runs(bundle: str, stage: str) -> dict[str, float]:
     """Steps and seconds that went into a part before, as far as its bundle's quality file tells."""
     path = resolve_bundle(bundle) / "quality" / f"{stage}.json"
     if not path.is_file():

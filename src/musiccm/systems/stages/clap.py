@@ -14,9 +14,9 @@ from musiccm.data.batch import WaveformBatch
 from musiccm.errors import MusiccmError
 from musiccm.losses.contrastive import info_nce, recall_at_k
 from musiccm.models.bundle import Bundle
-from musiccm.models.bundle_files import save_part
-from musiccm.models.conditioner import ClapFrontEnd
-from musiccm.models.tokenizer import train_tokenizer
+from musiccm.models.bundle.files import save_part
+from musiccm.models.bundle.tokenizer import train_tokenizer
+from musiccm.models.conditioners.clap import ClapFrontEnd
 from musiccm.systems.stages.base import Stage
 
 # CLIP clips the learned inverse temperature here: sharper logits make training unstable.

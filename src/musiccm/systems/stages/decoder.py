@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from musiccm.data.batch import WaveformBatch
 from musiccm.losses.spectral import MultiResolutionStft
 from musiccm.losses.waveform_adversarial import waveform_adversarial
 from musiccm.models.bundle import Bundle
-from musiccm.models.bundle_files import save_part
+from musiccm.models.bundle.files import save_part
 from musiccm.models.codec import LatentCodec
 from musiccm.models.fast_decoder import FastDecoder
 from musiccm.models.spectrogram_discriminator import SpectrogramDiscriminator
@@ -71,7 +72,7 @@ class DecoderStage(Stage):
         self.stft = MultiResolutionStft(fft_sizes)
         self.stft_weight, self.mel_weight = stft_weight, mel_weight
         self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
-        self.judge = SpectrogramDiscriminator(**(discriminator or {})) if adversarial_weight > 0.0 else None
+        self.discriminator = SpectrogramDiscriminator(**(discriminator or {})) if adversarial_weight > 0.0 else None
         self.distilled_share, self.distilled_noise = distilled_share, distilled_noise
         self.finish_init()
 
@@ -81,8 +82,14 @@ class DecoderStage(Stage):
         return self._codec[0]
 
     def trained(self) -> list[nn.Module]:
-        """The decoder and its judge."""
-        return [self.part] if self.judge is None else [self.part, self.judge]
+        """The decoder and its discriminator."""
+        return [self.part] if self.discriminator is None else [self.part, self.discriminator]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up a checkpoint of version 0.1, where the discriminator had another name."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {re.sub(r"^judge\.", "discriminator.", name): value for name, value in state.items()}
+        super().on_load_checkpoint(checkpoint)
 
     def on_fit_start(self) -> None:
         """Bring the slow pair to the device."""
@@ -115,9 +122,9 @@ class DecoderStage(Stage):
         latents_BCTF, target_BS = self.pairs(batch, generator)
         predicted_BS = self.part(latents_BCTF)
         total, parts = self.compare(predicted_BS, target_BS)
-        if self.judge is not None and self.global_step >= self.adversarial_start:
-            fooling, judging, found = waveform_adversarial(self.judge, predicted_BS, target_BS)
-            total = total + self.adversarial_weight * fooling + judging
+        if self.discriminator is not None and self.global_step >= self.adversarial_start:
+            loss_g, loss_d, found = waveform_adversarial(self.discriminator, predicted_BS, target_BS)
+            total = total + self.adversarial_weight * loss_g + loss_d
             parts |= found
         return total, parts
 

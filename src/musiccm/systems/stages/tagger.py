@@ -12,7 +12,7 @@ from musiccm.audio.augment import Degradation, degrade
 from musiccm.audio.mel import LogMel, MelConfig
 from musiccm.data.batch import WaveformBatch
 from musiccm.errors import MusiccmError
-from musiccm.models.bundle_files import save_part
+from musiccm.models.bundle.files import save_part
 from musiccm.models.tagger import Tagger
 from musiccm.systems.ranges import check_ranges
 from musiccm.systems.stages.base import Stage

@@ -15,7 +15,7 @@ from musiccm.diffusion import AnyCondition, check_prediction_type, choose_condit
 from musiccm.errors import MusiccmError
 from musiccm.losses.denoising import denoising_loss, stratified_timesteps
 from musiccm.models.bundle import Bundle
-from musiccm.models.bundle_files import save_part
+from musiccm.models.bundle.files import save_part
 from musiccm.models.codec import LatentCodec
 from musiccm.models.denoiser import Denoiser
 from musiccm.systems.stages.base import Stage

@@ -15,7 +15,7 @@ from musiccm.audio.mel import LogMel, MelConfig
 from musiccm.data.batch import WaveformBatch
 from musiccm.losses.reconstruction import gaussian_kl, mel_reconstruction
 from musiccm.models.bundle import save_settings
-from musiccm.models.bundle_files import save_part
+from musiccm.models.bundle.files import save_part
 from musiccm.systems.stages.base import Stage, mean_of
 
 

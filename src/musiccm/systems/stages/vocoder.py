@@ -17,7 +17,7 @@ from musiccm.data.batch import WaveformBatch
 from musiccm.errors import MusiccmError
 from musiccm.losses.spectral import MultiResolutionStft
 from musiccm.models.bundle import Bundle, save_settings
-from musiccm.models.bundle_files import save_part
+from musiccm.models.bundle.files import save_part
 from musiccm.models.codec import LatentCodec
 from musiccm.systems.stages.base import Stage, mean_of
 

@@ -1,0 +1,1 @@
+"""What a corpus names, read by its layout: clips with captions and tags, checked file by file."""

@@ -1,0 +1,35 @@
+"""The data module that an experiment file describes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from musiccm.config import load_experiment
+from musiccm.data.module import MusicDataModule
+from musiccm.errors import MusiccmError
+
+
+def data_module(configs: list[str], overrides: dict[str, Any]) -> MusicDataModule:
+    """Build the data module of an experiment file.
+
+    Args:
+        configs: Experiment files, later ones laid over earlier ones.
+        overrides: Arguments that win over `data.init_args`.
+
+    Returns:
+        The data module.
+
+    Raises:
+        MusiccmError: The file has no data section, or one with unknown or missing keys.
+    """
+    data = load_experiment(*configs).get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("init_args"), dict):
+        raise MusiccmError(f"{configs[-1]}: expected a section data with class_path and init_args, found {data!r}")
+    arguments = {**data["init_args"], **overrides}
+    for key in ("root", "bundle", "cache_dir"):
+        if not arguments.get(key) and not (key == "root" and arguments.get("corpora")):
+            raise MusiccmError(f"{configs[-1]}: data.init_args.{key} is needed to encode latents, and is not set")
+    try:
+        return MusicDataModule(**arguments)
+    except TypeError as error:
+        raise MusiccmError(f"{configs[-1]}: data.init_args do not fit MusicDataModule: {error}") from error

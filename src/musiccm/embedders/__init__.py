@@ -1,0 +1,6 @@
+"""The networks whose ears the figures are named after."""
+
+from musiccm.embedders.base import Embedder, Embeddings
+from musiccm.embedders.registry import load_embedder
+
+__all__ = ["Embedder", "Embeddings", "load_embedder"]

@@ -1,0 +1,242 @@
+"""All metrics over one set of features: every figure is taken from one hearing of each clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from musiccm.embedders.base import Embeddings
+from musiccm.errors import MusiccmError
+from musiccm.evaluation.feature_extraction import FeatureExtractor, Features, check_names
+from musiccm.evaluation.network import NetworkMetrics
+from musiccm.metrics.attributes import AttributeAccuracy
+from musiccm.metrics.clips import ClipCount, ClipMetric
+from musiccm.metrics.text_audio import TextAudioSimilarity
+from musiccm.similarity.gallery import Gallery
+from musiccm.similarity.sim_aa import SimAA
+
+__all__ = ["Features", "FeatureExtractor", "MetricSuite"]
+
+#: What SIM_AA compares with, see `MetricSuite`.
+Train = tuple[Sequence[str], Tensor] | Mapping[str, Gallery] | Callable[[], ClipMetric] | None
+SIM_AA = ("sim_aa_90", "sim_aa_95")
+
+
+class MetricSuite(nn.Module):
+    """All metrics behind one update; the reference is kept while models come and go.
+
+    Args:
+        embedders: Names of the networks, each with whether it classifies (`FeatureExtractor.classifies`).
+        train: What SIM_AA compares with: ids and CLAP audio embeddings `[N, D]` of the training clips; galleries by the
+            end of their figures' names, `""` the first; or a function that makes a metric with SimAA's
+            `update(audio, ids)`, `compute()` and `reset()`; None for no SIM_AA.
+        groups: Attribute groups of the tagger, see `AttributeAccuracy`; `tagger` says whose logits they are.
+        splits: Splits of the inception score.
+        text: Whether captions are known: without them there is no text-audio similarity.
+        gallery_ND: CLAP audio embeddings that Retrieval Max chooses from; those of `train` where it holds them.
+        tagger: The classifier whose outputs `groups` names.
+        kad: Networks that also give a kernel distance.
+        fd_inf: Networks that also give FD-infinity.
+
+    Raises:
+        MusiccmError: Groups without a classifier, or figures asked of a network that does not listen.
+    """
+
+    def __init__(
+        self,
+        embedders: Mapping[str, bool],
+        train: Train = None,
+        groups: Mapping[str, Sequence[int]] | None = None,
+        splits: int = 10,
+        text: bool = True,
+        gallery_ND: Tensor | None = None,
+        tagger: str = "tagger",
+        kad: Sequence[str] = (),
+        fd_inf: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        unknown = sorted({*kad, *fd_inf} - set(embedders))
+        if unknown:
+            raise MusiccmError(f"kad and fd_inf: expected names among the embedders {list(embedders)}, found {unknown}")
+        check_names(list(embedders))
+        if groups and not embedders.get(tagger):
+            raise MusiccmError(f"attribute groups: expected a classifier {tagger!r}, found {dict(embedders)}")
+        self.networks = nn.ModuleDict({
+            name: NetworkMetrics(name, classifies, splits, name in kad, name in fd_inf)
+            for name, classifies in embedders.items()
+        })
+        self.ta = TextAudioSimilarity() if text else None
+        self.real_ta = TextAudioSimilarity() if text else None
+        #: Ends of the names of SIM_AA's figures, one a gallery.
+        self.columns = list(train) if isinstance(train, Mapping) else [] if train is None else [""]
+        self.sim_aa, self.real_sim_aa = nn.ModuleList(_sim_aa(train)), nn.ModuleList(_sim_aa(train))
+        self.gallery_ND = train[1] if gallery_ND is None and isinstance(train, tuple) else gallery_ND
+        self.count = ClipCount()
+        self.accuracy, self.tagger = AttributeAccuracy(groups) if groups else None, tagger
+        self.real_accuracy = AttributeAccuracy(groups) if groups else None
+
+    def update_reference(
+        self, features: Features, text_BD: Tensor | None, ids: Sequence[str], paired: bool = True,
+        wanted_BG: Tensor | None = None,
+    ) -> None:
+        """Add real clips.
+
+        Args:
+            features: What was heard.
+            text_BD: CLAP embeddings of their captions; None in a suite without text.
+            ids: Clip ids.
+            paired: False for clips that are known to have no generated partner, so that KL need not hold them.
+            wanted_BG: What is known of them, as the tagger's outputs.
+        """
+        for name, network in self.networks.items():
+            network.update(features.embeddings[name], ids, real=True, paired=paired)
+        self._update_clap(self.real_ta, self.real_sim_aa, features, text_BD, ids)
+        logits = features.embeddings[self.tagger].logits_BG if self.real_accuracy is not None else None
+        if self.real_accuracy is not None and logits is not None and wanted_BG is not None:
+            self.real_accuracy.update(logits, wanted_BG, ids)
+
+    def update(
+        self,
+        features: Features,
+        text_BD: Tensor | None,
+        ids: Sequence[str],
+        wanted_BG: Tensor | None = None,
+        paired: bool = True,
+    ) -> None:
+        """Add generated clips.
+
+        Args:
+            features: What was heard.
+            text_BD: CLAP embeddings of the captions that were asked for; None in a suite without text.
+            ids: Clip ids.
+            wanted_BG: Tags asked for; needed where the suite has attribute groups.
+            paired: Whether a reference clip of each id exists; KL is of those alone.
+
+        Raises:
+            MusiccmError: Groups, but no tags or no logits of the tagger.
+        """
+        self.count.update(ids)
+        for name, network in self.networks.items():
+            network.update(features.embeddings[name], ids, real=False, paired=paired)
+        self._update_clap(self.ta, self.sim_aa, features, text_BD, ids)
+        if self.accuracy is not None:
+            logits = features.embeddings[self.tagger].logits_BG
+            if wanted_BG is None or logits is None:
+                raise MusiccmError("attribute accuracy: expected logits and the tags that were asked for, found none")
+            self.accuracy.update(logits, wanted_BG, ids)
+
+    def reset_generated(self) -> None:
+        """Forget the generated clips, keep the reference."""
+        for network in self.networks.values():
+            network.reset()
+        for metric in (self.count, self.ta, *self.sim_aa, self.accuracy):
+            if metric is not None:
+                metric.reset()
+
+    def compute(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The figures of the generated clips.
+
+        Returns:
+            A row of figures with its `n`, and for each clip its nearest training clip (empty without training
+            embeddings). A figure that these clips cannot give is None.
+
+        Raises:
+            MusiccmError: No clip, or generated clips without a reference.
+        """
+        n = self.count.compute()
+        if not n:
+            raise MusiccmError("evaluation: expected generated clips, found none")
+        row: dict[str, Any] = {}
+        for network in self.networks.values():
+            row |= network.compute(n)
+        ta = {"ta_similarity": None} if self.ta is None else self.ta.compute()
+        nearest: list[dict[str, Any]] = []
+        similar: dict[str, Any] = dict.fromkeys(SIM_AA)
+        for column, metric in zip(self.columns, self.sim_aa, strict=True):
+            found = metric.compute()
+            similar |= {f"{key}{column}": found[key] for key in SIM_AA}
+            nearest = nearest or [match._asdict() for match in found["matches"]]
+        accuracy = {} if self.accuracy is None else self.accuracy.compute()
+        row |= {"ta_similarity": ta["ta_similarity"]}
+        row |= similar
+        row |= {key: value for key, value in accuracy.items() if key != "n" and value is not None}
+        return row | {"n": n}, nearest
+
+    def distances(self, batches: Iterable[tuple[Mapping[str, Embeddings], Sequence[str]]]) -> dict[str, Any]:
+        """Distances of other real clips from the reference; the generated clips are forgotten before and after.
+
+        Args:
+            batches: Pairs of what the embedders heard (`FeatureExtractor.embed`) and clip ids.
+
+        Returns:
+            `NetworkMetrics.distances` of each network and the number `n` of these clips.
+        """
+        self.reset_generated()
+        for heard, ids in batches:
+            self.count.update(ids)
+            for name, network in self.networks.items():
+                network.update_rows(heard[name], ids, real=False)
+        n = self.count.compute()
+        row: dict[str, Any] = {}
+        for network in self.networks.values():
+            row |= network.distances(n)
+        self.reset_generated()
+        return row | {"n": n}
+
+    def references(self) -> dict[str, Any]:
+        """The figures that put the rows in proportion: the test set's own, and the best that retrieval could do.
+
+        Returns:
+            `test_set_ta`, `retrieval_max_ta` over the clips of `retrieval_max_gallery`, the test set's own SIM_AA
+            against the training set, `acc_<group>_real`, the tagger's accuracy on the real clips, and the `n` behind
+            them.
+        """
+        result: dict[str, Any] = {}
+        if self.real_ta is not None:
+            real = self.real_ta.compute()
+            result |= {"test_set_ta": real["ta_similarity"], "n_test_set_ta": real["n"]}
+            if self.gallery_ND is not None:
+                best = self.real_ta.retrieval_max(self.gallery_ND)
+                result |= {"retrieval_max_ta": best["retrieval_max_ta"], "retrieval_max_gallery": "train"}
+                result |= {"n_retrieval_max_gallery": best["n_gallery"]}
+        for column, metric in zip(self.columns, self.real_sim_aa, strict=True):
+            found = metric.compute()
+            result |= {f"test_set_{key}{column}": found[key] for key in SIM_AA} | {"n_test_set_sim_aa": found["n"]}
+        return result | self._real_accuracy()
+
+    def _real_accuracy(self) -> dict[str, Any]:
+        if self.real_accuracy is None:
+            return {}
+        try:  # on every rank, also one without clips: the others wait for it
+            found = self.real_accuracy.compute()
+        except MusiccmError:
+            return {}  # the reference came without its attributes
+        return {f"acc_{group}_real": found[f"acc_{group}"] for group in self.real_accuracy.groups
+                if found[f"acc_{group}"] is not None}
+
+    def _update_clap(
+        self,
+        ta: TextAudioSimilarity | None,
+        sim_aa: Iterable[nn.Module],
+        features: Features,
+        text_BD: Tensor | None,
+        ids: Sequence[str],
+    ) -> None:
+        if ta is None and not self.columns:
+            return
+        if features.clap_BD is None or (ta is not None and text_BD is None):
+            raise MusiccmError("text-audio similarity, SIM_AA: expected CLAP embeddings, found none; let CLAP listen")
+        if ta is not None:
+            ta.update(text_BD, features.clap_BD, ids)
+        for metric in sim_aa:
+            metric.update(features.clap_BD, ids)
+
+
+def _sim_aa(train: Train) -> list[ClipMetric]:
+    if train is None:
+        return []
+    if isinstance(train, tuple):
+        return [SimAA(train[1], train[0])]
+    return [SimAA(gallery) for gallery in train.values()] if isinstance(train, Mapping) else [train()]

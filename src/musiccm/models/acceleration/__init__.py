@@ -1,0 +1,1 @@
+"""The same networks, faster: fused, reordered or in half precision."""

@@ -1,0 +1,167 @@
+"""Networks that are only sampled from, in the form that a device computes fastest: results change by rounding alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from musiccm.errors import MusiccmError
+from musiccm.models.acceleration.winograd import WinogradConv2d
+from musiccm.models.denoiser import Float32Conv2d
+
+log = logging.getLogger(__name__)
+
+WIDE = 128
+"""Channels from which on a convolution is replaced on a CPU; below, Winograd's transforms cost what they save."""
+FEW = 128
+"""Positions up to which one matrix product beats Winograd's 36, whose kernels are four times as large to read."""
+
+
+def channels_last(networks: Iterable[nn.Module]) -> None:
+    """Lay the kernels of 2-d convolutions out with their channels last; the activations follow.
+
+    Args:
+        networks: changed in place; parameters stay the same objects.
+    """
+    for network in networks:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class UnfoldedConv2d(nn.Module):
+    """A frozen 3 x 3 convolution with stride 1 and padding 1, as one matrix product.
+
+    For wide layers on small images: there oneDNN, which PyTorch calls for convolutions, spends half of its time on
+    laying the kernels out anew at every call.
+
+    Args:
+        weight_OC33: Kernels.
+        bias_O: Biases.
+    """
+
+    kernels: Tensor
+    bias: Tensor
+
+    def __init__(self, weight_OC33: Tensor, bias_O: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("kernels", weight_OC33.detach().flatten(1), persistent=False)
+        self.register_buffer("bias", bias_O.detach()[:, None], persistent=False)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Convolve; `[B, O, H, W]`."""
+        columns = F.unfold(x_BCHW, 3, padding=1)
+        product = torch.baddbmm(self.bias, self.kernels.expand(len(columns), -1, -1), columns)
+        return product.unflatten(2, x_BCHW.shape[2:])
+
+
+class CpuConv2d(nn.Module):
+    """A frozen 3 x 3 convolution, in whichever way suits the size of the images that it meets first.
+
+    Args:
+        convolution: What it stands for; let go of at the first call.
+    """
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        # in a list, which hides it from what is done to all layers: a change of its layout would be a copy for nothing
+        self._plain = [convolution]
+        self.way: nn.Module | None = None
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Convolve; `[B, O, H, W]`."""
+        if self.way is None:
+            plain, kind = self._plain.pop(), WinogradConv2d
+            if x_BCHW.shape[2] * x_BCHW.shape[3] <= FEW:
+                kind = UnfoldedConv2d
+            with torch.inference_mode(False):  # buffers that a later call outside it may use too
+                self.way = kind(plain.weight, plain.bias)
+        return self.way(x_BCHW)
+
+
+def suit_cpu(network: nn.Module) -> None:
+    """Replace the wide 3 x 3 convolutions of a frozen float32 network by ones that a CPU computes in less time.
+
+    Args:
+        network: changed in place; the replaced layers' weights are in its state no longer.
+    """
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if _replaceable(child):
+                setattr(parent, name, CpuConv2d(child))  # type: ignore[arg-type]
+
+
+def _replaceable(layer: nn.Module) -> bool:
+    if type(layer) is not nn.Conv2d or layer.bias is None or layer.weight.dtype != torch.float32:
+        return False
+    shape = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode)
+    return (shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
+            and min(layer.in_channels, layer.out_channels) >= WIDE)
+
+
+def to_bfloat16(network: nn.Module) -> None:
+    """Hold a frozen denoiser's weights in bf16, all but those of its float32 output layer.
+
+    Args:
+        network: changed in place.
+    """
+    for module in network.modules():
+        if not isinstance(module, Float32Conv2d):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def check_backend(where: str, backend: str | None) -> None:
+    """Refuse a backend that `torch.compile` does not have.
+
+    Args:
+        where: The key or option, for the message.
+        backend: Its name; None compiles nothing.
+
+    Raises:
+        MusiccmError: It is unknown.
+    """
+    known = torch.compiler.list_backends(exclude_tags=()) if backend is not None else []
+    if backend is not None and backend not in known:
+        raise MusiccmError(f"{where}: expected one of {', '.join(known)}, found {backend!r}")
+
+
+class CompiledNetwork(nn.Module):
+    """A network compiled at its first call with each shape of input; without gradients.
+
+    PyTorch compiles for eight shapes at most (`torch._dynamo.config.recompile_limit`) and runs others as they are,
+    which is logged.
+
+    Args:
+        network: the network; called with tensors (or numbers) and returning a tensor or a tuple of them.
+        backend: of `torch.compile`. With `inductor` on a GPU a call is one CUDA graph, launched as a whole.
+    """
+
+    def __init__(self, network: nn.Module, backend: str | Callable[..., Any]) -> None:
+        super().__init__()
+        self.network = network
+        mode = "reduce-overhead" if backend == "inductor" else None
+        self._shapes: set[tuple[int, ...]] = set()
+        self._compiled = torch.compile(network, backend=backend, mode=mode, dynamic=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the network."""
+        # an expanded timestep has other strides than a list of them, and would be compiled for anew
+        args = tuple(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args)
+        self._watch(args)
+        # a CUDA graph writes each result into the same memory: the last one is done with, and this one is copied out
+        torch.compiler.cudagraph_mark_step_begin()
+        with torch.inference_mode():
+            result = self._compiled(*args, **kwargs)
+            return result.clone() if isinstance(result, Tensor) else tuple(part.clone() for part in result)
+
+    def _watch(self, args: tuple[Any, ...]) -> None:
+        shape = next((tuple(arg.shape) for arg in args if isinstance(arg, Tensor)), ())
+        if shape not in self._shapes:
+            self._shapes.add(shape)
+            if len(self._shapes) == torch._dynamo.config.recompile_limit + 1:
+                log.warning("inputs of %d shapes: the network is compiled for the first %d only and runs the others "
+                            "uncompiled; keep to fewer batch sizes", len(self._shapes), len(self._shapes) - 1)

@@ -1,0 +1,326 @@
+"""Reading and writing the parts of a bundle: which class and which file each folder holds, and what can be wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import importlib.resources
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from musiccm.errors import MusiccmError
+from musiccm.files import naming_full_disk, write_json, write_text
+from musiccm.locks import LOCK, turn
+from musiccm.models.bundle.untrusted import check_base, check_folder
+from musiccm.texts import read_json
+
+SETTINGS_FILE = "musiccm.json"
+#: The folder with the index of what a bundle's teacher was trained on (`musiccm.similarity.index`); it may be missing.
+TRAINING_INDEX = "training_index"
+PACKAGED = {"musiccm-tiny": "tiny", "musiccm-tiny-student": "tiny-student"}
+
+
+@dataclass(frozen=True)
+class PartKind:
+    """What a folder of the layout holds: the class that reads it, its configuration and its weights (None: none).
+
+    A bundle does without an optional part.
+    """
+
+    library: str
+    class_name: str
+    config_file: str = "config.json"
+    weights: str | None = None
+    optional: bool = False
+
+    def load_class(self) -> Any:
+        """Import the class; heavy libraries are paid for only by those who use the part."""
+        return getattr(importlib.import_module(self.library), self.class_name)
+
+
+PARTS = {
+    "unet": PartKind("diffusers", "UNet2DConditionModel", weights="diffusion_pytorch_model"),
+    "vae": PartKind("diffusers", "AutoencoderKL", weights="diffusion_pytorch_model"),
+    "text_encoder": PartKind("transformers", "ClapModel", weights="model"),
+    "tokenizer": PartKind("transformers", "AutoTokenizer", config_file="tokenizer_config.json"),
+    "feature_extractor": PartKind("transformers", "ClapFeatureExtractor", config_file="preprocessor_config.json"),
+    "vocoder": PartKind("transformers", "SpeechT5HifiGan", weights="model"),
+    "decoder": PartKind("musiccm.models.fast_decoder", "FastDecoder", weights="model", optional=True),
+    "scheduler": PartKind("diffusers", "DDIMScheduler", config_file="scheduler_config.json"),
+    "evaluators/tagger": PartKind("musiccm.models.tagger", "Tagger", weights="model"),
+    "evaluators/audiomae": PartKind("musiccm.models.features", "ViTFeatures", weights="model"),
+}
+
+
+def resolve_bundle(path: str | Path, parts: Iterable[str] | None = None, here: bool = True) -> Path:
+    """Find a bundle: a directory, a packaged name, or a hub id, of which only the needed files are fetched.
+
+    Args:
+        path: Any of these.
+        parts: Parts whose files are needed; None for all.
+        here: Whether it may be a directory at all.
+
+    Returns:
+        Its directory.
+
+    Raises:
+        MusiccmError: There is none.
+    """
+    if here and Path(path).is_dir():
+        return Path(path)
+    name = str(path)
+    if name in PACKAGED:
+        folder = Path(str(importlib.resources.files("musiccm"))) / "bundles" / PACKAGED[name]
+        if not folder.is_dir():
+            raise MusiccmError(f"the packaged bundle '{name}' is not in this installation ({folder}); reinstall "
+                               "musiccm or build it with `make bundle`")
+        return folder
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _from_hub(name, parts)
+    raise MusiccmError(f"no bundle at '{name}': expected a directory with model_index.json, one of "
+                       f"{', '.join(PACKAGED)}, or a hub id such as owner/name")
+
+
+def base_folder(bundle: Path, path: str, where: Path, parts: Iterable[str]) -> Path:
+    """Find the bundle that another borrows parts from, by the path that `base` of its settings states.
+
+    Args:
+        bundle: The borrower's directory.
+        path: `../NAME`, a packaged name or a hub id; names are not looked for in the folder that happens to be current.
+        where: Where the path is stated, for messages.
+        parts: What is borrowed.
+
+    Returns:
+        Its directory.
+
+    Raises:
+        MusiccmError: The path leads anywhere else, or to nothing.
+    """
+    check_base(where, path)
+    if path.startswith("../"):
+        # by the text of the path, as a bundle that is being written is not there yet
+        return resolve_bundle(bundle / path if bundle.is_dir() else Path(os.path.normpath(bundle / path)), parts)
+    return resolve_bundle(path, parts, here=False)
+
+
+def _from_hub(name: str, parts: Iterable[str] | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    folders = [*(PARTS if parts is None else parts), TRAINING_INDEX]
+    patterns = [f"{folder}/{kind}" for folder in folders for kind in ("*.json", "*.txt", "*.safetensors")]
+    try:
+        return Path(snapshot_download(name, allow_patterns=["model_index.json", SETTINGS_FILE, *patterns]))
+    except Exception as error:  # the hub client raises a dozen unrelated kinds; all mean "could not be had"
+        raise MusiccmError(f"bundle '{name}': no such directory here, and the hub could not give it ({error}); check "
+                           "the path or the network") from error
+
+
+def update_json(path: Path, entries: dict[str, Any]) -> None:
+    """Merge entries into a JSON file, atomically, also where several processes do so at once."""
+    with naming_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with turn(path.with_name(LOCK)):
+        content = read_json(path, "a JSON object") if path.is_file() else {}
+        write_text(path, json.dumps({**content, **entries}, indent=2) + "\n")
+
+
+def need(config: Mapping[str, Any], key: str, path: Path) -> Any:
+    """A value that a configuration must state.
+
+    Args:
+        config: What was read.
+        key: The key.
+        path: Where it was read from.
+
+    Returns:
+        The value.
+
+    Raises:
+        MusiccmError: The key is missing.
+    """
+    if key not in config:
+        raise MusiccmError(f"{path}: expected a key '{key}', found {', '.join(map(str, config)) or 'none'}; restore it")
+    return config[key]
+
+
+def check_part(bundle: Path, name: str) -> None:
+    """Check that a part's folder, configuration and weights are there, and name nothing that a stranger could run.
+
+    Raises:
+        MusiccmError: Naming the first thing that is missing, or that names code or files elsewhere.
+    """
+    if name not in PARTS:
+        raise MusiccmError(f"{bundle}: '{name}' is no part of a bundle; parts are {', '.join(PARTS)}")
+    kind, folder = PARTS[name], bundle / name
+    if not folder.is_dir():
+        if name == "feature_extractor" and has_text_tower_alone(bundle):
+            raise MusiccmError(f"{folder}: is missing, and text_encoder holds CLAP's text tower alone, as AudioLDM's "
+                               "published layout does; add the other by `musiccm convert --bundle FOLDER --clap FILE`")
+        raise MusiccmError(f"{folder}: this part of the bundle is missing; expected a folder with {kind.config_file}")
+    if not (folder / kind.config_file).is_file():
+        raise MusiccmError(f"{folder / kind.config_file}: not found; a {kind.class_name} needs it")
+    check_folder(bundle, folder)
+    if kind.weights is None:
+        return
+    weights = folder / f"{kind.weights}.safetensors"
+    if weights.is_file() or weights.with_name(weights.name + ".index.json").is_file():
+        return
+    pickled = [file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".ckpt", ".pth"}]
+    hint = f"; found {', '.join(pickled)}, which is not safetensors: save the part with safe_serialization=True" if (
+        pickled) else "; copy the part's weights there"
+    raise MusiccmError(f"{weights}: not found{hint}")
+
+
+def has_text_tower_alone(bundle: Path) -> bool:
+    """Whether `text_encoder/` is a `ClapTextModelWithProjection`, which AudioLDM's published layout has for CLAP."""
+    config = bundle / "text_encoder" / PARTS["text_encoder"].config_file
+    return config.is_file() and read_json(config, "CLAP's configuration").get("model_type") == "clap_text_model"
+
+
+def part_files(folder: Path) -> list[Path]:
+    """The files of a part that decide what it computes, in a fixed order."""
+    return sorted(f for f in folder.iterdir() if f.suffix in {".json", ".safetensors", ".txt"})
+
+
+def load_part(bundle: Path, name: str, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Any:
+    """Read one part: a frozen module in eval mode, a tokenizer or extractor, or the scheduler's dict.
+
+    Args:
+        bundle: The bundle's directory.
+        name: A key of `PARTS`.
+        dtype: Type of the weights in memory.
+        **kwargs: Passed to the part's own `from_pretrained`.
+
+    Returns:
+        The part.
+
+    Raises:
+        MusiccmError: If the weights are unreadable, or do not fit the configuration.
+    """
+    kind, folder = PARTS[name], bundle / name
+    if name == "scheduler":
+        return read_json(folder / kind.config_file, "the noise schedule")
+    if name == "text_encoder" and has_text_tower_alone(bundle):
+        kind = replace(kind, class_name="ClapTextModelWithProjection")
+    loader = kind.load_class()
+    try:
+        with _quiet():
+            module, report = _read(loader, kind, folder, dtype, kwargs)
+    except MusiccmError:
+        raise
+    except Exception as error:  # a broken file shows as whatever the library tripped over
+        raise MusiccmError(f"{folder}: cannot be read as {kind.class_name} ({error}); the files are damaged or "
+                           "of another kind") from error
+    _check_report(folder, kind, report)
+    return freeze(module) if isinstance(module, nn.Module) else module
+
+
+def _read(
+    loader: Any, kind: PartKind, folder: Path, dtype: torch.dtype, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Read by the library's own loader, and get its report on keys that did not fit."""
+    # None of a part's code is ever run; left open, transformers would ask whoever sits at the terminal.
+    if kind.weights is None:
+        return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False), {}
+    if kind.library == "diffusers":
+        return loader.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype, output_loading_info=True,
+            ignore_mismatched_sizes=True, low_cpu_mem_usage=False, **kwargs,
+        )
+    if kind.library == "transformers":
+        return loader.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype,
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )
+    return loader.from_pretrained(folder, **kwargs).to(dtype), {}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars out of the user's terminal: the parts of a small bundle load in an instant."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _check_report(folder: Path, kind: PartKind, report: dict[str, Any]) -> None:
+    """Refuse weights that the libraries would only have warned about."""
+    problems = {
+        "of another size than the configuration says": [k[0] if isinstance(k, tuple) else k
+                                                        for k in report.get("mismatched_keys", ())],
+        "missing": report.get("missing_keys", ()),
+        "unknown": report.get("unexpected_keys", ()),
+    }
+    for what, keys in problems.items():
+        if keys:
+            shown = ", ".join(sorted(keys)[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+            raise MusiccmError(f"{folder}/{kind.weights}.safetensors: weights {what}: {shown}; config.json and the "
+                               "weights do not belong together")
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Put a module in eval mode and stop gradients to its weights (not through it)."""
+    return module.eval().requires_grad_(False)
+
+
+def save_part(bundle: str | Path, name: str, part: Any, dtype: torch.dtype | None = None) -> Path:
+    """Write one part of a bundle and list it in `model_index.json`.
+
+    Args:
+        bundle: The bundle's directory; made where missing.
+        name: A key of `PARTS`: `unet`, `vae`, `text_encoder` (a whole ClapModel), `evaluators/tagger`, ...
+        part: A module, tokenizer or extractor with `save_pretrained`; for `scheduler`, a scheduler or its dict.
+        dtype: Type of the floating-point weights on disk; None leaves them as they are. The part itself is not altered.
+
+    Returns:
+        The part's folder.
+    """
+    bundle = Path(bundle)
+    if name not in PARTS:
+        raise MusiccmError(f"'{name}' is no part of a bundle; parts are {', '.join(PARTS)}")
+    folder = bundle / name
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = PARTS[name]
+    class_name = kind.class_name
+    if name == "scheduler" and isinstance(part, dict):
+        class_name = part.get("_class_name", class_name)
+        write_json(folder / kind.config_file, {"_class_name": class_name, **part})
+    else:
+        class_name = type(part).__name__
+        if dtype is not None and isinstance(part, nn.Module):
+            # diffusers' own `to` warns of modules to be kept in float32 even where there are none.
+            part = nn.Module.to(copy.deepcopy(part), dtype)
+        with _quiet(), naming_full_disk(folder):
+            part.save_pretrained(folder)
+        _forget_origin(folder / kind.config_file)
+    if not kind.library.startswith("musiccm."):  # diffusers' own loader would look for a class of theirs
+        import diffusers
+
+        update_json(bundle / "model_index.json", {
+            "_class_name": "MusicLDMPipeline", "_diffusers_version": diffusers.__version__,
+            name: [kind.library, class_name],
+        })
+    return folder
+
+
+def _forget_origin(config: Path) -> None:
+    """Drop the path that a part was read from: the machine that wrote a bundle is nobody's business."""
+    if not config.is_file():
+        return
+    content = read_json(config, "a part's configuration")
+    if content.pop("_name_or_path", None) is not None:
+        write_text(config, json.dumps(content, indent=2, sort_keys=True) + "\n")

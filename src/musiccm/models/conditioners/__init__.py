@@ -1,0 +1,1 @@
+"""Prompts and audio to what the denoiser is conditioned on."""

@@ -1,0 +1,1 @@
+"""Encoding a corpus into its latent cache, in one process or several."""

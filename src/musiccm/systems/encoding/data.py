@@ -1,0 +1,168 @@
+"""What has to be encoded: the files of both latent caches of an experiment, and batches of windows and captions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from musiccm.audio import BadAudio
+from musiccm.audio.windows import read_window
+from musiccm.data.batch import Batch
+from musiccm.data.latent_cache.files import CacheWriter, Unit
+from musiccm.data.latent_cache.window_index import WindowIndex
+from musiccm.data.module import MusicDataModule
+from musiccm.data.sampling import KeyedLoader
+from musiccm.terminal import say
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One batch of work: rows, or captions, `first` to `last` of a unit of a split."""
+
+    split: str
+    unit: Unit
+    first: int
+    last: int
+
+    @property
+    def ends_unit(self) -> bool:
+        """Whether the unit is complete with this piece."""
+        return self.last == self.unit.last
+
+
+@dataclass
+class PieceBatch(Batch):
+    """What a piece holds: windows or captions, and the seconds that reading them took."""
+
+    piece: Piece
+    waveform_BS: Tensor | None = None
+    captions: list[str] = field(default_factory=list)
+    read_s: float = 0.0
+
+
+class _Pieces(Dataset):
+    """Reads pieces."""
+
+    def __init__(self, data: MusicDataModule, writers: dict[str, CacheWriter], pieces: Sequence[Piece]) -> None:
+        self.data, self.pieces = data, list(pieces)
+        self.indices = {split: writer.index for split, writer in writers.items()}
+        self.clips = {split: data.clips(split) for split in writers}
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, number: int) -> PieceBatch | BadAudio:
+        piece, start = self.pieces[number], time.perf_counter()
+        index, rows = self.indices[piece.split], range(piece.first, piece.last)
+        if piece.unit.kind == "text":
+            return PieceBatch(piece, captions=[index.captions[n] for n in rows])
+        try:
+            waveform_BS = torch.stack([self._read(piece.split, index, row) for row in rows])
+        except BadAudio as error:  # raised in a loader's worker, it would arrive as a traceback in a string
+            return error
+        return PieceBatch(piece, waveform_BS, read_s=time.perf_counter() - start)
+
+    def _read(self, split: str, index: WindowIndex, row: int) -> Tensor:
+        data, clip = self.data, self.clips[split][index.clip_of(row)]
+        start = int(index.starts_N[row])
+        return read_window(clip.path, clip.audio, data.clip_samples, data.sample_rate_hz, start, data.conversion)
+
+
+class _Loader:
+    """A loader that Lightning leaves as it is: it would put a sampler of its own into a DataLoader that predicts."""
+
+    def __init__(self, loader: KeyedLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+
+class EncodingData(pl.LightningDataModule):
+    """The work of `musiccm prepare latents`, dealt out among processes in whole files.
+
+    Which windows a file holds follows from the corpus alone, and each file is one process' work from beginning to end:
+    the cache is the same, byte for byte, for any number of processes, also when a killed run is resumed with another
+    number of them. Process 0 reads the corpus first, so that its scan is there for the others.
+
+    Args:
+        data: The corpora and the windows' settings, of kind `waveform`.
+        model: Fingerprint of the bundle that encodes.
+        batch_size: Windows at a time.
+        shard_size: Windows in a file.
+        overwrite: Replace a cache that was made from something else.
+    """
+
+    def __init__(
+        self, data: MusicDataModule, model: str, batch_size: int, shard_size: int = 256, overwrite: bool = False
+    ) -> None:
+        super().__init__()
+        self.prepare_data_per_node = False
+        self.data, self.model = data, model
+        self.batch_size, self.shard_size, self.overwrite = batch_size, shard_size, overwrite
+        self.writers: dict[str, CacheWriter] = {}
+        self.pending: list[tuple[str, Unit]] = []
+
+    def prepare_data(self) -> None:
+        """Read the corpora and begin the caches; process 0 alone, while the others wait.
+
+        Raises:
+            MusiccmError: A corpus cannot be used, or a cache holds something else.
+        """
+        self._open()
+        for split, writer in self.writers.items():
+            for name, report in self.data.reports.items():
+                if name.split("/")[-1] in (("train", "validation") if split == "train" else (split,)):
+                    say(report)
+            writer.begin(self.overwrite)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find what is left to do, the same in every process.
+
+        Args:
+            stage: Unused.
+        """
+        self._open()
+        assert self.trainer is not None
+        units = [(split, unit) for split, writer in self.writers.items() for unit in writer.units()]
+        # As one process sees it: another may be writing already when the last one looks.
+        self.pending = self.trainer.strategy.broadcast(
+            [(split, unit) for split, unit in units if not self.writers[split].is_written(unit)]
+            if self.trainer.is_global_zero else []
+        )
+        if self.trainer.is_global_zero and len(self.pending) < len(units):
+            say(f"{len(units) - len(self.pending)} of {len(units)} files are there already")
+
+    def predict_dataloader(self) -> _Loader:
+        """The pieces of this process' files, file after file."""
+        assert self.trainer is not None
+        own = self.pending[self.trainer.global_rank :: self.trainer.world_size]
+        pieces = [
+            Piece(split, unit, first, min(first + self.batch_size, unit.last))
+            for split, unit in own for first in range(unit.first, unit.last, self.batch_size)
+        ]
+        dataset = _Pieces(self.data, self.writers, pieces)
+        return _Loader(KeyedLoader(dataset, batch_size=None, num_workers=self.data.num_workers))
+
+    def _open(self) -> None:
+        if self.writers:
+            return
+        data = self.data
+        data.setup("test")
+        for split in SPLITS:
+            index = WindowIndex.plan(data.clips(split), data.clip_samples, data.sample_rate_hz, data.windows_per_track)
+            key = data.latent_key(split, self.model)
+            self.writers[split] = CacheWriter(Path(str(data.cache_dir)) / split, key, index, self.shard_size)

@@ -1,0 +1,130 @@
+"""Encoding a corpus: windows and captions in, files of a latent cache out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies import Strategy
+from torch import Tensor
+
+from musiccm.audio import LogMel
+from musiccm.data.module import MusicDataModule
+from musiccm.errors import MusiccmError
+from musiccm.files import write_json
+from musiccm.models.bundle import Bundle
+from musiccm.systems.encoding.data import EncodingData, PieceBatch
+
+#: What encoding consists of: reading (decode, resample, level), the log-mel, the VAE, both CLAP towers, writing.
+PARTS = ("read", "mel", "vae", "clap_audio", "clap_text", "write")
+REPORT = "encoding.json"
+
+
+class Encoder(pl.LightningModule):
+    """Encodes windows with the VAE and both CLAP towers of a bundle, and writes them into their caches.
+
+    Args:
+        bundle: The bundle.
+        work: What to encode.
+
+    Raises:
+        MusiccmError: The window length or rate does not fit the bundle.
+    """
+
+    def __init__(self, bundle: Bundle, work: EncodingData) -> None:
+        super().__init__()
+        self.work = work
+        self.codec = bundle.codec("none")
+        self.conditioner = bundle.conditioner()
+        self.mel = LogMel(bundle.mel)
+        self._start = self._wall_s = 0.0
+        self._done: list[dict[str, Tensor]] = []
+        self._spent = dict.fromkeys((*PARTS, "windows", "captions"), 0.0)
+        self._check_fit(bundle, work.data)
+
+    def _check_fit(self, bundle: Bundle, data: MusicDataModule) -> None:
+        if data.sample_rate_hz != bundle.mel.sample_rate_hz:
+            raise MusiccmError(f"data.sample_rate_hz is {data.sample_rate_hz}, but {bundle.path} works at "
+                               f"{bundle.mel.sample_rate_hz}; set it to that")
+        if (bundle.path / "unet").is_dir():
+            samples = bundle.latent_shape()[1] * self.codec.downsampling * bundle.mel.hop_length
+            if samples != data.clip_samples:
+                raise MusiccmError(f"data.clip_samples is {data.clip_samples}, but the U-Net of {bundle.path} was "
+                                   f"trained on {samples}; set it to that")
+
+    def on_predict_start(self) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def predict_step(self, batch: PieceBatch, batch_idx: int) -> None:
+        """Encode a piece; with the last piece of a file, write it.
+
+        Args:
+            batch: From `EncodingData`.
+            batch_idx: Unused.
+        """
+        piece, waveform_BS = batch.piece, batch.waveform_BS
+        self._spent["read"] += batch.read_s
+        if waveform_BS is None:
+            encoded = {"clap_text": self._timed("clap_text", self.conditioner.text, batch.captions)}
+        else:
+            mean, std = self._timed("vae", self.codec.encode, self._timed("mel", self.mel, waveform_BS))
+            rate_hz = self.work.data.sample_rate_hz
+            heard = self._timed("clap_audio", self.conditioner.audio, waveform_BS, rate_hz)
+            encoded = {"mean": mean, "std": std, "clap_audio": heard}
+        self._done.append({name: tensor.cpu() for name, tensor in encoded.items()})
+        self._spent["captions" if piece.unit.kind == "text" else "windows"] += piece.last - piece.first
+        if piece.ends_unit:
+            tensors = {name: torch.cat([part[name] for part in self._done]) for name in self._done[0]}
+            self._timed("write", self.work.writers[piece.split].write, piece.unit, tensors)
+            self._done = []
+
+    def _timed(self, part: str, function: Any, *arguments: Any) -> Any:
+        start = time.perf_counter()
+        result = function(*arguments)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self._spent[part] += time.perf_counter() - start
+        return result
+
+    def on_predict_end(self) -> None:
+        """Stop the clock."""
+        self._wall_s = time.perf_counter() - self._start
+
+    def finish(self, strategy: Strategy) -> dict[str, Any]:
+        """Add up what all processes spent; process 0 writes it beside the caches.
+
+        This is no hook of Lightning's: a process that had nothing to do has no predict loop, and would be waited for.
+
+        Args:
+            strategy: The Trainer's.
+
+        Returns:
+            `windows`, `captions`, `wall_s`, `windows_per_s`, `processes`, and by part `seconds` and `shares`.
+        """
+        own = torch.tensor([*self._spent.values(), self._wall_s], dtype=torch.float64, device=strategy.root_device)
+        every = strategy.all_gather(own).view(-1, len(own)).cpu()
+        spent = dict(zip(self._spent, every.sum(0).tolist(), strict=False))
+        report = _report(spent, float(every[:, -1].max())) | {"processes": len(every)}
+        if strategy.is_global_zero and self.work.pending:
+            write_json(Path(str(self.work.data.cache_dir)) / REPORT, report)
+        return report
+
+
+def _report(spent: dict[str, float], wall_s: float) -> dict[str, Any]:
+    """Rates and the share of each part in the seconds that were worked in all processes together.
+
+    Reading in loader workers goes on beside the networks: the shares say where the work is, `wall_s` how long it took.
+    """
+    worked = sum(spent[part] for part in PARTS) or 1.0
+    return {
+        "windows": int(spent["windows"]),
+        "captions": int(spent["captions"]),
+        "wall_s": round(wall_s, 3),
+        "windows_per_s": round(spent["windows"] / wall_s, 3) if wall_s else 0.0,
+        "seconds": {part: round(spent[part], 3) for part in PARTS},
+        "shares": {part: round(spent[part] / worked, 4) for part in PARTS},
+    }
