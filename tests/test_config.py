@@ -117,7 +117,7 @@ def test_config_arguments_come_first_so_that_others_win(write):
 def test_an_experiment_of_the_package_is_found_by_name(write, tmp_path, monkeypatch):
     folder = Path(__file__).parents[1] / "experiments"
     monkeypatch.chdir(tmp_path)
-    for name in ("demo", "stages/teacher", "ablations/discriminator_short_crop"):
+    for name in ("demo", "stages/teacher", "ablations/paper_recipe"):
         assert load_experiment(name) == load_experiment(folder / f"{name}.yaml")
     assert set(packaged_experiments()) == {str(path.relative_to(folder).with_suffix(""))
                                            for path in folder.rglob("*.yaml")}

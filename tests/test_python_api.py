@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import musiccm
+from musiccm.diffusion import NoiseProcess
+from musiccm.samplers import make_sampler
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -52,8 +54,9 @@ def test_the_examples_of_docstrings_run(module: str) -> None:
 
 
 def test_the_main_objects_have_an_example() -> None:
-    assert set(WITH_EXAMPLES) >= {"musiccm.pipeline", "musiccm.models.bundle", "musiccm.embedders.registry",
-                                  "musiccm.samplers.rules", "musiccm.diffusion.process"}
+    for thing in (musiccm.Pipeline, musiccm.Bundle, musiccm.load_embedder, make_sampler, NoiseProcess):
+        assert ">>> " in (thing.__doc__ or ""), thing
+        assert thing.__module__ in WITH_EXAMPLES
 
 
 @pytest.mark.parametrize("scale", [float("inf"), float("-inf"), float("nan")])
