@@ -26,7 +26,7 @@ from musiccm.models.bundle.files import save_part
 from musiccm.models.denoiser import Denoiser
 from musiccm.models.ema import Ema
 from musiccm.models.lora import Lora
-from musiccm.samplers import sample_few_step
+from musiccm.samplers import Lcm, Stepper
 from musiccm.systems.dmd2 import DMD2, Matching, matching_loss
 from musiccm.systems.settings import Adversarial, Distillation, Optimization
 
@@ -184,8 +184,8 @@ def test_a_roll_out_is_the_sampler_that_ships_and_trains_its_last_call_alone(bun
         again = torch.Generator().manual_seed(seed)
         torch.randint(1, (1,), generator=again), torch.randint(4, (1,), generator=again)
         noise, *fresh = (torch.randn(z0.shape, generator=again) for _ in range(calls))
-        expected = sample_few_step(f, system.schedule, batch.text_BD, noise, [999, 759, 499, 259][:calls], 0.6,
-                                   noise_fn=lambda step, fresh=fresh: fresh[step], grid=system.grid)
+        stepper = Stepper(f, system.schedule, [999, 759, 499, 259][:calls], Lcm(gamma=0.6))
+        expected = stepper.sample(batch.text_BD, noise, lambda step, fresh=fresh: fresh[step])
         torch.testing.assert_close(x.detach(), expected)
     assert counts == {1, 2, 3, 4}
 

@@ -18,12 +18,13 @@ from musiccm.data.batch import LatentBatch
 from musiccm.data.latent_cache.dataset import LatentCache
 from musiccm.data.module import MusicDataModule
 from musiccm.diffusion import Condition
-from musiccm.evaluation.candidates import students, teachers
+from musiccm.evaluation.candidates import Comparison, candidates
+from musiccm.evaluation.distilled import as_distilled
 from musiccm.export import StudentInfo, export_student
 from musiccm.models.bundle import Bundle
 from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.pipeline import Pipeline, sample_seeds
-from musiccm.samplers import INITIAL, sample_few_step, sample_noise, seeded_noise_fn
+from musiccm.samplers import INITIAL, Lcm, Stepper, sample_noise, seeded_noise_fn
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
 from musiccm.systems.stages.teacher import TeacherStage
@@ -134,8 +135,8 @@ def test_the_export_makes_the_very_sound_of_the_student(made: Made) -> None:
     f, seeds = Consistency(Denoiser(unet, student.schedule, "v_prediction").eval()), sample_seeds(3, 2)
     conditioner = Bundle.from_pretrained(made.bundle).conditioner()
     for n, prompt in enumerate(PROMPTS):
-        z = sample_few_step(f, student.schedule, conditioner.text([prompt]), sample_noise(seeds[n : n + 1], (4, 4, 4)),
-                            [999, 499], noise_fn=seeded_noise_fn(seeds[n : n + 1], (4, 4, 4)))
+        stepper, own = Stepper(f, student.schedule, [999, 499], Lcm()), seeds[n : n + 1]
+        z = stepper.sample(conditioner.text([prompt]), sample_noise(own, (4, 4, 4)), seeded_noise_fn(own, (4, 4, 4)))
         with torch.no_grad():
             expected = student.codec.decode(z)
         torch.testing.assert_close(student(PROMPTS, steps=2, seed=3)[n : n + 1], expected, rtol=1e-3, atol=1e-4)
@@ -182,7 +183,7 @@ def test_long_pieces_streams_and_commands(made: Made, tmp_path: Path) -> None:
 def test_what_is_evaluated_is_sampled_by_the_same_conditions(made: Made) -> None:
     noise, seeds = sample_noise([1, 2], (4, 4, 4)), [1, 2]
     with torch.no_grad():
-        for model in (*teachers(made.system, [2], 3.0), *students(made.system, [2], 1.0)):
+        for model in candidates(Comparison(as_distilled(made.system)), {"teacher": [2], "student": [2]}):
             together = model.sample(model.encode(PROMPTS), noise, seeds)
             alone = model.sample(model.encode(PROMPTS[1:]), noise[1:], seeds[1:])
             torch.testing.assert_close(together[1:], alone, rtol=1e-3, atol=1e-3)
