@@ -147,19 +147,12 @@ def test_a_run_on_all_weights_is_no_adapter(run: tuple[MusicCM, Path], bundle: s
         make(bundle).on_load_checkpoint(checkpoint)
 
 
+@pytest.mark.slow
 def test_activations_that_are_recomputed_meet_the_adapter_that_made_them(bundle: str) -> None:
     plain, saving = make(bundle), make(bundle, gradient_checkpointing=True)
     fit(plain, 1)
     fit(saving, 1)
     torch.testing.assert_close(dict(saving.student.state_dict()), dict(plain.student.state_dict()))
-
-
-def test_under_bf16_it_trains_too(bundle: str) -> None:
-    model = make(bundle)
-    fit(model, 2, precision="bf16-mixed")
-    adapters = [p for name, p in model.student.named_parameters() if is_adapter(name)]
-    assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in adapters)
-    assert any(float(p.detach().abs().max()) > 0 for p in adapters)
 
 
 def test_sharding_is_refused_and_ddp_looks_after_the_adapter_alone(bundle: str) -> None:

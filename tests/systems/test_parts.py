@@ -114,6 +114,7 @@ def test_a_run_takes_its_parts_from_the_experiment(build: Any, bundles: tuple[Pa
         fit(build(weight=2.0), 3, tmp_path / "run.ckpt")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_knows_the_weights_of_what_it_was_trained_with(build: Any, tmp_path: Path) -> None:
     system = build()
     trainer = fit(system, 1)
