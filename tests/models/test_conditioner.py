@@ -137,7 +137,7 @@ def test_a_prompt_is_remembered_and_does_not_depend_on_the_others(
 def test_no_more_than_a_number_of_prompts_are_remembered(
     conditioner: ClapConditioner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("musiccm.models.prompt_memory.REMEMBERED", 2)
+    monkeypatch.setattr("musiccm.models.conditioners.prompt_memory.REMEMBERED", 2)
     asked: list[str] = []
     monkeypatch.setattr(ClapConditioner, "text",
                         lambda self, texts: asked.extend(texts) or torch.zeros(1, self.width))

@@ -7,7 +7,7 @@ from torch import Tensor
 from musiccm.data.batch import LatentBatch
 from musiccm.diffusion import AnyCondition, choose_condition
 from musiccm.errors import MusiccmError
-from musiccm.models.prompt_memory import Conditioner
+from musiccm.models.conditioners.prompt_memory import Conditioner
 
 
 def check_audio_share(key: str, share: float, conditioner: Conditioner) -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from musiccm.audio.resample import resample
 from musiccm.errors import MusiccmError
-from musiccm.models.prompt_memory import Conditioner, tokenize
+from musiccm.models.conditioners.prompt_memory import Conditioner, tokenize
 
 
 class ClapFrontEnd(nn.Module):

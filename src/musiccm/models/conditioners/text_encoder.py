@@ -10,7 +10,7 @@ from torch import nn
 
 from musiccm.diffusion import Condition
 from musiccm.errors import MusiccmError
-from musiccm.models.prompt_memory import Conditioner, tokenize
+from musiccm.models.conditioners.prompt_memory import Conditioner, tokenize
 
 #: Tokens of a text at most, where neither the tokenizer nor the encoder states a number: what T5 was trained with.
 LONGEST = 512
