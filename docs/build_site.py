@@ -19,7 +19,7 @@ from pathlib import Path
 
 from musiccm import Bundle, Pipeline
 from musiccm.audio import write_audio
-from musiccm.evaluation.results import plot_fd
+from musiccm.evaluation.results import plot_metric
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the walk over the imports is that of the test
@@ -63,7 +63,7 @@ def sounds_page(pages: Path) -> str:
     """Write a clip for each caption and number of steps, and the picture of the distances; return their page."""
     student, teacher = Pipeline.from_pretrained(STUDENT), Pipeline.from_pretrained(TEACHER)
     results = Bundle.from_pretrained(STUDENT, parts=["scheduler"]).settings["results"]
-    plot_fd(pages / "distances.png", results)
+    plot_metric(pages / "distances.png", results, "fd_tagger")
     scale = float(student.bundle.settings["distillation"]["guidance_scale"])
     text = ["# Sounds and distances", "",
             "Clips of the package's own small teacher and its student, made when this page was built: the same "

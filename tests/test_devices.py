@@ -24,16 +24,16 @@ from musiccm.audio.windows import keyed_generator
 from musiccm.data.batch import LatentBatch, WaveformBatch
 from musiccm.diffusion import NoiseSchedule, pool_condition
 from musiccm.embedders.registry import load_embedder
-from musiccm.evaluation.candidates import student_candidate, teacher_candidate
+from musiccm.evaluation.candidates import Comparison, candidates
 from musiccm.evaluation.evaluator import Evaluator
 from musiccm.evaluation.suite import FeatureExtractor, MetricSuite
+from musiccm.evaluation.text_audio import bundle_clap
 from musiccm.export import StudentInfo, export_student
 from musiccm.long_form import read_clip
 from musiccm.losses import discriminator_loss
 from musiccm.losses.spectral import MultiResolutionStft
 from musiccm.losses.waveform_adversarial import waveform_adversarial
 from musiccm.models.bundle import Bundle
-from musiccm.models.denoiser import Consistency
 from musiccm.models.spectrogram_discriminator import SpectrogramDiscriminator
 from musiccm.pipeline import Pipeline
 from musiccm.samplers import Crops, FrameNoise, Lcm, SharedProcess, Stepper, Wavefront, sample_shared, teacher_stepper
@@ -205,24 +205,21 @@ def test_pipelines(bundle: str, tmp_path: Path, other: str, decoder: str) -> Non
 
 
 def test_an_evaluation(bundle: str, other: str) -> None:
-    """Real and generated clips heard by tagger and CLAP: every figure of the table but the times."""
+    """Real and generated clips by tagger and CLAP: every metric of the table but the times."""
 
     def rows(device: str) -> list[dict[str, Any]]:
         opened = Bundle.from_pretrained(bundle)
         tagger = load_embedder("tagger", bundle=opened, device="cuda" if device == "cuda" else "cpu").to(device)
-        codec, conditioner = opened.codec("original").to(device), opened.conditioner().to(device)
-        listener = FeatureExtractor([tagger], conditioner.audio, 16000)
+        clap = bundle_clap(opened)
+        extractor = FeatureExtractor([tagger], clap.audio, 16000)
         train = ["t0", "t1"], torch.eye(32)[:2]
-        suite = MetricSuite({"tagger": True}, train, listener.groups, options={"is": {"splits": 2}},
+        suite = MetricSuite({"tagger": True}, train, extractor.groups, options={"is": {"splits": 2}},
                             also={name: ["tagger"] for name in ("kad", "fd_inf")})
-        evaluator = Evaluator(listener, suite, batch_size=4, device=device, progress=False)
+        evaluator = Evaluator(extractor, suite, batch_size=4, device=device, progress=False, clap=clap)
         batch = waves()
-        evaluator.set_reference([batch], conditioner.text, len(batch.ids))
-        denoiser = MusicCM(bundle, adversarial=Adversarial(weight=0.0)).teacher.to(device)
-        shape, schedule = opened.latent_shape(), denoiser.schedule
-        grid = torch.arange(19, 1000, 20)
-        both = [student_candidate(Consistency(denoiser), schedule, conditioner, codec, shape, 2, grid, 0.5),
-                teacher_candidate(denoiser, schedule, conditioner, codec, shape, 2, 3.0)]
+        evaluator.set_reference([batch], len(batch.ids))
+        system = MusicCM(bundle, adversarial=Adversarial(weight=0.0)).to(device)
+        both = candidates(Comparison(system, {"name": "lcm", "gamma": 0.5}), {"student": [2], "teacher": [2]})
         found = [evaluator.run(candidate).row for candidate in both]
         real = evaluator.distance_of_real([batch])
         return [{key: value for key, value in row.items() if isinstance(value, int | float) and "latency" not in key}

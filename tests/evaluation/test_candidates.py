@@ -32,7 +32,7 @@ from musiccm.evaluation.candidates import (
     initial_noise,
 )
 from musiccm.evaluation.distilled import SystemStudent, as_distilled
-from musiccm.evaluation.results import format_table, plot_fd, sort_rows
+from musiccm.evaluation.results import format_table, plot_metric, sort_rows
 from musiccm.export import StudentInfo, export_student
 from musiccm.models.bundle import Bundle
 from musiccm.models.denoiser import Denoiser
@@ -96,7 +96,7 @@ def test_rows_of_other_versions_stay_readable(tmp_path: Path, monkeypatch: pytes
         save(figure, *args, **kwargs)
 
     monkeypatch.setattr(Figure, "savefig", kept)
-    plot_fd(tmp_path / "fd.png", rows)
+    plot_metric(tmp_path / "fd.png", rows, "fd_tagger")
     assert legends == [["teacher, DDIM", "student, fast decoder", "packaged student", "from_elsewhere"]]
 
 

@@ -28,8 +28,8 @@ from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import save_part
 from musiccm.models.bundle.tokenizer import train_tokenizer
-from musiccm.models.conditioners.text_encoder import TextEncoderConditioner
 from musiccm.models.conditioners.prompt_memory import Conditioner
+from musiccm.models.conditioners.text_encoder import TextEncoderConditioner
 from musiccm.pipeline import Pipeline
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.settings import Adversarial, Distillation

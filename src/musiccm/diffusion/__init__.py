@@ -17,7 +17,6 @@ from musiccm.diffusion.families import noise_process, prediction_type_of
 from musiccm.diffusion.grid import (
     TIMESTEP_MODES,
     check_skip,
-    check_timesteps,
     sample_grid_index,
     sampling_timesteps,
     student_grid,
@@ -51,7 +50,6 @@ __all__ = [
     "cat_conditions",
     "check_prediction_type",
     "check_skip",
-    "check_timesteps",
     "choose_condition",
     "compute_dtype",
     "consistency_boundary",

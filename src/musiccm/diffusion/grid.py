@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -92,34 +90,6 @@ def sampling_timesteps(steps: int, grid: Tensor) -> Tensor:
     # Integer arithmetic: floor(i * N / steps) without the rounding of a float linspace.
     index = torch.arange(steps) * points // steps
     return grid.flip(0)[index.to(grid.device)]
-
-
-def check_timesteps(timesteps: Sequence[int] | Tensor, grid: Tensor) -> list[int]:
-    """Refuse sampling timesteps that the student never saw in training.
-
-    Args:
-        timesteps: the schedule, strictly descending.
-        grid: the training grid.
-
-    Returns:
-        The timesteps as plain integers.
-
-    Raises:
-        MusiccmError: if the schedule is empty, not strictly descending, or off the grid.
-    """
-    chosen = [int(t) for t in timesteps]
-    known = {int(t) for t in grid}
-    if not chosen or any(a <= b for a, b in zip(chosen, chosen[1:], strict=False)):
-        raise MusiccmError(f"timesteps: expected a strictly descending list of at least one, found {chosen}.")
-    unknown = [t for t in chosen if t not in known]
-    if unknown:
-        ordered = sorted(known)
-        nearest = [min(ordered, key=lambda g: abs(g - t)) for t in unknown]
-        raise MusiccmError(
-            f"timesteps: {unknown} are not on the student's training grid of {len(ordered)} points from {ordered[0]} "
-            f"to {ordered[-1]}. Use grid points; the nearest are {nearest}."
-        )
-    return chosen
 
 
 def check_skip(skip: int, grid: Tensor) -> int:
