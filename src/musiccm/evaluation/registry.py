@@ -108,7 +108,7 @@ METRICS: tuple[MetricRow, ...] = (
               (Column("latency_s", "", "s/clip", 3), Column("latency_<part>_s", "", beside=True))),
 )
 #: Networks give rows, and some of them logits; a metric over these is taken once for each network.
-NETWORK_SCOPES = ("sets", "generated", "pairs")
+NETWORK_SCOPES: tuple[Scope, ...] = ("sets", "generated", "pairs")
 ARROWS: Mapping[str, str] = {"lower": "↓", "higher": "↑"}
 #: What of a row of results is no metric: which model it is of, and how many clips stand behind it.
 _ABOUT = re.compile(r"(model|steps|guidance_scale|from_cache|n|n_.+|rows_.+|latency_batch(es)?)")
