@@ -53,6 +53,9 @@ def test_a_metric_is_one_row_and_stands_in_every_table(
     suite.update(features(FAKE), REAL, IDS, torch.ones(N, 4))
     row = suite.compute()[0] | {"latency_s": 0.5, "latency_text_s": 0.1, "of_the_future": 4.25}
     assert row["gap_tagger"] == pytest.approx(float((REAL.mean(0) - FAKE.mean(0)).norm()), rel=1e-6)
+    suite.reset_generated()  # for the next model, with the same reference
+    suite.update(features(FAKE), REAL, IDS, torch.ones(N, 4))
+    assert suite.compute()[0]["gap_tagger"] == row["gap_tagger"]
     rows = [{"model": model, "steps": 4, "network_calls": 4.0, **row} for model in ("teacher", "student")]
     run = tmp_path / "runs/big/version_0"
     write_table(run, "big", {r["model"]: Outcome(r) for r in rows}, {})

@@ -121,7 +121,7 @@ class IndexSettings:
 @contextmanager
 def _ready(out: Path, how: IndexSettings) -> Iterator[None]:
     """What can be refused is refused before anything is read; nobody else writes the folder meanwhile."""
-    require_utf8(out, "out")
+    require_utf8(out, "out:")
     if how.faiss:
         from musiccm.similarity.faiss_search import import_faiss
 
