@@ -124,7 +124,7 @@ def evaluate(
         batch_size: Clips embedded together.
         device: Such as `cpu` or `cuda`; `auto` takes a GPU if there is one.
         reference_implementation: Add what audioldm_eval's own functions make of the same embeddings.
-        progress: Whether to show progress.
+        progress: Whether to show progress; without, nothing is printed, but warnings still go to `logging`.
 
     Returns:
         The metrics by key, with n and notes.
