@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from pytorch_lightning import Trainer
 from tiny_bundle import SCHEDULER, build_random_bundle
 from torch.utils.data import DataLoader
 
+from musiccm.audio import write_audio
+from musiccm.cli import main
 from musiccm.data.batch import LatentBatch
 from musiccm.errors import MusiccmError
+from musiccm.evaluation import registry
 from musiccm.export import StudentInfo, export_student
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import save_part
@@ -88,3 +92,19 @@ def test_a_sampler_of_ones_own_makes_clips_and_long_music(bundle: Path, tmp_path
     whole = student.compose("slow organ chords", 1.5, 4, sampler=fading)
     streamed = torch.cat(list(student.stream("slow organ chords", 1.5, 4, sampler=fading)))
     torch.testing.assert_close(streamed, whole, rtol=0, atol=1e-5)
+
+
+def test_a_metric_of_ones_own_is_taken_and_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = example("median_gap.py")["ROW"]
+    monkeypatch.setattr(registry, "METRICS", (*registry.METRICS, row))
+    draw = torch.Generator().manual_seed(0)
+    for side in ("generated", "reference"):
+        for n in range(3):
+            write_audio(tmp_path / side / f"{n}.wav", 0.1 * torch.randn(9000, generator=draw), 16000)
+    assert main(["evaluate", "--generated", str(tmp_path / "generated"), "--reference", str(tmp_path / "reference"),
+                 "--bundle", "musiccm-tiny", "--embedder", "tagger", "--median-gap"]) == 0
+    found = json.loads((tmp_path / "generated-evaluation.json").read_text())["figures"]["median_gap_tagger"]
+    printed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("median_gap_tagger"))
+    assert printed.split() == ["median_gap_tagger", f"{found:.6g}", "lower"] and found > 0

@@ -71,6 +71,58 @@ def test_source_follows_the_table():
     assert violations(ROOT / "src/musiccm", table) == []
 
 
+def imported_modules(path: Path, source: Path) -> set[str]:
+    """All that a file imports when it runs, names of modules and what may be names within them."""
+    package = ["musiccm", *path.relative_to(source).parts[:-1]]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
+    skipped = {id(inner) for node in typing for statement in node.body for inner in ast.walk(statement)}
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {stem} | {f"{stem}.{alias.name}" for alias in node.names}
+    return found
+
+
+def reached(room: Path, source: Path) -> dict[str, str]:
+    """Every module that a room's files import, and those import in turn, with who imports it."""
+    waiting, found = sorted(room.rglob("*.py")), {}
+    while waiting:
+        path = waiting.pop()
+        for module in imported_modules(path, source):
+            parts = module.split(".")
+            # a module runs the packages that it lies in
+            for name in [".".join(parts[: n + 1]) for n in range(len(parts))]:
+                if name in found:
+                    continue
+                found[name] = str(path.relative_to(source))
+                own = source.joinpath(*name.split(".")[1:]) if name.split(".")[0] == "musiccm" else None
+                files = [own.with_suffix(".py"), own / "__init__.py"] if own and own != source else []
+                waiting += [file for file in files if file.is_file()]
+    return found
+
+
+@pytest.mark.parametrize("room", ["evaluation", "embedders", "metrics", "long_form"])
+def test_what_needs_no_lightning_reaches_none(room):
+    source = ROOT / "src/musiccm"
+    found = reached(source / room, source)
+    assert "torch" in found
+    lightning = {name: by for name, by in found.items() if name.split(".")[0] in ("pytorch_lightning", "lightning")}
+    assert lightning == {}
+
+
+def test_the_walk_sees_what_is_reached_by_others():
+    source = ROOT / "src/musiccm"
+    # the index of an experiment's clips needs its data module, which is a Lightning one
+    assert reached(source / "similarity", source)["pytorch_lightning"] == "data/module.py"
+
+
 EXAMPLE_TABLE = """
 | room | what lives there | may import |
 |---|---|---|

@@ -146,7 +146,7 @@ def test_pace_is_that_of_a_clip_with_all_that_is_done_to_it(bundle: Path, tmp_pa
 def test_several_networks_each_under_its_own_name(bundle: Path, tmp_path: Path) -> None:
     evaluation = Evaluation(
         steps=[1], fast_steps=[], teacher_steps=[], limit=5, batch_size=5, n_panels=0, progress=False,
-        embedders=["clap", "tagger"],
+        embedders=["clap", "tagger"], kad=["clap"], metrics={"mauve": ["tagger"]},
     )
     trainer(tmp_path, [evaluation]).test(System(bundle), Data(), verbose=False)
     folder = tmp_path / "lightning_logs" / "tiny" / "version_0"
@@ -155,6 +155,10 @@ def test_several_networks_each_under_its_own_name(bundle: Path, tmp_path: Path) 
     (row,) = found["rows"]
     assert row["fd_tagger"] != row["fd_bundle_clap"] and "kl_bundle_clap" not in row and row["kl_tagger"] is not None
     assert found["references"]["fd_bundle_clap_real"] > 0
+    assert "kad_tagger" not in row and {"kad_bundle_clap_real", "mauve_tagger_real"} <= set(found["references"])
+    text = (folder / "results.txt").read_text()
+    assert row["kad_bundle_clap"] is not None and "kad_bundle_clap ↓" in text
+    assert 0 < row["mauve_tagger"] <= 1 and f"{row['mauve_tagger']:.3f}" in text and "mauve_tagger ↑" in text
     head = (folder / "results.txt").read_text().splitlines()[0].replace(" ↓", "").split()
     assert head[3] == "fd_bundle_clap" and "fd_tagger" in head
 
@@ -185,6 +189,10 @@ def test_networks_that_cannot_be_had_stop_the_run_before_its_first_step(
 def test_figures_asked_of_nobody_are_refused(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(MusiccmError, match="found .'pann'"):
         trainer(tmp_path, [Evaluation(val_limit=4, kad=["pann"])]).validate(System(bundle), Data(), verbose=False)
+    with pytest.raises(MusiccmError, match=r"evaluation.metrics.mauve: expected names among .* found ..pann"):
+        Evaluation(metrics={"mauve": ["pann"]})
+    with pytest.raises(MusiccmError, match=r"evaluation.metrics: expected names among .*mauve.*, found ..fd"):
+        Evaluation(metrics={"fd": ["tagger"]})
 
 
 def test_no_validation_where_none_is_asked_for(bundle: Path, tmp_path: Path) -> None:

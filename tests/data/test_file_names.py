@@ -137,7 +137,7 @@ def test_an_index_and_its_page(world):
 
 def test_folders_that_safetensors_cannot_open_are_refused_before_the_work(world, tmp_path, capsys):
     assert main(["prepare", "index", "--root", str(world / "corpus" / "train"), "--out", str(tmp_path / LATIN)]) == 2
-    assert f"--out {tmp_path}/{SHOWN}: the path is not UTF-8" in capsys.readouterr().err
+    assert f"--out: {tmp_path}/{SHOWN}: the path is not UTF-8" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

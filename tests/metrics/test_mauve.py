@@ -115,6 +115,9 @@ def test_components_explain_the_share_that_was_asked_for() -> None:
     count = int(np.searchsorted(variance.cumsum() / variance.sum(), 0.99)) + 1
     assert kept.shape == (200, count)
     np.testing.assert_allclose(kept.var(dim=0).numpy(), variance[:count], rtol=1e-9)
+    few = torch.from_numpy(draw.randn(7, 12))  # fewer rows than dimensions: distances stay
+    np.testing.assert_allclose(torch.cdist(reduced(few, 1 - 1e-12), reduced(few, 1 - 1e-12)).numpy(),
+                               torch.cdist(*[few / few.norm(dim=1, keepdim=True)] * 2).numpy(), atol=1e-9)
     blobs = np.repeat(np.eye(3) * 10, 20, axis=0) + 0.1 * draw.randn(60, 3)
     assert any(len(set(cluster_labels(blobs, 3, seed)[::20])) == 3 for seed in range(5))
 

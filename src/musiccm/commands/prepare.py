@@ -67,8 +67,10 @@ def index_clips(args: argparse.Namespace) -> None:
         if args.root:
             index_folder(args.out, args.root, args.bundle or "musiccm-tiny", **settings)
         else:
-            windows = "bundle" if args.for_bundle else "cache" if args.from_cache else "whole"
-            index_experiment(args.out, args.config, args.bundle, windows, **settings)
+            index_experiment(
+                args.out, args.config, args.bundle,
+                windows="bundle" if args.for_bundle else "cache" if args.from_cache else "whole", **settings,
+            )
 
 
 def write_demo(root: str, args: argparse.Namespace) -> None:

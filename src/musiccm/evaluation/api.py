@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from musiccm.similarity.index import TrainingIndex
 #: What the field's tables are made with.
 DEFAULT_EMBEDDERS = ("pann", "vgg")
 #: A folder, or audio files.
-Audio = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+Audio = str | Path | Sequence[str | Path]
 
 
 class Scores(Mapping[str, Any]):
@@ -91,11 +90,11 @@ def evaluate(
     reference: Audio,
     metrics: Sequence[str] | None = None,
     *,
-    embedders: Sequence[str | Embedder] | Mapping[str, str | os.PathLike[str] | None] | None = None,
-    bundle: str | os.PathLike[str] | Bundle | None = None,
-    captions: str | os.PathLike[str] | Mapping[str, str] | None = None,
-    clap: str | os.PathLike[str] | ClapEmbedder | None = None,
-    train: str | os.PathLike[str] | TrainingIndex | None = None,
+    embedders: Sequence[str | Embedder] | Mapping[str, str | Path | None] | None = None,
+    bundle: str | Path | Bundle | None = None,
+    captions: str | Path | Mapping[str, str] | None = None,
+    clap: str | Path | ClapEmbedder | None = None,
+    train: str | Path | TrainingIndex | None = None,
     seconds: float | None = None,
     channel: str = "mean",
     batch_size: int = 16,
@@ -125,7 +124,7 @@ def evaluate(
         batch_size: Clips embedded together.
         device: Such as `cpu` or `cuda`; `auto` takes a GPU if there is one.
         reference_implementation: Add what audioldm_eval's own functions make of the same embeddings.
-        progress: Whether to show progress.
+        progress: Whether to show progress; without, nothing is printed, but warnings still go to `logging`.
 
     Returns:
         The metrics by key, with n and notes.
@@ -188,7 +187,7 @@ def _checked(names: list[str], captions: object, train: object) -> list[str]:
 
 
 def _opened(
-    train: str | os.PathLike[str] | TrainingIndex, bundle: Any, device: torch.device, batch_size: int
+    train: str | Path | TrainingIndex, bundle: Any, device: torch.device, batch_size: int
 ) -> tuple[TrainingIndex, ClapWindows]:
     """The training index, and a CLAP that hears as the index was heard."""
     index = train if isinstance(train, TrainingIndex) else TrainingIndex(Path(train))
@@ -220,7 +219,7 @@ def _text_listener(clap: Any, networks: Sequence[Embedder], bundle: Any, device:
 
 
 def _read(audio: Audio, shortest: float, channel: str, progress: bool) -> AudioFolder:
-    if isinstance(audio, str | os.PathLike) and not Path(audio).is_file():
+    if isinstance(audio, str | Path) and not Path(audio).is_file():
         return read_audio_folder(Path(audio), shortest, channel, progress)
-    files = [audio] if isinstance(audio, str | os.PathLike) else list(audio)
+    files = [audio] if isinstance(audio, str | Path) else list(audio)
     return read_audio_files(files, shortest, channel, progress)

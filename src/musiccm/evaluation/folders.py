@@ -127,8 +127,8 @@ class FolderRun:
                    and not ((found := find(key)) and found.metric.scope in ("training", "text"))}
         references: dict[str, Any] = {}
         if self.text is not None:
-            found, references = self.text.compute()
-            figures |= found
+            similar, references = self.text.compute()
+            figures |= similar
         result: dict[str, Any] = {
             "schema": SCHEMA, **{side: escaped(folder.root) for side, folder in self.folders.items()},
             "n": len(self.folders["generated"].clips), "n_reference": len(self.folders["reference"].clips),

@@ -32,7 +32,7 @@ class NetworkMetrics(nn.Module):
         super().__init__()
         self.name = name
         self.metrics = nn.ModuleDict({
-            row.name: row.make(**(options or {}).get(row.name, {}))
+            row.name: row.make(reset_real_features=False, **(options or {}).get(row.name, {}))
             for row in metrics_of(*NETWORK_SCOPES)
             if row.name in metrics and row.make is not None and (classifies or row.needs != "logits")
         })

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from musiccm.errors import MusiccmError
 from musiccm.metrics.attributes import AttributeAccuracy
 from musiccm.metrics.clips import ClipMetric
+from musiccm.metrics.coverage import Coverage
 from musiccm.metrics.extrapolated import FrechetInfinity
 from musiccm.metrics.frechet import FrechetDistance
 from musiccm.metrics.inception import InceptionScore
@@ -59,8 +60,9 @@ class MetricRow:
         better: Which direction is better.
         needs: What it takes.
         columns: What it gives.
-        make: Makes the metric; of scope `sets`, `generated` and `pairs` without arguments, one for each network. None
-            for what is measured while clips are made.
+        make: Makes the metric; of scope `sets`, `generated` and `pairs` one for each network, with
+            `reset_real_features=False`: the reference is kept while models come and go. None for what is measured while
+            clips are made.
         optional: What the option that asks for it says; None for a metric that is always taken.
         slow: Left out of validations.
         log_scale: Whether plots have it on a logarithmic axis; None draws no plot.
@@ -77,24 +79,25 @@ class MetricRow:
     log_scale: bool | None = None
 
 
-#: The reference is kept while models come and go.
-_KEPT: Mapping[str, Any] = {"reset_real_features": False}
-
 METRICS: tuple[MetricRow, ...] = (
-    MetricRow("fd", "sets", "lower", "rows", (Column("fd_<net>", "fd"),), partial(FrechetDistance, **_KEPT),
+    MetricRow("fd", "sets", "lower", "rows", (Column("fd_<net>", "fd"),), FrechetDistance,
               log_scale=True),
-    MetricRow("kad", "sets", "lower", "rows", (Column("kad_<net>", "kad"),), partial(KernelDistance, **_KEPT),
+    MetricRow("kad", "sets", "lower", "rows", (Column("kad_<net>", "kad"),), KernelDistance,
               "the kernel distance, which small sets do not bias", log_scale=False),
     MetricRow("fd_inf", "sets", "lower", "rows", (Column("fd_inf_<net>", "fd_inf"),),
-              partial(FrechetInfinity, **_KEPT), "the Frechet distance extrapolated to infinite n", slow=True),
-    MetricRow("mauve", "sets", "higher", "rows", (Column("mauve_<net>", "mauve", digits=3),), partial(Mauve, **_KEPT),
+              FrechetInfinity, "the Frechet distance extrapolated to infinite n", slow=True),
+    MetricRow("mauve", "sets", "higher", "rows", (Column("mauve_<net>", "mauve", digits=3),), Mauve,
               "MAUVE, the overlap of histograms over common clusters", log_scale=False),
+    MetricRow("coverage", "sets", "higher", "rows",
+              tuple(Column(f"{name}_<net>", name, digits=3) for name in ("coverage", "density", "precision", "recall")),
+              partial(Coverage, **_KEPT), "coverage, density, precision and recall by nearest neighbours",
+              log_scale=False),
     MetricRow("is", "generated", "higher", "logits",
               (Column("is_<net>_mean", "is_mean", "IS"), Column("is_<net>_std", "is_std", beside=True)),
               partial(InceptionScore, clips_a_split=2)),
     MetricRow("kl", "pairs", "lower", "logits",
               (Column("kl_<net>", "kl", "KL", 3), Column("kl_<net>_exact", "kl_exact", "KL exact", 3)),
-              partial(KLDivergence, **_KEPT)),
+              KLDivergence),
     MetricRow("ta", "text", "higher", "captions", (Column("ta_similarity", "ta_similarity", "TA", 3),),
               TextAudioSimilarity),
     MetricRow("sim_aa", "training", "lower", "training clips",
@@ -108,7 +111,7 @@ METRICS: tuple[MetricRow, ...] = (
               (Column("latency_s", "", "s/clip", 3), Column("latency_<part>_s", "", beside=True))),
 )
 #: Networks give rows, and some of them logits; a metric over these is taken once for each network.
-NETWORK_SCOPES = ("sets", "generated", "pairs")
+NETWORK_SCOPES: tuple[Scope, ...] = ("sets", "generated", "pairs")
 ARROWS: Mapping[str, str] = {"lower": "↓", "higher": "↑"}
 #: What of a row of results is no metric: which model it is of, and how many clips stand behind it.
 _ABOUT = re.compile(r"(model|steps|guidance_scale|from_cache|n|n_.+|rows_.+|latency_batch(es)?)")

@@ -73,8 +73,13 @@ def reduced(rows_RD: Tensor, explained: float = EXPLAINED) -> Tensor:
     """
     unit = rows_RD / rows_RD.norm(dim=1, keepdim=True).clamp_min(1e-12)
     centred = unit - unit.mean(dim=0)
-    _, singular, axes_ED = torch.linalg.svd(centred, full_matrices=False)
-    share = singular.square().cumsum(0) / singular.square().sum()
+    if len(centred) > centred.shape[1]:  # then this is cheaper, and as good for the largest components
+        values, axes_DE = torch.linalg.eigh(centred.T @ centred)
+        variance, axes_ED = values.flip(0).clamp_min(0), axes_DE.T.flip(0)
+    else:
+        _, singular, axes_ED = torch.linalg.svd(centred, full_matrices=False)
+        variance = singular.square()
+    share = variance.cumsum(0) / variance.sum()
     kept = int((share < explained).sum()) + 1
     return centred @ axes_ED[:kept].T
 

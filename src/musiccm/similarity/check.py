@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -37,11 +36,11 @@ SATURATED = 0.1
 
 
 def check_plagiarism(
-    generated: str | os.PathLike[str],
-    index: str | os.PathLike[str] | TrainingIndex,
-    out: str | os.PathLike[str] = "plagiarism",
+    generated: str | Path,
+    index: str | Path | TrainingIndex,
+    out: str | Path = "plagiarism",
     *,
-    reference: str | os.PathLike[str] | None = None,
+    reference: str | Path | None = None,
     bundle: str | None = None,
     top: int = 5,
     pairs: int = 50,
@@ -83,8 +82,10 @@ def check_plagiarism(
             raise MusiccmError(f"{name}: expected at least {smallest}, found {value}")
     if not -1 <= copy_above <= 1:
         raise MusiccmError(f"copy_above: expected a correlation from -1 to 1, found {copy_above}")
-    index, out = index if isinstance(index, TrainingIndex) else TrainingIndex(Path(index)), Path(out)
-    for folder in filter(None, (generated, reference)):
+    index, out = index if isinstance(index, TrainingIndex) else TrainingIndex(index), Path(out)
+    for folder in (generated, reference):
+        if folder is None:
+            continue
         if out.resolve().is_relative_to(Path(folder).resolve()):
             raise MusiccmError(f"out: {out} lies in {folder}, and its audio would be taken for clips the next time; "
                                "name a folder elsewhere")

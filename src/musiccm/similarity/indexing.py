@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def index_folder(
-    out: str | os.PathLike[str], root: str | os.PathLike[str], bundle: str = "musiccm-tiny", **settings: Any
+    out: str | Path, root: str | Path, bundle: str = "musiccm-tiny", **settings: Any
 ) -> TrainingIndex:
     """Index the audio of a folder, which needs no labels.
 
@@ -59,7 +58,7 @@ def index_folder(
 
 
 def index_experiment(
-    out: str | os.PathLike[str], configs: Sequence[str], bundle: str | None = None,
+    out: str | Path, configs: Sequence[str], bundle: str | None = None,
     windows: Literal["whole", "cache", "bundle"] = "whole", **settings: Any,
 ) -> TrainingIndex:
     """Index what an experiment trains on.
@@ -122,7 +121,7 @@ class IndexSettings:
 @contextmanager
 def _ready(out: Path, how: IndexSettings) -> Iterator[None]:
     """What can be refused is refused before anything is read; nobody else writes the folder meanwhile."""
-    require_utf8(out, "out")
+    require_utf8(out, "out:")
     if how.faiss:
         from musiccm.similarity.faiss_search import import_faiss
 
