@@ -90,7 +90,7 @@ METRICS: tuple[MetricRow, ...] = (
               "MAUVE, the overlap of histograms over common clusters", log_scale=False),
     MetricRow("coverage", "sets", "higher", "rows",
               tuple(Column(f"{name}_<net>", name, digits=3) for name in ("coverage", "density", "precision", "recall")),
-              partial(Coverage, **_KEPT), "coverage, density, precision and recall by nearest neighbours",
+              Coverage, "coverage, density, precision and recall by nearest neighbours",
               log_scale=False),
     MetricRow("is", "generated", "higher", "logits",
               (Column("is_<net>_mean", "is_mean", "IS"), Column("is_<net>_std", "is_std", beside=True)),
