@@ -88,9 +88,9 @@ def their_features(network: torch.nn.Module, folder: Path) -> dict:
     out: dict[str, list] = {"2048": [], "logits": [], "file_path_": []}
     with mock.patch("torchaudio.load", load), torch.no_grad():
         for waveform, names in DataLoader(WaveDataset(str(folder), RATE_HZ), batch_size=1):
-            heard = network(waveform.squeeze(1).float().to(next(network.parameters()).device))
-            out["2048"].append(heard["2048"].cpu())
-            out["logits"].append(heard["logits"].cpu())
+            found = network(waveform.squeeze(1).float().to(next(network.parameters()).device))
+            out["2048"].append(found["2048"].cpu())
+            out["logits"].append(found["logits"].cpu())
             out["file_path_"] += names
     return {name: value if name == "file_path_" else torch.cat(value) for name, value in out.items()}
 

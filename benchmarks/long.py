@@ -145,8 +145,8 @@ class Judge:
             z, _, text = self.piece(index, LONG[1], way)
             mel_MN = self.mel(z)
             sounds = torch.cat([codec.vocode(end[None]) for end in (mel_MN[: window * per], mel_MN[-window * per :])])
-            heard = self.pipeline.conditioner.audio(sounds, self.pipeline.sample_rate_hz, "mean")
-            similar = F.cosine_similarity(heard, self.pipeline.conditioner.text([text])).tolist()
+            found = self.pipeline.conditioner.audio(sounds, self.pipeline.sample_rate_hz, "mean")
+            similar = F.cosine_similarity(found, self.pipeline.conditioner.text([text])).tolist()
             out["text_first"].append(similar[0])
             out["text_last"].append(similar[1])
             if self.tempo:

@@ -15,7 +15,7 @@ from musiccm.cli import main
 from musiccm.commands._precision import choose, half_rounded, relative_change
 from musiccm.commands.pack import stage_records
 from musiccm.config import load_experiment
-from musiccm.evaluation.bundle_quality import figures
+from musiccm.evaluation.bundle_quality import quality_of
 from musiccm.files import replacing_folder
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import resolve_bundle
@@ -161,13 +161,13 @@ def test_recall_distance_and_kept_share_of_known_features():
     heard = {"ids": [str(i) for i in range(40)], "tags": tags, "real_logits": logits, "original_logits": half_right,
              "real_embedding": rows, "original_embedding": rows + torch.tensor([3.0, 0.0, 4.0]),
              "clap_text": eye, "clap_audio": eye.roll(20, 0), "fast_audio": 0.5 * eye + eye.roll(1, 0)}
-    found = figures(heard, {"drums": [0, 1]})
+    found = quality_of(heard, {"drums": [0, 1]})
     assert found["tagger_accuracy"]["drums"] == 0.75
     assert found["reconstruction_accuracy"]["drums"] == 0.375 and found["reconstruction_accuracy"]["drums_kept"] == 0.5
     assert found["fd_tagger"]["reconstructions_against_their_originals"] == pytest.approx(25.0, abs=1e-6)
     assert found["clap"]["text_to_audio_recall_at_10"] == 0.0
     assert found["text_audio"] == {"n": 40, "real": 0.0, "fast_reconstructions": pytest.approx(0.2**0.5)}
-    assert figures({**heard, "clap_audio": eye}, {})["clap"]["text_to_audio_recall_at_10"] == 1.0
+    assert quality_of({**heard, "clap_audio": eye}, {})["clap"]["text_to_audio_recall_at_10"] == 1.0
 
 
 def test_half_precision_is_refused_where_it_can_be_heard():

@@ -120,7 +120,7 @@ def test_a_text_that_is_too_long_is_cut_where_the_positions_end(caplog: pytest.L
 
 def test_what_does_not_fit_or_is_not_there_is_refused() -> None:
     conditioner = t5()
-    assert not conditioner.hears and isinstance(conditioner, Conditioner)
+    assert not conditioner.has_audio and isinstance(conditioner, Conditioner)
     for ask in (lambda: conditioner.audio(torch.zeros(1, 100), 16000), lambda: conditioner.front_end):
         with pytest.raises(MusiccmError, match="T5EncoderModel, which reads text and embeds no audio"):
             ask()

@@ -1,4 +1,4 @@
-"""Degradations of a log-mel that leave the music as it was: what a listener must hear through."""
+"""Degradations of a log-mel that leave the music as it was: what a tagger must not be misled by."""
 
 from __future__ import annotations
 

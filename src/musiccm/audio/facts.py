@@ -23,7 +23,7 @@ class AudioFacts:
         frames: Samples a channel, at the file's own rate.
         sample_rate_hz: The file's own rate.
         channels: Channels in the file.
-        dc: Mean of the samples that are heard: of the channel mean, or of one channel.
+        dc: Mean of the samples that are read: of the channel mean, or of one channel.
         peak: Largest magnitude of them once `dc` is removed.
         digest: Hash of them, equal for the same audio in two lossless formats.
     """
@@ -66,7 +66,7 @@ def scan_audio(path: str | Path, min_duration_s: float = 0.0, channel: str | int
     Args:
         path: The file.
         min_duration_s: Shorter files are refused as `too_short`.
-        channel: What is heard of it: `"mean"`, `"first"`, or a channel number.
+        channel: What is read of it: `"mean"`, `"first"`, or a channel number.
 
     Returns:
         The file's facts.

@@ -29,7 +29,7 @@ MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 
 # Below this peak a file is silence: one step of 16-bit audio is 3.1e-5.
 SILENCE_PEAK = 1e-4
-# Which samples of a file are heard: the mean of its channels, or the first one as in MusicLDM's data set.
+# Which samples of a file are read: the mean of its channels, or the first one as in MusicLDM's data set.
 CHANNELS = ("mean", "first")
 
 _ADVICE = {

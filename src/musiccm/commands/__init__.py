@@ -14,7 +14,7 @@ from pathlib import Path
 TRAINER_COMMANDS = {
     "fit": "train what an experiment file describes",
     "validate": "run the validation loop of an experiment",
-    "test": "measure a checkpoint: results.json, the table, samples to hear",
+    "test": "measure a checkpoint: results.json, the table, samples to play",
 }
 """Subcommands that run a Trainer method on an experiment file; all answered by `_trainer.py`."""
 

@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{row.name.replace('_', '-')}", action="store_true", help=f"add {row.optional}")
     parser.add_argument("--reference-implementation", action="store_true",
                         help="run audioldm_eval's own functions on the same embeddings, as a second column")
-    parser.add_argument("--batch-size", type=int, default=16, help="clips heard together (default %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="clips embedded together (default %(default)s)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
     parser.add_argument("--out", metavar="FILE", help="where the JSON goes (default <generated>-evaluation.json)")
     return parser

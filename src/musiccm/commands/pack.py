@@ -225,12 +225,12 @@ def training_index(folder: Path, name: str, experiment: str | None) -> dict[str,
 
 def measured(bundle: Bundle, data: MusicDataModule, present: set[str]) -> dict[str, Any]:
     """Held-out figures of the bundle as it was written."""
-    from musiccm.evaluation.bundle_quality import figures, listen
+    from musiccm.evaluation.bundle_quality import embed_parts, quality_of
 
     total = len(data.waveforms("test"))
-    heard = listen(bundle, data.test_dataloader(), present, total)
+    embedded = embed_parts(bundle, data.test_dataloader(), present, total)
     groups: Mapping[str, list[int]] = bundle.evaluators["tagger"].groups if "evaluators/tagger" in present else {}
-    return figures(heard, dict(groups))
+    return quality_of(embedded, dict(groups))
 
 
 def described(root: str, data: MusicDataModule) -> dict[str, Any]:

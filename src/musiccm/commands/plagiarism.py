@@ -1,4 +1,4 @@
-"""compare generated audio with an index of training clips: SIM_AA, and a page to hear each suspicious pair."""
+"""compare generated audio with an index of training clips: SIM_AA, and a page that plays each suspicious pair."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
                      help="the windows of the experiment's latent cache, in float16 and without paths of this machine: "
                           "what a bundle brings as training_index/")
     how.add_argument("--from-cache", action="store_true",
-                     help="take the embeddings of the experiment's latent cache, in place of hearing whole clips")
+                     help="take the embeddings of the experiment's latent cache, in place of embedding whole clips")
     index.add_argument("--bundle", help="whose CLAP (default the experiment's, or musiccm-tiny with --root)")
     index.add_argument("--hop-s", type=float, help="seconds between windows (default half of CLAP's window)")
     index.add_argument("--faiss", nargs="?", const="auto", metavar="FACTORY",

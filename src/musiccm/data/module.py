@@ -79,7 +79,7 @@ class MusicDataModule(pl.LightningDataModule):
             layout's options (`parse_corpora`). Their clip ids begin with their names where there are several.
         demo_corpora: Which of their folders hold the demo corpus: those alone does `musiccm prepare` write it to.
         strict: Stop at the first bad item.
-        channel: What is heard of a file: the `mean` of its channels, or the `first`.
+        channel: What is read of a file: the `mean` of its channels, or the `first`.
         resampler: `torchaudio` or `soxr`.
         level: Where a file's mean and peak are measured, `native` or `resampled` (`musiccm.audio.Conversion`).
     """

@@ -1,4 +1,4 @@
-"""The networks whose ears the figures are named after."""
+"""The networks that metrics are named after."""
 
 from musiccm.embedders.base import Embedder, Embeddings
 from musiccm.embedders.registry import load_embedder

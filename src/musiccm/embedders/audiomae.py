@@ -1,4 +1,4 @@
-"""AudioMAE (Huang et al., arXiv 2207.06405) as ears, from the original names through timm."""
+"""AudioMAE (Huang et al., arXiv 2207.06405) as an embedder, from the original names through timm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchaudio.compliance import kaldi
 
 from musiccm.audio.mel import MelConfig
 from musiccm.embedders.base import Embeddings
-from musiccm.embedders.frozen import UNHEARD, FrozenEmbedder, batches, windows_end_to_end
+from musiccm.embedders.frozen import SHORT, FrozenEmbedder, batches, windows_end_to_end
 from musiccm.errors import MusiccmError
 from musiccm.models.features import DECODER_KEYS, ViTConfig, ViTFeatures
 from musiccm.models.state_dicts import require_fit
@@ -32,7 +32,7 @@ def kaldi_fbank(waveform_S: Tensor, bins: int) -> Tensor:
 class AudioMaeEmbedder(FrozenEmbedder):
     """The mean of the encoder's tokens, one row a clip.
 
-    Clips are heard in windows of 10.24 s (1024 frames; the published shape) that lie end to end, the last shifted back
+    Clips go in windows of 10.24 s (1024 frames; the published shape) that lie end to end, the last shifted back
     to end with the clip; a clip's row is the mean over its windows. Shorter clips are filled up with zeros after the
     fbank, as in AudioMAE's own training.
 
@@ -57,7 +57,7 @@ class AudioMaeEmbedder(FrozenEmbedder):
         self.network.vit.load_state_dict(state)
         self.window = config.frames * HOP
         self.freeze(
-            self.network, frame=FRAME, hop=HOP, frames=config.frames, unheard=UNHEARD, mean=config.mean, std=config.std,
+            self.network, frame=FRAME, hop=HOP, frames=config.frames, unheard=SHORT, mean=config.mean, std=config.std,
             heads=config.heads, fbank="kaldi, hanning", embedding="mean of tokens after the final norm",
         )
 

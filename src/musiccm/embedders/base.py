@@ -1,4 +1,4 @@
-"""What every listening network looks like from outside: waveforms in, rows of features out."""
+"""The contract of an embedder: waveforms in, rows of features out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Embeddings(NamedTuple):
-    """What one network heard in a batch of clips.
+    """What one network gives for a batch of clips.
 
     Args:
         embedding_RE: Feature rows of all clips, clip after clip, float32, `[R, E]`.
@@ -27,7 +27,7 @@ class Embedder(nn.Module):
 
     Attributes:
         name: Such as `pann`, `vgg`, `tagger`.
-        sample_rate_hz: What the network hears; waveforms at other rates are resampled to it.
+        sample_rate_hz: What the network takes; waveforms at other rates are resampled to it.
         min_duration_s: Shorter clips are refused.
         fingerprint: Hash of weights and preprocessing, for caches.
     """
@@ -39,14 +39,14 @@ class Embedder(nn.Module):
 
     @abstractmethod
     def forward(self, waveform_BS: Tensor, sample_rate_hz: int) -> Embeddings:
-        """Listen to a batch; the front end runs in float32, also under autocast.
+        """Embed a batch; the front end runs in float32, also under autocast.
 
         Args:
             waveform_BS: Waveforms.
             sample_rate_hz: Their rate.
 
         Returns:
-            What was heard.
+            Their features.
 
         Raises:
             MusiccmError: Clips shorter than `min_duration_s`.

@@ -1,4 +1,4 @@
-"""CLAP as ears: transformers' folders, the bundle's own, and LAION's checkpoints, always through the same windows."""
+"""CLAP embeds: transformers' folders, the bundle's own, and LAION's checkpoints, always through the same windows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from musiccm.embedders.base import Embeddings
-from musiccm.embedders.frozen import UNHEARD, FrozenEmbedder, batches, full_float32, windows_end_to_end
+from musiccm.embedders.frozen import SHORT, FrozenEmbedder, batches, full_float32, windows_end_to_end
 from musiccm.embedders.weights import VARIABLE, weights_folder
 from musiccm.errors import MusiccmError, reason
 from musiccm.models.bundle.untrusted import checked_folder, load_tokenizer
@@ -32,8 +32,8 @@ TOKENIZER = "roberta-base"
 class ClapEmbedder(FrozenEmbedder):
     """Unit vectors of a CLAP's audio tower, one row a clip; `text` gives those of captions in the same space.
 
-    Clips are heard in windows of the extractor's length (LAION's: 10 s) that lie end to end, the last shifted back to
-    end with the clip; a rest of up to 5 % of a window is not heard, so that a clip of 10.24 s has one window, its first
+    Clips go in windows of the extractor's length (LAION's: 10 s) that lie end to end, the last shifted back to
+    end with the clip; a rest of up to 5 % of a window is left out, so that a clip of 10.24 s has one window, its first
     10 s. A clip's row is the normalised mean over its windows. Nothing is cropped at random. Shorter clips are repeated
     or padded by the extractor's rule.
 
@@ -48,7 +48,7 @@ class ClapEmbedder(FrozenEmbedder):
         self.conditioner = conditioner.float()
         # The front end's filters are computed, and their last bits differ between machines: hash which bins they cover.
         self.freeze(conditioner.clap, n_fft=front.n_fft, hop=front.hop_length, window=front.window_samples,
-                    padding=front.padding, filters=(front.filters > 1e-6).sum(0).tolist(), unheard=UNHEARD)
+                    padding=front.padding, filters=(front.filters > 1e-6).sum(0).tolist(), unheard=SHORT)
 
     @property
     def width(self) -> int:

@@ -146,9 +146,9 @@ class Cnn14(nn.Module):
 
 
 class PannEmbedder(FrozenEmbedder):
-    """FD_pann's ears: 2048 features (fc1 after its ReLU) and 527 AudioSet logits, one row a clip of any length.
+    """The network of FD_pann: 2048 features (fc1 after its ReLU) and 527 AudioSet logits, one row a clip of any length.
 
-    A clip is heard whole, as published: the maximum and the mean over time are taken over all of it, however long. The
+    A clip goes in whole, as published: the maximum and the mean over time are taken over all of it, however long. The
     shortest that reaches them is 32 frames, 0.31 s.
 
     Args:

@@ -1,4 +1,4 @@
-"""What all listening networks share: checked input, their own rate, float32, no gradients, and a fingerprint."""
+"""What all embedders share: checked input, their own rate, float32, no gradients, and a fingerprint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from musiccm.embedders.base import Embedder, Embeddings
 from musiccm.errors import MusiccmError
 
 # A rest up to this share of a window is given no window of its own.
-UNHEARD = 0.05
+SHORT = 0.05
 
 
 class FrozenEmbedder(Embedder):
@@ -33,11 +33,11 @@ class FrozenEmbedder(Embedder):
     provenance: dict[str, Any]
 
     def __init__(self, name: str, sample_rate_hz: int, min_samples: int) -> None:
-        """State what the network hears.
+        """State what the network takes.
 
         Args:
             name: Of the figures.
-            sample_rate_hz: What the network hears.
+            sample_rate_hz: Rate that the network takes.
             min_samples: Shorter clips, at that rate, are refused.
         """
         super().__init__()
@@ -50,7 +50,7 @@ class FrozenEmbedder(Embedder):
 
         Args:
             *networks: What holds the weights, front end included where it came with them.
-            **numbers: All else that decides what is heard: sizes of windows, steps, floors.
+            **numbers: All else that decides what it gives: sizes of windows, steps, floors.
         """
         self.eval().requires_grad_(False)
         self.fingerprint = fingerprint(networks, {"name": self.name, "sample_rate_hz": self.sample_rate_hz, **numbers})
@@ -60,7 +60,7 @@ class FrozenEmbedder(Embedder):
 
     @abstractmethod
     def embed(self, waveform_BS: Tensor) -> Embeddings:
-        """Listen to checked float32 waveforms at the network's own rate, on its device."""
+        """Embed checked float32 waveforms at the network's own rate, on its device."""
 
     def train(self, mode: bool = True) -> FrozenEmbedder:
         """Stay in eval mode."""
@@ -72,14 +72,14 @@ class FrozenEmbedder(Embedder):
         return next(self.parameters()).device
 
     def forward(self, waveform_BS: Tensor, sample_rate_hz: int) -> Embeddings:
-        """Listen to a batch.
+        """Embed a batch.
 
         Args:
             waveform_BS: Waveforms of at least `min_duration_s`.
             sample_rate_hz: Their rate.
 
         Returns:
-            What was heard, float32.
+            Their features, float32.
 
         Raises:
             MusiccmError: The batch is empty, holds NaN or infinity, or its clips are too short.
@@ -91,14 +91,14 @@ class FrozenEmbedder(Embedder):
             raise MusiccmError(f"{self.name}: NaN or infinity in the waveform of clip {bad[0]} of the batch"
                                + (f" and {len(bad) - 1} more" if len(bad) > 1 else "") + "; leave such clips out")
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False), full_float32():
-            heard = resample(waveform_BS.to(self.device, torch.float32), sample_rate_hz, self.sample_rate_hz)
-            if heard.shape[-1] < self.min_samples:
+            embedded = resample(waveform_BS.to(self.device, torch.float32), sample_rate_hz, self.sample_rate_hz)
+            if embedded.shape[-1] < self.min_samples:
                 raise MusiccmError(
                     f"{self.name}: expected clips of at least {self.min_duration_s:.3f} s ({self.min_samples} samples "
                     f"at {self.sample_rate_hz} Hz), found {waveform_BS.shape[-1] / sample_rate_hz:.3f} s "
-                    f"({heard.shape[-1]} samples); leave such clips out"
+                    f"({embedded.shape[-1]} samples); leave such clips out"
                 )
-            return self.embed(heard)
+            return self.embed(embedded)
 
 
 @contextlib.contextmanager
@@ -151,7 +151,7 @@ def batches(count: int, cost: int, budget: int) -> Iterator[slice]:
 
 
 def windows_end_to_end(waveform_BS: Tensor, length: int) -> Tensor:
-    """Cut clips into windows of a fixed length, so that every clip is heard whole and always the same way.
+    """Cut clips into windows of a fixed length, so that every clip is embedded whole and always the same way.
 
     Args:
         waveform_BS: Clips.
@@ -159,10 +159,10 @@ def windows_end_to_end(waveform_BS: Tensor, length: int) -> Tensor:
 
     Returns:
         Windows, `[B, W, length]`: end to end, the last shifted back to end with the clip. Clips of less than a window,
-        or of at most `UNHEARD` more, have one: `[B, 1, at most length]`.
+        or of at most `SHORT` more, have one: `[B, 1, at most length]`.
     """
     total = waveform_BS.shape[-1]
-    count = -(-(total - round(length * UNHEARD)) // length)
+    count = -(-(total - round(length * SHORT)) // length)
     if count <= 1:
         return waveform_BS[:, None, :length]
     starts = [min(index * length, total - length) for index in range(count)]

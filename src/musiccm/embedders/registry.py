@@ -31,7 +31,7 @@ def load_embedder(
             transformers' layout, or a file on the hub (`owner/name/file.pt`). None looks in the folder that
             `MUSICCM_WEIGHTS` names.
         bundle: Where `tagger`, and `clap` without `weights`, come from. That CLAP is called `bundle_clap`.
-        device: Where it listens.
+        device: Where it computes.
 
     Returns:
         The embedder, frozen.

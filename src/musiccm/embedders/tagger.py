@@ -1,4 +1,4 @@
-"""The bundle's own tagger as ears: what listens to tiny models where PANN listens to large ones."""
+"""The bundle's own tagger as an embedder: it stands where PANN stands for large models."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Vggish(nn.Module):
 
 
 class VggishEmbedder(FrozenEmbedder):
-    """FD_vgg's ears: 128 features for every 0.96 s, all of them rows; a rest of less than a patch is not heard.
+    """The network of FD_vgg: 128 features for every 0.96 s, all of them rows; a rest of less than a patch is left out.
 
     Args:
         checkpoint: torchvggish's state dict (`features.*`, `embeddings.*`).

@@ -136,21 +136,21 @@ def evaluate(
     if batch_size < 1:
         raise MusiccmError(f"batch_size: expected at least 1, found {batch_size}")
     where = torch.device(choose_device(str(device)))
-    ear = None if train is None else _opened(train, bundle, where, batch_size)
+    clap_windows = None if train is None else _opened(train, bundle, where, batch_size)
     texts = captions if captions is None or isinstance(captions, Mapping) else read_captions(captions)
     over_networks = [name for name in names if metric_row(name).scope in NETWORK_SCOPES]
     networks = _loaded(DEFAULT_EMBEDDERS if embedders is None and over_networks else embedders or (), bundle, where)
-    listener = None if texts is None else _text_listener(clap, networks, bundle, where)
-    shortest = max((net.min_duration_s for net in [*networks, *([listener] if listener else [])]), default=0.0)
+    extractor = None if texts is None else _text_embedder(clap, networks, bundle, where)
+    shortest = max((net.min_duration_s for net in [*networks, *([extractor] if extractor else [])]), default=0.0)
     if seconds is not None and not seconds >= shortest:
-        raise MusiccmError(f"seconds: expected at least the {shortest:g} s that the networks hear, found {seconds:g}")
+        raise MusiccmError(f"seconds: expected at least the {shortest:g} s that the networks take, found {seconds:g}")
     folders = {name: _read(audio, shortest, channel, progress)
                for name, audio in (("generated", generated), ("reference", reference))}
     for name, folder in folders.items():
         if len(folder.clips) < 2:
             raise MusiccmError(f"{name}: {folder}: expected at least 2 clips, of which a distance can be taken")
     run = FolderRun(
-        folders, over_networks, networks, where, listener, texts, ear, seconds, channel, batch_size,
+        folders, over_networks, networks, where, extractor, texts, clap_windows, seconds, channel, batch_size,
         reference_implementation, progress, None if captions is None or texts is captions else str(captions),
     )
     run.hear_all()
@@ -189,7 +189,7 @@ def _checked(names: list[str], captions: object, train: object) -> list[str]:
 def _opened(
     train: str | Path | TrainingIndex, bundle: Any, device: torch.device, batch_size: int
 ) -> tuple[TrainingIndex, ClapWindows]:
-    """The training index, and a CLAP that hears as the index was heard."""
+    """The training index, and a CLAP that embeds as the index was embedded."""
     index = train if isinstance(train, TrainingIndex) else TrainingIndex(Path(train))
     whose = bundle or index.about["bundle"]
     opened = whose if isinstance(whose, Bundle) else Bundle.from_pretrained(whose, parts=CONDITIONER_PARTS)
@@ -210,7 +210,7 @@ def _loaded(embedders: Any, bundle: Any, device: torch.device) -> list[Embedder]
     return found
 
 
-def _text_listener(clap: Any, networks: Sequence[Embedder], bundle: Any, device: torch.device) -> ClapEmbedder:
+def _text_embedder(clap: Any, networks: Sequence[Embedder], bundle: Any, device: torch.device) -> ClapEmbedder:
     if isinstance(clap, ClapEmbedder):
         return clap.to(device)
     among = [network for network in networks if isinstance(network, ClapEmbedder) and clap is None]

@@ -38,8 +38,8 @@ def frechet(real_ED: Tensor, fake_ED: Tensor) -> float:
 
 
 @torch.inference_mode()
-def listen(bundle: Bundle, batches: Iterable[WaveformBatch], present: set[str], total: int) -> dict[str, Any]:
-    """Hear every clip once, its reconstruction by VAE and vocoder, and the one by VAE and fast decoder.
+def embed_parts(bundle: Bundle, batches: Iterable[WaveformBatch], present: set[str], total: int) -> dict[str, Any]:
+    """Embed every clip, its reconstruction by VAE and vocoder, and the one by VAE and fast decoder.
 
     Args:
         bundle: The bundle.
@@ -62,7 +62,7 @@ def listen(bundle: Bundle, batches: Iterable[WaveformBatch], present: set[str], 
         for name, tensor in tensors.items():
             rows.setdefault(name, []).append(tensor)
 
-    with Progress(total, "listening", "clip") as bar:
+    with Progress(total, "embedding", "clip") as bar:
         for batch in batches:
             ids += batch.ids
             mel_BMN = log_mel(batch.waveform_BS)
@@ -83,11 +83,11 @@ def listen(bundle: Bundle, batches: Iterable[WaveformBatch], present: set[str], 
     return {"ids": ids} | {name: torch.cat(tensors) for name, tensors in rows.items()}
 
 
-def figures(heard: dict[str, Any], groups: dict[str, list[int]], pairs: int = 500) -> dict[str, Any]:
+def quality_of(embedded: dict[str, Any], groups: dict[str, list[int]], pairs: int = 500) -> dict[str, Any]:
     """The figures, each with its n.
 
     Args:
-        heard: What `listen` gave.
+        embedded: What `embed_parts` gave.
         groups: The tagger's groups.
         pairs: Recall is taken over at most this many pairs, for it falls as they grow in number.
 
@@ -96,30 +96,31 @@ def figures(heard: dict[str, Any], groups: dict[str, list[int]], pairs: int = 50
         only where its parts were there, and those of the fast decoder behind `fast_`.
     """
     result: dict[str, Any] = {}
-    ids, n = heard["ids"], len(heard["ids"])
-    if "real_logits" in heard:
-        real = _accuracy(heard["real_logits"], heard["tags"], ids, groups)
+    ids, n = embedded["ids"], len(embedded["ids"])
+    if "real_logits" in embedded:
+        real = _accuracy(embedded["real_logits"], embedded["tags"], ids, groups)
         result["tagger_accuracy"] = {"n": n, **real}
-        result["fd_tagger"] = _distances(heard)
+        result["fd_tagger"] = _distances(embedded)
     for name, prefix in PREFIX.items():
-        if f"{name}_logits" in heard:
-            fake = _accuracy(heard[f"{name}_logits"], heard["tags"], ids, groups)
+        if f"{name}_logits" in embedded:
+            fake = _accuracy(embedded[f"{name}_logits"], embedded["tags"], ids, groups)
             fake = {group: value for group, value in fake.items() if group in groups}  # chance stands with the real
             kept = {f"{group}_kept": fake[group] / real[group] for group in fake if real[group]}
             result[f"{prefix}reconstruction_accuracy"] = {"n": n, **fake, **kept}
-    if "clap_text" in heard:
-        text, audio = heard["clap_text"][:pairs], heard["clap_audio"][:pairs]
+    if "clap_text" in embedded:
+        text, audio = embedded["clap_text"][:pairs], embedded["clap_audio"][:pairs]
         result["clap"] = {
             "n": len(text),
             f"text_to_audio_recall_at_{RECALLED}": recall_at_k(text, audio, RECALLED),
             f"audio_to_text_recall_at_{RECALLED}": recall_at_k(audio, text, RECALLED),
             f"chance_at_{RECALLED}": min(1.0, RECALLED / len(text)),
         }
-        sounds = {"real": heard["clap_audio"]} | {
-            f"{PREFIX[name]}reconstructions": heard[f"{name}_audio"] for name in PREFIX if f"{name}_audio" in heard
+        sounds = {"real": embedded["clap_audio"]} | {
+            f"{PREFIX[name]}reconstructions": embedded[f"{name}_audio"]
+            for name in PREFIX if f"{name}_audio" in embedded
         }
         result["text_audio"] = {"n": n} | {
-            name: torch.cosine_similarity(heard["clap_text"], rows).double().mean().item()
+            name: torch.cosine_similarity(embedded["clap_text"], rows).double().mean().item()
             for name, rows in sounds.items()
         }
     return result
@@ -135,17 +136,17 @@ def _accuracy(logits: Tensor, tags: Tensor, ids: list[str], groups: dict[str, li
             if (value := measured[f"acc_{name}"]) is not None}
 
 
-def _distances(heard: dict[str, Any]) -> dict[str, Any]:
+def _distances(embedded: dict[str, Any]) -> dict[str, Any]:
     """The distance falls with n, so what is to be compared is taken at the same n: a half against the other half."""
-    real = heard["real_embedding"]
+    real = embedded["real_embedding"]
     half = len(real) // 2
     if half < 2:
         return {"n": half}
     first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
     result: dict[str, Any] = {"n": half, "real_against_other_half": frechet(real[second], real[first])}
     for name, prefix in PREFIX.items():
-        if f"{name}_embedding" in heard:
-            fake = heard[f"{name}_embedding"]
+        if f"{name}_embedding" in embedded:
+            fake = embedded[f"{name}_embedding"]
             result[f"{prefix}reconstructions_against_other_half"] = frechet(real[second], fake[first])
             result["n_paired"] = len(real)
             result[f"{prefix}reconstructions_against_their_originals"] = frechet(real, fake)

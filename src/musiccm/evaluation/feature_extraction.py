@@ -1,4 +1,4 @@
-"""Waveforms to features: a clip is heard once, and every figure is taken from that hearing."""
+"""Waveforms to features: a clip is embedded once, and every metric is taken from that."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from musiccm.errors import MusiccmError
 
 
 class Features(NamedTuple):
-    """What was heard in a batch of clips.
+    """Features of a batch of clips.
 
     Args:
         embeddings: What each network gives, by its name.
-        clap_BD: CLAP's audio embeddings, `[B, D]`; None where CLAP does not listen.
+        clap_BD: CLAP's audio embeddings, `[B, D]`; None without CLAP.
         text_audio_BD: Those of another CLAP, where text-audio similarity is measured by one; None for `clap_BD`.
     """
 
@@ -29,7 +29,7 @@ class Features(NamedTuple):
 
 
 class FeatureExtractor(nn.Module):
-    """Several networks that hear the same waveforms: embedders, and CLAP's audio tower.
+    """Several networks that embed the same waveforms: embedders, and CLAP's audio tower.
 
     Args:
         embedders: Networks with different names; figures are named after them.
@@ -70,21 +70,21 @@ class FeatureExtractor(nn.Module):
 
     @torch.no_grad()
     def embed(self, waveform_BS: Tensor, sample_rate_hz: int | None = None) -> dict[str, Embeddings]:
-        """Let the embedders listen, without CLAP.
+        """Embed, without CLAP.
 
         Args:
             waveform_BS: Waveforms.
             sample_rate_hz: Their rate, where it is not the extractor's.
 
         Returns:
-            Name of each network to what it heard.
+            Name of each network to what it gives.
 
         Raises:
             MusiccmError: A network gave other numbers of rows than it says, or than there are clips.
         """
-        heard: dict[str, Embeddings] = {}
+        embedded: dict[str, Embeddings] = {}
         for name, embedder in self.embedders.items():
-            heard[name] = found = embedder(waveform_BS, sample_rate_hz or self.sample_rate_hz)
+            embedded[name] = found = embedder(waveform_BS, sample_rate_hz or self.sample_rate_hz)
             clips = len(waveform_BS)
             logits = clips if found.logits_BG is None else len(found.logits_BG)
             if (len(found.counts), logits, sum(found.counts)) != (clips, clips, len(found.embedding_RE)):
@@ -93,11 +93,11 @@ class FeatureExtractor(nn.Module):
                     f"{len(found.counts)} counts of {sum(found.counts)} rows, {len(found.embedding_RE)} rows and "
                     f"{logits} logits"
                 )
-        return heard
+        return embedded
 
     @torch.no_grad()
     def forward(self, waveform_BS: Tensor, sample_rate_hz: int | None = None) -> Features:
-        """Listen to a batch.
+        """Embed a batch.
 
         Args:
             waveform_BS: Waveforms.
@@ -111,7 +111,7 @@ class FeatureExtractor(nn.Module):
         return Features(self.embed(waveform_BS, rate_hz), clap)
 
     def classifies(self, device: torch.device | str = "cpu") -> dict[str, bool]:
-        """Which networks give logits: each hears the shortest tone that all of them take.
+        """Which networks give logits: each embeds the shortest tone that all of them take.
 
         Args:
             device: Where the networks are.

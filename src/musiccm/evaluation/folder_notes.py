@@ -28,7 +28,7 @@ def notes(
             found.append(f"{len(folder.others)} entries of {side} are hidden or no audio by their names, first "
                          f"{folder.others[0].path}")
         if brief := sum(clip.audio.duration_s < (seconds or 0) for clip in folder.clips):
-            found.append(f"{brief} {side} clips are shorter than the {seconds:g} s asked for, and were heard whole")
+            found.append(f"{brief} {side} clips are shorter than the {seconds:g} s asked for, and were taken whole")
     lengths = {side: statistics.median(min(clip.audio.duration_s, seconds or math.inf) for clip in folder.clips)
                for side, folder in folders.items()}
     short, long = sorted(lengths.values())

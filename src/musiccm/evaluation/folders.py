@@ -93,12 +93,12 @@ class FolderRun:
         """Embed the reference, then the generated clips."""
         for side in ("reference", "generated"):
             clips = self.folders[side].clips
-            with Progress(len(clips), f"hearing {side}", "clip", self.progress) as bar:
+            with Progress(len(clips), f"embedding {side}", "clip", self.progress) as bar:
                 for paired in (True, False):
-                    self._hear([clip for clip in clips if (clip.id in self.paired) == paired], side, paired, bar)
+                    self._embed([clip for clip in clips if (clip.id in self.paired) == paired], side, paired, bar)
 
     @torch.no_grad()
-    def _hear(self, clips: Sequence[FolderClip], side: str, paired: bool, bar: Progress) -> None:
+    def _embed(self, clips: Sequence[FolderClip], side: str, paired: bool, bar: Progress) -> None:
         whole = self.windows[side].add if self.windows else None
         for batch in clip_batches(clips, self.batch_size, self.seconds, self.channel, whole):
             waveform_BS = batch.waveform_BS.to(self.device)
@@ -108,12 +108,12 @@ class FolderRun:
             else:
                 self.suite.update(features, None, batch.ids, paired=paired)
             if self.text is not None:
-                heard = features.embeddings[self.clap.name] if self.clap in self.extractor.embedders.values() else (
+                embedded = features.embeddings[self.clap.name] if self.clap in self.extractor.embedders.values() else (
                     self.clap(waveform_BS, batch.sample_rate_hz))
-                self.text.update(side, heard.embedding_RE.cpu(), batch.ids)
+                self.text.update(side, embedded.embedding_RE.cpu(), batch.ids)
             if self.reference_implementation:
-                for name, heard in features.embeddings.items():
-                    self.kept[side][name].add(batch.ids, heard)
+                for name, embedded in features.embeddings.items():
+                    self.kept[side][name].add(batch.ids, embedded)
             bar.update(len(batch.ids))
 
     def result(self, bundle: str | None = None) -> dict[str, Any]:
@@ -151,20 +151,20 @@ class FolderRun:
         return result
 
     def _add_sim_aa(self, result: dict[str, Any], index: TrainingIndex) -> None:
-        """The plagiarism check's rates, which are of whole files: CLAP hears windows as the index was heard."""
+        """The plagiarism check's rates, which are of whole files: CLAP embeds windows as the index was embedded."""
         for side in ("generated", "reference"):
-            heard = self.windows[side].finish()
-            result["left_out"][side] += [vars(item) for item in heard.left_out]
-            found = nearest_clips(index, Queries(heard.rows, [len(starts) for starts in heard.starts_s]), 1)
+            embedded = self.windows[side].finish()
+            result["left_out"][side] += [vars(item) for item in embedded.left_out]
+            found = nearest_clips(index, Queries(embedded.rows, [len(starts) for starts in embedded.starts_s]), 1)
             maxima = found.cosine_QK[:, 0]
             if side == "reference":
                 result["references"] |= {f"test_set_{key}": value for key, value in rates(maxima).items()}
-                result["references"]["n_test_set_sim_aa"] = len(heard.ids)
+                result["references"]["n_test_set_sim_aa"] = len(embedded.ids)
                 continue
-            result["figures"] |= rates(maxima) | {"n_sim_aa": len(heard.ids)}
+            result["figures"] |= rates(maxima) | {"n_sim_aa": len(embedded.ids)}
             if self.seconds is not None or self.channel != "mean":
-                result["notes"].append("SIM_AA hears whole files and the mean of their channels")
-            nearest = zip(heard.names, found.clip_QK[:, 0].tolist(), maxima.tolist(), strict=True)
+                result["notes"].append("SIM_AA takes whole files and the mean of their channels")
+            nearest = zip(embedded.names, found.clip_QK[:, 0].tolist(), maxima.tolist(), strict=True)
             result["nearest"] = [{"clip": name, "nearest": index.ids[clip], "cosine": cosine}
                                  for name, clip, cosine in sorted(nearest, key=lambda match: (-match[2], match[0]))]
 

@@ -18,7 +18,7 @@ from musiccm.metrics.inception import REFERENCE_SEED
 
 @dataclass
 class FeatureSet:
-    """What one network heard of a set of clips, clip by clip.
+    """What one network gives for a set of clips, clip by clip.
 
     Args:
         rows: Clip id to its embedding rows, `[R, E]`.
@@ -28,11 +28,11 @@ class FeatureSet:
     rows: dict[str, Tensor] = field(default_factory=dict)
     logits: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, ids: Sequence[str], heard: Embeddings) -> None:
+    def add(self, ids: Sequence[str], embedded: Embeddings) -> None:
         """Add a batch."""
-        self.rows |= dict(zip(ids, heard.embedding_RE.cpu().split(heard.counts), strict=True))
-        if heard.logits_BG is not None:
-            self.logits |= dict(zip(ids, heard.logits_BG.cpu(), strict=True))
+        self.rows |= dict(zip(ids, embedded.embedding_RE.cpu().split(embedded.counts), strict=True))
+        if embedded.logits_BG is not None:
+            self.logits |= dict(zip(ids, embedded.logits_BG.cpu(), strict=True))
 
     def as_reference(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """What audioldm_eval calls a featuresdict, its clips in the order of their names.

@@ -1,4 +1,4 @@
-"""All metrics over one set of features: every figure is taken from one hearing of each clip."""
+"""All metrics over one set of features: every metric is taken from the same features."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class MetricSuite(nn.Module):
         """Add real clips.
 
         Args:
-            features: What was heard.
+            features: Features of a batch.
             text_BD: CLAP embeddings of their captions; None in a suite without text.
             ids: Clip ids.
             paired: False for clips that are known to have no generated partner, so that KL need not hold them.
@@ -115,7 +115,7 @@ class MetricSuite(nn.Module):
         """Add generated clips.
 
         Args:
-            features: What was heard.
+            features: Features of a batch.
             text_BD: CLAP embeddings of the captions that were asked for; None in a suite without text.
             ids: Clip ids.
             wanted_BG: Tags asked for; needed where the suite has attribute groups.
@@ -175,16 +175,16 @@ class MetricSuite(nn.Module):
         """Distances of other real clips from the reference; the generated clips are forgotten before and after.
 
         Args:
-            batches: Pairs of what the embedders heard (`FeatureExtractor.embed`) and clip ids.
+            batches: Pairs of what the embedders give (`FeatureExtractor.embed`) and clip ids.
 
         Returns:
             `NetworkMetrics.distances` of each network and the number `n` of these clips.
         """
         self.reset_generated()
-        for heard, ids in batches:
+        for embedded, ids in batches:
             self.count.update(ids)
             for name, network in self.networks.items():
-                network.update_sets(heard[name], ids, real=False)
+                network.update_sets(embedded[name], ids, real=False)
         n = self.count.compute()
         row: dict[str, Any] = {}
         for network in self.networks.values():
@@ -236,7 +236,7 @@ class MetricSuite(nn.Module):
         audio_BD = features.clap_BD if features.text_audio_BD is None else features.text_audio_BD
         lacks = (audio_BD is None or text_BD is None) if ta is not None else False
         if lacks or (self.columns and features.clap_BD is None):
-            raise MusiccmError("text-audio similarity, SIM_AA: expected CLAP embeddings, found none; let CLAP listen")
+            raise MusiccmError("text-audio similarity, SIM_AA: expected CLAP embeddings, found none; give CLAP's")
         if ta is not None:
             ta.update(text_BD, audio_BD, ids)
         for metric in sim_aa:

@@ -60,7 +60,7 @@ def bundle_clap(bundle: Bundle) -> MeasuringClap | None:
     if not bundle.has("text_encoder"):
         return None
     conditioner: Any = bundle.conditioner()
-    if not conditioner.hears:
+    if not conditioner.has_audio:
         return None
     return MeasuringClap(conditioner.text, conditioner.audio, conditioner, "bundle_clap")
 

@@ -104,7 +104,7 @@ class Piece:
         return self.condition.centre_s(self.process.crops.start(crop))
 
     def require_used(self, crops: Sequence[int] | None = None) -> None:
-        """Refuse texts that none of the crops, by default all, would hear.
+        """Refuse texts that none of the crops, by default all, would use.
 
         Raises:
             MusiccmError: There is such a text.

@@ -87,7 +87,7 @@ class MelDecoder:
 class PieceDecoder:
     """Turns latents into sound as they come.
 
-    The vocoder hears a bounded number of frames: chunks with that much context, cut off afterwards, are the very sound
+    The vocoder sees a bounded number of frames: chunks with that much context, cut off afterwards, are the very sound
     of the whole.
 
     Args:

@@ -1,4 +1,4 @@
-"""Sound of a long piece by the fast decoder, which needs neither windows nor fades: it hears a bounded stretch."""
+"""Sound of a long piece by the fast decoder, which needs neither windows nor fades: it sees a bounded stretch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from musiccm.models.codec import LatentCodec
 class DirectDecoder:
     """Turns latents into sound as they come, by the codec's fast decoder.
 
-    Chunks are decoded with the context that the decoder can hear, which is cut off afterwards: the very sound of the
+    Chunks are decoded with the decoder's receptive field, which is cut off afterwards: the very sound of the
     whole, however the latents arrive.
 
     Args:

@@ -51,7 +51,7 @@ class LongMusic:
             Waveform of shape [S] on the CPU, float32.
 
         Raises:
-            MusiccmError: As `Pipeline.__call__`; and for a text that no window would hear.
+            MusiccmError: As `Pipeline.__call__`; and for a text that no window would use.
         """
         stepper = self._model.stepper(steps, guidance_scale, sampler=sampler)
         return compose(self._model, prompts, duration_s, stepper,

@@ -112,7 +112,7 @@ class PromptPlan:
             if starts[i] == starts[i + 1] and crops:
                 shown = ", ".join(f"{centre_s(crop):g}" for crop in crops[:8]) + (", ..." if len(crops) > 8 else "")
                 raise MusiccmError(
-                    f"prompts: {text!r} (from {start:g} s) would not be heard. Text can change between the middles of "
+                    f"prompts: {text!r} (from {start:g} s) would not be used. Text can change between the middles of "
                     f"the model's windows, which are at {shown} s; move the changes, or choose a larger overlap"
                 )
 

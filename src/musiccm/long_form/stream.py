@@ -61,7 +61,7 @@ class MusicStream:
         """
         begun = self._front.begun
         if self._closed or not self._piece.process.crops.exists(begun):
-            raise MusiccmError("set_prompt: the last window of the piece has begun, nothing would hear a new text; "
+            raise MusiccmError("set_prompt: the last window of the piece has begun, no window would use a new text; "
                                "start another stream")
         time_s = self._piece.centre_s(begun) if begun else 0.0
         self._piece.condition.plan.change(time_s, text)

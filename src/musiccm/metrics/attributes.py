@@ -1,4 +1,4 @@
-"""Does a clip have the instrument, drums, texture and tempo that were asked for, by a tagger's ear?"""
+"""Does a clip have the instrument, drums, texture and tempo that were asked for, by a tagger?"""
 
 from __future__ import annotations
 

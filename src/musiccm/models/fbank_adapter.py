@@ -95,13 +95,13 @@ class FbankAdapter(nn.Module):
         omega_F = 2 * math.pi * frequencies_F / rate_hz
         emphasis_F = 1 + pre_emphasis**2 - 2 * pre_emphasis * omega_F.cos()
         sums_P = filters_FP.sum(0)
-        heard_P = sums_P > 0
+        audible_P = sums_P > 0
         centres_P = (frequencies_F @ filters_FP) / sums_P.clamp(min=1e-12)
-        heard_P &= centres_P <= source.sample_rate_hz / 2
+        audible_P &= centres_P <= source.sample_rate_hz / 2
         gain_P = (emphasis_F @ filters_FP).clamp(min=1e-12).log()
         weight_NP = _interpolation(source, centres_P)
-        weight_NP[:, ~heard_P] = 0.0
-        offset_P = torch.where(heard_P, scale * (gain_P + _energy_offset(source, rate_hz, window)), floor)
+        weight_NP[:, ~audible_P] = 0.0
+        offset_P = torch.where(audible_P, scale * (gain_P + _energy_offset(source, rate_hz, window)), floor)
         return cls(weight_NP, offset_P, 2.0 * scale)
 
 

@@ -1,4 +1,4 @@
-"""A small multi-label tagger of mels: what listens to tiny models where PANN listens to large ones."""
+"""A small multi-label tagger of mels: it stands where PANN stands for large models."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Tagger(nn.Module):
         return self.config.groups()
 
     def forward(self, mel_BMN: Tensor) -> tuple[Tensor, Tensor]:
-        """Listen.
+        """Classify.
 
         Args:
             mel_BMN: Natural-log mel, of any number of frames.

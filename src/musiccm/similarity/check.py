@@ -1,4 +1,4 @@
-"""The plagiarism check of a folder: hear it, search the index, calibrate on real music, look closely, write it up."""
+"""The plagiarism check of a folder: embed it, search the index, calibrate on real music, look closely, write it up."""
 
 from __future__ import annotations
 
@@ -91,17 +91,17 @@ def check_plagiarism(
                                "name a folder elsewhere")
     opened = Bundle.from_pretrained(bundle or index.about["bundle"], CONDITIONER_PARTS)
     where = choose_device(device)
-    ear = index_clap(index, opened, where, batch_size, workers)
+    clap = index_clap(index, opened, where, batch_size, workers)
     search, description, exact = _searcher(index, faiss, nprobe)
 
-    heard = embed_folder(ear, Path(generated))
-    counts = [len(starts) for starts in heard.starts_s]
-    found = search(Queries(heard.rows, counts, device=where), min(top, index.n_clips))
+    embedded = embed_folder(clap, Path(generated))
+    counts = [len(starts) for starts in embedded.starts_s]
+    found = search(Queries(embedded.rows, counts, device=where), min(top, index.n_clips))
     windows = statistics.median_low(counts)
-    figures, left_out = {"generated": _figures(found.cosine_QK[:, 0], counts)}, list(heard.left_out)
+    figures, left_out = {"generated": _figures(found.cosine_QK[:, 0], counts)}, list(embedded.left_out)
     held_out = held_out_found = None
     if reference:
-        held_out = embed_folder(ear, Path(reference), windows)
+        held_out = embed_folder(clap, Path(reference), windows)
         left_out += held_out.left_out
         held_counts = [len(starts) for starts in held_out.starts_s]
         held_out_found = search(Queries(held_out.rows, held_counts, device=where), 1)
@@ -111,7 +111,7 @@ def check_plagiarism(
         figures["train_itself"] = _figures(search(queries, 1).cosine_QK[:, 0], queries.counts)
 
     matcher = MelMatcher(LogMel(opened.mel), min(5.0, index.window_s))
-    suspects = _suspects(index, heard, found, pairs)
+    suspects = _suspects(index, embedded, found, pairs)
     second = examine(suspects, matcher, index.window_s, copy_above, out)
     if held_out is not None and held_out_found is not None:
         second["held_out"] = examine(
@@ -128,7 +128,7 @@ def check_plagiarism(
         "rates": figures,
         "notes": _notes(figures, found, held_out_found, exact),
         "second_opinion": second,
-        "clips": _clips(index, heard, found),
+        "clips": _clips(index, embedded, found),
         "suspects": [suspect.as_dict() for suspect in suspects],
         "left_out": [vars(item) for item in left_out],
     }
@@ -142,7 +142,7 @@ def check_plagiarism(
 
 
 def index_clap(index: TrainingIndex, bundle: Bundle, device: str, batch_size: int, workers: int) -> ClapWindows:
-    """An ear that hears as the index was heard.
+    """A CLAP that embeds as the index was embedded.
 
     Raises:
         MusiccmError: The bundle's CLAP is another than the index was built with.
@@ -229,19 +229,19 @@ def _beside_real(name: str, ours: dict[str, Any], real: dict[str, Any], key: str
     return f"{text} SIM_AA is saturated here, and hardly tells copies from look-alikes." if q >= SATURATED else text
 
 
-def _clips(index: TrainingIndex, heard: FolderFeatures, found: Neighbours) -> list[dict[str, Any]]:
+def _clips(index: TrainingIndex, embedded: FolderFeatures, found: Neighbours) -> list[dict[str, Any]]:
     return [{"id": suspect.clip_id, "nearest": [neighbour.as_dict() for neighbour in suspect.neighbours]}
-            for suspect in _suspects(index, heard, found, None)]
+            for suspect in _suspects(index, embedded, found, None)]
 
 
-def _suspects(index: TrainingIndex, heard: FolderFeatures, found: Neighbours, limit: int | None) -> list[Suspect]:
+def _suspects(index: TrainingIndex, embedded: FolderFeatures, found: Neighbours, limit: int | None) -> list[Suspect]:
     """Clips by their highest cosine, nearest first."""
-    order = sorted(range(len(heard.ids)), key=lambda n: (-float(found.cosine_QK[n, 0]), heard.ids[n]))
+    order = sorted(range(len(embedded.ids)), key=lambda n: (-float(found.cosine_QK[n, 0]), embedded.ids[n]))
     suspects = []
     for number in order[:limit]:
         columns = (column[number].tolist() for column in found)
-        suspects.append(Suspect(heard.ids[number], heard.paths[number], [
-            Neighbour(index.ids[clip], index.paths[clip], cosine, heard.starts_s[number][window], index.start_s(row))
+        suspects.append(Suspect(embedded.ids[number], embedded.paths[number], [
+            Neighbour(index.ids[clip], index.paths[clip], cosine, embedded.starts_s[number][window], index.start_s(row))
             for cosine, clip, row, window in zip(*columns, strict=True) if clip >= 0
         ]))
     return suspects

@@ -1,4 +1,4 @@
-"""What CLAP hears of a whole file: windows at a fixed hop, the same every time, on both sides of a comparison."""
+"""What CLAP gets of a whole file: windows at a fixed hop, the same every time, on both sides of a comparison."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def middle(count: int, wanted: int) -> slice:
 
 
 class FileWindows(NamedTuple):
-    """One audio file to be heard.
+    """One audio file to be embedded.
 
     Args:
         path: Where it is.
         facts: From `scan_audio`.
-        starts: First sample of each window, at the ear's rate.
+        starts: First sample of each window, at CLAP's rate.
     """
 
     path: str
@@ -66,7 +66,7 @@ class ClapWindows:
     Args:
         clap: `(waveform_BS, sample_rate_hz) -> [B, D]`.
         fingerprint: Hash of its weights and preprocessing.
-        sample_rate_hz: Rate that it hears at; windows are cut at this rate.
+        sample_rate_hz: Its rate; windows are cut at this rate.
         window_samples: Length of a window.
         hop_samples: Between windows; half a window if not given.
         batch_size: Windows embedded at a time.
@@ -111,7 +111,7 @@ class ClapWindows:
             **kwargs: Passed to `ClapWindows`.
 
         Returns:
-            The ear.
+            The embedder.
 
         Raises:
             MusiccmError: As `of_conditioner`.
@@ -134,10 +134,10 @@ class ClapWindows:
             **kwargs: Passed to `ClapWindows`.
 
         Returns:
-            The ear.
+            The embedder.
 
         Raises:
-            MusiccmError: A hop that is not positive, or above the window: audio between windows would not be heard.
+            MusiccmError: A hop that is not positive, or above the window: audio between windows would be left out.
         """
         front = conditioner.front_end
         rate, length = front.sample_rate_hz, window_samples or front.window_samples
@@ -153,15 +153,15 @@ class ClapWindows:
                 "window_samples": self.window_samples, "hop_samples": self.hop_samples}
 
     def starts(self, facts: AudioFacts) -> list[int]:
-        """Where the windows of a file begin, in samples at the ear's rate."""
+        """Where the windows of a file begin, in samples at CLAP's rate."""
         return window_starts(resampled_length(facts, self.sample_rate_hz), self.window_samples, self.hop_samples)
 
-    def embed(self, files: Sequence[FileWindows], heard: Callable[[int], Any] = lambda count: None) -> Tensor:
+    def embed(self, files: Sequence[FileWindows], told: Callable[[int], Any] = lambda count: None) -> Tensor:
         """Embed all windows of some files, file after file.
 
         Args:
-            files: What to hear.
-            heard: Told the number of windows of every batch.
+            files: What to embed.
+            told: Told the number of windows of every batch.
 
         Returns:
             `[windows, D]`, float32, on the CPU; a silent window has the zero row, which is similar to nothing.
@@ -173,11 +173,11 @@ class ClapWindows:
         rows = []
         for batch in self._read(windows):
             rows.append(self.rows_of(batch))
-            heard(len(batch))
+            told(len(batch))
         return torch.cat(rows) if rows else torch.empty(0, 0)
 
     def _read(self, windows: list[tuple[FileWindows, int]]) -> Iterator[list[Tensor]]:
-        """Batches of waveforms, the next decoded while CLAP hears the present one."""
+        """Batches of waveforms, the next decoded while CLAP embeds the present one."""
         batches = [windows[n : n + self.batch_size] for n in range(0, len(windows), self.batch_size)]
         with leaving_queue(ThreadPoolExecutor(self.workers)) as pool:
             ahead: list[Any] = []
@@ -193,7 +193,7 @@ class ClapWindows:
 
         Args:
             file: The file.
-            start: First sample, at the ear's rate.
+            start: First sample, at CLAP's rate.
             whole_S: The mean of its channels where it is decoded already; None reads what is needed.
 
         Returns:

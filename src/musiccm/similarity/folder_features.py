@@ -1,4 +1,4 @@
-"""Hearing every file of a folder with CLAP, and saying which could not be used."""
+"""Every file of a folder embedded by CLAP, and saying which could not be used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MIN_DURATION_S = 1.0
 
 @dataclass
 class FolderFeatures:
-    """What CLAP heard in a folder.
+    """CLAP's features of a folder.
 
     Args:
         ids: Path of each usable file within the folder, `escaped`.
@@ -43,12 +43,12 @@ class FolderFeatures:
 
 
 def embed_folder(
-    ear: ClapWindows, folder: Path, most_windows: int | None = None, progress: bool = True
+    clap: ClapWindows, folder: Path, most_windows: int | None = None, progress: bool = True
 ) -> FolderFeatures:
     """Embed every usable file of a folder.
 
     Args:
-        ear: CLAP.
+        clap: CLAP.
         folder: The folder, searched through.
         most_windows: Take only so many windows, in the middle of each file.
         progress: Whether to show a progress bar.
@@ -62,27 +62,27 @@ def embed_folder(
     files = []
     found = read_audio_folder(folder, MIN_DURATION_S)
     for clip in found.clips:
-        starts = ear.starts(clip.audio)
+        starts = clap.starts(clip.audio)
         chosen = starts[middle(len(starts), most_windows)] if most_windows else starts
         files.append(FileWindows(str(clip.path), clip.audio, chosen))
-    with Progress(sum(len(file.starts) for file in files), f"hearing {folder}", "window", progress) as bar:
-        rows = ear.embed(files, bar.update)
-    heard = _joined(ear, folder, found.clips, files, rows.split([len(file.starts) for file in files]))
-    heard.left_out = [*found.left_out, *found.others, *heard.left_out]
-    return _required(heard, folder)
+    with Progress(sum(len(file.starts) for file in files), f"embedding {folder}", "window", progress) as bar:
+        rows = clap.embed(files, bar.update)
+    embedded = _joined(clap, folder, found.clips, files, rows.split([len(file.starts) for file in files]))
+    embedded.left_out = [*found.left_out, *found.others, *embedded.left_out]
+    return _required(embedded, folder)
 
 
 class WindowCollector:
     """Embeds the windows of files that someone else decodes, so that no file is decoded twice.
 
     Args:
-        ear: CLAP.
+        clap: CLAP.
         folder: Where the files are.
         channel: What the facts of the clips are of: where it is not the `mean` of the channels, facts are taken anew.
     """
 
-    def __init__(self, ear: ClapWindows, folder: Path, channel: str = "mean") -> None:
-        self.ear, self.folder, self.channel = ear, folder, channel
+    def __init__(self, clap: ClapWindows, folder: Path, channel: str = "mean") -> None:
+        self.clap, self.folder, self.channel = clap, folder, channel
         self._clips: list[tuple[FolderClip, FileWindows]] = []
         self._left_out: list[BadItem] = []
         self._waiting: list[Tensor] = []
@@ -105,11 +105,11 @@ class WindowCollector:
         if facts.peak < SILENCE_PEAK:
             self._left_out.append(BadItem(clip.id, escaped(clip.path), "silent", "the mean of its channels"))
             return
-        file = FileWindows(str(clip.path), facts, self.ear.starts(facts))
+        file = FileWindows(str(clip.path), facts, self.clap.starts(facts))
         self._clips.append((clip, file))
         for start in file.starts:
-            self._waiting.append(self.ear.window(file, start, whole_S))
-            if len(self._waiting) == self.ear.batch_size:
+            self._waiting.append(self.clap.window(file, start, whole_S))
+            if len(self._waiting) == self.clap.batch_size:
                 self._embed()
 
     def finish(self) -> FolderFeatures:
@@ -123,38 +123,38 @@ class WindowCollector:
         rows = torch.cat(self._rows).split(counts) if self._rows else ()
         order = sorted(range(len(self._clips)), key=lambda n: self._clips[n][0].path)
         clips, files = [self._clips[n][0] for n in order], [self._clips[n][1] for n in order]
-        heard = _joined(self.ear, self.folder, clips, files, [rows[n] for n in order])
-        heard.left_out = [*self._left_out, *heard.left_out]
-        return _required(heard, self.folder)
+        embedded = _joined(self.clap, self.folder, clips, files, [rows[n] for n in order])
+        embedded.left_out = [*self._left_out, *embedded.left_out]
+        return _required(embedded, self.folder)
 
     def _embed(self) -> None:
         if self._waiting:
-            self._rows.append(self.ear.rows_of(self._waiting))
+            self._rows.append(self.clap.rows_of(self._waiting))
             self._waiting = []
 
 
 def _joined(
-    ear: ClapWindows, folder: Path, clips: Sequence[FolderClip], files: Sequence[FileWindows], rows: Sequence[Tensor]
+    clap: ClapWindows, folder: Path, clips: Sequence[FolderClip], files: Sequence[FileWindows], rows: Sequence[Tensor]
 ) -> FolderFeatures:
-    heard, kept = FolderFeatures(), []
+    embedded, kept = FolderFeatures(), []
     for clip, file, mine in zip(clips, files, rows, strict=True):
         if not bool(mine.any()):  # only where the windows in the middle are silent, and the file is not
-            heard.left_out.append(BadItem(clip.id, escaped(file.path), "silent", "in all the windows that were heard"))
+            embedded.left_out.append(BadItem(clip.id, escaped(file.path), "silent", "in all windows"))
             continue
         if not bool(torch.isfinite(mine).all()):
             raise MusiccmError(f"{file.path}: CLAP gave NaN; check the weights")
-        heard.ids.append(escaped(clip.path.relative_to(folder)))
-        heard.names.append(clip.id)
-        heard.paths.append(file.path)
-        heard.starts_s.append([start / ear.sample_rate_hz for start in file.starts])
+        embedded.ids.append(escaped(clip.path.relative_to(folder)))
+        embedded.names.append(clip.id)
+        embedded.paths.append(file.path)
+        embedded.starts_s.append([start / clap.sample_rate_hz for start in file.starts])
         kept.append(mine)
-    heard.rows = torch.cat(kept) if kept else heard.rows
-    return heard
+    embedded.rows = torch.cat(kept) if kept else embedded.rows
+    return embedded
 
 
-def _required(heard: FolderFeatures, folder: Path) -> FolderFeatures:
-    if not heard.ids:
-        reasons = sorted({item.reason for item in heard.left_out})
-        raise MusiccmError(f"{folder}: no audio that can be used: {len(heard.left_out)} files were left out "
+def _required(embedded: FolderFeatures, folder: Path) -> FolderFeatures:
+    if not embedded.ids:
+        reasons = sorted({item.reason for item in embedded.left_out})
+        raise MusiccmError(f"{folder}: no audio that can be used: {len(embedded.left_out)} files were left out "
                            f"({', '.join(reasons)})")
-    return heard
+    return embedded

@@ -166,18 +166,18 @@ def _folder_clips(root: Path, out: Path) -> list[Clip]:
 
 def _index_clips(out: Path, how: IndexSettings, clips: list[Clip], bundle_name: str, source: str) -> None:
     bundle = Bundle.from_pretrained(bundle_name, parts=CONDITIONER_PARTS)
-    ear = ClapWindows.of_bundle(bundle, choose_device(how.device), how.hop_s, batch_size=how.batch_size,
+    clap = ClapWindows.of_bundle(bundle, choose_device(how.device), how.hop_s, batch_size=how.batch_size,
                                 workers=how.workers)
-    files = [FileWindows(clip.path, clip.audio, ear.starts(clip.audio)) for clip in clips]
+    files = [FileWindows(clip.path, clip.audio, clap.starts(clip.audio)) for clip in clips]
     planned = [
-        PlannedClip(clip.id, str(Path(clip.path).resolve()), [start / ear.sample_rate_hz for start in file.starts],
+        PlannedClip(clip.id, str(Path(clip.path).resolve()), [start / clap.sample_rate_hz for start in file.starts],
                     clip.audio.digest)
         for clip, file in zip(clips, files, strict=True)
     ]
-    key = {**ear.key(), "corpus": clips_fingerprint(clips)}
+    key = {**clap.key(), "corpus": clips_fingerprint(clips)}
     about = {"bundle": bundle_name, "source": source}
     _write(out, how.overwrite, key, about, planned, bundle.conditioner().width,
-           lambda first, last, bar: ear.embed(files[first:last], bar.update))
+           lambda first, last, bar: clap.embed(files[first:last], bar.update))
 
 
 def _index_cache(out: Path, how: IndexSettings, data: MusicDataModule) -> None:

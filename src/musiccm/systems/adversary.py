@@ -51,7 +51,7 @@ class AdversarialSystem(DistilledSystem):
         if isinstance(kind, nn.Module):
             return kind
         if kind == "clap":
-            if not self.frozen["conditioner"].hears:
+            if not self.frozen["conditioner"].has_audio:
                 raise MusiccmError("adversarial.features: 'clap' are those of an audio tower, which the bundle's text "
                                    "encoder has not; choose audiomae")
             return ClapFeatures(self.bundle.clap, self.bundle.feature_extractor, self.bundle.mel)

@@ -21,7 +21,7 @@ def check_audio_share(key: str, share: float, conditioner: Conditioner) -> None:
     Raises:
         MusiccmError: The share is above 0 all the same.
     """
-    if share > 0 and not conditioner.hears:
+    if share > 0 and not conditioner.has_audio:
         raise MusiccmError(f"{key}: expected 0, found {share:g}: the bundle's text encoder embeds no audio that could "
                            "take the place of a caption. Set it to 0")
 

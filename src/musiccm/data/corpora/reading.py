@@ -85,7 +85,7 @@ class Rules:
         max_bad_fraction: Largest share of bad items.
         strict: Stop at the first bad item.
         workers: Threads that decode; one a core by default.
-        channel: What is heard of each file (`scan_audio`).
+        channel: What is read of each file (`scan_audio`).
     """
 
     min_duration_s: float = 1.0
@@ -115,19 +115,19 @@ class KnownAudio:
 
 
 def _known_before(entry: Entry, facts: AudioFacts, others: Iterable[tuple[str, KnownAudio]]) -> BadItem | None:
-    for reason, heard in others:
-        if (same := heard.find(facts)) is not None:
+    for reason, known in others:
+        if (same := known.find(facts)) is not None:
             return BadItem(entry.id, escaped(entry.path), reason, f"the same audio as {escaped(same)}")
     return None
 
 
-def listen(listing: Listing, rules: Rules) -> KnownAudio:
+def known_audio(listing: Listing, rules: Rules) -> KnownAudio:
     """Examine the audio of a listing only to recognise it elsewhere; nothing is reported."""
-    heard, scan = KnownAudio(), rules.scan(listing)
+    known, scan = KnownAudio(), rules.scan(listing)
     for file, found in scan.results([entry.file for entry in listing.entries]):
         if isinstance(found, AudioFacts):
-            heard.add(file.path, found)
-    return heard
+            known.add(file.path, found)
+    return known
 
 
 def read_split(
@@ -136,7 +136,7 @@ def read_split(
     rules: Rules,
     report_path: Path | None = None,
     others: Sequence[tuple[str, KnownAudio]] = (),
-    heard: KnownAudio | None = None,
+    known: KnownAudio | None = None,
 ) -> tuple[list[Clip], Report]:
     """Examine the audio of a split and keep what can be used; audio that the test split holds too is kept out.
 
@@ -146,7 +146,7 @@ def read_split(
         rules: What is accepted.
         report_path: Where the report goes; `<root>/report-<split>.json` by default.
         others: Further audio that must not occur here, each with the reason to report, such as `("in_test", ...)`.
-        heard: Takes in the audio that is kept.
+        known: Takes in the audio that is kept.
 
     Returns:
         `(clips, report)`, the clips sorted by id.
@@ -154,12 +154,12 @@ def read_split(
     Raises:
         MusiccmError: Too much is bad; or anything is, and `rules.strict`; and what `list_split` raises.
     """
-    heard = KnownAudio() if heard is None else heard
-    others = [*others, ("duplicate", heard)]
+    known = KnownAudio() if known is None else known
+    others = [*others, ("duplicate", known)]
     listing = list_split(split)
     if split != "test":
         try:
-            others = [("in_test", listen(list_split("test"), rules)), *others]
+            others = [("in_test", known_audio(list_split("test"), rules)), *others]
         except MusiccmError as error:
             listing.notes.append(f"not compared with the test part: {error}")
     report = Report(
@@ -181,7 +181,7 @@ def read_split(
             if fault is not None:
                 report.bad.append(fault)
                 continue
-            heard.add(entry.path, found)
+            known.add(entry.path, found)
             clips.append(Clip(entry.id, str(entry.path), entry.captions, entry.tags, entry.attributes, found,
                               entry.source))
             converted["mixed_to_mono" if rules.channel == "mean" else "first_channel_taken"] += found.channels > 1

@@ -15,7 +15,7 @@ from musiccm.data.corpora.audiostock import audiostock_has, list_audiostock
 from musiccm.data.corpora.labels import Clip
 from musiccm.data.corpora.magnatagatune import list_magnatagatune
 from musiccm.data.corpora.manifest import list_manifest, manifest_has
-from musiccm.data.corpora.reading import KnownAudio, Listing, Rules, listen, read_split
+from musiccm.data.corpora.reading import KnownAudio, Listing, Rules, known_audio, read_split
 from musiccm.data.corpora.report import Report
 from musiccm.data.corpora.shares import Part
 from musiccm.errors import MusiccmError
@@ -158,7 +158,7 @@ class Corpora:
     def __init__(self, specs: Sequence[CorpusSpec], rules: Rules) -> None:
         self.specs, self.rules = list(specs), rules
         self.reports: dict[str, Report] = {}
-        self._heard = KnownAudio()
+        self._known = KnownAudio()
 
     @property
     def weights(self) -> list[float] | None:
@@ -168,18 +168,18 @@ class Corpora:
 
     def train(self) -> list[tuple[list[Clip], list[Clip]]]:
         """`(train, validation)` of each corpus, sorted by id; validation is empty where the layout has none."""
-        self._heard = KnownAudio()
+        self._known = KnownAudio()
         tests = {spec.name: self._listen(spec) for spec in self.specs} if len(self.specs) > 1 else {}
         found = []
         for spec in self.specs:
-            others = [("in_test", heard) for name, heard in tests.items() if name != spec.name]
+            others = [("in_test", known) for name, known in tests.items() if name != spec.name]
             train = self._read(spec, "train", others)
             found.append((train, self._read(spec, "validation", others) if spec.has_validation else []))
         return found
 
     def test(self) -> list[Part]:
         """The test clips that each corpus is evaluated on, in their order, those of each sorted by id."""
-        self._heard = KnownAudio()
+        self._known = KnownAudio()
         parts = []
         for spec in self.specs:
             clips = [] if spec.test == 0 else self._read(spec, "test", [])
@@ -189,12 +189,12 @@ class Corpora:
 
     def _listen(self, spec: CorpusSpec) -> KnownAudio:
         try:
-            return listen(spec.list_split("test"), self.rules)
+            return known_audio(spec.list_split("test"), self.rules)
         except MusiccmError:
             return KnownAudio()  # read_split notes it in the corpus' own report
 
     def _read(self, spec: CorpusSpec, split: str, others: list[tuple[str, KnownAudio]]) -> list[Clip]:
-        clips, report = read_split(spec.list_split, split, self.rules, None, others, self._heard)
+        clips, report = read_split(spec.list_split, split, self.rules, None, others, self._known)
         self.reports[self._report_name(spec, split)] = report
         return clips if len(self.specs) == 1 else [replace(clip, id=f"{spec.name}/{clip.id}") for clip in clips]
 

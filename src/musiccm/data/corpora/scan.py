@@ -55,7 +55,7 @@ def examine_file(file: AudioFile, min_duration_s: float, channel: str = "mean") 
     Args:
         file: The file.
         min_duration_s: Shorter ones are a fault.
-        channel: What is heard of it (`scan_audio`).
+        channel: What is read of it (`scan_audio`).
 
     Returns:
         Its facts; or its fault, whose reason is one of missing, zero_byte, mislabelled, truncated, unreadable, empty,
@@ -96,7 +96,7 @@ class AudioScan:
         name: Whose results, such as the split's name.
         min_duration_s: Shorter files are a fault.
         workers: Threads that decode; one a core by default.
-        channel: What is heard of each file (`scan_audio`).
+        channel: What is read of each file (`scan_audio`).
     """
 
     def __init__(

@@ -44,7 +44,7 @@ class Meaning:
     """What a clip's tags say once they are taken together.
 
     Args:
-        said: `(group, thing)` of everything that is heard, in the order of `MEANINGS`.
+        said: `(group, thing)` of everything that is audible, in the order of `MEANINGS`.
         denied: `(group, thing)` of everything that is said to be absent.
     """
 
@@ -58,7 +58,7 @@ class Meaning:
 def understand(tags: Collection[str]) -> Meaning:
     """Merge synonyms and settle contradictions.
 
-    What one player heard and another denied is neither said nor denied, as are things that exclude each other.
+    What one player named and another denied is neither said nor denied, as are things that exclude each other.
 
     Args:
         tags: Names of MagnaTagATune's tags; others are ignored.
@@ -66,9 +66,9 @@ def understand(tags: Collection[str]) -> Meaning:
     Returns:
         What is left; false where that is nothing.
     """
-    heard = [(group, thing) for group, things in MEANINGS.items() for thing, names in things.items()
+    audible = [(group, thing) for group, things in MEANINGS.items() for thing, names in things.items()
              if any(name in tags for name in names)]
-    said, denied = dict.fromkeys(heard), dict.fromkeys(DENIALS[tag] for tag in DENIALS if tag in tags)
+    said, denied = dict.fromkeys(audible), dict.fromkeys(DENIALS[tag] for tag in DENIALS if tag in tags)
     for denial in list(denied):
         contrary = [thing for thing in said if thing in _family(denial)]
         if contrary:
@@ -100,7 +100,7 @@ def captions(tags: Collection[str], key: str, count: int = 3) -> list[str]:
         count: At most this many, all different. The first says everything, later ones may leave something out.
 
     Returns:
-        Sentences in lower case without a final stop; none where the tags say nothing that can be heard.
+        Sentences in lower case without a final stop; none where the tags say nothing audible.
     """
     meaning = understand(tags)
     if not meaning:
@@ -125,20 +125,20 @@ def _sentence(meaning: Meaning, key: str) -> str:
         things = [thing for thing in _with_both(meaning.said) if thing[0] in groups]
         return [_pick(_WORDS.get(thing, (thing[1],)), key, *thing) for thing in things]
 
-    adjectives, genres, heard = of(*_ADJECTIVES), of("genre"), of("instrument", "voice", "sound")
+    adjectives, genres, audible = of(*_ADJECTIVES), of("genre"), of("instrument", "voice", "sound")
     without = [_denial(thing, key) for thing in meaning.denied]
     ensemble = of("ensemble")
     what = [*adjectives[:2], *ensemble, *genres[:2]]
     noun = _pick(("music", "piece", "track"), key, "noun") if what else "music"
     rest = [*adjectives[2:], *genres[2:]]
     head = " ".join([*what, noun])
-    forms = ["{head} with {heard}", "{heard} in {head_a}", "{head} featuring {heard}"] if heard else ["{head}"]
+    forms = ["{head} with {audible}", "{audible} in {head_a}", "{head} featuring {audible}"] if audible else ["{head}"]
     if noun != "music":
-        forms += ["{head_a} with {heard}"] if heard else ["{head_a}"]
-    listed = ", ".join(_shuffled([*what, *heard, *rest, *without], key))
-    if (what or heard) and _hash(key, "form") % 3:
+        forms += ["{head_a} with {audible}"] if audible else ["{head_a}"]
+    listed = ", ".join(_shuffled([*what, *audible, *rest, *without], key))
+    if (what or audible) and _hash(key, "form") % 3:
         sentence = _pick(forms, key, "which").format(
-            head=head, head_a=head if noun == "music" else _article(head), heard=_and(heard))
+            head=head, head_a=head if noun == "music" else _article(head), audible=_and(audible))
         return ", ".join([sentence, *rest, *without])
     return listed if listed else head
 

@@ -91,5 +91,5 @@ def captions(attributes: Attributes, rng: np.random.Generator) -> list[str]:
 
 
 def tags(attributes: Attributes) -> list[str]:
-    """Tags as `group: value` for every audible attribute, and the instruments heard."""
+    """Tags as `group: value` for every audible attribute, and the instruments."""
     return [f"{group}: {value}" for group, value in attributes.labels().items()]

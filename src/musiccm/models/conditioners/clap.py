@@ -1,4 +1,4 @@
-"""CLAP as the model's ear and reader: text and audio to unit vectors in one space."""
+"""CLAP as the model's conditioner: text and audio to unit vectors in one space."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ClapFrontEnd(nn.Module):
 
     The extractor computes one clip at a time in NumPy and cuts clips longer than its window at random. Here a batch is
     one STFT, in float32: bins 90 dB below the loudest may differ from the extractor's float64 by more than rounding.
-    Which window is heard is the caller's choice.
+    The caller chooses the window.
 
     Args:
         feature_extractor: The extractor whose numbers, filters and padding rule are taken.
@@ -71,7 +71,7 @@ class ClapConditioner(Conditioner):
 
     Args:
         clap: A transformers `ClapModel`, or the text tower alone (`ClapTextModelWithProjection`), which reads but does
-            not hear.
+            not embed.
         tokenizer: Its tokenizer.
         feature_extractor: Its `ClapFeatureExtractor`, read for its numbers; None with the text tower alone.
         where: The folder or file that they come from, as it stands before a part's name in a message.
@@ -86,7 +86,7 @@ class ClapConditioner(Conditioner):
         self.clap = clap.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self._front_end: ClapFrontEnd | None = None
-        if self.hears:
+        if self.has_audio:
             bins = clap.config.audio_config.num_mel_bins
             if feature_extractor.feature_size != bins:
                 raise MusiccmError(f"{where}feature_extractor/preprocessor_config.json: feature_size is "
@@ -94,12 +94,12 @@ class ClapConditioner(Conditioner):
                                    "bins")
             self._front_end = ClapFrontEnd(feature_extractor)
         self.width = int(clap.config.projection_dim)
-        text_config = clap.config.text_config if self.hears else clap.config
+        text_config = clap.config.text_config if self.has_audio else clap.config
         positions = text_config.max_position_embeddings - text_config.pad_token_id - 1
         self.max_tokens = int(min(tokenizer.model_max_length, positions))
 
     @property
-    def hears(self) -> bool:
+    def has_audio(self) -> bool:
         """Whether there is an audio tower."""
         return hasattr(self.clap, "audio_model")
 
@@ -137,7 +137,7 @@ class ClapConditioner(Conditioner):
         taken = {"input_ids": tokens.input_ids.to(self.device)}
         if not tokens.attention_mask.all():
             taken["attention_mask"] = tokens.attention_mask.to(self.device)
-        return _unit(self.clap.get_text_features(**taken) if self.hears else self.clap(**taken).text_embeds)
+        return _unit(self.clap.get_text_features(**taken) if self.has_audio else self.clap(**taken).text_embeds)
 
     def audio(self, waveform_BS: Tensor, sample_rate_hz: int, windows: str = "first") -> Tensor:
         """Embed waveforms, the same way every time; gradients flow to the waveform.
@@ -145,7 +145,7 @@ class ClapConditioner(Conditioner):
         Args:
             waveform_BS: Waveforms.
             sample_rate_hz: Their rate; they are resampled to the extractor's.
-            windows: `first` hears the first window only; `mean` averages over windows that lie end to end, the last
+            windows: `first` takes the first window only; `mean` averages over windows that lie end to end, the last
                 shifted back to end with the clip.
 
         Returns:
@@ -159,12 +159,12 @@ class ClapConditioner(Conditioner):
         if waveform_BS.dim() != 2 or not waveform_BS.numel() or not torch.isfinite(waveform_BS).all():
             raise MusiccmError(f"expected finite waveforms of shape [B, S], found shape {tuple(waveform_BS.shape)}"
                                + ("" if waveform_BS.dim() != 2 else " (empty, or with NaN or infinity)"))
-        heard = resample(waveform_BS.to(self.device, torch.float32), sample_rate_hz, self.front_end.sample_rate_hz)
-        length, total = self.front_end.window_samples, heard.shape[-1]
+        resampled = resample(waveform_BS.to(self.device, torch.float32), sample_rate_hz, self.front_end.sample_rate_hz)
+        length, total = self.front_end.window_samples, resampled.shape[-1]
         if windows == "first" or total <= length:
-            return self.embed_features(self.front_end(heard))
+            return self.embed_features(self.front_end(resampled))
         starts = [min(i * length, total - length) for i in range(math.ceil(total / length))]
-        stacked = torch.stack([heard[:, start : start + length] for start in starts])
+        stacked = torch.stack([resampled[:, start : start + length] for start in starts])
         embedded = self.embed_features(self.front_end(stacked.flatten(0, 1))).unflatten(0, stacked.shape[:2])
         return F.normalize(embedded.mean(0), dim=-1)
 

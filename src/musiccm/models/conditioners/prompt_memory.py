@@ -42,7 +42,7 @@ class Conditioner(nn.Module):
         return super().train(False)
 
     @property
-    def hears(self) -> bool:
+    def has_audio(self) -> bool:
         """Whether it embeds audio too."""
         return False
 

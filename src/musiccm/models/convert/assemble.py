@@ -169,7 +169,7 @@ def _choose(
     if theirs is not None and (different := _differences(part, theirs[0])):
         raise MusiccmError(
             f"{path} and {ldm.path} hold different weights of the {option} ({len(different)} tensors, first "
-            f"{different[0]}). MusicLDM itself loads the checkpoint last, so its copy is the one that was heard: "
+            f"{different[0]}). MusicLDM itself loads the checkpoint last, so its copy is the one that counts: "
             "choose by --prefer checkpoint, or --prefer files"
         )
     return part, Path(path), dropped, ignored

@@ -19,7 +19,7 @@ from musiccm.models.conditioners.clap_names import (
 )
 from musiccm.models.convert.reading import read_original, tensors_of
 
-#: What LAION's CLAP hears: 10 s at 48 kHz, 64 bins from 50 Hz to 14 kHz, shorter clips repeated, then padded.
+#: What LAION's CLAP takes: 10 s at 48 kHz, 64 bins from 50 Hz to 14 kHz, shorter clips repeated, then padded.
 EXTRACTOR = {"feature_size": 64, "sampling_rate": 48000, "hop_length": 480, "max_length_s": 10, "fft_window_size": 1024,
              "frequency_min": 50, "frequency_max": 14000, "truncation": "rand_trunc", "padding": "repeatpad"}
 #: MusicLDM pads to 512 tokens; RoBERTa has positions for as many.

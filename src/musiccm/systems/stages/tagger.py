@@ -43,7 +43,7 @@ class TaggerStage(Stage):
     Args:
         tagger: `TaggerConfig` fields, without `tags`.
         mel: mel front end.
-        degradation: how training clips are degraded. A tagger that only knows clean renderings hears a codec's blur as
+        degradation: how training clips are degraded. A tagger that only knows clean renderings takes a codec's blur for
             another instrument.
         **stage: arguments of `Stage`.
     """

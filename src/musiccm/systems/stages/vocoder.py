@@ -31,13 +31,13 @@ class VocoderStage(Stage):
         mel: mel front end.
         segment_frames: mel frames of a training segment.
         margin_frames: frames on either side from which a segment's mel is computed and then cut; at least
-            `n_fft / 2 / hop`, or its edges would hear the padding. With the VAE, `segment_frames + 2 margin_frames`
+            `n_fft / 2 / hop`, or its edges would see the padding. With the VAE, `segment_frames + 2 margin_frames`
             must be a multiple of its downsampling.
         fft_sizes: resolutions of the STFT loss, in samples.
         stft_weight: weight of the multi-resolution STFT loss.
         mel_weight: weight of the L1 distance of log-mels.
         reconstructed_share: share of the training segments, 0..1, whose mel first goes through the bundle's VAE: what
-            the vocoder will hear in use. Needs `vae/` in the bundle.
+            the vocoder gets in use. Needs `vae/` in the bundle.
         cost_frames: mel frames of the clip whose GFLOP and latency are reported.
         mel_mean: what `normalize_before` subtracts from the mel, where the vocoder's configuration asks for it.
         mel_std: what it divides by.
