@@ -72,10 +72,10 @@ def written_out(state, waveform_S):
 def test_equals_the_encoder_written_out(state, file, seconds):
     embedder = load_embedder("audiomae", file)
     waveform = tones(seconds) + 0.05
-    heard = embedder(waveform, 16000)
+    found = embedder(waveform, 16000)
     theirs = torch.stack([written_out(state, clip) for clip in waveform])
-    torch.testing.assert_close(heard.embedding_RE, theirs, atol=1e-4, rtol=1e-4)
-    assert heard.counts == [1, 1] and heard.logits_BG is None
+    torch.testing.assert_close(found.embedding_RE, theirs, atol=1e-4, rtol=1e-4)
+    assert found.counts == [1, 1] and found.logits_BG is None
 
 
 def test_long_clips_are_the_mean_of_windows_end_to_end(file, monkeypatch):

@@ -47,9 +47,9 @@ def extracted(model, waveform, fusion=False):
 
 def test_equals_transformers_own_path(model, embedder):
     waveform = tones(10.0, RATE)
-    heard = embedder(waveform, RATE)
-    torch.testing.assert_close(heard.embedding_RE, extracted(model, waveform), atol=1e-4, rtol=0)
-    assert heard.counts == [1, 1] and heard.logits_BG is None and embedder.name == "clap"
+    found = embedder(waveform, RATE)
+    torch.testing.assert_close(found.embedding_RE, extracted(model, waveform), atol=1e-4, rtol=0)
+    assert found.counts == [1, 1] and found.logits_BG is None and embedder.name == "clap"
     assert embedder.provenance["published"] is False
 
 
@@ -57,22 +57,22 @@ def test_fusion_checkpoints(tmp_path):
     model = random_clap(fusion=True)
     torch.save({"state_dict": write_original(model)}, tmp_path / "fusion.pt")
     waveform = tones(10.0, RATE, clips=1)
-    heard = load_embedder("clap", tmp_path / "fusion.pt")(waveform, RATE)
+    found = load_embedder("clap", tmp_path / "fusion.pt")(waveform, RATE)
     theirs = extracted(model, waveform, fusion=True)
     # The extractor marks one clip of an all-short batch as longer at random: only the global branch can be compared.
-    assert heard.embedding_RE.shape == theirs.shape and torch.isfinite(heard.embedding_RE).all()
+    assert found.embedding_RE.shape == theirs.shape and torch.isfinite(found.embedding_RE).all()
 
 
 def test_windows_are_the_same_every_time_and_lie_end_to_end(embedder, monkeypatch):
     window = 10 * RATE
     waveform = tones(24.0, RATE, clips=1)
-    heard = embedder(waveform, RATE).embedding_RE
-    assert torch.equal(heard, embedder(waveform, RATE).embedding_RE)
+    found = embedder(waveform, RATE).embedding_RE
+    assert torch.equal(found, embedder(waveform, RATE).embedding_RE)
     parts = [waveform[:, start : start + window] for start in (0, window, 14 * RATE)]
     mean = torch.stack([embedder(part, RATE).embedding_RE for part in parts]).mean(0)
-    torch.testing.assert_close(heard, torch.nn.functional.normalize(mean, dim=-1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, torch.nn.functional.normalize(mean, dim=-1), atol=1e-5, rtol=0)
     monkeypatch.setattr(clap, "WINDOWS_PER_PASS", 1)
-    torch.testing.assert_close(embedder(waveform, RATE).embedding_RE, heard, atol=1e-5, rtol=0)
+    torch.testing.assert_close(embedder(waveform, RATE).embedding_RE, found, atol=1e-5, rtol=0)
 
 
 def test_a_clip_of_10_24_s_is_its_first_10_s(embedder):
@@ -120,7 +120,7 @@ def test_a_folder_in_transformers_layout(model, embedder, tmp_path):
     ClapFeatureExtractor(frequency_min=50, truncation="rand_trunc").save_pretrained(tmp_path)
     other = load_embedder("clap", tmp_path)
     waveform = tones(3.0, RATE, clips=1)
-    one, two = (heard(waveform, RATE).embedding_RE for heard in (other, embedder))
+    one, two = (found(waveform, RATE).embedding_RE for found in (other, embedder))
     torch.testing.assert_close(one, two, atol=1e-6, rtol=0)
     assert other.provenance == {"folder": tmp_path.name, "published": None}
     (tmp_path / "model.safetensors").unlink()

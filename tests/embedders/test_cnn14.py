@@ -22,12 +22,12 @@ def assert_close(ours, theirs):
 
 def test_equals_the_original_at_16_khz(pann, cnn14_originals):
     waveform = tones(2.03)
-    heard = pann(waveform, 16000)
+    found = pann(waveform, 16000)
     embedding, logits = original(cnn14_originals[16000], waveform)
-    assert_close(heard.embedding_RE, embedding)
-    assert_close(heard.logits_BG, logits)
-    assert heard.counts == [1, 1]
-    assert (heard.embedding_RE >= 0).all() and (heard.logits_BG < 0).any()
+    assert_close(found.embedding_RE, embedding)
+    assert_close(found.logits_BG, logits)
+    assert found.counts == [1, 1]
+    assert (found.embedding_RE >= 0).all() and (found.logits_BG < 0).any()
 
 
 def test_equals_the_original_at_32_khz(cnn14_originals):
@@ -35,9 +35,9 @@ def test_equals_the_original_at_32_khz(cnn14_originals):
     pann32k = PannEmbedder("pann32k", {"iteration": 1, "model": state, "sampler": {}})
     waveform = tones(1.5, 32000)
     embedding, logits = original(cnn14_originals[32000], waveform)
-    heard = pann32k(waveform, 32000)
-    assert_close(heard.embedding_RE, embedding)
-    assert_close(heard.logits_BG, logits)
+    found = pann32k(waveform, 32000)
+    assert_close(found.embedding_RE, embedding)
+    assert_close(found.logits_BG, logits)
     assert pann32k.sample_rate_hz == 32000 and pann32k.min_duration_s == pytest.approx(0.31)
 
 
@@ -46,15 +46,15 @@ def test_the_checkpoint_has_the_84_published_names(cnn14_checkpoint):
 
 
 def test_the_form_for_a_cpu_equals_the_original(cnn14_checkpoint, cnn14_originals):
-    ears = PannEmbedder("pann", cnn14_checkpoint)
-    before = ears.fingerprint
-    ears.for_cpu()
+    embedder = PannEmbedder("pann", cnn14_checkpoint)
+    before = embedder.fingerprint
+    embedder.for_cpu()
     waveform = tones(1.37)
     embedding, logits = original(cnn14_originals[16000], waveform)
-    heard = ears(waveform, 16000)
-    assert_close(heard.embedding_RE, embedding)
-    assert_close(heard.logits_BG, logits)
-    assert ears.fingerprint == before
+    found = embedder(waveform, 16000)
+    assert_close(found.embedding_RE, embedding)
+    assert_close(found.logits_BG, logits)
+    assert embedder.fingerprint == before
 
 
 @pytest.mark.parametrize("seconds", [0.31, 1.0, 3.333])

@@ -15,7 +15,7 @@ def precisions():
 
 
 class Recording(FrozenEmbedder):
-    """Remembers under what settings it heard."""
+    """Remembers under what settings it found."""
 
     def __init__(self):
         super().__init__("recording", 16000, 4)

@@ -69,11 +69,11 @@ def test_front_end_equals_numpy():
 
 def test_equals_the_original(vgg, original):
     waveform = tones(2.5)
-    heard = vgg(waveform, 16000)
+    found = vgg(waveform, 16000)
     theirs = torch.cat([original(clip) for clip in waveform])
-    assert heard.counts == [2, 2] and heard.logits_BG is None and theirs.abs().max() > 0.1
-    torch.testing.assert_close(heard.embedding_RE, theirs, atol=1e-4, rtol=1e-4)
-    assert (heard.embedding_RE < 0).any(), "the final ReLU is off"
+    assert found.counts == [2, 2] and found.logits_BG is None and theirs.abs().max() > 0.1
+    torch.testing.assert_close(found.embedding_RE, theirs, atol=1e-4, rtol=1e-4)
+    assert (found.embedding_RE < 0).any(), "the final ReLU is off"
 
 
 @pytest.mark.parametrize(("samples", "patches"), [(15600, 1), (30959, 1), (30960, 2), (160000, 10), (163840, 10)])

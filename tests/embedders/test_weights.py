@@ -86,7 +86,7 @@ def test_the_published_cnn14_file_with_its_sampler_is_read_without_running_anyth
     assert embedder.fingerprint == pann.fingerprint
     assert embedder.provenance["file"] == "Cnn14.pth" and embedder.provenance["published"] is False
     waveform = tones(0.5)
-    mine, theirs = (ears(waveform, 16000).embedding_RE for ears in (embedder, pann))
+    mine, theirs = (embedder(waveform, 16000).embedding_RE for embedder in (embedder, pann))
     torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
 

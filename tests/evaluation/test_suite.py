@@ -80,7 +80,7 @@ def test_a_suite_without_clap_and_text_gives_what_is_left() -> None:
     assert row["ta_similarity"] is None and row["sim_aa_90"] is None and nearest == []
     assert row["n"] == N and row["fd_whole"] > 0
     assert suite.references() == {}
-    with pytest.raises(MusiccmError, match="let CLAP listen"):
+    with pytest.raises(MusiccmError, match="give CLAP.s"):
         MetricSuite(ears.classifies()).update_reference(ears(REAL), None, IDS)
 
 

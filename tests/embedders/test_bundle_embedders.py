@@ -22,9 +22,9 @@ def test_the_tagger_hears_as_it_does_alone(bundle, monkeypatch):
     with torch.no_grad():
         embedding, logits = alone(LogMel(bundle.mel)(waveform))
     embedder = load_embedder("tagger", bundle=bundle)
-    heard = embedder(waveform, 16000)
-    assert torch.equal(heard.embedding_RE, embedding) and torch.equal(heard.logits_BG, logits)
-    assert heard.counts == [1, 1, 1]
+    found = embedder(waveform, 16000)
+    assert torch.equal(found.embedding_RE, embedding) and torch.equal(found.logits_BG, logits)
+    assert found.counts == [1, 1, 1]
     assert embedder.name == "tagger" and embedder.tags == alone.tags and embedder.groups == alone.groups
     assert embedder.provenance["content_hash"] == bundle.content_hash(["evaluators/tagger"])
     assert load_embedder("tagger", bundle=bundle.path).fingerprint == embedder.fingerprint
@@ -45,8 +45,8 @@ def test_the_bundles_clap_is_the_conditioners_and_has_a_name_of_its_own(bundle):
     waveform, conditioner = tones(1.0, clips=2), bundle.conditioner()
     embedder = load_embedder("clap", bundle=bundle)
     assert embedder.name == "bundle_clap" and embedder.width == conditioner.width
-    heard = embedder(waveform, 16000)
+    found = embedder(waveform, 16000)
     with torch.no_grad():
-        torch.testing.assert_close(heard.embedding_RE, conditioner.audio(waveform, 16000))
+        torch.testing.assert_close(found.embedding_RE, conditioner.audio(waveform, 16000))
         torch.testing.assert_close(embedder.text(["organ"]), conditioner.text(["organ"]))
-    assert heard.logits_BG is None and heard.counts == [1, 1]
+    assert found.logits_BG is None and found.counts == [1, 1]
