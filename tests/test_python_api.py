@@ -14,6 +14,7 @@ import torch
 
 import musiccm
 from musiccm.diffusion import NoiseProcess
+from musiccm.errors import MusiccmError
 from musiccm.samplers import make_sampler
 
 README = Path(__file__).parents[1] / "README.md"
@@ -31,6 +32,18 @@ def test_every_name_is_the_one_of_its_home() -> None:
         assert getattr(musiccm, name) is getattr(home, name) and name in dir(musiccm)
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = musiccm.Nothing
+
+
+@pytest.mark.parametrize("name", ["evaluate", "load_embedder", "MusicCM"])
+@pytest.mark.parametrize("module", ["torchmetrics", "scipy", "timm"])
+def test_what_lacks_a_library_says_what_to_install(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(home: str) -> None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setattr(musiccm.importlib, "import_module", lacking)
+    extra = "train" if name == "MusicCM" else "eval"
+    with pytest.raises(MusiccmError, match=rf"musiccm\.{name} needs {module}.*musiccm\[{extra}\]"):
+        getattr(musiccm, name)
 
 
 def test_the_readme_example_runs() -> None:

@@ -42,7 +42,7 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         from musiccm.errors import missing_extra
 
-        wanted = "eval" if name == "load_embedder" else "train"
+        wanted = "eval" if name in ("evaluate", "load_embedder") else "train"
         if (lacking := missing_extra(error, wanted, f"musiccm.{name}")) is not None:
             raise lacking from error
         raise

@@ -146,7 +146,7 @@ def test_pace_is_that_of_a_clip_with_all_that_is_done_to_it(bundle: Path, tmp_pa
 def test_several_networks_each_under_its_own_name(bundle: Path, tmp_path: Path) -> None:
     evaluation = Evaluation(
         steps=[1], fast_steps=[], teacher_steps=[], limit=5, batch_size=5, n_panels=0, progress=False,
-        embedders=["clap", "tagger"], kad=["clap"], metrics={"mauve": ["tagger"]},
+        embedders=["clap", "tagger"], kad=["clap"], metrics={"mauve": ["tagger"], "coverage": ["tagger"]},
     )
     trainer(tmp_path, [evaluation]).test(System(bundle), Data(), verbose=False)
     folder = tmp_path / "lightning_logs" / "tiny" / "version_0"
@@ -159,6 +159,9 @@ def test_several_networks_each_under_its_own_name(bundle: Path, tmp_path: Path) 
     text = (folder / "results.txt").read_text()
     assert row["kad_bundle_clap"] is not None and "kad_bundle_clap ↓" in text
     assert 0 < row["mauve_tagger"] <= 1 and f"{row['mauve_tagger']:.3f}" in text and "mauve_tagger ↑" in text
+    # in halves of other clips, five are too few
+    assert row["coverage_tagger"] is None and all(
+        f"{name}_tagger ↑" in text for name in ("coverage", "density", "precision", "recall"))
     head = (folder / "results.txt").read_text().splitlines()[0].replace(" ↓", "").split()
     assert head[3] == "fd_bundle_clap" and "fd_tagger" in head
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,18 @@ def test_figures_equal_audioldm_eval_on_the_same_embeddings(folders, capsys) -> 
     assert len(result["networks"]["tagger"]) == 64
 
 
-def test_a_folder_against_itself_is_perfect(folders, tmp_path: Path) -> None:
+def test_a_folder_against_itself_is_perfect(folders, tmp_path: Path, capsys) -> None:
     generated, _ = folders
     copy = tmp_path / "copy"
     shutil.copytree(generated, copy)
-    assert evaluate(copy, generated) == 0
-    figures = result_of(copy)["figures"]
-    assert figures["fd_tagger"] == pytest.approx(0.0, abs=1e-5) and figures["kl_tagger_exact"] == pytest.approx(0.0)
+    capsys.readouterr()
+    assert evaluate(copy, generated, "--coverage") == 0
+    found, said = result_of(copy)["figures"], capsys.readouterr().out
+    assert found["fd_tagger"] == pytest.approx(0.0, abs=1e-5) and found["kl_tagger_exact"] == pytest.approx(0.0)
+    # halves of 12 clips, of 5 neighbours (Naeem et al. 2020, section 3.2): 1 - (11 10 9 8 7) / (23 22 21 20 19)
+    assert found["coverage_tagger_expected"] == pytest.approx(1 - 55440 / 4037880)
+    for key in ("coverage_tagger", "density_tagger", "precision_tagger", "recall_tagger"):
+        assert found[key] > 0 and re.search(rf"{key} .* higher", said), key
 
 
 def test_left_out_unpaired_and_unlike_sets_are_said(folders, tmp_path: Path, capsys) -> None:

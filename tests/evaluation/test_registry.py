@@ -33,7 +33,7 @@ class MeanGap(PairedRowsMetric):
     def compute(self) -> dict:
         real, fake = self.row_sets()
         gap = float((real.rows.mean(dim=0) - fake.rows.mean(dim=0)).norm())
-        return {"gap": gap, "n": N, "n_real": N, "rows": N, "rows_real": N}
+        return {"gap": gap}  # without counts
 
 
 ROW = MetricRow("gap", "sets", "higher", "rows", (Column("gap_<net>", "gap"),), MeanGap, "the gap of the means",
@@ -48,7 +48,8 @@ def test_a_metric_is_one_row_and_stands_in_every_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(registry, "METRICS", (*registry.METRICS, ROW))
-    suite = MetricSuite({"tagger": True}, (IDS, REAL), {"drums": [0, 1]}, also={"gap": ["tagger"]})
+    suite = MetricSuite({"tagger": True}, (IDS, REAL), {"drums": [0, 1]}, 
+                        also={"gap": ["tagger"], "coverage": ["tagger"]})
     suite.update_reference(features(REAL), REAL, IDS)
     suite.update(features(FAKE), REAL, IDS, torch.ones(N, 4))
     row = suite.compute()[0] | {"latency_s": 0.5, "latency_text_s": 0.1, "of_the_future": 4.25}
@@ -60,7 +61,8 @@ def test_a_metric_is_one_row_and_stands_in_every_table(
     run = tmp_path / "runs/big/version_0"
     write_table(run, "big", {r["model"]: Outcome(r) for r in rows}, {})
     assert json.loads((run / "results.json").read_text())["rows"][0]["gap_tagger"] == row["gap_tagger"]
-    assert {path.name for path in run.glob("*.png")} == {"fd_against_calls.png", "gap_against_calls.png"}
+    assert {path.name for path in run.glob("*.png")} == {
+        f"{name}_against_calls.png" for name in ("fd", "gap", "coverage")}
 
     config = tmp_path / "big.yaml"
     config.write_text("trainer: {max_steps: 1}\n")
@@ -70,7 +72,7 @@ def test_a_metric_is_one_row_and_stands_in_every_table(
     for text in ((run / "results.txt").read_text(), printed[: printed.index("# big")], (run / "tables.md").read_text()):
         assert "gap_tagger ↑" in text and f"{row['gap_tagger']:.2f}" in text
         # every number of the row that is no count, no part of another and no deviation; each with its direction
-        for key in set(row) - {"n", "is_tagger_std", "acc_drums_chance", "latency_text_s", "n_reference"}:
+        for key in set(row) - {"n", "is_tagger_std", "acc_drums_chance", "latency_text_s", "n_reference", "coverage_tagger_expected"}:
             heads = {head_of(key, "tagger"), registry.with_arrow(key, key),
                      registry.with_arrow(key.replace("sim_aa_", "SIM_AA@"), key)}
             assert any(head in text for head in heads), (key, heads, text)
@@ -80,6 +82,7 @@ def test_a_metric_is_one_row_and_stands_in_every_table(
 def test_keys_are_told_apart() -> None:
     for key, name, of in (
         ("fd_pann", "fd", "pann"), ("fd_inf_pann", "fd_inf", "pann"), ("kl_bundle_clap_exact", "kl", "bundle_clap"),
+        ("coverage_pann_expected", "coverage", "pann"),
         ("is_vgg_std", "is", "vgg"), ("sim_aa_90", "sim_aa", ""), ("sim_aa_95_my corpus", "sim_aa", "_my corpus"),
         ("acc_drums_chance", "acc", "drums"), ("latency_text_s", "latency", "text"),
     ):

@@ -21,6 +21,7 @@ from musiccm.metrics import (
     TextAudioSimilarity,
 )
 from musiccm.metrics.clips import TooFewClips
+from musiccm.metrics.coverage import Coverage
 from musiccm.metrics.mauve import Mauve
 from musiccm.similarity.sim_aa import SimAA
 
@@ -37,14 +38,14 @@ def run(shards: list[list[int]]) -> dict[str, Any]:
     d, train_ids = data(), [f"t{i}" for i in range(N)]
     fd, folded = FrechetDistance(), FrechetDistance(buffer_rows=4)
     kad, fd_inf, kept = KernelDistance(), FrechetInfinity(), KLDivergence(reset_real_features=False)
-    mauve = Mauve(clusters=3)
+    mauve, coverage = Mauve(clusters=3), Coverage(k=2)
     inception, kl, ta = InceptionScore(), KLDivergence(), TextAudioSimilarity()
     hashed = [InceptionScore(splits=3, splitting="hashed", buffer_rows=rows) for rows in (4, 1000)]
     sim = SimAA(d["train"], train_ids, thresholds=(0.5, 0.9))
     accuracy = AttributeAccuracy({"x": [0, 1, 2], "y": [3, 4]})
     for part in shards:
         ids = [f"clip{i}" for i in part]
-        for metric in (fd, folded, kl, kept, kad, fd_inf, mauve):
+        for metric in (fd, folded, kl, kept, kad, fd_inf, mauve, coverage):
             metric.update(d["real"][part], ids, real=True)
             metric.update(d["fake"][part], ids, real=False)
         for metric in (inception, *hashed):
@@ -53,7 +54,7 @@ def run(shards: list[list[int]]) -> dict[str, Any]:
         sim.update(d["audio"][part], ids)
         accuracy.update(d["fake"][part], (d["real"][part] > 0).float(), ids)
     metrics = {"fd": fd, "folded": folded, "is": inception, "kl": kl, "ta": ta, "sim": sim, "acc": accuracy,
-               "kad": kad, "fd_inf": fd_inf, "mauve": mauve, "kl_kept": kept,
+               "kad": kad, "fd_inf": fd_inf, "mauve": mauve, "coverage": coverage, "kl_kept": kept,
                "hashed_folded": hashed[0], "hashed": hashed[1]}
     found = {name: metric.compute() for name, metric in metrics.items()}
     found["fd_inf"] |= {f"share {share}": distance for share, distance in

@@ -58,7 +58,7 @@ def encode_corpus(
     data = data_module(configs, {**overrides, "kind": "waveform"})
     require_utf8(str(data.cache_dir), "data.cache_dir")
     bundle = Bundle.from_pretrained(str(data.bundle), parts=ENCODING_PARTS)
-    work = EncodingData(data, bundle_fingerprint(bundle.path), batch_size, shard_size, overwrite, bundle.gives_tokens)
+    work = EncodingData(data, bundle_fingerprint(bundle), batch_size, shard_size, overwrite, bundle.gives_tokens)
     encoder = Encoder(bundle, work)
     trainer = make_trainer(device)
     # For all processes of a run: the others wait for the first, and are ended with it.

@@ -20,12 +20,14 @@ from musiccm.data.corpora.report import Report
 from musiccm.data.corpora.shares import Part, limited
 from musiccm.data.latent_cache.dataset import LatentCache
 from musiccm.data.latent_cache.files import cache_key
-from musiccm.data.latent_cache.fingerprint import bundle_fingerprint, bundle_folder, caches_tokens, clips_fingerprint
+from musiccm.data.latent_cache.fingerprint import bundle_fingerprint, clips_fingerprint
 from musiccm.data.latent_cache.windows import LatentWindows, collate_latents
 from musiccm.data.sampling import KeyedLoader, MixedSampler, OrderedSampler, ShuffledSampler
 from musiccm.data.vocabulary import TagVocabulary
 from musiccm.data.waveforms import WaveformWindows, collate_waveforms
 from musiccm.errors import MusiccmError
+from musiccm.models.bundle import Bundle
+from musiccm.models.bundle.files import local_bundle
 
 log = logging.getLogger(__name__)
 
@@ -201,11 +203,11 @@ class MusicDataModule(pl.LightningDataModule):
             model: Fingerprint of the bundle; computed if not given, unchecked where the bundle is not on this disk.
             tokens: Whether the bundle's text encoder gives tokens; found out or left unchecked likewise.
         """
-        folder = bundle_folder(self.bundle) if self.bundle else None
-        if model is None and folder is not None:
-            model = bundle_fingerprint(folder)
-        if tokens is None and folder is not None:
-            tokens = caches_tokens(folder)
+        folder = local_bundle(self.bundle) if self.bundle else None
+        if folder is not None and (model is None or tokens is None):
+            bundle = Bundle.from_pretrained(folder, parts=())
+            model = bundle_fingerprint(bundle) if model is None else model
+            tokens = bundle.gives_tokens if tokens is None else tokens
         return cache_key(
             self.clips(split), self.clip_samples, self.sample_rate_hz, self.windows_per_track, model, self.conversion,
             tokens,

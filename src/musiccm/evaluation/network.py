@@ -84,7 +84,8 @@ class NetworkMetrics(nn.Module):
         for metric_of, metric in self._rows("sets"):
             found = computed(f"{metric_of.name}_{self.name}", metric)
             row |= {key: found.get(value) for key, value in keys_of(metric_of, self.name).items()}
-            counts |= {f"rows_{self.name}": found["rows"], "n_reference": found["n_real"]} if found else {}
+            named = {"rows": f"rows_{self.name}", "n_real": "n_reference"}
+            counts |= {key: found[value] for value, key in named.items() if value in found}
         return row | {key: count for key, count in counts.items() if count != n}
 
     def compute(self, n: int) -> dict[str, Any]:
@@ -101,7 +102,7 @@ class NetworkMetrics(nn.Module):
         for metric_of, metric in self._rows("generated", "pairs"):
             found = computed(f"{metric_of.name}_{self.name}", metric)
             row |= {key: found.get(value) for key, value in keys_of(metric_of, self.name).items()}
-            row |= {f"n_{metric_of.name}_{self.name}": found["n"]} if found and found["n"] != n else {}
+            row |= {f"n_{metric_of.name}_{self.name}": found["n"]} if found.get("n", n) != n else {}
         return row
 
     def _rows(self, *scopes: str) -> list[tuple[MetricRow, Any]]:

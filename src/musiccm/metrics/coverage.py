@@ -86,7 +86,7 @@ class Coverage(PairedRowsMetric):
 
         Returns:
             `coverage`, `density`, `precision`, `recall`; `expected`, a perfect model's coverage; `n` and `n_real`
-            clips; `k`.
+            clips; `rows` and `rows_real` feature rows; `k`.
 
         Raises:
             TooFewClips: A set, or a half of one, with no more than k clips.
@@ -99,7 +99,7 @@ class Coverage(PairedRowsMetric):
                               f"share clip ids, found {len(real.clips)} and {len(fake.clips)}")
         found = [self._shares(real.of(a), fake.of(b)) for a, b in both]
         shares = {name: sum(part[name] for part in found) / len(found) for name in found[0]}
-        return {**shares, "n": len(fake.clips), "n_real": len(real.clips), "k": self.k}
+        return {**shares, **self.counted(real, fake), "k": self.k}
 
     def _independent(self, real: RowSet, fake: RowSet) -> list[tuple[list[str], list[str]]]:
         """Pairs of real and generated ids without one in common."""

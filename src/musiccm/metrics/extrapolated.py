@@ -78,7 +78,5 @@ class FrechetInfinity(PairedRowsMetric):
             distances.append(frechet_distance_of_rows(real.of(drawn[0]).rows, fake.of(drawn[1]).rows))
             inverse.append((n_real / len(drawn[0]) + n / len(drawn[1])) / 2)
         slope, at_infinity = np.polyfit(inverse, distances, 1)
-        return {
-            "fd_inf": float(at_infinity), "shares": shares.tolist(), "distances": distances, "n": n, "n_real": n_real,
-            "rows": rows, "rows_real": rows_real,
-        }
+        return {"fd_inf": float(at_infinity), "shares": shares.tolist(), "distances": distances,
+                **self.counted(real, fake)}

@@ -90,5 +90,4 @@ class KernelDistance(PairedRowsMetric):
         of_x, of_y = real.numbers(known), fake.numbers(known)
         within = kernel_mean(x, x, of_x, of_x, bandwidth) + kernel_mean(y, y, of_y, of_y, bandwidth)
         value = SCALE * (within - 2 * kernel_mean(x, y, of_x, of_y, bandwidth))
-        counts = {"n": len(fake.clips), "n_real": len(real.clips), "rows": len(y), "rows_real": len(x)}
-        return {"kad": value, "bandwidth": bandwidth, **counts}
+        return {"kad": value, "bandwidth": bandwidth, **self.counted(real, fake)}

@@ -155,5 +155,5 @@ class Mauve(PairedRowsMetric):
             p, q = (np.bincount(part, minlength=labels.max() + 1) / len(part)
                     for part in (labels[:n_real], labels[n_real:]))
             scores.append(frontier_area(divergence_frontier(p, q, self.scaling)))
-        counts = {"n": len(fake.clips), "n_real": len(real.clips), "rows": n, "rows_real": n_real}
-        return {"mauve": float(np.mean(scores)), "std": float(np.std(scores)), "clusters": clusters, **counts}
+        return {"mauve": float(np.mean(scores)), "std": float(np.std(scores)), "clusters": clusters,
+                **self.counted(real, fake)}

@@ -1,4 +1,4 @@
-"""Two sets of rows that are all kept: for figures that need every row, or many draws of them."""
+"""Two sets of rows that are all kept: for metrics that need every row, or many draws of them."""
 
 from __future__ import annotations
 
@@ -80,6 +80,20 @@ class PairedRowsMetric(FoldingMetric):
             An empty summary.
         """
         return ()
+
+    @staticmethod
+    def counted(real: RowSet, fake: RowSet) -> dict[str, int]:
+        """What every result of two sets says of their sizes.
+
+        Args:
+            real: The reference.
+            fake: The generated set.
+
+        Returns:
+            `n` and `n_real` clips; `rows` and `rows_real` feature rows.
+        """
+        return {"n": len(fake.clips), "n_real": len(real.clips), "rows": sum(map(len, fake.clips)),
+                "rows_real": sum(map(len, real.clips))}
 
     def row_sets(self) -> tuple[RowSet, RowSet]:
         """The real and the generated set, the same for every order, batching and number of ranks.

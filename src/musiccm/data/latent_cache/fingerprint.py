@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from musiccm.data.corpora.labels import Clip
-from musiccm.diffusion import gives_tokens
 from musiccm.errors import MusiccmError
-from musiccm.texts import read_json
+from musiccm.models.bundle import Bundle
 
 # The parts that latents and their conditions come out of; the last is CLAP's alone.
 ENCODING_PARTS = ("vae", "text_encoder", "tokenizer", "feature_extractor")
 
 
-def bundle_folder(bundle: str | Path) -> Path | None:
-    """The folder of a bundle given by path or packaged name; None for anything else, such as a hub id."""
-    if Path(bundle).is_dir():
-        return Path(bundle)
-    packaged = Path(str(importlib.resources.files("musiccm"))) / "bundles" / str(bundle).removeprefix("musiccm-")
-    return packaged if str(bundle).startswith("musiccm-") and packaged.is_dir() else None
-
-
-def caches_tokens(folder: Path) -> bool:
-    """Whether the captions of a bundle's latent cache are tokens, by its text encoder, and not CLAP's vectors."""
-    config = folder / "text_encoder" / "config.json"
-    return config.is_file() and gives_tokens(read_json(config, "the text encoder's configuration"))
-
-
-def bundle_fingerprint(folder: Path) -> str:
+def bundle_fingerprint(bundle: Bundle) -> str:
     """Hash of the configurations and weights that encode audio and text, and of the mel settings.
 
     Args:
-        folder: The bundle.
+        bundle: The bundle; parts that it borrows are read from its base.
 
     Returns:
         32 hexadecimal digits, the same wherever the bundle lies.
@@ -45,8 +28,9 @@ def bundle_fingerprint(folder: Path) -> str:
         MusiccmError: One of the parts is missing.
     """
     digest = hashlib.blake2b(digest_size=16)
-    parts = ENCODING_PARTS[:-1] if caches_tokens(folder) else ENCODING_PARTS
+    parts = ENCODING_PARTS[:-1] if bundle.gives_tokens else ENCODING_PARTS
     for part in parts:
+        folder = bundle.root_of(part)
         files = sorted(
             f for f in (folder / part).glob("*")
             if f.suffix in (".safetensors", ".txt", ".model") or (f.suffix == ".json" and f.name != "quality.json")
@@ -58,9 +42,7 @@ def bundle_fingerprint(folder: Path) -> str:
             with file.open("rb") as stream:
                 while block := stream.read(1 << 20):
                     digest.update(block)
-    settings = folder / "musiccm.json"
-    mel = read_json(settings, "a bundle's settings").get("mel") if settings.is_file() else None
-    digest.update(json.dumps(mel, sort_keys=True).encode())
+    digest.update(json.dumps(bundle.settings.get("mel"), sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -67,6 +67,19 @@ PARTS = {
 }
 
 
+def local_bundle(path: str | Path) -> Path | None:
+    """The directory of a bundle given by path or packaged name; None for anything else, such as a hub id."""
+    if Path(path).is_dir():
+        return Path(path)
+    packaged = _packaged(str(path))
+    return packaged if packaged is not None and packaged.is_dir() else None
+
+
+def _packaged(name: str) -> Path | None:
+    bundles = Path(str(importlib.resources.files("musiccm"))) / "bundles"
+    return bundles / PACKAGED[name] if name in PACKAGED else None
+
+
 def resolve_bundle(path: str | Path, parts: Iterable[str] | None = None, here: bool = True) -> Path:
     """Find a bundle: a directory, a packaged name, or a hub id, of which only the needed files are fetched.
 
@@ -84,8 +97,7 @@ def resolve_bundle(path: str | Path, parts: Iterable[str] | None = None, here: b
     if here and Path(path).is_dir():
         return Path(path)
     name = str(path)
-    if name in PACKAGED:
-        folder = Path(str(importlib.resources.files("musiccm"))) / "bundles" / PACKAGED[name]
+    if (folder := _packaged(name)) is not None:
         if not folder.is_dir():
             raise MusiccmError(f"the packaged bundle '{name}' is not in this installation ({folder}); reinstall "
                                "musiccm or build it with `make bundle`")
