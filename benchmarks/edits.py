@@ -18,7 +18,7 @@ from musiccm.commands._timing import row, student_of
 from musiccm.data.demo.tracks import make_track
 from musiccm.device import choose_device
 from musiccm.evaluation.bundle_quality import decoders
-from musiccm.long_form import SeamFigures, decode_whole, read_clip, seam_figures
+from musiccm.long_form import SeamMetrics, decode_whole, read_clip, seam_metrics
 from musiccm.long_form.edit import Edited
 from musiccm.models.bundle import Bundle
 from musiccm.pipeline import Pipeline
@@ -40,7 +40,7 @@ def run(bundle: str) -> list[dict]:
     parts = Bundle.from_pretrained(student_of(bundle))
     sounding = {name: Pipeline(parts, name).to(choose_device("auto")) for name in decoders(parts)}
     pipeline = sounding["original"]
-    found: dict[tuple[str, str], list[tuple[SeamFigures, SeamFigures]]] = {}
+    found: dict[tuple[str, str], list[tuple[SeamMetrics, SeamMetrics]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for index in range(CLIPS):
             track = make_track(3, "test", index)
@@ -54,7 +54,7 @@ def run(bundle: str) -> list[dict]:
             ):
                 hard = joined(pipeline, edited, text, index)
                 for decoder, by in sounding.items():
-                    ours, theirs = (seam_figures(decode_whole(by, z)[: len(edited.waveform_S)], edited.seams_s,
+                    ours, theirs = (seam_metrics(decode_whole(by, z)[: len(edited.waveform_S)], edited.seams_s,
                                                  parts.mel) for z in (edited.z_CTF, hard))
                     if ours is not None and theirs is not None:
                         found.setdefault((name, decoder), []).append((ours, theirs))

@@ -30,11 +30,11 @@ from musiccm.samplers import INITIAL, Crops, FrameNoise, SharedProcess, sample_s
 from musiccm.samplers.shared_restricted import CondOf
 
 STEPS, REAL = 4, 300
-#: (pieces, seconds) of those whose seams are judged, those followed over a minute, those decoded in parts and whole.
+#: (pieces, seconds) of those whose seams are measured, those followed over a minute, those decoded in parts and whole.
 SHORT, LONG, DECODED = (24, 20.48), (4, 60.0), (4, 30.72)
 OVERLAPS = {"uniform": (0.25, 0.5), "triangular": (0.25, 0.5), "swap": (0.25, 0.5)}
-#: What is judged around a seam, as a part of the model's window; seams lie closer where windows overlap more.
-JUDGED = 0.5
+#: What is measured around a seam, as a part of the model's window; seams lie closer where windows overlap more.
+SEAM_SHARE = 0.5
 DECIBEL = 20.0 / math.log(10.0)
 
 
@@ -87,8 +87,8 @@ def detail(z_CTF: Tensor, crops: Crops) -> list[list[float]]:
     return [[float(z_CTF.diff(dim=1)[:, there].var())] if there.any() else [] for there in (windows > 1, windows == 1)]
 
 
-class Judge:
-    """Figures of sets of pieces, each made in one way."""
+class Measures:
+    """Metrics of sets of pieces, each made in one way."""
 
     def __init__(self, pipeline: Pipeline, real_ED: Tensor) -> None:
         self.pipeline, self.real_ED = pipeline, real_ED
@@ -109,7 +109,7 @@ class Judge:
     @torch.no_grad()
     def seams(self, way: Way) -> dict[str, list[float]]:
         per, window = self.pipeline.codec.downsampling, self.window
-        half = int(window * JUDGED / 2) * per
+        half = int(window * SEAM_SHARE / 2) * per
         rows: dict[str, list[Tensor]] = {"fd_seam": [], "fd_middle": []}
         out: dict[str, list[float]] = {
             k: [] for k in ("level", "usual_level", "flux", "usual_flux", "detail_shared", "detail_alone")}
@@ -228,22 +228,22 @@ def ways() -> dict[str, Way]:
 def run(bundle: str) -> list[dict]:
     pipeline = Pipeline.from_pretrained(student_of(bundle), decoder="original").to(choose_device("auto"))
     pipeline.bundle.evaluators["tagger"].to(pipeline.device)
-    frames = 2 * int(pipeline.latent_shape[1] * JUDGED / 2) * pipeline.codec.downsampling
-    judge = Judge(pipeline, real_rows(pipeline, frames, REAL))
-    figures = {name: judge.seams(way) | judge.minute(way) for name, way in ways().items()}
-    alone = figures.pop("independent")
+    frames = 2 * int(pipeline.latent_shape[1] * SEAM_SHARE / 2) * pipeline.codec.downsampling
+    measures = Measures(pipeline, real_rows(pipeline, frames, REAL))
+    metrics = {name: measures.seams(way) | measures.minute(way) for name, way in ways().items()}
+    alone = metrics.pop("independent")
     # these have no overlap; what overlaps are compared with is what windows have that nothing is fused with
     alone["detail_shared"] = alone["detail_alone"]
     rows = [row(f"{name}: {way}", found[key], alone[key], unit, None, lower)
-            for key, (name, unit, lower) in NAMES.items() for way, found in figures.items() if found[key]]
+            for key, (name, unit, lower) in NAMES.items() for way, found in metrics.items() if found[key]]
     for name, way in ways().items():
         mean = f"uniform, overlap {way.overlap:g}"  # its windows lie over the same music, so pieces can be paired
-        if name in figures and mean in figures and name != mean:
-            pairs = zip(figures[name]["detail_shared"], figures[mean]["detail_shared"], strict=True)
+        if name in metrics and mean in metrics and name != mean:
+            pairs = zip(metrics[name]["detail_shared"], metrics[mean]["detail_shared"], strict=True)
             shares = [a / b for a, b in pairs]
             rows.append(row(f"this variance in overlaps, of the uniform mean's: {name}", shares, [], "of 1"))
-    z, _, _ = judge.piece(0, SHORT[1], Way(0.5, "uniform"))
-    eps, _, _ = judge.piece(0, SHORT[1], Way(0.5, "uniform", lambda p, c: multidiffusion(p, c, "eps")))
+    z, _, _ = measures.piece(0, SHORT[1], Way(0.5, "uniform"))
+    eps, _, _ = measures.piece(0, SHORT[1], Way(0.5, "uniform", lambda p, c: multidiffusion(p, c, "eps")))
     difference = float((z - eps).abs().max() / z.std())
     rows.append(row("largest difference of uniform and eps-fusion", [difference], [], "of z's deviation"))
-    return rows + judge.decoding()
+    return rows + measures.decoding()

@@ -24,6 +24,22 @@ _BYTE_ORDER_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32
                      codecs.BOM_UTF16_BE: "UTF-16"}
 
 
+def number_text(value: Any, form: str = ".4g", none: str = "None") -> str:
+    """A value of a table or a line as text.
+
+    Args:
+        value: A float, or anything else.
+        form: Of floats, as `format` takes it.
+        none: What stands for None.
+
+    Returns:
+        The float in that form; whole numbers and texts as they are.
+    """
+    if value is None:
+        return none
+    return format(value, form) if isinstance(value, float) else str(value)
+
+
 def escaped(name: str | PurePath) -> str:
     r"""The name of a file as text: a byte that is not UTF-8 is `\xe9`; a backslash that would read so is `\x5c`.
 

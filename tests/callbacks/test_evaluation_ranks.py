@@ -71,8 +71,8 @@ def test_two_processes_log_and_write_what_one_does(tmp_path: Path, monkeypatch: 
     ranks = [torch.load(tmp_path / "two" / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
     for budget_s, n in ((None, 5), (2.0, 4)):
         # A budget of 2 s at 1 s a clip: 2 clips a rank.
-        dealt = [set(found[f"generated_{budget_s}"]) for found in ranks]
-        assert not dealt[0] & dealt[1] and len(dealt[0] | dealt[1]) == n
+        mine = [set(found[f"generated_{budget_s}"]) for found in ranks]
+        assert not mine[0] & mine[1] and len(mine[0] | mine[1]) == n
         for found in ranks:
             values = found[f"val_{budget_s}"]
             assert values["val/n_1"] == values["val/n_teacher_1"] == n

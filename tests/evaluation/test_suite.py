@@ -45,11 +45,12 @@ def extractor(clap: bool = True) -> FeatureExtractor:
 
 
 def test_each_network_has_its_figures_and_its_rows() -> None:
-    ears = extractor()
-    suite = MetricSuite(ears.classifies(), ([f"t{i}" for i in range(4)], REAL[:4, :3]), options={"is": {"splits": 5}})
-    suite.update_reference(ears(REAL), REAL[:, :3], IDS)
+    embedders = extractor()
+    suite = MetricSuite(embedders.classifies(), ([f"t{i}" for i in range(4)], REAL[:4, :3]),
+                        options={"is": {"splits": 5}})
+    suite.update_reference(embedders(REAL), REAL[:, :3], IDS)
     for part in (slice(0, 11), slice(11, N)):
-        suite.update(ears(FAKE[part]), FAKE[part, :3], IDS[part])
+        suite.update(embedders(FAKE[part]), FAKE[part, :3], IDS[part])
     row, nearest = suite.compute()
     assert list(row) == [
         "fd_halves", "rows_halves", "fd_whole", "is_whole_mean", "is_whole_std", "kl_whole", "kl_whole_exact",
@@ -65,30 +66,30 @@ def test_each_network_has_its_figures_and_its_rows() -> None:
     assert row["ta_similarity"] == pytest.approx(1.0)
     assert suite.references()["retrieval_max_gallery"] == "train"
     suite.reset_generated()
-    suite.update(ears(REAL[:20]), REAL[:20, :3], IDS[:20])
+    suite.update(embedders(REAL[:20]), REAL[:20, :3], IDS[:20])
     again, _ = suite.compute()
     assert again["kl_whole_exact"] == pytest.approx(0.0, abs=1e-12)
     assert (again["n"], again["n_reference"], again["rows_halves"]) == (20, N, 40)
 
 
 def test_a_suite_without_clap_and_text_gives_what_is_left() -> None:
-    ears = extractor(clap=False)
-    suite = MetricSuite(ears.classifies(), text=False)
-    suite.update_reference(ears(REAL), None, IDS)
-    suite.update(ears(FAKE), None, IDS)
+    embedders = extractor(clap=False)
+    suite = MetricSuite(embedders.classifies(), text=False)
+    suite.update_reference(embedders(REAL), None, IDS)
+    suite.update(embedders(FAKE), None, IDS)
     row, nearest = suite.compute()
     assert row["ta_similarity"] is None and row["sim_aa_90"] is None and nearest == []
     assert row["n"] == N and row["fd_whole"] > 0
     assert suite.references() == {}
     with pytest.raises(MusiccmError, match="give CLAP.s"):
-        MetricSuite(ears.classifies()).update_reference(ears(REAL), None, IDS)
+        MetricSuite(embedders.classifies()).update_reference(embedders(REAL), None, IDS)
 
 
 def test_an_index_of_the_training_set_takes_the_place_of_its_rows() -> None:
-    ears = extractor()
-    suite = MetricSuite(ears.classifies(), lambda: SimAA(REAL[:2, :3], ["t0", "t1"]), gallery_ND=REAL[:2, :3])
-    suite.update_reference(ears(REAL), REAL[:, :3], IDS)
-    suite.update(ears(REAL[:2]), REAL[:2, :3], IDS[:2])
+    embedders = extractor()
+    suite = MetricSuite(embedders.classifies(), lambda: SimAA(REAL[:2, :3], ["t0", "t1"]), gallery_ND=REAL[:2, :3])
+    suite.update_reference(embedders(REAL), REAL[:, :3], IDS)
+    suite.update(embedders(REAL[:2]), REAL[:2, :3], IDS[:2])
     row, nearest = suite.compute()
     assert (row["sim_aa_90"], row["sim_aa_95"]) == (1.0, 1.0)
     assert [match["nearest_id"] for match in nearest] == ["t0", "t1"]
@@ -96,17 +97,17 @@ def test_an_index_of_the_training_set_takes_the_place_of_its_rows() -> None:
 
 
 def test_attributes_are_the_taggers() -> None:
-    ears = extractor()
-    assert (ears.groups, ears.tags, ears.tagger.name) == ({"x": [0, 1]}, ["x:a", "x:b"], "whole")
-    suite = MetricSuite(ears.classifies(), groups=ears.groups, tagger="whole", text=False)
-    suite.update_reference(ears(REAL), None, IDS)
-    wanted = ears.wanted([{"x": "ab"[int(wave[5] > wave[4])]} for wave in FAKE])
-    suite.update(ears(FAKE), None, IDS, wanted)
+    embedders = extractor()
+    assert (embedders.groups, embedders.tags, embedders.tagger.name) == ({"x": [0, 1]}, ["x:a", "x:b"], "whole")
+    suite = MetricSuite(embedders.classifies(), groups=embedders.groups, tagger="whole", text=False)
+    suite.update_reference(embedders(REAL), None, IDS)
+    wanted = embedders.wanted([{"x": "ab"[int(wave[5] > wave[4])]} for wave in FAKE])
+    suite.update(embedders(FAKE), None, IDS, wanted)
     assert suite.compute()[0]["acc_x"] == 1.0
     with pytest.raises(MusiccmError, match="expected logits and the tags"):
-        suite.update(ears(FAKE), None, IDS)
+        suite.update(embedders(FAKE), None, IDS)
     with pytest.raises(MusiccmError, match="expected a classifier 'halves'"):
-        MetricSuite(ears.classifies(), groups=ears.groups, tagger="halves")
+        MetricSuite(embedders.classifies(), groups=embedders.groups, tagger="halves")
 
 
 def test_names_and_rows_that_cannot_be_are_refused() -> None:
@@ -128,10 +129,10 @@ def test_names_and_rows_that_cannot_be_are_refused() -> None:
 
 
 def test_one_clip_gives_what_one_clip_can_and_says_what_not(caplog: pytest.LogCaptureFixture) -> None:
-    ears = extractor()
-    suite = MetricSuite(ears.classifies(), also={"kad": ["whole"], "fd_inf": ["halves"]})
-    suite.update_reference(ears(REAL), REAL[:, :3], IDS)
-    suite.update(ears(FAKE[:1]), FAKE[:1, :3], IDS[:1])
+    embedders = extractor()
+    suite = MetricSuite(embedders.classifies(), also={"kad": ["whole"], "fd_inf": ["halves"]})
+    suite.update_reference(embedders(REAL), REAL[:, :3], IDS)
+    suite.update(embedders(FAKE[:1]), FAKE[:1, :3], IDS[:1])
     row, _ = suite.compute()
     assert row["n"] == 1 and row["kl_whole"] > 0 and row["ta_similarity"] == pytest.approx(1.0)
     assert [row[key] for key in ("fd_whole", "kad_whole", "fd_inf_halves", "is_whole_mean")] == [None] * 4
@@ -144,11 +145,11 @@ def test_one_clip_gives_what_one_clip_can_and_says_what_not(caplog: pytest.LogCa
 
 
 def test_kernel_distance_and_extrapolation_where_asked_for() -> None:
-    ears = extractor(clap=False)
-    suite = MetricSuite(ears.classifies(), text=False, also={"kad": ["halves"], "fd_inf": ["whole"]})
-    suite.update_reference(ears(REAL), None, IDS)
+    embedders = extractor(clap=False)
+    suite = MetricSuite(embedders.classifies(), text=False, also={"kad": ["halves"], "fd_inf": ["whole"]})
+    suite.update_reference(embedders(REAL), None, IDS)
     for part in (slice(0, 7), slice(7, N)):
-        suite.update(ears(FAKE[part]), None, IDS[part])
+        suite.update(embedders(FAKE[part]), None, IDS[part])
     row, _ = suite.compute()
     kad, fd_inf = KernelDistance(), FrechetInfinity()
     for metric, rows, counts in ((kad, 6, [2] * N), (fd_inf, 4, [1] * N)):
@@ -158,18 +159,18 @@ def test_kernel_distance_and_extrapolation_where_asked_for() -> None:
     assert row["fd_inf_whole"] == pytest.approx(fd_inf.compute()["fd_inf"], rel=1e-9)
     assert "kad_whole" not in row and "fd_inf_halves" not in row
     with pytest.raises(MusiccmError, match="found .'pann'"):
-        MetricSuite(ears.classifies(), also={"kad": ["pann"]})
+        MetricSuite(embedders.classifies(), also={"kad": ["pann"]})
 
 
 def test_kl_is_of_the_pairs() -> None:
-    ears = extractor(clap=False)
-    suite = MetricSuite(ears.classifies(), text=False)
-    suite.update_reference(ears(REAL[:25]), None, IDS[:25])
-    suite.update_reference(ears(REAL[25:]), None, [f"other{i}" for i in range(5)], paired=False)
-    suite.update(ears(REAL[:25]), None, IDS[:25])
-    suite.update(ears(FAKE[25:]), None, IDS[25:], paired=False)
+    embedders = extractor(clap=False)
+    suite = MetricSuite(embedders.classifies(), text=False)
+    suite.update_reference(embedders(REAL[:25]), None, IDS[:25])
+    suite.update_reference(embedders(REAL[25:]), None, [f"other{i}" for i in range(5)], paired=False)
+    suite.update(embedders(REAL[:25]), None, IDS[:25])
+    suite.update(embedders(FAKE[25:]), None, IDS[25:], paired=False)
     row, _ = suite.compute()
     assert (row["n"], row["n_kl_whole"], row["kl_whole_exact"]) == (N, 25, pytest.approx(0.0, abs=1e-12))
     suite.reset_generated()
-    suite.update(ears(FAKE[25:]), None, IDS[25:], paired=False)
+    suite.update(embedders(FAKE[25:]), None, IDS[25:], paired=False)
     assert suite.compute()[0]["kl_whole"] is None

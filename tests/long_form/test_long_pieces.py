@@ -12,7 +12,7 @@ from tiny_bundle import build_random_bundle, make_unet
 from musiccm.audio.io import BadAudio
 from musiccm.errors import MusiccmError
 from musiccm.export import StudentInfo, export_student
-from musiccm.long_form import encode_piece, read_clip, seam_figures
+from musiccm.long_form import encode_piece, read_clip, seam_metrics
 from musiccm.models.bundle import Bundle
 from musiccm.pipeline import Pipeline
 
@@ -192,8 +192,8 @@ def test_a_seam_that_can_be_heard_is_seen(student: Pipeline) -> None:
     smooth = 0.3 * torch.sin(2 * torch.pi * 300 * time)
     broken = torch.where(time < 1.0, smooth, 0.03 * torch.sin(2 * torch.pi * 1000 * time))
     mel = student.bundle.mel
-    even, jump = seam_figures(smooth, [1.0], mel), seam_figures(broken, [1.0], mel)
+    even, jump = seam_metrics(smooth, [1.0], mel), seam_metrics(broken, [1.0], mel)
     assert even is not None and jump is not None
     assert even.level_jump_db < 0.1 and even.flux < 1.5 and even.n == 1
     assert jump.level_jump_db > 6 and jump.flux > 10 * max(jump.usual_flux, 0.1) and jump.usual_level_jump_db < 0.1
-    assert seam_figures(smooth, [], mel) is None and seam_figures(smooth[:1000], [0.03], mel) is None
+    assert seam_metrics(smooth, [], mel) is None and seam_metrics(smooth[:1000], [0.03], mel) is None

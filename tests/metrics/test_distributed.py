@@ -82,11 +82,11 @@ def worker(rank: int, world: int, folder: str) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    # As DistributedSampler deals: rank r gets every world-th clip, and the last round is padded with the first clips.
+    # As DistributedSampler assigns: rank r gets every world-th clip, and the last round is padded with the first clips.
     rounds = -(-N // world)
     padded = [i % N for i in range(rank, rounds * world, world)]
     one_rank_idle = [i for i in range(N) if world > 1 and i % (world - 1) == rank] if rank < world - 1 else []
-    found = [run([dealt[start : start + 5] for start in range(0, len(dealt), 5)]) for dealt in (padded, one_rank_idle)]
+    found = [run([mine[start : start + 5] for start in range(0, len(mine), 5)]) for mine in (padded, one_rank_idle)]
     torch.save((found, too_few_then_enough(rank, world)), Path(folder) / f"result{rank}.pt")
     dist.destroy_process_group()
 

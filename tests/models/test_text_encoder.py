@@ -73,6 +73,10 @@ def directly(conditioner: TextEncoderConditioner, text: str) -> torch.Tensor:
     return conditioner.encoder(tokens.input_ids).last_hidden_state[0]
 
 
+def fingerprint_of(folder: Path) -> str:
+    return bundle_fingerprint(Bundle.from_pretrained(folder, parts=()))
+
+
 def test_tokens_are_the_librarys_alone_and_in_a_batch(conditioner: TextEncoderConditioner, device: str) -> None:
     ours = copy.deepcopy(conditioner).to(device).text([*CAPTIONS, ""])
     assert ours.tokens_BLD.shape[2] == conditioner.width == WIDTH
@@ -179,19 +183,19 @@ def test_a_text_encoder_that_is_none_is_named(own: Path, key: str, value: object
 
 
 def test_what_the_cache_is_made_from_follows_the_text_encoder(own: Path) -> None:
-    before, hashed = bundle_fingerprint(Bundle.from_pretrained(own, parts=())), Bundle.from_pretrained(own).content_hash()
+    before, hashed = fingerprint_of(own), Bundle.from_pretrained(own).content_hash()
     weights = own / "text_encoder/model.safetensors"
     state = load_file(weights)
     state["shared.weight"][5] += 1
     save_file(state, weights, metadata={"format": "pt"})
-    after = bundle_fingerprint(Bundle.from_pretrained(own, parts=()))
+    after = fingerprint_of(own)
     assert after != before and Bundle.from_pretrained(own).content_hash() != hashed
     (own / "tokenizer/spiece.model").write_bytes(b"other pieces")
-    assert bundle_fingerprint(Bundle.from_pretrained(own, parts=())) != after
+    assert fingerprint_of(own) != after
     save_part(own, "unet", make_token_unet())
     shutil.rmtree(own / "tokenizer")
     with pytest.raises(MusiccmError, match="tokenizer: no such part; latents need vae, text_encoder, tokenizer in"):
-        bundle_fingerprint(Bundle.from_pretrained(own, parts=()))
+        fingerprint_of(own)
 
 
 @pytest.mark.parametrize("unet, said", [

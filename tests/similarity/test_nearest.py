@@ -115,7 +115,7 @@ def test_windows_of_a_clip_need_not_lie_side_by_side() -> None:
     assert found.clip_QK[:, 0].tolist() == [0, 1, 0, 1]
 
 
-def metric_figures(shards: list[list[int]]) -> dict:
+def metric_results(shards: list[list[int]]) -> dict:
     train, train_counts = make()
     audio, _ = make(clips=11, most=1, seed=1)
     metric = SimAA(gallery_of(train, train_counts), thresholds=(0.5, 0.8))
@@ -140,16 +140,16 @@ def as_rank(rank: int, world: int) -> tuple:
     gallery.read = lambda a, b, real=gallery.read: (read.append((a, b)), real(a, b))[1]
     audio, counts = make(clips=12, most=3, seed=1)
     found = nearest_clips(gallery, Queries(audio, counts), 3, split_over_ranks=True, block_rows=16)
-    # As DistributedSampler deals: the last round is padded with clip 0.
-    dealt = [*range(11), *([0] * (-11 % world))][rank::world]
-    return tuple(found), max(b for _, b in read) - min(a for a, _ in read), metric_figures([dealt])
+    # As DistributedSampler assigns: the last round is padded with clip 0.
+    mine = [*range(11), *([0] * (-11 % world))][rank::world]
+    return tuple(found), max(b for _, b in read) - min(a for a, _ in read), metric_results([mine])
 
 
 def test_ranks_share_the_work_and_agree(tmp_path: Path) -> None:
     train, train_counts = make()
     audio, counts = make(clips=12, most=3, seed=1)
     expected = brute_force(train, train_counts, audio, counts, 3)
-    figures = metric_figures([list(range(11))])
+    figures = metric_results([list(range(11))])
     forked.spawn(worker, (str(tmp_path),), 3)
     for world in (1, 2, 3):
         for rank in range(world):

@@ -157,11 +157,11 @@ def real_distance(trainer: pl.Trainer, data: Any, evaluator: Evaluator, count: i
         log.warning("evaluation: %d other real clips for %d references; no distance of theirs", len(others), count)
         return {}
     found = evaluator.distance_of_real(*rank_loader(others, count, trainer, evaluator.batch_size))
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for key, value in found.items():
         if (metric := find(key)) is not None and metric.metric.scope == "sets":
-            figures |= {f"{key}_real": value, f"n_{key}_real": found["n"]}
-    return figures
+            metrics |= {f"{key}_real": value, f"n_{key}_real": found["n"]}
+    return metrics
 
 
 def cache_key(

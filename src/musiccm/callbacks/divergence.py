@@ -17,23 +17,23 @@ from musiccm.callbacks import last_checkpoint
 from musiccm.callbacks.later import Later
 from musiccm.errors import MusiccmError
 
-#: Figures whose size says nothing of a run's health.
+#: Metrics whose size says nothing of a run's health.
 UNBOUNDED = ("grad_norm",)
 
 
 @dataclass
 class _Step:
-    """What is remembered of a step until its figures are known."""
+    """What is remembered of a step until its metrics are known."""
 
     number: int
     names: list[str]
     ids: list[str]
     loss: Tensor | None
-    figures: Later = field(default_factory=Later)
+    metrics: Later = field(default_factory=Later)
 
 
 class Divergence(pl.Callback):
-    """Watches the figures that a system's `training_step` returns under `watched`: means over all processes.
+    """Watches the metrics that a system's `training_step` returns under `watched`: means over all processes.
 
     They are read one step late, so that the device never waits; a checkpoint reads them first, and looks at the weights
     too. All processes see the same means and so stop at the same step.
@@ -41,7 +41,7 @@ class Divergence(pl.Callback):
     Args:
         factor: A loss explodes where it is this many times its own median in size.
         patience: Steps in a row that it must do so. One outlier is harmless: gradients are clipped.
-        window: Steps that the median is taken over; a loss is judged once it has been seen for half as many.
+        window: Steps that the median is taken over; a loss is checked once it has been seen for half as many.
     """
 
     def __init__(self, factor: float = 100.0, patience: int = 10, window: int = 200) -> None:
@@ -56,7 +56,7 @@ class Divergence(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Judge the step before this one, and queue this one's figures.
+        """Check the step before this one, and queue this one's metrics.
 
         Raises:
             MusiccmError: The run has diverged.
@@ -65,11 +65,11 @@ class Divergence(pl.Callback):
         watched = outputs.get("watched") if isinstance(outputs, Mapping) else None
         if watched:
             step = _Step(trainer.global_step, list(watched), list(getattr(batch, "ids", [])), outputs.get("loss"))
-            step.figures.put(torch.stack([value.float() for value in watched.values()]))
+            step.metrics.put(torch.stack([value.float() for value in watched.values()]))
             self._last = step
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Judge the last step.
+        """Check the last step.
 
         Raises:
             MusiccmError: The run has diverged.
@@ -101,11 +101,11 @@ class Divergence(pl.Callback):
         step, self._last = self._last, None
         if step is None:
             return
-        figures = dict(zip(step.names, step.figures.take() or [], strict=True))
-        for name, value in figures.items():
+        metrics = dict(zip(step.names, step.metrics.take() or [], strict=True))
+        for name, value in metrics.items():
             if not math.isfinite(value):
                 self._stop(trainer, step, f"{name} is {value}")
-        for name, value in figures.items():
+        for name, value in metrics.items():
             reason = self._explodes(name, value)
             if reason:
                 self._stop(trainer, step, reason)

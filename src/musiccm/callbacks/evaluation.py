@@ -73,7 +73,7 @@ class Evaluation(pl.Callback):
         val_limit: At most this many held-out clips there.
         every_n_validations: How often; 0 is never.
         time_budget_s: Seconds that generating and embedding the student's clips of one validation may take; None for as
-            long as it takes. The number of clips that fits is measured at the first one and kept, for figures of
+            long as it takes. The number of clips that fits is measured at the first one and kept, for metrics of
             different numbers of clips cannot be compared. The reference and the teacher come on top, once.
         cache_dir: Where the teacher's rows are kept, below the trainer's root folder; None keeps none.
         embedders: Networks that embed, see `load_embedder`; metrics are named after them, the table shows the first.
@@ -160,7 +160,7 @@ class Evaluation(pl.Callback):
         self._loaded: list[Embedder] = []
         self._clap: MeasuringClap | None = None
         self._watching: tuple[Evaluator, ClipBudget, Galleries | None] | None = None
-        self._teacher_figures: dict[str, float] | None = None
+        self._teacher_metrics: dict[str, float] | None = None
         self._validations = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -201,9 +201,9 @@ class Evaluation(pl.Callback):
         leave_together(trainer)
         # A process on its own can leave anywhere within; several leave between batches.
         with signals.interruptible() if trainer.world_size == 1 else nullcontext():
-            figures = self._watched(trainer, pl_module, found)
-        # Figures are the same on all ranks, but times are not, and a rank without clips has none.
-        pl_module.log_dict(trainer.strategy.broadcast(figures), sync_dist=True)
+            metrics = self._watched(trainer, pl_module, found)
+        # Metrics are the same on all ranks, but times are not, and a rank without clips has none.
+        pl_module.log_dict(trainer.strategy.broadcast(metrics), sync_dist=True)
 
     def _comparison(self, pl_module: pl.LightningModule) -> Comparison:
         return Comparison(as_distilled(pl_module), self.sampler, self.guidance_scale, self.packaged_student)
@@ -211,18 +211,18 @@ class Evaluation(pl.Callback):
     def _watched(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, students: list[Candidate]
     ) -> dict[str, float]:
-        """The figures of a validation."""
+        """The metrics of a validation."""
         evaluator, budget, galleries = self._watch(trainer, pl_module)
         n = budget.settle(lambda: sum(evaluator.pace_s(candidate) for candidate in students))
         evaluator.between = leaving_together(trainer, n)
-        if self._teacher_figures is None:
-            self._teacher_figures = self._watch_teacher(trainer, pl_module, evaluator, galleries, n)
-        figures, start = dict(self._teacher_figures), time.perf_counter()
+        if self._teacher_metrics is None:
+            self._teacher_metrics = self._watch_teacher(trainer, pl_module, evaluator, galleries, n)
+        metrics, start = dict(self._teacher_metrics), time.perf_counter()
         for candidate in students:
             row = evaluator.run(candidate, limit=local_count(trainer, n)).row
-            figures |= {f"val/{key}_{candidate.steps}": value for key, value in logged(row).items()}
+            metrics |= {f"val/{key}_{candidate.steps}": value for key, value in logged(row).items()}
         budget.spent(time.perf_counter() - start)
-        return figures
+        return metrics
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute the table and write it, with samples, into the run's folder."""
@@ -252,8 +252,8 @@ class Evaluation(pl.Callback):
         names = list(evaluator.extractor.embedders)
         for outcome in outcomes.values():
             row = outcome.row
-            figures = {f"test/fd_{name}_{row['model']}_{row['steps']}": row[f"fd_{name}"] for name in names}
-            known = {key: figure for key, figure in figures.items() if figure is not None}
+            metrics = {f"test/fd_{name}_{row['model']}_{row['steps']}": row[f"fd_{name}"] for name in names}
+            known = {key: figure for key, figure in metrics.items() if figure is not None}
             pl_module.log_dict(known, sync_dist=True)
         if not trainer.is_global_zero:
             return
@@ -413,7 +413,7 @@ def logged(row: Mapping[str, Any]) -> dict[str, float]:
         row: A row of the table.
 
     Returns:
-        Its figures, n and latency; those that are None are left out, as is chance, which stays what it is.
+        Its metrics, n and latency; those that are None are left out, as is chance, which stays what it is.
     """
     return {key: float(value) for key, value in row.items() if value is not None and key not in NOT_LOGGED
             and not ((found := find(key)) and found.metric.scope == "attributes" and found.column.beside)}

@@ -9,12 +9,13 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 
 from musiccm.progress import Lines
+from musiccm.texts import number_text
 
 
 class ProgressLines(ProgressBar):
     """A line every tenth of the run or every half minute: steps, pace, time left, and what the system shows of itself.
 
-    Takes the place of Lightning's bar. The figures are read when a line is written, and at no other step.
+    Takes the place of Lightning's bar. The metrics are read when a line is written, and at no other step.
     """
 
     def __init__(self) -> None:
@@ -43,17 +44,16 @@ class ProgressLines(ProgressBar):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Write a line when one is due."""
         if self._enabled and self._lines is not None and self._lines.due(trainer.global_step):
-            self._lines.print(trainer.global_step, self._figures(trainer, pl_module))
+            self._lines.print(trainer.global_step, self._metrics(trainer, pl_module))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the last line."""
         if self._enabled and self._lines is not None:
-            self._lines.print(trainer.global_step, self._figures(trainer, pl_module))
+            self._lines.print(trainer.global_step, self._metrics(trainer, pl_module))
 
-    def _figures(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
+    def _metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
         shown = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name != "v_num"}
-        return "".join(f", {name} {value:.4g}" if isinstance(value, float) else f", {name} {value}"
-                       for name, value in shown.items())
+        return "".join(f", {name} {number_text(value)}" for name, value in shown.items())
 
     def _begin(self, label: str, batches: float) -> None:
         self._batches = 0

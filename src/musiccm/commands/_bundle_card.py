@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from musiccm.models.bundle.card import results_table
+from musiccm.texts import number_text
 
 ABOUT_A_STAGE = ("stage", "steps", "train_seconds", "parameters", "seed", "n")
 TEACHER_COLUMNS = ("model", "steps", "guidance_scale", "network_calls", "fd_tagger", "is_tagger_mean", "kl_tagger",
@@ -35,7 +36,7 @@ def card(name: str, quality: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
         "## Data", _bullets(quality["corpus"]),
         "## Training", _stages(stages),
         "## Training clips", _training_index(quality.get("training_index")),
-        "## Held-out figures of the stages", _stage_figures(stages),
+        "## Held-out figures of the stages", _stage_metrics(stages),
         f"## Held-out figures of this bundle\n\nOn clips of `{quality['corpus']['measured_on']}`, with the weights as "
         "stored.",
         *[f"### {title}\n\n{_bullets(values)}" for title, values in quality["figures"].items()],
@@ -93,14 +94,14 @@ def _training_index(about: Mapping[str, Any] | None) -> str:
             f"{about['clap'][:16]}. SIM_AA compares with them (`docs/plagiarism.md`).")
 
 
-def _stage_figures(stages: Mapping[str, Mapping[str, Any]]) -> str:
+def _stage_metrics(stages: Mapping[str, Mapping[str, Any]]) -> str:
     """What each stage measured on the clips of the train folder that it held out."""
     blocks = []
     for name, record in stages.items():
         plain = {k: v for k, v in record.items()
                  if k not in {*ABOUT_A_STAGE, "planned_steps", "recipe"} and not isinstance(v, list | dict)}
         if plain:
-            shown = ", ".join(f"{key} {_number(value)}" for key, value in plain.items())
+            shown = ", ".join(f"{key} {number_text(value)}" for key, value in plain.items())
             blocks.append(f"- **{name}** (n = {record.get('n')}): {shown}")
     return "\n".join(blocks)
 
@@ -117,8 +118,4 @@ def _teacher(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
 
 
 def _bullets(entries: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {key}: {_number(value)}" for key, value in entries.items())
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "\n".join(f"- {key}: {number_text(value)}" for key, value in entries.items())

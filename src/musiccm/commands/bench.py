@@ -20,6 +20,7 @@ from typing import Any
 
 from musiccm.errors import MusiccmError
 from musiccm.terminal import say
+from musiccm.texts import number_text
 
 SCHEMA = 1
 
@@ -107,7 +108,7 @@ def checked(path: Path, rows: Any) -> list[dict[str, Any]]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows as text."""
     head = ("case", "ours", "baseline", "unit", "ratio", "target", "n")
-    cells = [head, *[tuple(_shown(row[key]) for key in head) for row in rows]]
+    cells = [head, *[tuple(number_text(row[key], none="-") for key in head) for row in rows]]
     widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
     lines = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells]
     lines.insert(1, "  ".join("-" * width for width in widths))
@@ -134,12 +135,6 @@ def describe_machine(cpu_only: bool = False) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() and not cpu_only else None,
         "torch": torch.__version__,
     }
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _parser() -> argparse.ArgumentParser:

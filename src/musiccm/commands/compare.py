@@ -96,14 +96,14 @@ def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for row in run["rows"]:
             best, equal = teachers.get(max(teachers, default=0)), strongest.get(row["network_calls"])
             row = timed(row) if len(machines[run["experiment"]]) == 1 else without_times(row)
-            figures = {head_of(key, metric.removeprefix("fd_")): row[key] for key in shown_keys([row])
+            metrics = {head_of(key, metric.removeprefix("fd_")): row[key] for key in shown_keys([row])
                        if row[key] is not None and key not in {f"acc_{group}" for group in untold(run)}}
-            figures |= {"x most steps": row[metric] / best} if best else {}
-            figures |= {"x equal calls": row[metric] / equal} if equal else {}
-            groups[run["experiment"], row["model"], row["steps"]].append(figures)
+            metrics |= {"x most steps": row[metric] / best} if best else {}
+            metrics |= {"x equal calls": row[metric] / equal} if equal else {}
+            groups[run["experiment"], row["model"], row["steps"]].append(metrics)
     return [
         {"experiment": experiment, "model": model, "steps": steps, "runs": len(found)}
-        | {name: mean_std([figures[name] for figures in found if name in figures]) for name in names(found)}
+        | {name: mean_std([metrics[name] for metrics in found if name in metrics]) for name in names(found)}
         for (experiment, model, steps), found in groups.items()
     ]
 
@@ -123,8 +123,8 @@ def untold(run: dict[str, Any]) -> list[str]:
 
 
 def names(found: list[dict[str, float]]) -> list[str]:
-    """Every figure that any of the runs has."""
-    return list(dict.fromkeys(name for figures in found for name in figures))
+    """Every metric that any of the runs has."""
+    return list(dict.fromkeys(name for metrics in found for name in metrics))
 
 
 def mean_std(values: list[float]) -> tuple[float, float | None]:
@@ -141,7 +141,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def shown(head: str, value: Any) -> str:
-    """A cell: text and whole numbers as they are, figures with their spread."""
+    """A cell: text and whole numbers as they are, metrics with their spread."""
     if not isinstance(value, tuple):
         return "-" if value is None else str(value)
     mean, deviation = value

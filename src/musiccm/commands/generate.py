@@ -117,7 +117,7 @@ def _stream(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> 
 
 def _edit(pipeline: Pipeline, args: argparse.Namespace) -> list[Tensor]:
     """Continue, mend or vary a clip, once a prompt; the seams are measured and reported."""
-    from musiccm.long_form import Edited, Editor, read_clip, seam_figures
+    from musiccm.long_form import Edited, Editor, read_clip, seam_metrics
     from musiccm.samplers import sample_seeds
 
     kind = _edit_of(args)
@@ -136,12 +136,12 @@ def _edit(pipeline: Pipeline, args: argparse.Namespace) -> list[Tensor]:
         else:
             edited = editor.vary(clip, plan, DEFAULT_STRENGTH if args.strength is None else args.strength)
         made.append(edited.waveform_S)
-        figures = seam_figures(edited.waveform_S, edited.seams_s, pipeline.bundle.mel)
-        if figures is not None:
+        metrics = seam_metrics(edited.waveform_S, edited.seams_s, pipeline.bundle.mel)
+        if metrics is not None:
             seams = ", ".join(f"{seam:.2f}" for seam in edited.seams_s)
             _say(args, f"{path}: kept but for what lies between its seams, at {seams} s: level jump there "
-                 f"{figures.level_jump_db:.1f} dB (elsewhere {figures.usual_level_jump_db:.1f}), spectral change "
-                 f"{figures.flux:.1f} dB (elsewhere {figures.usual_flux:.1f})")
+                 f"{metrics.level_jump_db:.1f} dB (elsewhere {metrics.usual_level_jump_db:.1f}), spectral change "
+                 f"{metrics.flux:.1f} dB (elsewhere {metrics.usual_flux:.1f})")
     return made
 
 

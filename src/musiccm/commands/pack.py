@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from musiccm.errors import MusiccmError
 from musiccm.terminal import say
-from musiccm.texts import read_json
+from musiccm.texts import number_text, read_json
 
 if TYPE_CHECKING:
     from musiccm.data.batch import WaveformBatch
@@ -72,8 +72,7 @@ def main(argv: list[str]) -> int:
         change = record["relative_change"]
         say(f"  {part:<22} {record['dtype']}" + (f"  relative change {change:.1e}" if change is not None else ""))
     for title, values in quality["figures"].items():
-        say(f"  {title}: " + ", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}"
-                                       for k, v in values.items()))
+        say(f"  {title}: " + ", ".join(f"{k} {number_text(v, '.3f')}" for k, v in values.items()))
     say(f"{target}: {size_of(target) / MIB:.1f} MiB ({largest(target)})")
     return 0
 
@@ -224,7 +223,7 @@ def training_index(folder: Path, name: str, experiment: str | None) -> dict[str,
 
 
 def measured(bundle: Bundle, data: MusicDataModule, present: set[str]) -> dict[str, Any]:
-    """Held-out figures of the bundle as it was written."""
+    """Held-out metrics of the bundle as it was written."""
     from musiccm.evaluation.bundle_quality import embed_parts, quality_of
 
     total = len(data.waveforms("test"))

@@ -45,8 +45,8 @@ def summary(content: dict) -> list[str]:
     """
     lines = [f"{'':14}  {'n':>6}  {'@90':>6}  {'@95':>6}  {'median':>6}"]
     for name, row in content["rates"].items():
-        figures = [f"{row[key]:6.3f}" for key in ("sim_aa_90", "sim_aa_95", "median")]
-        lines.append("  ".join([f"{name.replace('_', ' '):14}", f"{row['n']:6d}", *figures]))
+        cells = [f"{row[key]:6.3f}" for key in ("sim_aa_90", "sim_aa_95", "median")]
+        lines.append("  ".join([f"{name.replace('_', ' '):14}", f"{row['n']:6d}", *cells]))
     lines += content["notes"]
     copies = content["second_opinion"]
     lines.append(f"log-mel correlation above {copies['threshold']:g}, a likely copy: {copies['likely_copies']} of "

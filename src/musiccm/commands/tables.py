@@ -9,6 +9,7 @@ from typing import Any
 from musiccm.commands.compare import read_run
 from musiccm.errors import MusiccmError
 from musiccm.terminal import say
+from musiccm.texts import number_text
 
 #: Steps of the paper's ablations (arXiv 2404.13358, table 3).
 ABLATION_STEPS = 4
@@ -149,12 +150,7 @@ def grid(heads: list[str], body: list[list[Any]]) -> list[str]:
         return ["nothing to show"]
     kept = [column for column in range(len(heads)) if any(line[column] is not None for line in body)]
     lines = [f"| {' | '.join(heads[c] for c in kept)} |", "|" + "---|" * len(kept)]
-    return lines + [f"| {' | '.join(cell(line[c]) for c in kept)} |" for line in body]
-
-
-def cell(value: Any) -> str:
-    """A figure with four digits; anything else as it is."""
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return lines + [f"| {' | '.join(number_text(line[c], none="-") for c in kept)} |" for line in body]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -113,7 +113,7 @@ class MixedSampler(ShuffledSampler):
 
 
 class OrderedSampler(DistributedSampler):
-    """Items in order, dealt out among processes without padding, so that no item counts twice; yields bare items.
+    """Items in order, divided among processes without padding, so that no item counts twice; yields bare items.
 
     Args:
         size: Number of items.

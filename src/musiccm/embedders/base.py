@@ -23,7 +23,7 @@ class Embeddings(NamedTuple):
 
 
 class Embedder(nn.Module):
-    """A frozen network that figures are named after: `fd_<name>`, `is_<name>_mean`, `kl_<name>`.
+    """A frozen network that metrics are named after: `fd_<name>`, `is_<name>_mean`, `kl_<name>`.
 
     Attributes:
         name: Such as `pann`, `vgg`, `tagger`.

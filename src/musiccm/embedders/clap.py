@@ -39,7 +39,7 @@ class ClapEmbedder(FrozenEmbedder):
 
     Args:
         conditioner: The CLAP, its tokenizer and its extractor's numbers.
-        name: `clap`; a bundle's own CLAP is `bundle_clap`: no figure borrows the name of LAION's networks.
+        name: `clap`; a bundle's own CLAP is `bundle_clap`: no metric borrows the name of LAION's networks.
     """
 
     def __init__(self, conditioner: ClapConditioner, name: str = "clap") -> None:

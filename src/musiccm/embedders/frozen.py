@@ -23,7 +23,7 @@ SHORT = 0.05
 class FrozenEmbedder(Embedder):
     """An embedder in eval mode, without gradients, in float32 whatever the trainer's precision is.
 
-    A figure must not depend on the precision that a model is trained in, so autocast is off for the whole network, not
+    A metric must not depend on the precision that a model is trained in, so autocast is off for the whole network, not
     only for its front end, and so are the shorter mantissas (TF32, bf16) that float32 may otherwise be multiplied in.
 
     Attributes:
@@ -36,7 +36,7 @@ class FrozenEmbedder(Embedder):
         """State what the network takes.
 
         Args:
-            name: Of the figures.
+            name: Of the metrics.
             sample_rate_hz: Rate that the network takes.
             min_samples: Shorter clips, at that rate, are refused.
         """
@@ -56,7 +56,7 @@ class FrozenEmbedder(Embedder):
         self.fingerprint = fingerprint(networks, {"name": self.name, "sample_rate_hz": self.sample_rate_hz, **numbers})
 
     def for_cpu(self) -> None:
-        """Put the network into the form that a CPU computes fastest, where there is one; figures change by rounding."""
+        """Put the network into the form that a CPU computes fastest, where there is one; metrics change by rounding."""
 
     @abstractmethod
     def embed(self, waveform_BS: Tensor) -> Embeddings:

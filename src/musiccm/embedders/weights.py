@@ -72,7 +72,7 @@ def find_weights(name: str, weights: str | Path | None = None) -> tuple[Path, di
     """Find an embedder's file and check its digest.
 
     A file found by its official name must be the published one. A file that was named outright may be any: what it is
-    not is logged, and its digest goes into the provenance of the figures.
+    not is logged, and its digest goes into the provenance of the metrics.
 
     Args:
         name: A key of `PUBLISHED`.

@@ -13,7 +13,7 @@ from musiccm.device import choose_device
 from musiccm.embedders import Embedder, load_embedder
 from musiccm.embedders.clap import ClapEmbedder
 from musiccm.errors import MusiccmError
-from musiccm.evaluation.folder_notes import report
+from musiccm.evaluation.folder_notes import table_text
 from musiccm.evaluation.folders import FolderRun
 from musiccm.evaluation.registry import NETWORK_SCOPES, Direction, direction, metric_row, metrics_of
 from musiccm.models.bundle import Bundle
@@ -49,7 +49,7 @@ class Scores(Mapping[str, Any]):
         return len(self.content["figures"])
 
     def __str__(self) -> str:
-        return report(self.content)
+        return table_text(self.content)
 
     def __repr__(self) -> str:
         return f"Scores({self.content['figures']}, n={self.n})"

@@ -18,7 +18,7 @@ from musiccm.progress import Progress
 
 TAGGER = {"evaluators/tagger"}
 SOUND = {"original": {"vae", "vocoder"}, "fast": {"vae", "decoder"}}
-#: How the figures of each decoder's reconstructions begin.
+#: How the metrics of each decoder's reconstructions begin.
 PREFIX = {"original": "", "fast": "fast_"}
 CLAP = {"text_encoder", "tokenizer", "feature_extractor"}
 RECALLED = 10
@@ -84,7 +84,7 @@ def embed_parts(bundle: Bundle, batches: Iterable[WaveformBatch], present: set[s
 
 
 def quality_of(embedded: dict[str, Any], groups: dict[str, list[int]], pairs: int = 500) -> dict[str, Any]:
-    """The figures, each with its n.
+    """The metrics, each with its n.
 
     Args:
         embedded: What `embed_parts` gave.

@@ -64,7 +64,7 @@ class ClipBudget:
         if self.seconds is None or self.n is None:
             return
         took_s, before = self.share(seconds), self.n
-        # A tenth more is the jitter of a machine, and not worth figures that cannot be compared with those before.
+        # A tenth more is the jitter of a machine, and not worth metrics that cannot be compared with those before.
         if took_s > 1.1 * self.seconds and before > min(FEWEST, self.clips):
             self._allow(took_s * self.world_size / before, before - 1)
             log.warning(

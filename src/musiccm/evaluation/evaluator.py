@@ -97,7 +97,7 @@ class Evaluator:
                 attributes = batch.attributes or [{} for _ in batch.ids]
                 wanted = self.extractor.wanted(attributes) if self.extractor.groups else None
                 self.suite.update_reference(self._features(waveforms), self._text(batch.captions), batch.ids,
-                                            wanted_BG=wanted)
+                                            targets_BG=wanted)
                 self.ids += batch.ids
                 self.prompts += batch.captions
                 self.attributes += attributes
@@ -178,9 +178,9 @@ class Evaluator:
                     if len(kept) < keep:
                         kept[clip_id] = waveform
                 bar.update(len(ids))
-        figures, nearest = self.suite.compute()
+        metrics, nearest = self.suite.compute()
         calls = (candidate.calls.samples - calls_before) / count if candidate.calls and count else None
-        return Outcome(self._row(candidate, figures, times, calls, count), nearest, kept)
+        return Outcome(self._row(candidate, metrics, times, calls, count), nearest, kept)
 
     def latencies(self, candidate: Candidate) -> dict[str, Any]:
         """Measure the latencies alone, on one batch, after a clip that pays for what is made once.
@@ -267,7 +267,7 @@ class Evaluator:
     def _row(
         self,
         candidate: Candidate,
-        figures: dict[str, Any],
+        metrics: dict[str, Any],
         times: dict[str, list[float]],
         calls: float | None,
         count: int,
@@ -279,8 +279,8 @@ class Evaluator:
             **({} if candidate.sampler is None else {"sampler": str(candidate.sampler)}),
             "network_calls": None if calls is None else round(calls, 6),
         }
-        row |= {key: value for key, value in figures.items() if key != "n"}
-        return row | self._latencies(times, count) | {"n": figures["n"]}
+        row |= {key: value for key, value in metrics.items() if key != "n"}
+        return row | self._latencies(times, count) | {"n": metrics["n"]}
 
     def _latencies(self, times: Mapping[str, list[float]], count: int) -> dict[str, Any]:
         """Medians over batches of the seconds a clip that each part took."""

@@ -32,7 +32,7 @@ class FeatureExtractor(nn.Module):
     """Several networks that embed the same waveforms: embedders, and CLAP's audio tower.
 
     Args:
-        embedders: Networks with different names; figures are named after them.
+        embedders: Networks with different names; metrics are named after them.
         clap_audio: `(waveform_BS, sample_rate_hz) -> [B, D]`; None for no CLAP.
         sample_rate_hz: Rate of the waveforms.
 
@@ -139,7 +139,7 @@ class FeatureExtractor(nn.Module):
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse names that cannot be part of a figure's key, or that occur twice.
+    """Refuse names that cannot be part of a key, or that occur twice.
 
     Args:
         names: Names of networks.

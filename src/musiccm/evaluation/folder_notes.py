@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from musiccm.data.audio_folder import AudioFolder
 from musiccm.evaluation.registry import direction
+from musiccm.texts import number_text
 
 # Lengths that differ by more than this share are pointed out: distances follow them.
 LENGTH_TOLERANCE = 0.05
@@ -19,7 +21,7 @@ LISTED = 20
 def notes(
     folders: dict[str, AudioFolder], paired: set[str], seconds: float | None = None, ambiguous: Sequence[str] = ()
 ) -> list[str]:
-    """What a reader of the figures should know about the two sets."""
+    """What a reader of the metrics should know about the two sets."""
     found = []
     for side, folder in folders.items():
         if folder.left_out:
@@ -50,14 +52,15 @@ def notes(
     return found
 
 
-def report(result: dict[str, Any]) -> str:
+def table_text(result: dict[str, Any]) -> str:
     """The result as text: metrics with their direction, the second column, and what was left out."""
     second = result.get("reference_implementation")
     lines = [f"n = {result['n']} generated, {result['n_reference']} references, {result['n_pairs']} pairs", ""]
     heads = ["metric", "value", "better"] + (["audioldm_eval"] if second is not None else [])
-    rows = [[key, _number(value), direction(key) or "", *([_number(second.get(key))] if second is not None else [])]
+    shown = partial(number_text, form=".6g", none="-")
+    rows = [[key, shown(value), direction(key) or "", *([shown(second.get(key))] if second is not None else [])]
             for key, value in result["figures"].items()]
-    rows += [[key, _number(value), "", *([""] if second is not None else [])]
+    rows += [[key, shown(value), "", *([""] if second is not None else [])]
              for key, value in result["references"].items()]
     widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
     for row in [heads, ["-" * width for width in widths], *rows]:
@@ -71,7 +74,3 @@ def report(result: dict[str, Any]) -> str:
         if len(named) > LISTED:
             lines.append(f"- left out, {side}: {len(named) - LISTED} more, listed in the JSON")
     return "\n".join(lines) + "\n"
-
-
-def _number(value: Any) -> str:
-    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -15,7 +15,7 @@ from musiccm.embedders import Embedder
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.feature_extraction import FeatureExtractor
 from musiccm.evaluation.folder_notes import notes
-from musiccm.evaluation.reference import FeatureSet, reference_figures
+from musiccm.evaluation.reference import FeatureSet, reference_metrics
 from musiccm.evaluation.registry import find, metric_row
 from musiccm.evaluation.suite import MetricSuite
 from musiccm.metrics.text_audio import TextAudioSimilarity
@@ -122,17 +122,17 @@ class FolderRun:
         Args:
             bundle: What is said of where networks come from.
         """
-        figures, _ = self.suite.compute()
-        figures = {key: value for key, value in figures.items() if key not in ("n", "n_reference")
+        metrics, _ = self.suite.compute()
+        metrics = {key: value for key, value in metrics.items() if key not in ("n", "n_reference")
                    and not ((found := find(key)) and found.metric.scope in ("training", "text"))}
         references: dict[str, Any] = {}
         if self.text is not None:
             similar, references = self.text.compute()
-            figures |= similar
+            metrics |= similar
         result: dict[str, Any] = {
             "schema": SCHEMA, **{side: escaped(folder.root) for side, folder in self.folders.items()},
             "n": len(self.folders["generated"].clips), "n_reference": len(self.folders["reference"].clips),
-            "n_pairs": len(self.paired), "figures": figures, "references": references,
+            "n_pairs": len(self.paired), "figures": metrics, "references": references,
         }
         if self.reference_implementation:
             result["reference_implementation"] = self._second_column()
@@ -171,7 +171,7 @@ class FolderRun:
     def _second_column(self) -> dict[str, float]:
         column: dict[str, float] = {}
         for name in self.classifies:
-            found = reference_figures(self.kept["generated"][name], self.kept["reference"][name])
+            found = reference_metrics(self.kept["generated"][name], self.kept["reference"][name])
             column |= {{"fd": f"fd_{name}", "kl": f"kl_{name}"}.get(key, f"is_{name}_{key[3:]}"): value
                        for key, value in found.items()}
         return column
@@ -237,7 +237,7 @@ class TextSimilarity:
             self.similarity[side].update(text_BD, audio_BD[asked], [ids[n] for n in asked])
 
     def compute(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """`ta_similarity` of the generated clips, and the two figures that put it in proportion."""
+        """`ta_similarity` of the generated clips, and the two metrics that put it in proportion."""
         found = self.similarity["generated"].compute()
         best = self.similarity["generated"].retrieval_max(torch.cat(self.gallery))
         references = {"retrieval_max_ta": best["retrieval_max_ta"], "retrieval_max_gallery": "reference",

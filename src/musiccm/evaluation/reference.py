@@ -1,4 +1,4 @@
-"""audioldm_eval's own functions on features that were taken already: the second column beside our figures."""
+"""audioldm_eval's own functions on features that were taken already: the second column beside our metrics."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class FeatureSet:
         return features
 
 
-def reference_figures(generated: FeatureSet, real: FeatureSet, splits: int = 10) -> dict[str, float]:
+def reference_metrics(generated: FeatureSet, real: FeatureSet, splits: int = 10) -> dict[str, float]:
     """FD, and for a classifier IS and KL, by audioldm_eval 0.0.3.
 
     Args:
@@ -69,15 +69,15 @@ def reference_figures(generated: FeatureSet, real: FeatureSet, splits: int = 10)
     fake, true = generated.as_reference(), real.as_reference()
     with contextlib.redirect_stdout(io.StringIO()):  # it narrates
         try:
-            figures = {"fd": calculate_fid(fake, true, "2048")["frechet_distance"]}
+            metrics = {"fd": calculate_fid(fake, true, "2048")["frechet_distance"]}
         except AssertionError as error:
             raise MusiccmError(f"audioldm_eval's calculate_fid gave up: {error}") from error
         if not generated.logits:
-            return figures
+            return metrics
         if len(generated.logits) >= 2 * splits:  # below that ours is left out, too
             found = calculate_isc(fake, "logits", REFERENCE_SEED, True, splits)
-            figures |= {"is_mean": found["inception_score_mean"], "is_std": found["inception_score_std"]}
+            metrics |= {"is_mean": found["inception_score_mean"], "is_std": found["inception_score_std"]}
         if paired := sorted(set(generated.logits) & set(real.logits)):
             kl = calculate_kl(generated.as_reference(paired), real.as_reference(paired), "logits")[0]
-            figures["kl"] = kl["kullback_leibler_divergence_softmax"]
-    return figures
+            metrics["kl"] = kl["kullback_leibler_divergence_softmax"]
+    return metrics

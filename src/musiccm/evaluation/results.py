@@ -10,6 +10,7 @@ from typing import Any
 from musiccm.evaluation.candidates import compared_model, place_of
 from musiccm.evaluation.registry import direction, find, head_of, metrics_of, shown_keys
 from musiccm.files import write_atomically, write_json
+from musiccm.texts import number_text
 
 SCHEMA = 1
 
@@ -35,7 +36,7 @@ def write_results(
         path: The file.
         experiment: Name of the experiment.
         rows: One a model and step count.
-        references: Figures of the real clips.
+        references: Metrics of the real clips.
         **extra: Further keys of the file, such as the machine and the checkpoint.
 
     Returns:
@@ -86,7 +87,7 @@ def at_chance(row: dict[str, Any], references: dict[str, Any]) -> list[str]:
 
     Args:
         row: A row of the table, with `acc_<group>_chance`.
-        references: Figures of the real clips, with `acc_<group>_real`.
+        references: Metrics of the real clips, with `acc_<group>_real`.
 
     Returns:
         Those groups whose accuracy on the real clips is within two standard errors of chance, or below.
@@ -111,7 +112,7 @@ def format_table(
 
     Args:
         rows: Rows of the table.
-        references: Figures of the real clips.
+        references: Metrics of the real clips.
         evaluator: Name of the classifier behind FD, IS and KL.
         notes: Sentences below the table.
 
@@ -151,7 +152,8 @@ def format_table(
     lines = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells]
     lines.insert(1, "  ".join("-" * width for width in widths))
     lines.append("")
-    lines.append("real test clips: " + ", ".join(f"{key} {_shown(value)}" for key, value in references.items()))
+    lines.append("real test clips: " + ", ".join(
+        f"{key} {number_text(value, '.3f')}" for key, value in references.items()))
     if hidden:
         said = ", ".join(f"{group} (real clips {references[f'acc_{group}_real']:.3f}, chance "
                          f"{rows[0][f'acc_{group}_chance']:.3f})" for group in hidden)
@@ -243,12 +245,8 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
-def _shown(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
 def _finite(value: Any) -> Any:
-    # JSON has no NaN; a figure that is none must not look like one.
+    # JSON has no NaN; a metric that is none must not look like one.
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

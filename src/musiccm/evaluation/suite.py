@@ -31,7 +31,7 @@ class MetricSuite(nn.Module):
     Args:
         embedders: Names of the networks, each with whether it classifies (`FeatureExtractor.classifies`).
         train: What SIM_AA compares with: ids and CLAP audio embeddings `[N, D]` of the training clips; galleries by the
-            end of their figures' names, `""` the first; or a function that makes a metric with SimAA's
+            end of their metrics' names, `""` the first; or a function that makes a metric with SimAA's
             `update(audio, ids)`, `compute()` and `reset()`; None for no SIM_AA.
         groups: Attribute groups of the tagger, see `AttributeAccuracy`; `tagger` says whose logits they are.
         text: Whether captions are known: without them there is no text-audio similarity.
@@ -76,7 +76,7 @@ class MetricSuite(nn.Module):
         })
         self.ta = TextAudioSimilarity() if text else None
         self.real_ta = TextAudioSimilarity() if text else None
-        #: Ends of the names of SIM_AA's figures, one a gallery.
+        #: Ends of the names of SIM_AA's metrics, one a gallery.
         self.columns = list(train) if isinstance(train, Mapping) else [] if train is None else [""]
         self.sim_aa, self.real_sim_aa = nn.ModuleList(_sim_aa(train)), nn.ModuleList(_sim_aa(train))
         self.gallery_ND = train[1] if gallery_ND is None and isinstance(train, tuple) else gallery_ND
@@ -86,7 +86,7 @@ class MetricSuite(nn.Module):
 
     def update_reference(
         self, features: Features, text_BD: Tensor | None, ids: Sequence[str], paired: bool = True,
-        wanted_BG: Tensor | None = None,
+        targets_BG: Tensor | None = None,
     ) -> None:
         """Add real clips.
 
@@ -95,21 +95,21 @@ class MetricSuite(nn.Module):
             text_BD: CLAP embeddings of their captions; None in a suite without text.
             ids: Clip ids.
             paired: False for clips that are known to have no generated partner, so that KL need not hold them.
-            wanted_BG: What is known of them, as the tagger's outputs.
+            targets_BG: What is known of them, as the tagger's outputs.
         """
         for name, network in self.networks.items():
             network.update(features.embeddings[name], ids, real=True, paired=paired)
         self._update_clap(self.real_ta, self.real_sim_aa, features, text_BD, ids)
         logits = features.embeddings[self.tagger].logits_BG if self.real_accuracy is not None else None
-        if self.real_accuracy is not None and logits is not None and wanted_BG is not None:
-            self.real_accuracy.update(logits, wanted_BG, ids)
+        if self.real_accuracy is not None and logits is not None and targets_BG is not None:
+            self.real_accuracy.update(logits, targets_BG, ids)
 
     def update(
         self,
         features: Features,
         text_BD: Tensor | None,
         ids: Sequence[str],
-        wanted_BG: Tensor | None = None,
+        targets_BG: Tensor | None = None,
         paired: bool = True,
     ) -> None:
         """Add generated clips.
@@ -118,7 +118,7 @@ class MetricSuite(nn.Module):
             features: Features of a batch.
             text_BD: CLAP embeddings of the captions that were asked for; None in a suite without text.
             ids: Clip ids.
-            wanted_BG: Tags asked for; needed where the suite has attribute groups.
+            targets_BG: Tags asked for; needed where the suite has attribute groups.
             paired: Whether a reference clip of each id exists; KL is of those alone.
 
         Raises:
@@ -130,9 +130,9 @@ class MetricSuite(nn.Module):
         self._update_clap(self.ta, self.sim_aa, features, text_BD, ids)
         if self.accuracy is not None:
             logits = features.embeddings[self.tagger].logits_BG
-            if wanted_BG is None or logits is None:
+            if targets_BG is None or logits is None:
                 raise MusiccmError("attribute accuracy: expected logits and the tags that were asked for, found none")
-            self.accuracy.update(logits, wanted_BG, ids)
+            self.accuracy.update(logits, targets_BG, ids)
 
     def reset_generated(self) -> None:
         """Forget the generated clips, keep the reference."""
@@ -143,11 +143,11 @@ class MetricSuite(nn.Module):
                 metric.reset()
 
     def compute(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The figures of the generated clips.
+        """The metrics of the generated clips.
 
         Returns:
-            A row of figures with its `n`, and for each clip its nearest training clip (empty without training
-            embeddings). A figure that these clips cannot give is None.
+            A row of metrics with its `n`, and for each clip its nearest training clip (empty without training
+            embeddings). A metric that these clips cannot give is None.
 
         Raises:
             MusiccmError: No clip, or generated clips without a reference.
@@ -193,7 +193,7 @@ class MetricSuite(nn.Module):
         return row | {"n": n}
 
     def references(self) -> dict[str, Any]:
-        """The figures that put the rows in proportion: the test set's own, and the best that retrieval could do.
+        """The metrics that put the rows in proportion: the test set's own, and the best that retrieval could do.
 
         Returns:
             `test_set_ta`, `retrieval_max_ta` over the clips of `retrieval_max_gallery`, the test set's own SIM_AA

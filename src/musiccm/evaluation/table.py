@@ -84,7 +84,7 @@ def write_table(
         folder: The run's folder.
         experiment: Name of the experiment.
         outcomes: Label to outcome.
-        references: Figures of the real clips.
+        references: Metrics of the real clips.
         evaluator_name: Name of the classifier behind FD, IS and KL.
         notes: Sentences below the table.
         **extra: Further keys of `results.json`.

@@ -96,6 +96,6 @@ def measuring_clap(bundle: Bundle, weights: str | Path | None = None) -> Measuri
 
 
 def without_clap(bundle: Bundle) -> str:
-    """What the figures lack without a CLAP, in a sentence."""
+    """What the metrics lack without a CLAP, in a sentence."""
     return (f"text-audio similarity is left out: {bundle.path.name} brings no CLAP with text and audio; name one "
             "by text_audio")

@@ -7,7 +7,7 @@ from musiccm.long_form.edit import Clip, Edited, Editor, read_clip
 from musiccm.long_form.methods import LongMusic
 from musiccm.long_form.model import MusicModel
 from musiccm.long_form.prompts import PromptPlan, Prompts, check_text, check_texts
-from musiccm.long_form.seams import SeamFigures, seam_figures
+from musiccm.long_form.seams import SeamMetrics, seam_metrics
 from musiccm.long_form.stream import MusicStream
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "PromptPlan",
     "Prompts",
     "Piece",
-    "SeamFigures",
+    "SeamMetrics",
     "check_duration",
     "check_text",
     "check_texts",
@@ -34,5 +34,5 @@ __all__ = [
     "encode_piece",
     "piece_decoder",
     "read_clip",
-    "seam_figures",
+    "seam_metrics",
 ]

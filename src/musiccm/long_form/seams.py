@@ -14,7 +14,7 @@ SPAN_FRAMES = 10
 """Mel frames on either side of a place over which level and spectrum are taken: 0.1 s at MusicLDM's hop."""
 
 
-class SeamFigures(NamedTuple):
+class SeamMetrics(NamedTuple):
     """Seams beside everywhere else; medians.
 
     Args:
@@ -50,7 +50,7 @@ def jumps(mel_MN: Tensor) -> tuple[Tensor, Tensor]:
         spans_PN[SPAN_FRAMES:] - spans_PN[:-SPAN_FRAMES]).abs().mean(-1)
 
 
-def seam_figures(waveform_S: Tensor, seams_s: Sequence[float], mel: MelConfig) -> SeamFigures | None:
+def seam_metrics(waveform_S: Tensor, seams_s: Sequence[float], mel: MelConfig) -> SeamMetrics | None:
     """Measure seams in a sound.
 
     Args:
@@ -59,7 +59,7 @@ def seam_figures(waveform_S: Tensor, seams_s: Sequence[float], mel: MelConfig) -
         mel: The front end.
 
     Returns:
-        The figures; None where no seam has enough sound on either side.
+        The metrics; None where no seam has enough sound on either side.
     """
     if len(waveform_S) < max(mel.n_fft, 2 * SPAN_FRAMES * mel.hop_length):
         return None
@@ -74,4 +74,4 @@ def seam_figures(waveform_S: Tensor, seams_s: Sequence[float], mel: MelConfig) -
     usual = elsewhere if elsewhere.any() else ~elsewhere
     at = torch.tensor(places)
     medians = [float(values[where].median()) for values in (level, flux) for where in (at, usual)]
-    return SeamFigures(medians[0], medians[1], medians[2], medians[3], len(places))
+    return SeamMetrics(medians[0], medians[1], medians[2], medians[3], len(places))

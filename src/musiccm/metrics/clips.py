@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class TooFewClips(MusiccmError):
-    """A figure cannot be taken from so few clips; others of the same clips can."""
+    """A metric cannot be taken from so few clips; others of the same clips can."""
 
 
 def require_rows(name: str, rows: Tensor, ids: Sequence[str]) -> None:
@@ -232,7 +232,7 @@ class ClipMetric(Metric):
 
 
 class ClipCount(ClipMetric):
-    """How many clips there are: the n of a row, whatever its figures are."""
+    """How many clips there are: the n of a row, whatever its metrics are."""
 
     def __init__(self, **kwargs: Any) -> None:
         """Start without clips.

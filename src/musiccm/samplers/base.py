@@ -22,6 +22,7 @@ from musiccm.diffusion import (
 )
 from musiccm.errors import MusiccmError
 from musiccm.samplers.noise import NoiseFn
+from musiccm.texts import number_text
 
 StepCallback = Callable[[int, int, Tensor], None]
 """`callback(step, t, x0_BCTF)`, called once a step."""
@@ -81,8 +82,7 @@ class Sampler(ABC):
 
     def __str__(self) -> str:
         own = [(key, value) for key, value in self.spec.items() if key != "name"]
-        return ", ".join([self.name, *(f"{key} {f'{value:g}' if isinstance(value, float) else value}"
-                                       for key, value in own)])
+        return ", ".join([self.name, *(f"{key} {number_text(value, 'g')}" for key, value in own)])
 
     def share(self, process: NoiseProcess, t_next: int) -> float:
         """Share of fresh noise, in [0, 1], in what is added on the way to `t_next`."""

@@ -98,17 +98,17 @@ def check_plagiarism(
     counts = [len(starts) for starts in embedded.starts_s]
     found = search(Queries(embedded.rows, counts, device=where), min(top, index.n_clips))
     windows = statistics.median_low(counts)
-    figures, left_out = {"generated": _figures(found.cosine_QK[:, 0], counts)}, list(embedded.left_out)
+    metrics, left_out = {"generated": _metrics(found.cosine_QK[:, 0], counts)}, list(embedded.left_out)
     held_out = held_out_found = None
     if reference:
         held_out = embed_folder(clap, Path(reference), windows)
         left_out += held_out.left_out
         held_counts = [len(starts) for starts in held_out.starts_s]
         held_out_found = search(Queries(held_out.rows, held_counts, device=where), 1)
-        figures["held_out"] = _figures(held_out_found.cosine_QK[:, 0], held_counts)
+        metrics["held_out"] = _metrics(held_out_found.cosine_QK[:, 0], held_counts)
     if train_clips > 0 and index.n_clips > 1:
         queries = train_queries(index, train_clips, windows, where)
-        figures["train_itself"] = _figures(search(queries, 1).cosine_QK[:, 0], queries.counts)
+        metrics["train_itself"] = _metrics(search(queries, 1).cosine_QK[:, 0], queries.counts)
 
     matcher = MelMatcher(LogMel(opened.mel), min(5.0, index.window_s))
     suspects = _suspects(index, embedded, found, pairs)
@@ -125,8 +125,8 @@ def check_plagiarism(
                   "about": index.about},
         "search": {"method": description, "exact": exact},
         "window_s": index.window_s,
-        "rates": figures,
-        "notes": _notes(figures, found, held_out_found, exact),
+        "rates": metrics,
+        "notes": _notes(metrics, found, held_out_found, exact),
         "second_opinion": second,
         "clips": _clips(index, embedded, found),
         "suspects": [suspect.as_dict() for suspect in suspects],
@@ -188,19 +188,19 @@ def _searcher(
     return lambda queries, k: nearest_clips(index, queries, k), "all windows", True
 
 
-def _figures(maxima: Tensor, counts: list[int]) -> dict[str, Any]:
+def _metrics(maxima: Tensor, counts: list[int]) -> dict[str, Any]:
     quantiles = torch.quantile(maxima, torch.tensor([0.05, 0.5, 0.95], dtype=maxima.dtype, device=maxima.device))
     return {"n": len(maxima), **rates(maxima), "quantile_05": float(quantiles[0]), "median": float(quantiles[1]),
             "quantile_95": float(quantiles[2]), "windows_a_clip": statistics.median_low(counts)}
 
 
-def _notes(figures: dict[str, Any], found: Neighbours, held_out: Neighbours | None, exact: bool) -> list[str]:
-    """What must be known to read the figures, in numbers."""
+def _notes(metrics: dict[str, Any], found: Neighbours, held_out: Neighbours | None, exact: bool) -> list[str]:
+    """What must be known to read the metrics, in numbers."""
     notes = [] if exact else ["The search did not look at every window: the rates are lower bounds."]
     for key, name in (("sim_aa_90", "0.90"), ("sim_aa_95", "0.95")):
-        other = "held_out" if "held_out" in figures else "train_itself"
-        if other in figures:
-            notes.append(_beside_real(name, figures["generated"], figures[other], key, other))
+        other = "held_out" if "held_out" in metrics else "train_itself"
+        if other in metrics:
+            notes.append(_beside_real(name, metrics["generated"], metrics[other], key, other))
     if held_out is None:
         notes.append("Nothing was held out for comparison: name a folder of real music that was not trained on as the "
                      "reference.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from musiccm.files import write_text
+from musiccm.texts import number_text
 
 COLOURS = {"generated": "#b3261e", "held_out": "#2b6cb0"}
 _BINS = 40
@@ -120,7 +121,7 @@ def _rates(rows: Mapping[str, Mapping[str, Any]]) -> str:
     for name, row in rows.items():
         numbers = [row["n"], row["sim_aa_90"], row["sim_aa_95"], row["quantile_05"], row["median"], row["quantile_95"],
                    row["windows_a_clip"]]
-        cells = "".join(f"<td class='number'>{f'{v:.3f}' if isinstance(v, float) else v}</td>" for v in numbers)
+        cells = "".join(f"<td class='number'>{number_text(v, '.3f')}</td>" for v in numbers)
         lines.append(f"<tr><td>{names[name]}</td>{cells}</tr>")
     head = "".join(f"<th class='number'>{h}</th>" for h in heads)
     return (f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table><p class='quiet'>Share of "

@@ -58,7 +58,7 @@ class SimAA(ClipMetric):
     """Share of generated clips whose highest CLAP audio cosine with any training clip passes a threshold.
 
     Exact over all training windows (`musiccm.similarity.nearest`). The search runs in `compute`, once over all clips;
-    under distributed evaluation each rank searches its share of the training set, and all get one process's figures.
+    under distributed evaluation each rank searches its share of the training set, and all get one process's metrics.
     """
 
     higher_is_better = False

@@ -13,6 +13,7 @@ import yaml
 from musiccm.diffusion import sampling_timesteps
 from musiccm.files import write_text
 from musiccm.models.bundle.student_record import recorded_sampler
+from musiccm.texts import number_text
 
 FRONT_MATTER = {
     "library_name": "musiccm",
@@ -193,11 +194,5 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
     chance = {key: rows[0][f"{key}_chance"] for key in columns if rows[0].get(f"{key}_chance") is not None}
     rows = [*rows, *([{columns[0]: "chance", **chance}] if chance else [])]
     lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
-    lines += [" | ".join(_cell(row.get(column)) for column in columns) for row in rows]
+    lines += [" | ".join(number_text(row.get(column), none="") for column in columns) for row in rows]
     return "\n".join(f"| {line} |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -92,7 +92,7 @@ class _Loader:
 
 
 class EncodingData(pl.LightningDataModule):
-    """The work of `musiccm prepare latents`, dealt out among processes in whole files.
+    """The work of `musiccm prepare latents`, divided among processes in whole files.
 
     Which windows a file holds follows from the corpus alone, and each file is one process' work from beginning to end:
     the cache is the same, byte for byte, for any number of processes, also when a killed run is resumed with another
