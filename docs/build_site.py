@@ -48,7 +48,7 @@ def main() -> int:
     shutil.rmtree(pages, ignore_errors=True)
     shutil.copytree(ROOT / "docs", pages, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     (pages / "index.md").write_text(start_page((ROOT / "README.md").read_text(encoding="utf-8")), encoding="utf-8")
-    (pages / "house.md").write_text(house_page(imports(ROOT / "src/musiccm")), encoding="utf-8")
+    (pages / "package_map.md").write_text(package_map(imports(ROOT / "src/musiccm")), encoding="utf-8")
     (pages / "sounds.md").write_text(sounds_page(pages), encoding="utf-8")
     zensical = Path(sys.executable).with_name("zensical")
     return subprocess.run([str(zensical), "build", "--clean", "--strict"], cwd=ROOT, check=False).returncode
@@ -112,13 +112,13 @@ def without_shortcuts(rooms: Mapping[str, set[str]]) -> dict[str, set[str]]:
     return {room: direct - set().union(*(below[other] for other in direct)) for room, direct in rooms.items()}
 
 
-def house_page(rooms: Mapping[str, set[str]]) -> str:
+def package_map(rooms: Mapping[str, set[str]]) -> str:
     """The picture, and the same in words."""
     described = read_table((ROOT / "docs/architecture.md").read_text(encoding="utf-8"))
     rows = [f"| `{room}` | {', '.join(f'`{name}`' for name in sorted(rooms[room])) or 'nothing'} |"
             for room in sorted(rooms, key=lambda room: (-floors_of(rooms)[room], room)) if room in described]
     return "\n".join([
-        "# The house", "",
+        "# Package map", "",
         "Rooms of `src/musiccm` and what they import, as found in the source when this page was built. A room stands "
         "one floor above the highest that it imports; arrows that follow from others are left out of the picture. What "
         "each may import, and what lives in it, stands in [architecture.md](architecture.md).", "",

@@ -15,7 +15,7 @@ import musiccm
 
 ROOT = Path(__file__).parents[1]
 #: Pages that docs/build_site.py makes.
-COMPUTED = {"index.md", "house.md", "sounds.md"}
+COMPUTED = {"index.md", "package_map.md", "sounds.md"}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_the_citation_is_of_this_version() -> None:
     assert f"title   = {{{article['title']}}}" in readme and f"author  = {{{names}}}" in readme
 
 
-def test_floors_and_arrows_of_a_small_house(site: Any) -> None:
+def test_floors_and_arrows_of_a_small_package(site: Any) -> None:
     rooms = {"roof": {"hall", "cellar"}, "hall": {"cellar"}, "cellar": set(), "shed": set()}
     assert site.floors_of(rooms) == {"roof": 2, "hall": 1, "cellar": 0, "shed": 0}
     assert site.without_shortcuts(rooms) == {"roof": {"hall"}, "hall": {"cellar"}, "cellar": set(), "shed": set()}
@@ -70,8 +70,8 @@ def test_floors_and_arrows_of_a_small_house(site: Any) -> None:
     assert heights["roof"] < heights["hall"] < heights["cellar"] == heights["shed"]
 
 
-def test_the_house_as_it_is_has_no_circle(site: Any) -> None:
+def test_the_package_as_it_is_has_no_circle(site: Any) -> None:
     rooms = site.imports(ROOT / "src/musiccm")
     assert {"pipeline", "systems", "models", "diffusion"} <= rooms.keys()
-    page = site.house_page(rooms)
+    page = site.package_map(rooms)
     assert "| `systems` | " in page and ">pipeline</text>" in page

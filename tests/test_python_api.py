@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import musiccm
+from musiccm.audio import write_audio
 from musiccm.diffusion import NoiseProcess
 from musiccm.errors import MusiccmError
 from musiccm.samplers import make_sampler
@@ -46,13 +47,19 @@ def test_what_lacks_a_library_says_what_to_install(name: str, module: str, monke
         getattr(musiccm, name)
 
 
-def test_the_readme_example_runs() -> None:
+def test_the_readme_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mine", "real"):
+        (tmp_path / name).mkdir()
+        for n in range(3):
+            write_audio(tmp_path / name / f"{n}.wav", 0.1 * torch.randn(16000), 16000)
+    monkeypatch.chdir(tmp_path)
     (example,) = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.S | re.M)
     names: dict = {}
     exec(compile(example, "README.md", "exec"), names)
     assert names["waveforms_BS"].shape == (2, 81920) and names["teacher"].shape == (1, 81920)
     assert names["minute_S"].shape == (20 * 16000,)
     assert all(torch.isfinite(names[name]).all() for name in ("waveforms_BS", "minute_S", "teacher"))
+    assert names["scores"]["fd_tagger"] > 0 and names["scores"].n == 3
 
 
 SOURCE = Path(musiccm.__file__).parent

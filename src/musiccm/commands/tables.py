@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,8 @@ def grid(heads: list[str], body: list[list[Any]]) -> list[str]:
         return ["nothing to show"]
     kept = [column for column in range(len(heads)) if any(line[column] is not None for line in body)]
     lines = [f"| {' | '.join(heads[c] for c in kept)} |", "|" + "---|" * len(kept)]
-    return lines + [f"| {' | '.join(number_text(line[c], none="-") for c in kept)} |" for line in body]
+    cell = partial(number_text, none="-")
+    return lines + [f"| {' | '.join(cell(line[c]) for c in kept)} |" for line in body]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -62,8 +62,9 @@ class InceptionScore(FoldingMetric):
 
     `seeded` is the form of audioldm_eval: clips sorted by id, then shuffled by a fixed seed, then cut into equal parts;
     sorting makes it the same for every batching and number of ranks. It needs all logits. `hashed` assigns clips to
-    parts by a hash of their id, and so needs only running sums: `ln IS = mean_i sum_c p ln p - sum_c p_bar ln p_bar` within
-    a part. Its parts are of unequal size, and its figures differ from the published form's as another seed's would.
+    parts by a hash of their id, and so needs only running sums: `ln IS = mean_i sum_c p ln p - sum_c p_bar ln p_bar`
+    within a part. Its parts are of unequal size, and its values differ from the published form's as another seed's
+    would.
     """
 
     higher_is_better = True
