@@ -49,6 +49,7 @@ def test_the_same_is_learned(bundle, plain, tmp_path, setting):
 def test_a_straightforward_step_learns_the_same(bundle, plain, tmp_path):
     """The benchmark's baseline: teacher called twice, each look at decoded mels a call, averages one by one."""
     straightforward = load(BENCHMARKS / "training.py").Straightforward
+    assert all(hasattr(MusicCM, name) for name in vars(straightforward))  # each takes the place of the system's own
     theirs = one_step(bundle, tmp_path, system=straightforward)
     assert_same(plain, theirs)
     for name in ("student_ema_target", "student_ema_slow"):
