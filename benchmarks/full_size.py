@@ -39,7 +39,7 @@ from musiccm.systems.settings import Adversarial
 
 training = load(Path(__file__).with_name("training.py"))
 
-#: Latent frames judged, of 256, and decoded on either side.
+#: Latent frames that the discriminator sees, of 256, and decoded on either side.
 CROP, CONTEXT = 48, 2
 BATCH, REPEATS, CARD_BYTES = 8, 1, 40e9
 #: Parameters of the release that the bundle here holds in another size: CLAP and HiFi-GAN.
@@ -75,7 +75,7 @@ def write_bundle(folder: Path, small: str) -> Path:
 
 
 def middle(frames: int) -> slice:
-    """The crop that is judged."""
+    """The crop that the discriminator sees."""
     return slice((frames - CROP) // 2, (frames + CROP) // 2)
 
 
@@ -88,14 +88,14 @@ def step_of(system: MusicCM, adversarial: bool, straightforward: bool = False) -
         generator = keyed_generator(0, "bench")
         z0 = system.codec.normalise(batch.latents_BCTF)
         x0_pred, loss, _ = system.distil(z0, batch.text_BD, generator)
-        judged = None
+        term = None
         if adversarial:
             system._crop = lambda frames, _: None if straightforward else middle(frames)
-            judged = kind._judge(system, z0, x0_pred, batch.text_BD, generator)
-            loss = loss + judged["loss_g"]
+            term = kind._losses(system, z0, x0_pred, batch.text_BD, generator)
+            loss = loss + term["loss_g"]
         loss.backward()
-        if judged is not None:
-            discriminator_loss(system.discriminator, judged["real"], judged["fake"], judged["cond"])[0].backward()
+        if term is not None:
+            discriminator_loss(system.discriminator, term["real"], term["fake"], term["cond"])[0].backward()
         for average in (system.student_ema_target, system.student_ema_slow):
             average.update(system.student)
         system.zero_grad(set_to_none=True)
@@ -181,8 +181,8 @@ def activation_bytes(system: MusicCM, batch: Any, mode: FakeTensorMode) -> int:
             generator = keyed_generator(0, "bench")
             latents, cond_BD = (x.to("cuda") for x in (batch.latents_BCTF, batch.text_BD))
             x0_pred, loss, _ = system.distil(system.codec.normalise(latents), cond_BD, generator)
-            judged = system._judge(latents, x0_pred, cond_BD, generator)
-            loss = loss + judged["loss_g"]
+            term = system._losses(latents, x0_pred, cond_BD, generator)
+            loss = loss + term["loss_g"]
     finally:
         torch.set_autocast_enabled("cuda", False)
     return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)

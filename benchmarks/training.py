@@ -1,6 +1,7 @@
 """Seconds of a training step: distillation alone, with the adversarial term, and a straightforward step beside them.
 
-The straightforward step decodes and judges whole clips and makes every call by itself. It learns from the same losses.
+The straightforward step decodes whole clips for the discriminator and makes every call by itself. It learns from the
+same losses.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.settings import Adversarial, Distillation, Optimization
 
 BATCH, WARMUP, STEPS, ROUNDS = 8, 1, 2, 3
-#: Share of the clip that is judged.
+#: Share of the clip that the discriminator sees.
 CROP = 1 / 8
 #: The adversarial step may take this many times the step without it.
 BOUND = 1.8
@@ -52,7 +53,7 @@ class Straightforward(MusicCM):
         null_BD = self.conditioner.null(len(cond_BD))
         return lambda z, t: guide(self.teacher(z, t, cond_BD), self.teacher(z, t, null_BD), self.guidance_scale)
 
-    def _judge(self, z0: Tensor, x0_pred: Tensor, text_BD: Tensor, generator: torch.Generator) -> dict[str, Any]:
+    def _losses(self, z0: Tensor, x0_pred: Tensor, text_BD: Tensor, generator: torch.Generator) -> dict[str, Any]:
         network, crop = self.frozen["features"], self._crop(z0.shape[2], generator)
         with torch.no_grad():
             audio_BD = network.embed(self.codec.decode_mel(z0, crop))

@@ -35,13 +35,13 @@ class _Step:
 class Divergence(pl.Callback):
     """Watches the figures that a system's `training_step` returns under `watched`: means over all processes.
 
-    They are read one step late, so that the device never waits; a checkpoint reads them first, and looks at the weights
+    They are read one step late, so that the device never waits; a checkpoint reads them first, and checks the weights
     too. All processes see the same means and so stop at the same step.
 
     Args:
         factor: A loss explodes where it is this many times its own median in size.
         patience: Steps in a row that it must do so. One outlier is harmless: gradients are clipped.
-        window: Steps that the median is taken over; a loss is judged once it has been seen for half as many.
+        window: Steps that the median is taken over; a loss is checked once half as many have been seen.
     """
 
     def __init__(self, factor: float = 100.0, patience: int = 10, window: int = 200) -> None:

@@ -42,7 +42,7 @@ def relative_change(reference: Tensor, changed: Tensor) -> float:
 def probes(bundle: Bundle, batch: WaveformBatch, present: set[str]) -> dict[str, Probe]:
     """What is compared, for each part with weights.
 
-    The U-Net is judged by latents that guided DDIM makes from it, since an epsilon network's own error is divided by
+    The U-Net is compared by latents that guided DDIM makes from it, since an epsilon network's own error is divided by
     alpha, 0.0119 at the noisiest step: a small change of its output may be a large one of the music.
 
     Args:

@@ -25,7 +25,7 @@ LIBRARIES = ("torch", "diffusers", "transformers")
 
 @cache
 def source_digest(root: Path = Path(musiccm.__file__).parent) -> str:
-    """A hash of the code that makes and judges samples, and of the versions of the libraries that it runs on.
+    """A hash of the code that makes and measures samples, and of the versions of the libraries that it runs on.
 
     Args:
         root: The package.

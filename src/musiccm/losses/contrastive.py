@@ -1,4 +1,4 @@
-"""Text-audio contrastive loss and the retrieval figure it is judged by."""
+"""Text-audio contrastive loss and the retrieval rate that measures it."""
 
 from __future__ import annotations
 

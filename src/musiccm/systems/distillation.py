@@ -333,12 +333,12 @@ class DistilledSystem(pl.LightningModule):
             channels_last([self.student, *averages, self.teacher, self.codec])
 
     def configure_model(self) -> None:
-        """Under `Sharded`, spread the four U-Nets over the processes; heads and decoders stay whole."""
+        """Under `Sharded`, shard the four U-Nets over the processes; heads and decoders stay whole."""
         mesh = self.device_mesh
         if mesh is not None and self.distillation.lora is not None:
             raise MusiccmError(
-                "distillation.lora: the weights that teacher, student and averages hold together cannot be spread over "
-                "processes (trainer.strategy Sharded); use DDP, or train the whole student"
+                "distillation.lora: the weights that teacher, student and averages hold together cannot be sharded "
+                "over processes (trainer.strategy Sharded); use DDP, or train the whole student"
             )
         if mesh is not None:
             averages = (self.student_ema_target.module, self.student_ema_slow.module)

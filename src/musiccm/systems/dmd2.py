@@ -296,10 +296,10 @@ class DMD2(AdversarialSystem):
         """Refuse to be sharded.
 
         Raises:
-            MusiccmError: the strategy spreads networks over processes.
+            MusiccmError: the strategy shards networks over processes.
         """
         if self.device_mesh is not None:
-            raise MusiccmError("trainer.strategy: DMD2 has a critic that Sharded does not spread; use DDP, with a LoRA "
+            raise MusiccmError("trainer.strategy: DMD2 has a critic that Sharded does not shard; use DDP, with a LoRA "
                                "student (distillation.lora) where memory is short")
 
     def identity(self) -> dict[str, Any]:
