@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from musiccm.diffusion import NoiseSchedule, RectifiedFlow, noise_process
+from musiccm.diffusion import NoiseProcess, noise_process, process_class
 from musiccm.errors import MusiccmError
 from musiccm.files import naming_full_disk, replacing_folder
 from musiccm.models.attention_heads import own_heads
@@ -26,7 +26,7 @@ from musiccm.models.bundle.files import (
     save_part,
     update_json,
 )
-from musiccm.models.bundle.student_record import LCM_SIGMA_DATA, STUDENT_SCHEDULERS, sampler_record
+from musiccm.models.bundle.student_record import LCM_SIGMA_DATA, sampler_record, scheduler_class
 from musiccm.samplers import SamplerSpec, suited_sampler
 
 STUDENTS_OWN = ("unet", "scheduler")
@@ -72,7 +72,8 @@ def student_scheduler(teacher_config: Mapping[str, Any], info: StudentInfo) -> A
         `FlowMatchLCMScheduler` reads the former and ignores the grid's keys, for the latter it has no class.
 
     Raises:
-        MusiccmError: If the student's sigma_data is not the 0.5 that diffusers has fixed.
+        MusiccmError: If the student's sigma_data is not the 0.5 that diffusers has fixed, or its noise process cannot
+            be exported.
     """
     if info.sigma_data != LCM_SIGMA_DATA:
         raise MusiccmError(f"sigma_data: the exported scheduler can only be {LCM_SIGMA_DATA}, found {info.sigma_data}; "
@@ -80,15 +81,27 @@ def student_scheduler(teacher_config: Mapping[str, Any], info: StudentInfo) -> A
     process = noise_process(teacher_config)
     own = {"prediction_type": info.prediction_type, "original_inference_steps": info.grid_points,
            "timestep_scaling": info.timestep_scaling}
-    if isinstance(process, NoiseSchedule):
+    name = scheduler_class(process)
+    stated = {"_class_name": name, "num_train_timesteps": process.num_train_timesteps, **process.config(), **own}
+    _check_read_back(process, stated)
+    if name == "LCMScheduler":
         from diffusers import LCMScheduler
 
-        kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-        return LCMScheduler(**{key: teacher_config[key] for key in kept if key in teacher_config}, **own,
-                            clip_sample=False)
-    shift = {"shift": process.shift} if isinstance(process, RectifiedFlow) else {}
-    return {"_class_name": STUDENT_SCHEDULERS[type(process)], "num_train_timesteps": process.num_train_timesteps,
-            **shift, **own}
+        return LCMScheduler(**{key: value for key, value in stated.items() if key != "_class_name"}, clip_sample=False)
+    return stated
+
+
+def _check_read_back(process: NoiseProcess, stated: Mapping[str, Any]) -> None:
+    """Refuse to export a noise process that its file would not give back: its student would be sampled wrongly."""
+    kind, found = type(process), process_class(stated)
+    if found is not kind:
+        raise MusiccmError(f"{kind.__name__}: a file with _class_name {stated['_class_name']!r} is read as a "
+                           f"{found.__name__}; name the class in FAMILIES of musiccm/diffusion/families.py")
+    read, t_B = noise_process(stated), torch.arange(process.num_train_timesteps)
+    for name in ("alpha", "sigma", "network_time"):
+        if not torch.allclose(getattr(process, name)(t_B), getattr(read, name)(t_B), rtol=1e-5, atol=1e-7):
+            raise MusiccmError(f"{kind.__name__}: its config() states {process.config()}, from which from_config "
+                               f"builds one of another {name}; config() must state all its parameters")
 
 
 def export_student(

@@ -173,7 +173,7 @@ def test_full_size_benchmark_counts_the_work_and_the_memory_of_a_step(tmp_path, 
     # A guided pair, the target, and the student's pass with a backward pass of twice the work.
     assert alone == pytest.approx(6 * once, rel=0.02)
     # Decoder and features see twice as much, and go through it 5 times (real, its embedding, the student's side, that
-    # again and back) where ours goes 3 times; the heads, which are most of so small a judge, are called alike.
+    # again and back) where ours goes 3 times; the heads, which are most of so small a discriminator, are called alike.
     assert 1.0 < (straightforward - alone) / (crop - alone) / 2 < 5 / 3
 
     mode = full.FakeTensorMode(allow_non_fake_inputs=True)

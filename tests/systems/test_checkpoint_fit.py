@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,16 +11,19 @@ import pytest
 from jsonargparse import ArgumentParser
 from pytorch_lightning.trainer.states import TrainerFn
 from tiny_bundle import build_random_bundle
+from torch import nn
 
 from musiccm.errors import MusiccmError
 from musiccm.models.lora import Lora
 from musiccm.systems.checkpoint_fit import LATER, MAY_CHANGE, MEANING, ONCE_STATED, check_fit, identity, plain
+from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
 from musiccm.systems.stages.audiomae import AudioMaeStage
 from musiccm.systems.stages.base import Stage
 from musiccm.systems.stages.tagger import TaggerStage
 from musiccm.systems.stages.teacher import TeacherStage
 
+ABSENT = object()
 #: Every setting with another value than the default.
 OTHERS: dict[str, dict[str, Any]] = {
     "distillation": {
@@ -104,6 +107,86 @@ def test_a_setting_that_came_later_had_its_default() -> None:
     assert resume(before, made()) == []
     with pytest.raises(MusiccmError, match="distillation.tail: it was trained with 0.0, this run has 0.1"):
         resume(before, made("distillation", tail=0.1))
+
+
+def test_a_field_of_a_nested_class_that_came_later_had_its_default() -> None:
+    changed = {"curriculum": [Phase(0.5, 100), Phase(1.0, 40, 2)], "lora": Lora(rank=8)}
+    before, now = made("distillation", **changed), made("distillation", **changed)
+    for phase in before["distillation.curriculum"]:
+        if phase["jumps"] == 1:
+            del phase["jumps"]
+    del before["distillation.lora"]["alpha"]
+    for resuming in (True, False):
+        assert resume(before, now, resuming) == []
+    changed["curriculum"][0].jumps = 2
+    with pytest.raises(MusiccmError, match="distillation.curriculum: it was trained with .*'jumps': 1.*'jumps': 2"):
+        resume(before, made("distillation", **changed))
+    with pytest.raises(MusiccmError, match=r"distillation.lora: it was trained with .*'alpha': 16\.0"):
+        resume(before, made("distillation", lora=Lora(rank=8, alpha=4.0)), resuming=False)
+
+
+@dataclass
+class Extra:
+    """Settings of an objective of one's own."""
+
+    steps: int = 3
+    phases: list[Phase] = field(default_factory=list)
+
+
+class Own(MusicCM):
+    def __init__(self, bundle: str, gain: float = 1.0, extra: Extra | None = None, part: nn.Module | None = None,
+                 **system: Any) -> None:
+        super().__init__(bundle, adversarial=Adversarial(weight=0.0), **system)
+        self.gain, self.extra, self.part = gain, extra or Extra(phases=[Phase(0.5)]), part
+
+
+class Other(Own):
+    pass
+
+
+def test_the_objectives_class_and_its_own_arguments_are_compared(tmp_path) -> None:
+    bundle = str(build_random_bundle(tmp_path / "bundle", frames=4))
+    plain_run = MusicCM(bundle, adversarial=Adversarial(weight=0.0))
+    own, doubled = Own(bundle, part=nn.Dropout(0.1)), Own(bundle, gain=2.0, part=nn.Dropout(0.1))
+
+    def saved(system: MusicCM) -> dict[str, Any]:
+        checkpoint = {"state_dict": system.state_dict()}
+        system.on_save_checkpoint(checkpoint)
+        return checkpoint
+
+    def go_on(checkpoint: dict[str, Any], system: MusicCM, **stated: Any) -> None:
+        system._trainer = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.FITTING), ckpt_path="run.ckpt")
+        try:
+            student = {key: value for key, value in {**checkpoint["student"], **stated}.items() if value is not ABSENT}
+            system.on_load_checkpoint({"state_dict": dict(checkpoint["state_dict"]), "student": student})
+        finally:
+            system._trainer = None
+
+    first = saved(own)
+    go_on(first, Own(bundle, extra=Extra(phases=[Phase(0.5)]), part=nn.Dropout(0.1)))  # as without `extra`
+    here = __name__.replace(".", r"\.")
+    for system, message in (
+        (Other(bundle, part=nn.Dropout(0.1)),
+         rf"model.class_path: it was trained with '{here}.Own', this run has '{here}.Other'"),
+        (doubled, "init_args.gain: it was trained with 1.0, this run has 2.0"),
+        (Own(bundle, extra=Extra(steps=4, phases=[Phase(0.5)]), part=nn.Dropout(0.2)),
+         r"extra.steps: it was trained with 3, .* 4(.|\n)*init_args.part: .*'p': 0.1.*'p': 0.2"),
+        (plain_run, "model.class_path: .*Own.*musiccm.systems.musiccm.MusicCM"),
+    ):
+        with pytest.raises(MusiccmError, match=message):
+            go_on(first, system)
+
+    # what its author added later, at any depth
+    later = {"gain": ABSENT, "extra.steps": ABSENT, "extra.phases": [{"until": 0.5, "skip": 20}]}
+    go_on(first, own, **later)
+    with pytest.raises(MusiccmError, match="gain: it was trained with 1.0, this run has 2.0"):
+        go_on(first, doubled, **later)
+
+    # checkpoints that state no class are MusicCM's
+    first = saved(plain_run)
+    go_on(first, plain_run, class_path=ABSENT)
+    with pytest.raises(MusiccmError, match=rf"class_path: .*musiccm.MusicCM', this run has '{here}.Own"):
+        go_on(first, own, class_path=ABSENT)
 
 
 WRONG = [

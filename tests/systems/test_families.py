@@ -13,11 +13,14 @@ from tiny_bundle import build_random_bundle
 from torch.utils.data import DataLoader
 
 from musiccm.data.batch import LatentBatch
-from musiccm.diffusion import Angle, NoiseProcess, RectifiedFlow
+from musiccm.diffusion import Angle, NoiseProcess, NoiseSchedule, RectifiedFlow, noise_process, prediction_type_of
+from musiccm.diffusion.continuous import ContinuousProcess
+from musiccm.diffusion.families import FAMILIES as PROCESSES
 from musiccm.errors import MusiccmError
-from musiccm.export import StudentInfo, export_student
+from musiccm.export import StudentInfo, export_student, student_scheduler
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import save_part
+from musiccm.models.bundle.student_record import STUDENT_SCHEDULERS
 from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.pipeline import Pipeline, sample_seeds
 from musiccm.samplers import INITIAL, Lcm, Stepper, sample_noise, seeded_noise_fn
@@ -119,3 +122,65 @@ def test_a_students_file_of_another_family_is_refused(tmp_path: Path) -> None:
     config.write_text(json.dumps({**json.loads(config.read_text()), "_class_name": "LCMScheduler"}))
     with pytest.raises(MusiccmError, match="_class_name is 'LCMScheduler'.*AngleLCMScheduler"):
         Pipeline.from_pretrained(folder)
+
+
+class Power(ContinuousProcess):
+    """The straight line, gone along at another pace: sigma is a power of the time."""
+
+    predictions = ("sample", "flow_prediction")
+    usual_prediction = "sample"
+
+    def __init__(self, steps: int, power: float) -> None:
+        super().__init__(steps)
+        self.power = power
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(config["num_train_timesteps"], config.get("power", 1.0))
+
+    def config(self):
+        return {"power": self.power}
+
+    def sigma(self, t_B, dtype=torch.float32):
+        return self._share(t_B, dtype) ** self.power
+
+    def alpha(self, t_B, dtype=torch.float32):
+        return 1.0 - self.sigma(t_B, dtype)
+
+    def network_time(self, t_B):
+        return self.sigma(t_B)
+
+
+def test_a_process_of_ones_own_keeps_its_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = {"_class_name": "PowerScheduler", "num_train_timesteps": 1000, "power": 2.0}
+    monkeypatch.setitem(PROCESSES, "PowerScheduler", Power)
+    path = build_random_bundle(tmp_path / "teacher", frames=4, decoder=True)
+    save_part(path, "scheduler", dict(scheduler))
+    teacher, info = Bundle.from_pretrained(path), StudentInfo("sample", 3.0)
+    assert prediction_type_of(scheduler) == teacher.prediction_type == "sample"
+
+    with pytest.raises(MusiccmError, match=r"Power: no scheduler class .* STUDENT_SCHEDULERS .* FAMILIES"):
+        student_scheduler(scheduler, info)
+    monkeypatch.setitem(STUDENT_SCHEDULERS, Power, "PowerLCMScheduler")
+    with pytest.raises(MusiccmError, match=r"PowerLCMScheduler' is read as .*FAMILIES"):
+        student_scheduler(scheduler, info)
+    monkeypatch.setitem(PROCESSES, "PowerLCMScheduler", Power)
+    with monkeypatch.context() as patch, pytest.raises(MusiccmError, match=r"Power: its config\(\) states \{\}"):
+        patch.setattr(Power, "config", lambda self: {})
+        student_scheduler(scheduler, info)
+
+    folder = export_student(teacher.unet, teacher, tmp_path / "student", info)
+    assert Pipeline.from_pretrained(folder).schedule.power == 2.0
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "power": 3.0}))
+    with pytest.raises(MusiccmError, match="power is 3.0, but the student was trained with 2.0"):
+        Pipeline.from_pretrained(folder)
+
+
+def test_a_table_is_built_again_from_what_it_states() -> None:
+    stated = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195}
+    table = noise_process({**stated, "num_train_timesteps": 1000, "clip_sample": False})
+    assert isinstance(table, NoiseSchedule) and table.config() == stated
+    given = NoiseSchedule(table.alphas_cumprod)  # of which no file said how it was made
+    torch.testing.assert_close(NoiseSchedule.from_config(given.config()).alphas_cumprod, table.alphas_cumprod,
+                               rtol=1e-12, atol=0)

@@ -112,6 +112,12 @@ def test_an_export_is_the_adapted_network_without_an_adapter(
         torch.testing.assert_close(found, model.denoiser("slow")(z, t, cond), rtol=1e-4, atol=1e-4)
         assert (found - Denoiser(model.bundle.unet, model.schedule, "v_prediction")(z, t, cond)).abs().max() > 1e-3
     assert exported.unet.state_dict().keys() == Bundle.from_pretrained(bundle).unet.state_dict().keys()
+    # a checkpoint from before a field of the adapter's, of an objective with an argument named as a setting
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    del checkpoint["student"]["distillation.lora"]["target_modules"]
+    checkpoint["student"]["guidance_scale"] = "its own"
+    torch.save(checkpoint, tmp_path / "older.ckpt")
+    assert export.main(["--checkpoint", str(tmp_path / "older.ckpt"), *asked[2:], "--out", str(tmp_path / "same")]) == 0
     # another teacher below it, and settings of another run
     other = build_random_bundle(tmp_path / "other", frames=4, seed=3)
     with pytest.raises(MusiccmError, match="its adapter was trained on U-Net and schedule .* has U-Net and schedule"):

@@ -35,7 +35,7 @@ class _Step:
 class Divergence(pl.Callback):
     """Watches the metrics that a system's `training_step` returns under `watched`: means over all processes.
 
-    They are read one step late, so that the device never waits; a checkpoint reads them first, and looks at the weights
+    They are read one step late, so that the device never waits; a checkpoint reads them first, and checks the weights
     too. All processes see the same means and so stop at the same step.
 
     Args:

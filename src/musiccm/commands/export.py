@@ -45,7 +45,10 @@ def main(argv: list[str]) -> int:
     if known["lora"] is not None:
         known["lora"] = asdict(Lora(**known["lora"]))
     state, step, identity = read_student(checkpoint)
-    trained = {key.removeprefix("distillation."): value for key, value in identity.items()}  # some have no prefix
+    # some have no prefix; an objective's own arguments, which have none either, come first and lose
+    trained = {key.removeprefix("distillation."): identity[key] for key in sorted(identity, key=lambda key: "." in key)}
+    if trained.get("lora") is not None:
+        trained["lora"] = asdict(Lora(**trained["lora"]))
     for key in (*(key.removeprefix("distillation.") for key in MEANING), "guidance_scale"):
         if trained.get(key, defaults[key] if key == "lora" else known[key]) != known[key]:
             raise MusiccmError(f"{checkpoint}: its student was trained with {key} = {trained[key]!r}, but "

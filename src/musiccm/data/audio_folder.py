@@ -73,7 +73,7 @@ def read_audio_folder(
     Args:
         root: The folder.
         min_duration_s: Shorter files are left out.
-        channel: `mean` of the channels or the `first`: what is silent or NaN is judged on it.
+        channel: `mean` of the channels or the `first`: what is silent or NaN is decided on it.
         progress: Whether to show a progress bar.
 
     Returns:

@@ -13,7 +13,7 @@ from musiccm.diffusion.condition import (
 )
 from musiccm.diffusion.continuous import Angle, RectifiedFlow
 from musiccm.diffusion.contracts import BoundDenoise, ConsistencyFunction, Denoise
-from musiccm.diffusion.families import noise_process, prediction_type_of
+from musiccm.diffusion.families import noise_process, prediction_type_of, process_class
 from musiccm.diffusion.grid import (
     TIMESTEP_MODES,
     check_skip,
@@ -65,6 +65,7 @@ __all__ = [
     "pool_condition",
     "predict_at",
     "prediction_type_of",
+    "process_class",
     "refuse_guidance",
     "sample_grid_index",
     "sampling_timesteps",

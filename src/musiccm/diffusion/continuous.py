@@ -65,6 +65,7 @@ class RectifiedFlow(ContinuousProcess):
     """
 
     predictions = ("flow_prediction", "sample")
+    usual_prediction = "flow_prediction"
 
     def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0) -> None:
         super().__init__(num_train_timesteps)
@@ -91,6 +92,10 @@ class RectifiedFlow(ContinuousProcess):
                                    "This time warp is not supported; use a teacher trained without it.")
         return cls(int(config.get("num_train_timesteps", 1000)), float(config.get("shift", 1.0)))
 
+    def config(self) -> dict[str, Any]:
+        """`shift`."""
+        return {"shift": self.shift}
+
     def sigma(self, t_B: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """`s`, of the shape of `t_B`."""
         u = self._share(t_B, dtype)
@@ -116,11 +121,16 @@ class Angle(ContinuousProcess):
     """
 
     predictions = ("v_prediction", "flow_prediction", "sample")
+    usual_prediction = "v_prediction"
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Angle:
         """Build it from a `scheduler_config.json` whose `_class_name` is `AngleScheduler`."""
         return cls(int(config.get("num_train_timesteps", 1000)))
+
+    def config(self) -> dict[str, Any]:
+        """Nothing: it has no parameters of its own."""
+        return {}
 
     def alpha(self, t_B: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """`cos(d)`, of the shape of `t_B`."""

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from musiccm.diffusion.continuous import Angle, RectifiedFlow
 from musiccm.diffusion.process import NoiseProcess
 from musiccm.diffusion.schedule import NoiseSchedule
 
-# By `_class_name`; every other scheduler of diffusers has betas, and is a variance-preserving table.
-_FAMILIES: dict[str, Callable[[Mapping[str, Any]], NoiseProcess]] = {
-    "FlowMatchEulerDiscreteScheduler": RectifiedFlow.from_config,
-    "FlowMatchHeunDiscreteScheduler": RectifiedFlow.from_config,
-    "FlowMatchLCMScheduler": RectifiedFlow.from_config,
-    "AngleScheduler": Angle.from_config,
-    "AngleLCMScheduler": Angle.from_config,
+#: By `_class_name`; every other scheduler of diffusers has betas, and is a variance-preserving table.
+FAMILIES: dict[str, type[NoiseProcess]] = {
+    "FlowMatchEulerDiscreteScheduler": RectifiedFlow,
+    "FlowMatchHeunDiscreteScheduler": RectifiedFlow,
+    "FlowMatchLCMScheduler": RectifiedFlow,
+    "AngleScheduler": Angle,
+    "AngleLCMScheduler": Angle,
 }
+
+
+def process_class(config: Mapping[str, Any]) -> type[NoiseProcess]:
+    """The class of the noise process that a parsed `scheduler_config.json` describes."""
+    return FAMILIES.get(str(config.get("_class_name")), NoiseSchedule)
 
 
 def noise_process(config: Mapping[str, Any]) -> NoiseProcess:
@@ -32,7 +37,7 @@ def noise_process(config: Mapping[str, Any]) -> NoiseProcess:
     Raises:
         MusiccmError: a key is missing or has a value that is not supported.
     """
-    return _FAMILIES.get(str(config.get("_class_name")), NoiseSchedule.from_config)(config)
+    return process_class(config).from_config(config)
 
 
 def prediction_type_of(config: Mapping[str, Any]) -> str:
@@ -44,6 +49,4 @@ def prediction_type_of(config: Mapping[str, Any]) -> str:
     Returns:
         One of `PREDICTION_TYPES`.
     """
-    name = str(config.get("_class_name"))
-    usual = "v_prediction" if name.startswith("Angle") else "flow_prediction" if name in _FAMILIES else "epsilon"
-    return str(config.get("prediction_type") or usual)
+    return str(config.get("prediction_type") or process_class(config).usual_prediction)

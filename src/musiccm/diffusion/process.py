@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -50,6 +51,20 @@ class NoiseProcess(ABC):
 
     predictions: ClassVar[tuple[str, ...]]
     """Prediction types that determine x0 at every timestep of this process."""
+    usual_prediction: ClassVar[str]
+    """What a network predicts where its scheduler file does not state it."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Mapping[str, Any]) -> NoiseProcess:
+        """Build it from a parsed `scheduler_config.json`."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The keys of a `scheduler_config.json` that it is built from, beside `num_train_timesteps`.
+
+        An export states them, and `from_config` builds the same process from them.
+        """
 
     @property
     @abstractmethod

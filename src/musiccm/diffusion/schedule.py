@@ -14,6 +14,8 @@ from musiccm.errors import MusiccmError
 
 # Keys of a diffusers scheduler config whose other values would change alpha_t behind our back.
 _REQUIRED_VALUES: dict[str, Any] = {"rescale_betas_zero_snr": False}
+# Keys that the table is made from.
+_BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas")
 
 
 class NoiseSchedule(NoiseProcess):
@@ -30,6 +32,7 @@ class NoiseSchedule(NoiseProcess):
     """
 
     predictions = ("epsilon", "v_prediction", "flow_prediction", "sample")
+    usual_prediction = "epsilon"
 
     def __init__(self, alphas_cumprod: Tensor | Sequence[float]) -> None:
         table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).detach().cpu().clone()
@@ -41,6 +44,7 @@ class NoiseSchedule(NoiseProcess):
                 "Check the scheduler's betas."
             )
         self.alphas_cumprod = table
+        self._stated: dict[str, Any] | None = None
         alpha, sigma = table.sqrt(), (1.0 - table).sqrt()
         self._tables = {"alpha": alpha, "sigma": sigma, "log_ratio": (alpha / sigma).log()}
         self._cache: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
@@ -65,8 +69,14 @@ class NoiseSchedule(NoiseProcess):
                     f"scheduler_config.json, key '{key}': expected {wanted!r}, found {config[key]!r}. "
                     "This noise schedule is not supported; use a teacher trained without it."
                 )
+        schedule = cls(torch.cumprod(1.0 - cls._betas(config), 0))
+        schedule._stated = {key: config[key] for key in _BETAS if key in config}
+        return schedule
+
+    @staticmethod
+    def _betas(config: Mapping[str, Any]) -> Tensor:
         if config.get("trained_betas") is not None:
-            return cls(torch.cumprod(1.0 - torch.as_tensor(config["trained_betas"], dtype=torch.float64), 0))
+            return torch.as_tensor(config["trained_betas"], dtype=torch.float64)
         kind = _need(config, "beta_schedule")
         steps = int(_need(config, "num_train_timesteps"))
         if steps < 2:
@@ -74,17 +84,22 @@ class NoiseSchedule(NoiseProcess):
         if kind == "squaredcos_cap_v2":
             level = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
             ratios = [min(1.0 - level[i + 1] / level[i], 0.999) for i in range(steps)]
-            betas = torch.tensor(ratios, dtype=torch.float64)
-        elif kind in ("linear", "scaled_linear"):
+            return torch.tensor(ratios, dtype=torch.float64)
+        if kind in ("linear", "scaled_linear"):
             start, end = float(_need(config, "beta_start")), float(_need(config, "beta_end"))
             power = 2.0 if kind == "scaled_linear" else 1.0
-            betas = torch.linspace(start ** (1 / power), end ** (1 / power), steps, dtype=torch.float64) ** power
-        else:
-            raise MusiccmError(
-                "scheduler_config.json, key 'beta_schedule': expected one of linear, scaled_linear, squaredcos_cap_v2, "
-                f"found {kind!r}. Convert the scheduler, or give its betas as 'trained_betas'."
-            )
-        return cls(torch.cumprod(1.0 - betas, 0))
+            return torch.linspace(start ** (1 / power), end ** (1 / power), steps, dtype=torch.float64) ** power
+        raise MusiccmError(
+            "scheduler_config.json, key 'beta_schedule': expected one of linear, scaled_linear, squaredcos_cap_v2, "
+            f"found {kind!r}. Convert the scheduler, or give its betas as 'trained_betas'."
+        )
+
+    def config(self) -> dict[str, Any]:
+        """The betas as the file stated them; of a table that was given, `trained_betas`."""
+        if self._stated is not None:
+            return dict(self._stated)
+        before = torch.cat([self.alphas_cumprod.new_ones(1), self.alphas_cumprod[:-1]])
+        return {"trained_betas": (1.0 - self.alphas_cumprod / before).tolist()}
 
     @property
     def num_train_timesteps(self) -> int:

@@ -3,7 +3,7 @@
 from musiccm.long_form.compose import MAX_STREAM_S, MAX_WHOLE_S, Piece, check_duration, compose, decode_whole
 from musiccm.long_form.decode import MelDecoder, PieceDecoder, encode_piece
 from musiccm.long_form.direct import DirectDecoder, piece_decoder
-from musiccm.long_form.edit import Clip, Edited, Editor, read_clip
+from musiccm.long_form.edit import Edited, Editor, SourceClip, read_clip
 from musiccm.long_form.methods import LongMusic
 from musiccm.long_form.model import MusicModel
 from musiccm.long_form.prompts import PromptPlan, Prompts, check_text, check_texts
@@ -13,7 +13,7 @@ from musiccm.long_form.stream import MusicStream
 __all__ = [
     "MAX_STREAM_S",
     "MAX_WHOLE_S",
-    "Clip",
+    "SourceClip",
     "DirectDecoder",
     "Edited",
     "Editor",

@@ -23,7 +23,7 @@ from musiccm.samplers import INITIAL, SamplerSpec, needed_crops, sample_shared
 
 
 @dataclass(frozen=True)
-class Clip:
+class SourceClip:
     """Music that is there, as the model sees it.
 
     Args:
@@ -54,7 +54,7 @@ class Edited:
     seams_s: list[float]
 
 
-def read_clip(pipeline: MusicModel, path: str | Path) -> Clip:
+def read_clip(pipeline: MusicModel, path: str | Path) -> SourceClip:
     """Read music in any format, rate and number of channels that libsndfile decodes.
 
     Channels are averaged and the level set as in training: mean removed, peak 0.5.
@@ -81,7 +81,7 @@ def read_clip(pipeline: MusicModel, path: str | Path) -> Clip:
     if len(waveform_S) < shortest:
         raise BadAudio(path, "too_short", f"{len(waveform_S) / pipeline.sample_rate_hz:.3f} s, expected at least "
                                           f"{shortest / pipeline.sample_rate_hz:.3f} s")
-    return Clip(str(path), len(waveform_S), LogMel(mel)(waveform_S))
+    return SourceClip(str(path), len(waveform_S), LogMel(mel)(waveform_S))
 
 
 class Editor:
@@ -115,7 +115,7 @@ class Editor:
         self.overlap, self.fusion, self.batch_size = overlap, fusion, batch_size
         self.sampler = sampler
 
-    def extend(self, clip: Clip, prompts: Prompts, duration_s: float | None = None) -> Edited:
+    def extend(self, clip: SourceClip, prompts: Prompts, duration_s: float | None = None) -> Edited:
         """Let a clip go on.
 
         Args:
@@ -140,7 +140,7 @@ class Editor:
         kept_T[: clip.samples // pipeline.frame_samples] = True
         return self._fill(piece, clip, kept_T)
 
-    def inpaint(self, clip: Clip, prompts: Prompts, from_s: float, to_s: float) -> Edited:
+    def inpaint(self, clip: SourceClip, prompts: Prompts, from_s: float, to_s: float) -> Edited:
         """Make a range of a clip anew, to fit what lies around it.
 
         Args:
@@ -169,7 +169,7 @@ class Editor:
                                "without it")
         return self._fill(piece, clip, kept_T)
 
-    def vary(self, clip: Clip, prompts: Prompts, strength: float) -> Edited:
+    def vary(self, clip: SourceClip, prompts: Prompts, strength: float) -> Edited:
         """Another take on a clip: noise is added to it and taken away again (SDEdit, arXiv 2108.01073).
 
         Args:
@@ -197,7 +197,7 @@ class Editor:
         return Piece.of(self.pipeline, prompts, duration_s, stepper, self.noise_seed, self.overlap, self.fusion)
 
     @torch.no_grad()
-    def _fill(self, piece: Piece, clip: Clip, kept_T: Tensor) -> Edited:
+    def _fill(self, piece: Piece, clip: SourceClip, kept_T: Tensor) -> Edited:
         """Sample the frames that are not kept."""
         clean = self._encode(clip, len(kept_T), pad_value=None)
         piece.require_used(needed_crops(piece.process.crops, kept_T))
@@ -213,7 +213,7 @@ class Editor:
         stepper = piece.process.stepper
         return stepper.process.add_noise(clean_CTF, noise, torch.tensor(stepper.timesteps[0], device=noise.device))
 
-    def _encode(self, clip: Clip, length: int, pad_value: float | None) -> Tensor:
+    def _encode(self, clip: SourceClip, length: int, pad_value: float | None) -> Tensor:
         """Latents of the clip, padded to `length`: by mels of `pad_value`, or by zeros that nobody reads."""
         codec, window = self.pipeline.codec, self.pipeline.latent_shape[1]
         mel_MN, per = clip.mel_MN[: length * codec.downsampling], codec.downsampling

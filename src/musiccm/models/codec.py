@@ -196,13 +196,13 @@ class LatentCodec(nn.Module):
         if self.vocoder is None:
             raise MusiccmError("this codec has no vocoder: build it with one to make waveforms")
         c = self.vocoder.config
-        reach, rate = 3.0, 1  # conv_pre has 7 taps; rate is in samples a mel frame
+        receptive, rate = 3.0, 1  # conv_pre has 7 taps; rate is in samples a mel frame
         for upsample, taps in zip(c.upsample_rates, c.upsample_kernel_sizes, strict=True):
-            reach += -(-taps // upsample) / rate
+            receptive += -(-taps // upsample) / rate
             rate *= upsample
             blocks = zip(c.resblock_kernel_sizes, c.resblock_dilation_sizes, strict=True)
-            reach += max(sum((d + 1) * (k - 1) // 2 for d in dilations) for k, dilations in blocks) / rate
-        return math.ceil(reach + 3.0 / rate)
+            receptive += max(sum((d + 1) * (k - 1) // 2 for d in dilations) for k, dilations in blocks) / rate
+        return math.ceil(receptive + 3.0 / rate)
 
     @property
     def decoder_context(self) -> int:

@@ -1,4 +1,4 @@
-"""Discriminators of waveforms that look at complex spectrograms, one a resolution."""
+"""Discriminators of waveforms on complex spectrograms, one a resolution."""
 
 from __future__ import annotations
 

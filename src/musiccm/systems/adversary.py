@@ -142,7 +142,7 @@ class AdversarialSystem(DistilledSystem):
         super().on_fit_start()
 
     def half_parts(self) -> dict[str, nn.Module]:
-        """The teacher, and codec and features where the discriminator looks through them."""
+        """The teacher, and codec and features where the discriminator uses them."""
         parts = super().half_parts()
         if self.discriminator is not None:
             codec, features = self.codec, self.frozen["features"]

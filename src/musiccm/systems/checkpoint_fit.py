@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
+from pytorch_lightning.utilities.parsing import collect_init_args
 from torch import Tensor, nn
 
 from musiccm.errors import MusiccmError
@@ -30,37 +33,104 @@ ONCE_STATED = (*MEANING, "distillation.guidance_scale", "distillation.target_ema
                "adversarial.features", "optimization.accumulate", "seed", "bundle")
 #: A setting that every later checkpoint states.
 LATER = "distillation.weight"
+#: What `identity` knows of by itself; of a system's other arguments it is told.
+SHARED = ("bundle", "distillation", "adversarial", "optimization", "seed", "teacher")
+GROUPS: dict[str, type] = {"distillation": Distillation, "adversarial": Adversarial, "optimization": Optimization}
+#: The objective, and whose the checkpoints are that do not state it.
+CLASS, FIRST_CLASS = "class_path", "musiccm.systems.musiccm.MusicCM"
 #: Name of a module -> the key that gives it its shape.
 SHAPED_BY = {"student": "bundle", "student_ema_target": "bundle", "student_ema_slow": "bundle",
              "discriminator": "adversarial"}
 
 
-def plain(value: Any) -> Any:
-    """A setting as a checkpoint holds it: numbers, texts, lists and mappings alone."""
+def plain(value: Any, weights: bool = True) -> Any:
+    """A setting as a checkpoint holds it: numbers, texts, lists and mappings alone; of modules, a hash of `weights`."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: plain(getattr(value, field.name), weights) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, weights) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain(item) for item in value]
+        return [plain(item, weights) for item in value]
     if isinstance(value, Path):
         return str(value)
-    return value if value is None or isinstance(value, str | int | float) else _described(value)
+    return value if value is None or isinstance(value, str | int | float) else _described(value, weights)
 
 
-def _described(part: Any) -> dict[str, Any]:
+def class_path(kind: type) -> str:
+    """A class as an experiment names it."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _described(part: Any, weights: bool) -> dict[str, Any]:
     """A part that the configuration gave as an object: its class, its own plain attributes and its weights' hash."""
-    kind = type(part)
-    settings = {name: value for name, value in vars(part).items()
+    settings = {name: value for name, value in getattr(part, "__dict__", {}).items()
                 if not name.startswith("_") and name != "training" and isinstance(value, str | int | float)}
-    found = {"class_path": f"{kind.__module__}.{kind.__qualname__}", **settings}
-    if isinstance(part, nn.Module):
+    found = {"class_path": class_path(type(part)), **settings}
+    if isinstance(part, nn.Module) and weights:
         digest = hashlib.sha256()
         for name, tensor in sorted(part.state_dict().items()):
             flat = tensor.detach().cpu().contiguous().view(-1)
             digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
         found["weights"] = digest.hexdigest()[:12]
     return found
+
+
+def arguments(constructor: FrameType | None, kind: type) -> dict[str, Any]:
+    """What the constructors of an object were given, by name, defaults filled in.
+
+    Args:
+        constructor: The frame of `kind.__init__`.
+        kind: The base class; the constructors of its subclasses are those that called it.
+    """
+    assert constructor is not None
+    found = collect_init_args(constructor, [], classes=(kind,))
+    return {name: value for given in found for name, value in given.items()}
+
+
+def argument_defaults(kind: type, base: type) -> dict[str, Any]:
+    """The defaults of the arguments of a class and of its bases down from `base`, by name, as checkpoints hold them."""
+    made = [cls for cls in reversed(kind.__mro__) if issubclass(cls, base)]
+    found = [inspect.signature(cls.__init__).parameters for cls in made]  # type: ignore[misc]
+    return {name: plain(parameter.default, weights=False) for parameters in found
+            for name, parameter in parameters.items() if parameter.default is not parameter.empty}
+
+
+def field_defaults(kind: Any) -> dict[str, Any]:
+    """The defaults of a settings class, as checkpoints hold them; none where it cannot be built without arguments."""
+    needed = any(field.default is MISSING and field.default_factory is MISSING for field in fields(kind))
+    return {} if needed else plain(kind())
+
+
+def hints(kind: Any) -> dict[str, Any]:
+    """The types of a settings class' fields or of a function's arguments, by name, as far as they can be resolved."""
+    try:
+        return get_type_hints(kind)
+    except (NameError, TypeError):  # names that its module imports for type checkers alone
+        return {}
+
+
+def completed(stated: Any, hint: Any) -> Any:
+    """A setting that a checkpoint states, with what its settings class got later: the defaults, at any depth.
+
+    Args:
+        stated: As `plain` gave it.
+        hint: The type of the setting here, such as `list[Phase]` or `Lora | None`.
+    """
+    if is_dataclass(hint) and isinstance(hint, type) and isinstance(stated, Mapping):
+        kinds, later = hints(hint), {}
+        for field in fields(hint):
+            if field.default_factory is not MISSING:
+                later[field.name] = plain(field.default_factory())
+            elif field.default is not MISSING:
+                later[field.name] = plain(field.default)
+        return {**later, **{key: completed(value, kinds.get(key)) for key, value in stated.items()}}
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        for kind in inner:
+            stated = completed(stated, kind)
+    elif isinstance(stated, list) and origin in (list, tuple, Sequence):
+        return [completed(item, inner[0]) for item in stated]
+    return stated
 
 
 def identity(
@@ -108,6 +178,8 @@ def check_fit(
     mine: Mapping[str, Any],
     resuming: bool,
     say: Callable[[str], None],
+    own: Mapping[str, type] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """Refuse a checkpoint of another run.
 
@@ -118,18 +190,27 @@ def check_fit(
         mine: The identity of this run.
         resuming: Whether training goes on; if not, only what changes the weights' meaning matters.
         say: Told once of settings that an older checkpoint does not state.
+        own: The objective's own groups of settings: their classes, by name.
+        defaults: Of the objective's own arguments, by name.
 
     Raises:
         MusiccmError: Names each key of the configuration that differs, and both values.
     """
-    stated = {ADAPTER: None}  # before there were any
-    stated |= {key: value for key, value in checkpoint.get("student", {}).items()
+    groups = {**GROUPS, **(own or {})}
+    kinds = {f"{name}.{key}": hint for name, kind in groups.items() for key, hint in hints(kind).items()}
+    stated: dict[str, Any] = {ADAPTER: None}  # before there were any
+    stated |= {key: completed(value, kinds.get(key)) for key, value in checkpoint.get("student", {}).items()
                # where the heads are missing on one side, `_other_modules` says so
                if not (key == "adversarial.features" and value is None)}
     adapter = mine.get(ADAPTER)
     reasons = _other_modules(expected, checkpoint["state_dict"], without_student=stated[ADAPTER] != adapter)
     if resuming:
-        stated = with_defaults(path, stated, mine, say)
+        later = {f"{name}.{key}": value for name, kind in groups.items() for key, value in field_defaults(kind).items()}
+        if CLASS in stated:  # which came with the objective's own arguments
+            later |= {key: value for key, value in (defaults or {}).items() if key not in SHARED}
+        elif all(key.startswith(tuple(f"{name}." for name in GROUPS)) for key in stated if "." in key):
+            stated[CLASS] = FIRST_CLASS
+        stated = with_defaults(path, stated, mine, later, say)
     # an adapter means nothing without the weights that it was trained on
     meaning = (*MEANING, "bundle") if adapter else MEANING
     reasons += differences(stated, {key: value for key, value in mine.items() if resuming or key in meaning})
@@ -137,7 +218,8 @@ def check_fit(
 
 
 def with_defaults(
-    path: str, stated: Mapping[str, Any], mine: Mapping[str, Any], say: Callable[[str], None]
+    path: str, stated: Mapping[str, Any], mine: Mapping[str, Any], defaults: Mapping[str, Any],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """What an older checkpoint implies: of settings that came after it, their defaults.
 
@@ -145,14 +227,13 @@ def with_defaults(
         path: The file, for the message.
         stated: What it states.
         mine: What this run states.
+        defaults: Of all settings.
         say: Told once which settings cannot be compared.
 
     Returns:
         What it states and implies.
     """
     if LATER in stated:
-        groups = {"distillation": Distillation(), "adversarial": Adversarial(), "optimization": Optimization()}
-        defaults = {f"{name}.{key}": value for name, group in groups.items() for key, value in plain(group).items()}
         # without heads it states none of their settings, and their own absence has been said
         has_heads = any(key.startswith("adversarial.") for key in stated)
         implied = {key: defaults[key] for key in mine if key in defaults and key not in UNUSABLE
@@ -171,8 +252,8 @@ UNUSABLE = ("distillation.huber_h", "distillation.x0_clamp", "optimization.final
 
 def differences(stated: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
     """One reason for every key that both state, with other values."""
-    return [f"model.init_args.{key}: it was trained with {stated[key]!r}, this run has {value!r}"
-            for key, value in mine.items() if key in stated and stated[key] != value]
+    return [f"model.{'' if key == CLASS else 'init_args.'}{key}: it was trained with {stated[key]!r}, this run has "
+            f"{value!r}" for key, value in mine.items() if key in stated and stated[key] != value]
 
 
 def refuse(path: str, reasons: Sequence[str]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -36,7 +38,16 @@ from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.models.ema import Ema
 from musiccm.models.lora import is_adapter, with_adapter
 from musiccm.systems import speed
-from musiccm.systems.checkpoint_fit import check_fit, identity, plain
+from musiccm.systems.checkpoint_fit import (
+    CLASS,
+    SHARED,
+    argument_defaults,
+    arguments,
+    check_fit,
+    class_path,
+    identity,
+    plain,
+)
 from musiccm.systems.conditions import caption_or_audio, check_audio_share
 from musiccm.systems.curve import learning_rate_factor
 from musiccm.systems.parallel import mean_over_ranks, own_rows, shard, shard_like, warn, whole
@@ -81,6 +92,10 @@ class DistilledSystem(pl.LightningModule):
         teacher: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        # as given: what becomes of a module in training is no setting
+        self._own_arguments = {name: value if value is None or is_dataclass(value) else plain(value, weights=False)
+                     for name, value in arguments(inspect.currentframe(), DistilledSystem).items()
+                     if name not in SHARED}
         self.automatic_optimization = False
         self.bundle_name, self.seed = bundle, seed
         self.distillation, self.optimization = distillation, optimization
@@ -162,9 +177,24 @@ class DistilledSystem(pl.LightningModule):
         return {}
 
     def identity(self) -> dict[str, Any]:
-        """What the weights in a checkpoint mean and what would go on differently, by key below `model.init_args`."""
+        """What the weights in a checkpoint mean and what would go on differently, by key below `model.init_args`.
+
+        The objective's class is in it, and every argument of a subclass' own: settings classes field by field, a module
+        by its class and its plain attributes.
+        """
         found = identity(self.bundle, self.distillation, Adversarial(weight=0.0), self.optimization, self.seed)
-        return found | ({"teacher": plain(self.teacher)} if self.given_teacher else {})
+        found |= {"teacher": plain(self.teacher)} if self.given_teacher else {}
+        groups = self._own_groups()
+        for name, group in groups.items():
+            found |= {f"{name}.{key}": value for key, value in plain(group, weights=False).items()}
+        return {**found, **{name: value for name, value in self._own_arguments.items() if name not in groups},
+                CLASS: class_path(type(self))}
+
+    def _own_groups(self) -> dict[str, Any]:
+        """A subclass' own arguments that are settings classes; where none was given, what it took in its place."""
+        given = self._own_arguments.items()
+        found = {name: getattr(self, name, None) if value is None else value for name, value in given}
+        return {name: value for name, value in found.items() if is_dataclass(value)}
 
     # what callbacks and commands read
 
@@ -333,12 +363,12 @@ class DistilledSystem(pl.LightningModule):
             channels_last([self.student, *averages, self.teacher, self.codec])
 
     def configure_model(self) -> None:
-        """Under `Sharded`, spread the four U-Nets over the processes; heads and decoders stay whole."""
+        """Under `Sharded`, shard the four U-Nets over the processes; heads and decoders stay whole."""
         mesh = self.device_mesh
         if mesh is not None and self.distillation.lora is not None:
             raise MusiccmError(
-                "distillation.lora: the weights that teacher, student and averages hold together cannot be spread over "
-                "processes (trainer.strategy Sharded); use DDP, or train the whole student"
+                "distillation.lora: the weights that teacher, student and averages hold together cannot be sharded "
+                "over processes (trainer.strategy Sharded); use DDP, or train the whole student"
             )
         if mesh is not None:
             averages = (self.student_ema_target.module, self.student_ema_slow.module)
@@ -432,7 +462,9 @@ class DistilledSystem(pl.LightningModule):
         checkpoint["state_dict"] |= mine
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         path = getattr(self._trainer, "ckpt_path", None) or "the checkpoint"
-        check_fit(str(path), self.state_dict(), checkpoint, self._identity, fitting, warn)
+        check_fit(str(path), self.state_dict(), checkpoint, self._identity, fitting, warn,
+                  {name: type(group) for name, group in self._own_groups().items()},
+                  argument_defaults(type(self), DistilledSystem))
         trained, own = checkpoint.get("precision"), getattr(self._trainer, "precision", None)
         if fitting and trained != own and None not in (trained, own):
             warn(f"{path} was trained with trainer.precision {trained}, this run has {own}")

@@ -20,7 +20,6 @@ from musiccm.models.denoiser import Denoiser
 from musiccm.samplers import make_sampler
 from musiccm.systems import speed
 from musiccm.systems.adversary import AdversarialSystem
-from musiccm.systems.checkpoint_fit import plain
 from musiccm.systems.clock import clock_stopped
 from musiccm.systems.distillation import normal_like
 from musiccm.systems.parallel import average_gradients, own_rows
@@ -296,15 +295,11 @@ class DMD2(AdversarialSystem):
         """Refuse to be sharded.
 
         Raises:
-            MusiccmError: the strategy spreads networks over processes.
+            MusiccmError: the strategy shards networks over processes.
         """
         if self.device_mesh is not None:
-            raise MusiccmError("trainer.strategy: DMD2 has a critic that Sharded does not spread; use DDP, with a LoRA "
+            raise MusiccmError("trainer.strategy: DMD2 has a critic that Sharded does not shard; use DDP, with a LoRA "
                                "student (distillation.lora) where memory is short")
-
-    def identity(self) -> dict[str, Any]:
-        """As without a critic, with its settings."""
-        return {**super().identity(), **{f"matching.{key}": value for key, value in plain(self.matching).items()}}
 
     def validation_step(self, batch: LatentBatch, batch_idx: int) -> None:
         """How far the guided teacher would move the averaged student's one-step samples; fixed noise."""

@@ -226,7 +226,7 @@ class Bundle:
 
     @property
     def evaluators(self) -> Mapping[str, nn.Module]:
-        """`evaluators["tagger"]`, `evaluators["audiomae"]`: networks that judge, read on first use."""
+        """`evaluators["tagger"]`, `evaluators["audiomae"]`: networks that metrics and losses use, read on first use."""
         return _Evaluators(self)
 
     @cached_property

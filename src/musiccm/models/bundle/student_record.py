@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from musiccm.diffusion import Angle, NoiseSchedule, RectifiedFlow, student_grid
+from musiccm.diffusion import Angle, NoiseProcess, NoiseSchedule, RectifiedFlow, noise_process, student_grid
 from musiccm.errors import MusiccmError
 
 # Class of a student's scheduler file, by the noise process that its teacher has.
-STUDENT_SCHEDULERS = {NoiseSchedule: "LCMScheduler", RectifiedFlow: "FlowMatchLCMScheduler",
-                      Angle: "AngleLCMScheduler"}
+STUDENT_SCHEDULERS: dict[type[NoiseProcess], str] = {
+    NoiseSchedule: "LCMScheduler", RectifiedFlow: "FlowMatchLCMScheduler", Angle: "AngleLCMScheduler"
+}
 # diffusers' LCMScheduler has this number written into it.
 LCM_SIGMA_DATA = 0.5
 # Few-step: those that students are scored at, and the one that is used unless another is asked for.
@@ -19,7 +20,26 @@ SAMPLING_STEPS, DEFAULT_STEPS = (1, 2, 4, 8), 4
 
 # What a student's scheduler must state itself: without them a sampler would take its library's defaults.
 _STATED = ("original_inference_steps", "prediction_type", "timestep_scaling", "num_train_timesteps")
+# What every record states of its noise process, null where the process has none; of any other process, its `config`.
 _PROCESS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "shift")
+
+
+def scheduler_class(process: NoiseProcess) -> str:
+    """The class of a student's scheduler file.
+
+    Args:
+        process: Its noise process, which is its teacher's.
+
+    Raises:
+        MusiccmError: There is none for such processes.
+    """
+    kind = type(process)
+    if kind not in STUDENT_SCHEDULERS:
+        raise MusiccmError(f"{kind.__module__}.{kind.__qualname__}: no scheduler class stands for the students of this "
+                           "noise process; give it one in STUDENT_SCHEDULERS of "
+                           "musiccm/models/bundle/student_record.py and in FAMILIES of musiccm/diffusion/families.py "
+                           "(docs/extend.md)")
+    return STUDENT_SCHEDULERS[kind]
 
 
 def is_student(scheduler: Mapping[str, Any]) -> bool:
@@ -52,16 +72,19 @@ def sampler_record(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     timesteps = student_grid(scheduler["num_train_timesteps"], scheduler["original_inference_steps"]).tolist()
     return {
         "scheduler": scheduler.get("_class_name", STUDENT_SCHEDULERS[NoiseSchedule]),
-        **_numbers(scheduler),
+        **dict(_numbers(scheduler)),
         "timesteps": timesteps,
         "sampling_steps": [steps for steps in SAMPLING_STEPS if steps <= len(timesteps)],
         "default_steps": min(DEFAULT_STEPS, len(timesteps)),
     }
 
 
-def _numbers(scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    return {**{key: scheduler.get(key) for key in (*_STATED, *_PROCESS)},
-            "sigma_data": scheduler.get("sigma_data", LCM_SIGMA_DATA)}
+def _numbers(scheduler: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key in (*_STATED, *_PROCESS):
+        yield key, scheduler.get(key)
+    yield "sigma_data", scheduler.get("sigma_data", LCM_SIGMA_DATA)
+    # last, as a file that lacks one of the others cannot be read
+    yield from ((key, value) for key, value in noise_process(scheduler).config().items() if key not in _PROCESS)
 
 
 def check_sampler(record: Mapping[str, Any], scheduler: Mapping[str, Any], where: Path) -> None:
@@ -85,7 +108,7 @@ def check_sampler(record: Mapping[str, Any], scheduler: Mapping[str, Any], where
         if key not in scheduler:
             hint = f"; it was trained with {record[key]!r} (musiccm.json)" if key in record else ""
             raise MusiccmError(f"{where}: '{key}' is missing; a distilled student's scheduler must state it{hint}")
-    for key, value in _numbers(scheduler).items():
+    for key, value in _numbers(scheduler):
         if record.get(key, value) != value:
             raise MusiccmError(f"{where}: {key} is {value!r}, but the student was trained with {record[key]!r} "
                                "(musiccm.json); restore it")

@@ -26,7 +26,7 @@ SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
-class Piece:
+class WorkItem:
     """One batch of work: rows, or captions, `first` to `last` of a unit of a split."""
 
     split: str
@@ -36,41 +36,41 @@ class Piece:
 
     @property
     def ends_unit(self) -> bool:
-        """Whether the unit is complete with this piece."""
+        """Whether the unit is complete with this item."""
         return self.last == self.unit.last
 
 
 @dataclass
-class PieceBatch(Batch):
-    """What a piece holds: windows or captions, and the seconds that reading them took."""
+class WorkBatch(Batch):
+    """What an item holds: windows or captions, and the seconds that reading them took."""
 
-    piece: Piece
+    item: WorkItem
     waveform_BS: Tensor | None = None
     captions: list[str] = field(default_factory=list)
     read_s: float = 0.0
 
 
-class _Pieces(Dataset):
-    """Reads pieces."""
+class _WorkItems(Dataset):
+    """Reads items."""
 
-    def __init__(self, data: MusicDataModule, writers: dict[str, CacheWriter], pieces: Sequence[Piece]) -> None:
-        self.data, self.pieces = data, list(pieces)
+    def __init__(self, data: MusicDataModule, writers: dict[str, CacheWriter], items: Sequence[WorkItem]) -> None:
+        self.data, self.items = data, list(items)
         self.indices = {split: writer.index for split, writer in writers.items()}
         self.clips = {split: data.clips(split) for split in writers}
 
     def __len__(self) -> int:
-        return len(self.pieces)
+        return len(self.items)
 
-    def __getitem__(self, number: int) -> PieceBatch | BadAudio:
-        piece, start = self.pieces[number], time.perf_counter()
-        index, rows = self.indices[piece.split], range(piece.first, piece.last)
-        if piece.unit.kind == "text":
-            return PieceBatch(piece, captions=[index.captions[n] for n in rows])
+    def __getitem__(self, number: int) -> WorkBatch | BadAudio:
+        item, start = self.items[number], time.perf_counter()
+        index, rows = self.indices[item.split], range(item.first, item.last)
+        if item.unit.kind == "text":
+            return WorkBatch(item, captions=[index.captions[n] for n in rows])
         try:
-            waveform_BS = torch.stack([self._read(piece.split, index, row) for row in rows])
+            waveform_BS = torch.stack([self._read(item.split, index, row) for row in rows])
         except BadAudio as error:  # raised in a loader's worker, it would arrive as a traceback in a string
             return error
-        return PieceBatch(piece, waveform_BS, read_s=time.perf_counter() - start)
+        return WorkBatch(item, waveform_BS, read_s=time.perf_counter() - start)
 
     def _read(self, split: str, index: WindowIndex, row: int) -> Tensor:
         data, clip = self.data, self.clips[split][index.clip_of(row)]
@@ -149,14 +149,14 @@ class EncodingData(pl.LightningDataModule):
             say(f"{len(units) - len(self.pending)} of {len(units)} files are there already")
 
     def predict_dataloader(self) -> _Loader:
-        """The pieces of this process' files, file after file."""
+        """The items of this process' files, file after file."""
         assert self.trainer is not None
         own = self.pending[self.trainer.global_rank :: self.trainer.world_size]
-        pieces = [
-            Piece(split, unit, first, min(first + self.batch_size, unit.last))
+        items = [
+            WorkItem(split, unit, first, min(first + self.batch_size, unit.last))
             for split, unit in own for first in range(unit.first, unit.last, self.batch_size)
         ]
-        dataset = _Pieces(self.data, self.writers, pieces)
+        dataset = _WorkItems(self.data, self.writers, items)
         return _Loader(KeyedLoader(dataset, batch_size=None, num_workers=self.data.num_workers))
 
     def _open(self) -> None:

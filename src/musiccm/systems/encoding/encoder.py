@@ -16,7 +16,7 @@ from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
 from musiccm.files import write_json
 from musiccm.models.bundle import Bundle
-from musiccm.systems.encoding.data import EncodingData, PieceBatch
+from musiccm.systems.encoding.data import EncodingData, WorkBatch
 
 #: What encoding consists of: reading (decode, resample, level), the log-mel, the VAE, both CLAP towers, writing; and of
 #: a bundle whose text encoder gives tokens.
@@ -64,14 +64,14 @@ class Encoder(pl.LightningModule):
         """Start the clock."""
         self._start = time.perf_counter()
 
-    def predict_step(self, batch: PieceBatch, batch_idx: int) -> None:
-        """Encode a piece; with the last piece of a file, write it.
+    def predict_step(self, batch: WorkBatch, batch_idx: int) -> None:
+        """Encode an item; with the last item of a file, write it.
 
         Args:
             batch: From `EncodingData`.
             batch_idx: Unused.
         """
-        piece, waveform_BS = batch.piece, batch.waveform_BS
+        item, waveform_BS = batch.item, batch.waveform_BS
         self._spent["read"] += batch.read_s
         if waveform_BS is None:
             encoded = self._encode_text(batch.captions)
@@ -82,10 +82,10 @@ class Encoder(pl.LightningModule):
                 rate_hz = self.work.data.sample_rate_hz
                 encoded["clap_audio"] = self._timed("clap_audio", self.conditioner.audio, waveform_BS, rate_hz)
         self._done.append({name: tensor.cpu() for name, tensor in encoded.items()})
-        self._spent["captions" if piece.unit.kind == "text" else "windows"] += piece.last - piece.first
-        if piece.ends_unit:
+        self._spent["captions" if item.unit.kind == "text" else "windows"] += item.last - item.first
+        if item.ends_unit:
             tensors = {name: torch.cat([part[name] for part in self._done]) for name in self._done[0]}
-            self._timed("write", self.work.writers[piece.split].write, piece.unit, tensors)
+            self._timed("write", self.work.writers[item.split].write, item.unit, tensors)
             self._done = []
 
     def _encode_text(self, captions: list[str]) -> dict[str, Tensor]:

@@ -6,13 +6,11 @@ import inspect
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities.parsing import collect_init_args
 from torch import Tensor, nn
 
 from musiccm.audio.windows import keyed_generator
@@ -20,7 +18,15 @@ from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import resolve_bundle, update_json
 from musiccm.models.ema import Ema
-from musiccm.systems.checkpoint_fit import differences, plain, refuse
+from musiccm.systems.checkpoint_fit import (
+    argument_defaults,
+    arguments,
+    completed,
+    differences,
+    hints,
+    plain,
+    refuse,
+)
 from musiccm.systems.curve import learning_rate_factor
 from musiccm.systems.parallel import mean_over_ranks, warn
 from musiccm.systems.ranges import check_ranges
@@ -81,7 +87,7 @@ class Stage(pl.LightningModule):
         start_from: str | None = None,
     ) -> None:
         super().__init__()
-        self.settings = _arguments(inspect.currentframe())
+        self.settings = arguments(inspect.currentframe(), Stage)
         kinds = {"positive": "lr", "index": "warmup_steps", "whole": "seed", "not_negative": "weight_decay",
                  "betas": "betas", "decay": "ema_decay"}
         check_ranges("model.init_args.", self.settings, ["ema_decay"], **kinds)
@@ -256,20 +262,14 @@ class Stage(pl.LightningModule):
                  "be as in this run")
             return
         # settings that came after it: their defaults are what it was trained with
-        signatures = [inspect.signature(made.__init__).parameters for made in (Stage, type(self))]
-        defaults = {name: plain(parameter.default) for found in signatures for name, parameter in found.items()}
+        defaults = argument_defaults(type(self), Stage)
+        kinds = {**hints(Stage.__init__), **hints(type(self).__init__)}
+        stated = {key: completed(value, kinds.get(key)) for key, value in stated.items()}
         refuse(path, differences({**{key: defaults[key] for key in mine if key in defaults}, **stated}, mine))
 
     def _identity(self) -> dict[str, Any]:
         settings = {key: plain(value) for key, value in self.settings.items() if key not in MAY_CHANGE}
         return {"stage": self.stage, **settings}
-
-
-def _arguments(constructor: FrameType | None) -> dict[str, Any]:
-    """What the constructors of a stage were given, by name, defaults filled in; `constructor` is that of `Stage`."""
-    assert constructor is not None
-    found = collect_init_args(constructor, [], classes=(Stage,))
-    return {name: value for given in found for name, value in given.items()}
 
 
 def start_from(part: nn.Module, bundle: str, part_name: str | None, stage: str) -> None:
