@@ -136,3 +136,11 @@ def test_an_unknown_name_is_answered_with_those_there_are(write, tmp_path, monke
         load_experiment(write("mine.yaml", "base: stages/techer\n"))
     with pytest.raises(MusiccmError, match=r"experiments/demo.yaml does not exist.* musiccm brings it, demo"):
         load_experiment("experiments/demo.yaml")
+
+
+def test_an_experiment_of_version_01_that_was_renamed_is_named(write):
+    path = write("mine.yaml", "base: ablations/judge_short_crop.yaml\n")
+    with pytest.raises(MusiccmError, match=r"does not exist.*since version 0\.2 it is discriminator_short_crop\.yaml"):
+        load_experiment(path)
+    with pytest.raises(MusiccmError, match="did you mean 'ablations/discriminator_whole_clip'"):
+        load_experiment("ablations/judge_whole_clip")

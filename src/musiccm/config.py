@@ -22,6 +22,8 @@ from musiccm.texts import read_text
 #: Where the experiments are that the package brings; in a clone a link to `experiments/`.
 PACKAGED = Path(str(importlib.resources.files("musiccm"))) / "experiments"
 SUFFIXES = (".yaml", ".yml")
+#: Experiment files of version 0.1 that have another name now.
+FORMER = {"judge_short_crop": "discriminator_short_crop", "judge_whole_clip": "discriminator_whole_clip"}
 MAX_NAME_BYTES = 200  # of the 255 that file systems take
 MAX_NODES = 100_000
 PLAIN_TAGS = tuple(f"tag:yaml.org,2002:{kind}" for kind in (
@@ -247,6 +249,7 @@ def _read_mapping(path: Path, named_by: Path | None) -> dict[str, Any]:
         where = f" (the `base` of {named_by})" if named_by else ""
         known = path.with_suffix("").as_posix().removeprefix("experiments/")
         hint = f"; or, as musiccm brings it, {known}" if known in packaged_experiments() else ""
+        hint += f"; since version 0.2 it is {FORMER[path.stem]}.yaml" if path.stem in FORMER else ""
         raise MusiccmError(f"config file {path}{where} does not exist; check the path{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"

@@ -82,3 +82,15 @@ def test_equal_calls_are_those_of_the_teachers_best_sampler(
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     (student,) = [dict(zip(lines[0], line, strict=True)) for line in lines if line[1] == "student"]
     assert (student["x equal calls"], student["x most steps"]) == ("0.88", "1.1")  # 22 / 25, not 22 / 40
+
+
+def test_a_run_of_version_01_is_averaged_with_a_later_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_run(tmp_path / name, "demo", 22.0) for name in ("old", "new")]
+    for run, model in zip(runs, ("student_shipped", "student_packaged"), strict=True):
+        path = Path(run) / "results.json"
+        content = json.loads(path.read_text())
+        content["rows"][-1]["model"] = model
+        path.write_text(json.dumps(content))
+    assert main(["compare", *runs]) == 0
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert [line[:4] for line in table if "student" in line[1]] == [["demo", "student_packaged", "4", "2"]]

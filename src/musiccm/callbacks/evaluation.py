@@ -26,7 +26,14 @@ from musiccm.callbacks.run_folder import run_folder
 from musiccm.callbacks.sampler_option import sampler_option
 from musiccm.embedders import Embedder
 from musiccm.errors import MusiccmError
-from musiccm.evaluation.candidates import FORMER, Candidate, Comparison, candidates, check_models, compared_model
+from musiccm.evaluation.candidates import (
+    Candidate,
+    Comparison,
+    candidates,
+    check_models,
+    compared_model,
+    present_name,
+)
 from musiccm.evaluation.clip_budget import ClipBudget
 from musiccm.evaluation.distilled import Distilled, as_distilled
 from musiccm.evaluation.evaluator import Evaluator
@@ -341,7 +348,7 @@ class Evaluation(pl.Callback):
 def _present_label(label: str) -> str:
     """A label with the present name of its model."""
     name, _, steps = label.partition("@")
-    return f"{FORMER.get(name, name)}@{steps}"
+    return f"{present_name(name)}@{steps}"
 
 
 def also_asked(

@@ -72,7 +72,7 @@ def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Raises:
         MusiccmError: The runs were scored on different numbers of clips, or by different evaluators.
     """
-    from musiccm.evaluation.candidates import compared_model
+    from musiccm.evaluation.candidates import compared_model, present_name
     from musiccm.evaluation.registry import head_of, shown_keys
     from musiccm.evaluation.results import timed, without_times
 
@@ -100,7 +100,7 @@ def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                        if row[key] is not None and key not in {f"acc_{group}" for group in untold(run)}}
             metrics |= {"x most steps": row[metric] / best} if best else {}
             metrics |= {"x equal calls": row[metric] / equal} if equal else {}
-            groups[run["experiment"], row["model"], row["steps"]].append(metrics)
+            groups[run["experiment"], present_name(row["model"]), row["steps"]].append(metrics)
     return [
         {"experiment": experiment, "model": model, "steps": steps, "runs": len(found)}
         | {name: mean_std([metrics[name] for metrics in found if name in metrics]) for name in names(found)}

@@ -92,6 +92,11 @@ MODELS: dict[str, ComparedModel] = {model.name: model for model in (
 FORMER = {"student_shipped": "student_packaged"}
 
 
+def present_name(name: str) -> str:
+    """The name of a model today; results of version 0.1 may have another."""
+    return FORMER.get(name, name)
+
+
 def compared_model(name: str) -> ComparedModel:
     """The model of a row; one that this version does not know shows under its own name, after the others.
 
@@ -101,14 +106,14 @@ def compared_model(name: str) -> ComparedModel:
     Returns:
         The row of `MODELS`, or one made for the name.
     """
-    name = FORMER.get(name, name)
+    name = present_name(name)
     return MODELS.get(name) or ComparedModel(name, name, "x", lambda asked: None, own=False)
 
 
 def place_of(name: str) -> int:
     """Where a model stands in tables: its place in `MODELS`, or behind them."""
     names = list(MODELS)
-    name = FORMER.get(name, name)
+    name = present_name(name)
     return names.index(name) if name in MODELS else len(names)
 
 
