@@ -143,7 +143,7 @@ def test_a_file_that_comes_while_music_is_made_stays(
     (["--seconds", "2", "--overlap", "1"], "overlap"),
     (["--seconds", "2", "--fusion", "mean"], "uniform, triangular, swap"),
     (["--seconds", "2", "--at", "soon", "x"], "--at soon"),
-    (["--seconds", "2", "--at", "1.9", "x"], "would not be heard"),
+    (["--seconds", "2", "--at", "1.9", "x"], "would not be used"),
     (["more", "--at", "1", "x"], "give one"),
     (["more", "--stream"], "one prompt"),
     (["--stream", "--vary", "x.wav"], "leave out --vary"),
