@@ -171,8 +171,8 @@ def check_base(path: Path, stated: Any) -> None:
     sibling = text.startswith("../") and re.fullmatch(r"[^/\\\0]+", beside) and beside not in (".", "..")
     if not sibling and not _NAME.fullmatch(text):
         raise MusiccmError(f"{path}: the base is {stated!r}; expected a folder beside the bundle (../NAME), the name "
-                           "of a packaged bundle, or a hub id: no other path is followed. Put the base beside the bundle "
-                           "and write ../NAME in base.path, or export the student again without --base")
+                           "of a packaged bundle, or a hub id: no other path is followed. Put the base beside the "
+                           "bundle and write ../NAME in base.path, or export the student again without --base")
 
 
 def _check_shards(path: Path, content: dict[str, Any]) -> None:
