@@ -170,7 +170,7 @@ class Pipeline(LongMusic):
         steps: int | None = None,
         seed: int = 0,
         *,
-        duration_s: float | None = None,
+        seconds: float | None = None,
         guidance_scale: float | None = None,
         sampler: SamplerSpec | None = None,
         batch_size: int = 8,
@@ -183,7 +183,7 @@ class Pipeline(LongMusic):
             prompts: One text or several.
             steps: Sampling steps; by default what a student was exported with (4), or 50 for a teacher.
             seed: Of the noise.
-            duration_s: Seconds, by default the length that the model was trained on; see `compose` for others.
+            seconds: Length, by default the one that the model was trained on; see `compose` for others.
             guidance_scale: For a teacher, 3 by default; a distilled student takes none.
             sampler: A sampler, its name, or its name and fields, such as `{"name": "lcm", "gamma": 0.6}`
                 (`make_sampler`); by default the one that a student was exported with, and `ddim` for a teacher.
@@ -198,9 +198,9 @@ class Pipeline(LongMusic):
         """
         texts = check_texts(prompts)
         seeds = sample_seeds(seed, len(texts))
-        if duration_s is not None and not math.isclose(check_duration(duration_s), self.duration_s, abs_tol=1e-3):
+        if seconds is not None and not math.isclose(check_duration(seconds), self.duration_s, abs_tol=1e-3):
             stepper = self.stepper(steps, guidance_scale, sampler=sampler)
-            return torch.stack([compose(self, text, duration_s, stepper, own, batch_size=batch_size)
+            return torch.stack([compose(self, text, seconds, stepper, own, batch_size=batch_size)
                                 for text, own in zip(texts, seeds, strict=True)])
         with torch.inference_mode():
             cond_BD = self.conditioner.prompts(texts)
@@ -215,6 +215,7 @@ class Pipeline(LongMusic):
         self,
         steps: int | None = None,
         guidance_scale: float | None = None,
+        *,
         strength: float = 1.0,
         sampler: SamplerSpec | None = None,
     ) -> Stepper:

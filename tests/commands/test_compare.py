@@ -35,6 +35,21 @@ def test_seeds_are_averaged_and_experiments_kept_apart(tmp_path: Path, capsys: p
     assert rows["demo", "teacher", "50"]["x most steps"] == "1"
 
 
+def test_sim_aa_of_different_training_clips_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = [write_run(tmp_path / name, "demo", 22.0) for name in "ab"]
+    for run, gallery in zip(runs, ({"all": {"clips": 20}}, None), strict=True):  # version 0.1 stated none
+        path = Path(run) / "results.json"
+        content = json.loads(path.read_text()) | ({"sim_aa_gallery": gallery} if gallery else {})
+        content["rows"] = [row | {"sim_aa_90": 0.5} for row in content["rows"]]
+        path.write_text(json.dumps(content))
+    assert main(["compare", runs[0]]) == 0
+    assert "SIM@90" in capsys.readouterr().out and not caplog.text
+    assert main(["compare", *runs]) == 0
+    assert "SIM@90" not in capsys.readouterr().out and "different training clips" in caplog.text
+
+
 def test_times_are_those_of_the_run_and_of_one_machine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,7 +42,7 @@ def test_a_clips_own_length_is_that_clip(student: Pipeline) -> None:
     clip = student(PROMPT, seed=3)[0]
     assert torch.equal(student.compose(PROMPT, student.duration_s, seed=3), clip)
     assert torch.equal(student.compose(PROMPT, 0.3, seed=3), clip[:4800])
-    assert torch.equal(student(PROMPT, seed=3, duration_s=0.64)[0], clip)
+    assert torch.equal(student(PROMPT, seed=3, seconds=0.64)[0], clip)
 
 
 @pytest.mark.parametrize("seconds", [0.641, 1.5, 3.21])
@@ -56,7 +56,7 @@ def test_a_stream_is_the_piece(student: Pipeline, seconds: float) -> None:
 
 
 def test_several_prompts_of_any_length(student: Pipeline) -> None:
-    both = student([PROMPT, OTHER], seed=1, duration_s=1.5, batch_size=3)
+    both = student([PROMPT, OTHER], seed=1, seconds=1.5, batch_size=3)
     assert both.shape == (2, 24000)
     torch.testing.assert_close(both[0], student.compose(PROMPT, 1.5, seed=1), rtol=0, atol=1e-4)
     assert not torch.allclose(both[0], both[1], atol=1e-2)
@@ -103,7 +103,7 @@ def test_teachers_make_long_music_too(student: Pipeline) -> None:
 @pytest.mark.parametrize("seconds", [0, -1.0, float("nan"), float("inf"), 1e300, 10**400, 3601, True, "6"])
 def test_impossible_lengths(student: Pipeline, seconds: object) -> None:
     with pytest.raises(MusiccmError, match="duration"):
-        student(PROMPT, duration_s=seconds)  # type: ignore[arg-type]
+        student(PROMPT, seconds=seconds)  # type: ignore[arg-type]
     with pytest.raises(MusiccmError, match="duration"):
         student.compose(PROMPT, seconds)  # type: ignore[arg-type]
     if seconds != 3601:

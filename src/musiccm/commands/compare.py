@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean, stdev
@@ -11,6 +13,8 @@ from typing import Any
 from musiccm.errors import MusiccmError
 from musiccm.terminal import say
 from musiccm.texts import read_json
+
+log = logging.getLogger(__name__)
 
 #: Schema of results.json that is understood.
 SCHEMA = 1
@@ -86,6 +90,7 @@ def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     machines: dict[str, set[str]] = defaultdict(set)
     for run in runs:
         machines[run["experiment"]].add(repr(run.get("machine")))
+    apart = of_training_clips(runs)
     for run in runs:
         teachers = {row["network_calls"]: row[metric] for row in run["rows"] if row["model"] == "teacher"}
         strongest: dict[float, float] = {}
@@ -97,7 +102,7 @@ def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             best, equal = teachers.get(max(teachers, default=0)), strongest.get(row["network_calls"])
             row = timed(row) if len(machines[run["experiment"]]) == 1 else without_times(row)
             metrics = {head_of(key, metric.removeprefix("fd_")): row[key] for key in shown_keys([row])
-                       if row[key] is not None and key not in {f"acc_{group}" for group in untold(run)}}
+                       if row[key] is not None and key not in {f"acc_{group}" for group in untold(run)} | apart}
             metrics |= {"x most steps": row[metric] / best} if best else {}
             metrics |= {"x equal calls": row[metric] / equal} if equal else {}
             groups[run["experiment"], present_name(row["model"]), row["steps"]].append(metrics)
@@ -106,6 +111,20 @@ def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         | {name: mean_std([metrics[name] for metrics in found if name in metrics]) for name in names(found)}
         for (experiment, model, steps), found in groups.items()
     ]
+
+
+def of_training_clips(runs: list[dict[str, Any]]) -> set[str]:
+    """The keys that depend on the training clips, where the runs compared with different ones; that is said."""
+    from musiccm.evaluation.registry import find
+
+    if len({json.dumps(run.get("sim_aa_gallery"), sort_keys=True) for run in runs}) == 1:
+        return set()
+    keys = {key for run in runs for row in run["rows"] for key in row
+            if (found := find(key)) and found.metric.scope == "training"}
+    if keys:
+        log.warning("SIM_AA is left out: the runs compared with different training clips (sim_aa_gallery); test the "
+                    "older ones again")
+    return keys
 
 
 def fd_key(run: dict[str, Any]) -> str:

@@ -90,7 +90,7 @@ def _make(pipeline: Pipeline, args: argparse.Namespace) -> list[Tensor]:
     if args.at or args.overlap is not None or args.fusion is not None:
         seconds = pipeline.duration_s if args.seconds is None else args.seconds
         return [pipeline.compose(_plan(args), seconds, args.steps, args.seed, **shape, **sampler)]
-    return list(pipeline(args.prompts, args.steps, args.seed, duration_s=args.seconds, **sampler))
+    return list(pipeline(args.prompts, args.steps, args.seed, seconds=args.seconds, **sampler))
 
 
 def _stream(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> float:

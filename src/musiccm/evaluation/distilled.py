@@ -134,6 +134,7 @@ class SystemTeacher(_PartOfSystem):
         self,
         steps: int | None = None,
         guidance_scale: float | None = None,
+        *,
         strength: float = 1.0,
         sampler: SamplerSpec | None = None,
     ) -> Stepper:
@@ -167,6 +168,7 @@ class SystemStudent(_PartOfSystem):
         self,
         steps: int | None = None,
         guidance_scale: float | None = None,
+        *,
         strength: float = 1.0,
         sampler: SamplerSpec | None = None,
     ) -> Stepper:

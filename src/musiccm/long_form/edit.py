@@ -104,6 +104,7 @@ class Editor:
         noise_seed: int,
         steps: int | None = None,
         guidance_scale: float | None = None,
+        *,
         overlap: float | None = None,
         fusion: str | None = None,
         batch_size: int = 8,
@@ -115,13 +116,13 @@ class Editor:
         self.overlap, self.fusion, self.batch_size = overlap, fusion, batch_size
         self.sampler = sampler
 
-    def extend(self, clip: SourceClip, prompts: Prompts, duration_s: float | None = None) -> Edited:
+    def extend(self, clip: SourceClip, prompts: Prompts, seconds: float | None = None) -> Edited:
         """Let a clip go on.
 
         Args:
             clip: The clip; kept but for a last part that fills no latent frame.
             prompts: Texts along time, counted from the clip's start.
-            duration_s: Seconds of clip and continuation together; by default the continuation is a window long.
+            seconds: Length of clip and continuation together; by default the continuation is a window long.
 
         Returns:
             The whole.
@@ -131,11 +132,11 @@ class Editor:
         """
         pipeline = self.pipeline
         has_s = clip.samples / pipeline.sample_rate_hz
-        duration_s = check_duration(has_s + pipeline.duration_s if duration_s is None else duration_s)
-        if duration_s <= has_s:
+        seconds = check_duration(has_s + pipeline.duration_s if seconds is None else seconds)
+        if seconds <= has_s:
             raise MusiccmError(f"duration: {clip.name} lasts {has_s:.2f} s already; ask for more than that, found "
-                               f"{duration_s:g} s")
-        piece = self._piece(prompts, duration_s)
+                               f"{seconds:g} s")
+        piece = self._piece(prompts, seconds)
         kept_T = torch.zeros(_length(piece), dtype=torch.bool)
         kept_T[: clip.samples // pipeline.frame_samples] = True
         return self._fill(piece, clip, kept_T)
@@ -193,7 +194,7 @@ class Editor:
         return self._edited(piece, made, torch.zeros(length, dtype=torch.bool))
 
     def _piece(self, prompts: Prompts, duration_s: float, strength: float = 1.0) -> Piece:
-        stepper = self.pipeline.stepper(self.steps, self.guidance_scale, strength, self.sampler)
+        stepper = self.pipeline.stepper(self.steps, self.guidance_scale, strength=strength, sampler=self.sampler)
         return Piece.of(self.pipeline, prompts, duration_s, stepper, self.noise_seed, self.overlap, self.fusion)
 
     @torch.no_grad()

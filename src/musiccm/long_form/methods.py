@@ -24,7 +24,7 @@ class LongMusic:
     def compose(
         self,
         prompts: Prompts,
-        duration_s: float,
+        seconds: float,
         steps: int | None = None,
         seed: int = 0,
         *,
@@ -38,7 +38,7 @@ class LongMusic:
 
         Args:
             prompts: One text, or `(start_s, text)` pairs for music that changes.
-            duration_s: Seconds above 0 and up to an hour.
+            seconds: Length, above 0 and up to an hour.
             steps: See `Pipeline.__call__`.
             seed: See `Pipeline.__call__`.
             overlap: Shared part of neighbouring windows, from 0 to below 1.
@@ -54,13 +54,13 @@ class LongMusic:
             MusiccmError: As `Pipeline.__call__`; and for a text that no window would use.
         """
         stepper = self._model.stepper(steps, guidance_scale, sampler=sampler)
-        return compose(self._model, prompts, duration_s, stepper,
+        return compose(self._model, prompts, seconds, stepper,
                        sample_seeds(seed, 1)[0], overlap=overlap, fusion=fusion, batch_size=batch_size)
 
     def stream(
         self,
         prompts: Prompts,
-        duration_s: float | None = None,
+        seconds: float | None = None,
         steps: int | None = None,
         seed: int = 0,
         *,
@@ -73,7 +73,7 @@ class LongMusic:
 
         Args:
             prompts: See `compose`; `MusicStream.set_prompt` changes the text while it plays.
-            duration_s: Seconds above 0 and up to 1e9; None goes on until it is closed.
+            seconds: Length, above 0 and up to 1e9; None goes on until it is closed.
             steps: See `Pipeline.__call__`.
             seed: See `Pipeline.__call__`.
             overlap: See `compose`.
@@ -87,12 +87,12 @@ class LongMusic:
         Raises:
             MusiccmError: As `compose`.
         """
-        if duration_s is not None:
-            check_duration(duration_s, MAX_STREAM_S, "None streams without end")
+        if seconds is not None:
+            check_duration(seconds, MAX_STREAM_S, "None streams without end")
         stepper = self._model.stepper(steps, guidance_scale, sampler=sampler)
         noise_seed = sample_seeds(seed, 1)[0]
         return MusicStream(
-            self._model, Piece.of(self._model, prompts, duration_s, stepper, noise_seed, overlap, fusion)
+            self._model, Piece.of(self._model, prompts, seconds, stepper, noise_seed, overlap, fusion)
         )
 
     def editor(self, steps: int | None = None, seed: int = 0, **options: Any) -> Editor:

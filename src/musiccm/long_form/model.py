@@ -45,6 +45,7 @@ class MusicModel(Protocol):
         self,
         steps: int | None = None,
         guidance_scale: float | None = None,
+        *,
         strength: float = 1.0,
         sampler: SamplerSpec | None = None,
     ) -> Stepper:
