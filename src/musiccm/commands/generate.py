@@ -126,8 +126,8 @@ def _edit(pipeline: Pipeline, args: argparse.Namespace) -> list[Tensor]:
     made: list[Tensor] = []
     sampler = _sampler(pipeline, args)
     for prompt, noise_seed in zip(args.prompts, sample_seeds(args.seed, len(args.prompts)), strict=True):
-        editor = Editor(pipeline, noise_seed, args.steps, args.guidance_scale, args.overlap, args.fusion,
-                        sampler=sampler)
+        editor = Editor(pipeline, noise_seed, args.steps, args.guidance_scale, overlap=args.overlap,
+                        fusion=args.fusion, sampler=sampler)
         plan = [(0.0, prompt), *_changes(args)]
         if kind == "continue":
             edited: Edited = editor.extend(clip, plan, args.seconds)
