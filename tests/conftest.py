@@ -9,16 +9,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# side by side, each worker keeps to a core
-THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1)
-os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
+# Side by side, each worker keeps to a core. It inherits what the process that starts it has set here, which is no wish.
+ASKED = os.environ.setdefault("MUSICCM_TEST_THREADS", os.environ.get("OMP_NUM_THREADS", ""))
+THREADS = ASKED or str(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
+os.environ["OMP_NUM_THREADS"] = THREADS
 
 import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+torch.set_num_threads(int(THREADS))
 # The same examples in every run, however slow the machine is.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("fixed")
