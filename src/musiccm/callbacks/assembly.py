@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
@@ -18,9 +20,11 @@ from musiccm.evaluation.distilled import Distilled
 from musiccm.evaluation.evaluator import Evaluator
 from musiccm.evaluation.galleries import Galleries
 from musiccm.evaluation.registry import find
-from musiccm.evaluation.row_cache import machine
+from musiccm.evaluation.feature_cache import PACKED, FeatureCache
 from musiccm.evaluation.suite import FeatureExtractor, MetricSuite
+from musiccm.evaluation.table import Keeping
 from musiccm.evaluation.text_audio import MeasuringClap, bundle_clap
+from musiccm.similarity.clap_windows import CLAP_PARTS
 
 if TYPE_CHECKING:
     from musiccm.systems.distillation import DistilledSystem
@@ -28,6 +32,10 @@ if TYPE_CHECKING:
     _: type[Distilled] = DistilledSystem  # mypy holds what experiments train against what evaluation asks for
 
 log = logging.getLogger(__name__)
+
+#: Parts of a bundle that read captions, and those that make sound by each decoder.
+TEXT_PARTS = ("text_encoder", "tokenizer")
+DECODER_PARTS = {"fast": ("vae", "decoder"), "original": ("vae", "vocoder")}
 
 
 def load_embedders(bundle: Any, names: Sequence[str], weights: Mapping[str, str]) -> list[Embedder]:
@@ -164,39 +172,40 @@ def real_distance(trainer: pl.Trainer, data: Any, evaluator: Evaluator, count: i
     return metrics
 
 
-def cache_key(
-    trainer: pl.Trainer, system: Distilled, evaluator: Evaluator, galleries: Galleries | None, n: int
-) -> dict[str, Any]:
-    """What a teacher's row rests on, beside its steps, sampler and guidance.
+def keeping_of(trainer: pl.Trainer, system: Distilled, evaluator: Evaluator, folder: Path | None) -> Keeping:
+    """Where features of teachers and of the floor are kept, and what they depend on.
 
     Args:
-        trainer: Knows the number of ranks, whose batches differ.
+        trainer: Knows the ranks.
         system: Whose teacher it is.
-        evaluator: With its reference; every rank must call this.
-        galleries: What SIM_AA compares with.
-        n: Clips, over all ranks.
+        evaluator: With its networks.
+        folder: What is filled; None keeps nothing. Features that came with the bundle are looked up all the same.
 
     Returns:
-        Plain JSON values.
+        What `run_table` and `run_floor` take.
     """
-    networks = evaluator.suite.networks
-    references = [evaluator.reference_digest]
-    if trainer.world_size > 1:  # each rank has its own clips
-        references = [""] * trainer.world_size
-        torch.distributed.all_gather_object(references, evaluator.reference_digest)
-    return {
-        "bundle": system.bundle.content_hash(),
+    bundle, clap = system.bundle, evaluator.clap
+    packed = bundle.root_of("unet") / PACKED
+    key = {
+        "teacher": bundle.content_hash(["unet", "scheduler", *TEXT_PARTS]),
         "embedders": {name: embedder.fingerprint for name, embedder in evaluator.extractor.embedders.items()},
-        "text_audio": evaluator.clap.fingerprint if evaluator.clap else None,
-        "metrics": {name: sorted(network.metrics) for name, network in networks.items()},
-        "reference": references,
-        "train": galleries.digest() if galleries else None,
+        "clap": bundle.content_hash(CLAP_PARTS) if evaluator.extractor.clap_audio is not None else None,
+        "text_audio": clap.fingerprint if clap and not clap.of_bundle else None,
         "seed": evaluator.seed,
-        "batch_size": evaluator.batch_size,
-        "world_size": trainer.world_size,
-        "n": n,
-        "machine": machine(system.device),
     }
+    decoders = {name: bundle.content_hash(parts) for name, parts in DECODER_PARTS.items()
+                if all(bundle.has(part) for part in parts)}
+    return Keeping(FeatureCache(folder, packed if packed.is_dir() else None), key, decoders,
+                   partial(gathered, trainer), trainer.is_global_zero)
+
+
+def gathered(trainer: pl.Trainer, value: Any) -> list[Any]:
+    """What all ranks give, in order; every rank must call this."""
+    if trainer.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def local_count(trainer: pl.Trainer, n: int) -> int:

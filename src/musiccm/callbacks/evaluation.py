@@ -15,10 +15,11 @@ from musiccm import signals
 from musiccm.audio.mel import LogMel
 from musiccm.callbacks.assembly import (
     build_evaluator,
-    cache_key,
     data_of,
+    keeping_of,
     load_embedders,
     local_count,
+    rank_loader,
     real_distance,
 )
 from musiccm.callbacks.preemption import leave_together, leaving_together
@@ -31,28 +32,33 @@ from musiccm.evaluation.candidates import (
     Comparison,
     candidates,
     check_models,
+    codecs,
     compared_model,
     present_name,
 )
 from musiccm.evaluation.clip_budget import ClipBudget
-from musiccm.evaluation.distilled import Distilled, as_distilled
-from musiccm.evaluation.evaluator import Evaluator
+from musiccm.evaluation.distilled import Distilled, SystemTeacher, as_distilled
+from musiccm.evaluation.evaluator import Asked, Evaluator, Outcome
+from musiccm.evaluation.feature_cache import machine
+from musiccm.evaluation.floor import FloorClips, floor_clips
 from musiccm.evaluation.galleries import ALL, Galleries, described, galleries_of, warn_of_training_clips
+from musiccm.evaluation.headlines import compare_outcomes
 from musiccm.evaluation.packaged import check_packaged
 from musiccm.evaluation.registry import find, metric_row, optional_metrics
-from musiccm.evaluation.row_cache import RowCache, machine
-from musiccm.evaluation.table import run_table, write_samples, write_table
+from musiccm.evaluation.table import Keeping, run_floor, run_table, write_samples, write_table
 from musiccm.evaluation.text_audio import MeasuringClap, measuring_clap, without_clap
+from musiccm.models.bundle.bundle import DECODERS
 from musiccm.terminal import say
 
 log = logging.getLogger(__name__)
 
 # What of a row is no metric of the clips: how it was made, and how long that took.
-NOT_LOGGED = ("model", "steps", "guidance_scale", "sampler", "from_cache", "latency_batch", "latency_batches")
+NOT_LOGGED = ("model", "steps", "decoder", "guidance_scale", "sampler", "from_cache", "features_from", "latency_batch",
+              "latency_batches")
 
 
 #: Options with the steps of the models that an evaluation scores unless it is told otherwise.
-OPTIONS = {"teacher": "teacher_steps", "student": "steps", "student_fast": "fast_steps", "student_packaged": "steps"}
+OPTIONS = {"teacher": "teacher_steps", "student": "steps", "student_packaged": "steps"}
 
 
 class Evaluation(pl.Callback):
@@ -63,8 +69,9 @@ class Evaluation(pl.Callback):
 
     Args:
         steps: Steps at which the student is scored.
-        fast_steps: Steps at which the student is scored once more with the bundle's fast decoder, if it has one; all
-            other rows are made by VAE decoder and vocoder.
+        decoders: What makes sound of everybody's latents, a part of the table each: `fast`, which users hear, and
+            `original` (VAE decoder and vocoder); those that the bundle lacks are left out. Validations and panels use
+            the first. Distances are compared within one decoder alone.
         teacher_steps: Steps at which the teacher is scored.
         guidance_scale: The teacher's guidance, the usual scale.
         sampler: The student's sampler: its name, or its name and fields; `lcm` by default.
@@ -73,6 +80,10 @@ class Evaluation(pl.Callback):
         seed: Seed of the noise, with the clip ids.
         packaged_student: A student's bundle to score beside this run's, at the same `steps`: a name, a path, or None.
         more_models: Steps of further models of `MODELS`, by name: `{teacher_dpm: [4, 2]}`.
+        spread: Captions for which every model makes `spread_noises` clips, for the spread of its answers to one caption;
+            0 leaves it out.
+        spread_noises: Clips of each of them, the one of the table among them.
+        draws: Halves of the clips that the intervals are taken from.
         n_panels: Clips whose audio and mels are written side by side.
         panel_labels: Whose; candidates that are not scored are left out.
         val_steps: Steps at which the student is scored after a validation epoch.
@@ -97,6 +108,7 @@ class Evaluation(pl.Callback):
         progress: Whether to show progress bars.
         gamma: Of version 0.1, as `sampler: {name: lcm, gamma: ...}`.
         shipped_student: Of version 0.1, as `packaged_student`.
+        fast_steps: Of version 0.2, which scored some rows by the fast decoder; not read, see `decoders`.
 
     Raises:
         MusiccmError: A number or list that cannot be.
@@ -105,7 +117,7 @@ class Evaluation(pl.Callback):
     def __init__(
         self,
         steps: Sequence[int] = (1, 2, 4, 8),
-        fast_steps: Sequence[int] = (1, 4),
+        decoders: Sequence[str] = DECODERS,
         teacher_steps: Sequence[int] = (50, 8, 4, 2, 1),
         guidance_scale: float = 3.0,
         sampler: str | dict[str, str | float] | None = None,
@@ -114,6 +126,9 @@ class Evaluation(pl.Callback):
         seed: int = 0,
         packaged_student: str | None = None,
         more_models: dict[str, list[int]] | None = None,
+        spread: int = 0,
+        spread_noises: int = 4,
+        draws: int = 200,
         n_panels: int = 4,
         panel_labels: Sequence[str] = ("teacher@50", "student@1", "student@4", "student_packaged@4"),
         val_steps: Sequence[int] = (4,),
@@ -132,17 +147,23 @@ class Evaluation(pl.Callback):
         progress: bool = True,
         gamma: float | None = None,
         shipped_student: str | None = None,
+        fast_steps: Sequence[int] | None = None,
     ) -> None:
         if not embedders:
             raise MusiccmError("evaluation.embedders: expected at least one name, found none")
-        least = {"limit": limit, "batch_size": batch_size, "val_limit": val_limit}
-        for name, counts in {"steps": steps, "fast_steps": fast_steps, "teacher_steps": teacher_steps,
+        if not decoders or (unknown := sorted(set(decoders) - set(DECODERS))):
+            raise MusiccmError(f"evaluation.decoders: expected names among {', '.join(DECODERS)}, found "
+                               f"{', '.join(unknown) if decoders else 'none'}")
+        least = {"limit": limit, "batch_size": batch_size, "val_limit": val_limit, "draws": draws - 1,
+                 "spread": spread + 1, "spread_noises": spread_noises - 1}
+        for name, counts in {"steps": steps, "teacher_steps": teacher_steps,
                              "val_steps": val_steps, "val_teacher_steps": val_teacher_steps,
                              **{f"more_models.{name}": found for name, found in (more_models or {}).items()}}.items():
             least[name] = min(counts, default=1)
         for name, value in least.items():
             if value < 1:
-                raise MusiccmError(f"evaluation.{name}: expected at least 1, found {value}")
+                offset = {"draws": 1, "spread": -1, "spread_noises": 1}.get(name, 0)
+                raise MusiccmError(f"evaluation.{name}: expected at least {1 + offset}, found {value + offset}")
         if every_n_validations < 0:
             raise MusiccmError(f"evaluation.every_n_validations: expected 0, which is never, or more, found "
                                f"{every_n_validations}")
@@ -153,7 +174,8 @@ class Evaluation(pl.Callback):
                 raise MusiccmError(f"evaluation.more_models: the steps of {name} are evaluation.{OPTIONS[name]}")
         if time_budget_s is not None and not time_budget_s > 0:
             raise MusiccmError(f"evaluation.time_budget_s: expected more than 0 or null, found {time_budget_s}")
-        self.steps, self.fast_steps, self.teacher_steps = list(steps), list(fast_steps), list(teacher_steps)
+        self.steps, self.teacher_steps, self.decoders = list(steps), list(teacher_steps), list(decoders)
+        self.spread, self.spread_noises, self.draws = spread, spread_noises, draws
         self.more_models = {name: list(found) for name, found in (more_models or {}).items()}
         self.guidance_scale, self.sampler = guidance_scale, sampler_option("evaluation", sampler, gamma)
         self.limit, self.batch_size, self.seed = limit, batch_size, seed
@@ -166,7 +188,7 @@ class Evaluation(pl.Callback):
         self.galleries, self.text_audio = list(galleries), text_audio
         self._loaded: list[Embedder] = []
         self._clap: MeasuringClap | None = None
-        self._watching: tuple[Evaluator, ClipBudget, Galleries | None] | None = None
+        self._watching: tuple[Evaluator, ClipBudget] | None = None
         self._teacher_metrics: dict[str, float] | None = None
         self._validations = 0
 
@@ -184,7 +206,7 @@ class Evaluation(pl.Callback):
         """Refuse more steps than a model can make, which would otherwise end a run at its first validation."""
         points, levels = len(system.grid), system.schedule.num_train_timesteps
         teachers = {"teacher_steps": self.teacher_steps, "val_teacher_steps": self.val_teacher_steps}
-        students = {"steps": self.steps, "fast_steps": self.fast_steps, "val_steps": self.val_steps}
+        students = {"steps": self.steps, "val_steps": self.val_steps}
         for model, steps in self.more_models.items():
             (teachers if compared_model(model).teacher else students)[f"more_models.{model}"] = steps
         for name, steps, most, what in (
@@ -202,7 +224,7 @@ class Evaluation(pl.Callback):
         self._validations += 1
         if (self._validations - 1) % self.every_n_validations:
             return
-        found = candidates(self._comparison(pl_module), {"student": self.val_steps})
+        found = candidates(self._comparison(pl_module, 1), {"student": self.val_steps})
         if not found:
             return
         leave_together(trainer)
@@ -212,18 +234,21 @@ class Evaluation(pl.Callback):
         # Metrics are the same on all ranks, but times are not, and a rank without clips has none.
         pl_module.log_dict(trainer.strategy.broadcast(metrics), sync_dist=True)
 
-    def _comparison(self, pl_module: pl.LightningModule) -> Comparison:
-        return Comparison(as_distilled(pl_module), self.sampler, self.guidance_scale, self.packaged_student)
+    def _comparison(self, pl_module: pl.LightningModule, decoders: int | None = None) -> Comparison:
+        """What is compared, by all decoders or by the first few that there are."""
+        system = as_distilled(pl_module)
+        there = [name for name in self.decoders if name != "fast" or system.bundle.has("decoder")]
+        return Comparison(system, self.sampler, self.guidance_scale, self.packaged_student, there[:decoders])
 
     def _watched(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, students: list[Candidate]
     ) -> dict[str, float]:
         """The metrics of a validation."""
-        evaluator, budget, galleries = self._watch(trainer, pl_module)
+        evaluator, budget = self._watch(trainer, pl_module)
         n = budget.settle(lambda: sum(evaluator.pace_s(candidate) for candidate in students))
         evaluator.between = leaving_together(trainer, n)
         if self._teacher_metrics is None:
-            self._teacher_metrics = self._watch_teacher(trainer, pl_module, evaluator, galleries, n)
+            self._teacher_metrics = self._watch_teacher(trainer, pl_module, evaluator, n)
         metrics, start = dict(self._teacher_metrics), time.perf_counter()
         for candidate in students:
             row = evaluator.run(candidate, limit=local_count(trainer, n)).row
@@ -244,30 +269,24 @@ class Evaluation(pl.Callback):
             log.warning("evaluation: %d test clips, fewer than the limit of %d", count, self.limit)
         evaluator = self._evaluator(trainer, pl_module, clips, count, galleries, table=True)
         steps = {name: getattr(self, option) for name, option in OPTIONS.items()} | self.more_models
-        outcomes = run_table(
-            evaluator,
-            candidates(self._comparison(pl_module), steps),
-            panels=self.panel_labels,
-            n_panels=self.n_panels,
-            cache=self._cache(trainer),
-            cache_key=cache_key(trainer, system, evaluator, galleries, count),
-            share=trainer.strategy.broadcast,
-            writes=trainer.is_global_zero,
+        keeping = keeping_of(trainer, system, evaluator, self._cache_folder(trainer))
+        floor = self._floor(trainer, data, system, evaluator, keeping, count)
+        outcomes = (floor[1] if floor else {}) | run_table(
+            evaluator, candidates(self._comparison(pl_module), steps), self.panel_labels, self.n_panels, keeping,
+            captions=local_count(trainer, self.spread), noises=self.spread_noises,
         )
         references = evaluator.suite.references() | real_distance(trainer, data, evaluator, count)
+        compare_outcomes(outcomes, evaluator.real, keeping.gather, self.draws, self.seed)
         folder, experiment = run_folder(trainer)
         names = list(evaluator.extractor.embedders)
-        for outcome in outcomes.values():
-            row = outcome.row
-            metrics = {f"test/fd_{name}_{row['model']}_{row['steps']}": row[f"fd_{name}"] for name in names}
-            known = {key: figure for key, figure in metrics.items() if figure is not None}
-            pl_module.log_dict(known, sync_dist=True)
+        pl_module.log_dict(_headlines(outcomes, names), sync_dist=True)
         if not trainer.is_global_zero:
             return
         about = galleries.about if galleries else {}
         text = write_table(
             folder, experiment, outcomes, references, names[0],
             notes=[*described(about), *shortfalls(shares), *self._lacks(system)],
+            floor=floor[0].kind if floor else None,
             sim_aa_gallery=about, test_clips=shares, test_clips_of_the_teachers_training=seen,
             machine=machine(system.device), checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
             seed=self.seed, sampler=self.sampler.spec, text_audio=evaluator.clap.name if evaluator.clap else None,
@@ -279,7 +298,7 @@ class Evaluation(pl.Callback):
 
     def _watch(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> tuple[Evaluator, ClipBudget, Galleries | None]:
+    ) -> tuple[Evaluator, ClipBudget]:
         """The evaluator of the held-out clips, made at the first validation: their features do not change."""
         if self._watching is None:
             data = data_of(trainer, "validate")
@@ -289,23 +308,15 @@ class Evaluation(pl.Callback):
             warn_of_training_clips(galleries, getattr(clips, "clips", ()), "validation")
             evaluator = self._evaluator(trainer, pl_module, clips, count, galleries, progress=False)
             budget = ClipBudget(self.time_budget_s, count, trainer.world_size, trainer.strategy.broadcast)
-            self._watching = evaluator, budget, galleries
+            self._watching = evaluator, budget
         return self._watching
 
     def _watch_teacher(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, evaluator: Evaluator, galleries: Galleries | None,
-        n: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, evaluator: Evaluator, n: int
     ) -> dict[str, float]:
-        teachers = candidates(self._comparison(pl_module), {"teacher": self.val_teacher_steps})
-        outcomes = run_table(
-            evaluator,
-            teachers,
-            cache=self._cache(trainer),
-            cache_key=cache_key(trainer, as_distilled(pl_module), evaluator, galleries, n),
-            share=trainer.strategy.broadcast,
-            writes=trainer.is_global_zero,
-            limit=local_count(trainer, n),
-        ) if teachers else {}
+        teachers = candidates(self._comparison(pl_module, 1), {"teacher": self.val_teacher_steps})
+        keeping = keeping_of(trainer, as_distilled(pl_module), evaluator, self._cache_folder(trainer))
+        outcomes = run_table(evaluator, teachers, keeping=keeping, limit=local_count(trainer, n)) if teachers else {}
         return {
             f"val/{key}_teacher_{outcome.row['steps']}": value
             for outcome in outcomes.values() for key, value in logged(outcome.row).items()
@@ -341,8 +352,32 @@ class Evaluation(pl.Callback):
     def _lacks(self, system: Distilled) -> list[str]:
         return [] if self._clap is not None else [without_clap(system.bundle)]
 
-    def _cache(self, trainer: pl.Trainer) -> RowCache:
-        return RowCache(None if self.cache_dir is None else Path(trainer.default_root_dir) / self.cache_dir)
+    def _cache_folder(self, trainer: pl.Trainer) -> Path | None:
+        return None if self.cache_dir is None else Path(trainer.default_root_dir) / self.cache_dir
+
+    def _floor(
+        self, trainer: pl.Trainer, data: Any, system: Distilled, evaluator: Evaluator, keeping: Keeping, count: int
+    ) -> tuple[FloorClips, dict[str, Outcome]] | None:
+        """Real clips through each decoder; None, with a warning, where there are too few."""
+        floor = floor_clips(data, "test", self.limit, count)
+        if floor is None:
+            log.warning("evaluation: fewer other real clips than %d references; no floor", count)
+            return None
+        loader, mine = rank_loader(floor.clips, count, trainer, self.batch_size)
+        asked = evaluator.clips() if floor.key else [Asked("", "")] * mine
+        made_by = codecs(SystemTeacher(system, self.guidance_scale), self.decoders)
+        return floor, run_floor(evaluator, floor, made_by, loader, asked, keeping)
+
+
+def _headlines(outcomes: Mapping[str, Outcome], networks: Sequence[str]) -> dict[str, float]:
+    """What a test logs: `test/fd_<network>_<model>_<steps>`, by the first decoder of each."""
+    found: dict[str, float] = {}
+    for outcome in outcomes.values():
+        row = outcome.row
+        for name in networks:
+            if row.get(f"fd_{name}") is not None:
+                found.setdefault(f"test/fd_{name}_{row['model']}_{row['steps']}", row[f"fd_{name}"])
+    return found
 
 
 def _present_label(label: str) -> str:

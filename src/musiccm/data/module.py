@@ -18,6 +18,7 @@ from musiccm.data.corpora.reading import Rules
 from musiccm.data.corpora.registry import Corpora, corpora_of, first_by_hash
 from musiccm.data.corpora.report import Report
 from musiccm.data.corpora.shares import Part, limited
+from musiccm.data.demo.other_renderings import OtherRenderings, other_renderings
 from musiccm.data.latent_cache.dataset import LatentCache
 from musiccm.data.latent_cache.files import cache_key
 from musiccm.data.latent_cache.fingerprint import bundle_fingerprint, clips_fingerprint
@@ -293,6 +294,18 @@ class MusicDataModule(pl.LightningDataModule):
         return WaveformWindows(
             clips, self.clip_samples, self.sample_rate_hz, self.vocabulary, self.seed, self.conversion
         )
+
+    def other_renderings(self, split: str, limit: int | None = None) -> OtherRenderings | None:
+        """Other pieces of the same attributes as the clips of `waveforms`, as far as these are the demo's.
+
+        Args:
+            split: `"val"` or `"test"`.
+            limit: See `eval_parts`.
+
+        Returns:
+            A window a clip, under its id and caption; None for corpora that are not composed.
+        """
+        return other_renderings(self.eval_clips(split, limit), self.clip_samples, self.sample_rate_hz)
 
     def train_dataloader(self) -> KeyedLoader:
         """Shuffled training batches, mixed by weight where the corpora have weights."""

@@ -16,6 +16,7 @@ from musiccm.errors import MusiccmError
 from musiccm.evaluation.distilled import Distilled, SystemStudent, SystemTeacher
 from musiccm.evaluation.packaged import packaged_student
 from musiccm.long_form.model import MusicModel
+from musiccm.models.bundle.bundle import DECODERS
 from musiccm.samplers import INITIAL, Sampler, SamplerSpec, sample_noise, seeded_noise_fn
 
 
@@ -28,12 +29,15 @@ class Comparison:
         sampler: The student's.
         guidance_scale: The teacher's guidance, the usual scale.
         packaged: A student's bundle to compare with: a name or a folder; None for none.
+        decoders: What makes sound of everybody's latents, by the names of `Bundle.codec`; those that a bundle lacks are
+            left out.
     """
 
     system: Distilled
     sampler: SamplerSpec = "lcm"
     guidance_scale: float = 3.0
     packaged: str | Path | None = None
+    decoders: Sequence[str] = DECODERS
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,9 @@ class ComparedModel:
         caption: What people read: in plots and tables.
         marker: Of its line in plots, as matplotlib names it.
         generator: What makes its candidates; None where a comparison has no such model.
-        decoder: What makes sound of its latents, `original` or `fast`; distances by different ones do not compare.
-        teacher: Whether it is the teacher: its rows rest on the bundle alone, and may be kept from run to run.
+        teacher: Whether it is the teacher: its features rest on the bundle alone, and may be kept from run to run.
         sampler: The sampler, where it is another than the generator's own.
+        guidance_scale: The guidance, where it is another than the generator's own.
         own: Whether it is made by the run itself; others' rows do not go on the card of the run's export.
     """
 
@@ -55,9 +59,9 @@ class ComparedModel:
     caption: str
     marker: str
     generator: Callable[[Comparison], MusicModel | None]
-    decoder: str = "original"
     teacher: bool = False
     sampler: SamplerSpec | None = None
+    guidance_scale: float | None = None
     own: bool = True
 
 
@@ -69,27 +73,34 @@ def _student(asked: Comparison) -> MusicModel:
     return SystemStudent(asked.system, asked.sampler)
 
 
-def _fast_student(asked: Comparison) -> MusicModel | None:
-    if not asked.system.bundle.has("decoder"):
-        return None
-    return SystemStudent(asked.system, asked.sampler, asked.system.bundle.codec("fast").to(asked.system.device))
-
-
 def _packaged(asked: Comparison) -> MusicModel | None:
     return None if asked.packaged is None else packaged_student(asked.packaged, asked.system.device)
 
 
-#: The models that are compared, in the order of the table. A further one is a row here.
+def _nobody(asked: Comparison) -> None:
+    """Made elsewhere: `evaluation/floor.py`, or another version."""
+
+
+#: Real clips through the decoder: what a model without a fault would come to.
+FLOOR = "floor"
+#: The models that are compared, in the order of the table. A further one is a row here. The teacher stands there in the
+#: configurations that make a fair baseline at few network calls: without guidance a step is one call and not two.
 MODELS: dict[str, ComparedModel] = {model.name: model for model in (
+    ComparedModel(FLOOR, "real clips through the decoder", "_", _nobody, own=False),
     ComparedModel("teacher", "teacher, DDIM", "o", _teacher, teacher=True),
-    ComparedModel("teacher_heun", "teacher, Heun", "P", _teacher, teacher=True, sampler="heun"),
+    ComparedModel("teacher_scale2", "teacher, DDIM, scale 2", "p", _teacher, teacher=True, guidance_scale=2.0),
+    ComparedModel("teacher_unguided", "teacher, DDIM, unguided", "h", _teacher, teacher=True, guidance_scale=1.0),
     ComparedModel("teacher_dpm", "teacher, DPM-Solver++", "v", _teacher, teacher=True, sampler="dpm-solver++"),
+    ComparedModel("teacher_dpm_scale2", "teacher, DPM-Solver++, scale 2", "<", _teacher, teacher=True,
+                  sampler="dpm-solver++", guidance_scale=2.0),
+    ComparedModel("teacher_dpm_unguided", "teacher, DPM-Solver++, unguided", ">", _teacher, teacher=True,
+                  sampler="dpm-solver++", guidance_scale=1.0),
+    ComparedModel("teacher_heun", "teacher, Heun", "P", _teacher, teacher=True, sampler="heun"),
     ComparedModel("student", "student", "s", _student),
-    ComparedModel("student_fast", "student, fast decoder", "^", _fast_student, decoder="fast"),
     ComparedModel("student_packaged", "packaged student", "D", _packaged, own=False),
 )}
-#: Names that results of version 0.1 have.
-FORMER = {"student_shipped": "student_packaged"}
+#: Names that results of versions 0.1 and 0.2 have.
+FORMER = {"student_shipped": "student_packaged", "student_fast": "student"}
 
 
 def present_name(name: str) -> str:
@@ -107,7 +118,7 @@ def compared_model(name: str) -> ComparedModel:
         The row of `MODELS`, or one made for the name.
     """
     name = present_name(name)
-    return MODELS.get(name) or ComparedModel(name, name, "x", lambda asked: None, own=False)
+    return MODELS.get(name) or ComparedModel(name, name, "x", _nobody, own=False)
 
 
 def place_of(name: str) -> int:
@@ -119,7 +130,7 @@ def place_of(name: str) -> int:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One row of an evaluation: a model at some number of steps.
+    """A model at some number of steps: a row of an evaluation for each decoder.
 
     Args:
         model: Its name in `MODELS`.
@@ -127,7 +138,7 @@ class Candidate:
         guidance_scale: None where the sampler does not guide.
         encode: `captions -> conditions`.
         sample: `(conditions, noise_BCTF, seeds) -> z_BCTF`.
-        decode: `z_BCTF -> waveform_BS`.
+        decoders: `z_BCTF -> waveform_BS`, by the decoder's name; latents are sampled once for all of them.
         latent_shape: `(C, T, F)` of one clip.
         calls: Counts the samples that went through the network; None where it cannot be seen.
         sampler: The rule by which it is sampled; None where it is not known.
@@ -138,7 +149,7 @@ class Candidate:
     guidance_scale: float | None
     encode: Callable[[list[str]], AnyCondition]
     sample: Callable[[Any, Tensor, Sequence[int]], Tensor]
-    decode: Callable[[Tensor], Tensor]
+    decoders: Mapping[str, Callable[[Tensor], Tensor]]
     latent_shape: tuple[int, int, int]
     calls: CallCounter | None = None
     sampler: Sampler | None = None
@@ -147,6 +158,15 @@ class Candidate:
     def label(self) -> str:
         """Such as `teacher@50`."""
         return f"{self.model}@{self.steps}"
+
+    @property
+    def decoder(self) -> str:
+        """The decoder that is asked first: the one that users hear."""
+        return next(iter(self.decoders))
+
+    def decode(self, z_BCTF: Tensor) -> Tensor:
+        """Sound by that decoder, `waveform_BS`."""
+        return self.decoders[self.decoder](z_BCTF)
 
 
 class CallCounter:
@@ -199,6 +219,7 @@ def candidate_of(
     steps: int,
     sampler: SamplerSpec | None = None,
     guidance_scale: float | None = None,
+    decoders: Sequence[str] | None = None,
 ) -> Candidate:
     """Any model that makes music, at some number of steps.
 
@@ -208,6 +229,7 @@ def candidate_of(
         steps: Sampling steps.
         sampler: See `MusicModel.stepper`.
         guidance_scale: See `MusicModel.stepper`.
+        decoders: What makes its sound, see `codecs`; the model's own alone if not given.
 
     Returns:
         The candidate; a guided step counts as two network calls.
@@ -223,9 +245,41 @@ def candidate_of(
         return at_work.sample(cond, noise_BCTF, seeded_noise_fn(seeds, shape))
 
     scale = stepper.guidance.scale if stepper.guidance else None
+    made_by = {kind_of(model.codec): model.codec} if decoders is None else codecs(model, decoders)
     return Candidate(
-        name, steps, scale, model.conditioner.text, sample, model.codec.decode, shape, counted, stepper.sampler
+        name, steps, scale, model.conditioner.text, sample, {kind: codec.decode for kind, codec in made_by.items()},
+        shape, counted, stepper.sampler
     )
+
+
+def kind_of(codec: Any) -> str:
+    """Whether a codec makes sound by a fast decoder or by the original ones: `fast` or `original`."""
+    return "original" if getattr(codec, "decoder", None) is None else "fast"
+
+
+def codecs(model: Any, decoders: Sequence[str]) -> dict[str, Any]:
+    """A model's codecs.
+
+    Args:
+        model: A `MusicModel` with its `bundle`.
+        decoders: Names that `Bundle.codec` takes.
+
+    Returns:
+        Those that its bundle has, in the order of the names.
+
+    Raises:
+        MusiccmError: It has none of them.
+    """
+    own = model.codec
+    found = {}
+    for name in decoders:
+        if name == kind_of(own):
+            found[name] = own
+        elif name != "fast" or model.bundle.has("decoder"):
+            found[name] = model.bundle.codec(name).to(model.device).eval()
+    if not found:
+        raise MusiccmError(f"evaluation.decoders: {model.bundle.path} has none of {', '.join(decoders)}; add original")
+    return found
 
 
 def candidates(asked: Comparison, steps: Mapping[str, Sequence[int]]) -> list[Candidate]:
@@ -247,7 +301,8 @@ def candidates(asked: Comparison, steps: Mapping[str, Sequence[int]]) -> list[Ca
     for name, compared in MODELS.items():
         generator = compared.generator(asked) if steps.get(name) else None
         if generator is not None:
-            found += [candidate_of(generator, name, count, compared.sampler) for count in steps[name]]
+            found += [candidate_of(generator, name, count, compared.sampler, compared.guidance_scale, asked.decoders)
+                      for count in steps[name]]
     return found
 
 

@@ -84,6 +84,11 @@ class _PartOfSystem:
     system: Distilled
 
     @property
+    def bundle(self) -> Bundle:
+        """The system's."""
+        return self.system.bundle
+
+    @property
     def codec(self) -> LatentCodec:
         """The system's decoder."""
         return self.system.codec
@@ -153,16 +158,9 @@ class SystemStudent(_PartOfSystem):
     Args:
         system: The distillation.
         sampler: Its sampler.
-        decoder: A codec in place of the system's own.
     """
 
     sampler: SamplerSpec = STUDENT_SAMPLER
-    decoder: Any = None
-
-    @property
-    def codec(self) -> LatentCodec:
-        """The codec that was asked for, or the system's own."""
-        return self.system.codec if self.decoder is None else self.decoder
 
     def stepper(
         self,

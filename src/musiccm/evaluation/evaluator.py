@@ -2,26 +2,67 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from musiccm.audio.mel import LogMel
 from musiccm.data.batch import WaveformBatch
 from musiccm.embedders import Embeddings
 from musiccm.errors import MusiccmError
-from musiccm.evaluation.candidates import Candidate, clip_seed, initial_noise
+from musiccm.evaluation.candidates import FLOOR, Candidate, clip_seed, initial_noise
+from musiccm.evaluation.clip_features import ClipFeatures
 from musiccm.evaluation.suite import FeatureExtractor, Features, MetricSuite
 from musiccm.evaluation.text_audio import MeasuringClap
+from musiccm.models.codec import LatentCodec
 from musiccm.progress import Progress
 
 log = logging.getLogger(__name__)
+
+#: What a clip's time is made of.
+PARTS = ("text", "sampler", "decode")
+
+
+class Asked(NamedTuple):
+    """A clip that a model is asked for.
+
+    Args:
+        id: Its id, which decides its noise.
+        prompt: Its caption.
+    """
+
+    id: str
+    prompt: str
+
+
+def further_id(clip_id: str, number: int) -> str:
+    """The id of a further clip for the caption of another one, of another noise."""
+    return f"{clip_id}#{number}"
+
+
+@dataclass
+class Made:
+    """Clips of one candidate by one decoder.
+
+    Args:
+        features: What is left of them: this rank's.
+        calls: Network calls a clip; None where they are not counted.
+        times: The keys of a row that begin with `latency_`.
+        kept: Waveforms `[S]` of the first clips, by clip id.
+        kept_from: `cache` or `bundle` where the features were not made now; else None.
+    """
+
+    features: ClipFeatures
+    calls: float | None = None
+    times: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    kept_from: str | None = None
 
 
 @dataclass
@@ -31,12 +72,17 @@ class Outcome:
     Args:
         row: Its row of the table.
         nearest: Nearest training clip of each generated one.
-        kept: Waveforms `[S]` of the first clips, by clip id.
+        made: Its clips.
     """
 
     row: dict[str, Any]
+    made: Made
     nearest: list[dict[str, Any]] = field(default_factory=list)
-    kept: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """Waveforms `[S]` of the first clips, by clip id."""
+        return self.made.kept
 
 
 class Evaluator:
@@ -74,10 +120,10 @@ class Evaluator:
         self.seed, self.batch_size, self.progress, self.between = seed, batch_size, progress, between
         self.clap = clap and clap.to(self.device)
         self._texts: dict[tuple[str, ...], Tensor] = {}
+        self.real = ClipFeatures.joined([])
         self.ids: list[str] = []
         self.prompts: list[str] = []
         self.attributes: list[Mapping[str, str]] = []
-        self._digest = hashlib.sha256()
 
     @torch.no_grad()
     def set_reference(self, batches: Iterable[WaveformBatch], total: int | None = None) -> None:
@@ -90,27 +136,23 @@ class Evaluator:
         Raises:
             MusiccmError: No clip, or one clip twice.
         """
+        embedded: list[tuple[list[str], Features]] = []
         with self._bar("reference", total) as bar:
             for batch in batches:
                 self.between(len(self.ids))
                 waveforms = batch.waveform_BS.to(self.device)
                 attributes = batch.attributes or [{} for _ in batch.ids]
                 wanted = self.extractor.wanted(attributes) if self.extractor.groups else None
-                self.suite.update_reference(self._features(waveforms), self._text(batch.captions), batch.ids,
-                                            targets_BG=wanted)
+                features = self._features(waveforms)
+                self.suite.update_reference(features, self._text(batch.captions), batch.ids, targets_BG=wanted)
+                embedded.append((batch.ids, features))
                 self.ids += batch.ids
                 self.prompts += batch.captions
                 self.attributes += attributes
-                self._digest.update(batch.waveform_BS.contiguous().cpu().numpy().tobytes())
-                self._digest.update(repr((batch.ids, batch.captions)).encode())
                 bar.update(len(batch.ids))
         if len(set(self.ids)) != len(self.ids):
             raise MusiccmError("evaluation: a clip id occurs twice among the reference clips; ids must be unique")
-
-    @property
-    def reference_digest(self) -> str:
-        """A hash of the real audio, its captions and ids."""
-        return self._digest.hexdigest()
+        self.real = ClipFeatures.joined(embedded)
 
     @torch.no_grad()
     def distance_of_real(self, batches: Iterable[WaveformBatch], total: int | None = None) -> dict[str, Any]:
@@ -144,11 +186,12 @@ class Evaluator:
         for part in (slice(0, 1), slice(0, self.batch_size)):  # the first call pays for what is made once
             start, ids = self._now(), self.ids[part]
             if ids:
-                self._features(self._generate(candidate, ids, self.prompts[part])[0])
+                sounds, _ = self._generate(candidate, ids, self.prompts[part], [candidate.decoder])
+                self._features(sounds[candidate.decoder])
         return (self._now() - start) / max(1, len(ids))
 
     def run(self, candidate: Candidate, keep: int = 0, limit: int | None = None) -> Outcome:
-        """Generate every prompt once and score the set.
+        """Generate every prompt once and score the set, by the candidate's first decoder.
 
         Args:
             candidate: What generates.
@@ -158,61 +201,153 @@ class Evaluator:
         Returns:
             The outcome. Latencies are seconds a clip at the stated batch size, medians over batches.
         """
-        self.suite.reset_generated()
-        times: dict[str, list[float]] = {"text": [], "sampler": [], "decode": []}
-        calls_before = candidate.calls.samples if candidate.calls else 0
-        kept: dict[str, Tensor] = {}
-        count = len(self.ids[:limit])
-        with self._bar(candidate.label, count) as bar:
-            for start in range(0, count, self.batch_size):
-                self.between(start)
-                part = slice(start, min(start + self.batch_size, count))
-                ids = self.ids[part]
-                waveforms, spent = self._generate(candidate, ids, self.prompts[part])
-                for name, seconds in spent.items():
-                    times[name].append(seconds / len(ids))
-                features = self._features(waveforms)
-                wanted = self.extractor.wanted(self.attributes[part]) if self.extractor.groups else None
-                self.suite.update(features, self._text(self.prompts[part]), ids, wanted)
-                for clip_id, waveform in zip(ids, waveforms.float().cpu(), strict=True):
-                    if len(kept) < keep:
-                        kept[clip_id] = waveform
-                bar.update(len(ids))
-        metrics, nearest = self.suite.compute()
-        calls = (candidate.calls.samples - calls_before) / count if candidate.calls and count else None
-        return Outcome(self._row(candidate, metrics, times, calls, count), nearest, kept)
+        made = self.make(candidate, [candidate.decoder], self.clips(limit), keep)[candidate.decoder]
+        return self.score(candidate, candidate.decoder, made, limit)
 
-    def latencies(self, candidate: Candidate) -> dict[str, Any]:
+    def clips(self, limit: int | None = None, captions: int = 0, noises: int = 1) -> list[Asked]:
+        """What is asked of every model.
+
+        Args:
+            limit: At most this many of this rank's prompts, the first ones.
+            captions: So many of the first prompts are asked for with further noises, too.
+            noises: All noises of such a prompt, the first of which every prompt has.
+
+        Returns:
+            The clips; those of further noises come last.
+        """
+        first = list(zip(self.ids, self.prompts, strict=True))[:limit]
+        again = [Asked(further_id(name, k), prompt) for name, prompt in first[:captions] for k in range(1, noises)]
+        return [Asked(name, prompt) for name, prompt in first] + again
+
+    def make(
+        self, candidate: Candidate, decoders: Sequence[str], clips: Sequence[Asked], keep: int = 0
+    ) -> dict[str, Made]:
+        """Generate clips; latents are sampled once and decoded by each decoder.
+
+        Args:
+            candidate: What generates.
+            decoders: Some of its decoders.
+            clips: What is asked for.
+            keep: How many of the first clips to hand back as waveforms.
+
+        Returns:
+            The clips by decoder. Latencies are seconds a clip at the stated batch size, medians over batches.
+        """
+        times: dict[str, dict[str, list[float]]] = {decoder: {name: [] for name in PARTS} for decoder in decoders}
+        features: dict[str, list[tuple[list[str], Features]]] = {decoder: [] for decoder in decoders}
+        kept: dict[str, dict[str, Tensor]] = {decoder: {} for decoder in decoders}
+        calls_before = candidate.calls.samples if candidate.calls else 0
+        with self._bar(candidate.label, len(clips)) as bar:
+            for start in range(0, len(clips), self.batch_size):
+                self.between(start)
+                part = clips[start : start + self.batch_size]
+                ids = [name for name, _ in part]
+                sounds, spent = self._generate(candidate, ids, [prompt for _, prompt in part], decoders)
+                for decoder, waveforms in sounds.items():
+                    for name, seconds in spent[decoder].items():
+                        times[decoder][name].append(seconds / len(ids))
+                    features[decoder].append((ids, self._features(waveforms)))
+                    for clip_id, waveform in zip(ids, waveforms.float().cpu(), strict=True):
+                        if len(kept[decoder]) < keep:
+                            kept[decoder][clip_id] = waveform
+                bar.update(len(ids))
+        calls = (candidate.calls.samples - calls_before) / len(clips) if candidate.calls and clips else None
+        return {
+            decoder: Made(ClipFeatures.joined(features[decoder]), calls,
+                          self._latencies(times[decoder], min(self.batch_size, len(clips))), kept[decoder])
+            for decoder in decoders
+        }
+
+    def floor(
+        self, batches: Iterable[WaveformBatch], codecs: Mapping[str, LatentCodec], total: int | None = None
+    ) -> dict[str, Made]:
+        """Real clips through each decoder: what a model without a fault would come to.
+
+        Args:
+            batches: Real audio, other than the reference.
+            codecs: Encoder and decoder, by the decoder's name; the encoder is the same in all of them.
+            total: Number of clips, for the progress bar.
+
+        Returns:
+            The clips by decoder.
+        """
+        features: dict[str, list[tuple[list[str], Features]]] = {decoder: [] for decoder in codecs}
+        log_mel = LogMel(next(iter(codecs.values())).mel).to(self.device)
+        done = 0
+        with self._bar(FLOOR, total) as bar, torch.no_grad():
+            for batch in batches:
+                self.between(done)
+                mel_BMN = log_mel(batch.waveform_BS.to(self.device))
+                z_BCTF = None
+                for decoder, codec in codecs.items():
+                    z_BCTF = codec.normalise(codec.encode(mel_BMN)[0]) if z_BCTF is None else z_BCTF
+                    features[decoder].append((batch.ids, self._features(codec.decode(z_BCTF))))
+                done += len(batch.ids)
+                bar.update(len(batch.ids))
+        return {decoder: Made(ClipFeatures.joined(found)) for decoder, found in features.items()}
+
+    def score(self, candidate: Candidate | None, decoder: str, made: Made, limit: int | None = None) -> Outcome:
+        """Score clips.
+
+        Args:
+            candidate: What made them; None for the floor.
+            decoder: By which decoder.
+            made: They; those of further noises and those that answer no prompt have no part in it.
+            limit: As they were asked for.
+
+        Returns:
+            The outcome.
+        """
+        own = {name: place for place, name in enumerate(self.ids[:limit])}
+        answers = made.features.of([name for name in made.features.ids if name in own])
+        if candidate is None and not answers.ids:  # of other captions: nothing that looks at single clips
+            parts = made.features.batches(self.batch_size)
+            found = self.suite.distances((self._moved(features).embeddings, ids) for ids, features in parts)
+            return Outcome(self._row(candidate, decoder, found, made), made)
+        self.suite.reset_generated()
+        for ids, features in answers.batches(self.batch_size):
+            prompts = [self.prompts[own[name]] for name in ids]
+            attributes = [self.attributes[own[name]] for name in ids]
+            wanted = self.extractor.wanted(attributes) if self.extractor.groups else None
+            self.suite.update(self._moved(features), self._text(prompts), ids, wanted)
+        metrics, nearest = self.suite.compute()
+        return Outcome(self._row(candidate, decoder, metrics, made), made, nearest)
+
+    def latencies(self, candidate: Candidate, decoders: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Measure the latencies alone, on one batch, after a clip that pays for what is made once.
 
         Args:
             candidate: What generates.
+            decoders: Some of its decoders.
 
         Returns:
-            The keys of a row that begin with `latency_`; nothing on a rank without clips.
+            The keys of a row that begin with `latency_`, by decoder; nothing on a rank without clips.
         """
-        spent: dict[str, float] = {}
-        ids: list[str] = []
+        found: dict[str, dict[str, Any]] = {decoder: {} for decoder in decoders}
         for part in (slice(0, 1), slice(0, self.batch_size)):
             if ids := self.ids[part]:
-                spent = self._generate(candidate, ids, self.prompts[part])[1]
-        return self._latencies({name: [seconds / len(ids)] for name, seconds in spent.items()}, len(ids)) if ids else {}
+                spent = self._generate(candidate, ids, self.prompts[part], decoders)[1]
+                for decoder, parts in spent.items():
+                    seconds = {name: [value / len(ids)] for name, value in parts.items()}
+                    found[decoder] = self._latencies(seconds, len(ids))
+        return found
 
-    def samples(self, candidate: Candidate, count: int) -> dict[str, Tensor]:
+    def samples(self, candidate: Candidate, count: int, decoder: str | None = None) -> dict[str, Tensor]:
         """Waveforms of the first prompts alone: the very ones that `run` makes.
 
         Args:
             candidate: What generates.
             count: How many.
+            decoder: By which decoder; the candidate's first if not given.
 
         Returns:
             Clip id to waveform `[S]`.
         """
-        ids = self.ids[:count]
+        ids, decoder = self.ids[:count], decoder or candidate.decoder
         if not ids:
             return {}
-        waveforms, _ = self._generate(candidate, ids, self.prompts[:count])
-        return dict(zip(ids, waveforms.float().cpu(), strict=True))
+        sounds, _ = self._generate(candidate, ids, self.prompts[:count], [decoder])
+        return dict(zip(ids, sounds[decoder].float().cpu(), strict=True))
 
     def prompt_of(self, clip_id: str) -> str:
         """The caption that a clip was asked for with."""
@@ -225,6 +360,17 @@ class Evaluator:
         measured_BD = self.clap.audio(waveform_BS, self.extractor.sample_rate_hz).float()
         return features._replace(text_audio_BD=measured_BD)
 
+    def _moved(self, features: Features) -> Features:
+        """Features where the metrics are."""
+        if self.device.type == "cpu":
+            return features
+        networks = {name: found._replace(
+            embedding_RE=found.embedding_RE.to(self.device),
+            logits_BG=None if found.logits_BG is None else found.logits_BG.to(self.device),
+        ) for name, found in features.embeddings.items()}
+        clap, text_audio = (None if rows is None else rows.to(self.device) for rows in features[1:])
+        return Features(networks, clap, text_audio)
+
     def _text(self, captions: list[str]) -> Tensor | None:
         """The captions as the measuring CLAP embeds them: once, for every candidate has the same batches."""
         if self.clap is None:
@@ -235,8 +381,9 @@ class Evaluator:
 
     @torch.no_grad()
     def _generate(
-        self, candidate: Candidate, ids: Sequence[str], prompts: list[str]
-    ) -> tuple[Tensor, dict[str, float]]:
+        self, candidate: Candidate, ids: Sequence[str], prompts: list[str], decoders: Sequence[str]
+    ) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
+        """Waveforms by decoder, and by decoder the seconds of each of `PARTS` for the whole batch."""
         seeds = [clip_seed(self.seed, clip_id) for clip_id in ids]
         noise = initial_noise(seeds, candidate.latent_shape, self.device)
         clock = [self._now()]
@@ -244,11 +391,14 @@ class Evaluator:
         clock.append(self._now())
         latents = candidate.sample(condition, noise, seeds)
         clock.append(self._now())
-        waveforms = candidate.decode(latents)
-        clock.append(self._now())
-        self._require_sound(candidate, waveforms, ids)
-        spent = {name: b - a for name, a, b in zip(("text", "sampler", "decode"), clock, clock[1:], strict=False)}
-        return waveforms, spent
+        sounds, spent = {}, {}
+        for decoder in decoders:
+            start = self._now()
+            sounds[decoder] = candidate.decoders[decoder](latents)
+            seconds = (clock[1] - clock[0], clock[2] - clock[1], self._now() - start)
+            self._require_sound(candidate, sounds[decoder], ids)
+            spent[decoder] = dict(zip(PARTS, seconds, strict=True))
+        return sounds, spent
 
     @staticmethod
     def _require_sound(candidate: Candidate, waveforms: Tensor, ids: Sequence[str]) -> None:
@@ -264,31 +414,26 @@ class Evaluator:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def _row(
-        self,
-        candidate: Candidate,
-        metrics: dict[str, Any],
-        times: dict[str, list[float]],
-        calls: float | None,
-        count: int,
-    ) -> dict[str, Any]:
-        row: dict[str, Any] = {
-            "model": candidate.model,
-            "steps": candidate.steps,
-            "guidance_scale": candidate.guidance_scale,
-            **({} if candidate.sampler is None else {"sampler": str(candidate.sampler)}),
-            "network_calls": None if calls is None else round(calls, 6),
-        }
+    @staticmethod
+    def _row(candidate: Candidate | None, decoder: str, metrics: dict[str, Any], made: Made) -> dict[str, Any]:
+        row: dict[str, Any] = {"model": FLOOR, "steps": 0, "decoder": decoder}
+        if candidate is not None:
+            row |= {"model": candidate.model, "steps": candidate.steps}
+            row |= {} if candidate.sampler is None else {"sampler": str(candidate.sampler)}
+            row |= {"guidance_scale": candidate.guidance_scale,
+                    "network_calls": None if made.calls is None else round(made.calls, 6)}
+        row |= {} if made.kept_from is None else {"from_cache": True, "features_from": made.kept_from}
         row |= {key: value for key, value in metrics.items() if key != "n"}
-        return row | self._latencies(times, count) | {"n": metrics["n"]}
+        return row | made.times | {"n": metrics["n"]}
 
-    def _latencies(self, times: Mapping[str, list[float]], count: int) -> dict[str, Any]:
+    @staticmethod
+    def _latencies(times: Mapping[str, list[float]], batch: int) -> dict[str, Any]:
         """Medians over batches of the seconds a clip that each part took."""
         totals = [sum(parts) for parts in zip(*times.values(), strict=True)]
         row: dict[str, Any] = {"latency_s": statistics.median(totals) if totals else None}
         for name, seconds in times.items():
             row[f"latency_{name}_s"] = statistics.median(seconds) if seconds else None
-        return row | {"latency_batch": min(self.batch_size, count), "latency_batches": len(totals)}
+        return row | {"latency_batch": batch, "latency_batches": len(totals)}
 
     def _bar(self, label: str, total: int | None) -> Progress:
         return Progress(total, label, "clip", self.progress)

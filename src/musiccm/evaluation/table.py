@@ -4,21 +4,74 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from musiccm.audio import write_audio
-from musiccm.evaluation.candidates import Candidate, compared_model
-from musiccm.evaluation.evaluator import Evaluator, Outcome
+from musiccm.data.batch import WaveformBatch
+from musiccm.evaluation.candidates import FLOOR, Candidate, compared_model
+from musiccm.evaluation.clip_features import ClipFeatures
+from musiccm.evaluation.evaluator import Asked, Evaluator, Made, Outcome
+from musiccm.evaluation.feature_cache import FeatureCache
+from musiccm.evaluation.floor import FloorClips
 from musiccm.evaluation.plots import save_mels
-from musiccm.evaluation.results import format_table, without_times, write_plots, write_results
-from musiccm.evaluation.row_cache import RowCache
+from musiccm.evaluation.results import format_table, write_plots, write_results
 from musiccm.files import short_name, write_json, write_text
+from musiccm.models.codec import LatentCodec
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Where features are kept, and what the ranks do together.
+
+    Args:
+        cache: Where teachers' features and the floor's are looked up and kept.
+        key: What they depend on beside model, steps, sampler, guidance and decoder.
+        decoder_keys: What each decoder adds to the key.
+        gather: What all ranks give: their values, in order.
+        writes: Whether this process fills the cache: rank zero.
+    """
+
+    cache: FeatureCache = field(default_factory=lambda: FeatureCache(None))
+    key: Mapping[str, Any] = field(default_factory=dict)
+    decoder_keys: Mapping[str, Any] = field(default_factory=dict)
+    gather: Callable[[Any], list[Any]] = lambda value: [value]
+    writes: bool = True
+
+    def get(self, key: Mapping[str, Any], clips: Sequence[Asked]) -> Made | None:
+        """Features that were kept; None unless every rank finds those of its clips."""
+        found = self.cache.get(key, [clip.id for clip in clips], [clip.prompt for clip in clips])
+        if not all(self.gather(found is not None)) or found is None:
+            return None
+        return Made(found.features, found.calls, kept_from=found.source)
+
+    def put(self, key: Mapping[str, Any], made: Made, clips: Sequence[Asked]) -> None:
+        """Keep the features of all ranks."""
+        parts = self.gather((made.features, dict(clips)))
+        if self.writes:
+            prompts = {name: prompt for _, asked in parts for name, prompt in asked.items()}
+            whole = ClipFeatures.of_ranks([features for features, _ in parts])
+            self.cache.put(key, whole, [prompts[name] for name in whole.ids], made.calls)
+
+    def candidate_key(self, candidate: Candidate, decoder: str) -> dict[str, Any]:
+        """What the features of a candidate depend on."""
+        return {"model": candidate.model, "steps": candidate.steps, "guidance_scale": candidate.guidance_scale,
+                "sampler": str(candidate.sampler), **self.of_decoder(decoder), **self.key}
+
+    def of_decoder(self, decoder: str) -> dict[str, Any]:
+        """The decoder in a key."""
+        return {"decoder": decoder, "decoder_weights": self.decoder_keys.get(decoder)}
+
+
+def label_of(label: str, decoder: str) -> str:
+    """Such as `teacher@50/fast`: a row of a table."""
+    return f"{label}/{decoder}"
 
 
 def run_table(
@@ -26,47 +79,82 @@ def run_table(
     candidates: Sequence[Candidate],
     panels: Sequence[str] = (),
     n_panels: int = 0,
-    cache: RowCache | None = None,
-    cache_key: Mapping[str, Any] | None = None,
-    share: Callable[[Any], Any] = lambda value: value,
-    writes: bool = True,
+    keeping: Keeping | None = None,
     limit: int | None = None,
+    captions: int = 0,
+    noises: int = 1,
 ) -> dict[str, Outcome]:
-    """Score every candidate; teachers are looked up in the cache first.
+    """Score every candidate by each of its decoders; features of teachers are looked up first.
 
     Args:
         evaluator: With its reference set.
         candidates: What to score.
-        panels: Labels of the candidates, such as `teacher@50`, whose first clips are handed back as waveforms.
+        panels: Labels of the candidates, such as `teacher@50`, whose first clips are handed back as waveforms, by their
+            first decoder.
         n_panels: How many clips of each.
-        cache: Where teachers' rows are kept.
-        cache_key: What they depend on beside model, steps, sampler and guidance.
-        share: Gives every rank what rank zero found in the cache, so that all take the same way.
-        writes: Whether this process fills the cache: rank zero, whose files are looked up.
-        limit: See `Evaluator.run`.
+        keeping: Where teachers' features are kept; nowhere if not given.
+        limit: See `Evaluator.clips`.
+        captions: See `Evaluator.clips`.
+        noises: See `Evaluator.clips`.
 
     Returns:
-        Label to outcome, in the order of the candidates.
+        Row to outcome (`label_of`), in the order of the candidates.
     """
+    keeping = keeping or Keeping()
+    clips = evaluator.clips(limit, captions, noises)
     outcomes: dict[str, Outcome] = {}
     for candidate in candidates:
-        keep = n_panels if candidate.label in panels else 0
-        keyed = cache if compared_model(candidate.model).teacher else None
-        key = {"model": candidate.model, "steps": candidate.steps, "guidance_scale": candidate.guidance_scale,
-               "sampler": str(candidate.sampler)}
-        key |= dict(cache_key or {})
-        found = share(keyed.get(key) if keyed else None)
-        if found is not None:
-            log.info("%s: row from the cache", candidate.label)
+        keep, first = n_panels if candidate.label in panels else 0, candidate.decoder
+        teacher = compared_model(candidate.model).teacher
+        found = {decoder: keeping.get(keeping.candidate_key(candidate, decoder), clips) if teacher else None
+                 for decoder in candidate.decoders}
+        made = {decoder: known for decoder, known in found.items() if known is not None}
+        if made:
+            log.info("%s: features were kept (%s)", candidate.label, ", ".join(made))
             # A time is of the run that prints it.
-            outcome = Outcome({**found["row"], **evaluator.latencies(candidate), "from_cache": True}, found["nearest"])
-            outcome.kept = evaluator.samples(candidate, keep) if keep else {}
-        else:
-            outcome = evaluator.run(candidate, keep, limit)
-            if keyed and writes:
-                keyed.put(key, {"row": without_times(outcome.row), "nearest": outcome.nearest})
-        outcomes[candidate.label] = outcome
+            for decoder, times in evaluator.latencies(candidate, list(made)).items():
+                made[decoder].times = times
+            if keep and first in made:
+                made[first].kept = evaluator.samples(candidate, keep, first)
+        if missing := [decoder for decoder in candidate.decoders if decoder not in made]:
+            fresh = evaluator.make(candidate, missing, clips, keep)
+            for decoder in missing if teacher else ():
+                keeping.put(keeping.candidate_key(candidate, decoder), fresh[decoder], clips)
+            made |= fresh
+        for decoder in candidate.decoders:
+            if decoder != first:
+                made[decoder].kept = {}
+            outcomes[label_of(candidate.label, decoder)] = evaluator.score(candidate, decoder, made[decoder], limit)
     return outcomes
+
+
+def run_floor(
+    evaluator: Evaluator, floor: FloorClips, codecs: Mapping[str, LatentCodec], batches: Iterable[WaveformBatch],
+    clips: Sequence[Asked], keeping: Keeping | None = None,
+) -> dict[str, Outcome]:
+    """Score real clips through each decoder.
+
+    Args:
+        evaluator: With its reference set.
+        floor: What they are.
+        codecs: By the decoder's name.
+        batches: This rank's clips.
+        clips: Their ids and captions.
+        keeping: Where their features are kept; nowhere if not given.
+
+    Returns:
+        Row to outcome, such as `floor/fast`.
+    """
+    keeping = keeping or Keeping()
+    keys = {decoder: {"floor": dict(floor.key), **keeping.of_decoder(decoder), **keeping.key} for decoder in codecs}
+    found = {decoder: keeping.get(key, clips) if floor.key else None for decoder, key in keys.items()}
+    made = {decoder: known for decoder, known in found.items() if known is not None}
+    if missing := {decoder: codec for decoder, codec in codecs.items() if decoder not in made}:
+        fresh = evaluator.floor(batches, missing, len(clips))
+        for decoder in missing if floor.key else ():
+            keeping.put(keys[decoder], fresh[decoder], clips)
+        made |= fresh
+    return {label_of(FLOOR, decoder): evaluator.score(None, decoder, made[decoder]) for decoder in codecs}
 
 
 def write_table(
@@ -83,7 +171,7 @@ def write_table(
     Args:
         folder: The run's folder.
         experiment: Name of the experiment.
-        outcomes: Label to outcome.
+        outcomes: Row to outcome.
         references: Metrics of the real clips.
         evaluator_name: Name of the classifier behind FD, IS and KL.
         notes: Sentences below the table.
@@ -114,7 +202,7 @@ def write_samples(
 
     Args:
         folder: Where to write.
-        outcomes: Label to outcome.
+        outcomes: Row to outcome.
         prompt_of: Clip id to caption.
         log_mel: `waveform_BS -> mel_BMN`, on the CPU.
         sample_rate_hz: Rate of the waveforms.
@@ -122,7 +210,7 @@ def write_samples(
     by_clip: dict[str, dict[str, Tensor]] = {}
     for label, outcome in outcomes.items():
         for clip_id, waveform in outcome.kept.items():
-            by_clip.setdefault(clip_id, {})[label] = waveform
+            by_clip.setdefault(clip_id, {})[label.partition("/")[0]] = waveform
     for clip_id, waveforms in by_clip.items():
         stem = short_name(re.sub(r"[^\w.-]+", "_", clip_id), 180)  # label and suffix follow
         for label, waveform in waveforms.items():

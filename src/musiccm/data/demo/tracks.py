@@ -41,6 +41,24 @@ def make_track(seed: int, split: str, index: int) -> Track:
     return Track(attributes, texts, render(attributes, rng, DURATION_S))
 
 
+def other_rendering(seed: int, split: str, index: int, number: int = 1) -> np.ndarray:
+    """Another piece of the same attributes, and so for the same captions: other notes, timing and room.
+
+    It is what a perfect model could answer the captions of `make_track(seed, split, index)` with.
+
+    Args:
+        seed: Of the corpus.
+        split: Of the track.
+        index: Of the track.
+        number: Which of the other pieces, from 1.
+
+    Returns:
+        The sound, mono, at `SAMPLE_RATE_HZ`.
+    """
+    attributes = draw_attributes(track_rng(seed, split, index))
+    return render(attributes, track_rng(seed, split, index, number), DURATION_S)
+
+
 def write_encoded(path: Path, waveform_S: np.ndarray, **options) -> None:
     """Encode a waveform and write the file whole or not at all.
 

@@ -72,9 +72,10 @@ class Attributes:
         }
 
 
-def track_rng(seed: int, split: str, index: int) -> np.random.Generator:
-    """The random generator of one track, a function of (seed, split, index) alone."""
-    return np.random.default_rng([seed, {"train": 0, "test": 1, "validation": 2}[split], index])
+def track_rng(seed: int, split: str, index: int, rendering: int = 0) -> np.random.Generator:
+    """The random generator of one track, a function of its arguments alone; of its other renderings from 1 on."""
+    place = [seed, {"train": 0, "test": 1, "validation": 2}[split], index]
+    return np.random.default_rng([*place, rendering] if rendering else place)
 
 
 def draw_attributes(rng: np.random.Generator) -> Attributes:

@@ -1,0 +1,153 @@
+"""Features that need not be computed again: a teacher's and the floor's, as long as nothing they rest on has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import musiccm
+from musiccm.errors import MusiccmError
+from musiccm.evaluation.clip_features import ClipFeatures, prompt_hash, read_about, read_features, write_features
+
+log = logging.getLogger(__name__)
+
+# The code that decides what the features of a clip are.
+SOURCES = ("audio", "data/demo", "diffusion", "models", "samplers", "embedders",
+           *(f"evaluation/{name}.py" for name in ("candidates", "clip_features", "distilled", "evaluator",
+                                                  "feature_extraction", "floor", "text_audio")))
+LIBRARIES = ("torch", "diffusers", "transformers")
+#: Folder of a bundle that holds features of its teacher and of the floor.
+PACKED = "evaluation_features"
+
+
+@cache
+def source_digest(root: Path = Path(musiccm.__file__).parent) -> str:
+    """A hash of the code that makes and embeds samples, and of the versions of the libraries that it runs on.
+
+    Args:
+        root: The package.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256(repr([(name, version(name)) for name in LIBRARIES]).encode())
+    for source in SOURCES:
+        path = root / source
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a latency was measured on.
+
+    Args:
+        device: Where the networks were.
+
+    Returns:
+        Processor or accelerator, threads and torch version.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+class Found(NamedTuple):
+    """Features that were kept.
+
+    Args:
+        features: Of the clips that were asked for.
+        calls: Network calls a clip; None where they were not counted.
+        source: `cache` or `bundle`.
+    """
+
+    features: ClipFeatures
+    calls: float | None
+    source: str
+
+
+class FeatureCache:
+    """Files of features, each under a hash of what it depends on; what was kept of more clips serves for fewer.
+
+    Two places are looked into: a bundle's own folder, whose features came with its weights and are those that any
+    version makes of them up to rounding; and a folder that is filled here, whose files depend on the code as well.
+
+    Args:
+        folder: What is filled; None keeps nothing.
+        packed: A bundle's `evaluation_features`; None for none.
+    """
+
+    def __init__(self, folder: Path | None, packed: Path | None = None) -> None:
+        self.folder, self.packed = folder, packed
+
+    def path(self, key: Mapping[str, Any]) -> Path | None:
+        """The file of a key, whether or not it exists; None without a folder."""
+        return None if self.folder is None else self.folder / f"{_hash({'source': source_digest(), **key})}.safetensors"
+
+    def get(self, key: Mapping[str, Any], ids: Sequence[str], prompts: Sequence[str]) -> Found | None:
+        """Look features up.
+
+        Args:
+            key: What they depend on beside the clips, plain JSON values.
+            ids: Of the clips.
+            prompts: Their captions.
+
+        Returns:
+            They; None where not all of these clips, with these captions, were kept.
+        """
+        if self.packed is not None:
+            found = self._read(self.packed / packed_name(key), key, ids, prompts, "bundle")
+            if found is not None:
+                return found
+        path = self.path(key)
+        return None if path is None else self._read(path, key, ids, prompts, "cache")
+
+    def put(
+        self, key: Mapping[str, Any], features: ClipFeatures, prompts: Sequence[str], calls: float | None
+    ) -> None:
+        """Keep features.
+
+        Args:
+            key: What they depend on.
+            features: They.
+            prompts: The caption of each clip.
+            calls: Network calls a clip.
+        """
+        if (path := self.path(key)) is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_features(path, features, prompts, {"key": key, "calls": calls})
+
+    def _read(
+        self, path: Path, key: Mapping[str, Any], ids: Sequence[str], prompts: Sequence[str], source: str
+    ) -> Found | None:
+        if not path.is_file():
+            return None
+        try:
+            about = read_about(path)
+            if about.get("key") != json.loads(json.dumps(key)):
+                return None
+            features, hashes = read_features(path)
+        except MusiccmError as error:
+            log.warning("evaluation: %s; its clips are made again", error)  # costs time, not truth
+            return None
+        known = dict(zip(features.ids, hashes, strict=True))
+        if any(known.get(name) != prompt_hash(prompt) for name, prompt in zip(ids, prompts, strict=True)):
+            return None
+        return Found(features.of(ids), about.get("calls"), source)
+
+
+def packed_name(key: Mapping[str, Any]) -> str:
+    """Name of a file of a bundle's own features: what it is of, and enough of its key to have it for itself."""
+    return f"{key.get('model', 'floor')}_{key.get('steps', 0)}_{key['decoder']}_{_hash(key)[:8]}.safetensors"
+
+
+def _hash(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]

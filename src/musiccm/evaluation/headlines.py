@@ -1,0 +1,82 @@
+"""The headline of a table: every row against the floor and against the teacher, with intervals, within one decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from musiccm.embedders.base import Embeddings
+from musiccm.evaluation.candidates import FLOOR, compared_model
+from musiccm.evaluation.clip_features import ClipFeatures
+from musiccm.evaluation.comparison import ClipRows, ComparedRow, compare_sets
+from musiccm.evaluation.evaluator import Outcome, further_id
+
+#: The model that all others are compared with, at its most steps.
+BASELINE = "teacher"
+
+
+def compare_outcomes(
+    outcomes: Mapping[str, Outcome],
+    real: ClipFeatures,
+    gather: Callable[[Any], list[Any]] = lambda value: [value],
+    draws: int = 200,
+    seed: int = 0,
+) -> None:
+    """Add to each row what it is against the floor and the teacher of its decoder.
+
+    Args:
+        outcomes: Row to outcome, of all decoders; their rows are completed.
+        real: The reference.
+        gather: What all ranks give; every rank must call this function.
+        draws: Halves of the clips that the intervals are taken from.
+        seed: Of the draws.
+    """
+    whole_real = ClipFeatures.of_ranks(gather(real))
+    gathered = {label: ClipFeatures.of_ranks(gather(outcome.made.features)) for label, outcome in outcomes.items()}
+    for decoder in dict.fromkeys(outcome.row["decoder"] for outcome in outcomes.values()):
+        labels = [label for label, outcome in outcomes.items() if outcome.row["decoder"] == decoder]
+        for network in whole_real.networks:
+            found = _compare(network, whole_real, {label: (outcomes[label].row, gathered[label]) for label in labels},
+                             draws, seed)
+            for label in labels:
+                _insert(outcomes[label].row, found.get(label, {}))
+
+
+def _compare(
+    network: str, real: ClipFeatures, sets: Mapping[str, tuple[dict[str, Any], ClipFeatures]], draws: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    known = set(real.ids)
+    floor, models, floor_label, baseline = None, [], "", None
+    most = 0
+    for label, (row, features) in sets.items():
+        if row["model"] == FLOOR:
+            floor, floor_label = _rows(features, network), label
+            continue
+        own = features.of([name for name in features.ids if name in known])
+        models.append(ComparedRow(label, _rows(own, network), row.get("network_calls"),
+                                  compared_model(row["model"]).teacher))
+        if row["model"] == BASELINE and row["steps"] > most:
+            baseline, most = label, row["steps"]
+    found = compare_sets(network, _rows(real, network), floor, models, baseline, draws, seed)
+    if floor is not None and "floor" in found:
+        found[floor_label] = found.pop("floor")
+    return found
+
+
+def _rows(features: ClipFeatures, network: str) -> ClipRows:
+    found = features.networks.get(network, Embeddings(torch.zeros(0, 1), []))
+    return ClipRows(features.ids, found.embedding_RE, found.counts)
+
+
+def _insert(row: dict[str, Any], found: Mapping[str, Any]) -> None:
+    """Headline keys stand where the distances do, before n and the times."""
+    later = {key: row.pop(key) for key in list(row) if key == "n" or key.startswith("latency_")}
+    row.update(found)
+    row.update(later)
+
+
+def further_ids(ids: Sequence[str], noises: int) -> list[str]:
+    """Ids of all clips of some captions, the first noise among them."""
+    return [further_id(name, k) if k else name for name in ids for k in range(noises)]
