@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,13 @@ def radii(rows_RD: Tensor, clip_R: Tensor, k: int, block: int = _BLOCK) -> Tenso
     for start in range(0, len(rows_RD), block):
         distance = torch.cdist(rows_RD[start : start + block], rows_RD)
         distance.masked_fill_(clip_R[start : start + block, None] == clip_R[None], torch.inf)
-        found.append(distance.kthvalue(k, dim=1).values)
+        found.append(kth_nearest(distance, k))
     return torch.cat(found)
+
+
+def kth_nearest(distance_RR: Tensor, k: int) -> Tensor:
+    """The k-th smallest distance of each line, `[R]`."""
+    return distance_RR.topk(k, dim=1, largest=False).values[:, -1]
 
 
 def expected_coverage(n_real: int, n: int, k: int = NEIGHBOURS) -> float:
@@ -52,6 +58,37 @@ def expected_coverage(n_real: int, n: int, k: int = NEIGHBOURS) -> float:
     for i in range(1, k + 1):
         missed *= (n_real - i) / (n + n_real - i)
     return 1 - missed
+
+
+def within_balls(
+    distances: Iterable[Tensor], real_radius_R: Tensor, fake_radius_S: Tensor, k: int = NEIGHBOURS
+) -> dict[str, float]:
+    """The four shares of two sets of rows.
+
+    Args:
+        distances: Distances of real rows from the generated ones, in blocks of lines, `[block, S]` each.
+        real_radius_R: Of the real rows' balls.
+        fake_radius_S: Of the generated rows'.
+        k: Neighbours that the balls reach to.
+
+    Returns:
+        `coverage`, `density`, `precision`, `recall`; `expected`, a perfect model's coverage.
+    """
+    covered, recalled, start = [], [], 0
+    inside = torch.zeros(len(fake_radius_S), dtype=torch.long, device=fake_radius_S.device)
+    for distance in distances:
+        near = distance <= real_radius_R[start : start + len(distance), None]
+        covered.append(near.any(dim=1))
+        recalled.append((distance <= fake_radius_S[None]).any(dim=1))
+        inside += near.sum(dim=0)
+        start += len(distance)
+    return {
+        "coverage": float(torch.cat(covered).double().mean()),
+        "density": float(inside.double().mean() / k),
+        "precision": float((inside > 0).double().mean()),
+        "recall": float(torch.cat(recalled).double().mean()),
+        "expected": expected_coverage(len(real_radius_R), len(fake_radius_S), k),
+    }
 
 
 class Coverage(PairedRowsMetric):
@@ -115,18 +152,5 @@ class Coverage(PairedRowsMetric):
         known: dict[str, int] = {}
         x, of_x, y, of_y = real.rows, real.numbers(known), fake.rows, fake.numbers(known)
         real_radius, fake_radius = radii(x, of_x, self.k), radii(y, of_y, self.k)
-        covered, recalled, inside = [], [], torch.zeros(len(y), dtype=torch.long, device=y.device)
-        for start in range(0, len(x), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            distance = torch.cdist(x[part], y)
-            near = distance <= real_radius[part, None]
-            covered.append(near.any(dim=1))
-            recalled.append((distance <= fake_radius[None]).any(dim=1))
-            inside += near.sum(dim=0)
-        return {
-            "coverage": float(torch.cat(covered).double().mean()),
-            "density": float(inside.double().mean() / self.k),
-            "precision": float((inside > 0).double().mean()),
-            "recall": float(torch.cat(recalled).double().mean()),
-            "expected": expected_coverage(len(x), len(y), self.k),
-        }
+        blocks = (torch.cdist(x[start : start + _BLOCK], y) for start in range(0, len(x), _BLOCK))
+        return within_balls(blocks, real_radius, fake_radius, self.k)

@@ -59,35 +59,49 @@ def merge(a: Moments, b: Moments) -> Moments:
     return Moments(n, mean, a.m2 + b.m2 + torch.outer(delta, delta) * (a.n * b.n / n))
 
 
-def trace_sqrt_eigen(cov1_DD: Tensor, cov2_DD: Tensor) -> Tensor:
+def root_of(cov_DD: Tensor) -> Tensor:
+    """The symmetric square root of a covariance.
+
+    Args:
+        cov_DD: Covariance, `[D, D]`.
+
+    Returns:
+        `[D, D]`. Negative eigenvalues, which only rounding makes, count as zero.
+    """
+    values, vectors = torch.linalg.eigh(cov_DD)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+
+
+def trace_sqrt_eigen(cov1_DD: Tensor, cov2_DD: Tensor, root1_DD: Tensor | None = None) -> Tensor:
     """`tr (S1 S2)^{1/2}` as the trace of the square root of the symmetric `S1^{1/2} S2 S1^{1/2}`.
 
     Args:
         cov1_DD: Covariance, `[D, D]`.
         cov2_DD: Covariance, `[D, D]`.
+        root1_DD: `root_of(cov1_DD)`, where it is known already.
 
     Returns:
         The trace, a scalar. Negative eigenvalues, which only rounding makes, count as zero.
     """
-    values, vectors = torch.linalg.eigh(cov1_DD)
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    root = root_of(cov1_DD) if root1_DD is None else root1_DD
     inner = root @ cov2_DD @ root
     return torch.linalg.eigvalsh((inner + inner.T) / 2).clamp_min(0).sqrt().sum()
 
 
-def trace_sqrt_nuclear(a_RD: Tensor, b_RD: Tensor) -> Tensor:
+def trace_sqrt_nuclear(inner_RR: Tensor) -> Tensor:
     """`tr (S1 S2)^{1/2}` as the nuclear norm of `A B^T`, where `A^T A = S1` and `B^T B = S2`.
 
     Exact, and much cheaper than any D x D form while there are fewer rows than dimensions (FastFID, arXiv 2009.14075).
 
     Args:
-        a_RD: Rows of one set, centred and divided by sqrt(n - 1), `[R1, D]`.
-        b_RD: Rows of the other, likewise, `[R2, D]`.
+        inner_RR: Inner products of the rows of both sets, which may be off centre, `[R1, R2]`.
 
     Returns:
         The trace, a scalar.
     """
-    return torch.linalg.svdvals(a_RD @ b_RD.T).sum()
+    over, across = inner_RR.mean(dim=0), inner_RR.mean(dim=1, keepdim=True)
+    scale = ((inner_RR.shape[0] - 1) * (inner_RR.shape[1] - 1)) ** 0.5
+    return torch.linalg.svdvals(inner_RR - over - across + over.mean()).sum() / scale
 
 
 def trace_sqrt_sqrtm(cov1_DD: Tensor, cov2_DD: Tensor, eps: float = 1e-6) -> Tensor:
@@ -119,7 +133,7 @@ def trace_sqrt_sqrtm(cov1_DD: Tensor, cov2_DD: Tensor, eps: float = 1e-6) -> Ten
     return root.trace().to(cov1_DD.device)
 
 
-def frechet_distance(a: Moments, b: Moments, method: Method = "auto") -> float:
+def frechet_distance(a: Moments, b: Moments, method: Method = "auto", root_a_DD: Tensor | None = None) -> float:
     """`|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^{1/2})` (FID, arXiv 1706.08500, equation 6), unbiased
     covariances, float64.
 
@@ -127,6 +141,7 @@ def frechet_distance(a: Moments, b: Moments, method: Method = "auto") -> float:
         a: Moments of one set.
         b: Moments of the other.
         method: `eigen` (also `auto`) or `sqrtm`.
+        root_a_DD: `root_of` the covariance of a, for `eigen`, where it is known already.
 
     Returns:
         The squared distance; tiny negative rounding is kept at 0.
@@ -137,32 +152,42 @@ def frechet_distance(a: Moments, b: Moments, method: Method = "auto") -> float:
     _check(a.n, b.n, len(a.mean), len(b.mean))
     if method == "nuclear":
         raise MusiccmError("Frechet distance: the nuclear-norm route needs the feature rows, found only moments")
-    root = trace_sqrt_sqrtm if method == "sqrtm" else trace_sqrt_eigen
-    gap = (a.mean - b.mean).square().sum()
-    value = gap + a.covariance.trace() + b.covariance.trace() - 2 * root(a.covariance, b.covariance)
+    gap, covariances = (a.mean - b.mean).square().sum(), (a.covariance, b.covariance)
+    trace = trace_sqrt_sqrtm(*covariances) if method == "sqrtm" else trace_sqrt_eigen(*covariances, root_a_DD)
+    value = gap + covariances[0].trace() + covariances[1].trace() - 2 * trace
     # The reference form is returned as it comes, so that parity is not hidden by the clamp.
     return float(value) if method == "sqrtm" else max(float(value), 0.0)
 
 
-def frechet_distance_of_rows(rows_a: Tensor, rows_b: Tensor, method: Method = "auto") -> float:
+def frechet_distance_of_rows(
+    rows_a: Tensor, rows_b: Tensor, method: Method = "auto", inner_RR: Tensor | None = None
+) -> float:
     """`frechet_distance` where all rows are at hand.
 
     Args:
         rows_a: Feature rows of one set, `[R1, D]`.
         rows_b: Feature rows of the other, `[R2, D]`.
         method: `auto` takes `nuclear`, which needs no covariance, when a set has fewer rows than dimensions.
+        inner_RR: Inner products of the rows, for `nuclear`, where they are known already, `[R1, R2]`.
 
     Returns:
         The squared distance; tiny negative rounding is kept at 0.
     """
     _check(len(rows_a), len(rows_b), rows_a.shape[1], rows_b.shape[1])
-    few = min(len(rows_a), len(rows_b)) < rows_a.shape[1]
+    few = fewer_than_dimensions(len(rows_a), len(rows_b), rows_a.shape[1])
     if method != "nuclear" and not (method == "auto" and few):
         return frechet_distance(moments_of(rows_a), moments_of(rows_b), method)
     means = [rows.double().mean(dim=0) for rows in (rows_a, rows_b)]
-    a, b = ((rows.double() - mean) / (len(rows) - 1) ** 0.5 for rows, mean in zip((rows_a, rows_b), means, strict=True))
-    value = (means[0] - means[1]).square().sum() + a.square().sum() + b.square().sum() - 2 * trace_sqrt_nuclear(a, b)
+    a, b = (rows.double() - mean for rows, mean in zip((rows_a, rows_b), means, strict=True))
+    traces = a.square().sum() / (len(a) - 1) + b.square().sum() / (len(b) - 1)
+    inner_RR = a @ b.T if inner_RR is None else inner_RR
+    value = (means[0] - means[1]).square().sum() + traces - 2 * trace_sqrt_nuclear(inner_RR)
     return max(float(value), 0.0)
+
+
+def fewer_than_dimensions(rows_a: int, rows_b: int, width: int) -> bool:
+    """Whether `auto` takes the route over the rows, and not that over covariances."""
+    return min(rows_a, rows_b) < width
 
 
 def _check(rows_a: int, rows_b: int, width_a: int, width_b: int) -> None:

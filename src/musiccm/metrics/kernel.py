@@ -29,10 +29,16 @@ def median_distance(rows_RD: Tensor, limit: int = MEDIAN_ROWS) -> float:
     return float(torch.pdist(rows_RD).median())
 
 
+def gaussian_kernel(a_RD: Tensor, b_RD: Tensor, bandwidth: float) -> Tensor:
+    """`exp(-|a_i - b_j|^2 / (2 bandwidth^2))` of all pairs of rows, `[R1, R2]`."""
+    squared = a_RD.square().sum(1)[:, None] + b_RD.square().sum(1)[None] - 2 * (a_RD @ b_RD.T)
+    return torch.exp(squared.clamp_min_(0) / (-2 * bandwidth**2))
+
+
 def kernel_mean(
     a_RD: Tensor, b_RD: Tensor, clip_a_R: Tensor, clip_b_R: Tensor, bandwidth: float, block: int = 2048
 ) -> float:
-    """Mean of `exp(-|a_i - b_j|^2 / (2 bandwidth^2))` over the pairs of rows that belong to different clips.
+    """Mean of `gaussian_kernel` over the pairs of rows that belong to different clips.
 
     Args:
         a_RD: Rows, `[R1, D]`.
@@ -51,13 +57,62 @@ def kernel_mean(
             if a_RD is b_RD and j < i:
                 continue
             a, b = a_RD[i : i + block], b_RD[j : j + block]
-            squared = a.square().sum(1)[:, None] + b.square().sum(1)[None] - 2 * (a @ b.T)
-            kernel = torch.exp(squared.clamp_min_(0) / (-2 * bandwidth**2))
+            kernel = gaussian_kernel(a, b, bandwidth)
             same = clip_a_R[i : i + block, None] == clip_b_R[None, j : j + block]
             # The blocks below the diagonal mirror those above it.
             times = 2 if a_RD is b_RD and i != j else 1
             total += times * float(kernel.masked_fill_(same, 0).sum())
             pairs += times * int((~same).sum())
+    return total / pairs
+
+
+def clip_kernel(
+    a_RD: Tensor, b_RD: Tensor, clip_a_R: Tensor, clip_b_R: Tensor, bandwidth: float, block: int = 2048
+) -> Tensor:
+    """Sums of `gaussian_kernel` over the rows of each pair of clips, from which `chosen_mean` takes any choice of them.
+
+    Args:
+        a_RD: Rows, `[R1, D]`.
+        b_RD: Rows, `[R2, D]`.
+        clip_a_R: Which clip each row belongs to, from 0, ascending, `[R1]`.
+        clip_b_R: The same of b, `[R2]`.
+        bandwidth: Of the kernel.
+        block: Rows taken at a time.
+
+    Returns:
+        `[N1, N2]`.
+    """
+    sums = a_RD.new_zeros(int(clip_a_R[-1]) + 1, int(clip_b_R[-1]) + 1)
+    for i in range(0, len(a_RD), block):
+        for j in range(0, len(b_RD), block):
+            of_a, of_b = clip_a_R[i : i + block], clip_b_R[j : j + block]
+            kernel = gaussian_kernel(a_RD[i : i + block], b_RD[j : j + block], bandwidth)
+            first, last = int(of_a[0]), int(of_a[-1]) + 1
+            part = kernel.new_zeros(last - first, len(of_b)).index_add_(0, of_a - first, kernel)
+            sums[first:last].index_add_(1, of_b, part)
+    return sums
+
+
+def chosen_mean(
+    sums_NM: Tensor, counts_N: Tensor, counts_M: Tensor, chosen_NS: Tensor, chosen_MS: Tensor, same: bool
+) -> Tensor:
+    """`kernel_mean` of choices of clips.
+
+    Args:
+        sums_NM: What `clip_kernel` gives.
+        counts_N: Rows of each clip.
+        counts_M: The same of the other set.
+        chosen_NS: 1 for a clip that is in a choice, 0 elsewhere; a column a choice.
+        chosen_MS: The same of the other set.
+        same: Whether clips of one place have one id: their pairs are left out.
+
+    Returns:
+        The means, `[S]`.
+    """
+    total = ((sums_NM.T @ chosen_NS) * chosen_MS).sum(dim=0)
+    pairs = (counts_N @ chosen_NS) * (counts_M @ chosen_MS)
+    if same:
+        total, pairs = total - sums_NM.diagonal() @ chosen_NS, pairs - (counts_N * counts_M) @ chosen_NS
     return total / pairs
 
 
