@@ -17,7 +17,9 @@ from tiny_system import SAMPLES, Data, System
 
 from musiccm.callbacks.evaluation import Evaluation
 from musiccm.callbacks.panels import Panels
+from musiccm.embedders import Embeddings
 from musiccm.errors import MusiccmError
+from musiccm.evaluation.clip_features import ClipFeatures, read_about, read_features, write_features
 from musiccm.evaluation.evaluator import Evaluator
 
 
@@ -40,26 +42,32 @@ def test_test_writes_the_table_once_computed_and_once_from_the_cache(
     found = []
     for version in range(2):
         evaluation = Evaluation(
-            steps=[1, 2], fast_steps=[2], teacher_steps=[2, 1], limit=5, batch_size=3, n_panels=2, progress=False,
+            steps=[1, 2], teacher_steps=[2, 1], more_models={"teacher_unguided": [2]}, limit=5, batch_size=3, n_panels=2, progress=False,
             panel_labels=["teacher@2", "student@1"],
         )
         trainer(tmp_path, [evaluation]).test(System(bundle), Data(), verbose=False)
         folder = tmp_path / "lightning_logs" / "tiny" / f"version_{version}"
         found.append(json.loads((folder / "results.json").read_text()))
         assert {path.name for path in folder.iterdir()} >= {
-            "results.json", "results.txt", "fd_against_calls.png", "nearest_training_clips.json", "samples"
+            "results.json", "results.txt", "nearest_training_clips.json", "samples"
         }
         assert "student" in capsys.readouterr().out
     first, second = found
-    assert first["experiment"] == "tiny"
-    assert first["n"] == 5
-    assert [(r["model"], r["steps"], r["network_calls"], r["guidance_scale"]) for r in first["rows"]] == [
-        ("teacher", 1, 2, 3.0), ("teacher", 2, 4, 3.0), ("student", 1, 1, None), ("student", 2, 2, None),
-        ("student_fast", 2, 2, None),
-    ]
-    assert first["rows"][3]["fd_tagger"] != first["rows"][4]["fd_tagger"], "the fast decoder sounds otherwise"
-    for row in first["rows"]:
+    assert (first["experiment"], first["n"], first["floor"]) == ("tiny", 5, "other real clips")
+    models = [("floor", 0, None, None), ("teacher", 1, 2, 3.0), ("teacher", 2, 4, 3.0), ("teacher_unguided", 2, 2, 1.0),
+              ("student", 1, 1, None), ("student", 2, 2, None)]
+    rows = {(row["model"], row["steps"], row["decoder"]): row for row in first["rows"]}
+    for decoder in ("fast", "original"):
+        own = [row for row in first["rows"] if row["decoder"] == decoder]
+        assert [(r["model"], r["steps"], r.get("network_calls"), r.get("guidance_scale")) for r in own] == models
+    assert rows["student", 2, "fast"]["fd_tagger"] != rows["student", 2, "original"]["fd_tagger"]
+    for (model, _, decoder), row in rows.items():
         assert math.isfinite(row["fd_tagger"]) and row["fd_tagger"] > 0
+        assert row["floor_fd_tagger"] == rows["floor", 0, decoder]["fd_tagger"]
+        if model == "floor":
+            assert row["excess_fd_tagger"] == 0 and "latency_s" not in row and "acc_instrument" not in row
+            continue
+        assert row["excess_fd_tagger"] == pytest.approx(row["fd_tagger"] - row["floor_fd_tagger"])
         assert 0 <= row["acc_instrument"] <= 1 and "acc_drums" not in row
         assert row["latency_s"] == pytest.approx(
             row["latency_text_s"] + row["latency_sampler_s"] + row["latency_decode_s"], rel=0.5
@@ -69,13 +77,15 @@ def test_test_writes_the_table_once_computed_and_once_from_the_cache(
     assert first["references"]["fd_tagger_real"] == pytest.approx(second["references"]["fd_tagger_real"], rel=1e-6)
     assert "fd_tagger_real" in (folder / "results.txt").read_text()
     for old, new in zip(first["rows"], second["rows"], strict=True):
-        assert new.get("from_cache", False) == (new["model"] == "teacher")
+        teacher = new["model"].startswith("teacher")
+        assert (new.get("from_cache", False), new.get("features_from")) == (teacher, "cache" if teacher else None)
         assert new["fd_tagger"] == pytest.approx(old["fd_tagger"], rel=1e-6)
-        if new["model"] == "teacher":
+        if teacher:
+            assert new["network_calls"] == old["network_calls"]
             assert new["latency_s"] > 0 and new["latency_s"] != old["latency_s"], "a time of another run"
             assert (old["latency_batches"], new["latency_batches"]) == (2, 1)
-    kept = [json.loads(path.read_text()) for path in (tmp_path / "lightning_logs" / ".teacher_rows").iterdir()]
-    assert len(kept) == 2 and not [key for entry in kept for key in entry["value"]["row"] if "latency" in key]
+    kept = [read_about(path) for path in (tmp_path / "lightning_logs" / ".features").iterdir()]
+    assert len(kept) == 6 and {entry["key"]["decoder"] for entry in kept} == {"fast", "original"}
     samples = sorted(path.name for path in (folder / "samples").glob("*.wav"))
     assert samples == [f"clip_{i}_{model}.wav" for i in (0, 1) for model in ("student_1", "teacher_2")]
     audio = [soundfile.read(folder.parent / f"version_{v}" / "samples" / samples[0])[0] for v in (0, 1)]
@@ -110,17 +120,18 @@ def test_a_checkpoint_keeps_the_best_of_a_monitored_figure(bundle: Path, tmp_pat
     # Guided by 3, the teacher is another model than the student of its own weights; its row was computed once.
     first = float(run.callback_metrics["val/fd_tagger_teacher_2"])
     assert math.isfinite(first) and first != float(run.callback_metrics["val/fd_tagger_1"])
-    (kept,) = (tmp_path / "lightning_logs" / ".teacher_rows").glob("*.json")
-    content = json.loads(kept.read_text())
-    assert (content["key"]["n"], content["value"]["row"]["fd_tagger"]) == (4, pytest.approx(first, rel=1e-6))
-    content["value"]["row"]["fd_tagger"] = 123.0
-    kept.write_text(json.dumps(content))
+    (kept,) = (tmp_path / "lightning_logs" / ".features").iterdir()
+    features, _ = read_features(kept)
+    assert len(features) == 4
+    moved = Embeddings(features.networks["tagger"].embedding_RE + 1.0, [1] * 4, features.networks["tagger"].logits_BG)
+    other = ClipFeatures(features.ids, {"tagger": moved}, features.clap_ND)
+    write_features(kept, other, [CAPTIONS[i % len(CAPTIONS)] for i in range(4)], read_about(kept))
     again = trainer(tmp_path, [Evaluation(val_steps=[1], val_teacher_steps=[2], val_limit=4, batch_size=4)])
     again.validate(System(bundle), Data(), verbose=False)
-    assert float(again.callback_metrics["val/fd_tagger_teacher_2"]) == 123.0
-    other = trainer(tmp_path, [Evaluation(val_steps=[1], val_teacher_steps=[2], val_limit=5, batch_size=4)])
-    other.validate(System(bundle), Data(), verbose=False)
-    assert float(other.callback_metrics["val/fd_tagger_teacher_2"]) != 123.0
+    assert abs(float(again.callback_metrics["val/fd_tagger_teacher_2"]) - first) > 1, "taken from the file"
+    more = trainer(tmp_path, [Evaluation(val_steps=[1], val_teacher_steps=[2], val_limit=5, batch_size=4)])
+    more.validate(System(bundle), Data(), verbose=False)
+    assert float(more.callback_metrics["val/fd_tagger_teacher_2"]) < first + 1, "of clips that were not kept"
 
 
 def test_a_time_budget_takes_fewer_clips_and_says_so(
@@ -145,14 +156,14 @@ def test_pace_is_that_of_a_clip_with_all_that_is_done_to_it(bundle: Path, tmp_pa
 
 def test_several_networks_each_under_its_own_name(bundle: Path, tmp_path: Path) -> None:
     evaluation = Evaluation(
-        steps=[1], fast_steps=[], teacher_steps=[], limit=5, batch_size=5, n_panels=0, progress=False,
+        steps=[1], teacher_steps=[], decoders=["fast"], limit=5, batch_size=5, n_panels=0, progress=False,
         embedders=["clap", "tagger"], kad=["clap"], metrics={"mauve": ["tagger"], "coverage": ["tagger"]},
     )
     trainer(tmp_path, [evaluation]).test(System(bundle), Data(), verbose=False)
     folder = tmp_path / "lightning_logs" / "tiny" / "version_0"
     found = json.loads((folder / "results.json").read_text())
     assert set(found["embedders"]) == {"bundle_clap", "tagger"}
-    (row,) = found["rows"]
+    row = next(row for row in found["rows"] if row["model"] == "student")
     assert row["fd_tagger"] != row["fd_bundle_clap"] and "kl_bundle_clap" not in row and row["kl_tagger"] is not None
     assert found["references"]["fd_bundle_clap_real"] > 0
     assert "kad_tagger" not in row and {"kad_bundle_clap_real", "mauve_tagger_real"} <= set(found["references"])
@@ -175,7 +186,6 @@ def test_networks_that_cannot_be_had_stop_the_run_before_its_first_step(
         ({"embedders": ["pann"]}, "pann"), ({"embedders": ["nobody"]}, "nobody"),
         ({"weights": {"pann": "x.pth"}}, "evaluation.weights: expected names among embedders"),
         ({"val_steps": [1, 64]}, "evaluation.val_steps: expected at most 50, .* found 64"),
-        ({"fast_steps": [51]}, "evaluation.fast_steps: expected at most 50"),
         ({"val_teacher_steps": [1001]}, "evaluation.val_teacher_steps: expected at most 1000"),
     ):
         run = trainer(tmp_path, [Evaluation(**arguments)], max_steps=1)

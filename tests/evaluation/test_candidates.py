@@ -52,7 +52,7 @@ def system(bundle: Path) -> System:
 
 def run(folder: Path, system: System, **options: Any) -> dict[str, Any]:
     """The results.json of an evaluation."""
-    evaluation = Evaluation(**{"steps": [1], "fast_steps": [], "teacher_steps": [], "limit": 4, "batch_size": 4,
+    evaluation = Evaluation(**{"steps": [1], "teacher_steps": [], "limit": 4, "batch_size": 4,
                                "n_panels": 4, "panel_labels": ["student@1"], "progress": False, **options})
     trainer = pl.Trainer(default_root_dir=folder, logger=CSVLogger(str(folder), "runs", "v"), callbacks=[evaluation],
                          accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)

@@ -86,14 +86,14 @@ def from_noise(shift: float, steps: int = 1) -> Candidate:
             noise = network(noise, torch.zeros(len(noise)), cond)
         return noise
 
-    return Candidate("student", steps, None, text, sample, lambda z: z.flatten(1), SHAPE, network)
+    return Candidate("student", steps, None, text, sample, {"original": lambda z: z.flatten(1)}, SHAPE, network)
 
 
 def copying() -> Candidate:
     """Gives back the very clip that the prompt names."""
     return Candidate(
         "teacher", 50, 3.0, lambda prompts: torch.tensor([[float(p.split()[-1])] for p in prompts]).expand(-1, 3),
-        lambda cond, noise, seeds: WAVES[cond[:, 0].long()], lambda z: z, SHAPE,
+        lambda cond, noise, seeds: WAVES[cond[:, 0].long()], {"original": lambda z: z}, SHAPE,
     )
 
 
@@ -178,15 +178,3 @@ def test_few_clips_leave_the_inception_score_out_and_say_so(caplog: pytest.LogCa
     assert row["n"] == 14
     assert row["sim_aa_90"] is None
     assert "is_tagger left out: inception score: expected at least 2 clips in each of 10 splits" in caplog.text
-
-
-def test_the_reference_digest_follows_the_audio() -> None:
-    extractor = FeatureExtractor([Look()], audio, 16000)
-    digests = set()
-    for scale in (1.0, 1.0, 1.5):
-        run = Evaluator(extractor, MetricSuite({"tagger": True}), progress=False, clap=CLAP)
-        batches = reference_batches()
-        batches[0].waveform_BS = batches[0].waveform_BS * scale
-        run.set_reference(batches)
-        digests.add(run.reference_digest)
-    assert len(digests) == 2

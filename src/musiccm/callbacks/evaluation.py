@@ -93,7 +93,7 @@ class Evaluation(pl.Callback):
         time_budget_s: Seconds that generating and embedding the student's clips of one validation may take; None for as
             long as it takes. The number of clips that fits is measured at the first one and kept, for metrics of
             different numbers of clips cannot be compared. The reference and the teacher come on top, once.
-        cache_dir: Where the teacher's rows are kept, below the trainer's root folder; None keeps none.
+        cache_dir: Where features of the teacher and of the floor are kept, below the trainer's root folder; None keeps none.
         embedders: Networks that embed, see `load_embedder`; metrics are named after them, the table shows the first.
         weights: Files of those that the bundle does not bring, by name; others are looked for in `MUSICCM_WEIGHTS`.
         metrics: Those of them that also give a metric, by the metric's name: `{mauve: [tagger]}`; the names are those
@@ -136,7 +136,7 @@ class Evaluation(pl.Callback):
         val_limit: int = 64,
         every_n_validations: int = 1,
         time_budget_s: float | None = None,
-        cache_dir: str | None = "lightning_logs/.teacher_rows",
+        cache_dir: str | None = "lightning_logs/.features",
         embedders: Sequence[str] = ("tagger",),
         weights: Mapping[str, str] | None = None,
         metrics: Mapping[str, Sequence[str]] | None = None,

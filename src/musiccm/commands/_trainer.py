@@ -7,6 +7,7 @@ import re
 import stat
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, Optional
 
 import torch
 from jsonargparse import set_parsing_settings
@@ -77,6 +78,8 @@ class TrainerCLI(LightningCLI):
         parser.add_argument(
             "--experiment", type=str, default="default", help="Name of the run's folder (default: the file's name)."
         )
+        parser.add_argument("--n", type=Optional[int], default=None, help=(
+            "Clips that `test` scores: short for `limit` of the Evaluation callback."))
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs) -> LightningArgumentParser:
         """Let the help of `--ckpt_path` say what is taken here; Lightning's names `best`, `hpc` and a registry."""
@@ -108,6 +111,7 @@ class TrainerCLI(LightningCLI):
         if options.weights_only is False:
             raise MusiccmError("weights_only: false would run the code that a checkpoint may hold; leave it out")
         options.weights_only = True
+        _limit_evaluation(self.subcommand, options.n, options.trainer.callbacks)
         check_trainer_options(self.subcommand, options.trainer, named_class(class_name(options.model)))
         options.ckpt_path = find_checkpoint(options.ckpt_path, self.runs_folder)
         if is_first_process():
@@ -141,6 +145,23 @@ class TrainerCLI(LightningCLI):
 def is_first_process() -> bool:
     """Whether this is rank 0 as far as the launcher's variables tell, before Lightning has counted the processes."""
     return rank_zero_only.rank == 0 and os.environ.get("NODE_RANK", "0") == "0"
+
+
+def _limit_evaluation(subcommand: str, n: int | None, callbacks: Any) -> None:
+    """Hand `--n` to the Evaluation callback.
+
+    Raises:
+        MusiccmError: A number that cannot be, a command that scores no test clips, or no such callback.
+    """
+    if n is None:
+        return
+    if n < 2 or subcommand != "test":
+        raise MusiccmError(f"--n: expected at least 2 clips of `musiccm test`, found {n} for `musiccm {subcommand}`")
+    found = [entry for entry in listed(callbacks) if class_name(entry).endswith("callbacks.evaluation.Evaluation")]
+    if not found:
+        raise MusiccmError("--n: trainer.callbacks has no musiccm.callbacks.evaluation.Evaluation, which scores clips")
+    for entry in found:
+        entry.init_args.limit = n
 
 
 def find_checkpoint(wanted: str | None, runs: Path) -> str | None:

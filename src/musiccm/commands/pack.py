@@ -38,6 +38,10 @@ def main(argv: list[str]) -> int:
     Raises:
         MusiccmError: Nothing to pack, a result above --max-mb, or files that cannot be read.
     """
+    if argv[:1] == ["features"]:
+        from musiccm.commands._features import pack_features
+
+        return pack_features(argv[1:])
     args = _parser().parse_args(argv)
     from musiccm.commands._bundle_card import card
     from musiccm.commands.export import read_results

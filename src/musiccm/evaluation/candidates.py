@@ -90,12 +90,12 @@ MODELS: dict[str, ComparedModel] = {model.name: model for model in (
     ComparedModel("teacher", "teacher, DDIM", "o", _teacher, teacher=True),
     ComparedModel("teacher_scale2", "teacher, DDIM, scale 2", "p", _teacher, teacher=True, guidance_scale=2.0),
     ComparedModel("teacher_unguided", "teacher, DDIM, unguided", "h", _teacher, teacher=True, guidance_scale=1.0),
+    ComparedModel("teacher_heun", "teacher, Heun", "P", _teacher, teacher=True, sampler="heun"),
     ComparedModel("teacher_dpm", "teacher, DPM-Solver++", "v", _teacher, teacher=True, sampler="dpm-solver++"),
     ComparedModel("teacher_dpm_scale2", "teacher, DPM-Solver++, scale 2", "<", _teacher, teacher=True,
                   sampler="dpm-solver++", guidance_scale=2.0),
     ComparedModel("teacher_dpm_unguided", "teacher, DPM-Solver++, unguided", ">", _teacher, teacher=True,
                   sampler="dpm-solver++", guidance_scale=1.0),
-    ComparedModel("teacher_heun", "teacher, Heun", "P", _teacher, teacher=True, sampler="heun"),
     ComparedModel("student", "student", "s", _student),
     ComparedModel("student_packaged", "packaged student", "D", _packaged, own=False),
 )}

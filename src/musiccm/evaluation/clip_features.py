@@ -115,7 +115,7 @@ def prompt_hash(prompt: str) -> int:
 
 
 def write_features(
-    path: Path, features: ClipFeatures, prompts: Sequence[str], about: Mapping[str, Any],
+    path: Path, features: ClipFeatures, prompts: Sequence[str | int], about: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write features as one safetensors file, whole or not at all.
@@ -123,7 +123,7 @@ def write_features(
     Args:
         path: The file.
         features: What to write.
-        prompts: The caption of each clip.
+        prompts: The caption of each clip, or its `prompt_hash`.
         about: What the features depend on, and what else is to be kept; plain JSON values.
         dtype: Type of the numbers in the file.
     """
@@ -132,7 +132,8 @@ def write_features(
     names = StringColumn.pack(features.ids)
     tensors = {
         "ids": torch.from_numpy(names.data_X.copy()), "id_ends": torch.from_numpy(names.ends_N1.copy()),
-        "prompts": torch.tensor([prompt_hash(prompt) for prompt in prompts], dtype=torch.int64),
+        "prompts": torch.tensor(
+            [prompt if isinstance(prompt, int) else prompt_hash(prompt) for prompt in prompts], dtype=torch.int64),
     }
     for name, found in features.networks.items():
         tensors[f"{name}/embedding"] = found.embedding_RE.to(dtype).contiguous()

@@ -123,7 +123,7 @@ def format_table(
     fd = f"fd_{evaluator}"
     teachers = [row for row in rows if row["model"] == "teacher"]
     anchor = max(teachers, key=lambda row: row["steps"])[fd] if teachers else None
-    decoder = compared_model("teacher").decoder
+    decoder = "original"
     # In every table, whether there is such a number or not.
     first = [fd, f"is_{evaluator}_mean", f"kl_{evaluator}", "ta_similarity", "sim_aa_90", "sim_aa_95"]
     shown = shown_keys(rows)
@@ -138,7 +138,7 @@ def format_table(
         _column(fd, evaluator),
         # A ratio across decoders would be theirs, not the sampler's.
         ("x teacher", lambda r: _number(r[fd] / anchor if anchor and r[fd] is not None
-                                        and compared_model(r["model"]).decoder == decoder else None, 2)),
+                                        and r.get("decoder", "original") == decoder else None, 2)),
         *(_column(key, evaluator) for key in [*first[1:], *others, *groups]),
         (head_of("latency_s"),
          lambda r: _number(r.get("latency_s"), 3) + ("*" if r.get("from_cache") else "")),
