@@ -256,5 +256,5 @@ def _check_sets(network: str, reference: ClipSet, sets: Mapping[str, ClipSet]) -
                                f"reference, found {found.rows_RD.shape[1]}")
         other = set(found.ids) ^ set(reference.ids)
         if other and (label != FLOOR or set(found.ids) & set(reference.ids)):
-            raise MusiccmError(f"{network}: {label}: expected the {len(reference.ids)} clip ids of the reference, found "
-                               f"{len(found.ids)}, and {len(other)} in one of the two only, first {sorted(other)[:3]}")
+            raise MusiccmError(f"{network}: {label}: expected the {len(reference.ids)} clip ids of the reference, "
+                               f"found {len(found.ids)}, and {len(other)} in one of the two only, first {sorted(other)[:3]}")

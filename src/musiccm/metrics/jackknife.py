@@ -1,11 +1,11 @@
 """Intervals of figures that are taken from the same clips: the jackknife over halves of the clip ids.
 
 The clips are split in two at random, again and again, and every figure is taken of both halves. With T of all clips, A
-and B of the halves, the spread of (A - B) / 2 over the splits is the error of what a clip adds by itself, exactly as for
-a mean; that of (A + B) / 2 is the error of what pairs of clips add (Hoeffding's second term), of which the former holds
-twice too much. Their difference is therefore the variance of T for any statistic of second order (a kernel distance, a
-Frechet distance), at a true distance of zero as well, where the delete-half jackknife of Shao and Wu (1989, Annals of
-Statistics 17), which is their sum, is three times too large. The mean of A and B less T is the bias that falls as 1/n.
+and B of the halves, (A - B) / 2 varies over the splits by what a clip adds by itself, exactly as for a mean, and by twice
+the variance of what pairs of clips add (Hoeffding's second term); (A + B) / 2 varies by the latter alone. The difference
+of these variances is therefore that of T for any statistic of second order (a kernel distance, a Frechet distance), at a
+true distance of zero as well, where the delete-half jackknife of Shao and Wu (1989, Annals of Statistics 17), which is
+their sum, is three times too large. The mean of A and B, less T, is the bias that falls as 1/n.
 """
 
 from __future__ import annotations
@@ -166,12 +166,12 @@ def ratio(top: Halved, bottom: Halved, smooth: bool, biased: bool) -> Ratio:
                      f"the denominator is not clearly above 0 ({below.low:.3g} to {below.high:.3g})")
     if top is bottom:
         return Ratio(1.0, 1.0, 1.0)
-    (v_top, both), (_, v_bottom) = top_bottom = covariance([top, bottom], smooth)
-    a, b = ((figure.whole - figure.bias if biased else figure.whole) for figure in (top, bottom))
+    (v_top, both), (_, v_bottom) = covariance([top, bottom], smooth).tolist()
+    a, b = (figure.whole - (figure.bias if biased else 0.0) for figure in (top, bottom))
     squared = top.quantile**2
     square, linear, constant = b * b - squared * v_bottom, a * b - squared * both, a * a - squared * v_top
     if not square > 0:  # both covariances are shrunk together, and a little less than one alone
-        return Ratio(None, None, None, f"the denominator is not clearly above 0 (error {top_bottom[1, 1]**0.5:.3g})")
+        return Ratio(None, None, None, f"the denominator is not clearly above 0 (error {v_bottom**0.5:.3g})")
     root = max(linear * linear - square * constant, 0.0) ** 0.5
     value = top.whole / bottom.whole
     return Ratio(value, min((linear - root) / square, value), max((linear + root) / square, value))
