@@ -58,11 +58,15 @@ class ComparedRow:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What one set came to: the figures that have intervals, and those that have none."""
+    """What one set came to: the figures that have intervals, those that have none, and the excess over the floor.
+
+    The bias of the excess is known where both distances have one that falls as 1/n (`corrected`).
+    """
 
     halved: dict[str, Halved]
     plain: dict[str, Any]
     corrected: bool
+    excess: Halved | None
 
 
 def compare_sets(
@@ -115,14 +119,18 @@ def compare_sets(
     most_rows = max(len(found.rows_RD) for found in (reference, *sets.values()))
     count = draws_for(most_rows, reference.rows_RD.shape[1], draws) if fewest >= FEWEST and draws >= 4 else 0
     halves = Halves(reference, others, count, seed)
-    measured = {label: _measure(network, halves, found, also) for label, found in sets.items()}
+    measured: dict[str, _Measured] = {}
+    for label, found in sets.items():
+        measured[label] = _measure(network, halves, found, also, measured.get(FLOOR))
     rows = {label: _row(network, label, measured, count) for label in sets}
     _add_ratios(network, rows, measured, baseline)
     _add_equal_calls(network, rows, measured, models)
     return rows
 
 
-def _measure(network: str, halves: Halves, found: ClipSet, also: Sequence[str]) -> _Measured:
+def _measure(
+    network: str, halves: Halves, found: ClipSet, also: Sequence[str], floor: _Measured | None
+) -> _Measured:
     halved = {"fd": halves.frechet(found), "kad": halves.kernel(found)}
     plain: dict[str, Any] = {}
     shares = _computed(f"coverage_{network}", Coverage(), halves.real, found)
@@ -139,7 +147,8 @@ def _measure(network: str, halves: Halves, found: ClipSet, also: Sequence[str]) 
             made = metric_row(name).make
             assert made is not None
             plain[name] = _computed(f"{name}_{network}", made(), halves.real, found).get(name)
-    return _Measured(halved, plain, halves.can_correct(found))
+    return _Measured(halved, plain, halves.can_correct(found) and (floor is None or floor.corrected),
+                     floor and halved["fd"] - floor.halved["fd"])
 
 
 def _computed(name: str, metric: Any, real: ClipSet, found: ClipSet) -> dict[str, Any]:
@@ -155,13 +164,10 @@ def _row(network: str, label: str, measured: Mapping[str, _Measured], draws: int
     row: dict[str, Any] = {f"fd_{network}": mine.halved["fd"].whole,
                            f"floor_fd_{network}": floor and floor.halved["fd"].whole}
     key = f"excess_fd_{network}"
-    excess = _excess(label, measured)
-    if label == FLOOR:
-        row[key] = 0.0
-    elif excess is None:
-        row[key] = None
+    if mine.excess is not None:
+        row |= _interval(key, mine.excess, draws, smooth=True, biased=mine.corrected)
     else:
-        row |= _interval(key, excess, draws, smooth=True, biased=_corrected(label, measured))
+        row[key] = 0.0 if label == FLOOR else None
     row |= _interval(f"kad_{network}", mine.halved["kad"], draws, smooth=True)
     for name in ("coverage", "recall", "precision", "density"):
         if name in mine.halved:
@@ -173,15 +179,6 @@ def _row(network: str, label: str, measured: Mapping[str, _Measured], draws: int
     return row | {f"draws_{network}": draws}
 
 
-def _excess(label: str, measured: Mapping[str, _Measured]) -> Halved | None:
-    return measured[label].halved["fd"] - measured[FLOOR].halved["fd"] if FLOOR in measured else None
-
-
-def _corrected(*labels: Any) -> bool:
-    *names, measured = labels
-    return all(measured[label].corrected for label in (*names, FLOOR))
-
-
 def _interval(key: str, figure: Halved, draws: int, smooth: bool, biased: bool = False) -> dict[str, Any]:
     if not draws:
         return {key: figure.whole}
@@ -190,7 +187,16 @@ def _interval(key: str, figure: Halved, draws: int, smooth: bool, biased: bool =
     return row | ({f"{key}_bias": found.bias} if biased else {})
 
 
-def _ratio(key: str, found: Ratio) -> dict[str, Any]:
+def ratio_keys(key: str, found: Ratio) -> dict[str, Any]:
+    """The keys of a ratio.
+
+    Args:
+        key: Of the ratio.
+        found: It.
+
+    Returns:
+        The key, its `_low` and `_high`, and, where there is no ratio, `_why`.
+    """
     row: dict[str, Any] = {key: found.value, f"{key}_low": found.low, f"{key}_high": found.high}
     return row | ({f"{key}_why": found.why} if found.why else {})
 
@@ -201,17 +207,15 @@ def _add_ratios(
     """Ratios to the baseline."""
     if baseline is None:
         return
-    excess = {label: _excess(label, measured) for label in rows}
+    other = measured[baseline]
     for label, row in rows.items():
         if not row[f"draws_{network}"]:
             continue
-        top, bottom = excess[label], excess[baseline]
-        if top is not None and bottom is not None and label != FLOOR:
-            row |= _ratio(f"excess_fd_{network}_ratio", ratio(top, bottom, True, _corrected(label, baseline, measured)))
+        row |= _excess_ratio(f"excess_fd_{network}_ratio", measured[label], other)
         for name, smooth in (("kad", True), ("coverage", False)):
-            pair = [measured[found].halved.get(name) for found in (label, baseline)]
-            if pair[0] is not None and pair[1] is not None:
-                row |= _ratio(f"{name}_{network}_ratio", ratio(pair[0], pair[1], smooth, False))
+            top, bottom = measured[label].halved.get(name), other.halved.get(name)
+            if top is not None and bottom is not None:
+                row |= ratio_keys(f"{name}_{network}_ratio", ratio(top, bottom, smooth, biased=False))
 
 
 def _add_equal_calls(
@@ -221,7 +225,6 @@ def _add_equal_calls(
     if FLOOR not in measured:
         return
     key = f"excess_fd_{network}_equal_calls_ratio"
-    excess = {row.label: _excess(row.label, measured) for row in models}
     teachers = [(rows[row.label][f"excess_fd_{network}"], row.label, row.network_calls) for row in models
                 if row.teacher and row.network_calls is not None]
     for model in models:
@@ -229,9 +232,14 @@ def _add_equal_calls(
                   if model.network_calls is not None and calls <= model.network_calls]
         best = min(within)[1] if within else None
         rows[model.label]["equal_calls_teacher"] = best
-        top, bottom = excess[model.label], excess.get(best or "")
-        if top is not None and bottom is not None and rows[model.label][f"draws_{network}"]:
-            rows[model.label] |= _ratio(key, ratio(top, bottom, True, _corrected(model.label, best, measured)))
+        if best is not None and rows[model.label][f"draws_{network}"]:
+            rows[model.label] |= _excess_ratio(key, measured[model.label], measured[best])
+
+
+def _excess_ratio(key: str, top: _Measured, bottom: _Measured) -> dict[str, Any]:
+    if top.excess is None or bottom.excess is None:
+        return {}
+    return ratio_keys(key, ratio(top.excess, bottom.excess, smooth=True, biased=top.corrected and bottom.corrected))
 
 
 def _check(
@@ -256,5 +264,6 @@ def _check_sets(network: str, reference: ClipSet, sets: Mapping[str, ClipSet]) -
                                f"reference, found {found.rows_RD.shape[1]}")
         other = set(found.ids) ^ set(reference.ids)
         if other and (label != FLOOR or set(found.ids) & set(reference.ids)):
-            raise MusiccmError(f"{network}: {label}: expected the {len(reference.ids)} clip ids of the reference, found "
-                               f"{len(found.ids)}, and {len(other)} in one of the two only, first {sorted(other)[:3]}")
+            raise MusiccmError(f"{network}: {label}: expected the {len(reference.ids)} clip ids of the reference, "
+                               f"found {len(found.ids)}, and {len(other)} in one of the two only, first "
+                               f"{sorted(other)[:3]}")

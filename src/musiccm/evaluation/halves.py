@@ -114,6 +114,7 @@ class Halves:
         self._moments: dict[int, tuple] = {}
         self._kernel: tuple[float, Tensor] | None = None
         self._distances: Tensor | None = None
+        self._radii: dict[bytes, Tensor] = {}
 
     def _chosen(self, found: ClipSet, split: Split) -> tuple[np.ndarray, np.ndarray]:
         return split.real if found.ids == self.real.ids else split.others
@@ -140,7 +141,7 @@ class Halves:
                 mine, theirs = self.real.places(split.real[side]), found.places(self._chosen(found, split)[side])
                 if inner is not None:
                     parts[number, side] = frechet_distance_of_rows(
-                        self.x[mine], y[theirs], inner_RR=inner[mine[:, None], theirs])
+                        self.x[mine], y[theirs], inner_RR=_part(inner, mine, theirs))
                 else:
                     moments, root = self._real_moments(2 * number + side, mine)
                     parts[number, side] = frechet_distance(moments, moments_of(y[theirs]), root_a_DD=root)
@@ -191,8 +192,6 @@ class Halves:
         fewest = min(len(self.real.ids), len(found.ids)) // (4 if paired else 2)
         if max(len(self.x), len(y)) > MOST_NEIGHBOUR_ROWS or fewest <= k:
             return {}
-        if self._distances is None:
-            self._distances = _apart(self.x, self.real.clip_R)
         within, between = _apart(y, found.clip_R), torch.cdist(self.x, y).float()
         shares = {name: np.empty((len(self.splits), 2)) for name in names}
         for number, split in enumerate(self.splits):
@@ -204,8 +203,8 @@ class Halves:
                 parts = []
                 for mine, theirs in half:
                     i, j = self.real.places(mine), found.places(theirs)
-                    radii = (kth_nearest(self._distances[i[:, None], i], k), kth_nearest(within[j[:, None], j], k))
-                    parts.append(within_balls([between[i[:, None], j]], *radii, k))
+                    radius = kth_nearest(_part(within, j, j), k)
+                    parts.append(within_balls([_part(between, i, j)], self._real_radii(mine, i), radius, k))
                 for name in names:
                     shares[name][number, side] = np.mean([part[name] for part in parts])
         return shares
@@ -216,6 +215,14 @@ class Halves:
             self._moments[number] = moments, root_of(moments.covariance)
         return self._moments[number]
 
+    def _real_radii(self, clips: np.ndarray, places: Tensor) -> Tensor:
+        """Of a part of the reference: the same for all sets."""
+        if self._distances is None:
+            self._distances = _apart(self.x, self.real.clip_R)
+        if (key := clips.tobytes()) not in self._radii:
+            self._radii[key] = kth_nearest(_part(self._distances, places, places), NEIGHBOURS)
+        return self._radii[key]
+
     @staticmethod
     def _indicators(clips: int, halves: Sequence[tuple[np.ndarray, np.ndarray]]) -> Tensor:
         """All clips, then each half: a column of ones and zeros each, `[N, 1 + 2 P]`."""
@@ -225,6 +232,10 @@ class Halves:
             for side, half in enumerate(pair):
                 columns[torch.from_numpy(half), 1 + 2 * number + side] = 1
         return columns
+
+
+def _part(matrix: Tensor, lines: Tensor, columns: Tensor) -> Tensor:
+    return matrix.index_select(0, lines).index_select(1, columns)
 
 
 def _apart(rows_RD: Tensor, clip_R: Tensor) -> Tensor:

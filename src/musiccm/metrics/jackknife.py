@@ -1,11 +1,12 @@
 """Intervals of figures that are taken from the same clips: the jackknife over halves of the clip ids.
 
-The clips are split in two at random, again and again, and every figure is taken of both halves. With T of all clips, A
-and B of the halves, the spread of (A - B) / 2 over the splits is the error of what a clip adds by itself, exactly as for
-a mean; that of (A + B) / 2 is the error of what pairs of clips add (Hoeffding's second term), of which the former holds
-twice too much. Their difference is therefore the variance of T for any statistic of second order (a kernel distance, a
-Frechet distance), at a true distance of zero as well, where the delete-half jackknife of Shao and Wu (1989, Annals of
-Statistics 17), which is their sum, is three times too large. The mean of A and B less T is the bias that falls as 1/n.
+The clips are split in two at random, again and again, and every figure is taken of both halves. With T of all clips,
+A and B of the halves, (A - B) / 2 varies over the splits by what a clip adds by itself, exactly as for a mean, and by
+twice the variance of what pairs of clips add (Hoeffding's second term); (A + B) / 2 varies by the latter alone. The
+difference of these variances is therefore that of T for any statistic of second order (a kernel distance, a Frechet
+distance), at a true distance of zero as well, where the delete-half jackknife of Shao and Wu (1989, Annals of
+Statistics 17), which is their sum, is three times too large. The mean of A and B, less T, is the bias that falls as
+1/n.
 """
 
 from __future__ import annotations
@@ -145,36 +146,78 @@ def interval(figure: Halved, smooth: bool, biased: bool) -> Interval:
 
 
 def ratio(top: Halved, bottom: Halved, smooth: bool, biased: bool) -> Ratio:
-    """A ratio, by Fieller's theorem (1954, Journal of the Royal Statistical Society B 16): the values of r for which
-    `top - r bottom` may be zero.
-
-    That set is an interval only while the denominator's own interval lies above zero; where it does not, there is no
-    ratio to speak of.
+    """A ratio of figures of the same splits.
 
     Args:
         top: Numerator.
-        bottom: Denominator, of the same splits.
+        bottom: Denominator.
         smooth: See `covariance`.
         biased: As for `interval`; stretched to the ratio of the figures themselves, too.
 
     Returns:
         The ratio of the figures of all clips, and the interval of the true one.
     """
-    below = interval(bottom, smooth, biased)
-    if not below.low > 0:
-        return Ratio(None, None, None,
-                     f"the denominator is not clearly above 0 ({below.low:.3g} to {below.high:.3g})")
-    if top is bottom:
-        return Ratio(1.0, 1.0, 1.0)
-    (v_top, both), (_, v_bottom) = top_bottom = covariance([top, bottom], smooth)
-    a, b = ((figure.whole - figure.bias if biased else figure.whole) for figure in (top, bottom))
-    squared = top.quantile**2
+    figures = (top, bottom)
+    true = [figure.whole - (figure.bias if biased else 0.0) for figure in figures]
+    found = fieller(top.whole, bottom.whole, true, covariance(figures, smooth), top.quantile)
+    return Ratio(1.0, 1.0, 1.0) if top is bottom and found.value is not None else found
+
+
+def fieller(top: float, bottom: float, true: Sequence[float], covariance_22: np.ndarray, quantile: float) -> Ratio:
+    """A ratio by Fieller's theorem (1954, Journal of the Royal Statistical Society B 16).
+
+    The interval holds the values r for which `top - r bottom` may be zero. It is an interval only while that of the
+    denominator lies above zero; where it does not, there is no ratio to speak of.
+
+    Args:
+        top: Numerator, as it is printed.
+        bottom: Denominator.
+        true: Both as they are estimated, their bias taken out.
+        covariance_22: Variances and covariance of both.
+        quantile: How many errors an interval reaches to either side.
+
+    Returns:
+        `top / bottom` and the interval of the true ratio, stretched to that where it lies outside.
+    """
+    (v_top, both), (_, v_bottom) = covariance_22.tolist()
+    a, b = true
+    low = min(bottom, b - quantile * v_bottom**0.5)
+    if not low > 0:
+        return Ratio(None, None, None, f"the denominator is not clearly above 0 (95 % interval from {low:.3g})")
+    squared = quantile**2
     square, linear, constant = b * b - squared * v_bottom, a * b - squared * both, a * a - squared * v_top
-    if not square > 0:  # both covariances are shrunk together, and a little less than one alone
-        return Ratio(None, None, None, f"the denominator is not clearly above 0 (error {top_bottom[1, 1]**0.5:.3g})")
     root = max(linear * linear - square * constant, 0.0) ** 0.5
-    value = top.whole / bottom.whole
+    value = top / bottom
     return Ratio(value, min((linear - root) / square, value), max((linear + root) / square, value))
+
+
+def mean_interval(values_N: np.ndarray) -> Interval:
+    """The interval of a mean, of which the jackknife is known in closed form.
+
+    Args:
+        values_N: Values of N independent things, 2 at least.
+
+    Returns:
+        It, with no bias.
+    """
+    mean, error = float(values_N.mean()), float(values_N.std(ddof=1)) / len(values_N) ** 0.5
+    reach = float(student.ppf((1 + LEVEL) / 2, len(values_N) - 1)) * error
+    return Interval(mean, error, mean - reach, mean + reach)
+
+
+def ratio_of_means(top_N: np.ndarray, bottom_N: np.ndarray) -> Ratio:
+    """The ratio of two means over the same things.
+
+    Args:
+        top_N: Values of N independent things, 2 at least.
+        bottom_N: Other values of the same.
+
+    Returns:
+        The ratio.
+    """
+    means = float(top_N.mean()), float(bottom_N.mean())
+    return fieller(*means, means, np.cov(top_N, bottom_N) / len(top_N),
+                   float(student.ppf((1 + LEVEL) / 2, len(top_N) - 1)))
 
 
 def jackknife(
