@@ -42,7 +42,8 @@ def test_test_writes_the_table_once_computed_and_once_from_the_cache(
     found = []
     for version in range(2):
         evaluation = Evaluation(
-            steps=[1, 2], teacher_steps=[2, 1], more_models={"teacher_unguided": [2]}, limit=5, batch_size=3, n_panels=2, progress=False,
+            steps=[1, 2], teacher_steps=[2, 1], more_models={"teacher_unguided": [2]}, limit=5, batch_size=3,
+            n_panels=2, progress=False,
             panel_labels=["teacher@2", "student@1"],
         )
         trainer(tmp_path, [evaluation]).test(System(bundle), Data(), verbose=False)

@@ -56,7 +56,10 @@ def arguments(world: Path) -> dict:
 
 
 def test_latents_equal_those_encoded_from_the_waveforms(world, capsys):
-    assert main(["prepare", "latents", "--config", str(world / "x.yaml"), "--batch-size", "5"]) == 0
+    command = ["prepare", "latents", "--config", str(world / "x.yaml"), "--batch-size", "5"]
+    assert main([*command, "--split", "train"]) == 0
+    assert sorted(p.name for p in Path(arguments(world)["cache_dir"]).iterdir() if p.is_dir()) == ["train"]
+    assert main(command) == 0
     data = MusicDataModule(**arguments(world))
     data.setup("test")
     bundle = Bundle.from_pretrained(world / "bundle")

@@ -312,6 +312,15 @@ def test_training_does_not_go_on_from_weights_alone(here, capsys):
     assert "lightning_logs/light/version_0/checkpoints/" in said and "holds weights alone" in said
 
 
+@pytest.mark.parametrize(("command", "n", "says"), [
+    ("fit", "5", "expected at least 2 clips of `musiccm test`, found 5 for `musiccm fit`"),
+    ("test", "1", "found 1 for `musiccm test`"), ("test", "5", "trainer.callbacks has no musiccm.callbacks.evaluation"),
+])
+def test_clips_to_score_are_refused_where_nothing_scores_them(here, capsys, command, n, says):
+    assert cli.main([command, "--config", "toy.yaml", "--n", n]) == 2
+    assert says in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["fit", "validate", "test"])
 def test_help_names_the_checkpoints_that_are_taken(here, capsys, command):
     assert cli.main([command, "--help"]) == 0

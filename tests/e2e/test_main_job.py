@@ -87,16 +87,23 @@ def test_the_table_and_that_users_hear_what_it_measures(
     # The packaged student is this run's own export: its rows must be this run's.
     text = (run / "main.yaml").read_text()
     (run / "with_packaged.yaml").write_text(text.replace("packaged_student: null", f"packaged_student: {student}"))
+    assert cli.main(["test", "--config", "with_packaged.yaml", "--ckpt_path", "newest", "--n", "3"]) == 0
+    assert json.loads((version / "results.json").read_text())["n"] == 3
     assert cli.main(["test", "--config", "with_packaged.yaml", "--ckpt_path", "newest"]) == 0
     printed = capsys.readouterr().out
     result = json.loads((version / "results.json").read_text())
     assert (result["schema"], result["experiment"], result["n"]) == (1, "main", TEST_TRACKS)
     assert set(result["references"]) >= {"test_set_ta", "retrieval_max_ta"}
     assert result["references"]["retrieval_max_ta"] >= result["references"]["test_set_ta"] - 1e-6
-    rows = {(row["model"], row["steps"]): row for row in result["rows"]}
+    assert result["floor"] == "other renderings of the same captions"
+    floor, *others = result["rows"]
+    assert (floor["model"], floor["steps"], floor["decoder"], floor["n"]) == ("floor", 0, "original", TEST_TRACKS)
+    assert FIGURES - {"latency_s"} <= set(floor) and floor["kl_tagger"] is not None, "it answers the same captions"
+    rows = {(row["model"], row["steps"]): row for row in others}
     assert set(rows) == {(model, steps) for model in ("teacher", "student", "student_packaged") for steps in (1, 2)}
     for (model, steps), row in rows.items():
-        assert FIGURES <= set(row) and row["n"] == TEST_TRACKS
+        assert FIGURES <= set(row) and row["n"] == TEST_TRACKS and row["decoder"] == "original"
+        assert row["excess_fd_tagger"] == pytest.approx(row["fd_tagger"] - floor["fd_tagger"])
         assert row["guidance_scale"] == (3.0 if model == "teacher" else None)
         assert row["network_calls"] == steps * (2 if model == "teacher" else 1)
         assert row["fd_tagger"] > 0 and row["latency_s"] > 0 and -1 <= row["ta_similarity"] <= 1
@@ -108,10 +115,10 @@ def test_the_table_and_that_users_hear_what_it_measures(
             assert exported[figure] == pytest.approx(ours[figure], rel=1e-3, abs=1e-6)
     assert rows["teacher", 1]["fd_tagger"] != rows["student", 1]["fd_tagger"]
     assert (version / "results.txt").read_text() in printed
-    for picture in ("fd_against_calls.png", "samples/test_000000.png", "samples/test_000001.png"):
+    for picture in ("samples/test_000000.png", "samples/test_000001.png"):
         assert (version / picture).read_bytes().startswith(b"\x89PNG")
     nearest = json.loads((version / "nearest_training_clips.json").read_text())
-    assert set(nearest) == {f"{model}@{steps}" for model, steps in rows}
+    assert set(nearest) == {"floor/original"} | {f"{model}@{steps}/original" for model, steps in rows}
 
     # The sample beside the table is what the exported model makes of the same noise.
     prompts = json.loads((version / "samples" / "prompts.json").read_text())

@@ -18,9 +18,9 @@ from musiccm.embedders import Embedder, load_embedder
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.distilled import Distilled
 from musiccm.evaluation.evaluator import Evaluator
+from musiccm.evaluation.feature_cache import PACKED, FeatureCache
 from musiccm.evaluation.galleries import Galleries
 from musiccm.evaluation.registry import find
-from musiccm.evaluation.feature_cache import PACKED, FeatureCache
 from musiccm.evaluation.suite import FeatureExtractor, MetricSuite
 from musiccm.evaluation.table import Keeping
 from musiccm.evaluation.text_audio import MeasuringClap, bundle_clap

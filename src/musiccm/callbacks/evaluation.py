@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from musiccm.evaluation.clip_budget import ClipBudget
 from musiccm.evaluation.distilled import Distilled, SystemTeacher, as_distilled
 from musiccm.evaluation.evaluator import Asked, Evaluator, Outcome
 from musiccm.evaluation.feature_cache import machine
-from musiccm.evaluation.floor import FloorClips, floor_clips
+from musiccm.evaluation.floor import SAME_CAPTIONS, FloorClips, floor_clips, renamed
 from musiccm.evaluation.galleries import ALL, Galleries, described, galleries_of, warn_of_training_clips
 from musiccm.evaluation.headlines import compare_outcomes
 from musiccm.evaluation.packaged import check_packaged
@@ -80,8 +81,8 @@ class Evaluation(pl.Callback):
         seed: Seed of the noise, with the clip ids.
         packaged_student: A student's bundle to score beside this run's, at the same `steps`: a name, a path, or None.
         more_models: Steps of further models of `MODELS`, by name: `{teacher_dpm: [4, 2]}`.
-        spread: Captions for which every model makes `spread_noises` clips, for the spread of its answers to one caption;
-            0 leaves it out.
+        spread: Captions for which every model makes `spread_noises` clips, for the spread of its answers to one
+            caption; 0 leaves it out.
         spread_noises: Clips of each of them, the one of the table among them.
         draws: Halves of the clips that the intervals are taken from.
         n_panels: Clips whose audio and mels are written side by side.
@@ -93,7 +94,8 @@ class Evaluation(pl.Callback):
         time_budget_s: Seconds that generating and embedding the student's clips of one validation may take; None for as
             long as it takes. The number of clips that fits is measured at the first one and kept, for metrics of
             different numbers of clips cannot be compared. The reference and the teacher come on top, once.
-        cache_dir: Where features of the teacher and of the floor are kept, below the trainer's root folder; None keeps none.
+        cache_dir: Where features of the teacher and of the floor are kept, below the trainer's root folder; None keeps
+            none.
         embedders: Networks that embed, see `load_embedder`; metrics are named after them, the table shows the first.
         weights: Files of those that the bundle does not bring, by name; others are looked for in `MUSICCM_WEIGHTS`.
         metrics: Those of them that also give a metric, by the metric's name: `{mauve: [tagger]}`; the names are those
@@ -275,7 +277,9 @@ class Evaluation(pl.Callback):
             evaluator, candidates(self._comparison(pl_module), steps), self.panel_labels, self.n_panels, keeping,
             captions=local_count(trainer, self.spread), noises=self.spread_noises,
         )
-        references = evaluator.suite.references() | real_distance(trainer, data, evaluator, count)
+        references = evaluator.suite.references()
+        if floor is None or floor[0].kind != SAME_CAPTIONS:  # which is the better one
+            references |= real_distance(trainer, data, evaluator, count)
         compare_outcomes(outcomes, evaluator.real, keeping.gather, self.draws, self.seed)
         folder, experiment = run_folder(trainer)
         names = list(evaluator.extractor.embedders)
@@ -364,9 +368,15 @@ class Evaluation(pl.Callback):
             log.warning("evaluation: fewer other real clips than %d references; no floor", count)
             return None
         loader, mine = rank_loader(floor.clips, count, trainer, self.batch_size)
-        asked = evaluator.clips() if floor.key else [Asked("", "")] * mine
+        batches: Iterable[Any] = loader
+        if floor.again is None:
+            asked = [Asked("", "")] * mine
+        else:
+            further = rank_loader(floor.again, min(self.spread, count), trainer, self.batch_size)[0]
+            batches = itertools.chain(loader, (renamed(batch, 1) for batch in further))
+            asked = evaluator.clips(captions=local_count(trainer, self.spread), noises=2)
         made_by = codecs(SystemTeacher(system, self.guidance_scale), self.decoders)
-        return floor, run_floor(evaluator, floor, made_by, loader, asked, keeping)
+        return floor, run_floor(evaluator, floor, made_by, batches, asked, keeping)
 
 
 def _headlines(outcomes: Mapping[str, Outcome], networks: Sequence[str]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from musiccm.device import choose_device
 from musiccm.errors import MusiccmError
 from musiccm.locks import locked_folder
 from musiccm.models.bundle import Bundle
-from musiccm.systems.encoding.data import EncodingData
+from musiccm.systems.encoding.data import SPLITS, EncodingData
 from musiccm.systems.encoding.encoder import Encoder
 from musiccm.terminal import interactive, say
 from musiccm.texts import require_utf8
@@ -36,8 +37,9 @@ def encode_corpus(
     device: str = "auto",
     overwrite: bool = False,
     shard_size: int = 256,
+    splits: Sequence[str] = SPLITS,
 ) -> None:
-    """Encode both folders of an experiment's corpus into its latent cache; a killed run goes on where it stopped.
+    """Encode an experiment's corpus into its latent cache; a killed run goes on where it stopped.
 
     Under torchrun every process encodes files of its own. One run at a time works on a cache.
 
@@ -48,6 +50,7 @@ def encode_corpus(
         device: `auto`, `cpu`, `cuda`, ...
         overwrite: Replace a cache that was made from something else.
         shard_size: Windows in a file of the cache.
+        splits: What is encoded; training reads `train` alone, which holds the clips for validation too.
 
     Raises:
         MusiccmError: Bad configuration, corpus, bundle or cache, each named; another run works on the cache.
@@ -58,7 +61,8 @@ def encode_corpus(
     data = data_module(configs, {**overrides, "kind": "waveform"})
     require_utf8(str(data.cache_dir), "data.cache_dir")
     bundle = Bundle.from_pretrained(str(data.bundle), parts=ENCODING_PARTS)
-    work = EncodingData(data, bundle_fingerprint(bundle), batch_size, shard_size, overwrite, bundle.gives_tokens)
+    work = EncodingData(data, bundle_fingerprint(bundle), batch_size, shard_size, overwrite, bundle.gives_tokens,
+                        splits)
     encoder = Encoder(bundle, work)
     trainer = make_trainer(device)
     # For all processes of a run: the others wait for the first, and are ended with it.

@@ -7,7 +7,7 @@ import re
 import stat
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from jsonargparse import set_parsing_settings
@@ -78,7 +78,7 @@ class TrainerCLI(LightningCLI):
         parser.add_argument(
             "--experiment", type=str, default="default", help="Name of the run's folder (default: the file's name)."
         )
-        parser.add_argument("--n", type=Optional[int], default=None, help=(
+        parser.add_argument("--n", type=int | None, default=None, help=(
             "Clips that `test` scores: short for `limit` of the Evaluation callback."))
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs) -> LightningArgumentParser:

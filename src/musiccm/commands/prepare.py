@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
 
     overrides = {"root": args.root, "bundle": args.bundle, "cache_dir": args.cache_dir, "strict": args.strict or None}
     encode_corpus(args.config, {k: v for k, v in overrides.items() if v is not None}, args.batch_size, args.device,
-                  args.overwrite, args.shard_size)
+                  args.overwrite, args.shard_size, args.split or ("train", "test"))
     return 0
 
 
@@ -216,6 +216,8 @@ def _parser() -> argparse.ArgumentParser:
     latents.add_argument("--root", help="corpus, in place of data.root")
     latents.add_argument("--bundle", help="bundle, in place of data.bundle")
     latents.add_argument("--cache-dir", help="cache, in place of data.cache_dir")
+    latents.add_argument("--split", action="append", choices=("train", "test"),
+                         help="encode this one alone; training reads `train` (default: both)")
     latents.add_argument("--batch-size", type=int, default=16, help="windows encoded at a time (default %(default)s)")
     latents.add_argument("--shard-size", type=int, default=256, help="windows in a file (default %(default)s)")
     latents.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")

@@ -295,17 +295,18 @@ class MusicDataModule(pl.LightningDataModule):
             clips, self.clip_samples, self.sample_rate_hz, self.vocabulary, self.seed, self.conversion
         )
 
-    def other_renderings(self, split: str, limit: int | None = None) -> OtherRenderings | None:
+    def other_renderings(self, split: str, limit: int | None = None, number: int = 1) -> OtherRenderings | None:
         """Other pieces of the same attributes as the clips of `waveforms`, as far as these are the demo's.
 
         Args:
             split: `"val"` or `"test"`.
             limit: See `eval_parts`.
+            number: Which of the other pieces, from 1.
 
         Returns:
             A window a clip, under its id and caption; None for corpora that are not composed.
         """
-        return other_renderings(self.eval_clips(split, limit), self.clip_samples, self.sample_rate_hz)
+        return other_renderings(self.eval_clips(split, limit), self.clip_samples, self.sample_rate_hz, number)
 
     def train_dataloader(self) -> KeyedLoader:
         """Shuffled training batches, mixed by weight where the corpora have weights."""

@@ -46,6 +46,12 @@ def further_id(clip_id: str, number: int) -> str:
     return f"{clip_id}#{number}"
 
 
+def first_id(clip_id: str) -> str:
+    """The id of the clip that a further one belongs to; of any other clip its own."""
+    first, mark, number = clip_id.rpartition("#")
+    return first if mark and number.isdigit() else clip_id
+
+
 @dataclass
 class Made:
     """Clips of one candidate by one decoder.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch.utils.data import ConcatDataset, Dataset
+
+from musiccm.data.batch import WaveformBatch
+from musiccm.evaluation.evaluator import further_id
 
 #: What the floor is, as results and tables call it.
 SAME_CAPTIONS, OTHER_CLIPS = "other renderings of the same captions", "other real clips"
@@ -18,12 +21,14 @@ class FloorClips:
 
     Args:
         clips: Windows as `WaveformWindows` gives them.
+        again: Further renderings of the same clips, for the spread of real music under one caption; None without.
         kind: `SAME_CAPTIONS` or `OTHER_CLIPS`.
         key: What decides their sound beside ids and captions; empty where they are not to be kept.
     """
 
     clips: Dataset
     kind: str
+    again: Dataset | None = None
     key: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -44,7 +49,12 @@ def floor_clips(data: Any, split: str, limit: int, count: int) -> FloorClips | N
     """
     rendered = data.other_renderings(split, limit) if hasattr(data, "other_renderings") else None
     if rendered is not None:
-        return FloorClips(rendered, SAME_CAPTIONS, rendered.key)
+        return FloorClips(rendered, SAME_CAPTIONS, data.other_renderings(split, limit, 2), rendered.key)
     # A bare index is the centred window, in the training clips too.
     others: ConcatDataset = ConcatDataset([data.waveforms("val"), data.waveforms("train")])
     return FloorClips(others, OTHER_CLIPS) if len(others) >= count else None
+
+
+def renamed(batch: WaveformBatch, number: int) -> WaveformBatch:
+    """A batch of further renderings, under ids of their own."""
+    return replace(batch, ids=[further_id(clip_id, number) for clip_id in batch.ids])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from musiccm.embedders.base import Embeddings
 from musiccm.evaluation.candidates import FLOOR, compared_model
 from musiccm.evaluation.clip_features import ClipFeatures
 from musiccm.evaluation.comparison import ClipRows, ComparedRow, compare_sets
-from musiccm.evaluation.evaluator import Outcome, further_id
+from musiccm.evaluation.evaluator import Outcome, first_id
+from musiccm.evaluation.spread import compare_spreads
+from musiccm.metrics.spread import Spread, spread
 
 #: The model that all others are compared with, at its most steps.
 BASELINE = "teacher"
@@ -40,8 +42,9 @@ def compare_outcomes(
         for network in whole_real.networks:
             found = _compare(network, whole_real, {label: (outcomes[label].row, gathered[label]) for label in labels},
                              draws, seed)
+            spreads = _spreads(network, {label: (outcomes[label].row, gathered[label]) for label in labels})
             for label in labels:
-                _insert(outcomes[label].row, found.get(label, {}))
+                _insert(outcomes[label].row, found.get(label, {}) | spreads.get(label, {}))
 
 
 def _compare(
@@ -52,7 +55,8 @@ def _compare(
     most = 0
     for label, (row, features) in sets.items():
         if row["model"] == FLOOR:
-            floor, floor_label = _rows(features, network), label
+            rendered = features.of([name for name in features.ids if first_id(name) == name])
+            floor, floor_label = _rows(rendered, network), label
             continue
         own = features.of([name for name in features.ids if name in known])
         models.append(ComparedRow(label, _rows(own, network), row.get("network_calls"),
@@ -65,6 +69,30 @@ def _compare(
     return found
 
 
+def _spreads(network: str, sets: Mapping[str, tuple[dict[str, Any], ClipFeatures]]) -> dict[str, dict[str, Any]]:
+    """How different the answers of each model to one caption are, where it was asked for several."""
+    found: dict[str, Spread] = {}
+    floor_label, baseline, most = "", None, 0
+    for label, (row, features) in sets.items():
+        again = {first_id(name) for name in features.ids if first_id(name) != name}
+        if len(again) < 2:
+            continue
+        found[label] = _spread(network, features.of([name for name in features.ids if first_id(name) in again]))
+        if row["model"] == FLOOR:
+            floor_label = label
+        elif row["model"] == BASELINE and row["steps"] > most:
+            baseline, most = label, row["steps"]
+    rendered = found.pop(floor_label, None)
+    rows = compare_spreads(network, found, rendered, baseline) if found else {}
+    return {floor_label if label == "floor" else label: row for label, row in rows.items()}
+
+
+def _spread(network: str, features: ClipFeatures) -> Spread:
+    embedded = features.networks[network]
+    clips = torch.stack([rows.mean(dim=0) for rows in embedded.embedding_RE.split(embedded.counts)])
+    return spread(clips, [first_id(name) for name in features.ids])
+
+
 def _rows(features: ClipFeatures, network: str) -> ClipRows:
     found = features.networks.get(network, Embeddings(torch.zeros(0, 1), []))
     return ClipRows(features.ids, found.embedding_RE, found.counts)
@@ -75,8 +103,3 @@ def _insert(row: dict[str, Any], found: Mapping[str, Any]) -> None:
     later = {key: row.pop(key) for key in list(row) if key == "n" or key.startswith("latency_")}
     row.update(found)
     row.update(later)
-
-
-def further_ids(ids: Sequence[str], noises: int) -> list[str]:
-    """Ids of all clips of some captions, the first noise among them."""
-    return [further_id(name, k) if k else name for name in ids for k in range(noises)]

@@ -46,7 +46,7 @@ class OtherRenderings(Dataset):
     def __getitem__(self, item: int) -> dict[str, Any]:
         """Render one, under the id and the caption of its clip."""
         clip = self.clips[item]
-        split, index = track_of(clip.path)
+        split, index = track_of(Path(clip.path))
         sound = torch.from_numpy(other_rendering(self.seeds[item], split, index, self.number))
         return {"waveform_S": fixed_window(sound, self.clip_samples), "tags_G": torch.zeros(0), "id": clip.id,
                 "caption": clip.captions[0], "attributes": clip.attributes, "start_s": 0.0}
@@ -64,13 +64,16 @@ def track_of(path: Path) -> tuple[str, int]:
     return found["split"], int(found["index"])
 
 
-def other_renderings(clips: Sequence[Clip], clip_samples: int, sample_rate_hz: int) -> OtherRenderings | None:
+def other_renderings(
+    clips: Sequence[Clip], clip_samples: int, sample_rate_hz: int, number: int = 1
+) -> OtherRenderings | None:
     """The other renderings of some clips.
 
     Args:
         clips: The clips.
         clip_samples: Samples in a window.
         sample_rate_hz: Rate of the windows.
+        number: Which of the other renderings, from 1.
 
     Returns:
         They; None where not all clips are of demo corpora that this version composes, or the rate is another.
@@ -88,7 +91,7 @@ def other_renderings(clips: Sequence[Clip], clip_samples: int, sample_rate_hz: i
         if seed is None or _NAME.fullmatch(path.stem) is None:
             return None
         seeds.append(seed)
-    return OtherRenderings(clips, seeds, clip_samples)
+    return OtherRenderings(clips, seeds, clip_samples, number)
 
 
 def _seed(corpus: Path) -> int | None:

@@ -105,15 +105,16 @@ class EncodingData(pl.LightningDataModule):
         shard_size: Windows in a file.
         overwrite: Replace a cache that was made from something else.
         tokens: Whether the bundle's text encoder gives tokens.
+        splits: What is encoded, of `SPLITS`: training reads `train` alone.
     """
 
     def __init__(
         self, data: MusicDataModule, model: str, batch_size: int, shard_size: int = 256, overwrite: bool = False,
-        tokens: bool = False,
+        tokens: bool = False, splits: Sequence[str] = SPLITS,
     ) -> None:
         super().__init__()
         self.prepare_data_per_node = False
-        self.data, self.model, self.tokens = data, model, tokens
+        self.data, self.model, self.tokens, self.splits = data, model, tokens, tuple(splits)
         self.batch_size, self.shard_size, self.overwrite = batch_size, shard_size, overwrite
         self.writers: dict[str, CacheWriter] = {}
         self.pending: list[tuple[str, Unit]] = []
@@ -164,7 +165,7 @@ class EncodingData(pl.LightningDataModule):
             return
         data = self.data
         data.setup("test")
-        for split in SPLITS:
+        for split in self.splits:
             index = WindowIndex.plan(data.clips(split), data.clip_samples, data.sample_rate_hz, data.windows_per_track,
                                      distinct=self.tokens)
             key = data.latent_key(split, self.model, self.tokens)
