@@ -1,4 +1,4 @@
-"""Features that need not be computed again, a teacher's and the floor's, while nothing that they rest on has changed."""
+"""Features that need not be made again, a teacher's and the floor's, while nothing that they rest on has changed."""
 
 from __future__ import annotations
 
