@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from musiccm.texts import number_text
 
 #: Steps of the paper's ablations (arXiv 2404.13358, table 3).
 ABLATION_STEPS = 4
+#: Ratios that stand beside a number of a network, by the ends of their keys, and their heads.
+RATIOS = {"_ratio": "x teacher", "_equal_calls_ratio": "x teacher at equal calls", "_real_ratio": "x real"}
 
 
 def main(argv: list[str]) -> int:
@@ -81,25 +84,38 @@ def paper_tables(run: dict[str, Any], ablations: dict[str, tuple[Path, dict[str,
     from musiccm.evaluation.galleries import described
     from musiccm.evaluation.registry import NETWORK_SCOPES, find, head_of, with_arrow
     from musiccm.evaluation.results import at_chance, timed
+    from musiccm.evaluation.rows import caption_of, is_floor, sort_rows
+    from musiccm.evaluation.text_table import with_interval
 
-    rows, references = [timed(row) for row in run["rows"]], run.get("references", {})
-    quality, text = keys(rows, *NETWORK_SCOPES), keys(rows, "text")
+    rows, references = sort_rows([timed(row) for row in run["rows"]]), run.get("references", {})
+    quality, text = keys(rows, "comparison", "noises", *NETWORK_SCOPES), keys(rows, "text")
     lines = [f"# {run['experiment']}: n = {run['n']} clips, {run['path'].parent.name}", ""]
     lines += ["## 1. Quality and speed", ""]
-    lines += grid(["model", "steps", head_of("network_calls"), *(with_arrow(key, key) for key in quality),
+    columns: list[tuple[str, Callable[[dict[str, Any]], Any]]] = []
+    for key in quality:
+        columns.append((with_arrow(key, key), lambda row, key=key: row.get(key)))
+        columns += [(head, lambda row, ratio=ratio: None if row.get(ratio) is None else with_interval(row, ratio))
+                    for suffix, head in RATIOS.items() if any((ratio := f"{key}{suffix}") in row for row in rows)]
+    lines += grid(["model", "steps", "decoder", head_of("network_calls"), *(head for head, _ in columns),
                    head_of("latency_s")],
-                  [[label(row), row["steps"], row.get("network_calls"), *(row.get(key) for key in quality),
-                    row.get("latency_s")] for row in rows])
+                  [[caption_of(row), row["steps"], decoder(row, rows), row.get("network_calls"),
+                    *(cell(row) for _, cell in columns), row.get("latency_s")] for row in rows])
+    if any(head in RATIOS.values() for head, _ in columns):
+        lines += ["", "- x teacher: ratio to the teacher at its most steps and the same decoder, with its 95 % "
+                  "interval (`docs/metrics.md`)"]
     lines += ["", "## 2. Text and training set", ""]
+    rows = [row for row in rows if not is_floor(row)]
     similar, unknowable = keys(rows, "training"), at_chance(rows[0], references)
     groups = [key for key in keys(rows, "attributes") if not key.endswith("_chance") and key[4:] not in unknowable]
-    heads = [*(head_of(key) for key in text),
+    heads = ["decoder", *(head_of(key) for key in text),
              *(with_arrow(key.replace("sim_aa_", "SIM_AA@", 1), key) for key in similar), *map(head_of, groups)]
     lines += grid(["model", "steps", *heads], [
-        ["test set", None, *(references.get("test_set_ta") for _ in text),
+        ["test set", None, None, *(references.get("test_set_ta") for _ in text),
          *(references.get(f"test_set_{key}") for key in similar), *(references.get(f"{key}_real") for key in groups)],
-        ["retrieval max", None, *(references.get("retrieval_max_ta") for _ in text), *(None for _ in similar + groups)],
-        *([label(row), row["steps"], *(row.get(key) for key in text + similar + groups)] for row in rows),
+        ["retrieval max", None, None, *(references.get("retrieval_max_ta") for _ in text),
+         *(None for _ in similar + groups)],
+        *([caption_of(row), row["steps"], decoder(row, rows), *(row.get(key) for key in text + similar + groups)]
+          for row in rows),
     ])
     if unknowable:
         lines += ["", f"- left out, for the tagger cannot tell them: {', '.join(unknowable)}"]
@@ -108,41 +124,47 @@ def paper_tables(run: dict[str, Any], ablations: dict[str, tuple[Path, dict[str,
     short = [key for key in quality if not ((found := find(key)) and found.column.beside)] + text
     body, notes = [], []
     for name, other in {run["experiment"]: run, **{name: entry[1] for name, entry in ablations.items()}}.items():
-        row = student_row(other) if other else None
-        if row is None:
+        found = student_rows(other) if other else []
+        if not found:
             notes.append(f"{name}: not evaluated; `musiccm fit --config {ablations[name][0]}`, then `musiccm test`"
                          if name in ablations else f"{name}: no student at {ABLATION_STEPS} steps")
             continue
         if other is not None and other["n"] != run["n"]:
             notes.append(f"{name} was scored on n = {other['n']} clips, not {run['n']}: do not compare its distances")
-        body.append([name, *(row.get(key) for key in short), other["n"] if other else None])
-    lines += grid(["run", *(with_arrow(key, key) for key in short), "n"], body)
+        body += [[name, decoder(row, found), *(row.get(key) for key in short), other["n"] if other else None]
+                 for row in found]
+    lines += grid(["run", "decoder", *(with_arrow(key, key) for key in short), "n"], body)
     return "\n".join([*lines, *([""] if notes else []), *(f"- {note}" for note in notes)]) + "\n"
 
 
 def keys(rows: list[dict[str, Any]], *scopes: str) -> list[str]:
     """Keys of the metrics of some scopes, in the order of the rows.
 
-    Those of no metric that is known count among those of networks: no number may go missing.
+    Those of no metric that is known count among those of networks: no number may go missing. What stands beside a
+    number of a network (its interval, its ratios) is not among them.
     """
-    from musiccm.evaluation.registry import find, shown_keys
+    from musiccm.evaluation.registry import find, shown_keys, split_key
 
     known = {key: find(key) for key in dict.fromkeys(key for row in rows for key in row)}
+    known = {key: found for key, found in known.items()
+             if not (found and (suffix := split_key(key)[1]) and found.column.key.endswith(suffix))}
     shown = set(shown_keys(rows))
     return [key for key, found in known.items()
             if (found.metric.scope in scopes if found else "sets" in scopes and key in shown)]
 
 
-def label(row: dict[str, Any]) -> str:
-    """A row's model in words."""
-    from musiccm.evaluation.candidates import compared_model
+def decoder(row: dict[str, Any], rows: list[dict[str, Any]]) -> str | None:
+    """A row's decoder, in a table that has more than one or says so; None elsewhere."""
+    from musiccm.evaluation.rows import decoder_of
 
-    return compared_model(row["model"]).caption
+    return decoder_of(row) if any("decoder" in other for other in rows) or len(set(map(decoder_of, rows))) > 1 else None
 
 
-def student_row(run: dict[str, Any]) -> dict[str, Any] | None:
-    """The run's own student at the steps of the ablations."""
-    return next((r for r in run["rows"] if r["model"] == "student" and r["steps"] == ABLATION_STEPS), None)
+def student_rows(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """The run's own student at the steps of the ablations, a row a decoder."""
+    from musiccm.evaluation.rows import model_of, sort_rows
+
+    return [row for row in sort_rows(run["rows"]) if model_of(row) == "student" and row["steps"] == ABLATION_STEPS]
 
 
 def grid(heads: list[str], body: list[list[Any]]) -> list[str]:

@@ -26,8 +26,9 @@ from musiccm.similarity.sim_aa import SimAA
 
 Direction = Literal["lower", "higher"]
 #: What a metric compares: the two sets; the generated set with itself; pairs of clips of one id; a clip with its
-#: caption; a clip with the training clips; a clip with its attributes; none of these, but how the clips were made.
-Scope = Literal["sets", "generated", "pairs", "text", "training", "attributes", "cost"]
+#: caption; a clip with the training clips; a clip with its attributes; none of these, but how the clips were made; a
+#: model with the floor and with other models; clips of one caption with each other.
+Scope = Literal["sets", "generated", "pairs", "text", "training", "attributes", "cost", "comparison", "noises"]
 #: What a metric takes beside clips: rows of embeddings, class logits, CLAP's embeddings, captions, ...
 Need = Literal["rows", "logits", "captions", "training clips", "attributes", "generation"]
 
@@ -62,7 +63,7 @@ class MetricRow:
         columns: What it gives.
         make: Makes the metric; of scope `sets`, `generated` and `pairs` one for each network, with
             `reset_real_features=False`: the reference is kept while models come and go. None for what is measured while
-            clips are made.
+            clips are made, or taken from the sets of several models (`comparison.py`, `spread.py`).
         optional: What the option that asks for it says; None for a metric that is always taken.
         slow: Left out of validations.
         log_scale: Whether plots have it on a logarithmic axis; None draws no plot.
@@ -80,19 +81,22 @@ class MetricRow:
 
 
 METRICS: tuple[MetricRow, ...] = (
+    MetricRow("excess_fd", "comparison", "lower", "rows",
+              (Column("excess_fd_<net>", "", "excess FD"), Column("floor_fd_<net>", "", beside=True)), log_scale=True),
     MetricRow("fd", "sets", "lower", "rows", (Column("fd_<net>", "fd"),), FrechetDistance,
               log_scale=True),
-    MetricRow("kad", "sets", "lower", "rows", (Column("kad_<net>", "kad"),), KernelDistance,
+    MetricRow("kad", "sets", "lower", "rows", (Column("kad_<net>", "kad", "KAD"),), KernelDistance,
               "the kernel distance, which small sets do not bias", log_scale=False),
     MetricRow("fd_inf", "sets", "lower", "rows", (Column("fd_inf_<net>", "fd_inf"),),
               FrechetInfinity, "the Frechet distance extrapolated to infinite n", slow=True),
     MetricRow("mauve", "sets", "higher", "rows", (Column("mauve_<net>", "mauve", digits=3),), Mauve,
               "MAUVE, the overlap of histograms over common clusters", log_scale=False),
     MetricRow("coverage", "sets", "higher", "rows",
-              (*(Column(f"{name}_<net>", name, digits=3) for name in ("coverage", "density", "precision", "recall")),
+              (*(Column(f"{name}_<net>", name, name, 3) for name in ("coverage", "density", "precision", "recall")),
                Column("coverage_<net>_expected", "expected", beside=True)),
               Coverage, "coverage, density, precision and recall by nearest neighbours",
               log_scale=False),
+    MetricRow("spread", "noises", "higher", "rows", (Column("spread_<net>", "", "spread", 3),), log_scale=False),
     MetricRow("is", "generated", "higher", "logits",
               (Column("is_<net>_mean", "is_mean", "IS"), Column("is_<net>_std", "is_std", beside=True)),
               partial(InceptionScore, clips_a_split=2)),
@@ -115,7 +119,11 @@ METRICS: tuple[MetricRow, ...] = (
 NETWORK_SCOPES: tuple[Scope, ...] = ("sets", "generated", "pairs")
 ARROWS: Mapping[str, str] = {"lower": "↓", "higher": "↑"}
 #: What of a row of results is no metric: which model it is of, and how many clips stand behind it.
-_ABOUT = re.compile(r"(model|steps|guidance_scale|from_cache|n|n_.+|rows_.+|latency_batch(es)?)")
+_ABOUT = re.compile(r"(model|steps|decoder|sampler|guidance_scale|equal_calls_teacher|from_cache|n|(n|rows|draws)_.+"
+                    r"|latency_batch(es)?)")
+#: What stands beside a number of a network: its interval, what the number of clips adds to it, and its ratios.
+_BESIDE = re.compile(r"(?P<key>.+?)"
+                     r"(?P<suffix>_bias|_equal_calls_teacher|(_(equal_calls_|real_)?ratio)?(_low|_high|_why)?)")
 _BLANKS = {"<net>": r"(?P<net>[a-z0-9_]+)", "<gallery>": r"(?P<gallery>(?:_.+)?)", "<group>": r"(?P<group>.+)",
            "<part>": r"(?P<part>.+)"}
 
@@ -171,10 +179,32 @@ def keys_of(row: MetricRow, network: str) -> dict[str, str]:
 
 def find(key: str) -> Found | None:
     """What a key of a row of results stands for; None for what is no metric, or of no metric that is known."""
-    if not _ABOUT.fullmatch(key):
-        for pattern, row, column in _patterns(METRICS):
-            if match := pattern.fullmatch(key):
-                return Found(row, column, next(iter(match.groupdict().values()), ""))
+    if _ABOUT.fullmatch(key):
+        return None
+    own, suffix = split_key(key)
+    if suffix and (found := _find(own)) and "<net>" in found.column.key:
+        return found._replace(column=found.column._replace(key=f"{found.column.key}{suffix}", beside=True))
+    return _find(key)
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """A key without what says that it stands beside a number, and that: `_low`, `_ratio`, `_ratio_high`, ..., or none.
+
+    Args:
+        key: Of a row of results.
+
+    Returns:
+        Both parts, which together are the key.
+    """
+    match = _BESIDE.fullmatch(key)
+    assert match is not None  # the suffix may be empty
+    return match["key"], match["suffix"]
+
+
+def _find(key: str) -> Found | None:
+    for pattern, row, column in _patterns(METRICS):
+        if match := pattern.fullmatch(key):
+            return Found(row, column, next(iter(match.groupdict().values()), ""))
     return None
 
 
