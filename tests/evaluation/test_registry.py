@@ -14,7 +14,8 @@ from musiccm.cli import main
 from musiccm.embedders import Embeddings
 from musiccm.errors import MusiccmError
 from musiccm.evaluation import registry
-from musiccm.evaluation.evaluator import Outcome
+from musiccm.evaluation.clip_features import ClipFeatures
+from musiccm.evaluation.evaluator import Made, Outcome
 from musiccm.evaluation.feature_extraction import Features
 from musiccm.evaluation.registry import Column, MetricRow, direction, find, head_of, metric_row, shown_keys
 from musiccm.evaluation.suite import MetricSuite
@@ -40,6 +41,9 @@ ROW = MetricRow("gap", "sets", "higher", "rows", (Column("gap_<net>", "gap"),), 
                 log_scale=False)
 
 
+MADE = Made(ClipFeatures.joined([]))
+
+
 def features(rows: Tensor) -> Features:
     return Features({"tagger": Embeddings(rows, [1] * N, rows)}, rows)
 
@@ -59,7 +63,7 @@ def test_a_metric_is_one_row_and_stands_in_every_table(
     assert suite.compute()[0]["gap_tagger"] == row["gap_tagger"]
     rows = [{"model": model, "steps": 4, "network_calls": 4.0, **row} for model in ("teacher", "student")]
     run = tmp_path / "runs/big/version_0"
-    write_table(run, "big", {r["model"]: Outcome(r) for r in rows}, {})
+    write_table(run, "big", {r["model"]: Outcome(r, MADE) for r in rows}, {})
     assert json.loads((run / "results.json").read_text())["rows"][0]["gap_tagger"] == row["gap_tagger"]
     assert {path.name for path in run.glob("*.png")} == {
         f"{name}_against_calls.png" for name in ("fd", "gap", "coverage")}

@@ -312,6 +312,7 @@ def check_models(names: Mapping[str, Any]) -> None:
     Raises:
         MusiccmError: Names such a one.
     """
-    if unknown := sorted(set(names) - set(MODELS)):
-        raise MusiccmError(f"evaluation: models to compare: expected names among {', '.join(MODELS)}, found "
+    known = [name for name in MODELS if name != FLOOR]
+    if unknown := sorted(set(names) - set(known)):
+        raise MusiccmError(f"evaluation: models to compare: expected names among {', '.join(known)}, found "
                            f"{', '.join(unknown)}")
