@@ -14,7 +14,8 @@ CONFIG ?= experiments/$(EXPERIMENT).yaml
 SEED ?= 0
 CKPT ?= newest
 TRACKS ?= 2000
-TEST_TRACKS ?= 320
+TEST_TRACKS ?= 512
+N ?=
 BENCH ?= all
 ARGS ?=
 # The order in which the parts of the embedded bundle need each other.
@@ -34,6 +35,7 @@ help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo; echo "  EXPERIMENT=$(EXPERIMENT)  which experiments/NAME.yaml    SEED=$(SEED)       of the training"
 	@echo "  CKPT=$(CKPT)      checkpoint to evaluate         TRACKS=$(TRACKS)  clips of the demo corpus"
+	@echo "  N=                clips that 'make eval' scores  TEST_TRACKS=$(TEST_TRACKS)  of the demo corpus"
 	@echo "  BENCH=$(BENCH)        which benchmark                ARGS=        passed on to 'musiccm fit' or pytest"
 
 setup: $(READY)  ## make the virtual environment (the other targets do it by themselves)
@@ -50,12 +52,12 @@ $(READY): setup.cfg pyproject.toml
 
 train: $(READY)  ## corpus (the demo's is written), latents, distillation and its table
 	$(BIN)/musiccm prepare corpus --config $(CONFIG) --tracks $(TRACKS) --test-tracks $(TEST_TRACKS) --seed 0
-	$(BIN)/musiccm prepare latents --config $(CONFIG) --overwrite
+	$(BIN)/musiccm prepare latents --config $(CONFIG) --split train --overwrite
 	$(BIN)/musiccm fit --config $(CONFIG) --seed_everything $(SEED) $(ARGS)
 	$(BIN)/musiccm test --config $(CONFIG) --ckpt_path newest
 
 eval: $(READY)  ## figures of the newest checkpoint, or CKPT=FILE, then tables 1 to 3 of the paper
-	$(BIN)/musiccm test --config $(CONFIG) --ckpt_path $(CKPT)
+	$(BIN)/musiccm test --config $(CONFIG) --ckpt_path $(CKPT) $(if $(N),--n $(N))
 	$(BIN)/musiccm tables --config $(CONFIG)
 
 bundle: $(READY)  ## train every part of the embedded bundle in order (hours; goes on where it stopped)

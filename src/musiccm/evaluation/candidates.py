@@ -86,7 +86,7 @@ FLOOR = "floor"
 #: The models that are compared, in the order of the table. A further one is a row here. The teacher stands there in the
 #: configurations that make a fair baseline at few network calls: without guidance a step is one call and not two.
 MODELS: dict[str, ComparedModel] = {model.name: model for model in (
-    ComparedModel(FLOOR, "real clips through the decoder", "_", _nobody, own=False),
+    ComparedModel(FLOOR, "real clips through the decoder", "_", _nobody),
     ComparedModel("teacher", "teacher, DDIM", "o", _teacher, teacher=True),
     ComparedModel("teacher_scale2", "teacher, DDIM, scale 2", "p", _teacher, teacher=True, guidance_scale=2.0),
     ComparedModel("teacher_unguided", "teacher, DDIM, unguided", "h", _teacher, teacher=True, guidance_scale=1.0),
