@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import soundfile
+import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tiny_bundle import CAPTIONS, build_random_bundle
-from tiny_system import SAMPLES, Data, System
+from tiny_system import SAMPLES, Clips, Data, N, System
+from torch.utils.data import Dataset
 
 from musiccm.callbacks.evaluation import Evaluation
 from musiccm.callbacks.panels import Panels
+from musiccm.cli import main
+from musiccm.commands._features import pack_features
 from musiccm.embedders import Embeddings
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.clip_features import ClipFeatures, read_about, read_features, write_features
@@ -133,6 +138,59 @@ def test_a_checkpoint_keeps_the_best_of_a_monitored_figure(bundle: Path, tmp_pat
     more = trainer(tmp_path, [Evaluation(val_steps=[1], val_teacher_steps=[2], val_limit=5, batch_size=4)])
     more.validate(System(bundle), Data(), verbose=False)
     assert float(more.callback_metrics["val/fd_tagger_teacher_2"]) < first + 1, "of clips that were not kept"
+
+
+class WithRenderings(Data):
+    """Has other renderings of the test clips, under their ids and captions."""
+
+    def other_renderings(self, split: str, limit: int | None = None, number: int = 1) -> Dataset:
+        clips = Clips()
+
+        class Renderings(Dataset):
+            key = {"rendering": number}
+
+            def __len__(self) -> int:
+                return N
+
+            def __getitem__(self, i: int) -> dict[str, Any]:
+                noise = 0.1 * torch.randn(SAMPLES, generator=torch.Generator().manual_seed(100 * number + i))
+                return clips[i] | {"waveform_S": noise}
+
+        return Renderings()
+
+
+def test_features_come_with_a_bundle(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(bundle, own)
+
+    def results(folder: str, **options: Any) -> dict[tuple, dict[str, Any]]:
+        evaluation = Evaluation(**{"steps": [1], "teacher_steps": [2], "limit": 6, "batch_size": 4, "n_panels": 0,
+                                   "spread": 3, "spread_noises": 2, "progress": False, **options})
+        trainer(tmp_path / folder, [evaluation]).test(System(own), WithRenderings(), verbose=False)
+        found = json.loads((tmp_path / folder / "lightning_logs/tiny/version_0/results.json").read_text())
+        assert found["floor"] == "other renderings of the same captions" and "fd_tagger_real" not in found["references"]
+        return {(row["model"], row["decoder"]): row for row in found["rows"]}
+
+    first = results("first")
+    assert first["floor", "fast"]["kl_tagger"] is not None, "it answers the captions"
+    kept = tmp_path / "first" / "lightning_logs" / ".features"
+    assert main(["pack", "features", "--from", str(kept), "--to", str(own), "--rows", "teacher@2", "floor@0"]) == 0
+    said = capsys.readouterr().out
+    assert all(text in said for text in ("teacher@2 by fast, n = 9", "teacher@2 by original", "floor@0 by original"))
+    second = results("second", cache_dir=None)
+    for place, row in second.items():
+        ours = place[0] != "student"
+        assert row.get("features_from") == ("bundle" if ours else None)
+        for key in ("fd_tagger", "excess_fd_tagger", "ta_similarity", "spread_tagger"):
+            assert row[key] == pytest.approx(first[place][key], rel=5e-3, abs=1e-4), (place, key)  # in half precision
+    assert second["teacher", "fast"]["latency_s"] > 0, "a time is of the run that prints it"
+    # fewer clips than were packed, and another seed of the noise
+    assert results("fewer", cache_dir=None, limit=5)["teacher", "fast"]["features_from"] == "bundle"
+    assert "features_from" not in results("other", cache_dir=None, seed=1)["teacher", "fast"]
+    with pytest.raises(MusiccmError, match="no features of .* for teacher@50"):
+        pack_features(["--from", str(kept), "--to", str(own), "--rows", "teacher@50"])
+    with pytest.raises(MusiccmError, match="--n must be at least 1"):
+        pack_features(["--from", str(kept), "--to", str(own), "--n", "0"])
 
 
 def test_a_time_budget_takes_fewer_clips_and_says_so(

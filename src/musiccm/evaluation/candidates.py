@@ -261,7 +261,7 @@ def codecs(model: Any, decoders: Sequence[str]) -> dict[str, Any]:
     """A model's codecs.
 
     Args:
-        model: A `MusicModel` with its `bundle`.
+        model: A `MusicModel`; one without a `bundle` has its own codec alone.
         decoders: Names that `Bundle.codec` takes.
 
     Returns:
@@ -270,15 +270,16 @@ def codecs(model: Any, decoders: Sequence[str]) -> dict[str, Any]:
     Raises:
         MusiccmError: It has none of them.
     """
-    own = model.codec
+    own, bundle = model.codec, getattr(model, "bundle", None)
     found = {}
     for name in decoders:
         if name == kind_of(own):
             found[name] = own
-        elif name != "fast" or model.bundle.has("decoder"):
-            found[name] = model.bundle.codec(name).to(model.device).eval()
+        elif bundle is not None and (name != "fast" or bundle.has("decoder")):
+            found[name] = bundle.codec(name).to(model.device).eval()
     if not found:
-        raise MusiccmError(f"evaluation.decoders: {model.bundle.path} has none of {', '.join(decoders)}; add original")
+        raise MusiccmError(f"evaluation.decoders: {bundle.path if bundle else type(model).__name__} has none of "
+                           f"{', '.join(decoders)}; add {kind_of(own)}")
     return found
 
 
