@@ -13,7 +13,7 @@ from musiccm.evaluation.registry import Found, direction, find, metrics_of
 from musiccm.evaluation.rows import baseline_of, by_decoder, caption_of, is_floor, label_of, model_of
 from musiccm.files import write_atomically
 
-#: Metrics that are drawn.
+#: What is drawn, in this order.
 _SCOPES = ("comparison", "sets", "noises")
 #: Lines of the teacher's configurations and of the others', one after another.
 _STYLES = {True: ("-", "--", ":", "-."), False: ("-",)}
@@ -48,7 +48,7 @@ def write_plots(folder: Path, rows: Sequence[dict[str, Any]], evaluator: str = "
     """
     written = []
     for decoder, found in by_decoder(rows).items():
-        for metric in metrics_of(*_SCOPES):
+        for metric in (metric for scope in _SCOPES for metric in metrics_of(scope)):
             key = metric.columns[0].key.replace("<net>", evaluator)
             if metric.log_scale is not None and any(row.get(key) is not None for row in found if not is_floor(row)):
                 written.append(folder / f"{key}_against_calls_{decoder}.png")

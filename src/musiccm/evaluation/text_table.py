@@ -107,7 +107,7 @@ def _columns(rows: Sequence[dict[str, Any]], evaluator: str, hidden: Sequence[st
     for key in headline:
         columns += _with_ratios(key, rows, evaluator)
     equal = f"excess_fd_{evaluator}_equal_calls_ratio"
-    if any(equal in row for row in rows):
+    if any(row.get(equal) is not None for row in rows):
         columns += [TextColumn("x teacher at equal calls", lambda r: with_interval(r, equal)),
                     TextColumn("which is", lambda r: r.get(f"excess_fd_{evaluator}_equal_calls_teacher") or "-")]
     baseline = baseline_of(rows)
@@ -126,7 +126,7 @@ def _with_ratios(key: str, rows: Sequence[dict[str, Any]], evaluator: str) -> li
     columns = [_column(key, evaluator)]
     for suffix, head in (("_ratio", "x teacher"), ("_real_ratio", "x real")):
         ratio = f"{key}{suffix}"
-        if any(ratio in row for row in rows):
+        if any(ratio in row for row in rows):  # null ones too: a line below says why
             columns.append(TextColumn(head, lambda r, ratio=ratio: with_interval(r, ratio)))
     return columns
 
