@@ -149,7 +149,7 @@ def _measure(
             assert made is not None
             plain[name] = _computed(f"{name}_{network}", made(), halves.real, found).get(name)
     return _Measured(halved, plain, halves.can_correct(found) and (floor is None or floor.corrected),
-                     floor and halved["fd"] - floor.halved["fd"])
+                     None if floor is None else halved["fd"] - floor.halved["fd"])
 
 
 def _computed(name: str, metric: Any, real: ClipSet, found: ClipSet) -> dict[str, Any]:

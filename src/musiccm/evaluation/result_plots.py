@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from musiccm.evaluation.candidates import compared_model
-from musiccm.evaluation.registry import Found, direction, find, metrics_of
+from musiccm.evaluation.registry import Found, Scope, direction, find, metrics_of
 from musiccm.evaluation.rows import baseline_of, by_decoder, caption_of, is_floor, label_of, model_of
 from musiccm.files import write_atomically
 
 #: What is drawn, in this order.
-_SCOPES = ("comparison", "sets", "noises")
+_SCOPES: tuple[Scope, ...] = ("comparison", "sets", "noises")
 #: Lines of the teacher's configurations and of the others', one after another.
 _STYLES = {True: ("-", "--", ":", "-."), False: ("-",)}
 _LABEL_SIZE = 8
