@@ -13,7 +13,7 @@ import pytest
 from matplotlib.transforms import Bbox
 
 from musiccm.evaluation.result_plots import metric_figure
-from musiccm.evaluation.results import at_chance, format_table, sort_rows, write_plots, write_results
+from musiccm.evaluation.results import at_chance, format_table, plot_metric, sort_rows, write_plots, write_results
 
 
 def row(model: str, steps: int, fd: float, calls: float | None, **more: object) -> dict:
@@ -159,6 +159,12 @@ def test_one_plot_a_metric_and_decoder(tmp_path: Path) -> None:
     assert [path.name for path in write_plots(tmp_path / "new", [r for r in NEW if r["decoder"] == "fast"])] == [
         f"{name}_tagger_against_calls_fast.png" for name in ("excess_fd", "fd", "kad", "coverage")]
     assert all(path.stat().st_size > 5000 for path in tmp_path.rglob("*.png"))
+
+
+def test_a_single_plot_is_of_the_decoder_with_most_rows(tmp_path: Path) -> None:
+    plot_metric(tmp_path / "both.png", OLD, "fd_tagger")
+    plot_metric(tmp_path / "original.png", [r for r in OLD if r["model"] != "student_fast"], "fd_tagger", "original")
+    assert (tmp_path / "both.png").read_bytes() == (tmp_path / "original.png").read_bytes()
 
 
 def test_plots_show_intervals_the_floor_and_what_they_are_of() -> None:

@@ -56,16 +56,18 @@ def write_plots(folder: Path, rows: Sequence[dict[str, Any]], evaluator: str = "
     return written
 
 
-def plot_metric(path: Path, rows: Sequence[dict[str, Any]], key: str, decoder: str) -> None:
+def plot_metric(path: Path, rows: Sequence[dict[str, Any]], key: str, decoder: str | None = None) -> None:
     """Plot a metric against network calls, one line a model, with 95 % intervals as bars.
 
     Args:
         path: The PNG to write, whole or not at all.
-        rows: Rows of one decoder.
+        rows: Rows of the table.
         key: The metric's key in the rows.
-        decoder: The decoder, for the title.
+        decoder: Whose rows are drawn; those of the decoder that has most if None.
     """
-    figure = metric_figure(rows, key, decoder)
+    found = by_decoder(rows)
+    decoder = decoder or max(found, key=lambda name: len(found[name]))
+    figure = metric_figure(found[decoder], key, decoder)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))
 
 
