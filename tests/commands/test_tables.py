@@ -74,3 +74,39 @@ def test_an_experiment_without_results_says_what_to_run(
 ) -> None:
     assert main(["tables", "--config", str(config), "--runs", str(tmp_path)]) == 2
     assert "musiccm test --config" in capsys.readouterr().err
+
+
+def test_decoders_stand_apart_with_ratios_and_intervals(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_run(tmp_path / "runs", "big", 27.0)
+    found = json.loads(path.read_text())
+    rows = [{**row, "decoder": decoder, "excess_fd_pann": excess, "excess_fd_pann_low": excess - 1.0,
+             "excess_fd_pann_high": excess + 1.0, "excess_fd_pann_ratio": excess / 10, "excess_fd_pann_bias": 0.1,
+             "excess_fd_pann_ratio_low": excess / 10 - 0.06, "excess_fd_pann_ratio_high": excess / 10 + 0.07}
+            for decoder, share in (("original", 2.0), ("fast", 1.0))
+            for row, excess in zip(found["rows"], (10.0 * share, 7.0 * share), strict=True)]
+    rows.append({"model": "floor", "steps": 0, "decoder": "fast", "n": 256, "fd_pann": 8.0, "excess_fd_pann": 0.0})
+    path.write_text(json.dumps({**found, "rows": rows}))
+    assert main(["tables", "--config", str(config), "--runs", str(tmp_path / "runs")]) == 0
+    text = capsys.readouterr().out
+    quality, captions, ablations = text.split("## ")[1:]
+    assert cells(quality, "student", "4") == ["fast", "27", "7", "0.70 [0.64, 0.77]", "1.7", "4", "0.37",
+                                              "original", "27", "14", "1.40 [1.34, 1.47]", "1.7", "4", "0.37"]
+    assert cells(quality, "floor", "0")[:2] == ["fast", "8"]
+    assert "_low" not in text and "_bias" not in text and "95 % interval" in quality
+    assert "floor" not in captions and cells(captions, "student", "4")[0] == "fast"
+    assert cells(ablations, "big", "fast")[0] == "27" and cells(ablations, "big", "original")[0] == "27"
+
+
+def test_the_fast_student_of_older_versions_is_a_decoder(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_run(tmp_path / "runs", "big", 27.0)
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({**found, "rows": [*found["rows"], {**found["rows"][1], "model": "student_fast",
+                                                                   "fd_pann": 21.5}]}))
+    assert main(["tables", "--config", str(config), "--runs", str(tmp_path / "runs")]) == 0
+    text = capsys.readouterr().out
+    assert cells(text.split("## ")[1], "student", "4", "fast")[0] == "21.5"
+    assert cells(text.split("## ")[1], "student", "4", "original")[0] == "27"

@@ -100,6 +100,7 @@ def test_folders_files_and_loaded_networks_give_the_same_and_print_nothing(
     ({"metrics": ["fad"]}, "metrics: expected names among fd, kad"),
     ({"metrics": []}, "metrics: expected at least one name"),
     ({"metrics": ["acc"]}, "metrics: acc needs attributes, which folders of audio do not have"),
+    ({"metrics": ["fd", "excess_fd"]}, "metrics: excess_fd needs a floor, which folders of audio do not have"),
     ({"metrics": ["fd", "ta"]}, "captions: needed for the metric ta"),
     ({"metrics": ["fd"], "captions": {"clip0": "a"}}, "captions: given, but ta is not among metrics"),
     ({"captions": {"clip0": "a"}}, "captions: no caption for 3 of 4 generated clips"),

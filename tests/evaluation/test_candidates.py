@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from diffusers import UNet2DConditionModel
+from matplotlib.figure import Figure
 from pytorch_lightning.loggers import CSVLogger
 from tiny_bundle import build_random_bundle, make_clap, make_feature_extractor
 from tiny_system import SAMPLES, Clips, Data, System
@@ -31,7 +32,8 @@ from musiccm.evaluation.candidates import (
     initial_noise,
 )
 from musiccm.evaluation.distilled import SystemStudent, as_distilled
-from musiccm.evaluation.rows import by_decoder, caption_of, decoder_of, model_of, sort_rows
+from musiccm.evaluation.result_plots import plot_metric
+from musiccm.evaluation.results import format_table, sort_rows
 from musiccm.export import StudentInfo, export_student
 from musiccm.models.bundle import Bundle
 from musiccm.models.denoiser import Denoiser
@@ -80,16 +82,27 @@ def test_a_fifth_model_is_one_row(system: System, tmp_path: Path, monkeypatch: p
         run(tmp_path / "no", system, more_models={"second": [51]})
 
 
-def test_rows_of_other_versions_stay_readable() -> None:
+def test_rows_of_other_versions_stay_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def row(model: str, fd: float) -> dict:
         return {"model": model, "steps": 4, "network_calls": 4, "fd_tagger": fd, "ta_similarity": None,
                 "sim_aa_90": None, "sim_aa_95": None, "n": 9}
 
     rows = [row("from_elsewhere", 3.0), row("student_shipped", 2.0), row("student_fast", 1.5), row("teacher", 1.0)]
-    assert [(model_of(r), decoder_of(r)) for r in sort_rows(rows)] == [
-        ("student", "fast"), ("teacher", "original"), ("student_packaged", "original"), ("from_elsewhere", "original")]
-    captions = [caption_of(r) for r in by_decoder(rows)["original"]]
-    assert captions == ["teacher, DDIM", "packaged student", "from_elsewhere"]
+    assert [r["model"] for r in sort_rows(rows)] == ["student_fast", "teacher", "student_shipped", "from_elsewhere"]
+    cells = [line.split() for line in format_table(rows, {}).splitlines() if " 4 " in line and " 9" in line]
+    assert [(line[0], line[5]) for line in cells] == [
+        ("student", "-"), ("teacher", "1.00"), ("student_packaged", "2.00"), ("from_elsewhere", "3.00")
+    ], "another decoder has no ratio"
+    legends: list[list[str]] = []
+    save = Figure.savefig
+
+    def kept(figure: Figure, *args: Any, **kwargs: Any) -> None:
+        legends.append([text.get_text() for text in figure.legends[0].get_texts()])
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", kept)
+    plot_metric(tmp_path / "fd.png", rows, "fd_tagger")
+    assert legends == [["teacher@4", "teacher, DDIM", "packaged student", "from_elsewhere"]]
 
 
 def test_each_model_is_sampled_by_its_rule(system: System) -> None:

@@ -17,7 +17,7 @@ from musiccm.evaluation import registry
 from musiccm.evaluation.clip_features import ClipFeatures
 from musiccm.evaluation.evaluator import Made, Outcome
 from musiccm.evaluation.feature_extraction import Features
-from musiccm.evaluation.registry import Column, MetricRow, direction, find, head_of, metric_row, shown_keys
+from musiccm.evaluation.registry import Column, MetricRow, direction, find, head_of, metric_row, shown_keys, split_key
 from musiccm.evaluation.suite import MetricSuite
 from musiccm.evaluation.table import write_table
 from musiccm.metrics.paired_rows import PairedRowsMetric
@@ -66,7 +66,7 @@ def test_a_metric_is_one_row_and_stands_in_every_table(
     write_table(run, "big", {r["model"]: Outcome(r, MADE) for r in rows}, {})
     assert json.loads((run / "results.json").read_text())["rows"][0]["gap_tagger"] == row["gap_tagger"]
     assert {path.name for path in run.glob("*.png")} == {
-        f"{name}_against_calls.png" for name in ("fd", "gap", "coverage")}
+        f"{name}_tagger_against_calls_original.png" for name in ("fd", "gap", "coverage")}
 
     config = tmp_path / "big.yaml"
     config.write_text("trainer: {max_steps: 1}\n")
@@ -90,14 +90,24 @@ def test_keys_are_told_apart() -> None:
         ("coverage_pann_expected", "coverage", "pann"),
         ("is_vgg_std", "is", "vgg"), ("sim_aa_90", "sim_aa", ""), ("sim_aa_95_my corpus", "sim_aa", "_my corpus"),
         ("acc_drums_chance", "acc", "drums"), ("latency_text_s", "latency", "text"),
+        ("excess_fd_pann", "excess_fd", "pann"), ("floor_fd_pann", "excess_fd", "pann"),
+        ("spread_vgg", "spread", "vgg"),
+        ("excess_fd_bundle_clap_equal_calls_ratio_low", "excess_fd", "bundle_clap"), ("kad_vgg_high", "kad", "vgg"),
+        ("fd_inf_pann_ratio_why", "fd_inf", "pann"), ("spread_vgg_real_ratio", "spread", "vgg"),
+        ("acc_a_low", "acc", "a_low"),
     ):
         found = find(key)
         assert found is not None and (found.metric.name, found.of) == (name, of), key
-    for key in ("n", "n_reference", "n_kl_pann", "rows_vgg", "model", "latency_batches", "something"):
+    for key in ("n", "n_reference", "n_kl_pann", "rows_vgg", "model", "latency_batches", "something", "draws_pann",
+                "decoder", "equal_calls_teacher"):
         assert find(key) is None and direction(key) is None
     assert [direction(key) for key in ("fd_x", "is_x_mean", "is_x_std")] == ["lower", "higher", None]
-    assert shown_keys([{"n": 3, "fd_x": None, "is_x_std": 0.1}, {"new": 1.0, "model": "student", "flag": True}]) == [
-        "fd_x", "new"]
+    assert shown_keys([{"n": 3, "fd_x": None, "is_x_std": 0.1}, {"new": 1.0, "model": "student", "flag": True},
+                       {"kad_x": 0.1, "kad_x_low": 0.0, "kad_x_ratio": 0.5, "excess_fd_x_bias": 0.1, "draws_x": 9},
+                       ]) == ["fd_x", "new", "kad_x"]
+    assert direction("kad_x_ratio") is None and direction("excess_fd_x") == "lower"
+    assert [split_key(key) for key in ("kad_x_ratio_low", "kad_x", "excess_fd_x_equal_calls_ratio_high", "a_low")] == [
+        ("kad_x", "_ratio_low"), ("kad_x", ""), ("excess_fd_x", "_equal_calls_ratio_high"), ("a", "_low")]
     with pytest.raises(MusiccmError, match="metrics: expected names among fd, kad"):
         metric_row("fad")
 

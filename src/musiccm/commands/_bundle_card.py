@@ -9,9 +9,10 @@ from musiccm.models.bundle.card import results_table
 from musiccm.texts import number_text
 
 ABOUT_A_STAGE = ("stage", "steps", "train_seconds", "parameters", "seed", "n")
-TEACHER_COLUMNS = ("model", "steps", "guidance_scale", "network_calls", "fd_tagger", "is_tagger_mean", "kl_tagger",
-                   "ta_similarity", "sim_aa_90", "sim_aa_95", "acc_instrument", "acc_drums", "acc_texture", "acc_tempo",
-                   "latency_s", "n")
+TEACHER_COLUMNS = ("model", "steps", "decoder", "sampler", "guidance_scale", "network_calls", "excess_fd_tagger",
+                   "kad_tagger", "coverage_tagger", "fd_tagger", "is_tagger_mean", "kl_tagger", "ta_similarity",
+                   "sim_aa_90", "sim_aa_95", "acc_instrument", "acc_drums", "acc_texture", "acc_tempo", "latency_s",
+                   "n")
 
 
 def card(name: str, quality: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> str:
@@ -20,7 +21,7 @@ def card(name: str, quality: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
     Args:
         name: Title.
         quality: What is in `quality.json`.
-        rows: Rows of a results.json; the teacher's are shown.
+        rows: Rows of a results.json; the teacher's, by all its samplers and scales, and the floor's are shown.
         notes: Sentences about them, such as what SIM_AA was compared with.
 
     Returns:
@@ -107,13 +108,17 @@ def _stage_metrics(stages: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _teacher(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
-    teachers = [row for row in rows if row.get("model") == "teacher"]
+    teachers = [row for row in rows if str(row.get("model")).startswith("teacher")]
     if not teachers:
         return "Not measured yet: `musiccm test` measures it, and `musiccm pack --results PATH` puts it here."
-    columns = [c for name in TEACHER_COLUMNS for c in (name, f"{name}_chance")
+    columns = [c for name in TEACHER_COLUMNS for c in (name, f"{name}_low", f"{name}_high", f"{name}_chance")
                if any(row.get(c) is not None for row in teachers)]
-    return ("Guided DDIM, trailing spacing; `acc_*` is the share of clips that have what their caption asked for, by "
-            "the tagger.\n\n" + results_table([{c: row.get(c) for c in columns} for row in teachers])
+    floors = [row for row in rows if row.get("model") == "floor"]
+    shown = [{c: row.get(c) for c in columns} for row in [*teachers, *floors]]
+    return ("`teacher`: guided DDIM, trailing spacing; `acc_*` is the share of clips that have what their caption "
+            "asked for, by the tagger"
+            + ("; `floor`: what real renderings come to; brackets: 95 % intervals" if floors else "") + ".\n\n"
+            + results_table(shown)
             + "".join(f"\n\n{note}." for note in notes))
 
 

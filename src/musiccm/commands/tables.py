@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,9 @@ def paper_tables(run: dict[str, Any], ablations: dict[str, tuple[Path, dict[str,
     lines += ["## 1. Quality and speed", ""]
     columns: list[tuple[str, Callable[[dict[str, Any]], Any]]] = []
     for key in quality:
-        columns.append((with_arrow(key, key), lambda row, key=key: row.get(key)))
-        columns += [(head, lambda row, ratio=ratio: None if row.get(ratio) is None else with_interval(row, ratio))
-                    for suffix, head in RATIOS.items() if any((ratio := f"{key}{suffix}") in row for row in rows)]
+        columns.append((with_arrow(key, key), methodcaller("get", key)))
+        columns += [(head, partial(with_interval, key=ratio)) for suffix, head in RATIOS.items()
+                    if any((ratio := f"{key}{suffix}") in row for row in rows)]
     lines += grid(["model", "steps", "decoder", head_of("network_calls"), *(head for head, _ in columns),
                    head_of("latency_s")],
                   [[caption_of(row), row["steps"], decoder(row, rows), row.get("network_calls"),
@@ -121,7 +122,7 @@ def paper_tables(run: dict[str, Any], ablations: dict[str, tuple[Path, dict[str,
         lines += ["", f"- left out, for the tagger cannot tell them: {', '.join(unknowable)}"]
     lines += ["", *(f"- {line}" for line in described(run.get("sim_aa_gallery") or {}))]
     lines += ["", f"## 3. Ablations, {ABLATION_STEPS} steps", ""]
-    short = [key for key in quality if not ((found := find(key)) and found.column.beside)] + text
+    short = [key for key in quality if not ((known := find(key)) and known.column.beside)] + text
     body, notes = [], []
     for name, other in {run["experiment"]: run, **{name: entry[1] for name, entry in ablations.items()}}.items():
         found = student_rows(other) if other else []

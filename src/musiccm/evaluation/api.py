@@ -176,7 +176,7 @@ def _checked(names: list[str], captions: object, train: object) -> list[str]:
     if not names:
         raise MusiccmError("metrics: expected at least one name, found none")
     for row in [metric_row(name) for name in names]:
-        if row.scope in ("attributes", "cost"):
+        if row.scope in ("attributes", "cost", "comparison", "noises"):
             raise MusiccmError(f"metrics: {row.name} needs {row.needs}, which folders of audio do not have; `musiccm "
                                "test` takes it")
     for name, argument, given in (("ta", "captions", captions), ("sim_aa", "train", train)):

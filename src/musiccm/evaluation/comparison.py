@@ -102,7 +102,8 @@ def compare_sets(
         - `<key>_ratio` to the baseline with `_ratio_low`, `_ratio_high`, of excess, `kad` and `coverage`; null where
           the denominator is not clearly above 0, and `<key>_ratio_why` says so;
         - `excess_fd_<e>_equal_calls_ratio` with `_low`, `_high`, to the teacher's row with the lowest excess among
-          those with no more network calls, which `equal_calls_teacher` names (chosen once, from all clips);
+          those with no more network calls (chosen once, from all clips), which `equal_calls_teacher` names, and
+          `excess_fd_<e>_equal_calls_teacher`, for another network may choose another;
         - `draws_<e>`, the halves that the intervals rest on; 0 where there are too few clips for any.
 
     Raises:
@@ -148,7 +149,7 @@ def _measure(
             assert made is not None
             plain[name] = _computed(f"{name}_{network}", made(), halves.real, found).get(name)
     return _Measured(halved, plain, halves.can_correct(found) and (floor is None or floor.corrected),
-                     floor and halved["fd"] - floor.halved["fd"])
+                     None if floor is None else halved["fd"] - floor.halved["fd"])
 
 
 def _computed(name: str, metric: Any, real: ClipSet, found: ClipSet) -> dict[str, Any]:
@@ -224,16 +225,17 @@ def _add_equal_calls(
     """Ratios of the excess to that of the best teacher with no more network calls."""
     if FLOOR not in measured:
         return
-    key = f"excess_fd_{network}_equal_calls_ratio"
+    key = f"excess_fd_{network}_equal_calls"
     teachers = [(rows[row.label][f"excess_fd_{network}"], row.label, row.network_calls) for row in models
                 if row.teacher and row.network_calls is not None]
     for model in models:
         within = [(value, label) for value, label, calls in teachers
                   if model.network_calls is not None and calls <= model.network_calls]
         best = min(within)[1] if within else None
-        rows[model.label]["equal_calls_teacher"] = best
-        if best is not None and rows[model.label][f"draws_{network}"]:
-            rows[model.label] |= _excess_ratio(key, measured[model.label], measured[best])
+        row = rows[model.label]
+        row |= {"equal_calls_teacher": best, f"{key}_teacher": best, f"{key}_ratio": None}
+        if best is not None and row[f"draws_{network}"]:
+            row |= _excess_ratio(f"{key}_ratio", measured[model.label], measured[best])
 
 
 def _excess_ratio(key: str, top: _Measured, bottom: _Measured) -> dict[str, Any]:

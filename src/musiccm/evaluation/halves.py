@@ -171,10 +171,10 @@ class Halves:
         between = clip_kernel(self.x, y, self.real.clip_R, found.clip_R, bandwidth)
         mine = self._indicators(len(self.real.ids), [split.real for split in self.splits])
         theirs = self._indicators(len(found.ids), [self._chosen(found, split) for split in self.splits])
-        counts = [torch.from_numpy(part.counts).double() for part in (self.real, found)]
-        values = SCALE * (chosen_mean(within_real, counts[0], counts[0], mine, mine, True)
-                          + chosen_mean(within, counts[1], counts[1], theirs, theirs, True)
-                          - 2 * chosen_mean(between, *counts, mine, theirs, same))
+        of_x, of_y = (torch.from_numpy(part.counts).double() for part in (self.real, found))
+        values = SCALE * (chosen_mean(within_real, of_x, of_x, mine, mine, True)
+                          + chosen_mean(within, of_y, of_y, theirs, theirs, True)
+                          - 2 * chosen_mean(between, of_x, of_y, mine, theirs, same))
         return Halved(float(values[0]), values[1:].reshape(-1, 2).numpy())
 
     def neighbours(self, found: ClipSet, names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -30,7 +30,7 @@ Direction = Literal["lower", "higher"]
 #: model with the floor and with other models; clips of one caption with each other.
 Scope = Literal["sets", "generated", "pairs", "text", "training", "attributes", "cost", "comparison", "noises"]
 #: What a metric takes beside clips: rows of embeddings, class logits, CLAP's embeddings, captions, ...
-Need = Literal["rows", "logits", "captions", "training clips", "attributes", "generation"]
+Need = Literal["rows", "logits", "captions", "training clips", "attributes", "generation", "a floor", "many noises"]
 
 
 class Column(NamedTuple):
@@ -81,8 +81,6 @@ class MetricRow:
 
 
 METRICS: tuple[MetricRow, ...] = (
-    MetricRow("excess_fd", "comparison", "lower", "rows",
-              (Column("excess_fd_<net>", "", "excess FD"), Column("floor_fd_<net>", "", beside=True)), log_scale=True),
     MetricRow("fd", "sets", "lower", "rows", (Column("fd_<net>", "fd"),), FrechetDistance,
               log_scale=True),
     MetricRow("kad", "sets", "lower", "rows", (Column("kad_<net>", "kad", "KAD"),), KernelDistance,
@@ -96,7 +94,9 @@ METRICS: tuple[MetricRow, ...] = (
                Column("coverage_<net>_expected", "expected", beside=True)),
               Coverage, "coverage, density, precision and recall by nearest neighbours",
               log_scale=False),
-    MetricRow("spread", "noises", "higher", "rows", (Column("spread_<net>", "", "spread", 3),), log_scale=False),
+    MetricRow("excess_fd", "comparison", "lower", "a floor",
+              (Column("excess_fd_<net>", "", "excess FD"), Column("floor_fd_<net>", "", beside=True)), log_scale=True),
+    MetricRow("spread", "noises", "higher", "many noises", (Column("spread_<net>", "", "spread", 3),), log_scale=False),
     MetricRow("is", "generated", "higher", "logits",
               (Column("is_<net>_mean", "is_mean", "IS"), Column("is_<net>_std", "is_std", beside=True)),
               partial(InceptionScore, clips_a_split=2)),

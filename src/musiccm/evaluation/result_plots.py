@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from musiccm.evaluation.candidates import compared_model
-from musiccm.evaluation.registry import Found, direction, find, metrics_of
+from musiccm.evaluation.registry import Found, Scope, direction, find, metrics_of
 from musiccm.evaluation.rows import baseline_of, by_decoder, caption_of, is_floor, label_of, model_of
 from musiccm.files import write_atomically
 
-#: Metrics that are drawn.
-_SCOPES = ("comparison", "sets", "noises")
+#: What is drawn, in this order.
+_SCOPES: tuple[Scope, ...] = ("comparison", "sets", "noises")
 #: Lines of the teacher's configurations and of the others', one after another.
 _STYLES = {True: ("-", "--", ":", "-."), False: ("-",)}
 _LABEL_SIZE = 8
@@ -48,7 +48,7 @@ def write_plots(folder: Path, rows: Sequence[dict[str, Any]], evaluator: str = "
     """
     written = []
     for decoder, found in by_decoder(rows).items():
-        for metric in metrics_of(*_SCOPES):
+        for metric in (metric for scope in _SCOPES for metric in metrics_of(scope)):
             key = metric.columns[0].key.replace("<net>", evaluator)
             if metric.log_scale is not None and any(row.get(key) is not None for row in found if not is_floor(row)):
                 written.append(folder / f"{key}_against_calls_{decoder}.png")
@@ -56,16 +56,18 @@ def write_plots(folder: Path, rows: Sequence[dict[str, Any]], evaluator: str = "
     return written
 
 
-def plot_metric(path: Path, rows: Sequence[dict[str, Any]], key: str, decoder: str) -> None:
+def plot_metric(path: Path, rows: Sequence[dict[str, Any]], key: str, decoder: str | None = None) -> None:
     """Plot a metric against network calls, one line a model, with 95 % intervals as bars.
 
     Args:
         path: The PNG to write, whole or not at all.
-        rows: Rows of one decoder.
+        rows: Rows of the table.
         key: The metric's key in the rows.
-        decoder: The decoder, for the title.
+        decoder: Whose rows are drawn; those of the decoder that has most if None.
     """
-    figure = metric_figure(rows, key, decoder)
+    found = by_decoder(rows)
+    decoder = decoder or max(found, key=lambda name: len(found[name]))
+    figure = metric_figure(found[decoder], key, decoder)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))
 
 

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from musiccm.evaluation.result_plots import write_plots
+from musiccm.evaluation.result_plots import plot_metric, write_plots
 from musiccm.evaluation.rows import at_chance, sort_rows
 from musiccm.evaluation.text_table import format_table
 from musiccm.files import write_json
 
-__all__ = ["at_chance", "format_table", "sort_rows", "timed", "without_times", "write_plots", "write_results"]
+__all__ = ["at_chance", "format_table", "plot_metric", "sort_rows", "timed", "without_times", "write_plots",
+           "write_results"]
 
 SCHEMA = 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from musiccm.evaluation.registry import find, head_of, shown_keys, split_key
@@ -107,18 +108,22 @@ def _columns(rows: Sequence[dict[str, Any]], evaluator: str, hidden: Sequence[st
     for key in headline:
         columns += _with_ratios(key, rows, evaluator)
     equal = f"excess_fd_{evaluator}_equal_calls_ratio"
-    if any(equal in row for row in rows):
-        columns += [TextColumn("x teacher at equal calls", lambda r: with_interval(r, equal)),
+    if any(row.get(equal) is not None for row in rows):
+        columns += [TextColumn("x teacher at equal calls", partial(with_interval, key=equal)),
                     TextColumn("which is", lambda r: r.get(f"excess_fd_{evaluator}_equal_calls_teacher") or "-")]
     baseline = baseline_of(rows)
     for key in [*first, *others]:
         columns += _with_ratios(key, rows, evaluator)
         if key == first[0] and f"excess_fd_{evaluator}" not in shown:  # of versions 0.1 and 0.2
             anchor = baseline[key] if baseline else None
-            columns.append(TextColumn("x teacher", lambda r, anchor=anchor: _number(
-                r[first[0]] / anchor if anchor and r[first[0]] is not None else None, 2)))
+            columns.append(TextColumn("x teacher", partial(_over, key, anchor)))
     columns += [_column(key, evaluator)._replace(chance=f"{key}_chance") for key in groups]
     return [*columns, TextColumn("n", lambda r: str(r["n"]))]
+
+
+def _over(key: str, anchor: float | None, row: Mapping[str, Any]) -> str:
+    """The ratio of a number to another row's."""
+    return _number(row[key] / anchor if anchor and row[key] is not None else None, 2)
 
 
 def _with_ratios(key: str, rows: Sequence[dict[str, Any]], evaluator: str) -> list[TextColumn]:
@@ -126,8 +131,8 @@ def _with_ratios(key: str, rows: Sequence[dict[str, Any]], evaluator: str) -> li
     columns = [_column(key, evaluator)]
     for suffix, head in (("_ratio", "x teacher"), ("_real_ratio", "x real")):
         ratio = f"{key}{suffix}"
-        if any(ratio in row for row in rows):
-            columns.append(TextColumn(head, lambda r, ratio=ratio: with_interval(r, ratio)))
+        if any(ratio in row for row in rows):  # null ones too: a line below says why
+            columns.append(TextColumn(head, partial(with_interval, key=ratio)))
     return columns
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from musiccm.files import write_text
 from musiccm.models.bundle.student_record import recorded_sampler
 from musiccm.texts import number_text
 
+# Ends of intervals stand beside their number; the rest says how they came about.
+_ONLY_FOR_PROGRAMS = re.compile(r".+_(low|high|bias|why|equal_calls_teacher)|draws_.+")
 FRONT_MATTER = {
     "library_name": "musiccm",
     "pipeline_tag": "text-to-audio",
@@ -174,8 +177,26 @@ def _how_measured(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> st
     gammas = sorted({row["gamma"] for row in rows if row.get("gamma") is not None})  # of version 0.1
     taken = f"; the student's rows were taken at gamma {', '.join(f'{gamma:g}' for gamma in gammas)}" if gammas else ""
     taken += "; `sampler` is how they were sampled" if any("sampler" in row for row in rows) else ""
+    ratios = ""
+    if any(key.endswith("_ratio") for row in rows for key in row):
+        ratios = ("\n`excess_fd` is the Frechet distance over that of `floor`: other renderings of the same captions, "
+                  "or else other\nreal clips. `_ratio` is to the teacher at its most steps, `_equal_calls_ratio` to "
+                  "its best configuration with\nno more network calls (`equal_calls_teacher`), both by the same "
+                  "decoder; brackets hold 95 % intervals.\n")
     return (f"\n`decoder` is what made sound of the latents: VAE decoder and vocoder (original), or the fast decoder "
-            f"(fast){taken}.\n{said}")
+            f"(fast){taken}.\n{ratios}{said}")
+
+
+def _with_intervals(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose numbers hold their intervals, `0.71 [0.66, 0.77]`, without what only programs need."""
+    found = {}
+    for key, value in row.items():
+        if _ONLY_FOR_PROGRAMS.fullmatch(key):
+            continue
+        low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
+        has_interval = isinstance(value, float) and low is not None and high is not None
+        found[key] = f"{value:.3g} [{low:.3g}, {high:.3g}]" if has_interval else value
+    return found
 
 
 def _list(entries: Mapping[str, Any]) -> str:
@@ -185,10 +206,11 @@ def _list(entries: Mapping[str, Any]) -> str:
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as a Markdown table; columns in the order in which they first occur.
 
-    What `<column>_chance` says stands in a last row, which is the same for all.
+    A number and its interval are one cell. What `<column>_chance` says stands in a last row, which is the same for all.
     """
     if not rows:
         return "Not measured yet; `musiccm test` writes the figures."
+    rows = [_with_intervals(row) for row in rows]
     plain = [key for row in rows for key, value in row.items() if not isinstance(value, dict | list)]
     columns = [key for key in dict.fromkeys(plain) if not key.endswith("_chance")]
     chance = {key: rows[0][f"{key}_chance"] for key in columns if rows[0].get(f"{key}_chance") is not None}
