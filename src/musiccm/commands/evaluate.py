@@ -72,8 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--generated", required=True, help="folder of generated audio (wav, flac, ogg, mp3)")
     parser.add_argument("--reference", required=True, help="folder of reference audio")
     parser.add_argument("--embedder", action="append", metavar="NAME[=FILE]",
-                        help="network behind FD, IS and KL: pann, pann32k, vgg, clap, audiomae or tagger, with its "
-                        "weights unless they lie in $MUSICCM_WEIGHTS; may be given several times (default pann, vgg)")
+                        help="network behind FD, IS and KL: pann, pann32k, vgg, clap, clap_music, clap_music_1s, "
+                        "audiomae or tagger, with its weights unless they lie in $MUSICCM_WEIGHTS; may be given "
+                        "several times (default pann, vgg)")
     parser.add_argument("--bundle", help="bundle that tagger, audiomae and clap come from, such as musiccm-tiny")
     parser.add_argument("--captions", help="captions by clip (.json, .csv, .tsv), for text-audio similarity")
     parser.add_argument("--clap", metavar="FILE",

@@ -35,7 +35,9 @@ _ADJECTIVES = ("tempo", "loudness", "mood")
 _MORE_EXACT = {
     ("voice", "any"): (("voice", "female"), ("voice", "male"), ("voice", "choir"), ("voice", "chant")),
     ("instrument", "guitar"): tuple(("instrument", f"{kind} guitar") for kind in ("acoustic", "electric", "classical")),
-    ("genre", "rock"): (("genre", "hard rock"), ("genre", "soft rock")),
+    ("genre", "rock"): tuple(("genre", f"{kind} rock") for kind in (
+        "hard", "soft", "alternative", "blues", "classic", "instrumental", "pop", "punk")),
+    ("genre", "pop"): tuple(("genre", kind) for kind in ("instrumental pop", "pop folk", "pop rock", "synth-pop")),
 }
 
 
