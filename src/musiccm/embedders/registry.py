@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from musiccm.models.bundle import Bundle
 
 NAMES = (*PUBLISHED, "tagger")
+#: Those that classify, which IS and KL need.
+CLASSIFIERS = ("pann", "pann32k", "tagger")
 
 
 def load_embedder(
