@@ -1,4 +1,4 @@
-"""The ATTM benchmark by the commands of docs/attm.md, on files in the true layout and small networks of the true names."""
+"""The ATTM benchmark by the commands of docs/attm.md, on files in the true layout and small networks of true names."""
 
 from __future__ import annotations
 
