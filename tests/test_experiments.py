@@ -119,6 +119,15 @@ def test_an_ablation_differs_in_one_thing(name: str, differences: set[str]) -> N
     assert keys == differences | {".experiment"}
 
 
+def test_the_papers_recipe_on_music_that_can_be_had_differs_in_its_data() -> None:
+    paper, ours = flat(load_experiment(FOLDER / "musiccm.yaml")), flat(settings("jamendo.yaml")[0])
+    differing = {key for key in paper.keys() | ours.keys() if paper.get(key) != ours.get(key)}
+    data = {f".data.init_args.{key}" for key in ("corpora", "cache_dir", "windows_per_track")}
+    assert differing == data | {".trainer.callbacks", ".experiment"}
+    (corpus,) = parse_corpora(ours[".data.init_args.corpora"])
+    assert (corpus.layout, corpus.test) == ("jamendo", None)
+
+
 def test_attm_keeps_to_the_rules() -> None:
     """One corpus, fewer than 500 M parameters, and no network of the loss that saw other music (docs/attm.md)."""
     teacher, student, second = (load_experiment(FOLDER / f"{name}.yaml")

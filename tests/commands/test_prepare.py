@@ -206,7 +206,7 @@ def test_the_demo_corpus_is_written_only_where_an_experiment_says_that_it_reads_
     message = capsys.readouterr().err
     if name not in expected and command == "corpus":
         folders = (["data/bundle-corpus"] if name.startswith("stages/") else ["data/mtg-jamendo"]
-                   if name.startswith("attm") else ["data/audiostock", "data/magnatagatune"])
+                   if name.startswith(("attm", "jamendo")) else ["data/audiostock", "data/magnatagatune"])
         assert all(f"{folder}: no such corpus folder; expected" in message for folder in folders)
 
 

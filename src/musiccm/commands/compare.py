@@ -27,6 +27,8 @@ SAME = 0.01
 DECODERS = ("fast", "original")
 #: What stands in the cell of another number, or is said once for all rows.
 _BESIDE = re.compile(r".+_(low|high)|floor_fd_.+")
+#: What the comparison is about, whether other tables show it or not.
+_ABOUT = re.compile(r"excess_fd_.+|(kad|coverage)_.+_ratio")
 
 
 def main(argv: list[str]) -> int:
@@ -163,7 +165,9 @@ def compare(runs: list[dict[str, Any]], decoder: str | None = None) -> list[dict
                 measures = {head_of(key, metric.removeprefix("fd_")): value for key, value in measures.items()}
                 measures |= {"x most steps": Measure(row[metric] / best)} if best else {}
                 measures |= {"x equal calls": Measure(row[metric] / equal)} if equal else {}
-            model = "student" if decoder is not None and row["model"] == "student_fast" else present_name(row["model"])
+            model = present_name(row["model"])
+            if row["model"] == "student_fast":  # within one decoder it is the student
+                model = "student" if decoder is not None else "student_fast"
             groups[run["experiment"], model, row["steps"]].append(measures)
     return [
         {"experiment": experiment, "model": model, "steps": steps, "runs": len(found)}
@@ -176,7 +180,9 @@ def _shown(row: dict[str, Any]) -> list[str]:
     """The keys of a row's numbers, without those that stand in another's cell."""
     from musiccm.evaluation.registry import shown_keys
 
-    return [key for key in shown_keys([row]) if not _BESIDE.fullmatch(key)]
+    known = set(shown_keys([row]))
+    return [key for key, value in row.items() if not _BESIDE.fullmatch(key) and (
+        key in known or (_ABOUT.fullmatch(key) and (value is None or isinstance(value, int | float))))]
 
 
 def _place(head: str) -> int:
