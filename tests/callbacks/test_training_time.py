@@ -140,3 +140,28 @@ def test_other_devices_are_told_apart(tmp_path, clock, monkeypatch):
     (time,) = [callback for callback in again.callbacks if isinstance(callback, TrainingTime)]
     assert [(part.device == "another", part.seconds) for part in time.parts] == [(False, 3), (True, 3)]
     assert training_record(again, system)["device"].endswith(" + another")
+
+
+def test_what_a_gpu_has_yet_to_compute_is_counted_before_a_pause(clock, monkeypatch):
+    """The host queues a step in a second; the device needs three more, which a validation must not be charged with."""
+    monkeypatch.setattr(training_time, "machine", lambda device: {"device": "GPU", "threads": 1})
+    queued = [0.0]
+
+    def synchronize(device):
+        clock.now += queued[0]
+        queued[0] = 0.0
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    found, run, system = TrainingTime(), SimpleNamespace(world_size=2), SimpleNamespace(device=torch.device("cuda"))
+    found.on_validation_start(run, system)  # the sanity check, before any step
+    for _ in range(2):
+        found.on_train_batch_start(run, system)
+        clock.now += 1
+        queued[0] += 3
+        found.on_train_batch_end(run, system)
+    clock.now += 100
+    found.on_validation_start(run, system)
+    clock.now += 1000
+    found.on_train_end(run, system)
+    (part,) = found.parts
+    assert (part.seconds, part.processor_seconds, part.batches, part.devices) == (2 + 6, None, 2, 2)
