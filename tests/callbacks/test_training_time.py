@@ -113,7 +113,7 @@ def test_the_record_is_that_of_the_checkpoint_which_is_tested(tmp_path, clock, c
         test.test(System(clock), datamodule=Data(), ckpt_path=tmp_path / name, verbose=False)
     two, four = records.values()
     assert two == {
-        "seconds": 3, "processor_seconds": 6, "device": training_time.machine(torch.device("cpu"))["device"],
+        "seconds": 3, "processor_seconds": 6, "device": training_time.device_name(torch.device("cpu")),
         "devices": 1, "steps": 2, "batch": 3, "objective": "System", "start": "some-student"}
     assert (four["seconds"], four["steps"]) == (10, 4) and "not known" not in caplog.text
     # a checkpoint of an older version
@@ -134,7 +134,7 @@ def test_the_record_is_that_of_the_checkpoint_which_is_tested(tmp_path, clock, c
 def test_other_devices_are_told_apart(tmp_path, clock, monkeypatch):
     system = System(clock)
     trainer(tmp_path, clock, 2).fit(system, datamodule=Data())
-    monkeypatch.setattr(training_time, "machine", lambda device: {"device": "another", "threads": 3})
+    monkeypatch.setattr(training_time, "device_name", lambda device: "another")
     again = trainer(tmp_path, clock, 3)
     again.fit(System(clock), datamodule=Data(), ckpt_path=tmp_path / "step=2.ckpt")
     (time,) = [callback for callback in again.callbacks if isinstance(callback, TrainingTime)]
@@ -144,7 +144,7 @@ def test_other_devices_are_told_apart(tmp_path, clock, monkeypatch):
 
 def test_what_a_gpu_has_yet_to_compute_is_counted_before_a_pause(clock, monkeypatch):
     """The host queues a step in a second; the device needs three more, which a validation must not be charged with."""
-    monkeypatch.setattr(training_time, "machine", lambda device: {"device": "GPU", "threads": 1})
+    monkeypatch.setattr(training_time, "device_name", lambda device: "GPU")
     queued = [0.0]
 
     def synchronize(device):

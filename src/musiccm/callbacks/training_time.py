@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +14,13 @@ import torch
 from pytorch_lightning.trainer.states import TrainerFn
 
 from musiccm.errors import reason
-from musiccm.evaluation.row_cache import machine
 
 log = logging.getLogger(__name__)
+
+
+def device_name(device: torch.device) -> str:
+    """What a run was trained on: the accelerator, or the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
 
 
 @dataclass
@@ -112,10 +117,9 @@ class TrainingTime(pl.Callback):
 
     def _part(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Part:
         if self._here is None:
-            device = pl_module.device
-            about = machine(device)
-            on_cpu = device.type == "cpu"
-            here = Part(about["device"], trainer.world_size, about["threads"], 0.0, 0.0 if on_cpu else None)
+            on_cpu = pl_module.device.type == "cpu"
+            here = Part(device_name(pl_module.device), trainer.world_size, torch.get_num_threads(), 0.0,
+                        0.0 if on_cpu else None)
             same = [part for part in self.parts
                     if (part.device, part.devices, part.threads) == (here.device, here.devices, here.threads)]
             if not same:

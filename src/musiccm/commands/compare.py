@@ -26,7 +26,7 @@ SCHEMA = 1
 SAME = 0.01
 DECODERS = ("fast", "original")
 #: What stands in the cell of another number, or is said once for all rows.
-_BESIDE = re.compile(r".+_(low|high)|floor_fd_.+")
+_BESIDE = re.compile(r".+_(low|high|bias|why)|floor_fd_.+|draws_.+")
 #: What the comparison is about, whether other tables show it or not.
 _ABOUT = re.compile(r"excess_fd_.+|(kad|coverage)_.+_ratio")
 
