@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 from jsonargparse import ArgumentParser
 from pytorch_lightning import Callback
 from pytorch_lightning.strategies import DDPStrategy, Strategy
@@ -115,3 +117,34 @@ def test_an_ablation_differs_in_one_thing(name: str, differences: set[str]) -> N
     assert ours[".experiment"] == name
     keys = {key for key in base.keys() | ours.keys() if base.get(key) != ours.get(key)}
     assert keys == differences | {".experiment"}
+
+
+def test_the_papers_recipe_on_music_that_can_be_had_differs_in_its_data() -> None:
+    paper, ours = flat(load_experiment(FOLDER / "musiccm.yaml")), flat(settings("jamendo.yaml")[0])
+    differing = {key for key in paper.keys() | ours.keys() if paper.get(key) != ours.get(key)}
+    data = {f".data.init_args.{key}" for key in ("corpora", "cache_dir", "windows_per_track")}
+    assert differing == data | {".trainer.callbacks", ".experiment"}
+    (corpus,) = parse_corpora(ours[".data.init_args.corpora"])
+    assert (corpus.layout, corpus.test) == ("jamendo", None)
+
+
+def test_attm_keeps_to_the_rules() -> None:
+    """One corpus, fewer than 500 M parameters, and no network of the loss that saw other music (docs/attm.md)."""
+    teacher, student, second = (load_experiment(FOLDER / f"{name}.yaml")
+                                for name in ("attm_teacher", "attm", "attm_dmd2"))
+    for content in (teacher, student, second):
+        (corpus,) = parse_corpora(content["data"]["init_args"]["corpora"])
+        assert (corpus.layout, corpus.options["audio"]) == ("jamendo", "instrumental")
+        assert content["data"]["init_args"]["clip_samples"] == round(10.24 * 16000)
+        assert content["model"]["init_args"]["bundle"] == "data/attm"
+    caches = {content["data"]["init_args"]["cache_dir"] for content in (teacher, student, second)}
+    assert len(caches) == 1
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**teacher["model"]["init_args"]["unet"])
+    assert 185.0e6 < sum(parameter.numel() for parameter in unet.parameters()) < 185.1e6
+    settings("attm.yaml")
+    assert student["model"]["init_args"]["adversarial"]["weight"] == 0.0
+    assert "adversarial" not in second["model"]["init_args"]
+    predicted = teacher["model"]["init_args"]["scheduler"]["prediction_type"]
+    assert {content["model"]["init_args"]["distillation"]["prediction_type"] for content in (student, second)} == {
+        predicted}

@@ -190,3 +190,12 @@ def test_missing_weights_are_named_with_where_to_put_them(folders, monkeypatch, 
     assert evaluate(*folders, "--embedder", "pann") == 2
     message = capsys.readouterr().err
     assert "Cnn14_16k_mAP=0.438.pth" in message and "MUSICCM_WEIGHTS" in message
+
+
+def test_embedders_that_do_not_classify_leave_is_and_kl_out(folders, tmp_path: Path, capsys) -> None:
+    generated, reference = folders
+    out = tmp_path / "scores.json"
+    assert main(["evaluate", "--generated", str(generated), "--reference", str(reference), "--bundle", "musiccm-tiny",
+                 "--embedder", "clap", "--device", "cpu", "--out", str(out)]) == 0
+    assert "without is, kl: none of the embedders classifies" in capsys.readouterr().out
+    assert set(json.loads(out.read_text())["figures"]) == {"fd_bundle_clap"}

@@ -224,3 +224,53 @@ def test_an_endless_stream_that_is_ended_leaves_a_wav(model: Path, here: Path, w
         assert process.returncode == 143 and "musiccm: ended by SIGTERM" in printed and "Traceback" not in printed
         kept_s = len(heard("a.wav")) / 16000
         assert f"a.wav: interrupted; the {kept_s:.1f} s that were made are kept" in printed
+
+
+#: Song Describer's columns, and ATTM's.
+SONG_DESCRIBER = """caption_id,track_id,caption,is_valid_subset,familiarity,artist_id,album_id,path,duration
+859,1004034,"an electronic tune, slow",True,0,368880,118196,34/1004034.mp3,202.5
+860,1004034,synth pads,True,1,368880,118196,34/1004034.mp3,202.5
+990,1007274,acoustic guitar,,1,429137,118548,74/1007274.mp3,140.2
+"""
+ATTM = 'id,prompt\n0,"a calm tune, slow"\n1,a fast tune\n'
+
+
+def from_file(model: Path, *arguments: str) -> int:
+    return main(["generate", *arguments, "--model", str(model), "--device", "cpu", "--steps", "2"])
+
+
+def test_prompts_of_a_file_and_their_ids(model: Path, here: Path) -> None:
+    Path("describer.csv").write_text(SONG_DESCRIBER)
+    Path("attm.csv").write_text(ATTM)
+    assert from_file(model, "--prompts", "describer.csv", "--only", "is_valid_subset=True", "--out", "sdd") == 0
+    assert from_file(model, "--prompts", "attm.csv", "--out", "attm", "--seed", "3") == 0
+    assert sorted(path.name for path in here.rglob("*.wav")) == ["0.wav", "1.wav", "859.wav", "860.wav"]
+    pipeline = Pipeline.from_pretrained(model)
+    for folder, seed, texts in (("sdd", 0, {"859": "an electronic tune, slow", "860": "synth pads"}),
+                                ("attm", 3, {"0": "a calm tune, slow", "1": "a fast tune"})):
+        for name, clip in zip(texts, pipeline(list(texts.values()), 2, seed), strict=True):
+            np.testing.assert_allclose(heard(f"{folder}/{name}.wav"), clip.clamp(-1, 1), atol=2e-4)
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["a tune", "--prompts", "p.csv", "--out", "x"], "either prompts or --prompts FILE, found both"),
+    (["--out", "x"], "either prompts or --prompts FILE, found neither"),
+    (["--prompts", "p.csv"], "--out out.wav: --prompts writes ID.wav into a folder"),
+    (["--prompts", "p.csv", "--out", "x", "--stream"], "leave out --stream"),
+    (["--prompts", "p.csv", "--out", "x", "--only", "valid"], "--only is_valid_subset=True"),
+    (["a tune", "--only", "a=b"], "--only chooses rows of --prompts FILE"),
+    (["--prompts", "p.csv", "--out", "x", "--only", "is_valid_subset=False"],
+     "no row whose is_valid_subset is 'False'; it has '', 'True'"),
+    (["--prompts", "p.csv", "--out", "x", "--only", "split=test"], "no column split to choose by, found caption_id"),
+    (["--prompts", "climbs.csv", "--out", "x"], "'../0' would be written outside of --out x"),
+    (["--prompts", "json.json", "--out", "x", "--only", "a=b"], "has no column a to choose by"),
+    (["--prompts", "p.csv", "--out", "there", "--only", "is_valid_subset=True"], "exists, and is not overwritten"),
+])
+def test_prompts_that_cannot_be_taken_are_refused(here: Path, capsys: Capture, arguments: list[str], said: str) -> None:
+    Path("p.csv").write_text(SONG_DESCRIBER)
+    Path("climbs.csv").write_text("id,prompt\n../0,a tune\n")
+    Path("json.json").write_text('{"0": "a tune"}')
+    Path("there").mkdir()
+    Path("there/860.wav").write_bytes(b"mine")
+    assert from_file(Path("nowhere"), *arguments) == 2
+    assert said in capsys.readouterr().err

@@ -208,7 +208,8 @@ def test_the_demo_corpus_is_written_only_where_an_experiment_says_that_it_reads_
     assert not list(tmp_path.rglob("*")), "something was written"
     message = capsys.readouterr().err
     if name not in expected and command == "corpus":
-        folders = ["data/bundle-corpus"] if name.startswith("stages/") else ["data/audiostock", "data/magnatagatune"]
+        folders = (["data/bundle-corpus"] if name.startswith("stages/") else ["data/mtg-jamendo"]
+                   if name.startswith(("attm", "jamendo")) else ["data/audiostock", "data/magnatagatune"])
         assert all(f"{folder}: no such corpus folder; expected" in message for folder in folders)
 
 

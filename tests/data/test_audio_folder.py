@@ -78,13 +78,15 @@ def test_captions_of_all_forms_are_the_same(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps({"a": "calm", "deep/b": "fast, loud"}))
     (tmp_path / "c.csv").write_text('path,caption\na.wav,calm\ndeep/b.flac,"fast, loud"\n')
     (tmp_path / "c.tsv").write_text("id\tcaption\tyear\na\tcalm\t1990\ndeep/b\tfast, loud\t1991\n")
-    for name in ("c.json", "c.csv", "c.tsv"):
+    (tmp_path / "d.csv").write_text("caption_id,path,prompt\na,x.mp3,calm\ndeep/b,x.mp3,\"fast, loud\"\n")
+    for name in ("c.json", "c.csv", "c.tsv", "d.csv"):
         assert read_captions(tmp_path / name) == {"a": "calm", "deep/b": "fast, loud"}
 
 
 @pytest.mark.parametrize(("name", "text", "message"), [
     ("c.json", "[1]", "JSON object"), ("c.json", '{"a": ""}', "a: expected a caption"),
-    ("c.csv", "file,caption\n", "columns caption and id or path"), ("c.csv", "id,caption\na,x,y\n", "cannot be read"),
+    ("c.csv", "file,caption\n", "columns caption or prompt, and id"),
+    ("c.csv", "id,caption\na,x,y\n", "cannot be read"),
     ("c.csv", "id,caption\na,x\na,y\n", "two different captions"), ("c.txt", "x", "as .json, .csv or .tsv"),
 ])
 def test_captions_that_cannot_be_used(tmp_path: Path, name: str, text: str, message: str) -> None:

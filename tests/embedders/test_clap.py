@@ -1,19 +1,21 @@
 """CLAP from LAION's names and from transformers' folders, through the same windows."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from laion_clap import random_clap, write_original
 from metrics_sounds import tones
 from tiny_bundle import CAPTIONS
-from transformers import ClapFeatureExtractor
+from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
 from musiccm.embedders import clap, load_embedder
 from musiccm.embedders.clap import ClapEmbedder, conditioner_from_laion
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle.tokenizer import train_tokenizer
 from musiccm.models.conditioners.clap import ClapFrontEnd
+from musiccm.models.conditioners.clap_names import clap_config_from_state, clap_state_from_original
 
 RATE = 48000
 
@@ -152,3 +154,69 @@ def test_fingerprints_follow_the_weights(model, embedder, laion_file):
     other.front_end.filters = ClapFrontEnd(ClapFeatureExtractor(frequency_min=50, truncation="fusion")).filters
     assert ClapEmbedder(other).fingerprint != embedder.fingerprint
     assert math.isclose(embedder.min_duration_s, 1024 / 48000)
+
+
+def music_clap() -> ClapModel:
+    """A network of LAION's music checkpoint's own sizes: HTSAT-base, RoBERTa-base, 512 numbers."""
+    return ClapModel(ClapConfig(
+        projection_dim=512,
+        text_config={"vocab_size": 50265, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+                     "intermediate_size": 3072, "max_position_embeddings": 514, "layer_norm_eps": 1e-5},
+        audio_config={"hidden_size": 1024, "patch_embeds_hidden_size": 128, "depths": [2, 2, 12, 2],
+                      "num_attention_heads": [4, 8, 16, 32], "num_mel_bins": 64, "num_hidden_layers": 4,
+                      "enable_fusion": False},
+    ))
+
+
+def test_the_music_checkpoints_names_and_shapes_give_its_configuration():
+    """Shapes alone, without the 190 million numbers."""
+    with torch.device("meta"):
+        model = music_clap()
+        state, _ = clap_state_from_original(write_original(model))
+    assert {name: value.shape for name, value in state.items()} == {
+        name: value.shape for name, value in model.state_dict().items() if not name.endswith(
+            ("position_ids", "token_type_ids", "relative_position_index"))}
+    stated, theirs = clap_config_from_state(state), model.config.to_dict()
+    for part in ("text_config", "audio_config"):
+        assert all(theirs[part][key] == value for key, value in stated[part].items() if key != "fusion_type")
+    config = ClapConfig(**stated)
+    shape = clap.shape_of_clap(SimpleNamespace(clap=SimpleNamespace(config=config), width=config.projection_dim))
+    assert shape == clap.MUSIC_CLAP
+
+
+@pytest.mark.slow
+def test_a_file_of_the_music_checkpoints_size(tmp_path):
+    torch.manual_seed(0)
+    torch.save({"epoch": 15, "state_dict": write_original(music_clap())}, tmp_path / "random.pt")
+    embedder = load_embedder("clap_music", tmp_path / "random.pt")
+    rows = embedder(tones(10.0, RATE, clips=1), RATE).embedding_RE
+    assert embedder.name == "clap_music" and embedder.width == 512 and rows.shape == (1, 512)
+    assert load_embedder("clap_music_1s", tmp_path / "random.pt")(tones(3.0, RATE), RATE).counts == [3, 3]
+
+
+@pytest.mark.parametrize("name", ["clap_music", "clap_music_1s"])
+def test_other_claps_do_not_bear_the_music_checkpoints_name(laion_file, name):
+    with pytest.raises(MusiccmError, match=rf"random.pt: {name}: expected LAION's music checkpoint .HTSAT-base: "
+                                           r"channels 128.* found a CLAP of another size .channels 16, depths 2 1,"):
+        load_embedder(name, laion_file)
+
+
+def test_a_row_each_second_as_fadtk_has_them(model, laion_file, monkeypatch):
+    monkeypatch.setattr(clap, "MUSIC_CLAP", "channels 16, depths 2 1, embeddings 24")
+    embedder = load_embedder("clap_music_1s", laion_file)
+    waveform = tones(10.5, RATE, clips=1)
+    found = embedder(waveform, RATE)
+    assert embedder.name == "clap_music_1s" and found.counts == [11]
+    # by hand, chunk for chunk: 10 s from each whole second on, zeros behind the end, samples of 16 bits
+    whole = torch.from_numpy((waveform.numpy() * 32767).astype("int16").astype("float32") / 32767)
+    expected = []
+    for clip in whole:
+        for second in range(11):
+            chunk = torch.zeros(10 * RATE)
+            part = clip[second * RATE : (second + 10) * RATE]
+            chunk[: len(part)] = part
+            expected.append(extracted(model, chunk[None]))
+    torch.testing.assert_close(found.embedding_RE, torch.cat(expected), atol=1e-4, rtol=0)
+    plain = load_embedder("clap_music", laion_file)
+    assert plain.name == "clap_music" and plain.fingerprint != embedder.fingerprint
+    assert plain(waveform[:, : 10 * RATE], RATE).counts == [1]

@@ -128,7 +128,7 @@ def test_a_checkpoint_is_a_mapping(tmp_path):
 
 
 def test_unknown_embedder_and_a_tagger_without_a_bundle():
-    with pytest.raises(MusiccmError, match="embedder 'passt': expected one of pann, pann32k, vgg, clap, audiomae, tag"):
+    with pytest.raises(MusiccmError, match="embedder 'passt': expected one of pann, pann32k, vgg, clap, clap_music"):
         load_embedder("passt")
     with pytest.raises(MusiccmError, match="it comes with a bundle"):
         load_embedder("tagger")

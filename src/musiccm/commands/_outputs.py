@@ -41,7 +41,22 @@ def checked_outputs(out: str, count: int, suffixes: Sequence[str], force: bool) 
     path = Path(out)
     if path.suffix.lower() not in suffixes:
         raise MusiccmError(f"--out {out}: expected a name that ends in {' or '.join(suffixes)}, or - for a pipe")
-    paths = output_paths(path, count)
+    return checked_files(output_paths(path, count), force)
+
+
+def checked_files(paths: list[Path], force: bool) -> list[Path]:
+    """Refuse files that cannot be written, or are there.
+
+    Args:
+        paths: The files.
+        force: Whether files that are there may be replaced.
+
+    Returns:
+        They.
+
+    Raises:
+        MusiccmError: A name is too long, a file is there, or its folder takes none.
+    """
     for path in paths:
         if len(os.fsencode(path.name)) > NAME_BYTES:
             raise MusiccmError(f"{path}: could not be written: {name_too_long(path)}")

@@ -22,6 +22,7 @@ from musiccm.callbacks.last_checkpoint import LastStep
 from musiccm.callbacks.preemption import Preemption, without_lightnings_handlers
 from musiccm.callbacks.progress_lines import ProgressLines
 from musiccm.callbacks.provenance import SaveConfigWithProvenance
+from musiccm.callbacks.training_time import TrainingTime
 from musiccm.commands._checkpoints import with_our_files
 from musiccm.commands._imports import check_classes, only_known_imports, take_allowed
 from musiccm.commands._run_folder import RunTrainer
@@ -134,6 +135,8 @@ class TrainerCLI(LightningCLI):
         trainer.logs_there = options.trainer.logger in (None, True)
         if not any(isinstance(callback, Divergence) for callback in trainer.callbacks):
             trainer.callbacks.insert(0, Divergence())  # before anything saves or shows what has diverged
+        if not any(isinstance(callback, TrainingTime) for callback in trainer.callbacks):
+            trainer.callbacks.insert(1, TrainingTime())  # before whatever works at the end of a step, which is no step
         # Under SLURM they would requeue the job from within a signal handler, at any moment of a fit or a test, and
         # leave a checkpoint of Lightning's own behind that the next fit takes in place of the one it was given.
         without_lightnings_handlers(trainer)

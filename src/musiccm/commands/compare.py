@@ -1,15 +1,19 @@
-"""lay the results of several runs side by side: means over seeds, ratios to the teacher."""
+"""lay the results of several runs side by side: means over seeds, ratios to the teacher, what training cost."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
+import re
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from musiccm.commands._compared_cost import cost_notes, cost_s, cost_unit, training_table
+from musiccm.commands._compared_plots import Measure, plot_objectives
 from musiccm.errors import MusiccmError
 from musiccm.terminal import say
 from musiccm.texts import read_json
@@ -18,6 +22,13 @@ log = logging.getLogger(__name__)
 
 #: Schema of results.json that is understood.
 SCHEMA = 1
+#: Floors and teachers of one test set differ by no more than rounding.
+SAME = 0.01
+DECODERS = ("fast", "original")
+#: What stands in the cell of another number, or is said once for all rows.
+_BESIDE = re.compile(r".+_(low|high|bias|why)|floor_fd_.+|draws_.+")
+#: What the comparison is about, whether other tables show it or not.
+_ABOUT = re.compile(r"excess_fd_.+|(kad|coverage)_.+_ratio")
 
 
 def main(argv: list[str]) -> int:
@@ -34,10 +45,46 @@ def main(argv: list[str]) -> int:
     """
     args = _parser().parse_args(argv)
     runs = [read_run(Path(run)) for run in args.runs]
-    say(markdown(compare(runs)))
-    if unknowable := sorted({group for run in runs for group in untold(run)}):
-        say(f"left out, for the tagger cannot tell them: {', '.join(unknowable)}")
+    by_decoder = any("decoder" in row for run in runs for row in run["rows"])
+    if args.out and not by_decoder:
+        raise MusiccmError("--out: none of the runs states excess_fd_* and the decoder of its rows, as those of "
+                           "versions before 0.3; evaluate them again, or leave --out away")
+    if args.out:
+        from musiccm.commands._outputs import require_room
+
+        require_room(Path(args.out) / "compare.md")
+    tables = {decoder: compare(runs, decoder) for decoder in decoders_of(runs)} if by_decoder else {"": compare(runs)}
+    text = "\n\n".join([
+        *(f"{f'Decoder: {decoder}' + chr(10) * 2 if decoder else ''}{markdown(rows)}"
+          for decoder, rows in tables.items()),
+        *([markdown(costs)] if by_decoder and (costs := training_table(runs)) else []),
+        *notes_of(runs, tables),
+    ])
+    say(text)
+    if args.out:
+        _write(Path(args.out), runs, tables, text)
     return 0
+
+
+def _write(out: Path, runs: list[dict[str, Any]], tables: dict[str, list[dict[str, Any]]], text: str) -> None:
+    """The tables as text and as JSON, and a picture a decoder."""
+    from musiccm.files import write_json, write_text
+
+    embedder = fd_key(runs[0]).removeprefix("fd_")
+    unit = cost_unit(runs)
+    minutes = {experiment: fmean((cost_s(run) or 0) / 60 for run in runs if run["experiment"] == experiment)
+               for experiment in {run["experiment"] for run in runs}} if unit else {}
+    write_text(out / "compare.md", text + "\n")
+    write_json(out / "compare.json", {
+        "n": runs[0]["n"], "training": training_table(runs), "notes": notes_of(runs, tables),
+        "rows": {decoder: [{key: value._asdict() if isinstance(value, Measure) else value for key, value in row.items()}
+                           for row in rows] for decoder, rows in tables.items()}})
+    several = len(runs) > len({run["experiment"] for run in runs})
+    bars = "standard deviations over runs, else 95 % intervals" if several else "95 % intervals"
+    for decoder, rows in tables.items():
+        plot_objectives(out / f"objectives_{decoder}.png", rows, embedder, minutes, unit,
+                        f"decoder: {decoder}, n = {runs[0]['n']} clips, bars: {bars}")
+    say(f"written to {out}")
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -59,58 +106,152 @@ def read_run(path: Path) -> dict[str, Any]:
     return {**result, "path": path}
 
 
-def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def decoder_of(row: dict[str, Any]) -> str:
+    """Through which decoder a row's clips were made; versions before 0.3 had a model of its own for the fast one."""
+    return row.get("decoder") or ("fast" if row["model"] == "student_fast" else "original")
+
+
+def decoders_of(runs: list[dict[str, Any]]) -> list[str]:
+    """The decoders that any row went through: those that are known, then others."""
+    found = {decoder_of(row) for run in runs for row in run["rows"]}
+    return [*(decoder for decoder in DECODERS if decoder in found), *sorted(found - set(DECODERS))]
+
+
+def compare(runs: list[dict[str, Any]], decoder: str | None = None) -> list[dict[str, Any]]:
     """Mean and standard deviation over the runs of each experiment.
 
-    Ratios are taken within a run, then averaged: to the teacher at its most steps, and to the guided teacher with as
-    many network calls (a guided step is two, so it takes half as many steps), by whichever of the samplers that it was
-    scored with is best there. Times of different machines are not
-    averaged: where those of an experiment's runs differ, there is none.
+    Ratios are taken within a run, then averaged: to the teacher at its most steps, and to the best of the teacher's
+    rows with as many network calls (a guided step is two, so it takes half as many steps). Rows that state the ratios
+    of their excess over the floor are shown with these, others with the ratios of their distances. Times of different
+    machines are not averaged: where those of an experiment's runs differ, there is none.
 
     Args:
         runs: Contents of their results.json.
+        decoder: Take rows through this decoder alone; None takes all, under the names that versions before 0.3 gave.
 
     Returns:
         One row an experiment, model and step count, in the order in which the experiments came.
 
     Raises:
-        MusiccmError: The runs were scored on different numbers of clips, or by different evaluators.
+        MusiccmError: The runs were scored on different numbers of clips, on different clips, or by different
+            evaluators.
     """
     from musiccm.evaluation.candidates import compared_model, present_name
-    from musiccm.evaluation.registry import head_of, shown_keys
+    from musiccm.evaluation.registry import head_of
     from musiccm.evaluation.results import timed, without_times
 
+    _refuse_unlike(runs)
+    metric = fd_key(runs[0])
+    groups: dict[tuple[str, str, int], list[dict[str, Measure]]] = defaultdict(list)
+    machines: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        machines[run["experiment"]].add(repr(run.get("machine")))
+    apart = of_training_clips(runs)
+    for run in runs:
+        rows = [row for row in run["rows"] if decoder is None or decoder_of(row) == decoder]
+        left_out = {f"acc_{group}" for group in untold(run)} | apart
+        teachers = {row["network_calls"]: row[metric] for row in rows if row["model"] == "teacher"}
+        strongest: dict[float, float] = {}
+        for row in rows:
+            if compared_model(row["model"]).teacher and row[metric] is not None:
+                calls = row["network_calls"]
+                strongest[calls] = min(row[metric], strongest.get(calls, row[metric]))
+        for row in rows:
+            row = timed(row) if len(machines[run["experiment"]]) == 1 else without_times(row)
+            measures = {key: Measure(row[key], None, row.get(f"{key}_low"), row.get(f"{key}_high"))
+                        for key in _shown(row) if row[key] is not None and key not in left_out}
+            if decoder is None:
+                best, equal = teachers.get(max(teachers, default=0)), strongest.get(row.get("network_calls", 0.0))
+                measures = {head_of(key, metric.removeprefix("fd_")): value for key, value in measures.items()}
+                measures |= {"x most steps": Measure(row[metric] / best)} if best else {}
+                measures |= {"x equal calls": Measure(row[metric] / equal)} if equal else {}
+            model = present_name(row["model"])
+            if row["model"] == "student_fast":  # within one decoder it is the student
+                model = "student" if decoder is not None else "student_fast"
+            groups[run["experiment"], model, row["steps"]].append(measures)
+    return [
+        {"experiment": experiment, "model": model, "steps": steps, "runs": len(found)}
+        | {name: over_runs([measures[name] for measures in found if name in measures]) for name in names(found)}
+        for (experiment, model, steps), found in groups.items()
+    ]
+
+
+def _shown(row: dict[str, Any]) -> list[str]:
+    """The keys of a row's numbers, without those that stand in another's cell."""
+    from musiccm.evaluation.registry import shown_keys
+
+    known = set(shown_keys([row]))
+    return [key for key, value in row.items() if not _BESIDE.fullmatch(key) and (
+        key in known or (_ABOUT.fullmatch(key) and (value is None or isinstance(value, int | float))))]
+
+
+def _place(head: str) -> int:
+    """Where a column stands: what the row is of, what the comparison is about, all others."""
+    first = ("experiment", "model", "steps", "runs", "network_calls", "excess_fd_", "kad_", "coverage_", "recall_")
+    return next((n for n, start in enumerate(first) if head.startswith(start)), len(first))
+
+
+def _refuse_unlike(runs: list[dict[str, Any]]) -> None:
     first = runs[0]
     metric = fd_key(first)
     for run in runs:
         if (run["n"], fd_key(run)) != (first["n"], metric):
             raise MusiccmError(f"{run['path']}: {fd_key(run)} on n = {run['n']}, but {first['path']} has {metric} on "
                                f"n = {first['n']}; distances of different n or evaluators cannot be compared")
-    groups: dict[tuple[str, str, int], list[dict[str, float]]] = defaultdict(list)
-    machines: dict[str, set[str]] = defaultdict(set)
-    for run in runs:
-        machines[run["experiment"]].add(repr(run.get("machine")))
-    apart = of_training_clips(runs)
-    for run in runs:
-        teachers = {row["network_calls"]: row[metric] for row in run["rows"] if row["model"] == "teacher"}
-        strongest: dict[float, float] = {}
-        for row in run["rows"]:
-            if compared_model(row["model"]).teacher and row[metric] is not None:
-                calls = row["network_calls"]
-                strongest[calls] = min(row[metric], strongest.get(calls, row[metric]))
-        for row in run["rows"]:
-            best, equal = teachers.get(max(teachers, default=0)), strongest.get(row["network_calls"])
-            row = timed(row) if len(machines[run["experiment"]]) == 1 else without_times(row)
-            metrics = {head_of(key, metric.removeprefix("fd_")): row[key] for key in shown_keys([row])
-                       if row[key] is not None and key not in {f"acc_{group}" for group in untold(run)} | apart}
-            metrics |= {"x most steps": row[metric] / best} if best else {}
-            metrics |= {"x equal calls": row[metric] / equal} if equal else {}
-            groups[run["experiment"], present_name(row["model"]), row["steps"]].append(metrics)
-    return [
-        {"experiment": experiment, "model": model, "steps": steps, "runs": len(found)}
-        | {name: mean_std([metrics[name] for metrics in found if name in metrics]) for name in names(found)}
-        for (experiment, model, steps), found in groups.items()
-    ]
+        if run.get("test_clips") and first.get("test_clips") and run["test_clips"] != first["test_clips"]:
+            raise MusiccmError(f"{run['path']}: test clips {json.dumps(run['test_clips'])}, but {first['path']} has "
+                               f"{json.dumps(first['test_clips'])}; distances on different clips cannot be compared")
+
+
+def notes_of(runs: list[dict[str, Any]], tables: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """What a reader of the tables should know.
+
+    Args:
+        runs: Contents of their results.json.
+        tables: Rows by decoder; of versions before 0.3 under an empty name.
+
+    Returns:
+        Sentences.
+    """
+    notes = []
+    if unknowable := sorted({group for run in runs for group in untold(run)}):
+        notes.append(f"left out, for the tagger cannot tell them: {', '.join(unknowable)}")
+    if "" in tables:
+        return notes
+    metric = fd_key(runs[0])
+    kinds = {str(run.get("floor")) for run in runs if run.get("floor")}
+    notes.append(f"floor: {kinds.pop()}" if len(kinds) == 1 else
+                 f"the floors are not of one kind ({', '.join(sorted(kinds))}): excesses over them do not compare"
+                 if kinds else "no run says what its floor is")
+    for decoder in tables:
+        floors = {str(run["path"].parent): found for run in runs
+                  if (found := floor_of(run, decoder, metric)) is not None}
+        notes += _unlike(floors, f"the floors through the decoder {decoder} differ",
+                         "the runs were not scored on the same clips, and their excesses do not compare")
+        teachers = {str(run["path"].parent): found for run in runs
+                    if (found := teacher_of(run, decoder, metric)) is not None}
+        notes += _unlike(teachers, f"the teacher at its most steps differs through the decoder {decoder}",
+                         "the runs do not have one teacher, or not one test set")
+    return notes + cost_notes(runs)
+
+
+def floor_of(run: dict[str, Any], decoder: str, metric: str) -> float | None:
+    """The floor of a run through a decoder: the distance that a perfect model would have."""
+    return next((row[f"floor_{metric}"] for row in run["rows"]
+                 if decoder_of(row) == decoder and row.get(f"floor_{metric}") is not None), None)
+
+
+def teacher_of(run: dict[str, Any], decoder: str, metric: str) -> float | None:
+    """The distance of the teacher at its most steps through a decoder."""
+    rows = [row for row in run["rows"] if row["model"] == "teacher" and decoder_of(row) == decoder]
+    return max(rows, key=lambda row: row["steps"])[metric] if rows else None
+
+
+def _unlike(values: dict[str, float], what: str, means: str) -> list[str]:
+    """A sentence where values of several runs differ by more than rounding."""
+    if len(values) < 2 or max(values.values()) - min(values.values()) <= SAME * max(map(abs, values.values())):
+        return []
+    return [f"{what} ({', '.join(f'{name} {value:.4g}' for name, value in values.items())}): {means}"]
 
 
 def of_training_clips(runs: list[dict[str, Any]]) -> set[str]:
@@ -131,46 +272,77 @@ def fd_key(run: dict[str, Any]) -> str:
     """The Frechet distance's column: `fd_` and the evaluator."""
     from musiccm.evaluation.registry import find
 
-    return next(key for key in run["rows"][0] if (found := find(key)) and found.metric.name == "fd")
+    keys = (key for row in run["rows"] for key in row)
+    found = next((key for key in keys if (known := find(key)) and known.metric.name == "fd"), None)
+    if found is None:
+        raise MusiccmError(f"{run['path']}: no row has a Frechet distance (fd_*); evaluate the run again (make eval)")
+    return found
 
 
 def untold(run: dict[str, Any]) -> list[str]:
     """The attributes that the run's tagger cannot tell."""
     from musiccm.evaluation.results import at_chance
 
-    return at_chance(run["rows"][0], run.get("references", {}))
+    # Not every row has attributes: the floor's may not.
+    row = next((row for row in run["rows"] if any(key.endswith("_chance") for key in row)), run["rows"][0])
+    return at_chance(row, run.get("references", {}))
 
 
-def names(found: list[dict[str, float]]) -> list[str]:
+def names(found: list[dict[str, Measure]]) -> list[str]:
     """Every metric that any of the runs has."""
     return list(dict.fromkeys(name for metrics in found for name in metrics))
 
 
-def mean_std(values: list[float]) -> tuple[float, float | None]:
-    """Mean, and the sample standard deviation where there are two values or more."""
-    return fmean(values), stdev(values) if len(values) > 1 else None
+def over_runs(values: Sequence[Measure]) -> Measure:
+    """One run's value with its interval; of several, mean and sample standard deviation."""
+    if len(values) == 1:
+        return values[0]
+    means = [value.mean for value in values]
+    return Measure(fmean(means), stdev(means))
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
     heads = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    if any(head.startswith("excess_fd_") for head in heads):
+        heads.sort(key=_place)
+    lines = [f"| {' | '.join(_head(head) for head in heads)} |", "|" + "---|" * len(heads)]
     lines += [f"| {' | '.join(shown(head, row.get(head)) for head in heads)} |" for row in rows]
     return "\n".join(lines)
 
 
+def _head(key: str) -> str:
+    """How a table calls a column: numbers that are better on one side have an arrow, ratios are named so."""
+    from musiccm.evaluation.registry import with_arrow
+
+    if match := re.fullmatch(r"(.+)_equal_calls_ratio", key):
+        return f"{match[1]} x equal calls"
+    if match := re.fullmatch(r"(.+)_ratio", key):
+        return f"{match[1]} x teacher"
+    if key == "network_calls":
+        return "calls"
+    if key.startswith("excess_fd_"):
+        return f"{key} ↓"
+    return with_arrow(key, key)
+
+
 def shown(head: str, value: Any) -> str:
-    """A cell: text and whole numbers as they are, metrics with their spread."""
-    if not isinstance(value, tuple):
+    """A cell: text and whole numbers as they are, metrics with their interval, or their spread over runs."""
+    if not isinstance(value, Measure):
         return "-" if value is None else str(value)
-    mean, deviation = value
-    if head.startswith("calls"):
-        return f"{mean:g}"
-    return f"{mean:.3g}" + ("" if deviation is None or deviation < 1e-9 else f" ± {deviation:.2g}")
+    if head.startswith("calls") or head == "network_calls":
+        return f"{value.mean:g}"
+    text = f"{value.mean:.3g}"
+    if value.low is not None and value.high is not None:
+        return f"{text} [{value.low:.3g}, {value.high:.3g}]"
+    return text + ("" if value.deviation is None or value.deviation < 1e-9 else f" ± {value.deviation:.2g}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="musiccm compare", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN",
                         help="evaluated runs, or their results.json; those of one experiment are averaged")
+    parser.add_argument("--out", metavar="FOLDER",
+                        help="also write the tables (compare.md, compare.json), and a plot a decoder of distance "
+                             "against cost and of coverage against distance")
     return parser

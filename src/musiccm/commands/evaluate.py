@@ -29,17 +29,23 @@ def main(argv: list[str]) -> int:
         The exit code.
     """
     args = _parser().parse_args(argv)
+    from musiccm.embedders.registry import CLASSIFIERS
     from musiccm.evaluation.api import default_metrics, evaluate
-    from musiccm.evaluation.registry import optional_metrics
+    from musiccm.evaluation.registry import metric_row, optional_metrics
     from musiccm.files import write_json
 
     out = Path(args.out) if args.out else beside(args.generated, "-evaluation.json", [args.reference])
     require_room(out)
     metrics = [*default_metrics(args.captions, args.train),
                *(row.name for row in optional_metrics() if getattr(args, row.name))]
+    embedders = weights_of(args.embedder)
+    if embedders and not set(embedders) & set(CLASSIFIERS):
+        left_out = [name for name in metrics if metric_row(name).needs == "logits"]
+        metrics = [name for name in metrics if name not in left_out]
+        say(f"without {', '.join(left_out)}: none of the embedders classifies")
     with naming_options(OPTIONS):
         scores = evaluate(
-            Path(args.generated), Path(args.reference), metrics, embedders=weights_of(args.embedder),
+            Path(args.generated), Path(args.reference), metrics, embedders=embedders,
             bundle=args.bundle, captions=args.captions, clap=args.clap, train=args.train, seconds=args.seconds,
             channel=args.channel, batch_size=args.batch_size, device=args.device,
             reference_implementation=args.reference_implementation,
@@ -72,8 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--generated", required=True, help="folder of generated audio (wav, flac, ogg, mp3)")
     parser.add_argument("--reference", required=True, help="folder of reference audio")
     parser.add_argument("--embedder", action="append", metavar="NAME[=FILE]",
-                        help="network behind FD, IS and KL: pann, pann32k, vgg, clap, audiomae or tagger, with its "
-                        "weights unless they lie in $MUSICCM_WEIGHTS; may be given several times (default pann, vgg)")
+                        help="network behind FD, IS and KL: pann, pann32k, vgg, clap, clap_music, clap_music_1s, "
+                        "audiomae or tagger, with its weights unless they lie in $MUSICCM_WEIGHTS; may be given "
+                        "several times (default pann, vgg)")
     parser.add_argument("--bundle", help="bundle that tagger, audiomae and clap come from, such as musiccm-tiny")
     parser.add_argument("--captions", help="captions by clip (.json, .csv, .tsv), for text-audio similarity")
     parser.add_argument("--clap", metavar="FILE",

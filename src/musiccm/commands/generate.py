@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from musiccm import signals
 from musiccm.commands._generate_options import check_numbers, naming_options
-from musiccm.commands._outputs import STDOUT, checked_outputs, output_paths
+from musiccm.commands._outputs import STDOUT, checked_files, checked_outputs, output_paths
 from musiccm.errors import MusiccmError
 from musiccm.terminal import say
 
@@ -45,7 +45,10 @@ def main(argv: list[str]) -> int:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    paths = checked_outputs(args.out, len(args.prompts), [".wav"] if args.stream else [".wav", ".flac"], args.force)
+    if args.prompts_file is not None:
+        paths = _read_prompts(args)
+    else:
+        paths = checked_outputs(args.out, len(args.prompts), [".wav"] if args.stream else [".wav", ".flac"], args.force)
 
     from musiccm.device import choose_device
     from musiccm.long_form import MAX_STREAM_S, MAX_WHOLE_S, check_duration, check_texts
@@ -67,6 +70,19 @@ def _generate(args: argparse.Namespace) -> int:
         made_s = _write(pipeline, args, paths)
     _say(args, f"{len(args.prompts)} clip(s) of {made_s:g} s in {time.perf_counter() - start:.2f} s")
     return 0
+
+
+def _read_prompts(args: argparse.Namespace) -> list[Path]:
+    """Take the prompts of a file in; the files that are to be written, `<id>.wav` in the folder `--out`."""
+    from musiccm.data.audio_folder import read_captions
+    from musiccm.data.corpora.text_tables import inside_root
+
+    column, _, value = (args.only or "").partition("=")
+    captions = read_captions(args.prompts_file, (column, value) if args.only else None)
+    if strays := [name for name in captions if not inside_root(name)]:
+        raise MusiccmError(f"{args.prompts_file}: the id {strays[0]!r} would be written outside of --out {args.out}")
+    args.prompts = list(captions.values())
+    return checked_files([Path(args.out) / f"{name}.wav" for name in captions], args.force)
 
 
 def _write(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> float:
@@ -176,6 +192,14 @@ def _check_together(args: argparse.Namespace) -> None:
     several = len(args.prompts) > 1
     inpaints = kind == "inpaint"
     for wrong, said in (
+        (bool(args.prompts) == (args.prompts_file is not None),
+         "expected either prompts or --prompts FILE, found " + ("both" if args.prompts else "neither")),
+        (args.prompts_file is not None and (args.stream or kind or args.at or args.overlap is not None or args.fusion),
+         "--prompts makes one clip a prompt: leave out --stream, --at, --overlap, --fusion and edits"),
+        (args.prompts_file is not None and Path(args.out).suffix != "",
+         f"--out {args.out}: --prompts writes ID.wav into a folder; name one"),
+        (args.only is not None and (args.prompts_file is None or "=" not in args.only),
+         "--only chooses rows of --prompts FILE, as by --only is_valid_subset=True"),
         (args.stream and kind, "--stream makes new music: leave out --" + str(kind)),
         (args.stream and several, f"--stream takes one prompt, found {len(args.prompts)}; texts along time are --at"),
         (args.at and several, f"--at changes the text of one piece, found {len(args.prompts)} prompts; give one"),
@@ -198,7 +222,11 @@ def _say(args: argparse.Namespace, text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="musiccm generate", description=__doc__)
-    parser.add_argument("prompts", nargs="+", help="what the music should be like; one clip a text")
+    parser.add_argument("prompts", nargs="*", help="what the music should be like; one clip a text")
+    parser.add_argument("--prompts", dest="prompts_file", metavar="FILE",
+                        help="prompts by id (.csv, .tsv, .json, as for `evaluate --captions`); writes ID.wav into the "
+                             "folder --out")
+    parser.add_argument("--only", metavar="COLUMN=VALUE", help="of --prompts, the rows alone that have this value")
     parser.add_argument("--out", default="out.wav",
                         help="file to write, a .wav or .flac (a stream: .wav), numbered for several; - writes a wav to "
                              "the standard output (default %(default)s)")

@@ -204,12 +204,14 @@ def clip_batches(
     yield from DataLoader(data, batch_sampler=batches, collate_fn=_collate)
 
 
-def read_captions(path: str | Path) -> dict[str, str]:
+def read_captions(path: str | Path, only: tuple[str, str] | None = None) -> dict[str, str]:
     """The caption of each clip by its id.
 
     Args:
-        path: `.json`: an object from id to caption; `.csv` or `.tsv`: columns `caption` and `id`, or `path` whose name
-            without the suffix is the id.
+        path: `.json`: an object from id to caption; `.csv` or `.tsv`: columns `caption` or `prompt`, and `id`,
+            `caption_id` (Song Describer, which has several captions of a track) or `path`, whose name without the
+            suffix is the id.
+        only: Take the rows alone whose column of this name has this value, such as `("is_valid_subset", "True")`.
 
     Returns:
         Id to caption; `captions_of` finds those of clips.
@@ -225,15 +227,21 @@ def read_captions(path: str | Path) -> dict[str, str]:
             raise MusiccmError(f"{path}: expected a JSON object from clip id to caption ({error})") from error
     elif path.suffix in (".csv", ".tsv"):
         table = read_table(path, "," if path.suffix == ".csv" else "\t", names=("id", "path"))
-        key = next((name for name in ("id", "path") if name in table.header), None)
-        if key is None or "caption" not in table.header:
-            raise MusiccmError(f"{path}: expected columns caption and id or path, found {', '.join(table.header)}")
+        key = next((name for name in ("id", "caption_id", "path") if name in table.header), None)
+        text = next((name for name in ("caption", "prompt") if name in table.header), None)
+        if key is None or text is None:
+            raise MusiccmError(f"{path}: expected columns caption or prompt, and id, caption_id or path, found "
+                               f"{', '.join(table.header)}")
         if table.bad:
             raise MusiccmError(f"{path}: {len(table.bad)} rows cannot be read, first {table.bad[0].detail}")
         rows = [dict(zip(table.header, cells, strict=True)) for _, cells in table.rows]
-        pairs = [(str(Path(row[key]).with_suffix("")) if key == "path" else row[key], row["caption"]) for row in rows]
+        if only is not None:
+            rows = _rows_with(rows, *only, path)
+        pairs = [(str(Path(row[key]).with_suffix("")) if key == "path" else row[key], row[text]) for row in rows]
     else:
         raise MusiccmError(f"{path}: expected captions as .json, .csv or .tsv")
+    if only is not None and path.suffix == ".json":
+        raise MusiccmError(f"{path}: a JSON file of captions has no column {only[0]} to choose by")
     captions: dict[str, str] = {}
     for raw, caption in pairs:
         name = printable(raw)
@@ -243,6 +251,17 @@ def read_captions(path: str | Path) -> dict[str, str]:
         if captions.setdefault(name, caption.strip()) != caption.strip():
             raise MusiccmError(f"{path}: {name}: two different captions; expected one a clip")
     return captions
+
+
+def _rows_with(rows: list[dict[str, str]], column: str, value: str, path: Path) -> list[dict[str, str]]:
+    """The rows that have a value in a column."""
+    if rows and column not in rows[0]:
+        raise MusiccmError(f"{path}: no column {column} to choose by, found {', '.join(rows[0])}")
+    found = [row for row in rows if row[column].strip() == value]
+    if not found:
+        others = sorted({row[column].strip() for row in rows})[:5]
+        raise MusiccmError(f"{path}: no row whose {column} is {value!r}; it has {', '.join(map(repr, others))}")
+    return found
 
 
 def captions_of(ids: Iterable[str], captions: Mapping[str, str]) -> tuple[dict[str, str], NamePairs]:

@@ -27,6 +27,8 @@ WINDOWS_PER_PASS = 16
 # What LAION's training fed its text tower at most.
 LAION_MAX_TOKENS = 77
 TOKENIZER = "roberta-base"
+#: Of LAION's music checkpoint: HTSAT-base, without fusion.
+MUSIC_CLAP = "channels 128, depths 2 2 12 2, embeddings 512"
 
 
 class ClapEmbedder(FrozenEmbedder):
@@ -39,7 +41,8 @@ class ClapEmbedder(FrozenEmbedder):
 
     Args:
         conditioner: The CLAP, its tokenizer and its extractor's numbers.
-        name: `clap`; a bundle's own CLAP is `bundle_clap`: no metric borrows the name of LAION's networks.
+        name: `clap`, or `clap_music` for LAION's music checkpoint alone; a bundle's own CLAP is `bundle_clap`: no
+            metric borrows the name of LAION's networks.
     """
 
     def __init__(self, conditioner: ClapConditioner, name: str = "clap") -> None:
@@ -71,6 +74,39 @@ class ClapEmbedder(FrozenEmbedder):
         if windows.shape[1] > 1:
             rows = F.normalize(rows.unflatten(0, windows.shape[:2]).mean(dim=1), dim=-1)
         return Embeddings(rows, [1] * len(waveform_BS))
+
+
+class SlidingClapEmbedder(FrozenEmbedder):
+    """Unit vectors of a CLAP's audio tower, a row each second: what the tool fadtk calls `clap-laion-music`.
+
+    A window begins at every whole second of the clip and lasts as long as the extractor's (10 s), zeros where the clip
+    has ended: a clip of 10 s has ten rows, of which the first alone is all sound. Samples are rounded to 16 bits.
+    Distances over these rows compare with those that were computed so, not with those of one row a clip.
+
+    Args:
+        conditioner: See `ClapEmbedder`.
+        name: Of the metrics.
+    """
+
+    def __init__(self, conditioner: ClapConditioner, name: str = "clap_music_1s") -> None:
+        front = conditioner.front_end
+        super().__init__(name, front.sample_rate_hz, front.n_fft)
+        self.conditioner = conditioner.float()
+        self.freeze(conditioner.clap, n_fft=front.n_fft, hop=front.hop_length, window=front.window_samples,
+                    padding="zeros", filters=(front.filters > 1e-6).sum(0).tolist(), step_s=1, bits=16)
+
+    def embed(self, waveform_BS: Tensor) -> Embeddings:
+        """A row for each second that begins within the clip."""
+        front = self.conditioner.front_end
+        rounded = (waveform_BS.clamp(-1, 1) * 32767).trunc() / 32767
+        starts = range(0, waveform_BS.shape[1], self.sample_rate_hz)
+        padded = F.pad(rounded, (0, front.window_samples))
+        windows = [(clip, start) for clip in padded for start in starts]
+        rows = torch.cat([
+            self.conditioner.embed_features(front(torch.stack(
+                [clip[start : start + front.window_samples] for clip, start in windows[part]])))
+            for part in batches(len(windows), 1, WINDOWS_PER_PASS)])
+        return Embeddings(rows, [len(starts)] * len(waveform_BS))
 
 
 def conditioner_from_laion(
@@ -105,6 +141,29 @@ def conditioner_from_laion(
         truncation="fusion" if fusion else "rand_trunc",
     )
     return ClapConditioner(clap, tokenizer or LazyRoberta(), extractor)
+
+
+def shape_of_clap(conditioner: ClapConditioner) -> str:
+    """What tells LAION's networks apart: the sizes of the audio tower and of the embeddings, in words."""
+    audio = conditioner.clap.config.audio_config
+    return (f"channels {audio.patch_embeds_hidden_size}, depths {' '.join(map(str, audio.depths))}, embeddings "
+            f"{conditioner.width}" + (", with fusion" if audio.enable_fusion else ""))
+
+
+def require_music_clap(conditioner: ClapConditioner, name: str, where: object) -> None:
+    """Refuse a CLAP under the name of LAION's music checkpoint.
+
+    Args:
+        conditioner: The CLAP.
+        name: What the metrics would be called.
+        where: Its file, for the message.
+
+    Raises:
+        MusiccmError: It has another size.
+    """
+    if (found := shape_of_clap(conditioner)) != MUSIC_CLAP:
+        raise MusiccmError(f"{where}: {name}: expected LAION's music checkpoint (HTSAT-base: {MUSIC_CLAP}), found a "
+                           f"CLAP of another size ({found}); name it `clap`")
 
 
 def conditioner_from_folder(folder: str) -> ClapConditioner:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from musiccm.models.bundle import Bundle
 
 NAMES = (*PUBLISHED, "tagger")
+#: Those that classify, which IS and KL need.
+CLASSIFIERS = ("pann", "pann32k", "tagger")
 
 
 def load_embedder(
@@ -26,7 +28,7 @@ def load_embedder(
     """Load an embedder.
 
     Args:
-        name: `pann`, `pann32k`, `vgg`, `clap`, `audiomae` or `tagger`.
+        name: `pann`, `pann32k`, `vgg`, `clap`, `clap_music`, `clap_music_1s`, `audiomae` or `tagger`.
         weights: The published file, or a folder with it. For `clap` also a folder or hub id (`owner/name`) in
             transformers' layout, or a file on the hub (`owner/name/file.pt`). None looks in the folder that
             `MUSICCM_WEIGHTS` names.
@@ -99,9 +101,17 @@ def _of_file(name: str, weights: str | Path | None) -> FrozenEmbedder:
 
         embedder = AudioMaeEmbedder(checkpoint, where=str(path))
     else:
-        from musiccm.embedders.clap import ClapEmbedder, conditioner_from_laion
+        from musiccm.embedders.clap import (
+            ClapEmbedder,
+            SlidingClapEmbedder,
+            conditioner_from_laion,
+            require_music_clap,
+        )
 
-        embedder = ClapEmbedder(conditioner_from_laion(checkpoint, where=str(path)))
+        conditioner = conditioner_from_laion(checkpoint, where=str(path))
+        if name != "clap":
+            require_music_clap(conditioner, name, path)
+        embedder = (SlidingClapEmbedder if name == "clap_music_1s" else ClapEmbedder)(conditioner, name)
     embedder.provenance = provenance
     return embedder
 

@@ -38,7 +38,8 @@ class Published:
 
 
 _ZENODO = "https://zenodo.org/records/3987831"
-_LAION = "https://huggingface.co/lukewys/laion_clap"
+_CLAP_MUSIC = Published("music_audioset_epoch_15_esc_90.14.pt", "https://huggingface.co/lukewys/laion_clap",
+                        "fae3e9c087f2909c28a09dc31c8dfcdacbc42ba44c70e972b58c1bd1caf6dedd")
 # PANN's digests are those of files whose md5 is the one that Zenodo states (362fc5ff18f1d6ad2f6d464b45893f2c and
 # 541141fa2ee191a88f24a3219fff024e); VGGish's begins with the eight digits that its authors put into its name.
 # AudioMAE is on a drive that states none.
@@ -49,8 +50,10 @@ PUBLISHED = {
                          "0dc499e40e9761ef5ea061ffc77697697f277f6a960894903df3ada000e34b31"),
     "vgg": Published("vggish-10086976.pth", "https://github.com/harritaylor/torchvggish/releases/tag/v0.1",
                      "10086976245803799d9194e9a73d9b6c1549c71d1b80106f5cade5608a561f4b"),
-    "clap": Published("music_audioset_epoch_15_esc_90.14.pt", _LAION,
-                      "fae3e9c087f2909c28a09dc31c8dfcdacbc42ba44c70e972b58c1bd1caf6dedd"),
+    "clap": _CLAP_MUSIC,
+    # The same file; `clap` may also be a bundle's or another that is named, these may not.
+    "clap_music": _CLAP_MUSIC,
+    "clap_music_1s": _CLAP_MUSIC,
     "audiomae": Published("pretrained.pth", "https://github.com/facebookresearch/AudioMAE (section 2 of its README)"),
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from musiccm.data.corpora.audioldm import audioldm_has, list_audioldm
 from musiccm.data.corpora.audiostock import audiostock_has, list_audiostock
+from musiccm.data.corpora.jamendo import list_jamendo
 from musiccm.data.corpora.labels import Clip
 from musiccm.data.corpora.magnatagatune import list_magnatagatune
 from musiccm.data.corpora.manifest import list_manifest, manifest_has
@@ -39,6 +40,8 @@ class Layout:
 LAYOUTS = {
     "audiostock": Layout(list_audiostock, (), partial(audiostock_has, split="validation")),
     "magnatagatune": Layout(list_magnatagatune, ("lists", "draw", "draw_seed"), lambda root, **options: True),
+    "jamendo": Layout(list_jamendo, ("tables", "subset", "splits", "tags", "captions", "audio"),
+                      lambda root, **options: True),
     "manifest": Layout(list_manifest, ("files",), partial(manifest_has, split="validation")),
     "audioldm": Layout(list_audioldm, ("dataset",), partial(audioldm_has, split="validation")),
 }

@@ -1,4 +1,4 @@
-"""Sentences from MagnaTagATune's tags: synonyms merged, denials kept, contradictions left unsaid."""
+"""Sentences from tags: synonyms merged, denials kept, contradictions left unsaid."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ _ADJECTIVES = ("tempo", "loudness", "mood")
 _MORE_EXACT = {
     ("voice", "any"): (("voice", "female"), ("voice", "male"), ("voice", "choir"), ("voice", "chant")),
     ("instrument", "guitar"): tuple(("instrument", f"{kind} guitar") for kind in ("acoustic", "electric", "classical")),
-    ("genre", "rock"): (("genre", "hard rock"), ("genre", "soft rock")),
+    ("genre", "rock"): tuple(("genre", f"{kind} rock") for kind in (
+        "hard", "soft", "alternative", "blues", "classic", "instrumental", "pop", "punk")),
+    ("genre", "pop"): tuple(("genre", kind) for kind in ("instrumental pop", "pop folk", "pop rock", "synth-pop")),
 }
 
 
@@ -68,7 +70,20 @@ def understand(tags: Collection[str]) -> Meaning:
     """
     audible = [(group, thing) for group, things in MEANINGS.items() for thing, names in things.items()
              if any(name in tags for name in names)]
-    said, denied = dict.fromkeys(audible), dict.fromkeys(DENIALS[tag] for tag in DENIALS if tag in tags)
+    return settled(audible, [DENIALS[tag] for tag in DENIALS if tag in tags])
+
+
+def settled(audible: Iterable[Thing], absent: Iterable[Thing] = ()) -> Meaning:
+    """Settle what contradicts itself, and leave out general words beside more exact ones.
+
+    Args:
+        audible: `(group, thing)` of everything that tags name; the groups are those of `MEANINGS`, and `theme`.
+        absent: Of everything that they deny.
+
+    Returns:
+        What is left, in the order given.
+    """
+    said, denied = dict.fromkeys(audible), dict.fromkeys(absent)
     for denial in list(denied):
         contrary = [thing for thing in said if thing in _family(denial)]
         if contrary:
@@ -92,7 +107,7 @@ def _family(denial: Thing) -> set[Thing]:
 
 
 def captions(tags: Collection[str], key: str, count: int = 3) -> list[str]:
-    """Sentences that a clip's tags support.
+    """Sentences that a clip's tags of MagnaTagATune support.
 
     Args:
         tags: The clip's tags.
@@ -102,7 +117,20 @@ def captions(tags: Collection[str], key: str, count: int = 3) -> list[str]:
     Returns:
         Sentences in lower case without a final stop; none where the tags say nothing audible.
     """
-    meaning = understand(tags)
+    return sentences_of(understand(tags), key, count)
+
+
+def sentences_of(meaning: Meaning, key: str, count: int = 3) -> list[str]:
+    """Sentences of a meaning; see `captions`.
+
+    Args:
+        meaning: What there is to say.
+        key: Decides the wording.
+        count: At most this many.
+
+    Returns:
+        Sentences; none where there is nothing to say.
+    """
     if not meaning:
         return []
     sentences: list[str] = []
@@ -130,7 +158,7 @@ def _sentence(meaning: Meaning, key: str) -> str:
     ensemble = of("ensemble")
     what = [*adjectives[:2], *ensemble, *genres[:2]]
     noun = _pick(("music", "piece", "track"), key, "noun") if what else "music"
-    rest = [*adjectives[2:], *genres[2:]]
+    rest = [*adjectives[2:], *genres[2:], *of("theme")]
     head = " ".join([*what, noun])
     forms = ["{head} with {audible}", "{audible} in {head_a}", "{head} featuring {audible}"] if audible else ["{head}"]
     if noun != "music":
@@ -165,7 +193,7 @@ def _and(words: Sequence[str]) -> str:
 
 
 def _article(words: str) -> str:
-    return f"{'an' if words[0] in 'aeio' else 'a'} {words}"
+    return f"{'an' if words[0] in 'aeio8' else 'a'} {words}"  # an 80s track
 
 
 def _hash(*key: object) -> int:

@@ -80,7 +80,7 @@ def is_missing(value: object) -> bool:
     return isinstance(value, str) and value.strip().lower() in _MISSING
 
 
-def read_table(path: Path, delimiter: str = ",", names: Container[str] = ()) -> Table:
+def read_table(path: Path, delimiter: str = ",", names: Container[str] = (), open_ended: bool = False) -> Table:
     """Read a table with a header, quoted as spreadsheets do (RFC 4180).
 
     A row with an unclosed quote, bytes that are not UTF-8, or another number of cells than the header is bad; reading
@@ -90,9 +90,10 @@ def read_table(path: Path, delimiter: str = ",", names: Container[str] = ()) -> 
         path: The file.
         delimiter: Between cells.
         names: Columns that hold names of files, which may be any bytes.
+        open_ended: Whether the last column is a list: a row may have any number of cells from there on, also none.
 
     Returns:
-        The table; empty lines are no rows.
+        The table; empty lines are no rows. The rows of an open-ended one differ in length.
 
     Raises:
         MusiccmError: The file cannot be read or has no sound header.
@@ -125,16 +126,18 @@ def read_table(path: Path, delimiter: str = ",", names: Container[str] = ()) -> 
                 table.notes.append(f"{path.name}: the first column has no name, and is ignored as pandas' index")
                 del table.header[0]
             continue
-        if len(cells) != len(table.header) + index:
-            table.bad.append(table.refuse(line, f"{len(cells)} cells, expected {len(table.header) + index}"))
+        expected = len(table.header) + index
+        if len(cells) < expected - 1 if open_ended else len(cells) != expected:
+            least = f"{expected - 1} or more" if open_ended else expected
+            table.bad.append(table.refuse(line, f"{len(cells)} cells, expected {least}"))
             if begin > line:
                 # A quote swallowed the lines up to the next one: only the line of the first is given up.
                 begin = restart = line
                 reader = csv.reader(islice(lines, begin, None), delimiter=delimiter, strict=True)
             continue
         cells = cells[index:]
-        if not sound and not all(is_text(cell) for name, cell in zip(table.header, cells, strict=True)
-                                 if name not in names):
+        if not sound and not all(is_text(cell) for place, cell in enumerate(cells)
+                                 if table.header[min(place, len(table.header) - 1)] not in names):
             table.bad.append(table.refuse(line, "not UTF-8"))
         else:
             table.rows.append((line, cells))
