@@ -29,6 +29,7 @@ from musiccm.config import check_run_name, no_resolvers
 from musiccm.errors import MusiccmError
 from musiccm.files import sweep_below
 from musiccm.locks import held_run
+from musiccm.systems.distillation import DistilledSystem
 from musiccm.terminal import interactive
 
 LOG_FOLDER = "lightning_logs"
@@ -108,7 +109,10 @@ class TrainerCLI(LightningCLI):
         if options.weights_only is False:
             raise MusiccmError("weights_only: false would run the code that a checkpoint may hold; leave it out")
         options.weights_only = True
-        check_trainer_options(self.subcommand, options.trainer, named_class(class_name(options.model)))
+        system = named_class(class_name(options.model))
+        check_trainer_options(self.subcommand, options.trainer, system)
+        if system is not None and issubclass(system, DistilledSystem):
+            system.check_experiment({**options.as_dict(), "subcommand": self.subcommand})
         options.ckpt_path = find_checkpoint(options.ckpt_path, self.runs_folder)
         if is_first_process():
             sweep_below(self.runs_folder)
