@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 
 from musiccm.audio.windows import keyed_generator
 from musiccm.cli import main
+from musiccm.config import load_experiment
 from musiccm.data.batch import TrajectoryBatch
 from musiccm.data.module import MusicDataModule
 from musiccm.diffusion import noise_process, with_guidance
@@ -20,6 +24,8 @@ from musiccm.errors import MusiccmError
 from musiccm.locks import locked_folder
 from musiccm.models.bundle import Bundle
 from musiccm.models.denoiser import Denoiser
+from musiccm.systems.cmt import CMT, Paths
+from musiccm.systems.settings import Distillation
 from tests.data.small_corpus import write_corpus
 from tests.tiny_bundle import build_random_bundle
 
@@ -63,15 +69,20 @@ def prepare(world: Path, *more: str, config: Path | None = None) -> int:
                  "--shard-size", "8", *more])
 
 
-def module(world: Path) -> MusicDataModule:
-    data = MusicDataModule(**yaml.safe_load((world / "x.yaml").read_text())["data"]["init_args"])
+def module(config: Path) -> MusicDataModule:
+    data = MusicDataModule(**load_experiment(config)["data"]["init_args"])
     data.setup("fit")
     return data
 
 
+def system(config: Path) -> CMT:
+    given = load_experiment(config)["model"]["init_args"]
+    return CMT(given["bundle"], Distillation(**given["distillation"]), Paths(**given["paths"]), seed=given["seed"])
+
+
 def test_a_path_is_what_the_teachers_ddim_makes_of_its_noise_and_caption(world):
     """By DDIM's formula written out here, from the noise that the path's number is the key of."""
-    data, bundle = module(world), Bundle.from_pretrained(world / "bundle")
+    data, bundle = module(world / "x.yaml"), Bundle.from_pretrained(world / "bundle")
     number = 11  # in the second file
     batch = data.trajectories().__getitems__([number])
     assert isinstance(batch, TrajectoryBatch) and batch.audio_BD is None
@@ -97,7 +108,7 @@ def test_a_path_is_what_the_teachers_ddim_makes_of_its_noise_and_caption(world):
 
 
 def test_captions_are_those_that_training_draws_and_none_is_of_a_validation_clip(world):
-    data = module(world)
+    data = module(world / "x.yaml")
     drawn = data.latents("train").__getitems__(data.training_items(14))
     batch = data.trajectories().__getitems__([(5, n) for n in range(14)])
     assert (batch.ids, batch.captions) == (drawn.ids, drawn.captions) and torch.equal(batch.text_BD, drawn.text_BD)
@@ -106,19 +117,19 @@ def test_captions_are_those_that_training_draws_and_none_is_of_a_validation_clip
 
 
 def test_batches_are_paths_in_an_order_that_resumes(world):
-    data = module(world)
+    data = module(world / "x.yaml")
     whole = [batch.ids for batch in data.train_dataloader()]
     assert len(whole) == 14 // 3 and isinstance(next(iter(data.train_dataloader())), TrajectoryBatch)
-    loader = module(world).train_dataloader()
+    loader = module(world / "x.yaml").train_dataloader()
     iterator = iter(loader)
     next(iterator), next(iterator)
-    again = module(world).train_dataloader()
+    again = module(world / "x.yaml").train_dataloader()
     again.load_state_dict(loader.state_dict())
     assert [batch.ids for batch in again] == whole[2:]
-    assert module(world).val_dataloader().dataset[0].ids[0] in {clip.id for clip in data.val_clips}
+    assert module(world / "x.yaml").val_dataloader().dataset[0].ids[0] in {clip.id for clip in data.val_clips}
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes_and_more_paths_can_be_asked_for(world, tmp_path, capsys):
+def test_a_killed_run_goes_on_to_the_same_paths_and_more_can_be_asked_for(world, tmp_path):
     here = tmp_path / "paths"
     config = changed(world, tmp_path / "x.yaml", {"trajectories_dir": str(here)})
     assert prepare(world, config=config) == 0
@@ -127,10 +138,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes_and_more_paths_can_be_asked_for(
     kept = first.stat().st_mtime_ns
     before = second.read_bytes()
     second.unlink()
-    assert main(["fit", "--config", str(config)]) == 2
-    assert "unfinished trajectories: 1 of 2 files are missing" in capsys.readouterr().err
-    with locked_folder(here):
-        assert prepare(world, config=config) == 2
+    with pytest.raises(MusiccmError, match="unfinished trajectories: 1 of 2 files are missing"):
+        module(config)
+    with locked_folder(here), pytest.raises(MusiccmError, match="being written by"):
+        module(config)
     # other batches; float32 may round otherwise, float16 keeps less
     assert prepare(world, "--batch-size", "5", config=config) == 0
     assert first.stat().st_mtime_ns == kept
@@ -140,37 +151,44 @@ def test_a_killed_run_goes_on_to_the_same_bytes_and_more_paths_can_be_asked_for(
 
     more = changed(world, tmp_path / "more.yaml", {"trajectories_dir": str(here)},
                    {"paths": {"count": 17, "steps": 10, "points": 4}})
-    assert main(["fit", "--config", str(more)]) == 2
-    assert "expected 17 trajectories (paths.count), found 14" in capsys.readouterr().err
+    with pytest.raises(MusiccmError, match=r"expected 17 trajectories \(paths.count\), found 14"):
+        CMT.check_experiment({**load_experiment(more), "subcommand": "fit"})
     assert prepare(world, config=more) == 0 and first.stat().st_mtime_ns == kept
     assert len(load_file(here / "shard-00002.safetensors")["points"]) == 1
 
 
 def test_the_students_run_is_refused_before_anything_loads(world, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Bundle, "from_pretrained", lambda *a, **k: pytest.fail("the bundle was read"))
-    for data, model, said in (
+    cases = (
         ({"trajectories_dir": None}, {}, "data.init_args.trajectories_dir: this objective trains on trajectories"),
-        ({"trajectories_dir": str(tmp_path / "none")}, {}, "run `musiccm prepare trajectories --config"),
         ({}, {"distillation": {"guidance_scale": 3.0}}, "stale trajectories: guidance_scale is 2.0, expected 3.0"),
         ({}, {"paths": {"count": 14, "steps": 20, "points": 4}}, "steps is 10, expected 20"),
         ({}, {"seed": 9}, "noise is 3, expected 9"),
-    ):
-        assert main(["fit", "--config", str(changed(world, tmp_path / "y.yaml", data, model))]) == 2
-        assert said in capsys.readouterr().err
+        ({"trajectories_dir": str(tmp_path / "none")}, {}, "run `musiccm prepare trajectories --config"),
+    )
+    for data, model, said in cases:
+        config = changed(world, tmp_path / "y.yaml", data, model)
+        with pytest.raises(MusiccmError, match=said):
+            CMT.check_experiment({**load_experiment(config), "subcommand": "fit"})
+        CMT.check_experiment({**load_experiment(config), "subcommand": "test"})  # which reads no paths
+    assert main(["fit", "--config", str(config)]) == 2
+    assert cases[-1][-1] in capsys.readouterr().err
 
 
-def test_paths_of_another_teacher_or_other_captions_are_stale(world, tmp_path, capsys):
-    index = world / "paths" / "index.json"
-    kept = index.read_text()
+def test_paths_of_another_teacher_or_other_captions_are_stale(world, capsys):
+    config, index = world / "x.yaml", world / "paths" / "index.json"
+    ours, kept = system(config), index.read_text()
     try:
-        for name, value, said in (("teacher", "another", "teacher is 'another'"), ("trained", "x", "trained is 'x'")):
+        for name, said in (("teacher", "teacher is 'x'"), ("trained", "trained is 'x'")):
             found = json.loads(kept)
-            found["key"][name] = value
+            found["key"][name] = "x"
             index.write_text(json.dumps(found))
-            assert main(["fit", "--config", str(world / "x.yaml")]) == 2
-            assert "stale trajectories" in (error := capsys.readouterr().err) and said in error
-            assert prepare(world) == 2
-            assert "holds trajectories of something else" in capsys.readouterr().err
+            with pytest.raises(MusiccmError, match=f"stale trajectories: {said}"):
+                data = module(config)
+                ours.trainer = SimpleNamespace(datamodule=data)
+                ours.setup("fit")
+        assert prepare(world) == 2
+        assert "holds trajectories of something else" in capsys.readouterr().err
     finally:
         index.write_text(kept)
 
@@ -186,19 +204,18 @@ def test_only_an_objective_that_trains_on_paths_has_them_made(world, tmp_path, c
 
 
 def test_a_run_trains_on_them_and_goes_on_in_the_middle_of_an_epoch(world, tmp_path):
-    """Through the command: three steps, and two of which the third is done later, end in the same weights."""
-    def fit(steps: int, name: str, *more: str) -> dict[str, Any]:
-        root = tmp_path / name
-        saver = {"class_path": "pytorch_lightning.callbacks.ModelCheckpoint",
-                 "init_args": {"dirpath": str(root), "every_n_train_steps": steps, "save_top_k": -1,
-                               "filename": "{step}"}}
-        trainer = {"trainer": {"callbacks": [saver], "limit_val_batches": 0}}
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"base": str(world / "x.yaml"), **trainer}))
-        assert main(["fit", "--config", str(tmp_path / f"{name}.yaml"), "--trainer.default_root_dir", str(root),
-                     "--trainer.max_steps", str(steps), *more]) == 0
-        return torch.load(root / f"step={steps}.ckpt", weights_only=True)
+    """Three steps, and two of which the third is done later, end in the same weights."""
+    def fit(steps: int, begun: Path | None = None) -> tuple[Path, dict[str, Any]]:
+        saver = ModelCheckpoint(tmp_path, every_n_train_steps=steps, save_top_k=-1,
+                                filename=f"{steps}-{begun is None}")
+        trainer = Trainer(max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False,
+                          enable_model_summary=False, limit_val_batches=0, callbacks=[saver])
+        trainer.fit(system(world / "x.yaml"), datamodule=module(world / "x.yaml"), ckpt_path=begun)
+        path = tmp_path / f"{steps}-{begun is None}.ckpt"
+        return path, torch.load(path, weights_only=True)
 
-    through, _ = fit(3, "through"), fit(2, "begun")
-    resumed = fit(3, "resumed", "--ckpt_path", str(tmp_path / "begun" / "step=2.ckpt"))
-    assert resumed["student"]["paths.top_share"] == 0.5
+    _, through = fit(3)
+    begun, _ = fit(2)
+    _, resumed = fit(3, begun)
+    assert resumed["student"]["paths.top_share"] == 0.5 and "trajectories" in resumed["training_data"]
     assert all(torch.equal(value, resumed["state_dict"][name]) for name, value in through["state_dict"].items())

@@ -16,7 +16,6 @@ from musiccm.data.latent_cache.files import file_path
 from musiccm.data.latent_cache.windows import LatentWindows
 from musiccm.data.trajectories.files import COMMAND, check_trajectories
 from musiccm.errors import MusiccmError
-from musiccm.locks import LOCK, holder
 
 
 class Trajectories(Dataset):
@@ -41,8 +40,6 @@ class Trajectories(Dataset):
         self, folder: str | Path, expected: Mapping[str, Any], windows: LatentWindows, items: Sequence[tuple[int, int]]
     ) -> None:
         self.folder, self.windows, self.items = Path(folder), windows, list(items)
-        if who := holder(self.folder / LOCK):
-            raise MusiccmError(f"{self.folder}: the trajectories are being written by {who}; wait until that has ended")
         found = check_trajectories(folder, expected, len(self.items))
         self.key: dict[str, Any] = found["key"]
         self._shard_size: int = found["shard_size"]

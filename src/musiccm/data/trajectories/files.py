@@ -21,6 +21,7 @@ from torch import Tensor
 from musiccm.data.latent_cache.files import INDEX, Unit, file_path
 from musiccm.errors import MusiccmError
 from musiccm.files import sweep, write_atomically, write_json
+from musiccm.locks import LOCK, holder
 from musiccm.texts import load_json
 
 FORMAT = 1
@@ -60,7 +61,7 @@ def read_index(folder: Path) -> dict[str, Any] | None:
 def check_trajectories(
     folder: str | Path | None, expected: Mapping[str, Any], paths: int | None = None
 ) -> dict[str, Any]:
-    """Refuse trajectories that are missing, unfinished, of another number or made from something else.
+    """Refuse trajectories that are missing, being written, unfinished, too many or few, or made from something else.
 
     Args:
         folder: Where they should be.
@@ -76,6 +77,8 @@ def check_trajectories(
     if folder is None:
         raise MusiccmError("data.init_args.trajectories_dir: this objective trains on trajectories of its teacher; "
                            f"expected the folder that `{COMMAND}` writes them to, found none")
+    if who := holder(Path(folder) / LOCK):
+        raise MusiccmError(f"{folder}: the trajectories are being written by {who}; wait until that has ended")
     found = read_index(Path(folder))
     if found is None:
         raise MusiccmError(f"{folder}: no trajectories here (data.init_args.trajectories_dir); run `{COMMAND}` first")
