@@ -52,7 +52,8 @@ def roll_trajectories(
     folder = Path(data.trajectories_dir)
     require_utf8(folder, "data.trajectories_dir")
     system = build_system(configs, allowed)
-    data.setup("validate")
+    data.trajectories_dir = None  # not to be read: they are yet to be made
+    data.setup("fit")
     paths, windows = system.paths, data.latents("train")
     writer = TrajectoryWriter(folder, {**data.trajectory_key(), **system.path_key()}, paths.count, shard_size)
     with locked_folder(folder):
