@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from musiccm.config import load_experiment, merge, merge_config_arguments, packaged_experiments
+from musiccm.config import FORMER, load_experiment, merge, merge_config_arguments, packaged_experiments
 from musiccm.errors import MusiccmError
 
 
@@ -138,9 +138,11 @@ def test_an_unknown_name_is_answered_with_those_there_are(write, tmp_path, monke
         load_experiment("experiments/demo.yaml")
 
 
-def test_an_experiment_of_version_01_that_was_renamed_is_named(write):
-    path = write("mine.yaml", "base: ablations/judge_short_crop.yaml\n")
-    with pytest.raises(MusiccmError, match=r"does not exist.*since version 0\.2 it is discriminator_short_crop\.yaml"):
-        load_experiment(path)
-    with pytest.raises(MusiccmError, match="did you mean 'ablations/discriminator_whole_clip'"):
-        load_experiment("ablations/judge_whole_clip")
+@pytest.mark.parametrize(("old", "new"), FORMER.items())
+def test_an_experiment_that_was_renamed_is_named(write, old, new):
+    said = f"since version {new[0]} it is {new[1]}"
+    with pytest.raises(MusiccmError, match=f"does not exist.*{said}"):
+        load_experiment(write("mine.yaml", f"base: ablations/{old}.yaml\n"))
+    with pytest.raises(MusiccmError, match=f"no experiment 'ablations/{old}'; {said}"):
+        load_experiment(f"ablations/{old}")
+    load_experiment(new[1])

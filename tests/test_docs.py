@@ -35,7 +35,18 @@ def pages(nav: Any) -> list[str]:
 
 def test_every_page_is_in_the_menu_once() -> None:
     menu = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
-    assert sorted(menu) == sorted({path.name for path in (ROOT / "docs").glob("*.md")} | COMPUTED)
+    docs = ROOT / "docs"
+    assert sorted(menu) == sorted({path.relative_to(docs).as_posix() for path in docs.rglob("*.md")} | COMPUTED)
+
+
+def test_every_objective_has_a_line_and_every_link_of_its_pages_leads_somewhere() -> None:
+    index = ROOT / "docs/objectives.md"
+    listed = re.findall(r"^\| `(\w+)` \|", index.read_text(), flags=re.M)
+    experiments = {path.stem for path in (ROOT / "experiments/objectives").glob("*.yaml")}
+    assert experiments <= set(listed) and len(listed) == len(set(listed)) == 8
+    for page in [index, *(ROOT / "docs/objectives").glob("*.md")]:
+        links = re.findall(r"\]\(([^)]+\.md)\)", page.read_text())
+        assert all((page.parent / link).is_file() for link in links), page
 
 
 def test_every_name_of_the_reference_is_there() -> None:

@@ -8,11 +8,12 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from jsonargparse import ArgumentParser
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from musiccm.config import load_experiment
 from musiccm.data.corpora.registry import parse_corpora
+from musiccm.models.bundle import Bundle
 from musiccm.models.fast_decoder import FastDecoderConfig
 from musiccm.samplers import Lcm
 from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
@@ -104,19 +105,58 @@ def test_presets_build_strategies_that_wait_ten_minutes_for_a_process(name: str,
 
 
 @pytest.mark.parametrize(
-    ("name", "differences"),
+    ("name", "base", "differences"),
     [
-        ("no_adversarial", {".model.init_args.adversarial.weight"}),
-        ("clap_features", {".model.init_args.adversarial.features"}),
-        ("epsilon_student", {".model.init_args.distillation.prediction_type",
-                             ".model.init_args.distillation.warm_start_steps"}),
+        ("musiccm_no_adversarial", "musiccm", {".adversarial.weight": 0.0}),
+        ("musiccm_clap_features", "musiccm", {".adversarial.features": "clap"}),
+        ("musiccm_v_student", "musiccm", {".distillation.prediction_type": "v_prediction",
+                                          ".distillation.warm_start_steps": 2000}),
+        ("no_adversarial", "demo", {".adversarial.weight": 0.0}),
+        ("discriminator_half_clip", "demo", {".adversarial.crop_frames": 16}),
+        ("discriminator_whole_clip", "demo", {".adversarial.crop_frames": None}),
+        ("adversarial_clap", "demo", {".adversarial.features": "clap"}),
+        ("paper_recipe_epsilon", "ablations/paper_recipe", {".bundle": "data/bundle-epsilon",
+                                                            ".distillation.prediction_type": "epsilon"}),
     ],
 )
-def test_an_ablation_differs_in_one_thing(name: str, differences: set[str]) -> None:
-    base, ours = flat(load_experiment(FOLDER / "musiccm.yaml")), flat(settings(f"ablations/{name}.yaml")[0])
+def test_an_ablation_differs_in_one_thing(name: str, base: str, differences: dict[str, Any]) -> None:
+    before, ours = flat(load_experiment(base)), flat(settings(f"ablations/{name}.yaml")[0])
     assert ours[".experiment"] == name
-    keys = {key for key in base.keys() | ours.keys() if base.get(key) != ours.get(key)}
-    assert keys == differences | {".experiment"}
+    stated = {f".model.init_args{key}": value for key, value in differences.items()}
+    assert {key: ours[key] for key in stated} == stated
+    keys = {key for key in before.keys() | ours.keys() if before.get(key) != ours.get(key)}
+    assert keys <= stated.keys() | {".experiment", ".data.init_args.bundle"}
+
+
+def test_the_full_size_student_starts_as_its_teacher_does() -> None:
+    """MusicLDM predicts epsilon: a student that predicts something else has to be moved there first."""
+    _, distillation, _, _ = settings("musiccm.yaml")
+    assert (distillation.prediction_type, distillation.warm_start_steps) == ("epsilon", 0)
+    _, distillation, _, _ = settings("ablations/musiccm_v_student.yaml")
+    assert distillation.warm_start_steps > 0
+
+
+def test_the_papers_recipe_is_its_start_its_jumps_and_its_timesteps() -> None:
+    """The student starts as the teacher: the same prediction type, and no step of regression."""
+    content, distillation, _, _ = settings("ablations/paper_recipe.yaml")
+    bundle = Bundle.from_pretrained(content["model"]["init_args"]["bundle"], parts=["scheduler"])
+    assert distillation.prediction_type == bundle.prediction_type and distillation.warm_start_steps == 0
+    (phase,) = distillation.curriculum
+    assert (phase.skip, phase.jumps, distillation.timestep_mode, distillation.tail) == (20, 1, "uniform", 0.0)
+    assert distillation.start is None and distillation.target_ema_decay == 0.95
+    teacher = load_experiment("stages/teacher_epsilon")["model"]["init_args"]
+    epsilon = load_experiment("ablations/paper_recipe_epsilon")["model"]["init_args"]
+    assert teacher["scheduler"]["prediction_type"] == epsilon["distillation"]["prediction_type"] == "epsilon"
+    assert teacher["bundle"] == epsilon["bundle"]
+
+
+@pytest.mark.parametrize("name", ["lcm", "musiccm", "cmt", "pcm"])
+def test_an_objectives_experiment_builds_its_class_on_the_embedded_bundle(name: str) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningModule, "model")
+    model = load_experiment(f"objectives/{name}")["model"]
+    built = parser.instantiate_classes(parser.parse_object({"model": model})).model
+    assert type(built).__name__.lower() == name and (FOLDER.parent / f"docs/objectives/{name}.md").is_file()
 
 
 def test_the_papers_recipe_on_music_that_can_be_had_differs_in_its_data() -> None:

@@ -22,8 +22,15 @@ from musiccm.texts import read_text
 #: Where the experiments are that the package brings; in a clone a link to `experiments/`.
 PACKAGED = Path(str(importlib.resources.files("musiccm"))) / "experiments"
 SUFFIXES = (".yaml", ".yml")
-#: Experiment files of version 0.1 that have another name now.
-FORMER = {"judge_short_crop": "discriminator_short_crop", "judge_whole_clip": "discriminator_whole_clip"}
+#: Experiments of earlier versions that have another name now: since which version, and which.
+FORMER = {
+    "judge_short_crop": ("0.3", "demo"),
+    "judge_whole_clip": ("0.2", "ablations/discriminator_whole_clip"),
+    "discriminator_short_crop": ("0.3", "demo"),
+    "adversarial_audiomae": ("0.3", "ablations/discriminator_half_clip"),
+    "clap_features": ("0.3", "ablations/musiccm_clap_features"),
+    "epsilon_student": ("0.3", "musiccm"),
+}
 MAX_NAME_BYTES = 200  # of the 255 that file systems take
 MAX_NODES = 100_000
 PLAIN_TAGS = tuple(f"tag:yaml.org,2002:{kind}" for kind in (
@@ -74,9 +81,17 @@ def experiment_file(named: str | Path) -> Path:
     if str(named) in known:
         return (PACKAGED / f"{named}.yaml").resolve()  # in a clone the file that people edit
     near = difflib.get_close_matches(str(named), known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = _renamed(path.name) or (f"; did you mean {near[0]!r}?" if near else "")
     raise MusiccmError(f"there is no experiment {str(named)!r}{hint}\nExpected the path of a YAML file, or one of "
                        f"{', '.join(known)}")
+
+
+def _renamed(stem: str) -> str:
+    """What a message says of an experiment that has another name now; nothing for others."""
+    if stem not in FORMER:
+        return ""
+    version, name = FORMER[stem]
+    return f"; since version {version} it is {name}"
 
 
 def load_experiment(*paths: str | Path, resolve: bool = True) -> dict[str, Any]:
@@ -249,7 +264,7 @@ def _read_mapping(path: Path, named_by: Path | None) -> dict[str, Any]:
         where = f" (the `base` of {named_by})" if named_by else ""
         known = path.with_suffix("").as_posix().removeprefix("experiments/")
         hint = f"; or, as musiccm brings it, {known}" if known in packaged_experiments() else ""
-        hint += f"; since version 0.2 it is {FORMER[path.stem]}.yaml" if path.stem in FORMER else ""
+        hint += _renamed(path.stem)
         raise MusiccmError(f"config file {path}{where} does not exist; check the path{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"

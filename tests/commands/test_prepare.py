@@ -202,8 +202,9 @@ def test_the_demo_corpus_is_written_only_where_an_experiment_says_that_it_reads_
     expected = {"demo.yaml": "data/demo", "demo_long.yaml": "data/demo", "dmd2.yaml": "data/demo",
                 "smoke.yaml": "data/smoke",
                 **{f"ablations/{ablation}.yaml": "data/demo" for ablation in (
-                    "adversarial_audiomae", "adversarial_clap", "discriminator_short_crop", "discriminator_whole_clip",
-                    "paper_recipe")}}
+                    "adversarial_clap", "discriminator_half_clip", "discriminator_whole_clip", "no_adversarial",
+                    "paper_recipe", "paper_recipe_epsilon")},
+                **{f"objectives/{path.name}": "data/demo" for path in (EXPERIMENTS / "objectives").glob("*.yaml")}}
     assert (code, written) == ((0, [expected[name]]) if name in expected else (2, []))
     assert not list(tmp_path.rglob("*")), "something was written"
     message = capsys.readouterr().err

@@ -24,8 +24,8 @@ from musiccm.models.denoiser import Float32Conv2d
 from musiccm.models.ema import Ema
 from musiccm.models.fbank_adapter import FbankAdapter
 from musiccm.similarity.sim_aa import SimAA
-from musiccm.systems import distillation as distillation_module
-from musiccm.systems import musiccm as system_module
+from musiccm.systems import lcm as lcm_module
+from musiccm.systems import warm_start as warm_start_module
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.settings import Adversarial
 
@@ -86,8 +86,8 @@ def test_boundary_conversion_and_losses_are_given_float32(bundle, tmp_path, monk
     for name in ("consistency_boundary", "to_x0"):
         note(denoiser_module, name)
     for name in ("to_eps", "training_target"):
-        note(distillation_module, name)
-    note(system_module, "distillation_loss")
+        note(warm_start_module, name)
+    note(lcm_module, "distillation_loss")
     from musiccm.diffusion import solvers
 
     for name in ("to_eps", "ddim_jump"):

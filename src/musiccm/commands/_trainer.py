@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -31,6 +31,7 @@ from musiccm.config import check_run_name, no_resolvers
 from musiccm.errors import MusiccmError
 from musiccm.files import sweep_below
 from musiccm.locks import held_run
+from musiccm.systems.distillation import DistilledSystem
 from musiccm.terminal import interactive
 
 LOG_FOLDER = "lightning_logs"
@@ -115,6 +116,7 @@ class TrainerCLI(LightningCLI):
         _limit_evaluation(self.subcommand, options.n, options.trainer.callbacks)
         check_trainer_options(self.subcommand, options.trainer, named_class(class_name(options.model)))
         options.ckpt_path = find_checkpoint(options.ckpt_path, self.runs_folder)
+        _check_experiment(self.subcommand, options)
         if is_first_process():
             sweep_below(self.runs_folder)
             version = _version_of(options.ckpt_path, self.runs_folder)
@@ -216,6 +218,17 @@ def _version_of(ckpt_path: str | None, runs: Path) -> str | None:
         if folder.parent == runs.absolute() and re.fullmatch(r"version_\d+", folder.name):
             return folder.name
     return None
+
+
+def _check_experiment(subcommand: str, options: Namespace) -> None:
+    """Let the objective refuse an experiment that lacks what it needs.
+
+    Raises:
+        MusiccmError: It does.
+    """
+    system = named_class(class_name(options.model))
+    if system is not None and issubclass(system, DistilledSystem):
+        system.check_experiment({**options.as_dict(), "subcommand": subcommand})
 
 
 def main(argv: list[str]) -> int:

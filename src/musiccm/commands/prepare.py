@@ -1,4 +1,4 @@
-"""see to corpora (`corpus`), write the demo's (`demo`), encode them (`latents`), index training clips (`index`)."""
+"""write the demo corpus or check another, encode `latents`, roll out `trajectories`, `index` training clips."""
 
 from __future__ import annotations
 
@@ -37,6 +37,13 @@ def main(argv: list[str]) -> int:
         return 0
     if args.what == "index":
         index_clips(args)
+        return 0
+    if args.what == "trajectories":
+        from musiccm.commands._imports import OPTION, take_allowed
+        from musiccm.commands._trajectories import roll_trajectories
+
+        allowed, _ = take_allowed([part for name in args.allow_import for part in (OPTION, name)])
+        roll_trajectories(args.config, args.batch_size, args.device, args.overwrite, args.shard_size, allowed)
         return 0
     from musiccm.commands._encode import encode_corpus
 
@@ -223,6 +230,16 @@ def _parser() -> argparse.ArgumentParser:
     latents.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
     latents.add_argument("--overwrite", action="store_true", help="replace a cache that was made from something else")
     latents.add_argument("--strict", action="store_true", help="stop at the first item that cannot be used")
+    paths = commands.add_parser("trajectories", help="sample an experiment's guided teacher from noise and keep points "
+                                                     "of its paths, for objectives that train on them")
+    paths.add_argument("--config", required=True, action="append",
+                       help="experiment file; its model says how many paths and which points")
+    paths.add_argument("--batch-size", type=int, default=32, help="paths at a time (default %(default)s)")
+    paths.add_argument("--shard-size", type=int, default=64, help="paths in a file (default %(default)s)")
+    paths.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
+    paths.add_argument("--overwrite", action="store_true", help="replace paths that were made from something else")
+    paths.add_argument("--allow-import", action="append", default=[], metavar="MODULE",
+                       help="module that the experiment may name beside the known ones (docs/security.md)")
     index = commands.add_parser("index", help="embed training clips with CLAP, for SIM_AA and `musiccm plagiarism`")
     source = index.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", action="append", help="experiment file; what it trains on is indexed")

@@ -74,3 +74,16 @@ class LatentBatch(Batch):
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+@dataclass(kw_only=True)
+class TrajectoryBatch(LatentBatch):
+    """Paths of a guided teacher; the latents are their ends, and the captions those that guided them.
+
+    Args:
+        points_BPCTF: Points of each path as the U-Net sees them, from pure noise on, [B, P, C, T, F].
+        timesteps_P: Their timesteps, descending.
+    """
+
+    points_BPCTF: Tensor
+    timesteps_P: Tensor

@@ -26,6 +26,8 @@ def data_module(configs: list[str], overrides: dict[str, Any]) -> MusicDataModul
     if not isinstance(data, dict) or not isinstance(data.get("init_args"), dict):
         raise MusiccmError(f"{configs[-1]}: expected a section data with class_path and init_args, found {data!r}")
     arguments = {**data["init_args"], **overrides}
+    if overrides.get("kind") == "waveform":  # whoever reads the audio has no use for them
+        arguments.pop("trajectories_dir", None)
     for key in ("root", "bundle", "cache_dir"):
         if not arguments.get(key) and not (key == "root" and arguments.get("corpora")):
             raise MusiccmError(f"{configs[-1]}: data.init_args.{key} is needed to encode latents, and is not set")

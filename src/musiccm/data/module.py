@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from musiccm.data.latent_cache.files import cache_key
 from musiccm.data.latent_cache.fingerprint import bundle_fingerprint, clips_fingerprint
 from musiccm.data.latent_cache.windows import LatentWindows, collate_latents
 from musiccm.data.sampling import KeyedLoader, MixedSampler, OrderedSampler, ShuffledSampler
+from musiccm.data.trajectories.dataset import Trajectories
+from musiccm.data.trajectories.files import check_trajectories
 from musiccm.data.vocabulary import TagVocabulary
 from musiccm.data.waveforms import WaveformWindows, collate_waveforms
 from musiccm.errors import MusiccmError
@@ -85,6 +88,8 @@ class MusicDataModule(pl.LightningDataModule):
         channel: What is read of a file: the `mean` of its channels, or the `first`.
         resampler: `torchaudio` or `soxr`.
         level: Where a file's mean and peak are measured, `native` or `resampled` (`musiccm.audio.Conversion`).
+        trajectories_dir: What `musiccm prepare trajectories` wrote: training batches are then paths of a guided teacher
+            (TrajectoryBatch) and no recordings. Needs `kind="latent"`.
     """
 
     def __init__(
@@ -111,6 +116,7 @@ class MusicDataModule(pl.LightningDataModule):
         channel: str = "mean",
         resampler: str = "torchaudio",
         level: str = "native",
+        trajectories_dir: str | None = None,
     ) -> None:
         super().__init__()
         specs = corpora_of({"root": root, "corpora": corpora, "demo_corpora": demo_corpora})
@@ -118,6 +124,10 @@ class MusicDataModule(pl.LightningDataModule):
             raise MusiccmError(f"data.kind must be one of {', '.join(KINDS)}, found {kind!r}")
         if kind == "latent" and cache_dir is None:
             raise MusiccmError("data.cache_dir is needed where data.kind is 'latent'")
+        if kind != "latent" and trajectories_dir is not None:
+            raise MusiccmError("data.trajectories_dir: trajectories are of latents; expected data.kind 'latent', found "
+                               f"{kind!r}")
+        self.trajectories_dir = trajectories_dir
         least = {"clip_samples": clip_samples, "batch_size": batch_size, "val_clips": val_clips,
                  "eval_batch_size": eval_batch_size, "eval_limit": eval_limit, "windows_per_track": windows_per_track}
         for name, value in least.items():
@@ -142,6 +152,7 @@ class MusicDataModule(pl.LightningDataModule):
         self.test_clips: list[Clip] = []
         self._vocabulary: TagVocabulary | None = None
         self._caches: dict[str, LatentCache] = {}
+        self._trajectories: Trajectories | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Read the corpus' labels and the remembered scan of its audio; the first call on a corpus decodes it once.
@@ -157,6 +168,8 @@ class MusicDataModule(pl.LightningDataModule):
             self.test_clips = [clip for part in self._eval_parts["test"] for clip in part.clips]
         if self.kind == "latent":
             self.latent_cache("train")
+            if stage == "fit" and self.trajectories_dir is not None:
+                self.trajectories()
 
     def _read_train(self) -> None:
         found = self.corpora.train()
@@ -194,7 +207,39 @@ class MusicDataModule(pl.LightningDataModule):
             "clip_samples": self.clip_samples,
             "windows_per_track": self.windows_per_track,
             "seed": self.seed,
+            **({} if self.trajectories_dir is None else {"trajectories": self.trajectories().key}),
         }
+
+    def trajectory_key(self) -> dict[str, Any]:
+        """What of the data a teacher's trajectories must have been made from: which captions, in which order."""
+        return {
+            "latents": self.latent_cache("train").key,
+            "trained": clips_fingerprint(self.train_clips),
+            "weights": "none" if self.corpora.weights is None else list(self.corpora.weights),
+            "order": self.seed,
+        }
+
+    def training_items(self, count: int) -> list[tuple[int, int]]:
+        """The first items that training would draw from the latent cache, epoch after epoch: `(epoch, item)`."""
+        sampler = self._train_sampler(len(self.latent_rows("train")), 1)
+        items: list[tuple[int, int]] = []
+        for epoch in itertools.count():
+            if len(items) >= count:
+                break
+            items += [(drawn, item) for drawn, item in sampler.order(epoch).tolist()]
+        return items[:count]
+
+    def trajectories(self) -> Trajectories:
+        """The teacher's paths in `trajectories_dir`, checked on opening.
+
+        Raises:
+            MusiccmError: They are missing, unfinished, or made from other captions.
+        """
+        if self._trajectories is None:
+            folder, key = self.trajectories_dir, self.trajectory_key()
+            count = check_trajectories(folder, key)["paths"]
+            self._trajectories = Trajectories(str(folder), key, self.latents("train"), self.training_items(count))
+        return self._trajectories
 
     def latent_key(self, split: str, model: str | None = None, tokens: bool | None = None) -> dict[str, Any]:
         """What the latent cache of a folder must have been made from.
@@ -310,19 +355,23 @@ class MusicDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> KeyedLoader:
         """Shuffled training batches, mixed by weight where the corpora have weights."""
+        if self.trajectories_dir is not None:  # which captions they were made for has the corpora's weights already
+            paths = self.trajectories()
+            order = ShuffledSampler(len(paths), self.batch_size, self.seed)
+            return self._loader(paths, collate_latents, order, self.batch_size, drop_last=True)
         dataset, collate = self._dataset("train")
-        sampler = self._train_sampler(len(dataset))
+        sampler = self._train_sampler(len(dataset), self.batch_size)
         return self._loader(dataset, collate, sampler, self.batch_size, drop_last=True)
 
-    def _train_sampler(self, size: int) -> ShuffledSampler:
+    def _train_sampler(self, size: int, batch_size: int) -> ShuffledSampler:
         if self.corpora.weights is None:
-            return ShuffledSampler(size, self.batch_size, self.seed)
+            return ShuffledSampler(size, batch_size, self.seed)
         if self.kind == "latent":
             index = self.latent_cache("train").index
             sizes = [int(index.window_counts(self._clip_numbers("train", part)).sum()) for part in self._train_parts]
         else:
             sizes = [len(part) for part in self._train_parts]
-        return MixedSampler(sizes, self.corpora.weights, self.batch_size, self.seed)
+        return MixedSampler(sizes, self.corpora.weights, batch_size, self.seed)
 
     def val_dataloader(self) -> KeyedLoader:
         """Held-out clips of the train folder, in order."""

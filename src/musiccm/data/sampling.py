@@ -50,13 +50,13 @@ class ShuffledSampler(DistributedSampler):
             )
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order_N2, batch = self._order(self.epoch), self.batch_size
+        order_N2, batch = self.order(self.epoch), self.batch_size
         for number in range(self.start_batch, self.batches):
             first = (number * self.num_replicas + self.rank) * batch
             yield from ((epoch, item) for epoch, item in order_N2[first : first + batch].tolist())
 
-    def _order(self, epoch: int) -> Tensor:
-        """What an epoch visits: `(epoch, item)` in rows, [N, 2]."""
+    def order(self, epoch: int) -> Tensor:
+        """What an epoch visits, in all processes together: `(epoch, item)` in rows, [N, 2]."""
         order_N = torch.randperm(self.size, generator=keyed_generator(self.seed, "order", epoch))
         return torch.stack([torch.full_like(order_N, epoch), order_N], 1)
 
@@ -98,7 +98,8 @@ class MixedSampler(ShuffledSampler):
             raise MusiccmError(f"data.corpora: {self.sizes} items with the weights {list(weights)} leave a corpus "
                                "without a single item in an epoch; change the weights")
 
-    def _order(self, epoch: int) -> Tensor:
+    def order(self, epoch: int) -> Tensor:
+        """What an epoch visits, in all processes together: `(pass, item)` in rows, [N, 2]."""
         parts = []
         for group, (size, count) in enumerate(zip(self.sizes, self.counts, strict=True)):
             places = torch.arange(epoch * count, (epoch + 1) * count)

@@ -109,8 +109,9 @@ def jump_to_target(
     skip: int,
     jumps: int | str = 1,
     solver: str = "ddim",
+    lowest_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`Psi^m`: m solver jumps of `skip` training timesteps each, stopping at clean.
+    """`Psi^m`: m solver jumps of `skip` training timesteps each, stopping at clean, or above it.
 
     m = 1 with skip 20 is the target of MusicCM (arXiv 2404.13358) and LCM; `to_zero` walks until every sample is clean,
     whatever its start.
@@ -125,6 +126,7 @@ def jump_to_target(
         skip: jump size k in training timesteps.
         jumps: m, or `"to_zero"`.
         solver: `ddim` or `heun`.
+        lowest_B: timesteps at which to stop; clean if left out.
 
     Returns:
         `(z_hat, t_next_B)`: latents and the timesteps they are at, 0 meaning clean.
@@ -142,12 +144,13 @@ def jump_to_target(
         count = jumps
     else:
         raise MusiccmError(f"jumps: expected a positive whole number or 'to_zero', found {jumps!r}.")
+    lowest_B = torch.zeros_like(t_B) if lowest_B is None else lowest_B
     for _ in range(count):
-        t_next_B = (t_B - skip).clamp_min(0)
+        t_next_B = torch.maximum(t_B - skip, lowest_B)
         if solver == "heun":
             z_next = heun_jump(denoise, schedule, z, t_B, t_next_B)
         else:
             z_next = ddim_jump(schedule, *predict_at(denoise, schedule, z, t_B), t_next_B)
-        z = torch.where(expand_to(t_B <= 0, z), z.to(z_next.dtype), z_next)
+        z = torch.where(expand_to(t_B <= lowest_B, z), z.to(z_next.dtype), z_next)
         t_B = t_next_B
     return z, t_B

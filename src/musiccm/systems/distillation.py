@@ -1,19 +1,16 @@
-"""What every distillation shares: student, averages, optimizer, and how a run is saved and taken up again."""
+"""What every distillation shares: the student, its averages and optimizer, the warm start and the step."""
 
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from musiccm.audio.windows import keyed_generator
@@ -22,52 +19,34 @@ from musiccm.diffusion import (
     AnyCondition,
     BoundDenoise,
     check_prediction_type,
-    expand_to,
     noise_process,
     student_grid,
-    to_eps,
-    training_target,
     with_guidance,
 )
 from musiccm.errors import MusiccmError
-from musiccm.models.acceleration.half import half_copy
-from musiccm.models.acceleration.networks import channels_last
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.student_record import is_student
 from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.models.ema import Ema
-from musiccm.models.lora import is_adapter, with_adapter
-from musiccm.systems import speed
-from musiccm.systems.checkpoint_fit import (
-    CLASS,
-    SHARED,
-    argument_defaults,
-    arguments,
-    check_fit,
-    class_path,
-    identity,
-    plain,
-)
+from musiccm.models.lora import with_adapter
+from musiccm.systems.checkpoint_fit import SHARED, arguments, plain
 from musiccm.systems.conditions import caption_or_audio, check_audio_share
 from musiccm.systems.curve import learning_rate_factor
-from musiccm.systems.parallel import mean_over_ranks, own_rows, shard, shard_like, warn, whole
-from musiccm.systems.settings import Adversarial, Distillation, Optimization
-from musiccm.systems.student_weights import starting_weights
-
-#: Frozen parts live under this name; checkpoints leave them out, for the bundle has them.
-FROZEN = "frozen."
-#: Student and averages live under names that begin so.
-STUDENT = "student"
-#: Above this share of the timesteps the warm start clamps the teacher's x0.
-CLAMP_FROM = 0.9
+from musiccm.systems.parallel import mean_over_ranks, own_rows
+from musiccm.systems.parallel import normal_like as normal_like  # where objectives have always imported it from
+from musiccm.systems.resuming import Resuming
+from musiccm.systems.settings import Distillation, Optimization
+from musiccm.systems.step_networks import StepNetworks
+from musiccm.systems.warm_start import warm_start_loss
 
 
-class DistilledSystem(pl.LightningModule):
+class DistilledSystem(Resuming, StepNetworks):
     """Trains a few-step student of a bundle's teacher under manual optimization; a subclass says by which objective.
 
     A subclass adds its own modules after `super().__init__` and then calls `finish_init`; it implements `objective`
-    (docs/extend.md). If it trains more than the student, it overrides `other_steps`, `configure_optimizers`,
-    `half_parts` and `identity` too, as `systems.adversary` does.
+    (docs/extend.md). It may refuse settings early by `check_settings` and `check_experiment`. If it trains more than
+    the student, it overrides `other_steps`, `configure_optimizers`, `half_parts` and `identity` too, as
+    `systems.adversary` does.
 
     Only the student's steps advance `trainer.global_step`. All randomness is keyed by (seed, batch) and drawn for the
     global batch, so a resumed run draws what the uninterrupted one would have drawn, and so does one on other devices.
@@ -93,14 +72,16 @@ class DistilledSystem(pl.LightningModule):
     ) -> None:
         super().__init__()
         # as given: what becomes of a module in training is no setting
+        own = {name: value for name, value in arguments(inspect.currentframe(), DistilledSystem).items()
+               if name not in SHARED}
         self._own_arguments = {name: value if value is None or is_dataclass(value) else plain(value, weights=False)
-                     for name, value in arguments(inspect.currentframe(), DistilledSystem).items()
-                     if name not in SHARED}
+                               for name, value in own.items()}
         self.automatic_optimization = False
         self.bundle_name, self.seed = bundle, seed
         self.distillation, self.optimization = distillation, optimization
         self.distillation.check()
         self.optimization.check()
+        self.check_settings(own)
         self.bundle = Bundle.from_pretrained(bundle)
         if is_student(self.bundle.scheduler_config):
             raise MusiccmError(
@@ -119,10 +100,10 @@ class DistilledSystem(pl.LightningModule):
         conditioner = self.bundle.conditioner()
         check_audio_share("model.init_args.distillation.audio_condition_share",
                           self.distillation.audio_condition_share, conditioner)
-        own = Denoiser(self.bundle.unet, self.schedule, self.bundle.prediction_type)
+        taught = Denoiser(self.bundle.unet, self.schedule, self.bundle.prediction_type)
         self.given_teacher = teacher is not None
         self.frozen = nn.ModuleDict(
-            {"teacher": own if teacher is None else teacher, "codec": self.bundle.codec("original"),
+            {"teacher": taught if teacher is None else teacher, "codec": self.bundle.codec("original"),
              "conditioner": conditioner}
         )
         if self.distillation.lora is None:
@@ -147,6 +128,30 @@ class DistilledSystem(pl.LightningModule):
         ]
 
     # what a subclass says
+
+    @classmethod
+    def check_experiment(cls, experiment: Mapping[str, Any]) -> None:
+        """Refuse an experiment that lacks what the objective needs outside of its own settings, before anything loads.
+
+        Commands call it before they build anything.
+
+        Args:
+            experiment: the sections of its file: `model`, `data`, `trainer` (with its `callbacks`), and `subcommand`
+                with what is about to run: `fit`, `validate` or `test`.
+
+        Raises:
+            MusiccmError: names what is missing, and the key or command that brings it.
+        """
+
+    def check_settings(self, own: Mapping[str, Any]) -> None:
+        """Refuse settings of a subclass' own, before the bundle is read; those that all objectives share were checked.
+
+        Args:
+            own: the arguments of its constructors beside the shared ones, by name; None where one was not given.
+
+        Raises:
+            MusiccmError: names the key.
+        """
 
     def objective(
         self, batch: LatentBatch, z0: Tensor, cond_BD: AnyCondition, generator: torch.Generator
@@ -175,26 +180,6 @@ class DistilledSystem(pl.LightningModule):
             Parts to log.
         """
         return {}
-
-    def identity(self) -> dict[str, Any]:
-        """What the weights in a checkpoint mean and what would go on differently, by key below `model.init_args`.
-
-        The objective's class is in it, and every argument of a subclass' own: settings classes field by field, a module
-        by its class and its plain attributes.
-        """
-        found = identity(self.bundle, self.distillation, Adversarial(weight=0.0), self.optimization, self.seed)
-        found |= {"teacher": plain(self.teacher)} if self.given_teacher else {}
-        groups = self._own_groups()
-        for name, group in groups.items():
-            found |= {f"{name}.{key}": value for key, value in plain(group, weights=False).items()}
-        return {**found, **{name: value for name, value in self._own_arguments.items() if name not in groups},
-                CLASS: class_path(type(self))}
-
-    def _own_groups(self) -> dict[str, Any]:
-        """A subclass' own arguments that are settings classes; where none was given, what it took in its place."""
-        given = self._own_arguments.items()
-        found = {name: getattr(self, name, None) if value is None else value for name, value in given}
-        return {name: value for name, value in found.items() if is_dataclass(value)}
 
     # what callbacks and commands read
 
@@ -248,27 +233,10 @@ class DistilledSystem(pl.LightningModule):
         null_BD = self.conditioner.null(1)
         return with_guidance(self._part("teacher"), cond_BD, null_BD, self.guidance_scale)
 
-    def _part(self, name: str) -> nn.Module:
-        """A frozen part as the step uses it: its bf16 copy where there is one."""
-        return self._half[name] if name in self._half else self.frozen[name]
-
     def warm_start_loss(self, z0: Tensor, cond_BD: AnyCondition, generator: torch.Generator) -> tuple[Tensor, dict]:
-        """Regression of the student's own prediction onto the teacher's guided one, at uniform timesteps.
-
-        The teacher's x0 is clamped at the noisiest steps, where an epsilon network's x0 divides its error by alpha.
-        """
-        steps = self.schedule.num_train_timesteps
-        t_B = own_rows(lambda n: torch.randint(steps, (n,), generator=generator), len(z0)).to(z0.device)
-        z = self.schedule.add_noise(z0, normal_like(z0, generator), t_B)
-        alpha_B, sigma_B = self.schedule.alpha(t_B), self.schedule.sigma(t_B)
-        with torch.no_grad():
-            x0 = self.guided_teacher(cond_BD)(z, t_B)
-            bound = self.distillation.x0_clamp
-            x0 = torch.where(expand_to(t_B > CLAMP_FROM * steps, x0), x0.clamp(-bound, bound), x0)
-            eps = to_eps("sample", x0, z, alpha_B, sigma_B)
-            target = training_target(self.distillation.prediction_type, x0, eps, alpha_B, sigma_B)
-        loss = (self.denoiser("online").output(z, t_B, cond_BD) - target).square().mean()
-        return loss, {"loss_warm_start": loss.detach()}
+        """The warm start's loss of one batch (`warm_start_loss`)."""
+        teacher, bound = self.guided_teacher(cond_BD), self.distillation.x0_clamp
+        return warm_start_loss(self.denoiser("online"), teacher, self.schedule, z0, cond_BD, bound, generator)
 
     # the step
 
@@ -350,76 +318,12 @@ class DistilledSystem(pl.LightningModule):
             )
         return min(bounds)
 
-    def setup(self, stage: str) -> None:
-        """Give a new run the weights that it starts from, and lay the networks out before a strategy wraps them."""
-        if stage == "fit" and self.distillation.start is not None and self.trainer.ckpt_path is None:
-            unet = starting_weights(self.distillation.start, self.bundle, self.distillation.prediction_type)
-            for network in (self.student, self.student_ema_target.module, self.student_ema_slow.module):
-                network.load_state_dict(unet.state_dict())
-        if stage == "fit" and self.optimization.gradient_checkpointing:
-            speed.recompute_activations([self.student, self.codec.vae])
-        if stage == "fit" and self.optimization.channels_last:
-            averages = [self.student_ema_target, self.student_ema_slow]
-            channels_last([self.student, *averages, self.teacher, self.codec])
-
-    def configure_model(self) -> None:
-        """Under `Sharded`, shard the four U-Nets over the processes; heads and decoders stay whole."""
-        mesh = self.device_mesh
-        if mesh is not None and self.distillation.lora is not None:
-            raise MusiccmError(
-                "distillation.lora: the weights that teacher, student and averages hold together cannot be sharded "
-                "over processes (trainer.strategy Sharded); use DDP, or train the whole student"
-            )
-        if mesh is not None:
-            averages = (self.student_ema_target.module, self.student_ema_slow.module)
-            teacher = [] if self.given_teacher else [self.bundle.unet]  # any other stays whole
-            for unet in (self.student, *averages, *teacher):
-                shard(unet, mesh["data_parallel"])
-
-    def on_fit_start(self) -> None:
-        """Refuse what would train wrongly without a word; copy and compile, now that all is on its device."""
-        if str(self.trainer.precision).startswith("16"):
-            raise MusiccmError(
-                f"trainer.precision: expected 32-true or bf16-mixed, found {self.trainer.precision!r}. Under manual "
-                "optimization Lightning clips float16 gradients while they are still scaled."
-            )
-        self._use_fast_networks()
-
-    def half_parts(self) -> dict[str, nn.Module]:
-        """Frozen parts as the step uses them under bf16-mixed, by their names in `frozen`."""
-        return {"teacher": half_copy(self.teacher, [self.schedule])}
-
-    def _use_fast_networks(self) -> None:
-        if self.trainer.precision == "bf16-mixed" and self.optimization.half_frozen:
-            self._half = self.half_parts()
-        if self.optimization.compile is not None:
-            target, teacher = self.student_ema_target.module, self._part("teacher")
-            teacher = getattr(teacher, "unet", teacher)
-            speed.compile_networks([self.student, target, teacher], self.optimization.compile)
-
-    def on_fit_end(self) -> None:
-        """Let the copies go."""
-        self._half = {}
-
-    def on_train_start(self) -> None:
-        """Take up the optimizers' state, and the gradients of a step that the checkpoint was saved in the middle of."""
-        for optimizer in self._optimizers():
-            speed.match_strides(optimizer.optimizer)
-        for name, parameter in self._trained():
-            if name in self._unfinished:
-                gradient = self._unfinished[name].to(parameter.device, parameter.dtype)
-                parameter.grad = shard_like(gradient, parameter)
-        self._unfinished = {}
-
-    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
-
     def _lr_factor(self) -> float:
         o = self.optimization
         return learning_rate_factor(self.global_step, o.warmup_steps, self._progress(), o.decay_share,
                                     o.final_lr_share)
 
-    # guards, logs, checkpoints
+    # logs
 
     def _log_parts(self, parts: dict[str, Tensor], lr: float, samples: int, seconds: float) -> None:
         self.log("train/loss", parts["loss"], prog_bar=True)
@@ -431,73 +335,3 @@ class DistilledSystem(pl.LightningModule):
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Nothing: the test loader holds the references, which the Evaluation callback reads itself."""
-
-    def _in_checkpoint(self, name: str) -> bool:
-        """Whether a weight is the run's own; the bundle has the others: frozen parts, and what is under adapters."""
-        under = self.distillation.lora is not None and name.startswith(STUDENT) and not is_adapter(name)
-        return not (name.startswith(FROZEN) or under)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out what the bundle has."""
-        state = checkpoint["state_dict"]
-        # Contiguous, whatever `channels_last` says: safetensors, which an export writes, takes no other.
-        checkpoint["state_dict"] = {
-            name: value.contiguous() for name, value in state.items() if self._in_checkpoint(name)
-        }
-        checkpoint["batches_seen"] = self.batches_seen
-        if self.batches_seen % self.optimization.accumulate:
-            # Saved by the clock or at the end of an epoch, between two batches of one step.
-            grads = {name: parameter.grad for name, parameter in self._trained()}
-            checkpoint["gradients"] = {name: whole(grad) for name, grad in grads.items() if grad is not None}
-        checkpoint["student"] = self._identity
-        checkpoint["global_batch"] = self._global_batch()
-        checkpoint["training_data"] = self._training_data()
-        checkpoint["precision"] = getattr(self._trainer, "precision", None)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put back what the bundle has, so that loading stays strict, and refuse a checkpoint of another shape."""
-        self.batches_seen = checkpoint.get("batches_seen", 0)
-        self._unfinished = checkpoint.get("gradients", {})
-        mine = {name: value for name, value in self.state_dict().items() if not self._in_checkpoint(name)}
-        checkpoint["state_dict"] |= mine
-        fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
-        path = getattr(self._trainer, "ckpt_path", None) or "the checkpoint"
-        check_fit(str(path), self.state_dict(), checkpoint, self._identity, fitting, warn,
-                  {name: type(group) for name, group in self._own_groups().items()},
-                  argument_defaults(type(self), DistilledSystem))
-        trained, own = checkpoint.get("precision"), getattr(self._trainer, "precision", None)
-        if fitting and trained != own and None not in (trained, own):
-            warn(f"{path} was trained with trainer.precision {trained}, this run has {own}")
-        before, now = checkpoint.get("global_batch"), self._global_batch()
-        if fitting and before != now and None not in (before, now):
-            warn(
-                f"{path} was trained with {before} clips a step over all processes, this run has {now} "
-                "(data.init_args.batch_size x processes): the rest of this epoch repeats or leaves out clips"
-            )
-        stated, found = checkpoint.get("training_data") or {}, self._training_data() or {}
-        others = [f"{key}: {stated[key]!r}, here {value!r}" for key, value in found.items()
-                  if key in stated and stated[key] != value]
-        if fitting and others:
-            warn(f"{path} was trained on other data ({'; '.join(others)}): the rest of this epoch repeats or leaves "
-                 "out clips")
-
-    def _global_batch(self) -> int | None:
-        """Clips of one batch over all processes, as far as the data module tells."""
-        data: Any = getattr(self._trainer, "datamodule", None)
-        size = getattr(data, "batch_size", None)
-        return None if size is None else size * self.trainer.world_size
-
-    def _training_data(self) -> dict[str, Any] | None:
-        """What decides which windows a batch has, as far as the data module tells."""
-        key = getattr(getattr(self._trainer, "datamodule", None), "training_key", None)
-        return None if key is None else key()
-
-    @functools.cached_property
-    def _identity(self) -> dict[str, Any]:
-        return self.identity()
-
-
-def normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise for this process' rows of the global batch."""
-    noise = own_rows(lambda n: torch.randn((n, *like.shape[1:]), generator=generator), len(like))
-    return noise.to(like.device)

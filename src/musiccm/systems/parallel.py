@@ -46,6 +46,12 @@ def own_rows(draw: Callable[[int], Tensor], count: int) -> Tensor:
     return draw(count * world)[rank * count : (rank + 1) * count]
 
 
+def normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise for this process' rows of the global batch."""
+    noise = own_rows(lambda n: torch.randn((n, *like.shape[1:]), generator=generator), len(like))
+    return noise.to(like.device)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor gathered from its shards; one that is not sharded comes back as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -54,7 +54,7 @@ class Distillation:
         warm_start_steps: steps of regression onto the teacher's guided prediction before distillation; 0 for none.
         x0_clamp: bound of the teacher's x0 in the warm start, at the last tenth of the timesteps.
         audio_condition_share: share of items conditioned on their own audio's embedding in place of the caption's.
-        target_ema_decay: decay of the EMA that makes the targets.
+        target_ema_decay: decay of the EMA that makes the targets; with 0 the student itself makes them.
         eval_ema_decay: decay of the EMA that is evaluated and exported.
         start: what the student starts from in place of the teacher's weights: a checkpoint of an earlier distillation,
             or an exported student's folder or name. A resumed run does not read it.
