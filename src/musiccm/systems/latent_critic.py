@@ -125,8 +125,8 @@ class CriticSystem(AdversarialSystem):
         rules.check(torch.arange(distillation.grid_points), f"{cls.group}.")
         teacher = Bundle.from_pretrained(bundle)
         if not teacher.has("text_encoder"):
-            raise MusiccmError(f"model.init_args.bundle: {bundle} has no text_encoder, and {cls.__name__} needs a teacher "
-                               "that is conditioned on captions")
+            raise MusiccmError(f"model.init_args.bundle: {bundle} has no text_encoder, and {cls.__name__} needs a "
+                               "teacher that is conditioned on captions")
         teacher.check_condition()
 
     @functools.cached_property
