@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 #: h(r) of a divergence D_f(teacher | student), for r = p_teacher / p_student: `r^2 f''(r)` up to a factor, by which the
-#: gradient of the reverse KL divergence is multiplied (f-distill, arXiv 2502.15681): forward KL, Jensen-Shannon, squared
-#: Hellinger.
+#: gradient of the reverse KL divergence is multiplied (f-distill, arXiv 2502.15681): forward KL, Jensen-Shannon,
+#: squared Hellinger.
 DIVERGENCES: dict[str, Callable[[Tensor], Tensor]] = {
     "kl": lambda ratio: ratio,
     "js": lambda ratio: 1.0 - 1.0 / (1.0 + ratio),

@@ -15,8 +15,8 @@ from musiccm.models.denoiser import Denoiser
 def encoder_half(unet: nn.Module) -> nn.Module:
     """A U-Net of diffusers that ends behind its middle block, whose output is then its own.
 
-    It holds the very modules of the other: what is trained, moved or recomputed there is so here. Copy it to have one of
-    its own.
+    It holds the very modules of the other: what is trained, moved or recomputed there is so here. Copy it to have one
+    of its own.
 
     Args:
         unet: a `UNet2DConditionModel`; not changed.

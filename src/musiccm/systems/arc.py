@@ -140,8 +140,8 @@ class ARC(CriticSystem):
         """
         count = len(real)
         if count < self.least_batch:
-            raise MusiccmError(f"data.init_args.batch_size: expected at least {self.least_batch} clips in each batch of "
-                               f"a process, found {count}: ARC shuffles their captions")
+            raise MusiccmError(f"data.init_args.batch_size: expected at least {self.least_batch} clips in each batch "
+                               f"of a process, found {count}: ARC shuffles their captions")
         shift = 1 + int(torch.randint(count - 1, (1,), generator=generator))
         other = [(i + shift) % count for i in range(count)]
         differ_B = torch.tensor([captions[i] != captions[j] for i, j in enumerate(other)], device=real.device)

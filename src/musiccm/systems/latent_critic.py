@@ -68,8 +68,8 @@ class RollOut:
         Raises:
             MusiccmError: a number out of range, or a sampler that is none of a student's.
         """
-        check_ranges(where, vars(self), count="critic_steps", index="critic_warmup_steps", positive="critic_lr r1_noise",
-                     betas="critic_betas", not_negative="r1_weight")
+        check_ranges(where, vars(self), count="critic_steps", index="critic_warmup_steps", betas="critic_betas",
+                     positive="critic_lr r1_noise", not_negative="r1_weight")
         low, high = [*self.noise_range, -1.0, -1.0][:2]
         if len(self.noise_range) != 2 or not 0 <= low < high <= 1:
             raise MusiccmError(f"{where}noise_range: expected two ascending shares in [0, 1], found "
