@@ -331,6 +331,8 @@ def test_it_starts_from_an_exported_student_or_a_checkpoint(bundle: Path, tmp_pa
     assert torch.equal(resumed.student.conv_in.weight, teacher.unet.conv_in.weight)
     with pytest.raises(MusiccmError, match="predicts 'v_prediction', but distillation.prediction_type is 'sample'"):
         started(folder, "sample")
+    with pytest.raises(MusiccmError, match="distillation.start: .*absent.ckpt: no such checkpoint; train the student"):
+        started(tmp_path / "absent.ckpt")
     with pytest.raises(MusiccmError, match="is no distilled student; leave the key out"):
         started(bundle)
     with pytest.raises(MusiccmError, match="distillation.start: expected none beside distillation.lora"):

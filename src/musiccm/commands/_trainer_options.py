@@ -174,8 +174,8 @@ def check_batch_size(command: str, data: Any, system: type | None) -> None:
         MusiccmError: Names the size and what is needed.
     """
     least, size = getattr(system, "least_batch", 1), _entry(_entry(data, "init_args"), "batch_size")
-    if command in FIT and isinstance(size, int) and size < least:
-        raise MusiccmError(f"data.init_args.batch_size: expected at least {least}, as {getattr(system, '__name__', '')} "
+    if system is not None and command in FIT and isinstance(size, int) and size < least:
+        raise MusiccmError(f"data.init_args.batch_size: expected at least {least}, since {system.__name__} "
                            f"compares the clips of a batch, found {size}")
 
 
