@@ -73,7 +73,7 @@ def ranking_loss(above: Tensor, below: Tensor) -> Tensor:
 def approximate_r1(logits: Tensor, perturbed: Tensor, noise: float) -> Tensor:
     """R1 without a second derivative: `E (D(x + s n) - D(x))^2 / s^2`, which is `|dD/dx|^2` but for terms in s^2.
 
-    APT (arXiv 2501.08316, equation 7) has it without the division; here its weight means the same for every s.
+    APT (arXiv 2501.08316) has it without the division; here its weight means the same for every s.
 
     Args:
         logits: of items.

@@ -26,7 +26,7 @@ class Ladd(RollOut):
     """The objective's own settings; see `RollOut` for those it shares with others.
 
     Args:
-        loss: `hinge` (the paper's, after ADD) or `non_saturating`.
+        loss: `hinge` (ADD's, arXiv 2311.17042) or `non_saturating`.
     """
 
     loss: str = "hinge"
