@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def turns(system: DMD2, batch: Any) -> dict[str, Callable[[], None]]:
     z0, cond_BD = batch.latents_BCTF, batch.text_BD
 
     def student() -> None:
-        system.objective(batch, z0, cond_BD, generator)[0].backward()
+        with system.critics_frozen():
+            system.objective(batch, z0, cond_BD, generator)[0].backward()
         system.zero_grad(set_to_none=True)
 
     def critic() -> None:
@@ -95,7 +97,8 @@ def kept_bytes(system: DMD2, batch: Any, mode: FakeTensorMode) -> int:
                   torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)):
                 generator = keyed_generator(0, "bench")
                 objective = system.objective if turn == "student" else system.critic_loss
-                result = objective(batch, batch.latents_BCTF, batch.text_BD, generator)
+                with system.critics_frozen() if turn == "student" else nullcontext():
+                    result = objective(batch, batch.latents_BCTF, batch.text_BD, generator)
         finally:
             torch.set_autocast_enabled("cuda", False)
         most = max(most, sum(storage.nbytes() for key, storage in kept.items() if key not in weights))

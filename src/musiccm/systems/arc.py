@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from musiccm.data.batch import LatentBatch
 from musiccm.diffusion import AnyCondition
 from musiccm.errors import MusiccmError
-from musiccm.losses.adversarial import frozen
 from musiccm.losses.matching import ranking_loss
 from musiccm.models.denoiser import Denoiser
 from musiccm.models.encoder_half import encoder_half
@@ -100,8 +99,7 @@ class ARC(CriticSystem):
         """The relativistic loss: generated above real."""
         x = self.roll_out(z0, cond_BD, generator, trained=True)
         z, t_B, eps = self.noised(x, generator)
-        with frozen(nn.ModuleList(self.critics())):
-            fake = self.logits(z, t_B, cond_BD)
+        fake = self.logits(z, t_B, cond_BD)
         with torch.no_grad():
             real = self.logits(self.schedule.add_noise(z0, eps, t_B), t_B, cond_BD)
         loss = ranking_loss(fake, real).mean()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from musiccm.data.batch import LatentBatch
 from musiccm.diffusion import AnyCondition, to_x0, training_target
-from musiccm.losses.adversarial import NON_SATURATING, frozen
+from musiccm.losses.adversarial import NON_SATURATING
 from musiccm.losses.matching import matching_loss
 from musiccm.models.denoiser import Denoiser
 from musiccm.models.encoder_half import encoder_half, features
@@ -134,8 +134,7 @@ class DMD2(CriticSystem):
         z, t_B, _ = self.noised(x, generator)
         with torch.no_grad():
             real = self.guided_teacher(cond_BD)(z, t_B)
-        with frozen(nn.ModuleList(self.critics())):
-            output, logits = self.critic_output(z if self.head is not None else z.detach(), t_B, cond_BD)
+        output, logits = self.critic_output(z if self.head is not None else z.detach(), t_B, cond_BD)
         alpha_B, sigma_B = self.schedule.alpha(t_B), self.schedule.sigma(t_B)
         fake = to_x0(self.critic.prediction_type, output, z, alpha_B, sigma_B).detach()
         loss, gradient = matching_loss(x, real, fake, self.gradient_weight(logits, t_B))

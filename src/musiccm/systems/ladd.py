@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from musiccm.data.batch import LatentBatch
 from musiccm.diffusion import AnyCondition
 from musiccm.errors import MusiccmError
-from musiccm.losses.adversarial import ADVERSARIAL_LOSSES, frozen
+from musiccm.losses.adversarial import ADVERSARIAL_LOSSES
 from musiccm.models.acceleration.half import half_copy
 from musiccm.models.denoiser import Denoiser
 from musiccm.models.encoder_half import encoder_half, features, widths
@@ -103,8 +103,7 @@ class LADD(CriticSystem):
         """The generator's loss, the mean over heads."""
         x = self.roll_out(z0, cond_BD, generator, trained=True)
         z, t_B, _ = self.noised(x, generator)
-        with frozen(self.heads):
-            logits = self.logits(z, t_B, cond_BD)
+        logits = self.logits(z, t_B, cond_BD)
         loss = ADVERSARIAL_LOSSES[self.ladd.loss].generator(logits).mean()
         return self.distillation.weight * loss, {"loss_gan": loss.detach()}, None
 

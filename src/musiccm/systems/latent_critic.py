@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from musiccm.audio.windows import keyed_generator
 from musiccm.data.batch import LatentBatch
 from musiccm.diffusion import AnyCondition, sampling_timesteps
 from musiccm.errors import MusiccmError
+from musiccm.losses.adversarial import frozen
 from musiccm.losses.matching import approximate_r1
 from musiccm.models.acceleration.networks import channels_last
 from musiccm.models.bundle import Bundle
@@ -99,7 +101,8 @@ class CriticSystem(AdversarialSystem):
     Samples are rolled out from pure noise by the sampler that ships, with gradients through the last call alone.
 
     A subclass calls `check_before_loading` and then `super().__init__`, sets `rules`, adds its critic and calls
-    `finish_init`; it implements `objective`, `critics` and `critic_loss`. Its head, if it has one, is `make_head`'s.
+    `finish_init`; it implements `objective` (called within `critics_frozen`), `critics` and `critic_loss`. Heads are
+    `make_head`'s.
     """
 
     #: The settings, and the name of the subclass' argument that holds them.
@@ -145,6 +148,13 @@ class CriticSystem(AdversarialSystem):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The critic's loss of one batch, and its parts by the names they are logged under; as `objective`."""
         raise NotImplementedError
+
+    def critics_frozen(self) -> AbstractContextManager[None]:
+        """In this context, which holds during the student's turn, no gradient is computed for the critic's weights.
+
+        The backward pass lies in it too: activations that are computed again there must be those of the forward pass.
+        """
+        return frozen(nn.ModuleList(self.critics()))
 
     # samples
 
@@ -226,7 +236,8 @@ class CriticSystem(AdversarialSystem):
     def training_step(self, batch: LatentBatch, batch_idx: int) -> dict[str, Any]:
         """One batch, of the student or of the critic; see `DistilledSystem.training_step`."""
         if self.students_turn():
-            return super().training_step(batch, batch_idx)
+            with self.critics_frozen():
+                return super().training_step(batch, batch_idx)
         started = time.perf_counter()
         updates = self._critic_updates()
         generator = keyed_generator(self.seed, "distil", 0, self.batches_seen)
