@@ -15,9 +15,11 @@ from musiccm.commands._timing import ROW_KEYS, alternating, row
 from musiccm.commands.bench import load
 from musiccm.export import StudentInfo, export_student
 from musiccm.models.bundle import Bundle
+from musiccm.models.lora import Lora
 from musiccm.samplers import Crops
+from musiccm.systems.dmd2 import DMD2, Matching
 from musiccm.systems.musiccm import MusicCM
-from musiccm.systems.settings import Adversarial
+from musiccm.systems.settings import Adversarial, Distillation
 from tests.tiny_bundle import build_random_bundle, make_unet
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -182,6 +184,30 @@ def test_full_size_benchmark_counts_the_work_and_the_memory_of_a_step(tmp_path, 
     assert all(set(ROW_KEYS) <= set(r) for r in rows)
     crop, whole, recomputing = (r["ours"] for r in rows[1::2])
     assert recomputing < 0.7 * crop < 0.7 * whole
+
+
+@pytest.mark.slow
+def test_the_matching_benchmark_counts_turns_and_memory(tmp_path):
+    """On small parts, against closed forms of the turns' passes."""
+    module = load(BENCHMARKS / "full_size_matching.py")
+    module.BATCH = 2
+    bundle = str(build_random_bundle(tmp_path / "bundle"))
+    whole, small = ({r["case"].split(",")[0] if "turn" in r["case"] else r["case"]: r["ours"] for r in module.counted(
+        DMD2(bundle, Distillation(weight=1.0), Matching(critic_lora=lora)), "x")} for lora in (None, Lora(2, 2.0)))
+    assert module.mean_calls((1, 2, 4, 8)) == 2.375
+    call = whole["a network call, one clip"]
+    unet = make_unet()
+    once = module.full_size.giga_operations(
+        lambda: unet(torch.zeros(1, 4, 8, 4), 5, None, class_labels=torch.zeros(1, 32)))
+    assert call == pytest.approx(once, rel=1e-6)
+    # 1.375 calls without gradients; the last with (3); the guided pair (2); the critic (1), and back through half of it
+    assert 7.375 * once < whole["student's turn"] < 8.375 * once
+    # 2.375 calls; the critic (3); the half of it down to the middle, forth and back (1 to 2)
+    assert 6.375 * once < whole["critic's turn"] < 7.375 * once
+    name = "memory of a step, x, batch 2, bf16{}, against a 40 GB card"
+    assert small[name.format("")] < whole[name.format("")]
+    again = "of a step activations, x, batch 2, bf16, recomputing activations"
+    assert whole[again] < 0.5 * whole["of a step activations, x, batch 2, bf16"]
 
 
 @pytest.fixture(scope="module")

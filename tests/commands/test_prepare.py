@@ -200,7 +200,8 @@ def test_the_demo_corpus_is_written_only_where_an_experiment_says_that_it_reads_
     monkeypatch.setattr("musiccm.data.demo.corpus.write_corpus", lambda root, *a, **k: written.append(str(root)))
     code = main(["prepare", command, "--config", str(EXPERIMENTS / name)])
     expected = {"demo.yaml": "data/demo", "demo_long.yaml": "data/demo", "dmd2.yaml": "data/demo",
-                "smoke.yaml": "data/smoke",
+                "student_dmd2.yaml": "data/demo", "smoke.yaml": "data/smoke",
+                **{f"objectives/{path.name}": "data/demo" for path in (EXPERIMENTS / "objectives").glob("*.yaml")},
                 **{f"ablations/{ablation}.yaml": "data/demo" for ablation in (
                     "adversarial_clap", "discriminator_half_clip", "discriminator_whole_clip", "no_adversarial",
                     "paper_recipe", "paper_recipe_epsilon")},

@@ -1,8 +1,10 @@
-"""Distribution matching: its gradient in closed form, a toy that converges, who learns from what, resuming."""
+"""Distribution matching: toys that converge, whose turn it is, who learns from what, resuming, divergence."""
 
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,13 +13,14 @@ import pytest
 import torch
 from gaussian import MUSICLDM, Gaussian
 from jsonargparse import ArgumentParser
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
+from short_fit import fit, make_batches
 from tiny_bundle import SCHEDULER, build_random_bundle
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from musiccm.callbacks.divergence import Divergence
 from musiccm.config import load_experiment
-from musiccm.data.batch import LatentBatch
 from musiccm.diffusion import NoiseSchedule, expand_to
 from musiccm.errors import MusiccmError
 from musiccm.export import StudentInfo, export_student
@@ -26,8 +29,8 @@ from musiccm.models.bundle.files import save_part
 from musiccm.models.denoiser import Denoiser
 from musiccm.models.ema import Ema
 from musiccm.models.lora import Lora
-from musiccm.samplers import Lcm, Stepper
-from musiccm.systems.dmd2 import DMD2, Matching, matching_loss
+from musiccm.samplers import student_stepper
+from musiccm.systems.dmd2 import DMD2, Matching
 from musiccm.systems.settings import Adversarial, Distillation, Optimization
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments/dmd2.yaml"
@@ -45,45 +48,6 @@ def make(bundle: Path | str, matching: Matching | None = None, lora: Lora | None
     distillation = Distillation(weight=1.0, lora=lora, **more.pop("distillation", {}))
     optimization = Optimization(lr=1e-3, clip_norm=10.0, **more.pop("optimization", {}))
     return DMD2(str(bundle), distillation, matching or Matching(critic_steps=2), optimization=optimization, **more)
-
-
-def make_batches(system: DMD2, count: int, size: int = 2) -> list[LatentBatch]:
-    generator = torch.Generator().manual_seed(5)
-    batches = []
-    for _ in range(count):
-        unit = nn.functional.normalize(torch.randn(size, system.conditioner.width, generator=generator), dim=1)
-        raw = system.codec.denormalise(torch.randn(size, *system.bundle.latent_shape(), generator=generator))
-        batches.append(LatentBatch(raw, unit, unit, [str(i) for i in range(size)], ["x"] * size))
-    return batches
-
-
-def fit(system: DMD2, batches: list[LatentBatch], steps: int, ckpt_path: Path | None = None, **options: Any) -> Trainer:
-    trainer = Trainer(max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False,
-                      enable_model_summary=False, enable_checkpointing=False, **options)
-    trainer.fit(system, DataLoader(batches, batch_size=None), ckpt_path=ckpt_path)
-    return trainer
-
-
-def test_the_gradient_is_that_of_the_scores_in_size_and_direction() -> None:
-    """By the noised densities N(alpha m, alpha^2 s^2 + sigma^2), whose scores are -(z - alpha m) / variance."""
-    schedule = NoiseSchedule.from_config(MUSICLDM)
-    real, fake = Gaussian(schedule, 0.7, 0.4), Gaussian(schedule, -0.2, 0.9)
-    generator = torch.Generator().manual_seed(0)
-    x = (fake.mean + fake.std * torch.randn(5, 3, 8, 8, dtype=torch.float64, generator=generator)).requires_grad_()
-    t_B = torch.tensor([20, 200, 500, 800, 980])
-    alpha, sigma = (expand_to(c(t_B, torch.float64), x) for c in (schedule.alpha, schedule.sigma))
-    z = (alpha * x + sigma * torch.randn(x.shape, dtype=torch.float64, generator=generator)).detach()
-    loss, _ = matching_loss(x, real.x0(z, t_B), fake.x0(z, t_B))
-    (found,) = torch.autograd.grad(loss, x)
-
-    score_real, score_fake = (-(z - alpha * g.mean) / (alpha**2 * g.std**2 + sigma**2) for g in (real, fake))
-    clean = (z + sigma**2 * score_real) / alpha  # Tweedie
-    size = (x - clean).abs().mean((1, 2, 3), keepdim=True)
-    expected = sigma**2 / alpha * (score_fake - score_real) / size / x.numel()
-    torch.testing.assert_close(found, expected.detach(), rtol=1e-9, atol=1e-12)
-    # where the two distributions are one there is nothing to do
-    same, _ = matching_loss(x, real.x0(z, t_B), real.x0(z, t_B))
-    assert float(same) == 0.0
 
 
 class Affine(nn.Module):
@@ -109,7 +73,7 @@ class Posterior(Affine):
 
 
 class Oracle(nn.Module):
-    def __init__(self, gaussian: Gaussian) -> None:
+    def __init__(self, gaussian: Any) -> None:
         super().__init__()
         self.gaussian = gaussian
 
@@ -119,32 +83,139 @@ class Oracle(nn.Module):
 
 def test_a_toy_generator_ends_at_the_teachers_mean_and_variance(bundle: Path) -> None:
     system = make(
-        bundle, Matching(steps=[1], critic_steps=3, critic_lr=2e-2, gan_weight=0.0),
+        bundle, Matching(steps=[1], critic_steps=2, critic_lr=4e-2, gan_weight=0.0),
         distillation={"prediction_type": "sample", "guidance_scale": 1.0, "eval_ema_decay": 0.95},
         optimization={"decay_share": 0.5},
     )
-    system.optimization.lr = 1e-2
+    system.optimization.lr = 2e-2
     system.student, system.critic = Affine(-0.5, 1.2), Denoiser(Posterior(-0.5, 1.2), system.schedule, "sample")
     system.student_ema_target, system.student_ema_slow = Ema(system.student, 0.95), Ema(system.student, 0.95)
     system.frozen["teacher"] = Oracle(Gaussian(system.schedule, 0.7, 0.4))
     system.finish_init()
-    fit(system, make_batches(system, 1, size=32) * 220, 220)
+    fit(system, make_batches(system, 1, size=32), 120)
     for network in (system.student, system.student_ema_slow.module, system.critic.unet):
         assert float(network.mean) == pytest.approx(0.7, abs=0.04)
         assert abs(float(network.std)) == pytest.approx(0.4, abs=0.04)
 
 
+class Mixture:
+    """Every element +-0.9 with deviation 0.25, one sign in three being negative; all its estimates are exact."""
+
+    schedule = NoiseSchedule.from_config(MUSICLDM)
+    share, centres, std = torch.tensor([1 / 3, 2 / 3]), torch.tensor([-0.9, 0.9]), 0.25
+
+    def x0(self, z: Tensor, t_B: Tensor) -> Tensor:
+        alpha, sigma = (expand_to(c(t_B), z)[..., None] for c in (self.schedule.alpha, self.schedule.sigma))
+        variance = alpha**2 * self.std**2 + sigma**2
+        gap = z[..., None] - alpha * self.centres
+        which = torch.softmax(self.share.log() - gap**2 / (2 * variance), dim=-1)
+        return (which * (self.centres + alpha * self.std**2 / variance * gap)).sum(-1)
+
+    def quantiles(self, count: int) -> Tensor:
+        cumulative = torch.linspace(-3, 3, 6001)
+        at = sum(w * torch.distributions.Normal(c, self.std).cdf(cumulative)
+                 for w, c in zip(self.share, self.centres, strict=True))
+        return cumulative[torch.searchsorted(at, (torch.arange(count) + 0.5) / count).clamp(max=6000)]
+
+    def distance(self, x: Tensor) -> float:
+        """Wasserstein-1 of the elements' distribution to this one."""
+        return float((x.flatten().sort().values - self.quantiles(x.numel())).abs().mean())
+
+
+class Elementwise(nn.Module):
+    """A small network of each element by itself and of its timestep: a denoiser, or a student."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = nn.Sequential(nn.Linear(4, 48), nn.SiLU(), nn.Linear(48, 48), nn.SiLU(), nn.Linear(48, 1))
+
+    def forward(self, z: Tensor, t: Tensor, **_: Any) -> tuple[Tensor]:
+        s = expand_to(t / 1000, z).expand_as(z)
+        return (z * 0.5 + self.layers(torch.stack([z, s, torch.sin(3 * s), torch.cos(3 * s)], dim=-1))[..., 0],)
+
+
+@pytest.mark.slow
+def test_a_student_with_one_mode_finds_both_of_its_teacher(bundle: Path) -> None:
+    """One network of one and two steps, sampled by what ships; half of the way in a hundred and fifty updates."""
+    mixture = Mixture()
+    system = make(
+        bundle, Matching(steps=[1, 2], critic_steps=3, critic_warmup_steps=40, critic_lr=1e-2, gan_weight=0.0),
+        distillation={"prediction_type": "sample", "guidance_scale": 1.0, "eval_ema_decay": 0.9},
+        optimization={"decay_share": 0.5},
+    )
+    system.optimization.lr = 5e-3
+    system.student, system.critic = Elementwise(0), Denoiser(Elementwise(1), system.schedule, "sample")
+    system.student_ema_target, system.student_ema_slow = Ema(system.student, 0.9), Ema(system.student, 0.9)
+    system.frozen["teacher"] = Oracle(mixture)
+    system.finish_init()
+    noise, fresh = torch.randn((2, 64, 4, 4, 4), generator=torch.Generator().manual_seed(9))
+
+    def samples(steps: int) -> Tensor:
+        stepper = student_stepper(system.consistency("slow"), system.schedule, system.grid, steps)
+        return stepper.sample(torch.zeros(64, system.conditioner.width), noise, lambda _: fresh)
+
+    before = [mixture.distance(samples(steps)) for steps in (1, 2)]
+    fit(system, make_batches(system, 1, size=32), 150)
+    after = [mixture.distance(samples(steps)) for steps in (1, 2)]
+    assert min(before) > 0.5 and all(late < 0.6 * early for early, late in zip(before, after, strict=True))
+    for steps in (1, 2):
+        shares = [float((samples(steps) * sign > 0.45).float().mean()) for sign in (-1, 1)]
+        assert shares[0] > 0.15 and shares[1] > 0.4, shares
+
+
 def test_all_but_frozen_parts_learn_and_only_the_student_moves_the_clock(bundle: Path) -> None:
-    system = make(bundle, adversarial=Adversarial(crop_frames=2, head_width=8))
+    system = make(bundle, Matching(critic_steps=2, r1_weight=1.0), adversarial=Adversarial(crop_frames=2, head_width=8))
     before = copy.deepcopy(system.state_dict())
-    trainer = fit(system, make_batches(system, 2), 2)
+    trainer = fit(system, make_batches(system, 6), 2)
     after = system.state_dict()
     changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(before[name], value)}
     assert changed == {"student", "student_ema_target", "student_ema_slow", "critic", "head", "discriminator"}
-    assert trainer.global_step == 2
-    logged = {"loss_matching", "matching_gradient", "loss_gan", "loss_g", "loss_critic", "loss_head", "loss_d",
+    assert trainer.global_step == 2 and system.batches_seen == 6
+    logged = {"loss_matching", "matching_gradient", "loss_gan", "loss_g", "loss_critic", "loss_head", "loss_d", "r1",
               "grad_norm_critic", "grad_norm_student"}
     assert {f"train/{name}" for name in logged} <= set(trainer.callback_metrics)
+
+
+class Turns(Callback):
+    """Notes who had each batch, by what it returned; saves after one of them."""
+
+    def __init__(self, path: Path | None = None, at: int = -1) -> None:
+        self.path, self.at, self.who, self.critic_rates = path, at, "", []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
+        watched = outputs["watched"]
+        who = "w" if "loss_warm_start" in watched else "s" if "loss_matching" in watched else "c"
+        assert ("grad_norm_critic" in watched or "grad_norm_student" in watched) == (
+            pl_module.batches_seen % pl_module.optimization.accumulate == 0)
+        self.who += who
+        if who == "s":
+            grads = [p.grad for network in pl_module.critics() for p in network.parameters()]
+            assert pl_module.optimization.accumulate > 1 or grads.count(None) == len(grads)
+        if "grad_norm_critic" in watched:
+            self.critic_rates.append(trainer.optimizers[-1].param_groups[0]["lr"])
+        if pl_module.batches_seen == self.at:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize(("accumulate", "expected"), [(1, "wccccscs"), (2, "wwccccccccssccss")])
+def test_whose_turn_it_is(bundle: Path, accumulate: int, expected: str) -> None:
+    system = make(bundle, Matching(critic_steps=1, critic_warmup_steps=3, critic_lr=1.0, steps=[1]),
+                  distillation={"warm_start_steps": 1}, optimization={"accumulate": accumulate, "warmup_steps": 8})
+    turns = Turns()
+    trainer = fit(system, make_batches(system, len(expected)), 3, callbacks=[turns])
+    assert turns.who == expected and trainer.global_step == 3 == system._steps_in(len(expected))
+    # the critic's rate is warmed up by its own updates, of which there are more than the student's
+    assert turns.critic_rates == pytest.approx([1 / 8, 2 / 8, 3 / 8, 4 / 8, 5 / 8])
+
+
+def test_while_the_critic_warms_up_the_student_stands_still(bundle: Path) -> None:
+    system = make(bundle, Matching(critic_warmup_steps=3, steps=[1]))
+    before = copy.deepcopy(system.state_dict())
+    trainer = fit(system, make_batches(system, 3), -1, max_epochs=1)
+    after = system.state_dict()
+    changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(before[name], value)}
+    assert changed == {"critic", "head"} and trainer.global_step == 0
 
 
 @pytest.mark.parametrize("gan_weight", [0.0, 0.02])
@@ -153,15 +224,18 @@ def test_the_students_loss_leaves_no_gradient_in_critic_and_head(bundle: Path, g
     system.trainer = SimpleNamespace(global_step=5)  # type: ignore[assignment]
     (batch,) = make_batches(system, 1)
     z0 = system.codec.normalise(batch.latents_BCTF)
-    loss, parts, _ = system.objective(batch, z0, batch.text_BD, torch.Generator().manual_seed(0))
-    loss.backward()
+    with system.critics_frozen():
+        loss, parts, _ = system.objective(batch, z0, batch.text_BD, torch.Generator().manual_seed(0))
+        loss.backward()
     assert all(p.grad is not None for p in system.student.parameters())
-    assert all(p.grad is None and p.requires_grad for module in system._critics() for p in module.parameters())
+    assert all(p.grad is None and p.requires_grad for module in system.critics() for p in module.parameters())
     assert ("loss_gan" in parts) == (gan_weight > 0) == (system.head is not None)
 
 
-def test_a_roll_out_is_the_sampler_that_ships_and_trains_its_last_call_alone(bundle: Path) -> None:
-    system = make(bundle, Matching(steps=[4], sampler={"name": "lcm", "gamma": 0.6}))
+@pytest.mark.parametrize("sampler", [{"name": "lcm", "gamma": 1.0}, {"name": "tcd"}])
+def test_a_roll_out_is_the_sampler_that_ships_and_trains_its_last_call_alone(bundle: Path, sampler: dict) -> None:
+    """Bit for bit what `student_stepper`, which samples exported students, gives of the same noise."""
+    system = make(bundle, Matching(steps=[1, 2, 4, 8], sampler=sampler))
     (batch,) = make_batches(system, 1)
     z0, f = batch.latents_BCTF, system.consistency("online")
     seen: list[tuple[int, bool]] = []
@@ -171,46 +245,69 @@ def test_a_roll_out_is_the_sampler_that_ships_and_trains_its_last_call_alone(bun
         return f(z, t, cond)
 
     system.consistency = lambda which: watched  # type: ignore[assignment, return-value, misc]
-    counts = set()
-    for seed in range(12):
+    whole = set()
+    for seed in range(14):
         seen.clear()
         trained = seed % 2 == 0
         x = system.roll_out(z0, batch.text_BD, torch.Generator().manual_seed(seed), trained)
-        calls = len(seen)
-        assert [t for t, _ in seen] == [999, 759, 499, 259][:calls]
-        assert [grad for _, grad in seen] == [False] * (calls - 1) + [trained] and x.requires_grad == trained
-        counts.add(calls)
-        # the same draws again, by the function that samples students
+        assert [grad for _, grad in seen] == [False] * (len(seen) - 1) + [trained] and x.requires_grad == trained
+        # the same draws again: number of steps, of calls, noise
         again = torch.Generator().manual_seed(seed)
-        torch.randint(1, (1,), generator=again), torch.randint(4, (1,), generator=again)
+        steps = [1, 2, 4, 8][int(torch.randint(4, (1,), generator=again))]
+        calls = 1 + int(torch.randint(steps, (1,), generator=again))
         noise, *fresh = (torch.randn(z0.shape, generator=again) for _ in range(calls))
-        stepper = Stepper(f, system.schedule, [999, 759, 499, 259][:calls], Lcm(gamma=0.6))
-        expected = stepper.sample(batch.text_BD, noise, lambda step, fresh=fresh: fresh[step])
-        torch.testing.assert_close(x.detach(), expected)
-    assert counts == {1, 2, 3, 4}
+        stepper = student_stepper(f, system.schedule, system.grid, steps, sampler)
+        estimates: list[Tensor] = []
+        spare = [*fresh, *[torch.zeros_like(noise)] * steps]  # of steps that the roll-out did not come to
+        stepper.sample(batch.text_BD, noise, spare.__getitem__, lambda step, t, x0, kept=estimates: kept.append(x0))
+        assert [t for t, _ in seen] == list(stepper.timesteps)[:calls]
+        assert torch.equal(x.detach(), estimates[calls - 1])
+        whole |= {steps} if calls == steps else set()
+    assert whole >= {1, 2}
 
 
 def test_a_resumed_run_ends_at_the_same_bits(bundle: Path, tmp_path: Path) -> None:
-    through, first, second = make(bundle), make(bundle), make(bundle)
-    batches = make_batches(through, 4)
-    fit(through, batches, 4)
-    fit(first, batches, 2).save_checkpoint(tmp_path / "half.ckpt")
+    """Saved in the middle of a round, and of the critic's step, which has two batches."""
+    own, accumulate, at = Matching(critic_steps=2, critic_warmup_steps=1, steps=[1, 2]), 2, 9
+    through, second = (make(bundle, own, optimization={"accumulate": accumulate}) for _ in range(2))
+    batches = make_batches(through, 14)
+    fit(through, batches, 2, callbacks=[Turns(tmp_path / "half.ckpt", at)])
     # a plain loader starts its epoch anew; what was trained on is left out by hand
-    fit(second, batches[2:] + batches[:2], 4, tmp_path / "half.ckpt")
+    trainer = fit(second, batches[at:] + batches[:at], 2, tmp_path / "half.ckpt")
+    assert through.batches_seen == second.batches_seen == 14 and trainer.global_step == 2
     found = second.state_dict()
     assert [name for name, value in through.state_dict().items() if not torch.equal(found[name], value)] == []
-    other = make(bundle, Matching(critic_steps=5))
+    other = make(bundle, Matching(critic_steps=5, critic_warmup_steps=1, steps=[1, 2]),
+                 optimization={"accumulate": accumulate})
     with pytest.raises(MusiccmError, match="matching.critic_steps: it was trained with 2, this run has 5"):
-        fit(other, batches, 4, tmp_path / "half.ckpt")
+        fit(other, batches, 2, tmp_path / "half.ckpt")
 
 
 def test_a_student_can_be_an_adapter_and_steps_run_in_bf16(bundle: Path) -> None:
     system = make(bundle, lora=Lora(4, 8.0))
     before = copy.deepcopy(system.bundle.unet.state_dict())
-    fit(system, make_batches(system, 1), 1, precision="bf16-mixed")
+    fit(system, make_batches(system, 3), 1, precision="bf16-mixed")
     assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in system.parameters())
     assert all(torch.equal(value, before[name]) for name, value in system.bundle.unet.state_dict().items())
     assert not torch.equal(system.critic.unet.conv_in.weight, system.bundle.unet.conv_in.weight)
+
+
+def test_a_critic_can_be_an_adapter_on_the_teachers_weights(bundle: Path, tmp_path: Path) -> None:
+    lora = Lora(4, 8.0)
+    system = make(bundle, Matching(critic_steps=1, critic_lora=lora))
+    teacher = {id(p) for p in system.bundle.unet.parameters()}
+    own = [p for p in system.critic.parameters() if id(p) not in teacher]
+    assert sum(p.numel() for p in own) < 0.5 * sum(p.numel() for p in system.student.parameters())
+    before = copy.deepcopy(system.bundle.unet.state_dict())
+    fit(system, make_batches(system, 2), 1).save_checkpoint(tmp_path / "run.ckpt")
+    assert all(torch.equal(value, before[name]) for name, value in system.bundle.unet.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in system.bundle.unet.parameters())
+    kept = {name for name in torch.load(tmp_path / "run.ckpt")["state_dict"] if name.startswith("critic.")}
+    assert kept and all("lora_" in name for name in kept)
+    again = make(bundle, Matching(critic_steps=1, critic_lora=lora))
+    fit(again, make_batches(again, 2), 1, tmp_path / "run.ckpt")
+    found = again.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in system.state_dict().items())
 
 
 def test_it_starts_from_an_exported_student_or_a_checkpoint(bundle: Path, tmp_path: Path) -> None:
@@ -238,6 +335,8 @@ def test_it_starts_from_an_exported_student_or_a_checkpoint(bundle: Path, tmp_pa
     assert torch.equal(resumed.student.conv_in.weight, teacher.unet.conv_in.weight)
     with pytest.raises(MusiccmError, match="predicts 'v_prediction', but distillation.prediction_type is 'sample'"):
         started(folder, "sample")
+    with pytest.raises(MusiccmError, match="distillation.start: .*absent.ckpt: no such checkpoint; train the student"):
+        started(tmp_path / "absent.ckpt")
     with pytest.raises(MusiccmError, match="is no distilled student; leave the key out"):
         started(bundle)
     with pytest.raises(MusiccmError, match="distillation.start: expected none beside distillation.lora"):
@@ -249,17 +348,48 @@ def test_it_starts_from_an_exported_student_or_a_checkpoint(bundle: Path, tmp_pa
     [({"critic_steps": 0}, "critic_steps: expected"), ({"critic_lr": 0.0}, "critic_lr: expected"),
      ({"gan_weight": -1.0}, "gan_weight: expected"), ({"noise_range": [0.5, 0.2]}, "noise_range: expected"),
      ({"noise_range": [0.5]}, "noise_range: expected"), ({"steps": []}, "steps: expected"),
-     ({"steps": [51]}, "steps: expected"), ({"sampler": "heun"}, "sampler: expected .* found heun"),
-     ({"sampler": "euler"}, "sampler: expected")],
+     ({"steps": [51]}, "matching.steps: expected"), ({"sampler": "heun"}, "sampler: expected .* found heun"),
+     ({"sampler": "euler"}, "sampler: expected"), ({"critic_warmup_steps": -1}, "critic_warmup_steps: expected"),
+     ({"r1_weight": -1.0}, "r1_weight: expected"), ({"r1_noise": 0.0}, "r1_noise: expected"),
+     ({"critic_lora": Lora(rank=0)}, "critic_lora.rank: expected")],
 )
-def test_settings_out_of_range_are_refused(setting: dict[str, Any], key: str) -> None:
+def test_settings_out_of_range_are_refused_before_the_bundle_is_read(setting: dict[str, Any], key: str) -> None:
     with pytest.raises(MusiccmError, match=key):
-        Matching(**setting).check(torch.arange(19, 1000, 20))
+        make("no such bundle", Matching(**setting))
 
 
-def test_accumulation_and_sharding_are_refused(bundle: Path) -> None:
-    with pytest.raises(MusiccmError, match="optimization.accumulate: expected 1"):
-        make(bundle, optimization={"accumulate": 2})
+def test_a_teacher_without_captions_is_refused_before_its_weights_are_read(bundle: Path, tmp_path: Path) -> None:
+    for broken, message in (("unet", "takes a condition of width None"), ("text_encoder", "has no text_encoder")):
+        copied = shutil.copytree(bundle, tmp_path / broken)
+        (copied / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
+        index = json.loads((copied / "model_index.json").read_text())
+        if broken == "unet":
+            config = json.loads((copied / "unet/config.json").read_text())
+            config["projection_class_embeddings_input_dim"] = None
+            (copied / "unet/config.json").write_text(json.dumps(config))
+        else:
+            shutil.rmtree(copied / "text_encoder")
+            del index["text_encoder"]
+        (copied / "model_index.json").write_text(json.dumps(index))
+        with pytest.raises(MusiccmError, match=message):
+            make(copied)
+
+
+def test_a_critic_that_diverges_stops_the_run_by_its_name(bundle: Path) -> None:
+    system = make(bundle, Matching(critic_steps=2))
+    nn.init.constant_(system.head[-2].bias, float("nan"))
+    with pytest.raises(MusiccmError, match=r"loss_head is nan at step 0, .*init_args\.matching\.critic_lr\)"):
+        fit(system, make_batches(system, 6), 2, callbacks=[Divergence()])
+    system = make(bundle, Matching(critic_steps=3, gan_weight=0.0, critic_lr=3.0))
+    with pytest.raises(MusiccmError, match=r"loss_critic is .* above .* its median .*matching\.critic_lr\)"):
+        fit(system, make_batches(system, 40), 10, callbacks=[Divergence(factor=5.0, patience=2, window=2)])
+    system = make(bundle, Matching(critic_steps=1))
+    nn.init.constant_(system.student.conv_out.bias, float("nan"))
+    with pytest.raises(MusiccmError, match=r"Lower the learning rate \(model\.init_args\."):
+        fit(system, make_batches(system, 6), 2, callbacks=[Divergence()])
+
+
+def test_sharding_is_refused(bundle: Path) -> None:
     system = make(bundle)
     system._device_mesh = SimpleNamespace()  # what a strategy with shards sets
     with pytest.raises(MusiccmError, match="DMD2 .*use DDP"):
@@ -270,10 +400,11 @@ def test_the_experiment_trains_the_packaged_student_further() -> None:
     content = load_experiment(EXPERIMENT)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model")
+    content["model"]["init_args"]["matching"]["critic_warmup_steps"] = 1
     system = parser.instantiate_classes(parser.parse_object({"model": content["model"]})).model
-    assert isinstance(system, DMD2) and system.matching.critic_steps == 3
-    batches = make_batches(system, 2, size=1)
-    trainer = Trainer(max_steps=2, accelerator="cpu", logger=False, enable_progress_bar=False, limit_val_batches=1,
+    assert isinstance(system, DMD2) and system.matching.critic_steps == 3 and system.matching.steps == [1, 2, 4, 8]
+    batches = make_batches(system, 5, size=1)
+    trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False, limit_val_batches=1,
                       enable_model_summary=False, enable_checkpointing=False)
     trainer.fit(system, DataLoader(batches, batch_size=None), DataLoader(batches, batch_size=None))
     start = Bundle.from_pretrained("musiccm-tiny-student", ["unet"]).unet.state_dict()

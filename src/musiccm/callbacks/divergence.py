@@ -36,7 +36,8 @@ class Divergence(pl.Callback):
     """Watches the metrics that a system's `training_step` returns under `watched`: means over all processes.
 
     They are read one step late, so that the device never waits; a checkpoint reads them first, and checks the weights
-    too. All processes see the same means and so stop at the same step.
+    too. All processes see the same means and so stop at the same step. What a critic returns is watched by its own
+    names; a system with several optimizers says by `rate_key(metric)` which learning rate to lower.
 
     Args:
         factor: A loss explodes where it is this many times its own median in size.
@@ -104,11 +105,11 @@ class Divergence(pl.Callback):
         metrics = dict(zip(step.names, step.metrics.take() or [], strict=True))
         for name, value in metrics.items():
             if not math.isfinite(value):
-                self._stop(trainer, step, f"{name} is {value}")
+                self._stop(trainer, step, name, f"{name} is {value}")
         for name, value in metrics.items():
             reason = self._explodes(name, value)
             if reason:
-                self._stop(trainer, step, reason)
+                self._stop(trainer, step, name, reason)
 
     def _explodes(self, name: str, value: float) -> str | None:
         if name.startswith(UNBOUNDED):
@@ -125,7 +126,7 @@ class Divergence(pl.Callback):
             return None
         return f"{name} is {value:.4g}, for {self.patience} steps above {self.factor:g} times its median of {usual:.4g}"
 
-    def _stop(self, trainer: pl.Trainer, step: _Step, reason: str) -> None:
+    def _stop(self, trainer: pl.Trainer, step: _Step, name: str, reason: str) -> None:
         own = (trainer.global_rank, step.ids, step.loss is not None and not math.isfinite(float(step.loss)))
         everyone = [own]
         if trainer.world_size > 1:
@@ -135,7 +136,7 @@ class Divergence(pl.Callback):
         clips = [f"{', '.join(ids)}{f' (process {rank})' if len(everyone) > 1 else ''}" for rank, ids, _ in guilty]
         raise MusiccmError(
             f"training has diverged: {reason} at step {step.number}, on the clips {'; '.join(clips) or 'unknown'}; "
-            f"{last_checkpoint.describe(trainer)}. {_advice()}"
+            f"{last_checkpoint.describe(trainer)}. {_advice(_rate_key(trainer, name))}"
         )
 
 
@@ -168,5 +169,11 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def _advice() -> str:
-    return "Lower the learning rate, or look at these clips, and run the same command again with --ckpt_path auto"
+def _rate_key(trainer: pl.Trainer, name: str) -> str:
+    """Which learning rate a metric hangs on, where the system has several and says so."""
+    tell = getattr(trainer.lightning_module, "rate_key", None)
+    return f" ({tell(name)})" if tell is not None else ""
+
+
+def _advice(key: str = "") -> str:
+    return f"Lower the learning rate{key}, or look at these clips, and run the same command again with --ckpt_path auto"

@@ -310,13 +310,17 @@ class DistilledSystem(Resuming, StepNetworks):
         bounds = [self.trainer.max_steps] if self.trainer.max_steps != -1 else []
         if self.trainer.max_epochs not in (None, -1) and self.trainer.num_training_batches != math.inf:
             batches = self.trainer.max_epochs * int(self.trainer.num_training_batches)
-            bounds.append(batches // self.optimization.accumulate)
+            bounds.append(self._steps_in(batches))
         if not bounds:
             raise MusiccmError(
                 "trainer.max_steps: expected the number of steps, found none (and no max_epochs): the curriculum and "
                 "the learning rate are shares of the run. Set it, whether or not max_time ends the run earlier."
             )
         return min(bounds)
+
+    def _steps_in(self, batches: int) -> int:
+        """Steps of the student that so many batches hold."""
+        return batches // self.optimization.accumulate
 
     def _lr_factor(self) -> float:
         o = self.optimization

@@ -95,6 +95,9 @@ def starting_weights(start: str, teacher: Any, prediction_type: str) -> Any:
     from musiccm.models.bundle.student_record import is_student
     from musiccm.models.lora import Lora
 
+    if Path(start).suffix == ".ckpt" and not Path(start).is_file():
+        raise MusiccmError(f"distillation.start: {start}: no such checkpoint; train the student that this run starts "
+                           "from first, or name its checkpoint or exported folder")
     if Path(start).is_file():
         state, _, identity = read_student(Path(start))
         lora = identity.get("distillation.lora")
