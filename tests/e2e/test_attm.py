@@ -132,8 +132,9 @@ def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     as_written("musiccm test --config attm", ("--config attm", f"--config {student}"))
     (results,) = Path("lightning_logs/attm").rglob("results.json")
     rows = json.loads(results.read_text())["rows"]
-    assert {(row["model"], row["steps"]) for row in rows} == {("teacher", 2), ("student", 1), ("student", 2)}
-    assert all(row["fd_clap_music"] > 0 and "ta_similarity" in row for row in rows)
+    models = {(row["model"], row["steps"]): row for row in rows}
+    for asked in (("teacher", 2), ("student", 1), ("student", 2)):
+        assert models[asked]["fd_clap_music"] > 0 and -1 <= models[asked]["ta_similarity"] <= 1
     as_written("musiccm export --checkpoint lightning_logs/attm/version_0")
     as_written("musiccm fit --config attm_dmd2", ("--config attm_dmd2", f"--config {second}"))
     as_written("musiccm export --checkpoint lightning_logs/attm_dmd2/version_0")
