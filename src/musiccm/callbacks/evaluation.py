@@ -26,6 +26,7 @@ from musiccm.callbacks.assembly import (
 from musiccm.callbacks.preemption import leave_together, leaving_together
 from musiccm.callbacks.run_folder import run_folder
 from musiccm.callbacks.sampler_option import sampler_option
+from musiccm.callbacks.training_time import training_record
 from musiccm.embedders import Embedder
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.candidates import (
@@ -293,6 +294,7 @@ class Evaluation(pl.Callback):
             floor=floor[0].kind if floor else None,
             sim_aa_gallery=about, test_clips=shares, test_clips_of_the_teachers_training=seen,
             machine=machine(system.device), checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            training=training_record(trainer, pl_module),
             seed=self.seed, sampler=self.sampler.spec, text_audio=evaluator.clap.name if evaluator.clap else None,
             embedders={name: embedder.fingerprint for name, embedder in evaluator.extractor.embedders.items()},
         )
