@@ -60,6 +60,9 @@ NOT_LOGGED = ("model", "steps", "decoder", "guidance_scale", "sampler", "from_ca
 
 
 #: Options with the steps of the models that an evaluation scores unless it is told otherwise.
+#: What the teacher can do in at most eight network calls, beside its own guided DDIM: without guidance a step is one call.
+BASELINES = {"teacher_scale2": [4, 2, 1], "teacher_unguided": [8, 4, 2, 1], "teacher_dpm": [4, 2],
+             "teacher_dpm_scale2": [4, 2], "teacher_dpm_unguided": [8, 4, 2]}
 OPTIONS = {"teacher": "teacher_steps", "student": "steps", "student_packaged": "steps"}
 
 
@@ -82,6 +85,8 @@ class Evaluation(pl.Callback):
         seed: Seed of the noise, with the clip ids.
         packaged_student: A student's bundle to score beside this run's, at the same `steps`: a name, a path, or None.
         more_models: Steps of further models of `MODELS`, by name: `{teacher_dpm: [4, 2]}`.
+        baselines: Score the teacher in all configurations that could be the best one at few network calls (`BASELINES`),
+            beside `more_models`.
         spread: Captions for which every model makes `spread_noises` clips, for the spread of its answers to one
             caption; 0 leaves it out.
         spread_noises: Clips of each of them, the one of the table among them.
@@ -129,6 +134,7 @@ class Evaluation(pl.Callback):
         seed: int = 0,
         packaged_student: str | None = None,
         more_models: dict[str, list[int]] | None = None,
+        baselines: bool = False,
         spread: int = 0,
         spread_noises: int = 4,
         draws: int = 200,
@@ -179,7 +185,8 @@ class Evaluation(pl.Callback):
             raise MusiccmError(f"evaluation.time_budget_s: expected more than 0 or null, found {time_budget_s}")
         self.steps, self.teacher_steps, self.decoders = list(steps), list(teacher_steps), list(decoders)
         self.spread, self.spread_noises, self.draws = spread, spread_noises, draws
-        self.more_models = {name: list(found) for name, found in (more_models or {}).items()}
+        asked = (BASELINES if baselines else {}) | (more_models or {})
+        self.more_models = {name: list(found) for name, found in asked.items()}
         self.guidance_scale, self.sampler = guidance_scale, sampler_option("evaluation", sampler, gamma)
         self.limit, self.batch_size, self.seed = limit, batch_size, seed
         self.packaged_student = packaged_student or shipped_student
