@@ -79,28 +79,34 @@ def expected_of(world: World, label: str) -> dict[str, float]:
 
 
 def check_calibration(worlds: list[World], draws: int) -> None:
-    """Over worlds: each figure less its stated bias is the truth on average, and its interval holds it as often as it
-    says, less three standard errors of that share.
+    """Over worlds: each figure less its stated bias is the truth on average; its interval holds the truth as often as
+    it says, less four standard errors of that share; and it is not much wider than the figures are spread.
     """
     results = [world.compare(draws=draws) for world in worlds]
+    wide: dict[str, list[float]] = {}
     for label in MODELS:
         for key in expected_of(worlds[0], label):
-            error, inside = [], []
+            error, inside, reach = [], [], []
             for world, result in zip(worlds, results, strict=True):
                 row, truth = result[label], expected_of(world, label)[key]
-                error.append(row[key] - row.get(f"{key}_bias", 0.0) - truth)
+                centre = row[key] - row.get(f"{key}_bias", 0.0)
+                error.append(centre - truth)
+                reach.append(min(centre - row[f"{key}_low"], row[f"{key}_high"] - centre))
                 inside.append(row[f"{key}_low"] - 1e-12 <= truth <= row[f"{key}_high"] + 1e-12)
             values, n = np.array(error), len(error)
             if not key.endswith("_ratio"):  # of which the expectation is not that of its parts
                 assert abs(values.mean()) < 4 * values.std(ddof=1) / n**0.5 + 0.01 * world.true_fd("student@4"), (
                     label, key)
-            assert np.mean(inside) >= 0.95 - 3 * (0.95 * 0.05 / n) ** 0.5, (label, key, np.mean(inside))
+                wide.setdefault(key, []).append(np.mean(reach) / (1.96 * values.std(ddof=1)))
+            assert np.mean(inside) >= 0.95 - 4 * (0.95 * 0.05 / n) ** 0.5, (label, key, np.mean(inside))
+    for key, found in wide.items():  # over the models, for the spread of few worlds is rough
+        assert np.mean(found) < 1.3 * (1 + 2 / n**0.5), (key, found)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.9])
 def test_no_bias_beyond_the_stated_error(share: float) -> None:
     """The floor shares as much with the reference as the models do."""
-    check_calibration([World(96, 6, share, seed) for seed in range(8)], draws=40)
+    check_calibration([World(96, 6, share, seed) for seed in range(10)], draws=24)
 
 
 @pytest.mark.slow
@@ -214,7 +220,7 @@ def test_ratios_are_to_the_baseline_and_to_the_best_teacher_with_no_more_calls()
     for key in ("excess_fd_net", "kad_net", "coverage_net"):
         assert student[f"{key}_ratio"] == pytest.approx(student[key] / found["teacher@50"][key])
         assert [found["teacher@50"][f"{key}_ratio{end}"] for end in ("", "_low", "_high")] == [1.0, 1.0, 1.0]
-    assert student["excess_fd_net_ratio"] == pytest.approx(0.25, abs=0.05)
+    assert student["excess_fd_net_ratio"] == pytest.approx(0.25, abs=0.15)
     assert "excess_fd_net_ratio" not in found["floor"] and found["floor"]["excess_fd_net"] == 0.0
     assert found["floor"]["kad_net_low"] < 0 < found["floor"]["kad_net_high"]
 
@@ -231,7 +237,7 @@ def test_no_ratio_to_an_excess_that_may_be_nothing() -> None:
 
 def test_order_changes_nothing_and_the_seed_little() -> None:
     world = World(80, 4, 0.5, 4)
-    found = world.compare(draws=60)
+    found = world.compare(draws=32)
     order = torch.randperm(80, generator=world.generator).tolist()
 
     def shuffled(rows: Tensor) -> ClipRows:
@@ -240,11 +246,11 @@ def test_order_changes_nothing_and_the_seed_little() -> None:
 
     rows = [ComparedRow(label, shuffled(mine), float(label.split("@")[1]) * (2 if "teacher" in label else 1),
                         label.startswith("teacher")) for label, mine in world.models.items()]
-    again = compare_sets("net", clip_rows(world.real), shuffled(world.floor), rows, "teacher@50", draws=60)
+    again = compare_sets("net", clip_rows(world.real), shuffled(world.floor), rows, "teacher@50", draws=32)
     assert again == found
-    other = world.compare(draws=60, seed=1)["student@4"]
+    other = world.compare(draws=32, seed=1)["student@4"]
     width = found["student@4"]["excess_fd_net_high"] - found["student@4"]["excess_fd_net_low"]
-    assert other["excess_fd_net_high"] - other["excess_fd_net_low"] == pytest.approx(width, rel=0.4)
+    assert other["excess_fd_net_high"] - other["excess_fd_net_low"] == pytest.approx(width, rel=0.6)
     assert other["excess_fd_net"] == found["student@4"]["excess_fd_net"]
 
 

@@ -107,7 +107,7 @@ def test_the_headline_comes_first_with_its_intervals_and_lines_are_short() -> No
     assert cells(lines, "floor")[0] == ["-", "-", "0.00", "-", "0.00", "0.968", "-", "-"]
     assert cells(lines, "student", "1")[0][3] == "-"
     assert "no ratio of excess_fd_tagger for student@1: the denominator is not clearly above 0" in lines
-    assert any("adds up to 0.25 to an excess" in line for line in lines)
+    assert any("shifts an excess by up to 0.25" in line for line in lines)
     assert max(map(len, lines)) <= 140
     wide = [{**r, **{f"acc_group{i}": 0.5 for i in range(30)}} for r in NEW]
     lines = format_table(wide, {**REFERENCES, **{f"acc_group{i}_real": 0.9 for i in range(30)}}).splitlines()

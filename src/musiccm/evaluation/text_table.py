@@ -195,7 +195,7 @@ def _about_intervals(rows: Sequence[dict[str, Any]]) -> list[str]:
               for (key, why), labels in reasons.items()]
     biases = [abs(row[key]) for row in rows for key in row if key.endswith("_bias") and row[key] is not None]
     if biases:
-        lines.append(f"the number of clips still adds up to {max(biases):.2g} to an excess (`excess_fd_<net>_bias`); "
+        lines.append(f"the number of clips still shifts an excess by up to {max(biases):.2g} (`excess_fd_<net>_bias`); "
                      "the intervals leave that out")
     return lines
 
