@@ -151,12 +151,19 @@ def test_the_papers_recipe_is_its_start_its_jumps_and_its_timesteps() -> None:
 
 
 @pytest.mark.parametrize("name", ["lcm", "musiccm", "cmt", "pcm"])
-def test_an_objectives_experiment_builds_its_class_on_the_embedded_bundle(name: str) -> None:
+def test_an_objectives_experiment_names_its_class_and_arguments_that_it_takes(name: str) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model")
-    model = load_experiment(f"objectives/{name}")["model"]
-    built = parser.instantiate_classes(parser.parse_object({"model": model})).model
-    assert type(built).__name__.lower() == name and (FOLDER.parent / f"docs/objectives/{name}.md").is_file()
+    content = load_experiment(f"objectives/{name}")
+    model = parser.parse_object({"model": content["model"]}).model
+    assert model.class_path.rpartition(".")[-1].lower() == name
+    assert (FOLDER.parent / f"docs/objectives/{name}.md").is_file()
+    # by the same budget and on the same data, unless the objective needs others
+    demo = load_experiment("demo")
+    changed = {key for key in ("max_steps", "val_check_interval") if content["trainer"][key] != demo["trainer"][key]}
+    assert not changed or name == "cmt"
+    own = {key for key, value in content["data"]["init_args"].items() if demo["data"]["init_args"].get(key) != value}
+    assert own == ({"trajectories_dir"} if name == "cmt" else set())
 
 
 def test_the_papers_recipe_on_music_that_can_be_had_differs_in_its_data() -> None:
