@@ -203,7 +203,7 @@ def test_arc_needs_two_clips_in_a_batch(
     command = ["fit", "--config", str(FOLDER / "arc.yaml"), "--model.init_args.bundle", "nowhere",
                "--data.init_args.batch_size"]
     assert main([*command, "1"]) == 2
-    assert "data.init_args.batch_size: expected at least 2, since ARC" in capsys.readouterr().err
+    assert "data.init_args.batch_size: expected at least 2, as ARC" in capsys.readouterr().err
     assert main([*command, "2"]) == 2
     assert "nowhere" in capsys.readouterr().err
     system = make(ARC, bundle)

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -24,11 +24,12 @@ from musiccm.callbacks.provenance import SaveConfigWithProvenance
 from musiccm.commands._checkpoints import with_our_files
 from musiccm.commands._imports import check_classes, only_known_imports, take_allowed
 from musiccm.commands._run_folder import RunTrainer
-from musiccm.commands._trainer_options import check_batch_size, check_trainer_options, class_name, listed, named_class
+from musiccm.commands._trainer_options import check_trainer_options, class_name, listed, named_class
 from musiccm.config import check_run_name, no_resolvers
 from musiccm.errors import MusiccmError
 from musiccm.files import sweep_below
 from musiccm.locks import held_run
+from musiccm.systems.distillation import DistilledSystem
 from musiccm.terminal import interactive
 
 LOG_FOLDER = "lightning_logs"
@@ -108,10 +109,9 @@ class TrainerCLI(LightningCLI):
         if options.weights_only is False:
             raise MusiccmError("weights_only: false would run the code that a checkpoint may hold; leave it out")
         options.weights_only = True
-        system = named_class(class_name(options.model))
-        check_trainer_options(self.subcommand, options.trainer, system)
-        check_batch_size(self.subcommand, options.data, system)
+        check_trainer_options(self.subcommand, options.trainer, named_class(class_name(options.model)))
         options.ckpt_path = find_checkpoint(options.ckpt_path, self.runs_folder)
+        _check_experiment(self.subcommand, options)
         if is_first_process():
             sweep_below(self.runs_folder)
             version = _version_of(options.ckpt_path, self.runs_folder)
@@ -194,6 +194,17 @@ def _version_of(ckpt_path: str | None, runs: Path) -> str | None:
         if folder.parent == runs.absolute() and re.fullmatch(r"version_\d+", folder.name):
             return folder.name
     return None
+
+
+def _check_experiment(subcommand: str, options: Namespace) -> None:
+    """Let the objective refuse an experiment that lacks what it needs.
+
+    Raises:
+        MusiccmError: It does.
+    """
+    system = named_class(class_name(options.model))
+    if system is not None and issubclass(system, DistilledSystem):
+        system.check_experiment({**options.as_dict(), "subcommand": subcommand})
 
 
 def main(argv: list[str]) -> int:

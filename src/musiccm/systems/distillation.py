@@ -7,7 +7,7 @@ import functools
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -66,8 +66,9 @@ class DistilledSystem(pl.LightningModule):
     """Trains a few-step student of a bundle's teacher under manual optimization; a subclass says by which objective.
 
     A subclass adds its own modules after `super().__init__` and then calls `finish_init`; it implements `objective`
-    (docs/extend.md). If it trains more than the student, it overrides `other_steps`, `configure_optimizers`,
-    `half_parts` and `identity` too, as `systems.adversary` does.
+    (docs/extend.md). It may refuse settings early by `check_settings` and `check_experiment`. If it trains more than
+    the student, it overrides `other_steps`, `configure_optimizers`, `half_parts` and `identity` too, as
+    `systems.adversary` does.
 
     Only the student's steps advance `trainer.global_step`. All randomness is keyed by (seed, batch) and drawn for the
     global batch, so a resumed run draws what the uninterrupted one would have drawn, and so does one on other devices.
@@ -93,14 +94,16 @@ class DistilledSystem(pl.LightningModule):
     ) -> None:
         super().__init__()
         # as given: what becomes of a module in training is no setting
+        own = {name: value for name, value in arguments(inspect.currentframe(), DistilledSystem).items()
+               if name not in SHARED}
         self._own_arguments = {name: value if value is None or is_dataclass(value) else plain(value, weights=False)
-                     for name, value in arguments(inspect.currentframe(), DistilledSystem).items()
-                     if name not in SHARED}
+                               for name, value in own.items()}
         self.automatic_optimization = False
         self.bundle_name, self.seed = bundle, seed
         self.distillation, self.optimization = distillation, optimization
         self.distillation.check()
         self.optimization.check()
+        self.check_settings(own)
         self.bundle = Bundle.from_pretrained(bundle)
         if is_student(self.bundle.scheduler_config):
             raise MusiccmError(
@@ -119,10 +122,10 @@ class DistilledSystem(pl.LightningModule):
         conditioner = self.bundle.conditioner()
         check_audio_share("model.init_args.distillation.audio_condition_share",
                           self.distillation.audio_condition_share, conditioner)
-        own = Denoiser(self.bundle.unet, self.schedule, self.bundle.prediction_type)
+        taught = Denoiser(self.bundle.unet, self.schedule, self.bundle.prediction_type)
         self.given_teacher = teacher is not None
         self.frozen = nn.ModuleDict(
-            {"teacher": own if teacher is None else teacher, "codec": self.bundle.codec("original"),
+            {"teacher": taught if teacher is None else teacher, "codec": self.bundle.codec("original"),
              "conditioner": conditioner}
         )
         if self.distillation.lora is None:
@@ -147,6 +150,30 @@ class DistilledSystem(pl.LightningModule):
         ]
 
     # what a subclass says
+
+    @classmethod
+    def check_experiment(cls, experiment: Mapping[str, Any]) -> None:
+        """Refuse an experiment that lacks what the objective needs outside of its own settings, before anything loads.
+
+        Commands call it before they build anything.
+
+        Args:
+            experiment: the sections of its file: `model`, `data`, `trainer` (with its `callbacks`), and `subcommand`
+                with what is about to run: `fit`, `validate` or `test`.
+
+        Raises:
+            MusiccmError: names what is missing, and the key or command that brings it.
+        """
+
+    def check_settings(self, own: Mapping[str, Any]) -> None:
+        """Refuse settings of a subclass' own, before the bundle is read; those that all objectives share were checked.
+
+        Args:
+            own: the arguments of its constructors beside the shared ones, by name; None where one was not given.
+
+        Raises:
+            MusiccmError: names the key.
+        """
 
     def objective(
         self, batch: LatentBatch, z0: Tensor, cond_BD: AnyCondition, generator: torch.Generator
@@ -337,6 +364,10 @@ class DistilledSystem(pl.LightningModule):
         warm = self.distillation.warm_start_steps
         return max(0, self.global_step - warm) / max(1, self._total_steps() - warm)
 
+    def _steps_in(self, batches: int) -> int:
+        """Steps of the student that so many batches hold."""
+        return batches // self.optimization.accumulate
+
     def _total_steps(self) -> int:
         """Steps of the whole run. Lightning's own estimate takes every batch for a step under manual optimization."""
         bounds = [self.trainer.max_steps] if self.trainer.max_steps != -1 else []
@@ -349,10 +380,6 @@ class DistilledSystem(pl.LightningModule):
                 "the learning rate are shares of the run. Set it, whether or not max_time ends the run earlier."
             )
         return min(bounds)
-
-    def _steps_in(self, batches: int) -> int:
-        """Steps of the student that so many batches hold."""
-        return batches // self.optimization.accumulate
 
     def setup(self, stage: str) -> None:
         """Give a new run the weights that it starts from, and lay the networks out before a strategy wraps them."""
