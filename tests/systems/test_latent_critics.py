@@ -203,7 +203,7 @@ def test_arc_needs_two_clips_in_a_batch(
     command = ["fit", "--config", str(FOLDER / "arc.yaml"), "--model.init_args.bundle", "nowhere",
                "--data.init_args.batch_size"]
     assert main([*command, "1"]) == 2
-    assert "data.init_args.batch_size: expected at least 2, since ARC" in capsys.readouterr().err
+    assert "data.init_args.batch_size: expected at least 2, as ARC" in capsys.readouterr().err
     assert main([*command, "2"]) == 2
     assert "nowhere" in capsys.readouterr().err
     system = make(ARC, bundle)
@@ -211,16 +211,19 @@ def test_arc_needs_two_clips_in_a_batch(
         fit(system, make_batches(system, 2, size=1), 1)
 
 
-@pytest.mark.parametrize(("name", "first"), [("student_dmd2", "demo_long"), ("musiccm_dmd2", "musiccm")])
-def test_a_second_part_starts_from_the_first_and_is_sampled_as_it_is_rolled_out(name: str, first: str) -> None:
-    content, before = (load_experiment(FOLDER.parent / f"{n}.yaml") for n in (name, first))
+@pytest.mark.parametrize(("name", "first", "base"), [("student_dmd2", "demo_long", "demo_long"),
+                                                     ("musiccm_dmd2", "musiccm_v_student", "musiccm")])
+def test_a_second_part_starts_from_a_student_and_is_sampled_as_it_is_rolled_out(
+    name: str, first: str, base: str
+) -> None:
+    content, before = (load_experiment(FOLDER.parent / f"{n}.yaml") for n in (name, base))
     model, trainer = content["model"]["init_args"], content["trainer"]
     assert content["model"]["class_path"] == f"{DMD2.__module__}.{DMD2.__qualname__}"
-    assert model["distillation"]["start"] == f"lightning_logs/{before['experiment']}/version_0/checkpoints/last.ckpt"
-    for key in ("bundle", "seed"):
-        assert model[key] == before["model"]["init_args"][key]
-    for key in ("prediction_type", "guidance_scale"):
-        assert model["distillation"][key] == before["model"]["init_args"]["distillation"][key]
+    assert model["distillation"]["start"] == f"lightning_logs/{first}/version_0/checkpoints/last.ckpt"
+    assert model["distillation"]["prediction_type"] == "v_prediction"
+    taught = before["model"]["init_args"]
+    assert model["bundle"] == taught["bundle"]
+    assert model["distillation"]["guidance_scale"] == taught["distillation"]["guidance_scale"]
     assert {key: value for key, value in content["data"]["init_args"].items() if key != "batch_size"} == {
         key: value for key, value in before["data"]["init_args"].items() if key != "batch_size"}
     samplers = [c["init_args"]["sampler"] for c in trainer["callbacks"] if "sampler" in c["init_args"]]

@@ -59,10 +59,10 @@ NOT_LOGGED = ("model", "steps", "decoder", "guidance_scale", "sampler", "from_ca
               "latency_batches")
 
 
-#: Options with the steps of the models that an evaluation scores unless it is told otherwise.
-#: What the teacher can do in at most eight network calls, beside its own guided DDIM: without guidance a step is one call.
+#: What the teacher can do in at most eight calls, beside its own guided DDIM: without guidance a step is one call.
 BASELINES = {"teacher_scale2": [4, 2, 1], "teacher_unguided": [8, 4, 2, 1], "teacher_dpm": [4, 2],
              "teacher_dpm_scale2": [4, 2], "teacher_dpm_unguided": [8, 4, 2]}
+#: Options with the steps of the models that an evaluation scores unless it is told otherwise.
 OPTIONS = {"teacher": "teacher_steps", "student": "steps", "student_packaged": "steps"}
 
 
@@ -85,8 +85,8 @@ class Evaluation(pl.Callback):
         seed: Seed of the noise, with the clip ids.
         packaged_student: A student's bundle to score beside this run's, at the same `steps`: a name, a path, or None.
         more_models: Steps of further models of `MODELS`, by name: `{teacher_dpm: [4, 2]}`.
-        baselines: Score the teacher in all configurations that could be the best one at few network calls (`BASELINES`),
-            beside `more_models`.
+        baselines: Score the teacher in all configurations that could be the best one at few network calls
+            (`BASELINES`), beside `more_models`.
         spread: Captions for which every model makes `spread_noises` clips, for the spread of its answers to one
             caption; 0 leaves it out.
         spread_noises: Clips of each of them, the one of the table among them.

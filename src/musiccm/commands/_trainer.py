@@ -26,7 +26,7 @@ from musiccm.callbacks.training_time import TrainingTime
 from musiccm.commands._checkpoints import with_our_files
 from musiccm.commands._imports import check_classes, only_known_imports, take_allowed
 from musiccm.commands._run_folder import RunTrainer
-from musiccm.commands._trainer_options import check_batch_size, check_trainer_options, class_name, listed, named_class
+from musiccm.commands._trainer_options import check_trainer_options, class_name, listed, named_class
 from musiccm.config import check_run_name, no_resolvers
 from musiccm.errors import MusiccmError
 from musiccm.files import sweep_below
@@ -114,9 +114,7 @@ class TrainerCLI(LightningCLI):
             raise MusiccmError("weights_only: false would run the code that a checkpoint may hold; leave it out")
         options.weights_only = True
         _limit_evaluation(self.subcommand, options.n, options.trainer.callbacks)
-        system = named_class(class_name(options.model))
-        check_trainer_options(self.subcommand, options.trainer, system)
-        check_batch_size(self.subcommand, options.data, system)
+        check_trainer_options(self.subcommand, options.trainer, named_class(class_name(options.model)))
         options.ckpt_path = find_checkpoint(options.ckpt_path, self.runs_folder)
         _check_experiment(self.subcommand, options)
         if is_first_process():

@@ -162,23 +162,6 @@ def check_trainer_options(command: str, options: Mapping[str, Any], system: type
             raise MusiccmError(f"trainer.strategy: {class_name(strategy)} cannot be used here: {reason}")
 
 
-def check_batch_size(command: str, data: Any, system: type | None) -> None:
-    """Refuse a batch that an objective cannot learn from, such as one clip where it shuffles captions.
-
-    Args:
-        command: `fit`, `validate` or `test`.
-        data: The data module's block.
-        system: The model's class; None where it is not known.
-
-    Raises:
-        MusiccmError: Names the size and what is needed.
-    """
-    least, size = getattr(system, "least_batch", 1), _entry(_entry(data, "init_args"), "batch_size")
-    if system is not None and command in FIT and isinstance(size, int) and size < least:
-        raise MusiccmError(f"data.init_args.batch_size: expected at least {least}, since {system.__name__} "
-                           f"compares the clips of a batch, found {size}")
-
-
 def named_class(path: Any) -> type | None:
     """The class of a `class_path`; None where there is none, which the parser has its own words for.
 

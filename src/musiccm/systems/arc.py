@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -60,8 +60,9 @@ class ARC(CriticSystem):
         MusiccmError: a setting is out of range, or the bundle has no text to condition on.
     """
 
+    rules: Arc
+    kind = Arc
     group: ClassVar[str] = "arc"
-    least_batch: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -72,18 +73,29 @@ class ARC(CriticSystem):
         seed: int = 0,
         teacher: nn.Module | None = None,
     ) -> None:
-        own = arc or Arc()
-        self.check_before_loading(own, distillation, bundle)
         super().__init__(
             Adversarial(weight=0.0), bundle=bundle, distillation=distillation or Distillation(),
             optimization=optimization or Optimization(), seed=seed, teacher=teacher,
         )
-        self.arc = self.rules = own
+        self.arc = self.rules
         half = copy.deepcopy(encoder_half(self.bundle.unet)).requires_grad_(True)
         self.critic = Denoiser(half, self.schedule, self.bundle.prediction_type)
         config: Any = self.bundle.unet.config
         self.head = self.make_head(config.block_out_channels[-1])
         self.finish_init()
+
+    @classmethod
+    def check_experiment(cls, experiment: Mapping[str, Any]) -> None:
+        """Refuse to train on batches of one clip, which has no other's caption.
+
+        Raises:
+            MusiccmError: names the key.
+        """
+        super().check_experiment(experiment)
+        size = ((experiment["data"] or {}).get("init_args") or {}).get("batch_size")
+        if experiment["subcommand"] == "fit" and isinstance(size, int) and size < 2:
+            raise MusiccmError("data.init_args.batch_size: expected at least 2, as ARC shuffles the captions of a "
+                               f"batch, found {size}")
 
     def critics(self) -> Iterator[nn.Module]:
         """The discriminator: half a U-Net and its head."""
@@ -137,9 +149,9 @@ class ARC(CriticSystem):
             MusiccmError: there is no other clip to take a caption of.
         """
         count = len(real)
-        if count < self.least_batch:
-            raise MusiccmError(f"data.init_args.batch_size: expected at least {self.least_batch} clips in each batch "
-                               f"of a process, found {count}: ARC shuffles their captions")
+        if count < 2:
+            raise MusiccmError("data.init_args.batch_size: expected at least 2 clips in each batch of a process, as "
+                               f"ARC shuffles their captions, found {count}")
         shift = 1 + int(torch.randint(count - 1, (1,), generator=generator))
         other = [(i + shift) % count for i in range(count)]
         differ_B = torch.tensor([captions[i] != captions[j] for i, j in enumerate(other)], device=real.device)

@@ -305,6 +305,10 @@ class DistilledSystem(Resuming, StepNetworks):
         warm = self.distillation.warm_start_steps
         return max(0, self.global_step - warm) / max(1, self._total_steps() - warm)
 
+    def _steps_in(self, batches: int) -> int:
+        """Steps of the student that so many batches hold."""
+        return batches // self.optimization.accumulate
+
     def _total_steps(self) -> int:
         """Steps of the whole run. Lightning's own estimate takes every batch for a step under manual optimization."""
         bounds = [self.trainer.max_steps] if self.trainer.max_steps != -1 else []
@@ -317,10 +321,6 @@ class DistilledSystem(Resuming, StepNetworks):
                 "the learning rate are shares of the run. Set it, whether or not max_time ends the run earlier."
             )
         return min(bounds)
-
-    def _steps_in(self, batches: int) -> int:
-        """Steps of the student that so many batches hold."""
-        return batches // self.optimization.accumulate
 
     def _lr_factor(self) -> float:
         o = self.optimization

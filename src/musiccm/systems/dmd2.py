@@ -70,6 +70,9 @@ class DMD2(CriticSystem):
         MusiccmError: a setting is out of range, or the bundle has no text to condition on.
     """
 
+    rules: Matching
+    kind = Matching
+
     def __init__(
         self,
         bundle: str = "musiccm-tiny",
@@ -80,13 +83,11 @@ class DMD2(CriticSystem):
         seed: int = 0,
         teacher: nn.Module | None = None,
     ) -> None:
-        own = matching or Matching()
-        self.check_before_loading(own, distillation, bundle)
         super().__init__(
             adversarial or Adversarial(weight=0.0), bundle=bundle, distillation=distillation or Distillation(),
             optimization=optimization or Optimization(), seed=seed, teacher=teacher,
         )
-        self.matching = self.rules = own
+        own = self.matching = self.rules
         config: Any = self.bundle.unet.config
         if own.critic_lora is None:
             unet = copy.deepcopy(self.bundle.unet).requires_grad_(True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,15 +82,22 @@ class FDistill(DMD2):
         seed: int = 0,
         teacher: nn.Module | None = None,
     ) -> None:
-        chosen = weighting or Weighting()
-        chosen.check()
-        if matching is not None and matching.gan_weight == 0:
+        super().__init__(bundle, distillation, matching, adversarial, optimization, seed, teacher)
+        self.weighting = weighting or Weighting()
+        self.register_buffer("ratio_mean", torch.ones(self.weighting.bins))
+        self.finish_init()
+
+    def check_settings(self, own: Mapping[str, Any]) -> None:
+        """Refuse settings out of range, and to do without the head.
+
+        Raises:
+            MusiccmError: names the key.
+        """
+        (own["weighting"] or Weighting()).check()
+        if own["matching"] is not None and own["matching"].gan_weight == 0:
             raise MusiccmError("matching.gan_weight: expected a weight above 0, found 0: the GAN's head gives the "
                                "density ratio that f-distill weighs by; without one use musiccm.systems.dmd2.DMD2")
-        super().__init__(bundle, distillation, matching, adversarial, optimization, seed, teacher)
-        self.weighting = chosen
-        self.register_buffer("ratio_mean", torch.ones(chosen.bins))
-        self.finish_init()
+        super().check_settings(own)
 
     def gradient_weight(self, logits: Tensor | None, t_B: Tensor) -> Tensor | None:
         """h(r) of the samples' ratios over the mean ratio of their part of the timesteps; of mean 1 over the batch."""

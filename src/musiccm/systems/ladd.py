@@ -60,6 +60,8 @@ class LADD(CriticSystem):
         MusiccmError: a setting is out of range, or the bundle has no text to condition on.
     """
 
+    rules: Ladd
+    kind = Ladd
     group: ClassVar[str] = "ladd"
 
     def __init__(
@@ -71,13 +73,11 @@ class LADD(CriticSystem):
         seed: int = 0,
         teacher: nn.Module | None = None,
     ) -> None:
-        own = ladd or Ladd()
-        self.check_before_loading(own, distillation, bundle)
         super().__init__(
             Adversarial(weight=0.0), bundle=bundle, distillation=distillation or Distillation(),
             optimization=optimization or Optimization(), seed=seed, teacher=teacher,
         )
-        self.ladd = self.rules = own
+        self.ladd = self.rules
         half = encoder_half(self.bundle.unet)
         self.frozen["features"] = Denoiser(half, self.schedule, self.bundle.prediction_type)
         self.heads = nn.ModuleList(self.make_head(width) for width in widths(self.bundle.unet))

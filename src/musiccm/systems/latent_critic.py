@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -30,7 +30,6 @@ from musiccm.systems.curve import learning_rate_factor
 from musiccm.systems.distillation import normal_like
 from musiccm.systems.parallel import average_gradients, mean_over_ranks, own_rows
 from musiccm.systems.ranges import check_ranges
-from musiccm.systems.settings import Distillation
 
 
 @dataclass
@@ -100,36 +99,29 @@ class CriticSystem(AdversarialSystem):
 
     Samples are rolled out from pure noise by the sampler that ships, with gradients through the last call alone.
 
-    A subclass calls `check_before_loading` and then `super().__init__`, sets `rules`, adds its critic and calls
-    `finish_init`; it implements `objective` (called within `critics_frozen`), `critics` and `critic_loss`. Heads are
-    `make_head`'s.
+    A subclass names its settings by `kind` and `group` and finds them in `rules`; after `super().__init__` it adds its
+    critic and calls `finish_init`. It implements `objective` (called within `critics_frozen`), `critics` and
+    `critic_loss`. Heads are `make_head`'s.
     """
 
-    #: The settings, and the name of the subclass' argument that holds them.
+    #: The settings, their class, and the name of the subclass' argument that holds them.
     rules: RollOut
+    kind: ClassVar[type[RollOut]] = RollOut
     group: ClassVar[str] = "matching"
-    #: Clips that a batch of one process needs; `commands._trainer_options` asks for it before anything is read.
-    least_batch: ClassVar[int] = 1
 
-    @classmethod
-    def check_before_loading(cls, rules: RollOut, distillation: Distillation | None, bundle: str) -> None:
-        """Refuse what the objective cannot work with, before any weights are read.
-
-        Args:
-            rules: the settings.
-            distillation: the student's; None for the defaults.
-            bundle: the teacher's, of which configurations are read.
+    def check_settings(self, own: Mapping[str, Any]) -> None:
+        """Take the objective's settings, and refuse them or a teacher that knows no captions, before weights are read.
 
         Raises:
             MusiccmError: a setting is out of range, or the teacher has no condition to be guided by.
         """
-        distillation = distillation or Distillation()
-        distillation.check()
-        rules.check(torch.arange(distillation.grid_points), f"{cls.group}.")
-        teacher = Bundle.from_pretrained(bundle)
+        super().check_settings(own)
+        self.rules = own.get(self.group) or self.kind()
+        self.rules.check(torch.arange(self.distillation.grid_points), f"{self.group}.")
+        teacher = Bundle.from_pretrained(self.bundle_name)  # its configurations alone
         if not teacher.has("text_encoder"):
-            raise MusiccmError(f"model.init_args.bundle: {bundle} has no text_encoder, and {cls.__name__} needs a "
-                               "teacher that is conditioned on captions")
+            raise MusiccmError(f"model.init_args.bundle: {self.bundle_name} has no text_encoder, and "
+                               f"{type(self).__name__} needs a teacher that is conditioned on captions")
         teacher.check_condition()
 
     @functools.cached_property
