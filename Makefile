@@ -26,7 +26,15 @@ BUNDLE_TRACKS ?= 6000
 BUNDLE_CORPUS := data/bundle-corpus
 PACK = $(BIN)/musiccm pack --from data/bundle-work --to src/musiccm/bundles/tiny --corpus $(BUNDLE_CORPUS) \
   --trained-on experiments/stages/teacher.yaml $(ARGS)
-STUDENT_RUN = $$(ls -td lightning_logs/demo_long/version_* | head -n 1)
+# The embedded student: consistency first, then distribution matching; what a GPU does in minutes takes two cores a night.
+STUDENT_TEST_TRACKS ?= 2048
+STUDENT_START = $$(ls -td lightning_logs/demo_long/version_* | head -n 1)/checkpoints/last.ckpt
+STUDENT_RUN = $$(ls -td lightning_logs/student_dmd2/version_* | head -n 1)
+ON_CPU = --trainer.precision 32-true --trainer.max_steps 4000 --trainer.val_check_interval 8000 \
+  --data.init_args.batch_size 16 --model.init_args.optimization.lr 5e-5 --model.init_args.matching.critic_lr 1e-4
+FIRST_ON_GPU = --data.init_args.batch_size 256 --trainer.max_steps 4000 --trainer.precision bf16-mixed \
+  --model.init_args.optimization.lr 5e-4
+HAS_GPU = $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
 
 .PHONY: help setup train eval bundle student smoke test test-all test-gpu test-wheel lint docs bench clean
 
@@ -53,6 +61,7 @@ $(READY): setup.cfg pyproject.toml
 train: $(READY)  ## corpus (the demo's is written), latents, distillation and its table
 	$(BIN)/musiccm prepare corpus --config $(CONFIG) --tracks $(TRACKS) --test-tracks $(TEST_TRACKS) --seed 0
 	$(BIN)/musiccm prepare latents --config $(CONFIG) --split train --overwrite
+	$(if $(filter objectives/cmt,$(EXPERIMENT)),$(BIN)/musiccm prepare trajectories --config $(CONFIG))
 	$(BIN)/musiccm fit --config $(CONFIG) --seed_everything $(SEED) $(ARGS)
 	$(BIN)/musiccm test --config $(CONFIG) --ckpt_path newest
 
@@ -76,11 +85,13 @@ bundle: $(READY)  ## train every part of the embedded bundle in order (hours; go
 	@$(MAKE) student
 	$(PACK) --results $(STUDENT_RUN)/results.json
 
-student: $(READY)  ## distill, measure and pack the embedded student (the last part of `make bundle`)
-	$(BIN)/musiccm prepare corpus --config experiments/demo_long.yaml --tracks $(TRACKS) --test-tracks $(TEST_TRACKS) --seed 0
-	$(BIN)/musiccm prepare latents --config experiments/demo_long.yaml --overwrite
-	$(BIN)/musiccm fit --config experiments/demo_long.yaml
-	$(BIN)/musiccm test --config experiments/demo_long.yaml --ckpt_path newest
+student: $(READY)  ## distill, measure and pack the embedded student (the last part of `make bundle`; goes on where it stopped)
+	$(BIN)/musiccm prepare corpus --config experiments/demo_long.yaml --tracks $(TRACKS) --test-tracks $(STUDENT_TEST_TRACKS) --seed 0
+	$(BIN)/musiccm prepare latents --config experiments/demo_long.yaml --split train --overwrite
+	$(BIN)/musiccm fit --config experiments/demo_long.yaml --ckpt_path auto $$($(HAS_GPU) && echo "$(FIRST_ON_GPU)")
+	$(BIN)/musiccm fit --config experiments/student_dmd2.yaml --ckpt_path auto $$($(HAS_GPU) || echo "$(ON_CPU)") \
+	  --model.init_args.distillation.start $(STUDENT_START) $(ARGS)
+	$(BIN)/musiccm test --config experiments/student_dmd2.yaml --ckpt_path newest --n $(STUDENT_TEST_TRACKS)
 	$(BIN)/musiccm export --checkpoint $(STUDENT_RUN)/checkpoints/last.ckpt --bundle musiccm-tiny --base ../tiny \
 	  --dtype float16 --overwrite --out src/musiccm/bundles/tiny-student
 
