@@ -114,8 +114,8 @@ def test_no_bias_beyond_the_stated_error(share: float) -> None:
 @pytest.mark.parametrize("model_share", [None, 0.3])
 def test_intervals_hold_the_truth_as_often_as_they_say(share: float, model_share: float | None) -> None:
     """Also where the models share less of their variance with the reference than the floor does, or more."""
-    worlds = [World(256, 12, share, seed, model_share) for seed in range(100)]
-    check_calibration(worlds, draws=80)
+    worlds = [World(256, 12, share, seed, model_share) for seed in range(60)]
+    check_calibration(worlds, draws=48)
 
 
 def test_the_bias_that_the_floor_does_not_take_out_is_stated_and_as_large_as_theory_says() -> None:

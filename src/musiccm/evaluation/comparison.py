@@ -16,7 +16,7 @@ from musiccm.errors import MusiccmError
 from musiccm.evaluation.halves import ClipSet, Halves, draws_for
 from musiccm.evaluation.network import computed
 from musiccm.evaluation.registry import metric_row
-from musiccm.metrics.coverage import Coverage
+from musiccm.metrics.coverage import SHARES, Coverage
 from musiccm.metrics.jackknife import FEWEST, Halved, Interval, Ratio, interval, ratio
 
 #: Label of the row that says what a faultless model would come to.
@@ -135,7 +135,7 @@ def _measure(
     halved = {"fd": halves.frechet(found), "kad": halves.kernel(found)}
     plain: dict[str, Any] = {}
     shares = _computed(f"coverage_{network}", Coverage(), halves.real, found)
-    names = [name for name in ("coverage", "recall", "precision", "density") if name == "coverage" or name in also]
+    names = [name for name in SHARES if name == "coverage" or name in also]
     parts = halves.neighbours(found, names) if shares and halves.splits else {}
     for name in names:
         if name in parts:
@@ -170,7 +170,7 @@ def _row(network: str, label: str, measured: Mapping[str, _Measured], draws: int
     else:
         row[key] = 0.0 if label == FLOOR else None
     row |= _interval(f"kad_{network}", mine.halved["kad"], draws, smooth=True)
-    for name in ("coverage", "recall", "precision", "density"):
+    for name in SHARES:
         if name in mine.halved:
             row |= _interval(f"{name}_{network}", mine.halved[name], draws, smooth=False)
         elif name in mine.plain:

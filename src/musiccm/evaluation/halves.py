@@ -204,7 +204,7 @@ class Halves:
                 for mine, theirs in half:
                     i, j = self.real.places(mine), found.places(theirs)
                     radius = kth_nearest(_part(within, j, j), k)
-                    parts.append(within_balls([_part(between, i, j)], self._real_radii(mine, i), radius, k))
+                    parts.append(within_balls([_part(between, i, j)], self._real_radii(mine, i), radius, k, names))
                 for name in names:
                     shares[name][number, side] = np.mean([part[name] for part in parts])
         return shares

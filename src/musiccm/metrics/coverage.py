@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from musiccm.metrics.paired_rows import PairedRowsMetric, RowSet
 
 # Neighbours that the balls reach to, as published.
 NEIGHBOURS = 5
+#: What there is.
+SHARES = ("coverage", "density", "precision", "recall")
 _BLOCK = 2048
 
 
@@ -61,34 +63,39 @@ def expected_coverage(n_real: int, n: int, k: int = NEIGHBOURS) -> float:
 
 
 def within_balls(
-    distances: Iterable[Tensor], real_radius_R: Tensor, fake_radius_S: Tensor, k: int = NEIGHBOURS
+    distances: Iterable[Tensor], real_radius_R: Tensor, fake_radius_S: Tensor, k: int = NEIGHBOURS,
+    names: Collection[str] = SHARES,
 ) -> dict[str, float]:
-    """The four shares of two sets of rows.
+    """Shares of two sets of rows.
 
     Args:
         distances: Distances of real rows from the generated ones, in blocks of lines, `[block, S]` each.
         real_radius_R: Of the real rows' balls.
         fake_radius_S: Of the generated rows'.
         k: Neighbours that the balls reach to.
+        names: Which of `SHARES`.
 
     Returns:
-        `coverage`, `density`, `precision`, `recall`; `expected`, a perfect model's coverage.
+        They, and `expected`, a perfect model's coverage.
     """
     covered, recalled, start = [], [], 0
     inside = torch.zeros(len(fake_radius_S), dtype=torch.long, device=fake_radius_S.device)
     for distance in distances:
-        near = distance <= real_radius_R[start : start + len(distance), None]
-        covered.append(near.any(dim=1))
-        recalled.append((distance <= fake_radius_S[None]).any(dim=1))
-        inside += near.sum(dim=0)
+        radius = real_radius_R[start : start + len(distance)]
+        covered.append(distance.amin(dim=1) <= radius)
+        if "recall" in names:
+            recalled.append((distance <= fake_radius_S[None]).any(dim=1))
+        if "density" in names or "precision" in names:
+            inside += (distance <= radius[:, None]).sum(dim=0)
         start += len(distance)
-    return {
-        "coverage": float(torch.cat(covered).double().mean()),
-        "density": float(inside.double().mean() / k),
-        "precision": float((inside > 0).double().mean()),
-        "recall": float(torch.cat(recalled).double().mean()),
-        "expected": expected_coverage(len(real_radius_R), len(fake_radius_S), k),
+    found = {
+        "coverage": lambda: torch.cat(covered).double().mean(),
+        "density": lambda: inside.double().mean() / k,
+        "precision": lambda: (inside > 0).double().mean(),
+        "recall": lambda: torch.cat(recalled).double().mean(),
     }
+    return {**{name: float(value()) for name, value in found.items() if name in names},
+            "expected": expected_coverage(len(real_radius_R), len(fake_radius_S), k)}
 
 
 class Coverage(PairedRowsMetric):
