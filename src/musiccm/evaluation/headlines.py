@@ -101,5 +101,6 @@ def _rows(features: ClipFeatures, network: str) -> ClipRows:
 def _insert(row: dict[str, Any], found: Mapping[str, Any]) -> None:
     """Headline keys stand where the distances do, before n and the times."""
     later = {key: row.pop(key) for key in list(row) if key == "n" or key.startswith("latency_")}
-    row.update(found)
+    # of several networks the first one's choice, which tables are of; each has its own under a key with its name
+    row.update({key: value for key, value in found.items() if key != "equal_calls_teacher" or key not in row})
     row.update(later)

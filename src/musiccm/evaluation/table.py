@@ -166,7 +166,7 @@ def write_table(
     notes: Sequence[str] = (),
     **extra: Any,
 ) -> str:
-    """Write `results.json`, `results.txt`, `fd_against_calls.png` and its like, and `nearest_training_clips.json`.
+    """Write `results.json`, `results.txt`, its plots, and `nearest_training_clips.json`.
 
     Args:
         folder: The run's folder.
