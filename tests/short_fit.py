@@ -6,11 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
 from musiccm.data.batch import LatentBatch
+
+
+class Save(Callback):
+    """Writes a checkpoint after a batch."""
+
+    def __init__(self, path: Path, at: int) -> None:
+        self.path, self.at = path, at
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        if pl_module.batches_seen == self.at:
+            trainer.save_checkpoint(self.path)
 
 
 def make_batches(system: Any, count: int, size: int = 2, mean: float = 0.0) -> list[LatentBatch]:

@@ -191,19 +191,20 @@ class Turns(Callback):
         self.who += who
         if who == "s":
             grads = [p.grad for network in pl_module.critics() for p in network.parameters()]
-            assert pl_module.optimization.accumulate > 1 or grads.count(None) == len(grads)
+            assert grads.count(None) == len(grads)
         if "grad_norm_critic" in watched:
             self.critic_rates.append(trainer.optimizers[-1].param_groups[0]["lr"])
         if pl_module.batches_seen == self.at:
             trainer.save_checkpoint(self.path)
 
 
-@pytest.mark.parametrize(("accumulate", "expected"), [(1, "wccccscs"), (2, "wwccccccccssccss")])
-def test_whose_turn_it_is(bundle: Path, accumulate: int, expected: str) -> None:
+def test_whose_turn_it_is(bundle: Path) -> None:
+    """A step of warm start, three of the critic alone, then in turn; every step of two batches."""
+    accumulate, expected = 2, "wwccccccccssccss"
     system = make(bundle, Matching(critic_steps=1, critic_warmup_steps=3, critic_lr=1.0, steps=[1]),
                   distillation={"warm_start_steps": 1}, optimization={"accumulate": accumulate, "warmup_steps": 8})
     turns = Turns()
-    trainer = fit(system, make_batches(system, len(expected)), 3, callbacks=[turns])
+    trainer = fit(system, make_batches(system, len(expected), size=1), 3, callbacks=[turns])
     assert turns.who == expected and trainer.global_step == 3 == system._steps_in(len(expected))
     # the critic's rate is warmed up by its own updates, of which there are more than the student's
     assert turns.critic_rates == pytest.approx([1 / 8, 2 / 8, 3 / 8, 4 / 8, 5 / 8])
@@ -246,7 +247,7 @@ def test_a_roll_out_is_the_sampler_that_ships_and_trains_its_last_call_alone(bun
 
     system.consistency = lambda which: watched  # type: ignore[assignment, return-value, misc]
     whole = set()
-    for seed in range(14):
+    for seed in range(10):
         seen.clear()
         trained = seed % 2 == 0
         x = system.roll_out(z0, batch.text_BD, torch.Generator().manual_seed(seed), trained)
@@ -263,23 +264,23 @@ def test_a_roll_out_is_the_sampler_that_ships_and_trains_its_last_call_alone(bun
         assert [t for t, _ in seen] == list(stepper.timesteps)[:calls]
         assert torch.equal(x.detach(), estimates[calls - 1])
         whole |= {steps} if calls == steps else set()
-    assert whole >= {1, 2}
+    assert len(whole) >= 2
 
 
 def test_a_resumed_run_ends_at_the_same_bits(bundle: Path, tmp_path: Path) -> None:
     """Saved in the middle of a round, and of the critic's step, which has two batches."""
-    own, accumulate, at = Matching(critic_steps=2, critic_warmup_steps=1, steps=[1, 2]), 2, 9
+    own, accumulate, at = Matching(critic_steps=1, critic_warmup_steps=1, steps=[1, 2]), 2, 7
     through, second = (make(bundle, own, optimization={"accumulate": accumulate}) for _ in range(2))
-    batches = make_batches(through, 14)
+    batches = make_batches(through, 10, size=1)
     fit(through, batches, 2, callbacks=[Turns(tmp_path / "half.ckpt", at)])
     # a plain loader starts its epoch anew; what was trained on is left out by hand
     trainer = fit(second, batches[at:] + batches[:at], 2, tmp_path / "half.ckpt")
-    assert through.batches_seen == second.batches_seen == 14 and trainer.global_step == 2
+    assert through.batches_seen == second.batches_seen == 10 and trainer.global_step == 2
     found = second.state_dict()
     assert [name for name, value in through.state_dict().items() if not torch.equal(found[name], value)] == []
     other = make(bundle, Matching(critic_steps=5, critic_warmup_steps=1, steps=[1, 2]),
                  optimization={"accumulate": accumulate})
-    with pytest.raises(MusiccmError, match="matching.critic_steps: it was trained with 2, this run has 5"):
+    with pytest.raises(MusiccmError, match="matching.critic_steps: it was trained with 1, this run has 5"):
         fit(other, batches, 2, tmp_path / "half.ckpt")
 
 
@@ -380,13 +381,10 @@ def test_a_critic_that_diverges_stops_the_run_by_its_name(bundle: Path) -> None:
     nn.init.constant_(system.head[-2].bias, float("nan"))
     with pytest.raises(MusiccmError, match=r"loss_head is nan at step 0, .*init_args\.matching\.critic_lr\)"):
         fit(system, make_batches(system, 6), 2, callbacks=[Divergence()])
-    system = make(bundle, Matching(critic_steps=3, gan_weight=0.0, critic_lr=3.0))
+    system = make(bundle, Matching(critic_steps=9, gan_weight=0.0, critic_lr=3.0, steps=[1]))
     with pytest.raises(MusiccmError, match=r"loss_critic is .* above .* its median .*matching\.critic_lr\)"):
-        fit(system, make_batches(system, 40), 10, callbacks=[Divergence(factor=5.0, patience=2, window=2)])
-    system = make(bundle, Matching(critic_steps=1))
-    nn.init.constant_(system.student.conv_out.bias, float("nan"))
-    with pytest.raises(MusiccmError, match=r"Lower the learning rate \(model\.init_args\."):
-        fit(system, make_batches(system, 6), 2, callbacks=[Divergence()])
+        fit(system, make_batches(system, 9), 2, callbacks=[Divergence(factor=5.0, patience=2, window=2)])
+    assert system.rate_key("loss_matching") == "model.init_args.optimization.lr"
 
 
 def test_sharding_is_refused(bundle: Path) -> None:

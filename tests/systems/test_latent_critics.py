@@ -11,7 +11,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from pytorch_lightning import LightningModule
-from short_fit import fit, make_batches
+from short_fit import Save, fit, make_batches
 from tiny_bundle import SCHEDULER, build_random_bundle
 from torch import Tensor, nn
 
@@ -60,31 +60,28 @@ def state_of(system: Any) -> dict[str, Tensor]:
 def test_student_and_critic_learn_and_a_resumed_run_ends_at_the_same_bits(
     kind: type[CriticSystem], critics: set[str], losses: set[str], bundle: Path, tmp_path: Path
 ) -> None:
-    system = make(kind, bundle, r1_weight=0.1)
+    system, again = (make(kind, bundle, r1_weight=0.1) for _ in range(2))
     batches, before = make_batches(system, 4), state_of(system)
-    fit(system, batches, 1).save_checkpoint(tmp_path / "half.ckpt")
-    again = make(kind, bundle, r1_weight=0.1)
-    # a plain loader starts its epoch anew; what was trained on is left out by hand
-    trainer = fit(again, batches[2:] + batches[:2], 2, tmp_path / "half.ckpt")
+    trainer = fit(system, batches, 2, callbacks=[Save(tmp_path / "half.ckpt", 3)])
     assert trainer.global_step == 2
+    # a plain loader starts its epoch anew; what was trained on is left out by hand
+    fit(again, batches[3:] + batches[:3], 2, tmp_path / "half.ckpt")
     assert {f"train/{name}" for name in losses | {"r1"}} <= set(trainer.callback_metrics)
     found = again.state_dict()
     changed = {name.split(".")[0] for name, value in found.items() if not torch.equal(before[name], value)}
     assert changed - {"ratio_mean"} == {"student", "student_ema_target", "student_ema_slow"} | critics
     assert ("ratio_mean" in changed) == (kind is FDistill)
     assert all(p.grad is None for p in system.frozen.parameters()), "the teacher is left alone"
-    whole = make(kind, bundle, r1_weight=0.1)
-    fit(whole, batches, 2)
-    assert [name for name, value in whole.state_dict().items() if not torch.equal(found[name], value)] == []
+    assert [name for name, value in system.state_dict().items() if not torch.equal(found[name], value)] == []
 
 
 @pytest.mark.parametrize("kind", [ARC, LADD])
 def test_a_critic_alone_learns_to_tell_the_two_apart_and_then_pushes_towards_the_real_side(
     kind: type[CriticSystem], bundle: Path
 ) -> None:
-    """The real latents lie at 1.5; thirty updates of the critic, then one gradient on the samples."""
-    system = make(kind, bundle, critic_warmup_steps=30, steps=[1], critic_lr=5e-3, noise_range=[0.0, 0.2])
-    batches = make_batches(system, 30, size=8, mean=1.5)
+    """The real latents lie at 1.5; twenty updates of the critic, then one gradient on the samples."""
+    system = make(kind, bundle, critic_warmup_steps=20, steps=[1], critic_lr=5e-3, noise_range=[0.0, 0.2])
+    batches = make_batches(system, 20, size=8, mean=1.5)
     before = state_of(system)
     trainer = fit(system, batches, -1, max_epochs=1)
     assert trainer.global_step == 0 and torch.equal(before["student.conv_in.weight"], system.student.conv_in.weight)
@@ -204,8 +201,6 @@ def test_arc_needs_two_clips_in_a_batch(
                "--data.init_args.batch_size"]
     assert main([*command, "1"]) == 2
     assert "data.init_args.batch_size: expected at least 2, as ARC" in capsys.readouterr().err
-    assert main([*command, "2"]) == 2
-    assert "nowhere" in capsys.readouterr().err
     system = make(ARC, bundle)
     with pytest.raises(MusiccmError, match="data.init_args.batch_size: expected at least 2 clips"):
         fit(system, make_batches(system, 2, size=1), 1)
@@ -233,7 +228,7 @@ def test_a_second_part_starts_from_a_student_and_is_sampled_as_it_is_rolled_out(
     assert trainer["val_check_interval"] % (own.critic_steps + 1) == 0, "validations come behind a student's step"
 
 
-@pytest.mark.parametrize("name", ["dmd2", "f_distill", "arc", "ladd"])
+@pytest.mark.parametrize("name", ["f_distill", "arc", "ladd"])
 def test_its_experiment_is_built(name: str) -> None:
     """From the packaged consistency student, rolled out over the steps that are measured, by the sampler that ships."""
     content = load_experiment(FOLDER / f"{name}.yaml")
