@@ -18,13 +18,12 @@ from musiccm.embedders import Embedder, load_embedder
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.distilled import Distilled
 from musiccm.evaluation.evaluator import Evaluator
-from musiccm.evaluation.feature_cache import PACKED, FeatureCache
+from musiccm.evaluation.feature_cache import PACKED, FeatureCache, clap_hash, decoder_hashes, teacher_hash
 from musiccm.evaluation.galleries import Galleries
 from musiccm.evaluation.registry import find
 from musiccm.evaluation.suite import FeatureExtractor, MetricSuite
 from musiccm.evaluation.table import Keeping
 from musiccm.evaluation.text_audio import MeasuringClap, bundle_clap
-from musiccm.similarity.clap_windows import CLAP_PARTS
 
 if TYPE_CHECKING:
     from musiccm.systems.distillation import DistilledSystem
@@ -32,10 +31,6 @@ if TYPE_CHECKING:
     _: type[Distilled] = DistilledSystem  # mypy holds what experiments train against what evaluation asks for
 
 log = logging.getLogger(__name__)
-
-#: Parts of a bundle that read captions, and those that make sound by each decoder.
-TEXT_PARTS = ("text_encoder", "tokenizer")
-DECODER_PARTS = {"fast": ("vae", "decoder"), "original": ("vae", "vocoder")}
 
 
 def load_embedders(bundle: Any, names: Sequence[str], weights: Mapping[str, str]) -> list[Embedder]:
@@ -187,15 +182,13 @@ def keeping_of(trainer: pl.Trainer, system: Distilled, evaluator: Evaluator, fol
     bundle, clap = system.bundle, evaluator.clap
     packed = bundle.root_of("unet") / PACKED
     key = {
-        "teacher": bundle.content_hash(["unet", "scheduler", *TEXT_PARTS]),
+        "teacher": teacher_hash(bundle),
         "embedders": {name: embedder.fingerprint for name, embedder in evaluator.extractor.embedders.items()},
-        "clap": bundle.content_hash(CLAP_PARTS) if evaluator.extractor.clap_audio is not None else None,
+        "clap": clap_hash(bundle) if evaluator.extractor.clap_audio is not None else None,
         "text_audio": clap.fingerprint if clap and not clap.of_bundle else None,
         "seed": evaluator.seed,
     }
-    decoders = {name: bundle.content_hash(parts) for name, parts in DECODER_PARTS.items()
-                if all(bundle.has(part) for part in parts)}
-    return Keeping(FeatureCache(folder, packed if packed.is_dir() else None), key, decoders,
+    return Keeping(FeatureCache(folder, packed if packed.is_dir() else None), key, decoder_hashes(bundle),
                    partial(gathered, trainer), trainer.is_global_zero)
 
 

@@ -24,15 +24,14 @@ def pack_features(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     import torch
 
-    from musiccm.callbacks.assembly import TEXT_PARTS
     from musiccm.evaluation.clip_features import read_about, read_features, write_features
-    from musiccm.evaluation.feature_cache import PACKED, packed_name
+    from musiccm.evaluation.feature_cache import PACKED, packed_name, teacher_hash
     from musiccm.models.bundle import Bundle
 
     if args.n is not None and args.n < 1:
         raise MusiccmError(f"--n must be at least 1, found {args.n}")
     bundle = Bundle.from_pretrained(args.to)
-    own = bundle.content_hash(["unet", "scheduler", *TEXT_PARTS])
+    own = teacher_hash(bundle)
     source = Path(args.source)
     written = 0
     for path in sorted(source.glob("*.safetensors")):

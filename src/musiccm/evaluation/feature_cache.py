@@ -17,6 +17,8 @@ import torch
 import musiccm
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.clip_features import ClipFeatures, prompt_hash, read_about, read_features, write_features
+from musiccm.models.bundle import Bundle
+from musiccm.similarity.clap_windows import CLAP_PARTS
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +27,26 @@ SOURCES = ("audio", "data/demo", "diffusion", "models", "samplers", "embedders",
            *(f"evaluation/{name}.py" for name in ("candidates", "clip_features", "distilled", "evaluator",
                                                   "feature_extraction", "floor", "text_audio")))
 LIBRARIES = ("torch", "diffusers", "transformers")
+#: Parts of a bundle that make sound, by the decoder's name.
+DECODER_PARTS = {"fast": ("vae", "decoder"), "original": ("vae", "vocoder")}
 #: Folder of a bundle that holds features of its teacher and of the floor.
 PACKED = "evaluation_features"
+
+
+def teacher_hash(bundle: Bundle) -> str:
+    """A hash of what makes latents of captions."""
+    return bundle.content_hash(["unet", "scheduler", "text_encoder", "tokenizer"])
+
+
+def clap_hash(bundle: Bundle) -> str:
+    """A hash of the bundle's CLAP, whose audio embeddings are kept too."""
+    return bundle.content_hash(CLAP_PARTS)
+
+
+def decoder_hashes(bundle: Bundle) -> dict[str, str]:
+    """A hash of what makes sound of latents, by the decoder's name; the encoder, which makes the floor's, is in it."""
+    return {name: bundle.content_hash(parts) for name, parts in DECODER_PARTS.items()
+            if all(bundle.has(part) for part in parts)}
 
 
 @cache
