@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from musiccm.pipeline import Pipeline
     from musiccm.systems.musiccm import MusicCM
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = ["Bundle", "MusicCM", "MusiccmError", "Pipeline", "evaluate", "load_embedder"]
 
 _HOMES = {
