@@ -365,7 +365,7 @@ def test_card_tells_decoders_and_samplers(tmp_path: Path, stated: dict, samplers
     write_card(tmp_path / "card.md", "x", record, rows, (4, 4, 4), notes=notes)
     card = (tmp_path / "card.md").read_text()
     for text in (f"| teacher | 4 | original | {samplers[0]} | 1 |", f"| student | 4 | original | {samplers[1]} | 1.5 |",
-                 f"| student_fast | 4 | fast | {samplers[1]} | 1.75 |", own):
+                 f"| student | 4 | fast | {samplers[1]} | 1.75 |", own):
         assert text in card
     assert "9.5" not in card and f"\n{notes[0]}.\n" in card
 

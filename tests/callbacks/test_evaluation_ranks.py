@@ -26,9 +26,9 @@ def run(bundle: Path, root: Path, budgets_s: Sequence[float | None], **trainer: 
     generated: list[str] = []
     whole = Evaluator._generate
 
-    def counted(self: Evaluator, candidate: Any, ids: Any, prompts: Any) -> Any:
+    def counted(self: Evaluator, candidate: Any, ids: Any, *args: Any) -> Any:
         generated.extend(ids)
-        return whole(self, candidate, ids, prompts)
+        return whole(self, candidate, ids, *args)
 
     Evaluator._generate = counted
     Evaluator.pace_s = lambda self, candidate: 1.0

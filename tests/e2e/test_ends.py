@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from musiccm import cli
+from musiccm.evaluation.clip_features import read_about
 from musiccm.evaluation.evaluator import Evaluator
-from musiccm.evaluation.results import without_times
 
 from .conftest import ACCIDENTS, REPOSITORY, World, accident, checkpoints, differences, evaluation
 
@@ -114,13 +114,16 @@ def test_a_table_that_is_cut_keeps_the_teachers_rows(
         sent(during, Evaluator, "_generate", signal.SIGTERM, call=2)
         assert cli.main(testing) == 75
     assert "run the same command again" in capsys.readouterr().err and not (run / "results.json").exists()
-    (row,) = Path("lightning_logs/.teacher_rows").glob("*.json")
-    before = json.loads(row.read_text())["value"]["row"]
+    before = {read_about(path)["key"].get("model", "floor"): path.read_bytes()
+              for path in Path("lightning_logs/.features").iterdir()}
+    assert set(before) == {"floor", "teacher"}, "the floor, and the teacher at its first number of steps"
     assert cli.main(testing) == 0
     rows = json.loads((run / "results.json").read_text())["rows"]
     kept, made = ([row for row in rows if row.get("from_cache", False) is found] for found in (True, False))
-    assert [without_times({**row, "from_cache": None}) for row in kept] == [{**before, "from_cache": None}]
+    assert [row["model"] for row in kept] == ["floor", "teacher"]
     assert [row["model"] for row in made] == ["teacher", "student", "student"]
+    after = [path.read_bytes() for path in Path("lightning_logs/.features").iterdir()]
+    assert set(before.values()) < set(after), "what was kept is not made again"
 
 
 @pytest.mark.parametrize(("command", "place", "call", "number", "code"), [
