@@ -394,8 +394,9 @@ def test_sharding_is_refused(bundle: Path) -> None:
         system.configure_model()
 
 
-def test_the_experiment_trains_the_packaged_student_further() -> None:
+def test_the_experiment_trains_a_student_further() -> None:
     content = load_experiment(EXPERIMENT)
+    content["model"]["init_args"]["distillation"]["start"] = "musiccm-tiny-student"
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model")
     content["model"]["init_args"]["matching"]["critic_warmup_steps"] = 1
