@@ -47,6 +47,15 @@ def test_features_are_found_under_their_key_and_captions_alone(tmp_path: Path) -
     assert cache.get(KEY, IDS, ["slow", "slow", "a tune", "another"]) is None, "for another caption"
 
 
+def test_fewer_or_other_clips_do_not_cost_those_that_were_kept(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path)
+    cache.put(KEY, features(), PROMPTS, 1.0)
+    cache.put(KEY, features(["d", "b"]), ["new", "another tune"], 1.0)
+    found = cache.get(KEY, ["a", "c", "d"], ["slow", "another", "new"])
+    assert found is not None and found.features.networks["tagger"].embedding_RE[:, 0].tolist() == [0, 3, 0]
+    assert cache.get(KEY, ["b"], ["a tune"]) is None and cache.get(KEY, ["b"], ["another tune"]) is not None
+
+
 def test_a_bundles_own_features_need_no_code_to_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = FeatureCache(tmp_path / "cache", tmp_path / "bundle")
     cache.put(KEY, features(), PROMPTS, 1.0)

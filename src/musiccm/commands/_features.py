@@ -25,6 +25,7 @@ def pack_features(argv: list[str]) -> int:
     import torch
 
     from musiccm.evaluation.clip_features import read_about, read_features, write_features
+    from musiccm.evaluation.evaluator import first_id
     from musiccm.evaluation.feature_cache import PACKED, packed_name, teacher_hash
     from musiccm.models.bundle import Bundle
 
@@ -41,10 +42,12 @@ def pack_features(argv: list[str]) -> int:
         if key.get("teacher") != own or (args.rows and row not in args.rows):
             continue
         features, hashes = read_features(path)
-        first = features.of(features.ids[: args.n])
+        known = dict(zip(features.ids, hashes, strict=True))
+        firsts = [name for name in features.ids if first_id(name) == name or first_id(name) not in known][: args.n]
+        first = features.of([name for name in features.ids if name in firsts or first_id(name) in firsts])
         target = bundle.path / PACKED / packed_name(key)
         target.parent.mkdir(exist_ok=True)
-        write_features(target, first, hashes[: len(first)], about, torch.float16)
+        write_features(target, first, [known[name] for name in first.ids], about, torch.float16)
         say(f"{target}: {row} by {key['decoder']}, n = {len(first)}, {target.stat().st_size / 2**20:.2f} MiB")
         written += 1
     if not written:

@@ -143,7 +143,8 @@ class FeatureCache:
         """
         if (path := self.path(key)) is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_features(path, features, prompts, {"key": key, "calls": calls})
+            features, hashes = _with_kept(path, features, [prompt_hash(prompt) for prompt in prompts])
+            write_features(path, features, hashes, {"key": key, "calls": calls})
 
     def _read(
         self, path: Path, key: Mapping[str, Any], ids: Sequence[str], prompts: Sequence[str], source: str
@@ -162,6 +163,20 @@ class FeatureCache:
         if any(known.get(name) != prompt_hash(prompt) for name, prompt in zip(ids, prompts, strict=True)):
             return None
         return Found(features.of(ids), about.get("calls"), source)
+
+
+def _with_kept(path: Path, features: ClipFeatures, hashes: list[int]) -> tuple[ClipFeatures, list[int]]:
+    """New features with those of other clips that the file has: a table of few clips must not cost those of many."""
+    if not path.is_file():
+        return features, hashes
+    try:
+        kept, kept_hashes = read_features(path)
+    except MusiccmError:
+        return features, hashes
+    known = dict(zip(kept.ids, kept_hashes, strict=True)) | dict(zip(features.ids, hashes, strict=True))
+    others = kept.of([name for name in kept.ids if name not in set(features.ids)])
+    whole = ClipFeatures.of_ranks([features, others])
+    return whole, [known[name] for name in whole.ids]
 
 
 def packed_name(key: Mapping[str, Any]) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from musiccm.embedders.base import Embeddings
+from musiccm.errors import MusiccmError
 from musiccm.evaluation.candidates import FLOOR, compared_model
 from musiccm.evaluation.clip_features import ClipFeatures
 from musiccm.evaluation.comparison import ClipRows, ComparedRow, compare_sets
 from musiccm.evaluation.evaluator import Outcome, first_id
 from musiccm.evaluation.spread import compare_spreads
 from musiccm.metrics.spread import Spread, spread
+
+log = logging.getLogger(__name__)
 
 #: The model that all others are compared with, at its most steps.
 BASELINE = "teacher"
@@ -40,9 +44,13 @@ def compare_outcomes(
     for decoder in dict.fromkeys(outcome.row["decoder"] for outcome in outcomes.values()):
         labels = [label for label, outcome in outcomes.items() if outcome.row["decoder"] == decoder]
         for network in whole_real.networks:
-            found = _compare(network, whole_real, {label: (outcomes[label].row, gathered[label]) for label in labels},
-                             draws, seed)
-            spreads = _spreads(network, {label: (outcomes[label].row, gathered[label]) for label in labels})
+            sets = {label: (outcomes[label].row, gathered[label]) for label in labels}
+            try:
+                found = _compare(network, whole_real, sets, draws, seed)
+                spreads = _spreads(network, set(whole_real.ids), sets)
+            except MusiccmError as error:  # the clips are made: their table must not be lost
+                log.warning("evaluation: no comparison by %s through the %s decoder: %s", network, decoder, error)
+                continue
             for label in labels:
                 _insert(outcomes[label].row, found.get(label, {}) | spreads.get(label, {}))
 
@@ -55,7 +63,7 @@ def _compare(
     most = 0
     for label, (row, features) in sets.items():
         if row["model"] == FLOOR:
-            rendered = features.of([name for name in features.ids if first_id(name) == name])
+            rendered = features.of([name for name in features.ids if _caption_of(name, known) == name])
             floor, floor_label = _rows(rendered, network), label
             continue
         own = features.of([name for name in features.ids if name in known])
@@ -69,15 +77,25 @@ def _compare(
     return found
 
 
-def _spreads(network: str, sets: Mapping[str, tuple[dict[str, Any], ClipFeatures]]) -> dict[str, dict[str, Any]]:
+def _caption_of(name: str, known: Collection[str]) -> str:
+    """The reference clip whose caption a clip answers; a name of the reference is its own, however it ends."""
+    first = first_id(name)
+    return first if name not in known and first in known else name
+
+
+def _spreads(
+    network: str, known: Collection[str], sets: Mapping[str, tuple[dict[str, Any], ClipFeatures]]
+) -> dict[str, dict[str, Any]]:
     """How different the answers of each model to one caption are, where it was asked for several."""
     found: dict[str, Spread] = {}
     floor_label, baseline, most = "", None, 0
     for label, (row, features) in sets.items():
-        again = {first_id(name) for name in features.ids if first_id(name) != name}
+        captions = {name: _caption_of(name, known) for name in features.ids}
+        again = {caption for name, caption in captions.items() if caption != name}
         if len(again) < 2:
             continue
-        found[label] = _spread(network, features.of([name for name in features.ids if first_id(name) in again]))
+        names = [name for name, caption in captions.items() if caption in again]
+        found[label] = _spread(network, features.of(names), [captions[name] for name in names])
         if row["model"] == FLOOR:
             floor_label = label
         elif row["model"] == BASELINE and row["steps"] > most:
@@ -87,10 +105,10 @@ def _spreads(network: str, sets: Mapping[str, tuple[dict[str, Any], ClipFeatures
     return {floor_label if label == "floor" else label: row for label, row in rows.items()}
 
 
-def _spread(network: str, features: ClipFeatures) -> Spread:
+def _spread(network: str, features: ClipFeatures, captions: Sequence[str]) -> Spread:
     embedded = features.networks[network]
     clips = torch.stack([rows.mean(dim=0) for rows in embedded.embedding_RE.split(embedded.counts)])
-    return spread(clips, [first_id(name) for name in features.ids])
+    return spread(clips, captions)
 
 
 def _rows(features: ClipFeatures, network: str) -> ClipRows:
