@@ -266,6 +266,16 @@ def test_figures_asked_of_nobody_are_refused(bundle: Path, tmp_path: Path) -> No
         Evaluation(metrics={"fd": ["tagger"]})
 
 
+def test_numbers_that_cannot_be_are_refused_by_their_option() -> None:
+    for options, says in (({"spread": 1}, "evaluation.spread: expected 0 or at least 2 captions"),
+                          ({"spread": -1}, "evaluation.spread: expected at least 0, found -1"),
+                          ({"draws": 1}, "evaluation.draws: expected at least 2, found 1"),
+                          ({"decoders": ["slow"]}, "evaluation.decoders: expected names among fast, original"),
+                          ({"decoders": []}, "evaluation.decoders: .* found none")):
+        with pytest.raises(MusiccmError, match=says):
+            Evaluation(**options)
+
+
 def test_no_validation_where_none_is_asked_for(bundle: Path, tmp_path: Path) -> None:
     silent = trainer(tmp_path, [Evaluation(every_n_validations=0)])
     silent.validate(System(bundle), Data(), verbose=False)

@@ -239,6 +239,17 @@ def from_file(model: Path, *arguments: str) -> int:
     return main(["generate", *arguments, "--model", str(model), "--device", "cpu", "--steps", "2"])
 
 
+@pytest.mark.parametrize(("ids", "says"), [
+    (("a", "./a"), "the ids 'a' and './a' name one file"), (("a", " "), "expected an id for each prompt, found ' '"),
+])
+def test_ids_that_name_one_file_or_none_are_refused_first(
+    model: Path, here: Path, capsys: pytest.CaptureFixture[str], ids: tuple[str, str], says: str
+) -> None:
+    (here / "twice.csv").write_text("id,caption\n" + "".join(f"{name},a tune\n" for name in ids))
+    assert from_file(model, "--prompts", "twice.csv", "--out", "twice") == 2
+    assert says in capsys.readouterr().err and not (here / "twice").exists()
+
+
 def test_prompts_of_a_file_and_their_ids(model: Path, here: Path) -> None:
     Path("describer.csv").write_text(SONG_DESCRIBER)
     Path("attm.csv").write_text(ATTM)

@@ -12,6 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import CSVLogger
+from safetensors.torch import load_file, save_file
 from tiny_bundle import build_random_bundle, make_clap, make_feature_extractor
 from tiny_system import SAMPLES, Clips, Data, System
 from torch import Tensor
@@ -158,6 +159,21 @@ def test_gamma_of_version_0_1_is_a_field_of_the_sampler() -> None:
     old = Evaluation(shipped_student="x", panel_labels=["student_shipped@4"])
     assert (old.packaged_student, old.panel_labels) == ("x", ["student_packaged@4"])
     assert table.compared_model("student_shipped").caption == "packaged student"
+
+
+def test_a_packaged_student_of_another_decoder_is_left_out_by_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    system = System(build_random_bundle(tmp_path / "teacher", frames=8, decoder=True))
+    export_student(system.bundle.unet, system.bundle, tmp_path / "s", StudentInfo("epsilon", 3.0))
+    asked = Comparison(system, packaged=tmp_path / "s")
+    (alike,) = candidates(asked, {"student_packaged": [1]})
+    assert list(alike.decoders) == ["fast", "original"]
+    weights = tmp_path / "s" / "decoder" / "model.safetensors"
+    save_file({name: value + 0.01 for name, value in load_file(weights).items()}, weights)
+    (other,) = candidates(asked, {"student_packaged": [1]})
+    assert list(other.decoders) == ["original"]
+    assert "student_packaged is left out by fast" in caplog.text
 
 
 def test_a_system_without_what_is_needed_is_named() -> None:

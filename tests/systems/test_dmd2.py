@@ -282,6 +282,12 @@ def test_a_resumed_run_ends_at_the_same_bits(bundle: Path, tmp_path: Path) -> No
                  optimization={"accumulate": accumulate})
     with pytest.raises(MusiccmError, match="matching.critic_steps: it was trained with 1, this run has 5"):
         fit(other, batches, 2, tmp_path / "half.ckpt")
+    # a run of version 0.2, of whose batches each was a whole round
+    old = torch.load(tmp_path / "half.ckpt", weights_only=True)
+    del old["student"]["matching.critic_warmup_steps"]
+    torch.save(old, tmp_path / "old.ckpt")
+    with pytest.raises(MusiccmError, match="old.ckpt: its run is of a version .* start a new one from its student"):
+        fit(second, batches, 2, tmp_path / "old.ckpt")
 
 
 def test_a_student_can_be_an_adapter_and_steps_run_in_bf16(bundle: Path) -> None:

@@ -59,9 +59,10 @@ NOT_LOGGED = ("model", "steps", "decoder", "guidance_scale", "sampler", "from_ca
               "latency_batches")
 
 
-#: What the teacher can do in at most eight calls, beside its own guided DDIM: without guidance a step is one call.
-BASELINES = {"teacher_scale2": [4, 2, 1], "teacher_unguided": [8, 4, 2, 1], "teacher_dpm": [4, 2],
-             "teacher_dpm_scale2": [4, 2], "teacher_dpm_unguided": [8, 4, 2]}
+#: What the teacher can do in at most eight calls, beside its own guided DDIM: without guidance a step is one call. In two
+#: steps DPM-Solver++ is DDIM.
+BASELINES = {"teacher_scale2": [4, 2, 1], "teacher_unguided": [8, 4, 2, 1], "teacher_dpm": [4],
+             "teacher_dpm_scale2": [4], "teacher_dpm_unguided": [8, 4]}
 #: Options with the steps of the models that an evaluation scores unless it is told otherwise.
 OPTIONS = {"teacher": "teacher_steps", "student": "steps", "student_packaged": "steps"}
 
@@ -74,9 +75,9 @@ class Evaluation(pl.Callback):
 
     Args:
         steps: Steps at which the student is scored.
-        decoders: What makes sound of everybody's latents, a part of the table each: `fast`, which users hear, and
-            `original` (VAE decoder and vocoder); those that the bundle lacks are left out. Validations and panels use
-            the first. Distances are compared within one decoder alone.
+        decoders: What makes sound of everybody's latents, a part of the table each: `fast`, the default of
+            `musiccm generate`, and `original` (VAE decoder and vocoder); those that the bundle lacks are left out.
+            Validations and panels use the first. Distances are compared within one decoder alone.
         teacher_steps: Steps at which the teacher is scored.
         guidance_scale: The teacher's guidance, the usual scale.
         sampler: The student's sampler: its name, or its name and fields; `lcm` by default.
@@ -181,6 +182,8 @@ class Evaluation(pl.Callback):
         for name in more_models or {}:
             if name in OPTIONS:
                 raise MusiccmError(f"evaluation.more_models: the steps of {name} are evaluation.{OPTIONS[name]}")
+        if spread == 1:
+            raise MusiccmError("evaluation.spread: expected 0 or at least 2 captions, found 1")
         if time_budget_s is not None and not time_budget_s > 0:
             raise MusiccmError(f"evaluation.time_budget_s: expected more than 0 or null, found {time_budget_s}")
         self.steps, self.teacher_steps, self.decoders = list(steps), list(teacher_steps), list(decoders)
@@ -288,7 +291,7 @@ class Evaluation(pl.Callback):
         references = evaluator.suite.references()
         if floor is None or floor[0].kind != SAME_CAPTIONS:  # which is the better one
             references |= real_distance(trainer, data, evaluator, count)
-        compare_outcomes(outcomes, evaluator.real, keeping.gather, self.draws, self.seed)
+        lacking = compare_outcomes(outcomes, evaluator.real, keeping.gather, self.draws, self.seed)
         folder, experiment = run_folder(trainer)
         names = list(evaluator.extractor.embedders)
         pl_module.log_dict(_headlines(outcomes, names), sync_dist=True)
@@ -297,7 +300,7 @@ class Evaluation(pl.Callback):
         about = galleries.about if galleries else {}
         text = write_table(
             folder, experiment, outcomes, references, names[0],
-            notes=[*described(about), *shortfalls(shares), *self._lacks(system)],
+            notes=[*described(about), *shortfalls(shares), *self._lacks(system), *lacking],
             floor=floor[0].kind if floor else None,
             sim_aa_gallery=about, test_clips=shares, test_clips_of_the_teachers_training=seen,
             machine=machine(system.device), checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,

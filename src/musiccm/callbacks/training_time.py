@@ -88,8 +88,9 @@ class TrainingTime(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Count what the device has yet to compute."""
+        """Count what the device has yet to compute: Lightning took the sums before it."""
         self._wait(trainer, pl_module)
+        checkpoint.setdefault("callbacks", {})[self.state_key] = self.state_dict()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count what the device has yet to compute."""

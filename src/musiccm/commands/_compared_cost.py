@@ -20,8 +20,8 @@ def cost_s(run: dict[str, Any]) -> float | None:
         Seconds.
     """
     training = run.get("training") or {}
-    if training.get("processor_seconds") is not None:
-        return float(training["processor_seconds"])
+    if training.get("processor_seconds") is not None:  # the first process's; the others have as much to do
+        return float(training["processor_seconds"] * training.get("devices", 1))
     return None if training.get("seconds") is None else float(training["seconds"] * training.get("devices", 1))
 
 

@@ -81,8 +81,17 @@ def _read_prompts(args: argparse.Namespace) -> list[Path]:
     captions = read_captions(args.prompts_file, (column, value) if args.only else None)
     if strays := [name for name in captions if not inside_root(name)]:
         raise MusiccmError(f"{args.prompts_file}: the id {strays[0]!r} would be written outside of --out {args.out}")
+    files: dict[Path, str] = {}
+    for name in captions:
+        if not Path(name).name.strip():
+            raise MusiccmError(f"{args.prompts_file}: expected an id for each prompt, found {name!r} for "
+                               f"{captions[name]!r}")
+        path = Path(args.out) / f"{Path(name)}.wav"
+        if path in files:
+            raise MusiccmError(f"{args.prompts_file}: the ids {files[path]!r} and {name!r} name one file, {path}")
+        files[path] = name
     args.prompts = list(captions.values())
-    return checked_files([Path(args.out) / f"{name}.wav" for name in captions], args.force)
+    return checked_files(list(files), args.force)
 
 
 def _write(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +15,13 @@ from torch import Tensor
 from musiccm.diffusion import AnyCondition
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.distilled import Distilled, SystemStudent, SystemTeacher
+from musiccm.evaluation.feature_cache import decoder_hashes
 from musiccm.evaluation.packaged import packaged_student
 from musiccm.long_form.model import MusicModel
 from musiccm.models.bundle.bundle import DECODERS
 from musiccm.samplers import INITIAL, Sampler, SamplerSpec, sample_noise, seeded_noise_fn
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ class Candidate:
 
     @property
     def decoder(self) -> str:
-        """The decoder that is asked first: the one that users hear."""
+        """The decoder that is asked first, which validations and panels use."""
         return next(iter(self.decoders))
 
     def decode(self, z_BCTF: Tensor) -> Tensor:
@@ -301,10 +305,35 @@ def candidates(asked: Comparison, steps: Mapping[str, Sequence[int]]) -> list[Ca
     found = []
     for name, compared in MODELS.items():
         generator = compared.generator(asked) if steps.get(name) else None
-        if generator is not None:
-            found += [candidate_of(generator, name, count, compared.sampler, compared.guidance_scale, asked.decoders)
-                      for count in steps[name]]
+        if generator is None:
+            continue
+        if not (decoders := alike_decoders(generator, asked, name)):
+            continue
+        found += [candidate_of(generator, name, count, compared.sampler, compared.guidance_scale, decoders)
+                  for count in steps[name]]
     return found
+
+
+def alike_decoders(model: Any, asked: Comparison, name: str) -> list[str]:
+    """The decoders of a comparison by which a model may stand beside the others: those whose weights are the system's.
+
+    Args:
+        model: What generates.
+        asked: The comparison.
+        name: Of the model, for the warning about what is left out.
+
+    Returns:
+        Names among those that were asked for.
+    """
+    own, system = getattr(model, "bundle", asked.system.bundle), asked.system.bundle
+    if own is system:
+        return list(asked.decoders)
+    mine, theirs = decoder_hashes(own), decoder_hashes(system)
+    alike = [decoder for decoder in asked.decoders if mine.get(decoder) == theirs.get(decoder)]
+    if other := sorted(set(asked.decoders) - set(alike)):
+        log.warning("evaluation: %s is left out by %s: %s has other weights there than %s, and distances by different "
+                    "decoders do not compare", name, ", ".join(other), own.path, system.path)
+    return alike
 
 
 def check_models(names: Mapping[str, Any]) -> None:

@@ -292,7 +292,9 @@ class Evaluator:
                 bar.update(len(batch.ids))
         return {decoder: Made(ClipFeatures.joined(found)) for decoder, found in features.items()}
 
-    def score(self, candidate: Candidate | None, decoder: str, made: Made, limit: int | None = None) -> Outcome:
+    def score(
+        self, candidate: Candidate | None, decoder: str, made: Made, limit: int | None = None, answers: bool = True
+    ) -> Outcome:
         """Score clips.
 
         Args:
@@ -300,18 +302,19 @@ class Evaluator:
             decoder: By which decoder.
             made: They; those of further noises and those that answer no prompt have no part in it.
             limit: As they were asked for.
+            answers: Whether they answer the prompts; of other captions there is nothing that looks at single clips.
 
         Returns:
             The outcome.
         """
-        own = {name: place for place, name in enumerate(self.ids[:limit])}
-        answers = made.features.of([name for name in made.features.ids if name in own])
-        if candidate is None and not answers.ids:  # of other captions: nothing that looks at single clips
+        if not answers:
             parts = made.features.batches(self.batch_size)
             found = self.suite.distances((self._moved(features).embeddings, ids) for ids, features in parts)
             return Outcome(self._row(candidate, decoder, found, made), made)
+        own = {name: place for place, name in enumerate(self.ids[:limit])}
+        first = made.features.of([name for name in made.features.ids if name in own])
         self.suite.reset_generated()
-        for ids, features in answers.batches(self.batch_size):
+        for ids, features in first.batches(self.batch_size):
             prompts = [self.prompts[own[name]] for name in ids]
             attributes = [self.attributes[own[name]] for name in ids]
             wanted = self.extractor.wanted(attributes) if self.extractor.groups else None

@@ -31,7 +31,7 @@ ROWS_A_DIMENSION = 2
 
 
 def draws_for(rows: int, width: int, most: int) -> int:
-    """Halves to draw: as many as were asked for, fewer where one is dear.
+    """Halves to draw: as many as were asked for, fewer where one takes long.
 
     Args:
         rows: Rows of a set.
@@ -120,8 +120,8 @@ class Halves:
         return split.real if found.ids == self.real.ids else split.others
 
     def can_correct(self, found: ClipSet) -> bool:
-        """Whether the halves have rows enough for a bias that falls as 1/n."""
-        return min(len(self.x), len(found.rows_RD)) // 2 >= ROWS_A_DIMENSION * self.width
+        """Whether the halves have clips enough for a bias that falls as 1/n; rows of one clip are not independent."""
+        return min(len(self.real.ids), len(found.ids)) // 2 >= ROWS_A_DIMENSION * self.width
 
     def frechet(self, found: ClipSet) -> Halved:
         """The Frechet distance.

@@ -29,7 +29,7 @@ def compare_outcomes(
     gather: Callable[[Any], list[Any]] = lambda value: [value],
     draws: int = 200,
     seed: int = 0,
-) -> None:
+) -> list[str]:
     """Add to each row what it is against the floor and the teacher of its decoder.
 
     Args:
@@ -38,7 +38,11 @@ def compare_outcomes(
         gather: What all ranks give; every rank must call this function.
         draws: Halves of the clips that the intervals are taken from.
         seed: Of the draws.
+
+    Returns:
+        Sentences about comparisons that could not be made, for the table.
     """
+    notes: list[str] = []
     whole_real = ClipFeatures.of_ranks(gather(real))
     gathered = {label: ClipFeatures.of_ranks(gather(outcome.made.features)) for label, outcome in outcomes.items()}
     for decoder in dict.fromkeys(outcome.row["decoder"] for outcome in outcomes.values()):
@@ -49,18 +53,25 @@ def compare_outcomes(
                 found = _compare(network, whole_real, sets, draws, seed)
                 spreads = _spreads(network, set(whole_real.ids), sets)
             except MusiccmError as error:  # the clips are made: their table must not be lost
-                log.warning("evaluation: no comparison by %s through the %s decoder: %s", network, decoder, error)
+                notes.append(f"no comparison by {network} through the {decoder} decoder: {error}")
+                log.warning("evaluation: %s", notes[-1])
                 continue
             for label in labels:
                 _insert(outcomes[label].row, found.get(label, {}) | spreads.get(label, {}))
+    return notes
+
+
+def _baseline(rows: Mapping[str, dict[str, Any]]) -> str | None:
+    """Label of the baseline's row at its most steps."""
+    found = [(row["steps"], label) for label, row in rows.items() if row["model"] == BASELINE]
+    return max(found)[1] if found else None
 
 
 def _compare(
     network: str, real: ClipFeatures, sets: Mapping[str, tuple[dict[str, Any], ClipFeatures]], draws: int, seed: int
 ) -> dict[str, dict[str, Any]]:
     known = set(real.ids)
-    floor, models, floor_label, baseline = None, [], "", None
-    most = 0
+    floor, models, floor_label = None, [], ""
     for label, (row, features) in sets.items():
         if row["model"] == FLOOR:
             rendered = features.of([name for name in features.ids if _caption_of(name, known) == name])
@@ -69,8 +80,7 @@ def _compare(
         own = features.of([name for name in features.ids if name in known])
         models.append(ComparedRow(label, _rows(own, network), row.get("network_calls"),
                                   compared_model(row["model"]).teacher))
-        if row["model"] == BASELINE and row["steps"] > most:
-            baseline, most = label, row["steps"]
+    baseline = _baseline({label: row for label, (row, _) in sets.items()})
     found = compare_sets(network, _rows(real, network), floor, models, baseline, draws, seed)
     if floor is not None and "floor" in found:
         found[floor_label] = found.pop("floor")
@@ -88,7 +98,7 @@ def _spreads(
 ) -> dict[str, dict[str, Any]]:
     """How different the answers of each model to one caption are, where it was asked for several."""
     found: dict[str, Spread] = {}
-    floor_label, baseline, most = "", None, 0
+    floor_label = ""
     for label, (row, features) in sets.items():
         captions = {name: _caption_of(name, known) for name in features.ids}
         again = {caption for name, caption in captions.items() if caption != name}
@@ -98,8 +108,7 @@ def _spreads(
         found[label] = _spread(network, features.of(names), [captions[name] for name in names])
         if row["model"] == FLOOR:
             floor_label = label
-        elif row["model"] == BASELINE and row["steps"] > most:
-            baseline, most = label, row["steps"]
+    baseline = _baseline({label: sets[label][0] for label in found})
     rendered = found.pop(floor_label, None)
     rows = compare_spreads(network, found, rendered, baseline) if found else {}
     return {floor_label if label == "floor" else label: row for label, row in rows.items()}

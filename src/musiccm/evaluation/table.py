@@ -17,7 +17,7 @@ from musiccm.evaluation.candidates import FLOOR, Candidate, compared_model
 from musiccm.evaluation.clip_features import ClipFeatures
 from musiccm.evaluation.evaluator import Asked, Evaluator, Made, Outcome
 from musiccm.evaluation.feature_cache import FeatureCache
-from musiccm.evaluation.floor import FloorClips
+from musiccm.evaluation.floor import SAME_CAPTIONS, FloorClips
 from musiccm.evaluation.plots import save_mels
 from musiccm.evaluation.results import format_table, write_plots, write_results
 from musiccm.files import short_name, write_json, write_text
@@ -154,7 +154,8 @@ def run_floor(
         for decoder in missing if floor.key else ():
             keeping.put(keys[decoder], fresh[decoder], clips)
         made |= fresh
-    return {label_of(FLOOR, decoder): evaluator.score(None, decoder, made[decoder]) for decoder in codecs}
+    return {label_of(FLOOR, decoder): evaluator.score(None, decoder, made[decoder], answers=floor.kind == SAME_CAPTIONS)
+            for decoder in codecs}
 
 
 def write_table(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from musiccm.audio.windows import keyed_generator
@@ -265,9 +266,22 @@ class CriticSystem(AdversarialSystem):
 
     def rate_key(self, metric: str) -> str:
         """The setting that has the learning rate of what a logged value speaks of."""
-        critics = ("loss_critic", "loss_head", "grad_norm_critic")
+        critics = ("loss_critic", "loss_head", "grad_norm_critic", "r1")
         key = f"{self.group}.critic_lr" if metric.startswith(critics) else "optimization.lr"
         return f"model.init_args.{key}"
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As without a critic, but not to go on with a run of version 0.2, whose batches were whole rounds.
+
+        Raises:
+            MusiccmError: the checkpoint is of such a run.
+        """
+        fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        if fitting and f"{self.group}.critic_warmup_steps" not in (checkpoint.get("student") or {}):
+            raise MusiccmError(f"{self.trainer.ckpt_path}: its run is of a version whose batches each trained student "
+                               "and critic, and cannot go on as turns; start a new one from its student by "
+                               "model.init_args.distillation.start")
+        super().on_load_checkpoint(checkpoint)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """AdamW for the student, for the heads on frozen features where there are any, and for the critic."""

@@ -17,7 +17,7 @@ from musiccm.systems.ranges import check_ranges
 from musiccm.systems.settings import Distillation, Optimization, Phase
 
 #: Options of callbacks that say at how many steps a student is sampled.
-STEPS = ("steps", "fast_steps", "val_steps")
+STEPS = ("steps", "val_steps")
 
 
 @dataclass
