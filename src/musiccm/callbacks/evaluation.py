@@ -59,8 +59,8 @@ NOT_LOGGED = ("model", "steps", "decoder", "guidance_scale", "sampler", "from_ca
               "latency_batches")
 
 
-#: What the teacher can do in at most eight calls, beside its own guided DDIM: without guidance a step is one call. In two
-#: steps DPM-Solver++ is DDIM.
+#: What the teacher can do in at most eight calls, beside its own guided DDIM: without guidance a step is one call, and
+#: in two steps DPM-Solver++ is DDIM.
 BASELINES = {"teacher_scale2": [4, 2, 1], "teacher_unguided": [8, 4, 2, 1], "teacher_dpm": [4],
              "teacher_dpm_scale2": [4], "teacher_dpm_unguided": [8, 4]}
 #: Options with the steps of the models that an evaluation scores unless it is told otherwise.
