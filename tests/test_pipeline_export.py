@@ -98,9 +98,9 @@ def test_each_decoder_is_the_one_that_was_asked_for(student_dir: Path, teacher_d
 
 
 def test_packaged_bundles_fit_into_a_wheel() -> None:
-    """At most 40 MB in all, so that a package index takes it."""
+    """At most 50 MB in all, 10 of them features for evaluations: half of what a package index takes."""
     folder = Path(str(importlib.resources.files("musiccm"))) / "bundles"
-    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 40e6
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 50e6
 
 
 @pytest.mark.parametrize("name", ["musiccm-tiny", "musiccm-tiny-student"])

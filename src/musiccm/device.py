@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import platform
+
 import torch
 
 from musiccm.errors import MusiccmError
+
+
+def device_name(device: torch.device) -> str:
+    """What computes, for figures that depend on it: the accelerator, or the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
 
 
 def choose_device(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,14 +12,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
 
+from musiccm.device import device_name
 from musiccm.errors import reason
 
 log = logging.getLogger(__name__)
-
-
-def device_name(device: torch.device) -> str:
-    """What a run was trained on: the accelerator, or the processor."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
 
 
 @dataclass

@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 #: Floors and teachers of one test set differ by no more than rounding.
 SAME = 0.01
-DECODERS = ("fast", "original")
 #: What stands in the cell of another number, or is said once for all rows.
 _BESIDE = re.compile(r".+_(low|high|bias|why)|floor_fd_.+|draws_.+")
 #: What the comparison is about, whether other tables show it or not.
@@ -106,13 +105,11 @@ def read_run(path: Path) -> dict[str, Any]:
     return {**result, "path": path}
 
 
-def decoder_of(row: dict[str, Any]) -> str:
-    """Through which decoder a row's clips were made; versions before 0.3 had a model of its own for the fast one."""
-    return row.get("decoder") or ("fast" if row["model"] == "student_fast" else "original")
-
-
 def decoders_of(runs: list[dict[str, Any]]) -> list[str]:
     """The decoders that any row went through: those that are known, then others."""
+    from musiccm.evaluation.rows import decoder_of
+    from musiccm.models.bundle.bundle import DECODERS
+
     found = {decoder_of(row) for run in runs for row in run["rows"]}
     return [*(decoder for decoder in DECODERS if decoder in found), *sorted(found - set(DECODERS))]
 
@@ -139,6 +136,7 @@ def compare(runs: list[dict[str, Any]], decoder: str | None = None) -> list[dict
     from musiccm.evaluation.candidates import compared_model, present_name
     from musiccm.evaluation.registry import head_of
     from musiccm.evaluation.results import timed, without_times
+    from musiccm.evaluation.rows import decoder_of
 
     _refuse_unlike(runs)
     metric = fd_key(runs[0])
@@ -237,12 +235,16 @@ def notes_of(runs: list[dict[str, Any]], tables: dict[str, list[dict[str, Any]]]
 
 def floor_of(run: dict[str, Any], decoder: str, metric: str) -> float | None:
     """The floor of a run through a decoder: the distance that a perfect model would have."""
+    from musiccm.evaluation.rows import decoder_of
+
     return next((row[f"floor_{metric}"] for row in run["rows"]
                  if decoder_of(row) == decoder and row.get(f"floor_{metric}") is not None), None)
 
 
 def teacher_of(run: dict[str, Any], decoder: str, metric: str) -> float | None:
     """The distance of the teacher at its most steps through a decoder."""
+    from musiccm.evaluation.rows import decoder_of
+
     rows = [row for row in run["rows"] if row["model"] == "teacher" and decoder_of(row) == decoder]
     return max(rows, key=lambda row: row["steps"])[metric] if rows else None
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from musiccm.audio import LogMel
 from musiccm.data.batch import WaveformBatch
+from musiccm.evaluation.feature_cache import DECODER_PARTS
 from musiccm.losses.contrastive import recall_at_k
 from musiccm.metrics.attributes import AttributeAccuracy
 from musiccm.metrics.frechet import FrechetDistance
@@ -17,7 +18,7 @@ from musiccm.models.bundle import Bundle
 from musiccm.progress import Progress
 
 TAGGER = {"evaluators/tagger"}
-SOUND = {"original": {"vae", "vocoder"}, "fast": {"vae", "decoder"}}
+SOUND = {name: set(DECODER_PARTS[name]) for name in ("original", "fast")}
 #: How the metrics of each decoder's reconstructions begin.
 PREFIX = {"original": "", "fast": "fast_"}
 CLAP = {"text_encoder", "tokenizer", "feature_extractor"}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from musiccm.diffusion import AnyCondition
 from musiccm.errors import MusiccmError
+from musiccm.evaluation.comparison import FLOOR
 from musiccm.evaluation.distilled import Distilled, SystemStudent, SystemTeacher
 from musiccm.evaluation.feature_cache import decoder_hashes
 from musiccm.evaluation.packaged import packaged_student
@@ -85,8 +86,6 @@ def _nobody(asked: Comparison) -> None:
     """Made elsewhere: `evaluation/floor.py`, or another version."""
 
 
-#: Real clips through the decoder: what a model without a fault would come to.
-FLOOR = "floor"
 #: The models that are compared, in the order of the table. A further one is a row here. The teacher stands there in the
 #: configurations that make a fair baseline at few network calls: without guidance a step is one call and not two.
 MODELS: dict[str, ComparedModel] = {model.name: model for model in (

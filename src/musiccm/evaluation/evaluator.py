@@ -16,8 +16,9 @@ from musiccm.audio.mel import LogMel
 from musiccm.data.batch import WaveformBatch
 from musiccm.embedders import Embeddings
 from musiccm.errors import MusiccmError
-from musiccm.evaluation.candidates import FLOOR, Candidate, clip_seed, initial_noise
+from musiccm.evaluation.candidates import Candidate, clip_seed, initial_noise
 from musiccm.evaluation.clip_features import ClipFeatures
+from musiccm.evaluation.comparison import FLOOR
 from musiccm.evaluation.suite import FeatureExtractor, Features, MetricSuite
 from musiccm.evaluation.text_audio import MeasuringClap
 from musiccm.models.codec import LatentCodec

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import platform
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 import musiccm
+from musiccm.device import device_name
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.clip_features import ClipFeatures, prompt_hash, read_about, read_features, write_features
 from musiccm.models.bundle import Bundle
@@ -76,8 +76,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     Returns:
         Processor or accelerator, threads and torch version.
     """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 class Found(NamedTuple):

@@ -10,9 +10,9 @@ import torch
 
 from musiccm.embedders.base import Embeddings
 from musiccm.errors import MusiccmError
-from musiccm.evaluation.candidates import FLOOR, compared_model
+from musiccm.evaluation.candidates import compared_model
 from musiccm.evaluation.clip_features import ClipFeatures
-from musiccm.evaluation.comparison import ClipRows, ComparedRow, compare_sets
+from musiccm.evaluation.comparison import FLOOR, ClipRows, ComparedRow, compare_sets
 from musiccm.evaluation.evaluator import Outcome, first_id
 from musiccm.evaluation.spread import compare_spreads
 from musiccm.metrics.spread import Spread, spread
@@ -82,9 +82,7 @@ def _compare(
                                   compared_model(row["model"]).teacher))
     baseline = _baseline({label: row for label, (row, _) in sets.items()})
     found = compare_sets(network, _rows(real, network), floor, models, baseline, draws, seed)
-    if floor is not None and "floor" in found:
-        found[floor_label] = found.pop("floor")
-    return found
+    return {floor_label if label == FLOOR else label: row for label, row in found.items()}
 
 
 def _caption_of(name: str, known: Collection[str]) -> str:
@@ -111,7 +109,7 @@ def _spreads(
     baseline = _baseline({label: sets[label][0] for label in found})
     rendered = found.pop(floor_label, None)
     rows = compare_spreads(network, found, rendered, baseline) if found else {}
-    return {floor_label if label == "floor" else label: row for label, row in rows.items()}
+    return {floor_label if label == FLOOR else label: row for label, row in rows.items()}
 
 
 def _spread(network: str, features: ClipFeatures, captions: Sequence[str]) -> Spread:

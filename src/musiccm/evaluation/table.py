@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from musiccm.audio import write_audio
 from musiccm.data.batch import WaveformBatch
-from musiccm.evaluation.candidates import FLOOR, Candidate, compared_model
+from musiccm.evaluation.candidates import Candidate, compared_model
 from musiccm.evaluation.clip_features import ClipFeatures
+from musiccm.evaluation.comparison import FLOOR
 from musiccm.evaluation.evaluator import Asked, Evaluator, Made, Outcome
 from musiccm.evaluation.feature_cache import FeatureCache
 from musiccm.evaluation.floor import SAME_CAPTIONS, FloorClips
