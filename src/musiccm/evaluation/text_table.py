@@ -64,8 +64,7 @@ def format_table(
         lines.append(f"left out, for the tagger cannot tell them: {said}")
     lines += [*_about_intervals(rows), *notes]
     if any(row.get("from_cache") for row in rows):
-        lines.append("* figures from the cache of an earlier evaluation of the same teacher; the time was measured "
-                     "now, on one batch")
+        lines.append("* from features of these clips that were kept, or came with the bundle; the time was measured now, on one batch")
     return "\n".join(lines) + "\n"
 
 
