@@ -64,7 +64,8 @@ def format_table(
         lines.append(f"left out, for the tagger cannot tell them: {said}")
     lines += [*_about_intervals(rows), *notes]
     if any(row.get("from_cache") for row in rows):
-        lines.append("* from features of these clips that were kept, or came with the bundle; the time was measured now, on one batch")
+        lines.append("* from features of its clips out of the cache or the bundle; the time was measured now, on one "
+                     "batch")
     return "\n".join(lines) + "\n"
 
 
