@@ -91,6 +91,28 @@ def list_audiocaps(
     return listing
 
 
+def read_lines(path: Path) -> list[tuple[str, str]]:
+    """The captions of TANGO's JSON lines by the names of the files, without suffix.
+
+    Args:
+        path: A file of captions by clip, perhaps one of these.
+
+    Returns:
+        `(name, caption)` of each line; nothing where the first line is of another kind.
+
+    Raises:
+        MusiccmError: A line cannot be used.
+    """
+    rows = _json_rows(path)
+    first = next(rows, None)
+    if not isinstance(first, _Row):
+        return []
+    found = [first, *rows]
+    if bad := [row for row in found if isinstance(row, BadItem)]:
+        raise MusiccmError(f"{path}: {len(bad)} lines cannot be used, first {bad[0].detail}")
+    return [(escaped(row.clip.stem), row.caption) for row in found if isinstance(row, _Row)]
+
+
 def audiocaps_has(
     root: str | Path, files: Mapping[str, str] | None = None, audio: str | Path | None = None, missing: float = 0.2,
     split: str = "test",
