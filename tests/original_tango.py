@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.embeddings import GaussianFourierProjection, TimestepEmbedding
 from original_files import _folded
 from original_ldm import OriginalVae, OriginalVocoder, randomise
 from tiny_tokens import WIDTH, make_t5_tokenizer, t5_config
@@ -36,14 +37,30 @@ def make_unet(seed: int, config: dict[str, Any] | None = None) -> UNet2DConditio
         return UNet2DConditionModel.from_config(config or UNET).eval()
 
 
-def branch(seed: int, width: int = 32) -> dict[str, Tensor]:
-    """The guidance branch of a U-Net whose first level has `width` channels."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {"guidance_proj.weight": (2 * width,)}
-    for layer in ("linear_1", "linear_2"):
-        shapes |= {f"guidance_embedding.{layer}.weight": (4 * width, 4 * width),
-                   f"guidance_embedding.{layer}.bias": (4 * width,)}
-    return {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in shapes.items()}
+class OriginalGuidedUNet(nn.Module):
+    """ConsistencyTTA's student of its modules: waves of the scale, through two layers, are added to the time's."""
+
+    def __init__(self, seed: int, width: int = 32) -> None:
+        super().__init__()
+        self.unet = make_unet(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.guidance_proj = GaussianFourierProjection(2 * width, scale=1.0, set_W_to_weight=False, log=False,
+                                                           flip_sin_to_cos=True)
+            self.guidance_embedding = TimestepEmbedding(4 * width, 4 * width)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Its weights under the published names."""
+        return {name.removeprefix("unet."): value for name, value in self.state_dict().items()}
+
+    def forward(self, z: Tensor, t: Tensor, scale_B: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        told = self.guidance_embedding(self.guidance_proj(scale_B))
+        hook = self.unet.time_embedding.register_forward_hook(lambda module, given, made: made + told)
+        try:
+            return self.unet(z, t, tokens, encoder_attention_mask=mask).sample
+        finally:
+            hook.remove()
 
 
 def stft_state() -> dict[str, Tensor]:
@@ -125,7 +142,7 @@ def consistency_model(parts: TangoParts, guided: bool = False) -> dict[str, Tens
     """A stage-2 model of ConsistencyTTA: four U-Nets of different weights, T5, the autoencoder, CLAP in the loss."""
     model = under("teacher_unet", make_unet(10)) | under("text_encoder", parts.t5) | under("vae", parts.autoencoder)
     for number, name in enumerate(("student_unet", "student_target_unet", "student_ema_unet"), 11):
-        model |= under(name, make_unet(number)) | (under(name, branch(number)) if guided else {})
+        model |= under(name, OriginalGuidedUNet(number).state if guided else make_unet(number))
     return model | {"loss.clap.logit_scale_a": torch.ones(()), "loss.mse.weight": torch.ones(2)}
 
 

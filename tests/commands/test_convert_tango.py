@@ -14,8 +14,8 @@ from diffusers import UNet2DConditionModel
 from original_tango import (
     SCALE,
     UNET,
+    OriginalGuidedUNet,
     TangoParts,
-    branch,
     consistency_model,
     make_parts,
     make_unet,
@@ -29,9 +29,10 @@ from original_tango import (
 from transformers import T5Config, T5EncoderModel
 
 from musiccm import cli
+from musiccm.diffusion import told_scale
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
-from musiccm.models.convert.cross_unet import cross_unet_from_original
+from musiccm.models.convert.cross_unet import cross_unet_from_original, make_cross_unet
 from musiccm.models.convert.t5 import make_t5, t5_from_original
 from musiccm.models.convert.tta_layouts import read_layout
 from musiccm.pipeline import Pipeline
@@ -252,16 +253,23 @@ def test_what_does_not_fit_is_refused_by_name(parts, hub, tmp_path, capsys):
         ({"main": short}, "main.bin: conv_out.bias is missing"),
         ({"main": parts.main | {"unet.stray": torch.ones(1)}}, "main.bin: stray is unknown"),
         ({"main": parts.main | {"unet.conv_in.bias": torch.ones(3)}}, r"conv_in.bias is \(3,\) instead of \(32,\)"),
-        ({"main": parts.main | {"group_in.0.weight": torch.ones(1)}}, "was Stable Diffusion's"),
-        ({"main": t5}, "expected weights named unet"),
-        ({"main": unet | two}, "differ, which are one table in a T5"),
-        ({"main": unet | {"text_encoder.embeddings.weight": torch.ones(1)}}, "expected a T5 encoder"),
         ({"main": parts.main | {"unet.conv_in.bias": torch.full((32,), torch.nan)}}, "NaN"),
         ({"stft": stft_state() | {"mel_basis": torch.ones(64, 513)}}, "its mel filters are not those"),
         ({"stft": {"window": torch.ones(3)}}, "expected mel_basis"),
     ):
         folder = spoilt(hub, tmp_path, **files)
         assert re.search(said, refused(parts, folder, tmp_path / "out", capsys)), said
+    for main, said in (
+        (parts.main | {"group_in.0.weight": torch.ones(1)}, "was Stable Diffusion's"),
+        (t5, "expected weights named unet"),
+    ):
+        with pytest.raises(MusiccmError, match=said):
+            read_layout(spoilt(hub, tmp_path, main=main))
+    plain = {name.removeprefix("text_encoder."): value for name, value in two.items()}
+    with pytest.raises(MusiccmError, match="differ, which are one table in a T5"):
+        t5_from_original(plain, "main.bin")
+    with pytest.raises(MusiccmError, match="expected a T5 encoder"):
+        t5_from_original({"embeddings.weight": torch.ones(1)}, "main.bin")
     folder = spoilt(hub, tmp_path)
     (folder / "main_config.json").write_text('{"scheduler_name": "runwayml/stable-diffusion-v1-5"}')
     assert "only stable-diffusion-2-1's schedule" in refused(parts, folder, tmp_path / "out", capsys)
@@ -275,11 +283,13 @@ def test_what_does_not_fit_is_refused_by_name(parts, hub, tmp_path, capsys):
 
 def test_folders_that_are_something_else(parts, tmp_path, capsys):
     run = write_run(parts, tmp_path / "run" / "best", consistency_model(parts), SUMMARY | {"stage": 1})
-    assert "of stage 2 by its weights, and of stage 1" in refused(parts, run, tmp_path / "out", capsys, "--weights", "ema")
+    error = refused(parts, run, tmp_path / "out", capsys, "--weights", "ema")
+    assert "of stage 2 by its weights, and of stage 1" in error
     assert "expected one of ema, target, raw, teacher" in refused(parts, run, tmp_path / "out", capsys)
     assert "the files lie in best" in refused(parts, run.parent, tmp_path / "out", capsys)
     (tmp_path / "other").mkdir()
-    assert "found nothing; expected pytorch_model_main.bin" in refused(parts, tmp_path / "other", tmp_path / "o", capsys)
+    error = refused(parts, tmp_path / "other", tmp_path / "out", capsys)
+    assert "found nothing; expected pytorch_model_main.bin" in error
     assert "no such folder" in refused(parts, tmp_path / "nowhere", tmp_path / "o", capsys)
     state = parts.autoencoder
     torch.save(state | {"decoder.conv_in.bias": state["decoder.conv_in.bias"] + 1}, run / "pytorch_model.bin")
@@ -302,7 +312,8 @@ def test_code_in_a_file_is_not_run(parts, hub, tmp_path, capsys):
     assert not (tmp_path / "sprung").exists()
 
 
-@pytest.mark.parametrize(("widths", "count"), [((320, 640, 1280, 1280), 865_933_768), ((256, 512, 1024, 1024), 557_109_964)])
+@pytest.mark.parametrize(("widths", "count"), [((320, 640, 1280, 1280), 865_933_768),
+                                               ((256, 512, 1024, 1024), 557_109_964)])
 def test_published_sizes_are_read_off_the_weights(widths, count):
     """Names, shapes and counts of both published U-Nets and of FLAN-T5-large; no weight is drawn."""
     published = {
@@ -314,10 +325,16 @@ def test_published_sizes_are_read_off_the_weights(widths, count):
     with init_empty_weights():
         original = UNet2DConditionModel.from_config(published)
         found = cross_unet_from_original(original.state_dict(), None, [256, 16], "main.bin")
-        made = UNet2DConditionModel(**found.config)
+        made = make_cross_unet(found.config)
+        branch = {"guidance_proj.weight": torch.zeros(widths[0] * 2)}
+        guided = make_cross_unet(cross_unet_from_original(original.state_dict() | branch, None, [256, 16], "x").config)
     assert {name: value.shape for name, value in made.state_dict().items()} == {
         name: value.shape for name, value in original.state_dict().items()}
     assert sum(p.numel() for p in made.parameters()) == count
+    # ConsistencyTTA counts the frequencies among the parameters
+    extra = sum(value.numel() for value in guided.state_dict().values()) - count
+    assert extra == 2 * widths[0] + 2 * ((4 * widths[0]) ** 2 + 4 * widths[0])
+    assert widths[0] != 256 or extra == 559_209_676 - 557_109_964
     differing = {key for key, value in original.config.items() if made.config[key] != value and not key.startswith("_")}
     assert differing == {"sample_size"} and made.config.sample_size == [256, 16]
     with pytest.raises(MusiccmError, match="the attention of level 0 is .* its heads are others"):
@@ -345,8 +362,49 @@ def test_widths_that_were_not_published_need_the_configuration():
         cross_unet_from_original(make_unet(0).state_dict(), None, [16, 16], "main.bin")
 
 
-def test_a_guidance_branch_is_not_lost(parts, tmp_path, capsys):
+@torch.no_grad()
+def test_a_student_that_is_told_its_scale(parts, tmp_path, capsys):
+    original = OriginalGuidedUNet(13).eval()
     parts.t5.save_pretrained(tmp_path / "t5")
-    easy = write_easy(parts, tmp_path / "easy", parts.unet.state_dict() | branch(3))
-    error = refused(parts, easy, tmp_path / "out", capsys, "--text-encoder", str(tmp_path / "t5"))
-    assert "guidance_proj.weight" in error
+    easy = write_easy(parts, tmp_path / "easy", original.state)
+    out = convert(parts, easy, tmp_path / "out", "--text-encoder", str(tmp_path / "t5"))
+    made = Bundle.from_pretrained(out)
+    assert torch.equal(made.unet.state_dict()["guidance_proj.weight"], original.guidance_proj.weight)
+    assert made.unet.state_dict().keys() == original.state.keys()
+    record = made.settings["distillation"]
+    assert (record["guidance"], record["guidance_scale"], record["guidance_range"]) == ("variable", 4.0, [0.0, 6.0])
+    pipeline = Pipeline.from_pretrained(out)
+    z, t, scales = torch.randn(2, 8, 16, 16), torch.tensor([999, 999]), torch.tensor([1.0, 5.0])
+    condition = pipeline.conditioner.text(["slow", "a calm piano melody"])
+    ours = pipeline.consistency(z, t, told_scale(condition, scales))
+    theirs = original(z, t, scales, condition.tokens_BLD, condition.mask_BL)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert (theirs - original(z, t, scales.flip(0), condition.tokens_BLD, condition.mask_BL)).abs().max() > 1e-3
+    low, high = (pipeline(["slow organ chords"], guidance_scale=scale) for scale in (1.0, 5.0))
+    assert low.shape == (1, 64 * 160) and not torch.equal(low, high)
+    # the same of a run, whose options must say so, too
+    run = write_run(parts, tmp_path / "run" / "best", consistency_model(parts, guided=True),
+                    SUMMARY | {"teacher_guidance_scale": -1})
+    again = Bundle.from_pretrained(convert(parts, run, tmp_path / "again", "--weights", "ema")).unet.state_dict()
+    assert again.keys() == original.state.keys()
+    assert all(torch.equal(again[name], value) for name, value in original.state.items())
+    teacher = Bundle.from_pretrained(convert(parts, run, tmp_path / "teacher", "--weights", "teacher"))
+    assert not any(name.startswith("guidance") for name in teacher.unet.state_dict())
+    (run.parent / "summary.jsonl").write_text(json.dumps(SUMMARY))
+    error = refused(parts, run, tmp_path / "none", capsys, "--weights", "ema")
+    assert "teacher_guidance_scale is 5, by which the student is of one scale, but the weights have a guidance" in error
+    state = {name: value for name, value in original.state.items() if name != "guidance_proj.weight"}
+    lacking = write_easy(parts, tmp_path / "lacking", state)
+    error = refused(parts, lacking, tmp_path / "none", capsys, "--text-encoder", str(tmp_path / "t5"))
+    assert "guidance_proj.weight is missing" in error
+
+
+def test_a_run_of_the_first_stage_is_a_teacher_that_is_told_its_scale(parts, tmp_path):
+    model = {name: value for name, value in consistency_model(parts, guided=True).items()
+             if not name.startswith("student_target_unet.")}
+    run = write_run(parts, tmp_path / "run" / "best", model, SUMMARY | {"stage": 1, "teacher_guidance_scale": -1})
+    made = Bundle.from_pretrained(convert(parts, run, tmp_path / "out", "--weights", "ema"))
+    assert made.prediction_type == "v_prediction" and "distillation" not in made.settings
+    pipeline = Pipeline.from_pretrained(tmp_path / "out")
+    assert pipeline.denoiser.takes_scale and not pipeline.is_student
+    assert pipeline(["slow organ chords"], steps=2, guidance_scale=3.0).shape == (1, 64 * 160)

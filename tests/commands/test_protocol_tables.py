@@ -49,7 +49,8 @@ def write(folder: Path, seed: int, names=VIDEOS, seconds=(10.24, 9.0, 12.0, 10.0
     folder.mkdir()
     for name, length in zip(names, seconds, strict=True):
         t = np.arange(round(length * RATE_HZ)) / RATE_HZ
-        sound = np.sin(2 * np.pi * draw.uniform(100, 900) * t) * np.interp(t, np.linspace(0, 12, 7), draw.uniform(0, 1, 7))
+        loudness = np.interp(t, np.linspace(0, 12, 7), draw.uniform(0, 1, 7))
+        sound = np.sin(2 * np.pi * draw.uniform(100, 900) * t) * loudness
         noisy = 0.1 * sound + 0.01 * draw.standard_normal(len(t)) + 0.03
         soundfile.write(folder / f"{name}.wav", noisy.astype(np.float32), RATE_HZ, subtype="FLOAT")
     return folder
@@ -169,7 +170,8 @@ def test_folders_become_a_table(world, tmp_path, capsys):
     assert main(["tables", "--protocol", "consistencytta", "--generated", "a"]) == 2
     assert "--reference: expected one beside --generated" in capsys.readouterr().err
     assert main(["tables"]) == 2 and "--config: expected an experiment file" in capsys.readouterr().err
-    assert main(["tables", "--config", "x", "--clap", "y"]) == 2 and "only goes with --protocol" in capsys.readouterr().err
+    assert main(["tables", "--config", "x", "--clap", "y"]) == 2
+    assert "only goes with --protocol" in capsys.readouterr().err
 
 
 def test_an_evaluated_run_in_the_same_columns(tmp_path, capsys):
@@ -189,7 +191,8 @@ def test_an_evaluated_run_in_the_same_columns(tmp_path, capsys):
              for line in text.splitlines() if "fast decoder" in line}
     assert list(found.values()) == [["100", "30", "60", "-", "20", "4", "256"],
                                     ["1", "30", "60", "-", "27.13", "4", "256"]]
-    assert [(name.split(",")[0].lower(), "1 steps" in name) for name in found] == [("teacher", False), ("student", True)]
+    assert [(name.split(",")[0].lower(), "1 steps" in name) for name in found] == [
+        ("teacher", False), ("student", True)]
     assert cells(text, "real clips")[1] == "33"
     assert "whole windows at the level they have" in text and "FAD: not taken by this run (vgg is not among" in text
     assert path.with_name("tables-consistencytta.md").read_text() == text

@@ -115,7 +115,8 @@ def test_broken_lines_are_listed_one_by_one(tmp_path):
     clips, report = read(tmp_path, "train")
     assert [clip.captions for clip in clips] == [["good"]]
     assert report.counts == {"duplicate_id": 1, "malformed_row": 4, "no_caption": 1}
-    lines = [line(VIDEOS[0], 0, "good"), "{half", "[1]", '{"captions": "x"}', line(VIDEOS[0], 0, None), '{"location": 7}']
+    lines = [line(VIDEOS[0], 0, "good"), "{half", "[1]", '{"captions": "x"}', line(VIDEOS[0], 0, None),
+             '{"location": 7}']
     (tmp_path / "valid_audiocaps.json").write_text("\n".join(lines))
     clips, report = read(tmp_path, "validation")
     assert [clip.captions for clip in clips] == [["good"]]

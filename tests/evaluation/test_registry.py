@@ -76,8 +76,8 @@ def test_a_metric_is_one_row_and_stands_in_every_table(
     for text in ((run / "results.txt").read_text(), printed[: printed.index("# big")], (run / "tables.md").read_text()):
         assert "gap_tagger ↑" in text and f"{row['gap_tagger']:.2f}" in text
         # every number of the row that is no count, no part of another and no deviation; each with its direction
-        for key in set(row) - {"n", "is_tagger_std", "clap_t", "clap_a", "acc_drums_chance", "latency_text_s", "n_reference",
-                               "coverage_tagger_expected"}:
+        for key in set(row) - {"n", "is_tagger_std", "clap_t", "clap_a", "acc_drums_chance", "latency_text_s",
+                               "n_reference", "coverage_tagger_expected"}:
             heads = {head_of(key, "tagger"), registry.with_arrow(key, key),
                      registry.with_arrow(key.replace("sim_aa_", "SIM_AA@"), key)}
             assert any(head in text for head in heads), (key, heads, text)

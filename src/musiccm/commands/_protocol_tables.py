@@ -85,12 +85,13 @@ def _of_run(rules: Protocol, args: argparse.Namespace) -> int:
                               row.get("network_calls"), *rules.row(row), run["n"]] for row in kept]
     lacking = [column for place, column in enumerate(rules.columns) if all(row[2 + place] is None for row in rows)]
     if len(lacking) == len(rules.columns):
-        raise MusiccmError(f"{run['path']}: has none of {', '.join(column.key for column in lacking)}; evaluate it with "
-                           f"evaluation.embedders [{', '.join(rules.embedders)}] and a CLAP, or give folders of clips "
+        raise MusiccmError(f"{run['path']}: has none of {', '.join(column.key for column in lacking)}; evaluate it "
+                           f"with evaluation.embedders [{', '.join(rules.embedders)}] and a CLAP, or give folders of clips "
                            "by --generated")
     how = rules.preparation
     notes = [f"as this run was evaluated: whole windows at the level they have, not {how.seconds:.1f} s at peak "
-             f"{how.peak:g}. For the protocol itself write the clips (`musiccm generate --prompts`) and give --generated",
+             f"{how.peak:g}. For the protocol itself write the clips (`musiccm generate --prompts`), and give them by "
+             "--generated",
              *(f"{column.head.split()[0]}: not taken by this run ({column.network} is not among its embedders)"
                for column in lacking), *rules.notes(run["n"])[1:]]
     if name := run.get("text_audio"):

@@ -62,7 +62,8 @@ def main(argv: list[str]) -> int:
         raise MusiccmError("--weights: expected ema (the average that MusicLDM samples with) or raw (those of the "
                            "last step), found nothing; the file may hold both, and they differ")
     with replacing_folder(out, args.overwrite) as staging:
-        refuse_to_overwrite(out, args.overwrite, args.bundle or args.tango)  # as it is now that no other process can make it
+        # as it is now that no other process can make it
+        refuse_to_overwrite(out, args.overwrite, args.bundle or args.tango)
         if kind == "ldm":
             made = assemble(Sources(ldm=args.ldm, **stated(args, kind)))
         elif kind == "tango":

@@ -1,4 +1,4 @@
-"""lay an evaluated run out as tables 1 to 3 of the paper (quality and speed, copying, ablations), or clips as another's."""
+"""lay an evaluated run out as tables 1 to 3 of the paper: quality and speed, copying, ablations; or as another's table."""
 
 from __future__ import annotations
 
@@ -206,8 +206,8 @@ def grid(heads: list[str], body: list[list[Any]]) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="musiccm tables", description=__doc__)
-    parser.add_argument("--config", help="experiment file; the files in ablations/ beside it that have it as their base "
-                        "are its ablations")
+    parser.add_argument("--config", help="experiment file; the files in ablations/ beside it that have it as their "
+                        "base are its ablations")
     parser.add_argument("--runs", default="lightning_logs", help="folder of the runs (default %(default)s)")
     other = parser.add_argument_group("another paper's table")
     other.add_argument("--protocol", metavar="NAME", help="consistencytta: FAD, FD, KLD, CLAP_T and CLAP_A of folders "

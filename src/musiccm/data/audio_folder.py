@@ -242,9 +242,9 @@ def read_captions(path: str | Path, only: tuple[str, str] | None = None) -> dict
     """The caption of each clip by its id.
 
     Args:
-        path: `.json`: an object from id to caption, or TANGO's JSON lines, whose `location` names the clip; `.csv` or `.tsv`: columns `caption` or `prompt`, and `id`,
-            `caption_id` (Song Describer, which has several captions of a track) or `path`, whose name without the
-            suffix is the id.
+        path: `.json`: an object from id to caption, or TANGO's JSON lines, whose `location` names the clip; `.csv` or
+            `.tsv`: columns `caption` or `prompt`, and `id`, `caption_id` (Song Describer, which has several captions of
+            a track) or `path`, whose name without the suffix is the id.
         only: Take the rows alone whose column of this name has this value, such as `("is_valid_subset", "True")`.
 
     Returns:

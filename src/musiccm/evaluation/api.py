@@ -211,7 +211,8 @@ def _check_protocol(
         if value is not None:
             raise MusiccmError(f"{name}: the protocol {rules.name} says it itself; leave it out")
     if captions is None:
-        raise MusiccmError(f"captions: the protocol {rules.name} compares clips with what they were asked for; give them")
+        raise MusiccmError(f"captions: the protocol {rules.name} compares clips with what they were asked for; give "
+                           "them")
 
 
 def _opened(

@@ -27,11 +27,14 @@ from musiccm.similarity.sim_aa import SimAA
 
 Direction = Literal["lower", "higher"]
 #: What a metric compares: the two sets; the generated set with itself; pairs of clips of one id; a clip with its
-#: caption; a clip with the real clip of its id, by CLAP; a clip with the training clips; a clip with its attributes; none of these, but how the clips were made; a
-#: model with the floor and with other models; clips of one caption with each other.
-Scope = Literal["sets", "generated", "pairs", "text", "real", "training", "attributes", "cost", "comparison", "noises"]
+#: caption; a clip with the real clip of its id, by CLAP; a clip with the training clips; a clip with its attributes;
+#: none of these, but how the clips were made; a model with the floor and with other models; clips of one caption with
+#: each other.
+Scope = Literal["sets", "generated", "pairs", "text", "real", "training", "attributes", "cost", "comparison",
+                "noises"]
 #: What a metric takes beside clips: rows of embeddings, class logits, CLAP's embeddings, captions, ...
-Need = Literal["rows", "logits", "captions", "real clips", "training clips", "attributes", "generation", "a floor", "many noises"]
+Need = Literal["rows", "logits", "captions", "real clips", "training clips", "attributes", "generation", "a floor",
+               "many noises"]
 
 
 class Column(NamedTuple):

@@ -215,7 +215,8 @@ class MetricSuite(nn.Module):
         result: dict[str, Any] = {}
         if self.real_ta is not None:
             real = self.real_ta.compute()
-            result |= {"test_set_ta": real["ta_similarity"], "test_set_clap_t": real["clap_t"], "n_test_set_ta": real["n"]}
+            result |= {"test_set_ta": real["ta_similarity"], "test_set_clap_t": real["clap_t"],
+                       "n_test_set_ta": real["n"]}
             if self.gallery_ND is not None:
                 best = self.real_ta.retrieval_max(self.gallery_ND)
                 result |= {"retrieval_max_ta": best["retrieval_max_ta"], "retrieval_max_gallery": "train"}

@@ -65,8 +65,8 @@ class TextAudioSimilarity(ClipMetric):
         """The similarity.
 
         Returns:
-            `ta_similarity`; `clap_t`, the mean of max(cosine, 0) times 100; `n` clips. Fed with the test set's own audio
-            this is the Test Set reference.
+            `ta_similarity`; `clap_t`, the mean of max(cosine, 0) times 100; `n` clips. Fed with the test set's own
+            audio this is the Test Set reference.
 
         Raises:
             MusiccmError: No clip.

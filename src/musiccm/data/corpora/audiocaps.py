@@ -235,11 +235,11 @@ def _count_away(
     first = ", ".join(list(away)[:3])
     if len(away) == len(clips):
         raise MusiccmError(f"{folder}: the audio of none of the {len(clips)} clips of {index.name} is here, first "
-                           f"{first}; expected <youtube_id>_<start>.wav or another of the names that docs/data.md lists")
+                           f"{first}; expected <youtube_id>_<start>.wav or another name of docs/data.md")
     if len(away) > missing * len(clips):
         raise MusiccmError(f"{folder}: {len(away)} of {len(clips)} clips of {index.name} have no audio, first {first}: "
-                           f"more than the accepted {missing:.0%}. Download them, name their folder by audio, or accept "
-                           "more by missing")
+                           f"more than the accepted {missing:.0%}. Download them, name their folder by audio, or "
+                           "accept more by missing")
     listing.unused["not_downloaded"] = len(away)
     listing.tables["not_downloaded"] = away
     listing.notes.append(f"{len(away)} of {len(clips)} clips of {index.name} have no audio, first {first}")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from musiccm.errors import MusiccmError
 from musiccm.models.convert.converted import Converted, count_below, weight
+from musiccm.models.denoiser import GUIDANCE_BRANCH, takes_scale
+from musiccm.models.guidance_branch import GuidedUNet2DConditionModel, is_branch
 
 #: Heads of each level, by the widths of the published U-Nets: TANGO's and ConsistencyTTA's light one.
 PUBLISHED_HEADS = {(320, 640, 1280, 1280): (5, 10, 20, 20), (256, 512, 1024, 1024): (5, 10, 20, 20)}
@@ -16,15 +18,8 @@ PUBLISHED_HEADS = {(320, 640, 1280, 1280): (5, 10, 20, 20), (256, 512, 1024, 102
 PUBLISHED: dict[str, Any] = {"upcast_attention": True, "norm_num_groups": 32, "norm_eps": 1e-5, "act_fn": "silu",
                              "flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1,
                              "mid_block_scale_factor": 1}
-#: The guidance branch: the fixed frequencies of the scale, and what its waves go through.
-BRANCH = ("guidance_proj.", "guidance_embedding.")
 #: What a file of the configuration says that is no argument of the network.
 _BESIDE = ("_class_name", "_diffusers_version", "_name_or_path")
-
-
-def branch_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the guidance branch; none of a U-Net that is told no scale."""
-    return {name: value for name, value in tensors.items() if name.startswith(BRANCH)}
 
 
 def cross_unet_from_original(
@@ -33,13 +28,13 @@ def cross_unet_from_original(
     """Read a U-Net's shape off its weights, or take it from a file.
 
     Args:
-        tensors: Weights under diffusers' names, without the guidance branch.
+        tensors: Weights under diffusers' names; the guidance branch of a network that has one has its names here, too.
         stated: diffusers' configuration; None for one of the published widths.
         sample_size: Latent frames and bins of the clips it was trained on.
         what: The file, for messages.
 
     Returns:
-        The `UNet2DConditionModel`.
+        The `UNet2DConditionModel`, or a `GuidedUNet2DConditionModel`: `make_cross_unet` makes either.
 
     Raises:
         MusiccmError: It is no such U-Net, or its heads are unknown or do not divide its attention.
@@ -51,8 +46,17 @@ def cross_unet_from_original(
         config = {key: value for key, value in stated.items()
                   if key not in _BESIDE and not key.startswith("guidance_")}
     config["sample_size"] = sample_size
+    if any(map(is_branch, tensors)):
+        config["addition_embed_type"] = GUIDANCE_BRANCH
     _check_heads(tensors, config, what)
     return Converted(config, state, assumed=assumed)
+
+
+def make_cross_unet(config: dict[str, Any]) -> nn.Module:
+    """The U-Net of a configuration's keys, with its guidance branch where these name one."""
+    from diffusers import UNet2DConditionModel
+
+    return GuidedUNet2DConditionModel(**config) if takes_scale(config) else UNet2DConditionModel(**config)
 
 
 def _read_off(tensors: Mapping[str, Tensor], what: str) -> tuple[dict[str, Any], list[str]]:

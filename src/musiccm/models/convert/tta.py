@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from musiccm.audio.mel import LogMel, MelConfig
+from musiccm.diffusion import StudentGuidance
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle.files import check_part, load_part
-from musiccm.models.bundle.student_record import sampler_record
+from musiccm.models.bundle.student_record import guidance_record, sampler_record
 from musiccm.models.convert.assemble import Assembled, choose
 from musiccm.models.convert.clap import read_tokenizer
-from musiccm.models.convert.cross_unet import branch_of, cross_unet_from_original
+from musiccm.models.convert.cross_unet import cross_unet_from_original, make_cross_unet
 from musiccm.models.convert.reading import read_original, tensors_of, under
 from musiccm.models.convert.t5 import make_t5, read_t5, t5_from_original
 from musiccm.models.convert.tta_layouts import (
@@ -29,12 +30,15 @@ from musiccm.models.convert.tta_layouts import (
 )
 from musiccm.models.convert.vae import vae_from_original
 from musiccm.models.convert.vocoder import read_vocoder_config, vocoder_from_original
+from musiccm.models.denoiser import takes_scale
 from musiccm.texts import read_json
 
 LICENCE = ("these weights are non-commercial (TANGO's: CC BY-NC-SA 4.0, ConsistencyTTA's: CC BY-NC-ND 4.0); the "
            "converted ones are for your own use: nothing of them may be shipped or published")
 #: Stable Diffusion 2.1's noise schedule, which TANGO took.
 SCHEDULE = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+#: Guidance scales that ConsistencyTTA's students are trained on, and the one that its example samples by.
+SCALES, DEFAULT_SCALE = (0.0, 6.0), 4.0
 #: Of an autoencoder that was trained on in a run: what belongs to its average.
 _AVERAGED = {"ema_decoder.": "decoder.", "ema_post_quant_conv.": "post_quant_conv."}
 
@@ -187,33 +191,11 @@ def _add_unet(
         raise MusiccmError(f"--mel-frames {sources.mel_frames}: expected a multiple of {factor}, by which this VAE "
                            f"shrinks, as the {made.mel.n_mels} bins are")
     size = [sources.mel_frames // factor, made.mel.n_mels // factor]
-    branch = branch_of(tensors)
-    plain = {name: value for name, value in tensors.items() if name not in branch}
-    converted = cross_unet_from_original(plain, stated, size, str(path))
+    converted = cross_unet_from_original(tensors, stated, size, str(path))
     made.record["assumed"] += [*converted.assumed, f"clips of {sources.mel_frames} mel frames"]
-    unet = with_guidance_branch(converted, branch, str(path))
     notes = {} if weights is None else {"weights": weights}
-    made.add("unet", unet, path, dropped, ignored, **notes, attention_heads=converted.config.get("attention_head_dim"),
-             guidance_branch=sorted(branch))
-
-
-def with_guidance_branch(converted: Any, branch: Mapping[str, Tensor], what: str) -> nn.Module:
-    """Build the U-Net, with the branch that is told a guidance scale where its file has one.
-
-    Args:
-        converted: The U-Net without it.
-        branch: `guidance_proj.weight`, `guidance_embedding.linear_1.weight`, ...; empty for a U-Net without.
-        what: The file, for messages.
-
-    Raises:
-        MusiccmError: A weight is missing, left over or of another size.
-    """
-    from diffusers import UNet2DConditionModel
-
-    if branch:
-        raise MusiccmError(f"{what}: its U-Net is told a guidance scale ({', '.join(sorted(branch))}), which this "
-                           "version has no network for")
-    return converted.build(lambda config: UNet2DConditionModel(**config), what)
+    made.add("unet", converted.build(make_cross_unet, str(path)), path, dropped, ignored, **notes,
+             attention_heads=converted.config.get("attention_head_dim"))
 
 
 def _add_text(made: Assembled, sources: TtaSources, found: TtaWeights) -> None:
@@ -226,14 +208,28 @@ def _add_text(made: Assembled, sources: TtaSources, found: TtaWeights) -> None:
         part.tie_weights()  # type: ignore[operator]
         made.add("text_encoder", part, found.path, [], found.ignored)
     elif sources.text_encoder is None:
-        raise MusiccmError(f"{found.path}: holds no T5 (text_encoder...), which the U-Net reads captions by; give it by "
-                           "--text-encoder google/flan-t5-large, or a folder with it")
+        raise MusiccmError(f"{found.path}: holds no T5 (text_encoder...), which the U-Net reads captions by; give it "
+                           "by --text-encoder google/flan-t5-large, or a folder with it")
     else:
         made.add("text_encoder", read_t5(sources.text_encoder), sources.text_encoder, [])
 
 
-def _set_scheduler(made: Assembled, clean: bool, guidance: float | str | None) -> None:
-    """The noise schedule; of a consistency student also how it may be sampled."""
+def _set_scheduler(made: Assembled, clean: bool, told: float | str | None) -> None:
+    """The noise schedule; of a consistency student also how it may be sampled, and guided.
+
+    Args:
+        made: The parts, the U-Net among them.
+        clean: Whether it gives the clean latent.
+        told: Its run's guidance scale: a number, `variable`, or None where that is not known.
+
+    Raises:
+        MusiccmError: The run says that its student is told a scale, and the U-Net has no branch for it, or the reverse.
+    """
+    variable = takes_scale(made.parts["unet"].config)
+    if told is not None and (told == "variable") != variable:
+        raise MusiccmError(f"summary.jsonl: teacher_guidance_scale is {-1 if told == 'variable' else told:g}, by which "
+                           f"the student is {'told its' if told == 'variable' else 'of one'} scale, but the weights "
+                           f"have {'a' if variable else 'no'} guidance branch; the two are from different runs")
     if not clean:
         made.parts["scheduler"] = {"_class_name": "DDIMScheduler", **SCHEDULE, "prediction_type": "v_prediction",
                                    "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
@@ -242,9 +238,17 @@ def _set_scheduler(made: Assembled, clean: bool, guidance: float | str | None) -
     scheduler = {"_class_name": "LCMScheduler", **SCHEDULE, "prediction_type": "sample", "original_inference_steps": 1,
                  "timestep_scaling": 10.0, "clip_sample": False}
     made.parts["scheduler"] = scheduler
+    made.record["assumed"].append("one call, at the last timestep: further steps of its own sampler lie on grids that "
+                                  "it was not trained on")
+    guidance: dict[str, Any] = {"guidance": "fixed"}  # by a scale that is not known
+    if variable:
+        guidance = guidance_record(StudentGuidance("variable", DEFAULT_SCALE, SCALES))
+        made.record["assumed"].append(f"guidance scales {SCALES[0]:g} to {SCALES[1]:g}, as its code trains on; "
+                                      f"{DEFAULT_SCALE:g} by default, as its example")
+    elif isinstance(told, int | float):
+        guidance = guidance_record(StudentGuidance("fixed", float(told)))
     made.settings["distillation"] = {
-        "guidance_scale": guidance if isinstance(guidance, int | float) else None, "sampler": {"name": "lcm"},
-        **sampler_record(scheduler), "recipe": {"objective": "ConsistencyTTA", "guidance": guidance},
+        **guidance, "sampler": {"name": "lcm"}, **sampler_record(scheduler), "recipe": {"objective": "ConsistencyTTA"},
     }
 
 
@@ -276,7 +280,7 @@ def _from_diffusers(made: Assembled, sources: TtaSources) -> None:
     schedule = read_json(folder / "scheduler" / "scheduler_config.json", "the noise schedule")
     if odd := {key: schedule.get(key) for key, value in SCHEDULE.items() if schedule.get(key) != value}:
         raise MusiccmError(f"{folder}/scheduler: {odd}, expected {SCHEDULER}'s schedule, {SCHEDULE}")
-    _set_scheduler(made, True, "variable" if branch_of(tensors) else None)
+    _set_scheduler(made, True, None)
 
 
 def _check_widths(parts: Mapping[str, Any]) -> None:

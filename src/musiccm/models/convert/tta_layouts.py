@@ -96,8 +96,8 @@ def read_layout(folder: str | Path, weights: str | None = None) -> TtaWeights:
     elif (run := next((names for names in _RUNS if (folder / names[0]).is_file()), None)) is not None:
         found = _run(folder, run, weights)
     else:
-        raise MusiccmError(f"--tango {folder}: {_instead(folder)}; expected {_HUB[0]} (TANGO on the hub), {_RUNS[0][0]} "
-                           f"(a training run's best/ or epoch_N/), {_EASY[0]} (ConsistencyTTA for inference), or "
+        raise MusiccmError(f"--tango {folder}: {_instead(folder)}; expected {_HUB[0]} (TANGO on the hub), "
+                           f"{_RUNS[0][0]} (a training run's best/ or epoch_N/), {_EASY[0]} (ConsistencyTTA for inference), or "
                            "model_index.json (diffusers)")
     if weights is not None and found.weights is None:
         raise MusiccmError(f"--weights {weights}: {found.path} holds one U-Net; leave the option out")
@@ -166,8 +166,8 @@ def _consistency(
         named |= {name.replace("student_target_", "student_ema_", 1): value for name, value in named.items()
                   if name.startswith("student_target_")}
     if weights not in there:
-        raise MusiccmError(f"--weights: expected one of {', '.join(there)} (the U-Nets in {path}; ConsistencyTTA samples "
-                           f"with ema), found {weights or 'nothing'}")
+        raise MusiccmError(f"--weights: expected one of {', '.join(there)} (the U-Nets in {path}; ConsistencyTTA "
+                           f"samples with ema), found {weights or 'nothing'}")
     prefix = f"{STUDENTS[weights]}."
     source = {new: name for name, new in ((name, _new_name(name)) for name in tensors)}
     taken = {source.get(name, name) for name in named if name.startswith((prefix, "text_encoder."))}
@@ -217,8 +217,8 @@ def check_autoencoder(tensors: Mapping[str, Tensor], path: str | Path) -> None:
         MusiccmError: It is one.
     """
     if any("unet." in name or name.startswith(("text_encoder.", "down_blocks.")) for name in tensors):
-        raise MusiccmError(f"{path}: holds a U-Net or text encoder, where the autoencoder belongs; are the VAE's and the "
-                           "main file swapped?")
+        raise MusiccmError(f"{path}: holds a U-Net or text encoder, where the autoencoder belongs; are the VAE's and "
+                           "the main file swapped?")
 
 
 def _new_name(name: str) -> str:
