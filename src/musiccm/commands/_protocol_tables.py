@@ -86,8 +86,8 @@ def _of_run(rules: Protocol, args: argparse.Namespace) -> int:
     lacking = [column for place, column in enumerate(rules.columns) if all(row[2 + place] is None for row in rows)]
     if len(lacking) == len(rules.columns):
         raise MusiccmError(f"{run['path']}: has none of {', '.join(column.key for column in lacking)}; evaluate it "
-                           f"with evaluation.embedders [{', '.join(rules.embedders)}] and a CLAP, or give folders of clips "
-                           "by --generated")
+                           f"with evaluation.embedders [{', '.join(rules.embedders)}] and a CLAP, or give folders of "
+                           "clips by --generated")
     how = rules.preparation
     notes = [f"as this run was evaluated: whole windows at the level they have, not {how.seconds:.1f} s at peak "
              f"{how.peak:g}. For the protocol itself write the clips (`musiccm generate --prompts`), and give them by "

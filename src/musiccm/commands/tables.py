@@ -1,4 +1,4 @@
-"""lay an evaluated run out as tables 1 to 3 of the paper: quality and speed, copying, ablations; or as another's table."""
+"""lay an evaluated run out as tables 1 to 3 of the paper: quality and speed, copying, ablations; or as another's."""
 
 from __future__ import annotations
 

@@ -97,8 +97,8 @@ def read_layout(folder: str | Path, weights: str | None = None) -> TtaWeights:
         found = _run(folder, run, weights)
     else:
         raise MusiccmError(f"--tango {folder}: {_instead(folder)}; expected {_HUB[0]} (TANGO on the hub), "
-                           f"{_RUNS[0][0]} (a training run's best/ or epoch_N/), {_EASY[0]} (ConsistencyTTA for inference), or "
-                           "model_index.json (diffusers)")
+                           f"{_RUNS[0][0]} (a training run's best/ or epoch_N/), {_EASY[0]} (ConsistencyTTA for "
+                           "inference), or model_index.json (diffusers)")
     if weights is not None and found.weights is None:
         raise MusiccmError(f"--weights {weights}: {found.path} holds one U-Net; leave the option out")
     return found
