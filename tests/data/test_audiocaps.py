@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 import soundfile
 from small_corpus import RATE_HZ, sound
 
+from musiccm.config import load_experiment
 from musiccm.data.corpora.audiocaps import list_audiocaps
 from musiccm.data.corpora.reading import Rules, read_split
 from musiccm.data.corpora.registry import Corpora, parse_corpora
+from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
 
 # Videos as YouTube names them, with underscores, dashes and what looks like a start.
@@ -151,3 +154,14 @@ def test_an_experiment_reads_it(tmp_path):
     assert [[clip.id[:-2] for clip in part] for part in (train, validation)] == [
         sorted(VIDEOS[:3]), sorted(VIDEOS[3:5])]
     assert [clip.id for clip in corpora.test()[0].clips] == [f"{VIDEOS[5]}_0"]
+
+
+def test_the_part_of_experiments_is_sound():
+    """`experiments/tta/audiocaps.yaml`, which nothing runs before the audio is there."""
+    data = load_experiment(Path(__file__).parents[2] / "experiments/tta/audiocaps.yaml")["data"]
+    settings = data["init_args"]
+    module = MusicDataModule(**settings)
+    (spec,) = module.corpora.specs
+    assert data["class_path"].endswith("MusicDataModule") and settings["clip_samples"] == round(10.24 * 16000)
+    assert (spec.layout, set(spec.options["files"]), module.mixtures) == (
+        "audiocaps", {"train", "validation", "test"}, 0.5)

@@ -166,8 +166,7 @@ class Preparation:
 
     def __call__(self, waveform_S: Tensor, sample_rate_hz: int) -> Tensor:
         """Prepare a whole clip."""
-        found_S = resample(waveform_S, sample_rate_hz, self.sample_rate_hz) if (
-            sample_rate_hz != self.sample_rate_hz) else waveform_S
+        found_S = resample(waveform_S, sample_rate_hz, self.sample_rate_hz, "soxr")  # papers take as long filters
         samples = round(self.seconds * self.sample_rate_hz)
         found_S = (found_S - found_S.mean())[:samples]
         found_S = torch.nn.functional.pad(found_S, (0, samples - len(found_S)))
