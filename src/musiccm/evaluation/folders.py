@@ -140,8 +140,8 @@ class FolderRun:
             similar, references = self.text.compute()
             metrics |= similar
         if self.real is not None:
-            found = self.real.compute() if self.paired else dict.fromkeys(REAL)
-            metrics |= {key: found[key] for key in REAL}
+            similar = self.real.compute() if self.paired else {}
+            metrics |= {key: similar.get(key) for key in REAL}
         result: dict[str, Any] = {
             "schema": SCHEMA, **{side: escaped(folder.root) for side, folder in self.folders.items()},
             "n": len(self.folders["generated"].clips), "n_reference": len(self.folders["reference"].clips),

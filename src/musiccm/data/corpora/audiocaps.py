@@ -192,7 +192,8 @@ def _json_rows(path: Path) -> Iterator[_Row | BadItem]:
         if not isinstance(item, dict):
             yield malformed(path, line, "not a JSON object with location and captions")
             continue
-        location, caption = item.get("location"), item.get("captions")
+        location: Any = item.get("location")
+        caption: Any = item.get("captions")
         stem = PurePosixPath(with_slashes(location)).stem if isinstance(location, str) and "\0" not in location else ""
         if not stem or is_missing(location):
             yield malformed(path, line, f"location is {location!r}, expected the path of a file")

@@ -39,7 +39,7 @@ def cross_unet_from_original(
     Raises:
         MusiccmError: It is no such U-Net, or its heads are unknown or do not divide its attention.
     """
-    state, assumed = dict(tensors), []
+    assumed: list[str] = []
     if stated is None:
         config, assumed = _read_off(tensors, what)
     else:
@@ -49,7 +49,7 @@ def cross_unet_from_original(
     if any(map(is_branch, tensors)):
         config["addition_embed_type"] = GUIDANCE_BRANCH
     _check_heads(tensors, config, what)
-    return Converted(config, state, assumed=assumed)
+    return Converted(config, dict(tensors), assumed=assumed)
 
 
 def make_cross_unet(config: dict[str, Any]) -> nn.Module:

@@ -28,8 +28,11 @@ _HUB = ("pytorch_model_main.bin", "pytorch_model_vae.bin", "pytorch_model_stft.b
 _RUNS = (("pytorch_model_2.bin", "pytorch_model.bin", "pytorch_model_1.bin"),
          ("model_2.safetensors", "model.safetensors", "model_1.safetensors"))
 _EASY = ("unet_state_dict.pt", "vae_state_dict.pt")
-_STFT = {"filter_length": "n_fft", "hop_length": "hop_length", "win_length": "win_length", "n_mel_channels": "n_mels",
-         "sampling_rate": "sample_rate_hz", "mel_fmin": "fmin_hz", "mel_fmax": "fmax_hz"}
+#: Keys of stft_config.json, with ours and their type.
+_STFT: dict[str, tuple[str, type]] = {
+    "filter_length": ("n_fft", int), "hop_length": ("hop_length", int), "win_length": ("win_length", int),
+    "n_mel_channels": ("n_mels", int), "sampling_rate": ("sample_rate_hz", int), "mel_fmin": ("fmin_hz", float),
+    "mel_fmax": ("fmax_hz", float)}
 
 
 @dataclass
@@ -120,8 +123,9 @@ def _hub(folder: Path) -> TtaWeights:
     found.scale_factor = _number(vae_config, read_json(vae_config, "the autoencoder's configuration"), "scale_factor")
     stft_config = folder / "stft_config.json"
     stated = read_json(stft_config, "the mel front end's configuration")
-    found.mel = MelConfig(**{ours: (float if ours.endswith("_hz") and ours != "sample_rate_hz" else int)(
-        _number(stft_config, stated, theirs)) for theirs, ours in _STFT.items()})
+    numbers: dict[str, Any] = {
+        ours: kind(_number(stft_config, stated, theirs)) for theirs, (ours, kind) in _STFT.items()}
+    found.mel = MelConfig(**numbers)
     return found
 
 
