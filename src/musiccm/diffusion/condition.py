@@ -89,8 +89,7 @@ class Condition:
         return self._each(lambda part: part[index])
 
     def to(self, *args: Any, **kwargs: Any) -> Condition:
-        """Device and type as `Tensor.to` takes them, or as another condition has them; mask and scale keep their type.
-        """
+        """Device and type as `Tensor.to` takes them, or as another condition has them; mask and scale keep theirs."""
         args = tuple(arg._anchor if isinstance(arg, Condition) else arg for arg in args)
         device, block = self._anchor.to(*args, **kwargs).device, bool(kwargs.get("non_blocking"))
         as_asked = (None if part is None else part.to(*args, **kwargs) for part in (self.tokens_BLD, self.pooled_BD))
