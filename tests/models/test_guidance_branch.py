@@ -70,6 +70,24 @@ def test_the_published_numbers_of_parameters(name: str, branch: bool, expected: 
         assert unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k.weight.shape == (255, 1024)
 
 
+@pytest.mark.slow
+def test_the_light_network_answers_as_diffusers_does() -> None:
+    """At its full size, with random weights and heads that do not divide its channels; 5 GB."""
+    plain = UNet2DConditionModel(**load_experiment("tta/unet_light")["model"]["init_args"]["unet"]).eval()
+    generator = torch.Generator().manual_seed(4)
+    z, t = torch.randn(2, 8, 16, 8, generator=generator), torch.tensor([999, 58])
+    mask = torch.arange(5) < torch.tensor([5, 2])[:, None]
+    cond = Condition(torch.randn(2, 5, 1024, generator=generator), mask)
+    network = with_guidance_branch(plain, 0, "here")
+    names = {name for name in network.state_dict() if not is_branch(name)}
+    assert names == set(plain.state_dict())
+    with torch.no_grad():
+        theirs = plain(z, t, encoder_hidden_states=cond.tokens_BLD, encoder_attention_mask=cond.mask_BL).sample
+        ours = Denoiser(network, SCHEDULE, "v_prediction").output(z, t, told_scale(cond, 4.0))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert theirs.std() > 0.01
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_added_to_the_embedding_of_the_time(kind: str) -> None:
     plain, network = branched(kind)
@@ -150,7 +168,7 @@ def test_a_scale_and_a_branch_need_each_other() -> None:
     with pytest.raises(MusiccmError, match="guidance_scale: found one .* takes none; expected a U"):
         Denoiser(plain, SCHEDULE, "v_prediction")(Z, T, told_scale(vectors(), 3.0))
     for cond in (vectors(), tokens()):
-        with pytest.raises(MusiccmError, match=r"guidance_scale: found none .* expected told_scale\(condition, scale\)"):
+        with pytest.raises(MusiccmError, match=r"guidance_scale: found none .* told_scale\(condition, scale\)"):
             Denoiser(network, SCHEDULE, "v_prediction")(Z, T, cond)
 
 
