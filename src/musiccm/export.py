@@ -146,10 +146,11 @@ def export_student(
     _refuse_to_overwrite(folder, overwrite)
     sampler = suited_sampler(info.sampler, student=True)
     guidance = StudentGuidance(info.guidance, info.guidance_scale, info.guidance_range)
-    if takes_scale(unet.config) != (guidance.kind == "variable"):  # type: ignore[arg-type]
-        raise MusiccmError(f"guidance: the student is said to be {guidance.kind}, and its U-Net "
-                           f"{'has a' if takes_scale(unet.config) else 'has no'} guidance branch, which "  # type: ignore[arg-type]
-                           "variable students alone have; name what it was trained with")
+    told = takes_scale(unet.config)  # type: ignore[arg-type]
+    if told != (guidance.kind == "variable"):
+        raise MusiccmError(f"guidance: the student is said to be {guidance.kind}, and its U-Net has "
+                           f"{'a' if told else 'no'} guidance branch, which variable students alone have; state what "
+                           "it was trained with")
     limit = torch.finfo(dtype or torch.float32).max
     broken = [k for k, v in unet.state_dict().items() if not (v.abs() <= limit).all()]
     if broken:

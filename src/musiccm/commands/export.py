@@ -57,9 +57,10 @@ def main(argv: list[str]) -> int:
     unet = load_student(teacher, state, checkpoint, known["lora"] and Lora(**known["lora"]), identity.get("bundle"))
     results = Path(args.results) if args.results else checkpoint.parent.parent / "results.json"
     rows, sampler, notes = read_results(results, must_exist=args.results is not None)
+    low, high = (float(end) for end in known["guidance_range"])
     info = StudentInfo(
         prediction_type=known["prediction_type"], guidance_scale=float(known["guidance_scale"]),
-        guidance=known["guidance"], guidance_range=(float(known["guidance_range"][0]), float(known["guidance_range"][1])),
+        guidance=known["guidance"], guidance_range=(low, high),
         grid_points=int(known["grid_points"]), timestep_scaling=float(known["timestep_scaling"]),
         sigma_data=float(known["sigma_data"]), sampler=make_sampler(args.sampler or sampler, args.gamma),
         recipe={"teacher": str(settings.get("bundle", "musiccm-tiny")), "global_step": step,

@@ -89,14 +89,14 @@ class Condition:
         return self._each(lambda part: part[index])
 
     def to(self, *args: Any, **kwargs: Any) -> Condition:
-        """Device and type as `Tensor.to` takes them, or as another condition has them; mask and scale keep their type.
-        """
+        """Device and type as `Tensor.to` takes them, or as another condition has them; mask and scale keep theirs."""
         args = tuple(arg._anchor if isinstance(arg, Condition) else arg for arg in args)
-        device, block = self._anchor.to(*args, **kwargs).device, bool(kwargs.get("non_blocking"))
-        as_asked = (None if part is None else part.to(*args, **kwargs) for part in (self.tokens_BLD, self.pooled_BD))
-        kept = (None if part is None else part.to(device, non_blocking=block)
-                for part in (self.mask_BL, self.guidance_B))
-        (tokens, pooled), (mask, guidance) = as_asked, kept
+        tokens, pooled = (None if part is None else part.to(*args, **kwargs)
+                          for part in (self.tokens_BLD, self.pooled_BD))
+        moved = pooled if tokens is None else tokens
+        assert moved is not None
+        mask, guidance = (None if part is None else part.to(moved.device, non_blocking=bool(kwargs.get("non_blocking")))
+                          for part in (self.mask_BL, self.guidance_B))
         return Condition(tokens, mask, pooled, guidance)
 
     def pin_memory(self) -> Condition:

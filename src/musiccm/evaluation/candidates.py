@@ -252,8 +252,8 @@ def candidate_of(
 
     made_by = {kind_of(model.codec): model.codec} if decoders is None else codecs(model, decoders)
     return Candidate(
-        name, steps, stepper.scale, model.conditioner.text, sample, {kind: codec.decode for kind, codec in made_by.items()},
-        shape, counted, stepper.sampler
+        name, steps, stepper.scale, model.conditioner.text, sample,
+        {kind: codec.decode for kind, codec in made_by.items()}, shape, counted, stepper.sampler
     )
 
 

@@ -21,7 +21,6 @@ from musiccm.diffusion import (
 )
 from musiccm.errors import MusiccmError
 
-
 #: What `addition_embed_type` of a U-Net's configuration says where it has a guidance branch, and the name under which
 #: such a U-Net is given its scale (`models/guidance_branch.py`).
 GUIDANCE_BRANCH, SCALE_ARGUMENT = "guidance", "guidance_scale"

@@ -200,7 +200,7 @@ def check_fit(
     """
     groups = {**GROUPS, **(own or {})}
     kinds = {f"{name}.{key}": hint for name, kind in groups.items() for key, hint in hints(kind).items()}
-    stated: dict[str, Any] = {ADAPTER: None}  # before there were any
+    stated: dict[str, Any] = {ADAPTER: None, "distillation.guidance": "fixed"}  # before there were any
     stated |= {key: completed(value, kinds.get(key)) for key, value in checkpoint.get("student", {}).items()
                # where the heads are missing on one side, `_other_modules` says so
                if not (key == "adversarial.features" and value is None)}

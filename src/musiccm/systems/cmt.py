@@ -96,8 +96,8 @@ class CMT(LCM):
             raise MusiccmError("distillation.audio_condition_share: expected 0, as the teacher's paths are made for "
                                f"captions, found {self.distillation.audio_condition_share}.")
         if self.distillation.guidance == "variable":
-            raise MusiccmError("distillation.guidance: expected fixed or direct, as the teacher's paths are made by one "
-                               "scale, found 'variable'.")
+            raise MusiccmError("distillation.guidance: expected fixed or direct, as the teacher's paths are made by "
+                               "one scale, found 'variable'.")
 
     @classmethod
     def check_experiment(cls, experiment: Mapping[str, Any]) -> None:

@@ -18,8 +18,8 @@ from musiccm.data.batch import LatentBatch
 from musiccm.diffusion import (
     AnyCondition,
     BoundDenoise,
-    check_prediction_type,
     StudentGuidance,
+    check_prediction_type,
     noise_process,
     scale_of,
     student_grid,

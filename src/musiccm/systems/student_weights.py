@@ -83,14 +83,14 @@ def load_student(
     return unet
 
 
-def starting_weights(start: str, teacher: Any, prediction_type: str, student: Any) -> dict[str, Tensor]:
+def starting_weights(start: str, teacher: Any, prediction_type: str, network: Any) -> dict[str, Tensor]:
     """The U-Net that a student starts from instead of its teacher's weights.
 
     Args:
         start: A checkpoint of a distillation (its slow average is taken), or an exported student's folder or name.
         teacher: The teacher's bundle.
         prediction_type: What the new student predicts.
-        student: Its network. Where that has a guidance branch and the weights have none, its own stays as it is.
+        network: The new student's. Where it has a guidance branch and the weights have none, its own stays as it is.
 
     Returns:
         The weights, in float32.
@@ -121,7 +121,7 @@ def starting_weights(start: str, teacher: Any, prediction_type: str, student: An
     if predicts != prediction_type:
         raise MusiccmError(f"distillation.start: {start} predicts {predicts!r}, but distillation.prediction_type is "
                            f"{prediction_type!r}; set it to what the student predicts")
-    weights, new = unet.float().state_dict(), student.state_dict()
+    weights, new = unet.float().state_dict(), network.state_dict()
     branch = {name: value for name, value in new.items() if is_branch(name)}
     if not branch and any(map(is_branch, weights)):
         raise MusiccmError(f"distillation.start: {start} has a guidance branch, and this student none; expected "

@@ -85,8 +85,8 @@ def recorded_guidance(record: Mapping[str, Any]) -> StudentGuidance:
     ends = record.get("guidance_range", list(default.range) if kind != "variable" else None)
     numbers = [scale, *ends] if isinstance(ends, list) else []
     if len(numbers) != 3 or any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
-        raise MusiccmError(f"guidance: expected a number guidance_scale, found {scale!r}, and of a variable student two "
-                           f"numbers guidance_range, found {ends!r}")
+        raise MusiccmError(f"guidance: expected a number guidance_scale, found {scale!r}, and of a variable student "
+                           f"two numbers guidance_range, found {ends!r}")
     return StudentGuidance(kind, float(numbers[0]), (float(numbers[1]), float(numbers[2])))
 
 
