@@ -11,7 +11,7 @@ from tiny_bundle import CAPTIONS
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from musiccm.diffusion import NoiseSchedule, student_grid
+from musiccm.diffusion import NoiseSchedule, StudentGuidance, student_grid
 from musiccm.models.bundle import Bundle
 from musiccm.models.denoiser import Consistency, Denoiser
 
@@ -59,7 +59,7 @@ class System(pl.LightningModule):
         self.codec, self.conditioner = self.bundle.codec("original"), self.bundle.conditioner()
         self.schedule = NoiseSchedule.from_config(self.bundle.scheduler_config)
         self.teacher = Denoiser(self.bundle.unet, self.schedule, "epsilon")
-        self.grid, self.guidance_scale = student_grid(), 3.0
+        self.grid, self.guidance_scale, self.student_guidance = student_grid(), 3.0, StudentGuidance()
         self.weight = torch.nn.Parameter(torch.zeros(()))
 
     def consistency(self, which: str) -> Consistency:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from musiccm.diffusion import NoiseProcess, noise_process, process_class
+from musiccm.diffusion import NoiseProcess, StudentGuidance, noise_process, process_class
 from musiccm.errors import MusiccmError
 from musiccm.files import naming_full_disk, replacing_folder
 from musiccm.models.attention_heads import own_heads
@@ -26,7 +26,13 @@ from musiccm.models.bundle.files import (
     save_part,
     update_json,
 )
-from musiccm.models.bundle.student_record import LCM_SIGMA_DATA, sampler_record, scheduler_class
+from musiccm.models.bundle.student_record import (
+    LCM_SIGMA_DATA,
+    guidance_record,
+    sampler_record,
+    scheduler_class,
+)
+from musiccm.models.denoiser import takes_scale
 from musiccm.samplers import SamplerSpec, suited_sampler
 
 STUDENTS_OWN = ("unet", "scheduler")
@@ -38,7 +44,7 @@ class StudentInfo:
 
     Args:
         prediction_type: What its U-Net predicts, one of `PREDICTION_TYPES`.
-        guidance_scale: The teacher's guidance that was distilled into it.
+        guidance_scale: The teacher's guidance that was distilled into it, or the default of a student that takes one.
         grid_points: Points of its timestep grid.
         timestep_scaling: Of the boundary condition.
         sigma_data: Of the boundary condition.
@@ -46,6 +52,8 @@ class StudentInfo:
         recipe: Anything else worth keeping: losses, steps, seeds.
         rows: Rows of its results.json, for the card.
         notes: Sentences about them, such as what SIM_AA was compared with.
+        guidance: How it is guided: `fixed`, `variable` or `direct`, see `GUIDANCE_KINDS`.
+        guidance_range: The scales that a variable student was trained on.
     """
 
     prediction_type: str
@@ -57,6 +65,8 @@ class StudentInfo:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     rows: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
+    guidance: str = "fixed"
+    guidance_range: tuple[float, float] = (0.0, 6.0)
 
 
 def student_scheduler(teacher_config: Mapping[str, Any], info: StudentInfo) -> Any:
@@ -129,12 +139,18 @@ def export_student(
         The directory.
 
     Raises:
-        MusiccmError: If the folder is in use or being made by another process, a weight is not finite, or `base` has
-            other parts than the teacher.
+        MusiccmError: If the folder is in use or being made by another process, a weight is not finite, the U-Net is not
+            of the guidance that is stated, or `base` has other parts than the teacher.
     """
     folder = Path(folder)
     _refuse_to_overwrite(folder, overwrite)
     sampler = suited_sampler(info.sampler, student=True)
+    guidance = StudentGuidance(info.guidance, info.guidance_scale, info.guidance_range)
+    told = takes_scale(unet.config)  # type: ignore[arg-type]
+    if told != (guidance.kind == "variable"):
+        raise MusiccmError(f"guidance: the student is said to be {guidance.kind}, and its U-Net has "
+                           f"{'a' if told else 'no'} guidance branch, which variable students alone have; state what "
+                           "it was trained with")
     limit = torch.finfo(dtype or torch.float32).max
     broken = [k for k, v in unet.state_dict().items() if not (v.abs() <= limit).all()]
     if broken:
@@ -144,7 +160,7 @@ def export_student(
 
     with replacing_folder(folder, overwrite) as partial:
         _refuse_to_overwrite(folder, overwrite)  # as it is now that no other process can make it
-        _write(partial, folder, unet, scheduler, teacher, info, sampler.spec, dtype, base)
+        _write(partial, folder, unet, scheduler, teacher, info, guidance, sampler.spec, dtype, base)
     return folder
 
 
@@ -159,7 +175,7 @@ def _refuse_to_overwrite(folder: Path, overwrite: bool) -> None:
 
 def _write(
     partial: Path, folder: Path, unet: nn.Module, scheduler: Any, teacher: Bundle, info: StudentInfo,
-    sampler: dict[str, Any], dtype: torch.dtype | None, base: str | None,
+    guidance: StudentGuidance, sampler: dict[str, Any], dtype: torch.dtype | None, base: str | None,
 ) -> None:
     """Fill `partial` with what will be `folder`."""
     partial.mkdir(parents=True)
@@ -184,7 +200,7 @@ def _write(
     if teacher.gives_tokens:  # a borrowed encoder does not lie here to tell
         update_json(partial / "model_index.json", {"_class_name": pipeline_class(teacher.root_of("text_encoder"))})
     record = {
-        "guidance_scale": info.guidance_scale,
+        **guidance_record(guidance),
         "sampler": dict(sampler),
         **sampler_record(load_part(partial, "scheduler")),
         "recipe": dict(info.recipe),

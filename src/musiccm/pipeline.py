@@ -16,8 +16,14 @@ from musiccm.long_form import LongMusic, check_duration, check_texts, compose
 from musiccm.models.acceleration.networks import CompiledNetwork, channels_last, suit_cpu, to_bfloat16
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import SETTINGS_FILE
-from musiccm.models.bundle.student_record import DEFAULT_STEPS, check_sampler, is_student, recorded_sampler
-from musiccm.models.denoiser import Consistency, Denoiser
+from musiccm.models.bundle.student_record import (
+    DEFAULT_STEPS,
+    check_sampler,
+    is_student,
+    recorded_guidance,
+    recorded_sampler,
+)
+from musiccm.models.denoiser import Consistency, Denoiser, takes_scale
 from musiccm.samplers import (
     Sampler,
     SamplerSpec,
@@ -66,9 +72,12 @@ class Pipeline(LongMusic):
         check_sampler(self.record, scheduler, bundle.root_of("scheduler") / "scheduler" / "scheduler_config.json")
         try:
             self.sampler()
+            self.guidance = recorded_guidance(self.record)
         except MusiccmError as error:
             raise MusiccmError(f"{bundle.path / SETTINGS_FILE}: distillation: {error}; restore it, or export the "
                                "student again") from error
+        if self.is_student:
+            _check_branch(bundle, self.guidance.kind)
         self.schedule = noise_process(scheduler)
         self.prediction_type = bundle.prediction_type
         self.conditioner = bundle.conditioner()
@@ -184,7 +193,9 @@ class Pipeline(LongMusic):
             steps: Sampling steps; by default what a student was exported with (4), or 50 for a teacher.
             seed: Of the noise.
             seconds: Length, by default the one that the model was trained on; see `compose` for others.
-            guidance_scale: For a teacher, 3 by default; a distilled student takes none.
+            guidance_scale: For a teacher, 3 by default. For a student that was exported with one to choose, from the
+                range that it was trained on (`guidance` is `variable`) or by a second network call each step
+                (`direct`), and by default as exported; any other takes none.
             sampler: A sampler, its name, or its name and fields, such as `{"name": "lcm", "gamma": 0.6}`
                 (`make_sampler`); by default the one that a student was exported with, and `ddim` for a teacher.
             batch_size: Clips computed at once.
@@ -193,8 +204,8 @@ class Pipeline(LongMusic):
             Waveforms of shape [B, S] on the CPU, float32.
 
         Raises:
-            MusiccmError: For empty prompts, a step count off the grid, guidance on a student, a sampler that does not
-                suit the model, or an impossible duration.
+            MusiccmError: For empty prompts, a step count off the grid, guidance that a student does not take, a sampler
+                that does not suit the model, or an impossible duration.
         """
         texts = check_texts(prompts)
         seeds = sample_seeds(seed, len(texts))
@@ -236,7 +247,8 @@ class Pipeline(LongMusic):
         rule = self.sampler(sampler)
         if self.is_student:
             steps = self.record.get("default_steps", DEFAULT_STEPS) if steps is None else steps
-            return student_stepper(self.consistency, self.schedule, self.grid, steps, rule, guidance_scale, strength)
+            return student_stepper(self.consistency, self.schedule, self.grid, steps, rule, guidance_scale, strength,
+                                   guidance=self.guidance, null=self.conditioner.null)
         return teacher_stepper(
             self.denoiser, self.schedule, self.conditioner.null, TEACHER_STEPS if steps is None else steps,
             TEACHER_GUIDANCE_SCALE if guidance_scale is None else guidance_scale, rule, strength,
@@ -286,6 +298,16 @@ class Pipeline(LongMusic):
         stepper = self.stepper(steps, guidance_scale, sampler=sampler)
         noise = sample_noise(seeds, self.latent_shape).to(self.device)
         return stepper.sample(cond_BD, noise, seeded_noise_fn(seeds, self.latent_shape))
+
+
+def _check_branch(bundle: Bundle, kind: str) -> None:
+    """What the U-Net's configuration and the student's record say of a guidance branch, before any weights are read."""
+    has = takes_scale(bundle.config("unet"))
+    if has != (kind == "variable"):
+        raise MusiccmError(
+            f"{bundle.path}: unet/config.json {'states' if has else 'lacks'} the guidance branch (addition_embed_type: "
+            f"guidance), but {SETTINGS_FILE} says distillation.guidance: {kind}; restore the two files, or export the "
+            "student again")
 
 
 def _check_channels(bundle: Bundle) -> None:

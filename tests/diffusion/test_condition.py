@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from gaussian import MUSICLDM
+from tiny_bundle import make_unet
 
 from musiccm.diffusion import (
     Condition,
@@ -15,8 +16,11 @@ from musiccm.diffusion import (
     expand_condition,
     gives_tokens,
     pool_condition,
+    scale_of,
     stack_conditions,
+    told_scale,
     with_guidance,
+    without_scale,
 )
 from musiccm.errors import MusiccmError
 from musiccm.models.denoiser import Denoiser
@@ -82,6 +86,27 @@ def test_guidance_of_tokens_is_that_of_two_calls(denoiser: Denoiser) -> None:
     guided = with_guidance(denoiser, cond, null, 3.0)(z, t)
     empty = denoiser(z, t, expand_condition(null, 2))
     torch.testing.assert_close(guided, empty + 3.0 * (denoiser(z, t, cond) - empty), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["vectors", "tokens"])
+def test_scales_0_1_and_2_and_one_an_item(denoiser: Denoiser, kind: str) -> None:
+    """u, c and 2 c - u of a network with random weights; a batch of scales is one call a scale."""
+    z, t = noisy(3), torch.tensor([900, 300, 50])
+    if kind == "tokens":
+        network, cond, null = denoiser, tokens(4, 2, 1), tokens(1, seed=9)
+    else:
+        torch.manual_seed(1)
+        network = Denoiser(make_unet(), SCHEDULE, "epsilon").eval().requires_grad_(False)
+        cond, null = torch.randn(4, 32).split([3, 1])
+    c, u = network(z, t, cond), network(z, t, expand_condition(null, 3))
+    assert (c - u).abs().max() > 1e-4
+    one = {scale: with_guidance(network, cond, null, scale)(z, t) for scale in (0.0, 1.0, 2.0)}
+    for scale, expected in ((0.0, u), (1.0, c), (2.0, 2 * c - u)):
+        torch.testing.assert_close(one[scale], expected, rtol=1e-4, atol=1e-4)
+    each = with_guidance(network, cond, null, torch.tensor([0.0, 1.0, 2.0]))(z, t)
+    torch.testing.assert_close(each[0], one[0.0][0], rtol=0, atol=0)
+    torch.testing.assert_close(each[1], one[1.0][1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(each[2], one[2.0][2], rtol=0, atol=0)
 
 
 def test_long_pieces_take_tokens_that_change_along_time(denoiser: Denoiser) -> None:
@@ -159,3 +184,37 @@ def test_what_does_not_belong_together_is_refused() -> None:
         Condition(torch.zeros(1, 3, WIDTH), torch.ones(1, 2, dtype=torch.bool))
     with pytest.raises(MusiccmError, match="boolean mask"):
         Condition(torch.zeros(1, 3, WIDTH), torch.ones(1, 3))
+
+
+@pytest.mark.parametrize("kind", ["vectors", "tokens"])
+def test_a_told_scale_goes_with_its_item(kind: str) -> None:
+    scales = torch.tensor([0.5, 3.0, 6.0])
+    plain = tokens(3, 1, 2) if kind == "tokens" else torch.arange(6.0).reshape(3, 2)
+    told = told_scale(plain, scales)
+    assert len(told) == 3 and torch.equal(scale_of(told), scales) and scale_of(plain) is None
+    assert told[1].guidance_B == 3.0 and told[torch.tensor([2, 0])].guidance_B.tolist() == [6.0, 0.5]
+    assert torch.equal(stack_conditions([told[2], told[1]]).guidance_B, scales[[2, 1]])
+    assert torch.equal(cat_conditions([told[:1], told[1:]]).guidance_B, scales)
+    assert expand_condition(told[2:], 4).guidance_B.tolist() == [6.0] * 4
+    chosen = choose_condition(torch.tensor([True, False, True]), told, told_scale(plain, 1.0))
+    assert chosen.guidance_B.tolist() == [0.5, 1.0, 6.0]
+    assert told.padded(9).guidance_B is told.guidance_B and told_scale(told, 2.0).guidance_B.tolist() == [2.0] * 3
+    moved = told.to("meta", torch.bfloat16)
+    assert moved.device.type == "meta" == moved.guidance_B.device.type and moved.guidance_B.dtype == torch.float32
+    assert told.to(torch.bfloat16).guidance_B is told.guidance_B
+    back = without_scale(told)
+    assert back is plain if kind == "vectors" else (back.tokens_BLD is plain.tokens_BLD and back.guidance_B is None)
+    assert without_scale(plain) is plain
+    assert torch.equal(pool_condition(told), pool_condition(plain))
+    for untold in (plain, tokens(1)):
+        with pytest.raises(MusiccmError, match="told a guidance scale or not.*found a mix"):
+            cat_conditions([told, untold])
+
+
+def test_scales_and_vectors_that_do_not_belong_together_are_refused() -> None:
+    with pytest.raises(MusiccmError, match=r"a guidance scale an item, of shape \[3\], found \[2\]"):
+        Condition(pooled_BD=torch.zeros(3, 2), guidance_B=torch.zeros(2))
+    with pytest.raises(MusiccmError, match="expected tokens or vectors, found neither"):
+        Condition(guidance_B=torch.zeros(2))
+    with pytest.raises(MusiccmError, match="boolean mask of shape None, found torch.bool"):
+        Condition(mask_BL=torch.ones(1, 2, dtype=torch.bool), pooled_BD=torch.zeros(1, 2))

@@ -31,7 +31,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "curriculum": [Phase(0.5, 20, 1), Phase(1.0, 20, "to_zero")], "distance": "squared", "huber_h": 1e-2,
         "timestep_mode": "uniform", "tail": 0.1, "timestep_scaling": 5.0, "warm_start_steps": 4, "x0_clamp": 3.0,
         "audio_condition_share": 0.5, "target_ema_decay": 0.9, "eval_ema_decay": 0.99, "sigma_data": 0.5,
-        "lora": Lora(4), "start": "elsewhere",
+        "lora": Lora(4), "start": "elsewhere", "guidance": "direct", "guidance_range": [1.0, 5.0],
     },
     "adversarial": {
         "weight": 0.5, "features": "clap", "loss": "non_saturating", "start_step": 3, "crop_frames": 4,
@@ -45,7 +45,8 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 KINDS = {"distillation": Distillation, "adversarial": Adversarial, "optimization": Optimization}
 #: Settings that are of no use unless another has this value.
-USED = {"distillation.x0_clamp": {"warm_start_steps": 2}, "optimization.final_lr_share": {"decay_share": 0.5}}
+USED = {"distillation.x0_clamp": {"warm_start_steps": 2}, "optimization.final_lr_share": {"decay_share": 0.5},
+        "distillation.guidance_range": {"guidance": "variable"}}
 KEYS = [f"{group}.{key}" for group, others in OTHERS.items() for key in others]
 
 
@@ -98,6 +99,11 @@ def test_an_older_checkpoint_is_taken_as_it_is_and_says_so_once() -> None:
     assert resume(older, now, resuming=False) == []
     with pytest.raises(MusiccmError, match="distillation.guidance_scale: it was trained with 3.0, this run has 2.0"):
         resume(older, made("distillation", guidance_scale=2.0))
+    del older["distillation.guidance"]  # before there was a choice
+    assert len(resume(older, now)) == 1
+    for resuming in (True, False):
+        with pytest.raises(MusiccmError, match="distillation.guidance: it was trained with 'fixed', .* has 'direct'"):
+            resume(older, made("distillation", guidance="direct"), resuming)
 
 
 def test_a_setting_that_came_later_had_its_default() -> None:

@@ -211,6 +211,7 @@ class Evaluation(pl.Callback):
             return
         system = as_distilled(pl_module)
         self._check_steps(system)
+        self._check_scales(system)
         self._embedders(system)
         if self.packaged_student is not None:
             check_packaged(self.packaged_student)
@@ -229,6 +230,16 @@ class Evaluation(pl.Callback):
         ):
             if (found := max(steps, default=1)) > most:
                 raise MusiccmError(f"evaluation.{name}: expected at most {most}, the {what}, found {found}")
+
+    def _check_scales(self, system: Distilled) -> None:
+        """Refuse a student of a scale that this one is not guided by."""
+        for name in self.more_models:
+            model = compared_model(name)
+            if not model.teacher and model.guidance_scale is not None:
+                try:
+                    system.student_guidance.chosen(model.guidance_scale)
+                except MusiccmError as error:
+                    raise MusiccmError(f"evaluation.more_models.{name}: {error}") from None
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log `val/fd_tagger_4` and its like, which a `ModelCheckpoint` can monitor, with their `val/n_4`."""

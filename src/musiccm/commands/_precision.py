@@ -74,8 +74,7 @@ def probes(bundle: Bundle, batch: WaveformBatch, present: set[str]) -> dict[str,
     if bundle.gives_tokens and "tokenizer" in present:
 
         def encoder_probe(encoder: nn.Module) -> list[Tensor]:
-            condition = TextEncoderConditioner(encoder, bundle.tokenizer).text(batch.captions)
-            return [condition.tokens_BLD[condition.mask_BL]]
+            return [TextEncoderConditioner(encoder, bundle.tokenizer).text(batch.captions).unpadded]
 
         found["text_encoder"] = encoder_probe
     elif {"tokenizer", "feature_extractor"} <= present:

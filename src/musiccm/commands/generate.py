@@ -244,7 +244,8 @@ def _parser() -> argparse.ArgumentParser:
                         help="directory, packaged bundle or hub id (default %(default)s)")
     parser.add_argument("--steps", type=int, help="sampling steps (default 4 for a student, 50 for a teacher)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default %(default)s)")
-    parser.add_argument("--guidance-scale", type=float, help="for a teacher only (default 3)")
+    parser.add_argument("--guidance-scale", type=float, help="for a teacher (default 3), or a student that has one "
+                                                                "to choose (default: as exported)")
     parser.add_argument("--sampler", choices=SAMPLER_NAMES,
                         help="lcm, tcd or ddim for a student; ddim, heun or dpm-solver++ for a teacher")
     parser.add_argument("--gamma", type=float, help="for a student: share of fresh noise between steps, 0 to 1")

@@ -9,7 +9,10 @@ from musiccm.diffusion.condition import (
     expand_condition,
     gives_tokens,
     pool_condition,
+    scale_of,
     stack_conditions,
+    told_scale,
+    without_scale,
 )
 from musiccm.diffusion.continuous import Angle, RectifiedFlow
 from musiccm.diffusion.contracts import BoundDenoise, ConsistencyFunction, Denoise
@@ -21,7 +24,14 @@ from musiccm.diffusion.grid import (
     sampling_timesteps,
     student_grid,
 )
-from musiccm.diffusion.guidance import guide, refuse_guidance, scale_from_w, with_guidance
+from musiccm.diffusion.guidance import (
+    GUIDANCE_KINDS,
+    StudentGuidance,
+    guide,
+    refuse_guidance,
+    scale_from_w,
+    with_guidance,
+)
 from musiccm.diffusion.prediction import (
     PREDICTION_TYPES,
     check_prediction_type,
@@ -35,6 +45,7 @@ from musiccm.diffusion.schedule import NoiseSchedule
 from musiccm.diffusion.solvers import SOLVERS, ddim_jump, heun_jump, jump_between, jump_to_target, predict_at
 
 __all__ = [
+    "GUIDANCE_KINDS",
     "PREDICTION_TYPES",
     "SOLVERS",
     "TIMESTEP_MODES",
@@ -47,6 +58,7 @@ __all__ = [
     "NoiseProcess",
     "NoiseSchedule",
     "RectifiedFlow",
+    "StudentGuidance",
     "cat_conditions",
     "check_prediction_type",
     "check_skip",
@@ -70,11 +82,14 @@ __all__ = [
     "sample_grid_index",
     "sampling_timesteps",
     "scale_from_w",
+    "scale_of",
     "stack_conditions",
     "student_grid",
     "to_eps",
     "to_v",
     "to_x0",
+    "told_scale",
     "training_target",
     "with_guidance",
+    "without_scale",
 ]

@@ -100,6 +100,9 @@ MODELS: dict[str, ComparedModel] = {model.name: model for model in (
     ComparedModel("teacher_dpm_unguided", "teacher, DPM-Solver++, unguided", ">", _teacher, teacher=True,
                   sampler="dpm-solver++", guidance_scale=1.0),
     ComparedModel("student", "student", "s", _student),
+    ComparedModel("student_scale1", "student, scale 1", "^", _student, guidance_scale=1.0),
+    ComparedModel("student_scale3", "student, scale 3", "*", _student, guidance_scale=3.0),
+    ComparedModel("student_scale5", "student, scale 5", "X", _student, guidance_scale=5.0),
     ComparedModel("student_packaged", "packaged student", "D", _packaged, own=False),
 )}
 #: Names that results of versions 0.1 and 0.2 have.
@@ -138,7 +141,7 @@ class Candidate:
     Args:
         model: Its name in `MODELS`.
         steps: Sampling steps.
-        guidance_scale: None where the sampler does not guide.
+        guidance_scale: None where there is none to choose, as of a student that one was distilled into.
         encode: `captions -> conditions`.
         sample: `(conditions, noise_BCTF, seeds) -> z_BCTF`.
         decoders: `z_BCTF -> waveform_BS`, by the decoder's name; latents are sampled once for all of them.
@@ -247,11 +250,10 @@ def candidate_of(
     def sample(cond: AnyCondition, noise_BCTF: Tensor, seeds: Sequence[int]) -> Tensor:
         return at_work.sample(cond, noise_BCTF, seeded_noise_fn(seeds, shape))
 
-    scale = stepper.guidance.scale if stepper.guidance else None
     made_by = {kind_of(model.codec): model.codec} if decoders is None else codecs(model, decoders)
     return Candidate(
-        name, steps, scale, model.conditioner.text, sample, {kind: codec.decode for kind, codec in made_by.items()},
-        shape, counted, stepper.sampler
+        name, steps, stepper.scale, model.conditioner.text, sample,
+        {kind: codec.decode for kind, codec in made_by.items()}, shape, counted, stepper.sampler
     )
 
 

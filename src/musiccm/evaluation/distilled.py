@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from musiccm.diffusion import ConsistencyFunction, Denoise, NoiseProcess
+from musiccm.diffusion import ConsistencyFunction, Denoise, NoiseProcess, StudentGuidance
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.student_record import DEFAULT_STEPS
@@ -47,7 +47,11 @@ class Distilled(Protocol):
 
     @property
     def guidance_scale(self) -> float:
-        """The scale that the student was taught."""
+        """The scale by which the teacher is guided, and by default the student."""
+
+    @property
+    def student_guidance(self) -> StudentGuidance:
+        """How the student is guided."""
 
     @property
     def device(self) -> torch.device:
@@ -174,5 +178,5 @@ class SystemStudent(_PartOfSystem):
         m = self.system
         return student_stepper(
             m.consistency(which="slow"), m.schedule, m.grid, DEFAULT_STEPS if steps is None else steps,
-            sampler or self.sampler, guidance_scale, strength,
+            sampler or self.sampler, guidance_scale, strength, guidance=m.student_guidance, null=m.conditioner.null,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,10 +15,24 @@ from musiccm.diffusion import (
     check_prediction_type,
     consistency_boundary,
     expand_to,
+    scale_of,
     to_eps,
     to_x0,
 )
 from musiccm.errors import MusiccmError
+
+#: What `addition_embed_type` of a U-Net's configuration says where it has a guidance branch, and the name under which
+#: such a U-Net is given its scale (`models/guidance_branch.py`).
+GUIDANCE_BRANCH, SCALE_ARGUMENT = "guidance", "guidance_scale"
+
+
+def takes_scale(config: Mapping[str, Any]) -> bool:
+    """Whether a U-Net is told its guidance scale.
+
+    Args:
+        config: Its configuration.
+    """
+    return config.get("addition_embed_type") == GUIDANCE_BRANCH
 
 
 class Float32Conv2d(nn.Conv2d):
@@ -60,8 +75,8 @@ class Denoiser(nn.Module):
 
     A vector goes in as class labels, which MusicLDM's U-Net projects and concatenates to the time embedding; tokens go
     in as what the network attends to, with their mask. A U-Net with `time_cond_proj_dim` takes a second time, whose
-    embedding of that width it projects and adds to the first one's. The output layer and the conversion to x0 and eps
-    run in float32 under autocast too.
+    embedding of that width it projects and adds to the first one's. One with a guidance branch is told the scale of the
+    condition (`told_scale`). The output layer and the conversion to x0 and eps run in float32 under autocast too.
 
     Args:
         unet: the network. Its `conv_out` is replaced by a float32 one that shares the parameters (and their names).
@@ -80,6 +95,7 @@ class Denoiser(nn.Module):
         if type(last) is nn.Conv2d:
             unet.conv_out = Float32Conv2d.sharing(last)
         self.second_time: int | None = getattr(getattr(unet, "config", None), "time_cond_proj_dim", None)
+        self.takes_scale = takes_scale(getattr(unet, "config", None) or {})
         self.unet = unet
 
     def output(
@@ -97,7 +113,7 @@ class Denoiser(nn.Module):
             eps, v, x0 or the flow in float32, according to `prediction_type`.
 
         Raises:
-            MusiccmError: a second time for a network that takes none.
+            MusiccmError: a second time or a guidance scale for a network that takes none, or none for one that does.
         """
         dtype = next(self.unet.parameters()).dtype
         given = cond_BD.to(dtype)
@@ -105,6 +121,16 @@ class Denoiser(nn.Module):
         if isinstance(given, Condition):
             told = {"encoder_hidden_states": given.tokens_BLD, "encoder_attention_mask": given.mask_BL,
                     "class_labels": given.pooled_BD}
+        if (scale_B := scale_of(given)) is not None and not self.takes_scale:
+            raise MusiccmError("guidance_scale: found one in the condition of a network that takes none; expected a "
+                               "U-Net with a guidance branch (addition_embed_type: guidance in unet/config.json), as "
+                               "distillation.guidance: variable trains one. Leave the scale out")
+        if self.takes_scale and scale_B is None:
+            raise MusiccmError("guidance_scale: found none in the condition of a network that must be told one (it has "
+                               "a guidance branch: addition_embed_type: guidance in unet/config.json); expected "
+                               "told_scale(condition, scale)")
+        if scale_B is not None:
+            told["added_cond_kwargs"] = {SCALE_ARGUMENT: scale_B}
         if self.second_time is not None:
             from diffusers.models.embeddings import get_timestep_embedding
 

@@ -18,6 +18,7 @@ from musiccm.diffusion import (
     NoiseProcess,
     compute_dtype,
     to_eps,
+    told_scale,
     with_guidance,
 )
 from musiccm.errors import MusiccmError
@@ -147,7 +148,7 @@ def check_gamma(gamma: float) -> None:
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance of a teacher.
+    """Classifier-free guidance by two calls, of a teacher or of a student that was distilled without.
 
     Args:
         null: `(B) -> null conditions`, a batch of B or 1.
@@ -167,7 +168,8 @@ class Stepper:
         process: The noise process that it was trained with.
         timesteps: Strictly descending; `student_stepper` and `teacher_stepper` choose them.
         sampler: The rule.
-        guidance: A teacher's; None for none.
+        guidance: By two calls; None for none.
+        told: The guidance scale that the network is told, of one with a guidance branch; None for others.
     """
 
     network: ConsistencyFunction
@@ -175,12 +177,20 @@ class Stepper:
     timesteps: Sequence[int]
     sampler: Sampler
     guidance: Guidance | None = None
+    told: float | None = None
+
+    @property
+    def scale(self) -> float | None:
+        """The guidance scale that can be chosen, by whichever way it is applied; None where there is none."""
+        return self.told if self.guidance is None else self.guidance.scale
 
     def f(self, z: Tensor, t: Tensor, cond_BD: AnyCondition) -> Tensor:
         """One guided estimate of x0: one network call, of (condition, null) pairs where it is guided."""
         return self._bound(cond_BD)(z, t)
 
     def _bound(self, cond_BD: AnyCondition) -> BoundDenoise:
+        if self.told is not None:
+            cond_BD = told_scale(cond_BD, self.told)
         if self.guidance is None or self.guidance.scale == 1.0:
             return with_guidance(self.network, cond_BD)
         return with_guidance(self.network, cond_BD, self.guidance.null(len(cond_BD)), self.guidance.scale)

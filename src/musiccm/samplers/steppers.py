@@ -12,7 +12,7 @@ from musiccm.diffusion import (
     ConsistencyFunction,
     Denoise,
     NoiseProcess,
-    refuse_guidance,
+    StudentGuidance,
     sampling_timesteps,
 )
 from musiccm.errors import MusiccmError
@@ -20,6 +20,7 @@ from musiccm.samplers.base import Guidance, Sampler, Stepper
 from musiccm.samplers.rules import SAMPLERS, SamplerSpec, make_sampler
 
 STUDENT_SAMPLER, TEACHER_SAMPLER = "lcm", "ddim"
+FIXED = StudentGuidance()
 
 
 def trailing_timesteps(steps: int, num_train_timesteps: int) -> list[int]:
@@ -52,6 +53,9 @@ def student_stepper(
     sampler: SamplerSpec = STUDENT_SAMPLER,
     guidance_scale: float | None = None,
     strength: float = 1.0,
+    *,
+    guidance: StudentGuidance = FIXED,
+    null: Callable[[int], AnyCondition] | None = None,
 ) -> Stepper:
     """A distilled student at work, at timesteps of the grid that it was trained on.
 
@@ -59,23 +63,30 @@ def student_stepper(
         f: The consistency function.
         process: The noise process that it was trained with.
         grid: Its training grid, ascending.
-        steps: Sampling steps, each one network call.
+        steps: Sampling steps, each one network call; two of a student that is guided directly.
         sampler: See `make_sampler`.
-        guidance_scale: Refused unless it is None or 1.
+        guidance_scale: The usual scale, of a student that takes one; the student's own by default.
         strength: Part of the noise levels that is gone through, from the cleanest up; below 1 to vary a clip.
+        guidance: How the student is guided.
+        null: `(B) -> null conditions`, needed by a student that is guided directly.
 
     Returns:
         The stepper.
 
     Raises:
-        MusiccmError: Guidance, more steps than the grid has, a strength out of range, or a sampler that does not suit
-            a student.
+        MusiccmError: Guidance that the student does not take, more steps than the grid has, a strength out of range, or
+            a sampler that does not suit a student.
     """
     rule = suited_sampler(sampler, student=True)
-    refuse_guidance(guidance_scale)
+    scale = guidance.chosen(guidance_scale)
     sampling_timesteps(steps, grid)  # refuses what is off the whole grid
     levels = grid[: max(1, round(_checked_strength(strength) * len(grid)))]
-    return Stepper(f, process, sampling_timesteps(min(steps, len(levels)), levels).tolist(), rule)
+    timesteps = sampling_timesteps(min(steps, len(levels)), levels).tolist()
+    if scale is not None and guidance.kind == "direct":
+        if null is None:
+            raise MusiccmError("guidance: a student that is guided directly needs the null condition; expected null")
+        return Stepper(f, process, timesteps, rule, Guidance(null, scale))
+    return Stepper(f, process, timesteps, rule, told=scale)
 
 
 def teacher_stepper(
@@ -90,7 +101,7 @@ def teacher_stepper(
     """A guided teacher at work, with trailing spacing; the last step lands on clean.
 
     Args:
-        denoise: The teacher.
+        denoise: The teacher; one with a guidance branch is told its scale, and is called once where others are twice.
         process: The noise process that it was trained with.
         null: `(B) -> null conditions`.
         steps: Sampling steps; each call of the sampler is one of the (condition, null) pair.
@@ -109,6 +120,8 @@ def teacher_stepper(
     if not math.isfinite(guidance_scale):
         raise MusiccmError(f"guidance_scale: expected a finite number, found {guidance_scale}")
     last = timesteps[-max(1, round(_checked_strength(strength) * len(timesteps))) :]
+    if getattr(denoise, "takes_scale", False):
+        return Stepper(denoise, process, last, rule, told=guidance_scale)
     return Stepper(denoise, process, last, rule, Guidance(null, guidance_scale))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -78,7 +77,7 @@ class ARC(CriticSystem):
             optimization=optimization or Optimization(), seed=seed, teacher=teacher,
         )
         self.arc = self.rules
-        half = copy.deepcopy(encoder_half(self.bundle.unet)).requires_grad_(True)
+        half = encoder_half(self.copied_unet())
         self.critic = Denoiser(half, self.schedule, self.bundle.prediction_type)
         config: Any = self.bundle.unet.config
         self.head = self.make_head(config.block_out_channels[-1])

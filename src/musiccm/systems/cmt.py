@@ -95,6 +95,9 @@ class CMT(LCM):
         if self.distillation.audio_condition_share > 0:
             raise MusiccmError("distillation.audio_condition_share: expected 0, as the teacher's paths are made for "
                                f"captions, found {self.distillation.audio_condition_share}.")
+        if self.distillation.guidance == "variable":
+            raise MusiccmError("distillation.guidance: expected fixed or direct, as the teacher's paths are made by "
+                               "one scale, found 'variable'.")
 
     @classmethod
     def check_experiment(cls, experiment: Mapping[str, Any]) -> None:
@@ -109,14 +112,15 @@ class CMT(LCM):
             return
         paths = Paths(**(settings.get("paths") or {}))
         paths.check()
-        scale = (settings.get("distillation") or {}).get("guidance_scale", Distillation().guidance_scale)
-        expected = rolled_by(paths, scale, settings.get("seed", 0))
+        stated = settings.get("distillation") or {}
+        taught = Distillation(**{key: stated[key] for key in ("guidance", "guidance_scale") if key in stated})
+        expected = rolled_by(paths, taught.taught_scale, settings.get("seed", 0))
         check_trajectories((data.get("init_args") or {}).get("trajectories_dir"), expected, paths.count)
 
     def path_key(self) -> dict[str, Any]:
         """What of the model the paths depend on."""
         return {
-            **rolled_by(self.paths, self.guidance_scale, self.seed),
+            **rolled_by(self.paths, self.distillation.taught_scale, self.seed),
             "timesteps": kept_timesteps(self.paths.steps, self.paths.points, self.schedule.num_train_timesteps),
             "teacher": plain(self.teacher) if self.given_teacher else bundle_identity(self.bundle),
         }

@@ -18,16 +18,21 @@ from musiccm.data.batch import LatentBatch
 from musiccm.diffusion import (
     AnyCondition,
     BoundDenoise,
+    StudentGuidance,
     check_prediction_type,
     noise_process,
+    scale_of,
     student_grid,
+    told_scale,
     with_guidance,
+    without_scale,
 )
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.student_record import is_student
-from musiccm.models.denoiser import Consistency, Denoiser
+from musiccm.models.denoiser import Consistency, Denoiser, takes_scale
 from musiccm.models.ema import Ema
+from musiccm.models.guidance_branch import with_guidance_branch
 from musiccm.models.lora import with_adapter
 from musiccm.systems.checkpoint_fit import SHARED, arguments, plain
 from musiccm.systems.conditions import caption_or_audio, check_audio_share
@@ -88,6 +93,9 @@ class DistilledSystem(Resuming, StepNetworks):
                 f"model.init_args.bundle: {bundle} is a distilled student, which must not be guided and so cannot "
                 "teach; name a teacher's bundle"
             )
+        if self.distillation.guidance != "variable" and takes_scale(self.bundle.config("unet")):
+            raise MusiccmError(f"distillation.guidance: expected variable, as the U-Net of {bundle} has a guidance "
+                               f"branch and must be told a scale, found {self.distillation.guidance!r}")
         self.schedule = noise_process(self.bundle.scheduler_config)
         check_prediction_type(self.distillation.prediction_type, self.schedule)
         self.grid = student_grid(self.schedule.num_train_timesteps, self.distillation.grid_points)
@@ -107,7 +115,7 @@ class DistilledSystem(Resuming, StepNetworks):
              "conditioner": conditioner}
         )
         if self.distillation.lora is None:
-            self.student, shared = copy.deepcopy(self.bundle.unet).requires_grad_(True), []
+            self.student, shared = self.copied_unet(), []
         else:  # the teacher's own weights, held once by teacher, student and both averages
             self.student = with_adapter(self.bundle.unet, self.distillation.lora, seed, "distillation.lora")
             shared = [*self.bundle.unet.parameters(), *self.bundle.unet.buffers()]
@@ -200,8 +208,13 @@ class DistilledSystem(Resuming, StepNetworks):
 
     @property
     def guidance_scale(self) -> float:
-        """The scale that the student was taught."""
+        """The scale by which the student is sampled and the teacher beside it, unless another is asked for."""
         return self.distillation.guidance_scale
+
+    @property
+    def student_guidance(self) -> StudentGuidance:
+        """How the student is guided when it is sampled."""
+        return self.distillation.student_guidance
 
     def denoiser(self, which: str = "slow") -> Denoiser:
         """The student as a denoiser: its `slow` (evaluated) or `target` average, or the `online` weights."""
@@ -226,12 +239,37 @@ class DistilledSystem(Resuming, StepNetworks):
     def _condition(self, batch: LatentBatch, generator: torch.Generator) -> AnyCondition:
         share = self.distillation.audio_condition_share
         audio_B = own_rows(lambda n: torch.rand(n, 1, generator=generator), len(batch))[:, 0] < share
-        return caption_or_audio(batch, audio_B)
+        cond_BD = caption_or_audio(batch, audio_B)
+        if self.distillation.guidance != "variable":
+            return cond_BD
+        low, high = self.distillation.guidance_range
+        share_B = own_rows(lambda n: torch.rand(n, generator=generator), len(batch))
+        return told_scale(cond_BD, low + (high - low) * share_B)
+
+    def default_condition(self, cond_BD: AnyCondition) -> AnyCondition:
+        """Conditions as the student takes them, of one that is told a scale with its default: for validation."""
+        return told_scale(cond_BD, self.guidance_scale) if self.distillation.guidance == "variable" else cond_BD
+
+    def copied_unet(self) -> nn.Module:
+        """A copy of the teacher's U-Net to be trained, which takes the conditions of this run.
+
+        Where the student is told a guidance scale it has a branch for it, of no effect yet.
+        """
+        unet = self.bundle.unet
+        if self.distillation.guidance == "variable" and not takes_scale(unet.config):
+            return with_guidance_branch(unet, self.seed, "model.init_args.bundle").requires_grad_(True)
+        return copy.deepcopy(unet).requires_grad_(True)
 
     def guided_teacher(self, cond_BD: AnyCondition) -> BoundDenoise:
-        """The teacher under a condition, guided as the student is taught: `(z, t) -> x0`."""
-        null_BD = self.conditioner.null(1)
-        return with_guidance(self._part("teacher"), cond_BD, null_BD, self.guidance_scale)
+        """The teacher under a condition, guided as the student is taught: `(z, t) -> x0`.
+
+        By the scale of each item where the student is told one. A teacher that takes a scale itself is told it.
+        """
+        teacher, scale_B = self._part("teacher"), scale_of(cond_BD)
+        scale = self.distillation.taught_scale if scale_B is None else scale_B
+        if getattr(teacher, "takes_scale", False):
+            return with_guidance(teacher, told_scale(cond_BD, scale))
+        return with_guidance(teacher, without_scale(cond_BD), self.conditioner.null(1), scale)
 
     def warm_start_loss(self, z0: Tensor, cond_BD: AnyCondition, generator: torch.Generator) -> tuple[Tensor, dict]:
         """The warm start's loss of one batch (`warm_start_loss`)."""

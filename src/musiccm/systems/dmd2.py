@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from musiccm.data.batch import LatentBatch
 from musiccm.diffusion import AnyCondition, to_x0, training_target
+from musiccm.errors import MusiccmError
 from musiccm.losses.adversarial import NON_SATURATING
 from musiccm.losses.matching import matching_loss
 from musiccm.models.denoiser import Denoiser
@@ -90,7 +90,7 @@ class DMD2(CriticSystem):
         own = self.matching = self.rules
         config: Any = self.bundle.unet.config
         if own.critic_lora is None:
-            unet = copy.deepcopy(self.bundle.unet).requires_grad_(True)
+            unet = self.copied_unet()
         else:
             unet = with_adapter(self.bundle.unet, own.critic_lora, seed, "matching.critic_lora")
         self.critic = Denoiser(unet, self.schedule, self.bundle.prediction_type)
@@ -98,6 +98,17 @@ class DMD2(CriticSystem):
         if own.gan_weight > 0:
             self.head = self.make_head(config.block_out_channels[-1])
         self.finish_init()
+
+    def check_settings(self, own: Mapping[str, Any]) -> None:
+        """Refuse a critic that could not be told the scale of the samples that it learns.
+
+        Raises:
+            MusiccmError: as `CriticSystem`; or the critic is an adapter, and the student's guidance variable.
+        """
+        super().check_settings(own)
+        if self.rules.critic_lora is not None and self.distillation.guidance == "variable":
+            raise MusiccmError("matching.critic_lora: expected none beside distillation.guidance: variable: the critic "
+                               "must be told the scale of its samples by a guidance branch, which is trained whole.")
 
     def critics(self) -> Iterator[nn.Module]:
         """The score network, and the head where there is one."""

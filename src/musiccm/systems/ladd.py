@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from musiccm.data.batch import LatentBatch
-from musiccm.diffusion import AnyCondition
+from musiccm.diffusion import AnyCondition, without_scale
 from musiccm.errors import MusiccmError
 from musiccm.losses.adversarial import ADVERSARIAL_LOSSES
 from musiccm.models.acceleration.half import half_copy
@@ -94,7 +94,7 @@ class LADD(CriticSystem):
     def logits(self, z: Tensor, t_B: Tensor, cond_BD: AnyCondition) -> Tensor:
         """How real noisy latents look to each head, `[B, heads]`; gradients flow to the latents."""
         network: Any = self._part("features")
-        _, found = features(network, z, t_B, cond_BD)
+        _, found = features(network, z, t_B, without_scale(cond_BD))  # the teacher's own, which knows of none
         return torch.stack([head(maps) for head, maps in zip(self.heads, found, strict=True)], dim=1)
 
     def objective(

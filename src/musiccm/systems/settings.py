@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from musiccm.diffusion import PREDICTION_TYPES, SOLVERS, TIMESTEP_MODES
+from musiccm.diffusion import GUIDANCE_KINDS, PREDICTION_TYPES, SOLVERS, TIMESTEP_MODES, StudentGuidance
 from musiccm.errors import MusiccmError
 from musiccm.losses import ADVERSARIAL_LOSSES, DISTANCES, AdversarialLoss
 from musiccm.models.acceleration.networks import check_backend
@@ -40,7 +40,12 @@ class Distillation:
 
     Args:
         prediction_type: the student's own: `v_prediction`, `epsilon` (the paper's), `sample` or `flow_prediction`.
-        guidance_scale: usual scale of the teacher's guidance; the paper's w = 2 is 3.
+        guidance_scale: usual scale of the teacher's guidance; the paper's w = 2 is 3. Of a student that takes one, the
+            default that it is sampled by.
+        guidance: `fixed` distils the scale into the student; `variable` draws one for each item, by which the teacher
+            is guided and which the student is told, so that it can be chosen when the student is sampled; `direct`
+            distils the unguided teacher, for a student that is guided itself, by two calls.
+        guidance_range: lowest and highest scale of a variable student.
         weight: lambda, the weight of this loss beside the adversarial one.
         grid_points: points N of the student's grid.
         curriculum: phases of (skip, jumps) over the run; without any, one phase of the paper's throughout.
@@ -64,6 +69,8 @@ class Distillation:
 
     prediction_type: str = "v_prediction"
     guidance_scale: float = 3.0
+    guidance: str = "fixed"
+    guidance_range: list[float] = field(default_factory=lambda: [0.0, 6.0])
     weight: float = 3.0
     grid_points: int = 50
     curriculum: list[Phase] = field(default_factory=list)
@@ -90,6 +97,17 @@ class Distillation:
         """The phase that a share of the run, in 0..1, falls into."""
         return next((phase for phase in self.curriculum if progress < phase.until), self.curriculum[-1])
 
+    @property
+    def taught_scale(self) -> float:
+        """The scale by which the teacher is guided, where items have none of their own."""
+        return 1.0 if self.guidance == "direct" else self.guidance_scale
+
+    @property
+    def student_guidance(self) -> StudentGuidance:
+        """How the student is guided when it is sampled."""
+        low, high = self.guidance_range
+        return StudentGuidance(self.guidance, self.guidance_scale, (low, high))
+
     def check(self) -> None:
         """Refuse at once what would only be refused once the warm start is over.
 
@@ -97,7 +115,7 @@ class Distillation:
             MusiccmError: an unknown name, a number out of range, or phases whose ends do not ascend to 1.
         """
         for key, known in {"solver": SOLVERS, "distance": DISTANCES, "prediction_type": PREDICTION_TYPES,
-                           "timestep_mode": TIMESTEP_MODES}.items():
+                           "timestep_mode": TIMESTEP_MODES, "guidance": GUIDANCE_KINDS}.items():
             if getattr(self, key) not in known and not (key == "distance" and isinstance(self.distance, nn.Module)):
                 raise MusiccmError(
                     f"distillation.{key}: expected one of {', '.join(known)}, found {getattr(self, key)!r}."
@@ -107,6 +125,7 @@ class Distillation:
             count="grid_points", index="warm_start_steps", not_negative="guidance_scale weight",
             positive="huber_h timestep_scaling x0_clamp",
         )
+        self._check_guidance()
         if self.sigma_data != LCM_SIGMA_DATA:
             raise MusiccmError(
                 f"distillation.sigma_data: expected {LCM_SIGMA_DATA}, which diffusers' LCMScheduler has written into "
@@ -131,6 +150,21 @@ class Distillation:
             raise MusiccmError(
                 f"distillation.curriculum: expected phases whose `until` ascend from above 0 to 1.0, found {ends}."
             )
+
+
+    def _check_guidance(self) -> None:
+        found = self.guidance_range
+        if len(found) != 2:
+            raise MusiccmError("distillation.guidance_range: expected two numbers, the lowest and the highest scale, "
+                               f"found {list(found)!r}.")
+        check_ranges("distillation.guidance_range: ", {"low": found[0], "high": found[1]}, not_negative="low high")
+        try:
+            _ = self.student_guidance
+        except MusiccmError as error:
+            raise MusiccmError(f"distillation.{error}") from None
+        if self.guidance == "variable" and self.lora is not None:
+            raise MusiccmError("distillation.lora: expected none beside distillation.guidance: variable: the guidance "
+                               "branch is new and is trained whole. Train the whole student, or one of a fixed scale.")
 
 
 @dataclass

@@ -36,9 +36,10 @@ class StepNetworks(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Give a new run the weights that it starts from, and lay the networks out before a strategy wraps them."""
         if stage == "fit" and self.distillation.start is not None and self.trainer.ckpt_path is None:
-            unet = starting_weights(self.distillation.start, self.bundle, self.distillation.prediction_type)
+            weights = starting_weights(
+                self.distillation.start, self.bundle, self.distillation.prediction_type, self.student)
             for network in (self.student, self.student_ema_target.module, self.student_ema_slow.module):
-                network.load_state_dict(unet.state_dict())
+                network.load_state_dict(weights)
         if stage == "fit" and self.optimization.gradient_checkpointing:
             speed.recompute_activations([self.student, self.frozen["codec"].vae])  # type: ignore[list-item]
         if stage == "fit" and self.optimization.channels_last:

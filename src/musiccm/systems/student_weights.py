@@ -84,7 +84,13 @@ def load_student(
         adapted = with_adapter(teacher.unet, lora)
         load_adapter(adapted, state)
         return merged(adapted)
-    unet = copy.deepcopy(teacher.unet)
+    from musiccm.models.denoiser import takes_scale
+    from musiccm.models.guidance_branch import is_branch, with_guidance_branch
+
+    if any(map(is_branch, state)) and not takes_scale(teacher.unet.config):
+        unet: Any = with_guidance_branch(teacher.unet, 0, str(path))
+    else:
+        unet = copy.deepcopy(teacher.unet)
     try:
         unet.load_state_dict(state)
     except RuntimeError as error:
@@ -94,22 +100,25 @@ def load_student(
     return unet
 
 
-def starting_weights(start: str, teacher: Any, prediction_type: str) -> Any:
+def starting_weights(start: str, teacher: Any, prediction_type: str, network: Any) -> dict[str, Tensor]:
     """The U-Net that a student starts from instead of its teacher's weights.
 
     Args:
         start: A checkpoint of a distillation (its slow average is taken), or an exported student's folder or name.
         teacher: The teacher's bundle.
         prediction_type: What the new student predicts.
+        network: The new student's. Where it has a guidance branch and the weights have none, its own stays as it is.
 
     Returns:
-        The network, in float32.
+        The weights, in float32.
 
     Raises:
-        MusiccmError: It is no student, of another shape, or predicts something else.
+        MusiccmError: It is no student, of another shape, predicts something else, or has a guidance branch that the new
+            student has not.
     """
     from musiccm.models.bundle import Bundle
     from musiccm.models.bundle.student_record import is_student
+    from musiccm.models.guidance_branch import is_branch
     from musiccm.models.lora import Lora
 
     if Path(start).suffix == ".ckpt" and not Path(start).is_file():
@@ -129,4 +138,9 @@ def starting_weights(start: str, teacher: Any, prediction_type: str) -> Any:
     if predicts != prediction_type:
         raise MusiccmError(f"distillation.start: {start} predicts {predicts!r}, but distillation.prediction_type is "
                            f"{prediction_type!r}; set it to what the student predicts")
-    return unet.float()
+    weights, new = unet.float().state_dict(), network.state_dict()
+    branch = {name: value for name, value in new.items() if is_branch(name)}
+    if not branch and any(map(is_branch, weights)):
+        raise MusiccmError(f"distillation.start: {start} has a guidance branch, and this student none; expected "
+                           "distillation.guidance: variable")
+    return {**branch, **weights}

@@ -13,7 +13,7 @@ import yaml
 
 from musiccm.diffusion import sampling_timesteps
 from musiccm.files import write_text
-from musiccm.models.bundle.student_record import recorded_sampler
+from musiccm.models.bundle.student_record import recorded_guidance, recorded_sampler
 from musiccm.texts import number_text
 
 # Ends of intervals stand beside their number; the rest says how they came about.
@@ -23,6 +23,9 @@ FRONT_MATTER = {
     "pipeline_tag": "text-to-audio",
     "tags": ["text-to-music", "consistency-distillation", "few-step"],
 }
+
+
+UNGUIDED = "The snippet does not guide, as scale 1 does not.\n"
 
 
 def write_card(
@@ -62,9 +65,9 @@ musiccm generate "a calm piano melody over soft strings" --model PATH_OF_THIS_FO
 ```
 
 It was trained on {len(points)} timesteps ({", ".join(map(str, points[:2]))}, ..., {points[-1]}) and samples on those
-only. It is meant for {", ".join(map(str, steps))} steps; {default} is the default. The teacher's guidance
-(scale {record["guidance_scale"]:g}) is part of its weights: do not guide it again. Its weights derive from its
-teacher's, and so does their licence.
+only. It is meant for {", ".join(map(str, steps))} steps; {default} is the default.
+{_guidance(record)}
+Its weights derive from its teacher's, and so does their licence.
 
 {_in_diffusers(record, latent_shape, base, tokens)}
 ## Training
@@ -79,8 +82,26 @@ teacher's, and so does their licence.
     write_text(path, text)
 
 
+def _guidance(record: Mapping[str, Any]) -> str:
+    """Which guidance scale can be chosen, and what that costs."""
+    guidance = recorded_guidance(record)
+    if guidance.kind == "fixed":
+        return f"The teacher's guidance (scale {guidance.scale:g}) is part of its weights: do not guide it again."
+    default = f"`--guidance-scale` chooses it, {guidance.scale:g} by default."
+    if guidance.kind == "direct":
+        return ("It was distilled without guidance and is guided itself, by two network calls a step (one at scale 1)."
+                f"\n{default}")
+    low, high = guidance.range
+    return (f"It is told its guidance scale, any from {low:g} to {high:g}, and needs no second network call for it.\n"
+            f"{default}")
+
+
 def _in_diffusers(record: Mapping[str, Any], latent_shape: Sequence[int], base: str | None, tokens: bool) -> str:
     """How the libraries' own classes sample it, where they have a scheduler for its noise process."""
+    kind = recorded_guidance(record).kind
+    if kind == "variable":
+        return ("Its U-Net has a branch for the guidance scale (`addition_embed_type: guidance`), which diffusers' own "
+                "class has not:\nthat refuses the folder, and `musiccm` samples it.\n")
     name, steps = record.get("scheduler", "LCMScheduler"), record["default_steps"]
     if name == "LCMScheduler":
         levels, step = str(steps), "z, x0 = scheduler.step(output, t, z, return_dict=False)"
@@ -94,7 +115,7 @@ def _in_diffusers(record: Mapping[str, Any], latent_shape: Sequence[int], base: 
     return f"""## In diffusers
 
 Between its steps diffusers' `{name}` adds nothing but fresh noise. That is gamma 1; {_own(recorded_sampler(record))}
-
+{UNGUIDED if kind == "direct" else ""}
 ```python
 {_snippet(name, levels, step, latent_shape, base, tokens)}
 ```

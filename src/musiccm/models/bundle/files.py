@@ -21,6 +21,7 @@ from musiccm.errors import MusiccmError
 from musiccm.files import naming_full_disk, write_json, write_text
 from musiccm.locks import LOCK, turn
 from musiccm.models.bundle.untrusted import check_base, check_folder
+from musiccm.models.denoiser import takes_scale
 from musiccm.texts import read_json
 
 SETTINGS_FILE = "musiccm.json"
@@ -239,7 +240,7 @@ def load_part(bundle: Path, name: str, dtype: torch.dtype = torch.float32, **kwa
         return read_json(folder / kind.config_file, "the noise schedule")
     if name == "text_encoder":
         kind = replace(kind, class_name=_text_encoder_class(bundle))
-    loader = kind.load_class()
+    loader = _unet_class(bundle) if name == "unet" else kind.load_class()
     try:
         with _quiet():
             module, report = _read(loader, kind, folder, dtype, kwargs)
@@ -253,6 +254,16 @@ def load_part(bundle: Path, name: str, dtype: torch.dtype = torch.float32, **kwa
         report = {**report, "unexpected_keys": [key for key in stray if not key.startswith(BEYOND_THE_ENCODER)]}
     _check_report(folder, kind, report)
     return freeze(module) if isinstance(module, nn.Module) else module
+
+
+def _unet_class(bundle: Path) -> Any:
+    """The class that reads `unet/`: diffusers' own, or ours where the U-Net is told its guidance scale."""
+    kind = PARTS["unet"]
+    if not takes_scale(read_json(bundle / "unet" / kind.config_file, "the configuration of unet")):
+        return kind.load_class()
+    from musiccm.models.guidance_branch import GuidedUNet2DConditionModel
+
+    return GuidedUNet2DConditionModel
 
 
 def _text_encoder_class(bundle: Path) -> str:

@@ -6,7 +6,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from musiccm.diffusion import Angle, NoiseProcess, NoiseSchedule, RectifiedFlow, noise_process, student_grid
+from musiccm.diffusion import (
+    Angle,
+    NoiseProcess,
+    NoiseSchedule,
+    RectifiedFlow,
+    StudentGuidance,
+    noise_process,
+    student_grid,
+)
 from musiccm.errors import MusiccmError
 
 # Class of a student's scheduler file, by the noise process that its teacher has.
@@ -58,6 +66,41 @@ def recorded_sampler(record: Mapping[str, Any]) -> dict[str, Any]:
     """
     stated = record.get("sampler", {"name": "lcm", "gamma": record.get("gamma", 1.0)})
     return dict(stated) if isinstance(stated, Mapping) else {"name": stated}
+
+
+def recorded_guidance(record: Mapping[str, Any]) -> StudentGuidance:
+    """How a student is guided, as its export states it.
+
+    Args:
+        record: `distillation` of its `musiccm.json`; older exports state no `guidance`, and are fixed.
+
+    Returns:
+        The kind, the default scale and the range.
+
+    Raises:
+        MusiccmError: What is stated contradicts itself, or is no number.
+    """
+    kind, default = record.get("guidance", "fixed"), StudentGuidance()
+    scale = record.get("guidance_scale", default.scale if kind == "fixed" else None)
+    ends = record.get("guidance_range", list(default.range) if kind != "variable" else None)
+    numbers = [scale, *ends] if isinstance(ends, list) else []
+    if len(numbers) != 3 or any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
+        raise MusiccmError(f"guidance: expected a number guidance_scale, found {scale!r}, and of a variable student "
+                           f"two numbers guidance_range, found {ends!r}")
+    return StudentGuidance(kind, float(numbers[0]), (float(numbers[1]), float(numbers[2])))
+
+
+def guidance_record(guidance: StudentGuidance) -> dict[str, Any]:
+    """What a student records of its guidance.
+
+    Args:
+        guidance: How it is guided.
+
+    Returns:
+        `guidance` and `guidance_scale`, and the `guidance_range` of a variable student.
+    """
+    ranged = {"guidance_range": list(guidance.range)} if guidance.kind == "variable" else {}
+    return {"guidance": guidance.kind, "guidance_scale": guidance.scale, **ranged}
 
 
 def sampler_record(scheduler: Mapping[str, Any]) -> dict[str, Any]:
