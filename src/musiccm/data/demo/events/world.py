@@ -124,20 +124,23 @@ class Scene:
     def labels(self) -> dict[str, str]:
         """What can be heard, by group; a group that does not apply is left out.
 
-        `order` has what is heard in each section, `flute > flute + rock drums`, wherever there is more than one.
+        `order` has what is heard in each section, `flute > flute + rock drums`, wherever there is more than one;
+        `strokes_s` when the section with the strokes begins and ends.
         """
         found = {"form": self.form, "heard": _told((self.events,))}
         if len(self.sections) > 1:
             found["order"] = _told(self.sections)
         if self.count:
             found["count"] = str(self.count)
-            found["count_in"] = f"{self._place_of_strokes()} of {len(self.sections)}"
+            place = self._place_of_strokes()
+            start_s, end_s = self.borders_s()[place:place + 2]
+            found["strokes_s"] = f"{start_s:.2f} {end_s:.2f}"
         if self.has_tempo:
             found |= {"tempo": self.tempo, "tempo_bpm": str(self.bpm)}
         return found
 
     def _place_of_strokes(self) -> int:
-        return next(place for place, events in enumerate(self.sections, 1) if any(event.count for event in events))
+        return next(place for place, events in enumerate(self.sections) if any(event.count for event in events))
 
 
 def _told(sections: tuple[tuple[Event, ...], ...]) -> str:
