@@ -11,21 +11,21 @@ from musiccm.data.demo.events.tracks import scene_of, words_of
 from musiccm.data.demo.events.wording import Sentence
 from musiccm.data.demo.events.world import Scene
 
-COUNT = 240
+COUNT = 120
 INSTRUMENTS = {
     "piano": "piano", "guitar": "guitar", "string": "strings", "violin": "strings", "flute": "flute",
     "clarinet": "clarinet", "organ": "organ", "marimba": "marimba", "mallet": "marimba", "bell": "bells",
     "chime": "bells", "synth": "synth lead", "synthesizer": "synth lead",
 }
-NUMBERS = {"one": 1, "single": 1, "two": 2, "three": 3, "four": 4, "five": 5} | {str(n): n for n in range(1, 6)}
+NUMBERS = {"one": 1, "a single": 1, "two": 2, "three": 3, "four": 4, "five": 5} | {str(n): n for n in range(1, 6)}
 DRUMS = {"soft": r"soft (?:drums|percussion)|a shaker and rim clicks|light percussion",
          "rock": r"rock drums|a rock beat|a backbeat drum kit",
-         "dance": r"dance drums|a dance beat|a four-on-the-floor beat"}
+         "dance": r"dance drums|a dance beat|a four-on-the-floor beat", "any": r"\bdrums|a drum kit"}
 TEMPI = {"slow": "slow|unhurried", "medium": "moderate|mid-tempo|medium", "fast": "fast|quick|upbeat"}
 NAME = r"(?:(?:grand|acoustic|wooden|drawbar|lead) )?(?P<name>" + "|".join(INSTRUMENTS) + r")(?: lead)?"
 EVENT = re.compile(
     "|".join(f"(?P<{style}>{words})" for style, words in DRUMS.items())
-    + r"|(?P<number>\w+) " + NAME + r" (?:note|stroke|hit|tone)s?\b"
+    + r"|(?P<number>a single|\w+) " + NAME + r" (?:note|stroke|hit|tone)s?\b"
     + r"|(?:an?) (?:(?:" + "|".join(TEMPI.values()) + ") )?" + NAME.replace("name", "player")
     + r" (?:melody|line|tune|solo)"
 )
@@ -93,12 +93,14 @@ def every(told: dict[str, list[tuple[Scene, list[Sentence]]]]) -> Iterator[tuple
 def test_captions_tell_the_events_and_when_they_are(told) -> None:
     for scene, number, sentence in every(told):
         parts, bpm, word = understand(sentence.text)
-        wanted = [{(event.kind, event.sound, event.count) for event in events} for events in scene.sections]
+        wanted = [{(event.kind, event.sound if event.kind != "drums" or sentence.styled else "any", event.count)
+                   for event in events} for events in scene.sections]
         assert parts == wanted, sentence.text
         assert bpm in (None, scene.bpm) and bpm == sentence.bpm
         tempo = None if scene.bpm is None else "slow" if scene.bpm < 88 else "medium" if scene.bpm < 122 else "fast"
         assert word in (None, tempo) and sentence.tempo == (tempo if bpm or word else None)
         if number == 0:
+            assert sentence.styled
             assert bool(bpm) == any(kind != "strokes" for part in wanted for kind, _, _ in part), sentence.text
         assert sentence.text == sentence.text.strip().lower() and "{" not in sentence.text
 
@@ -132,7 +134,7 @@ def test_twins_have_the_same_words_in_another_order_and_mean_another_thing(told)
             for sentence, other in zip(sentences, others, strict=True):
                 assert bag(sentence.text) == bag(other.text) and sentence.text != other.text
                 assert understand(sentence.text)[0] != understand(other.text)[0]
-    assert pairs > 50
+    assert pairs > 30
 
 
 def test_words_follow_from_seed_split_and_index_alone(told) -> None:

@@ -20,7 +20,7 @@ from musiccm.errors import MusiccmError
 
 #: Events that a caption tells at most.
 PLACES = 3
-_SOUNDS = ("none", *INSTRUMENTS, *(f"{style} drums" for style in DRUMS))
+_SOUNDS = ("none", *INSTRUMENTS, *(f"{style} drums" for style in DRUMS), "drums")
 #: What a caption says, by slot: the values that it can take. Places are those of the form, not of the sentence.
 SLOTS: dict[str, tuple[str, ...]] = {
     "form": tuple(FORMS),
@@ -55,7 +55,8 @@ def said(scene: Scene, told: Sentence) -> list[int]:
     events = [*scene.events, *[nothing] * (PLACES - len(scene.events))]
     values = {
         "form": scene.form,
-        **{f"sound_{place + 1}": event.name for place, event in enumerate(events)},
+        **{f"sound_{place + 1}": "drums" if event.kind == "drums" and not told.styled else event.name
+           for place, event in enumerate(events)},
         **{f"kind_{place + 1}": event.kind for place, event in enumerate(events)},
         "count": str(scene.count),
         "tempo": told.tempo or "unsaid",

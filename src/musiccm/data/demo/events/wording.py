@@ -40,6 +40,9 @@ DRUMS = {
     "rock": ("rock drums", *DRUM_WORDS["rock"]),
     "dance": ("dance drums", *DRUM_WORDS["dance"]),
 }
+#: Drums of any style; and the share of later captions that leave the style unsaid.
+ANY_DRUMS = ("drums", "a drum kit")
+UNSTYLED = 0.1
 
 # In all of these {a}, {b} and {c} are the events in the order of the form, whatever their order in the sentence.
 TEMPLATES = {
@@ -83,22 +86,26 @@ TEMPLATES = {
 }
 #: Around a whole sentence; {} is the sentence, and what is said of the tempo stands beside it.
 WITH_TEMPO = ("{s}, {t}", "{t}: {s}", "{s} at {t}", "{s}; {t}")
-OPENINGS = ("{s}", "{s}", "{s}", "music with {s}", "a short piece: {s}")
+OPENINGS = ("{s}", "{s}", "{s}", "a short piece: {s}")
+#: Before what is a noun as a whole.
+OF_NOUNS = ("music with {s}",)
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A caption and what it says of the tempo; of events, every caption tells all.
+    """A caption and what it says of the tempo and the drums; of events, every caption tells all.
 
     Args:
         text: Lower case, without a final stop.
         bpm: The number that it states, None without.
         tempo: The class that its words or its number state, None without either.
+        styled: Whether it says the style of the drums, if there are any.
     """
 
     text: str
     bpm: int | None
     tempo: str | None
+    styled: bool = True
 
 
 def sentences(scene: Scene, seed: int, split: str, index: int, count: int = CAPTIONS) -> list[Sentence]:
@@ -111,7 +118,7 @@ def sentences(scene: Scene, seed: int, split: str, index: int, count: int = CAPT
         seed: Of the corpus.
         split: Whose sentences are taken.
         index: Of the clip, or of the first of a pair of twins.
-        count: How many. The first states the tempo as a number, if there is one.
+        count: How many. The first states the tempo as a number and the style of drums, if there are any.
 
     Returns:
         The captions.
@@ -162,26 +169,30 @@ def _word(scene: Scene, rng: np.random.Generator, full: bool) -> Sentence:
     named = sorted(scene.events, key=lambda event: (event.kind, event.sound))
     melodies = [event for event in named if event.kind == "melody"]
     slowed = melodies[int(rng.integers(len(melodies)))] if says_word and melodies and rng.random() < 0.6 else None
-    phrases = {event: _phrase(event, rng, word if event == slowed else "") for event in named}
+    styled = full or bool(rng.random() >= UNSTYLED)
+    phrases = {event: _phrase(event, rng, word if event == slowed else "", styled) for event in named}
     told = dict(zip("abc", scene.events, strict=False))
     blanks = {letter: phrases[event][0] for letter, event in told.items()}
     for letter, event in told.items():
         ending = "" if phrases[event][1] else "s"
         blanks |= {f"{letter}_enter": f"enter{ending}", f"{letter}_join": f"join{ending}",
                    f"{letter}_stop": f"stop{ending}", f"{letter}_go": "go" if phrases[event][1] else "goes"}
-    text = _pick(rng, OPENINGS).format(s=_pick(rng, TEMPLATES[scene.form]).format(**blanks))
+    opening = _pick(rng, (*OPENINGS, *OF_NOUNS) if scene.form in ("alone", "together") else OPENINGS)
+    text = _pick(rng, TEMPLATES[scene.form]).format(**blanks)
     tempo = ["medium tempo" if word == "mid-tempo" else f"{word} tempo"] if says_word and slowed is None else []
     tempo += [f"{scene.bpm} bpm"] if says_bpm else []
     around = _pick(rng, WITH_TEMPO)
+    if not (tempo and around.startswith("{t}")):  # two colons would follow each other
+        text = opening.format(s=text)
     if tempo:
         text = around.format(s=text, t=", ".join(tempo))
-    return Sentence(text, scene.bpm if says_bpm else None, scene.tempo if says_bpm or says_word else None)
+    return Sentence(text, scene.bpm if says_bpm else None, scene.tempo if says_bpm or says_word else None, styled)
 
 
-def _phrase(event: Event, rng: np.random.Generator, tempo: str) -> tuple[str, bool]:
+def _phrase(event: Event, rng: np.random.Generator, tempo: str, styled: bool) -> tuple[str, bool]:
     """An event in words, and whether it is a plural."""
     if event.kind == "drums":
-        phrase = _pick(rng, DRUMS[event.sound])
+        phrase = _pick(rng, DRUMS[event.sound] if styled else ANY_DRUMS)
         return phrase, phrase.endswith(("drums", "clicks"))
     name = _pick(rng, NAMES[event.sound])
     if event.kind == "melody":
