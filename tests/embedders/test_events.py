@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from musiccm.audio.mel import LogMel, MelConfig
-from musiccm.embedders.events import EventsEmbedder, onset_times, tempo_of
+from musiccm.embedders.events import EventsEmbedder, onset_times, sounding, tempo_of
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.feature_extraction import FeatureExtractor
 from musiccm.metrics.attributes import AttributeAccuracy
@@ -89,3 +89,13 @@ def test_it_states_attributes_before_the_tagger_and_is_no_classifier(embedder: E
     assert extractor.wanted([{"tempo_bpm": "90"}]).shape == (1, len(embedder.tags))
     with pytest.raises(MusiccmError, match="group 'instrument'"):
         EventsEmbedder(Tagger({"tags": ["drums:none", "drums:rock"]}), MelConfig())
+
+
+def test_what_sounds_fills_a_window() -> None:
+    mel = torch.full((2, 10, 3), -11.0)
+    mel[0, 2:5] = torch.tensor([1.0, 0.0, -1.0])[:, None]
+    mel[1, 0], mel[1, 9] = 2.0, 1.0
+    found = sounding(mel)
+    assert found[0, :, 0].tolist() == [1, 0, -1, 1, 0, -1, 1, 0, -1, 1]
+    assert torch.equal(found[1], mel[1]), "silence between sounds stays"
+    assert torch.equal(sounding(torch.full((1, 4, 2), -11.5)), torch.full((1, 4, 2), -11.5))

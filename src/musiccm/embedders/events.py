@@ -13,15 +13,19 @@ from musiccm.embedders.base import Embeddings
 from musiccm.embedders.frozen import FrozenEmbedder
 from musiccm.errors import MusiccmError, missing_extra
 from musiccm.metrics.readings import NOTHING, Count, Reading, Same, Tempo
+from musiccm.models.sections import (
+    GROUPS,
+    PLACES,
+    SILENCE,
+    WINDOW_FRAMES,
+    WINDOWS,
+    section_window,
+    told_sections,
+    told_values,
+    values_of,
+)
 from musiccm.models.tagger import Tagger
 
-#: Where the sections of a clip of so many are read, in shares of its length: borders lie on beats, near equal parts.
-WINDOWS: dict[int, tuple[tuple[float, float], ...]] = {
-    1: ((0.01, 0.99),),
-    2: ((0.01, 0.42), (0.58, 0.99)),
-    3: ((0.01, 0.27), (0.40, 0.60), (0.74, 0.99)),
-}
-_PLACES = [(sections, place) for sections, windows in WINDOWS.items() for place in range(len(windows))]
 #: Onsets that are told apart at most.
 MOST_ONSETS = 32
 #: Rise of the log mel within `RISE_FRAMES`, averaged over bins, that begins a note; and how far two lie apart.
@@ -36,12 +40,12 @@ TEMPO_HOP = 256
 class EventsEmbedder(FrozenEmbedder):
     """Reads what the world of events asks for, section by section.
 
-    A row of features is the tagger's embedding of both halves, end to end: unlike the tagger's own, it knows the order.
+    A row of features is the embedding of both halves, end to end: unlike that of a whole clip, it knows the order.
     In place of logits it gives what was read, one column each: instrument and drums of every window, the times of
     onsets, the tempo (librosa's, of the extra `eval`).
 
     Args:
-        tagger: A tagger with groups `instrument` and `drums`.
+        tagger: A tagger of sections, with groups `instrument` and `drums` (`stages/sections.py`).
         mel: The front end that it was trained on.
 
     Attributes:
@@ -57,38 +61,32 @@ class EventsEmbedder(FrozenEmbedder):
     def __init__(self, tagger: Tagger, mel: MelConfig) -> None:
         super().__init__("events", mel.sample_rate_hz, mel.sample_rate_hz)
         self.network, self.log_mel = tagger.float(), LogMel(mel)
-        self._columns: dict[str, list[int]] = {}
-        self._values: dict[str, list[str]] = {}
-        for group in ("instrument", "drums"):
-            if group not in tagger.groups:
-                raise MusiccmError(f"embedder events: expected a tagger with a group '{group}', found "
-                                   f"{', '.join(tagger.groups) or 'none'}")
-            self._columns[group] = list(tagger.groups[group])
-            self._values[group] = [tagger.tags[column].split(":", 1)[1] for column in self._columns[group]]
-        self.tags = [f"{group} {place + 1}/{sections}" for sections, place in _PLACES for group in self._columns]
-        one = len(self._columns)
+        self._values = values_of(tagger)
+        if lacking := [group for group in GROUPS if group not in self._values]:
+            raise MusiccmError(f"embedder events: expected a tagger with a group '{lacking[0]}', found "
+                               f"{', '.join(tagger.groups) or 'none'}")
+        self.tags = [f"{group} {place + 1}/{sections}" for sections, place in PLACES for group in GROUPS]
+        read = len(self.tags)
         self.tags += [f"onset {number}" for number in range(MOST_ONSETS)] + ["bpm"]
-        onsets = range(len(_PLACES) * one, len(_PLACES) * one + MOST_ONSETS)
+        onsets = range(read, read + MOST_ONSETS)
         self.groups: dict[str, Reading] = {
-            "heard": Same(tuple(range(one))),
-            "order": Same(tuple(range(one, len(_PLACES) * one))),
+            "heard": Same(tuple(range(len(GROUPS)))),
+            "order": Same(tuple(range(len(GROUPS), read))),
             "count": Count(tuple(onsets)),
             "tempo_bpm": Tempo((len(self.tags) - 1,)),
         }
-        self.freeze(tagger, mel=vars(mel), tagger=vars(tagger.config), windows=list(WINDOWS.items()),
+        self.freeze(tagger, mel=vars(mel), tagger=vars(tagger.config), windows=[WINDOWS, WINDOW_FRAMES, SILENCE],
                     onsets=[ONSET_RISE, RISE_FRAMES, APART_S, MOST_ONSETS], tempo_hop=TEMPO_HOP)
 
     def embed(self, waveform_BS: Tensor) -> Embeddings:
         """One row a clip, and what was read of it."""
         mel_BMN = self.log_mel(waveform_BS)
         rows, read = [], []
-        for sections, windows in WINDOWS.items():
-            for start, end in windows:
-                frames = slice(round(start * mel_BMN.shape[1]), round(end * mel_BMN.shape[1]))
-                embedding_BD, logits_BG = self.network(mel_BMN[:, frames])
-                if sections == 2:
-                    rows.append(embedding_BD)
-                read += [logits_BG[:, columns].argmax(dim=1).float() for columns in self._columns.values()]
+        for sections, place in PLACES:
+            embedding_BD, logits_BG = self.network(section_window(mel_BMN, sections, place))
+            if sections == 2:
+                rows.append(embedding_BD)
+            read += [logits_BG[:, self.network.groups[group]].argmax(dim=1).float() for group in GROUPS]
         hop_s = self.log_mel.config.hop_length / self.sample_rate_hz
         onsets_BK = torch.full((len(waveform_BS), MOST_ONSETS), NOTHING)
         tempi_B = torch.zeros(len(waveform_BS))
@@ -110,13 +108,10 @@ class EventsEmbedder(FrozenEmbedder):
         """
         asked_BG = torch.full((len(attributes), len(self.tags)), NOTHING)
         for row_G, stated in zip(asked_BG, attributes, strict=True):
-            whole = stated.get("heard") if stated.get("form") in ("alone", "together") else None
-            if told := stated.get("order", whole):
-                sections = told.split(" > ")
-                for place, names in enumerate(sections):
-                    first = len(self._columns) * _PLACES.index((len(sections), place))
-                    for number, value in self._section(names.split(" + ")).items():
-                        row_G[first + number] = value
+            sections = told_sections(stated) or []
+            for place, section in enumerate(sections):
+                first = len(GROUPS) * PLACES.index((len(sections), place))
+                row_G[first: first + len(GROUPS)] = torch.tensor(told_values(section, self._values)).float()
             if "count" in stated:
                 start_s, end_s = map(float, stated["strokes_s"].split())
                 columns = self.groups["count"].columns
@@ -125,13 +120,6 @@ class EventsEmbedder(FrozenEmbedder):
             if "tempo_bpm" in stated:
                 row_G[self.groups["tempo_bpm"].columns[0]] = float(stated["tempo_bpm"])
         return asked_BG
-
-    def _section(self, names: Sequence[str]) -> dict[int, int]:
-        """Places of the instrument and the drums of a section among the tagger's; of drums alone no instrument."""
-        drums = [name.removesuffix(" drums") for name in names if name.endswith(" drums")]
-        instruments = [name for name in names if not name.endswith(" drums")]
-        found = {1: self._values["drums"].index(drums[0] if drums else "none")}
-        return found | ({0: self._values["instrument"].index(instruments[0])} if instruments else {})
 
 
 def onset_times(mel_MN: np.ndarray, hop_s: float) -> np.ndarray:
@@ -165,7 +153,8 @@ def tempo_of(waveform_S: np.ndarray, sample_rate_hz: int) -> float:
         MusiccmError: librosa is not installed.
     """
     try:
-        import librosa
+        import librosa.feature
+        import librosa.onset
     except ImportError as error:
         raise missing_extra(error, "eval", "the embedder 'events'") or error from error
     strength = librosa.onset.onset_strength(y=waveform_S, sr=sample_rate_hz, hop_length=TEMPO_HOP, n_fft=1024)

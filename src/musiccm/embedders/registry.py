@@ -33,7 +33,7 @@ def load_embedder(
         weights: The published file, or a folder with it. For `clap` also a folder or hub id (`owner/name`) in
             transformers' layout, or a file on the hub (`owner/name/file.pt`). None looks in the folder that
             `MUSICCM_WEIGHTS` names.
-        bundle: Where `tagger`, its reader of `events`, and `clap` without `weights`, come from. That CLAP is called
+        bundle: Where `tagger`, `events`, and `clap` without `weights`, come from. That CLAP is called
             `bundle_clap`.
         device: Where it computes.
 
@@ -71,7 +71,7 @@ def _of_bundle(name: str, bundle: Any) -> FrozenEmbedder:
     if bundle is None:
         raise MusiccmError(f"embedder '{name}': it comes with a bundle; give one: a folder, a packaged name or a hub "
                            "id")
-    part = "evaluators/tagger" if name in OF_BUNDLES else "text_encoder"
+    part = {"tagger": "evaluators/tagger", "events": "evaluators/sections"}.get(name, "text_encoder")
     parts = [part] if name in OF_BUNDLES else [part, "tokenizer", "feature_extractor"]
     opened = bundle if isinstance(bundle, Bundle) else Bundle.from_pretrained(bundle, parts)
     if name == "tagger":
@@ -81,7 +81,7 @@ def _of_bundle(name: str, bundle: Any) -> FrozenEmbedder:
     elif name == "events":
         from musiccm.embedders.events import EventsEmbedder
 
-        embedder = EventsEmbedder(opened.evaluators["tagger"], opened.mel)
+        embedder = EventsEmbedder(opened.evaluators["sections"], opened.mel)
     else:
         from musiccm.embedders.clap import ClapEmbedder
 

@@ -139,8 +139,8 @@ class FeatureExtractor(nn.Module):
         Returns:
             Multi-hot tags, `[B, G]`, on the CPU.
         """
-        if hasattr(self.tagger, "asked"):
-            return self.tagger.asked(attributes)
+        if (asked := getattr(self.tagger, "asked", None)) is not None:
+            return asked(attributes)
         tags = self.tags
         stated = [{f"{group}:{value}" for group, value in clip.items()} for clip in attributes]
         return torch.tensor([[float(tag in clip) for tag in tags] for clip in stated]).view(len(stated), -1)
