@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from musiccm.audio.mel import LogMel, MelConfig
-from musiccm.embedders.events import EventsEmbedder, onset_times, sounding, tempo_of
+from musiccm.data.demo.events.world import borders_s
+from musiccm.embedders.events import EventsEmbedder, onset_times, tempo_of
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.feature_extraction import FeatureExtractor
 from musiccm.metrics.attributes import AttributeAccuracy
+from musiccm.models.sections import section_window, sounding, told_sections, told_values
 from musiccm.models.tagger import Tagger
 
 RATE_HZ = 16000
@@ -95,7 +97,26 @@ def test_what_sounds_fills_a_window() -> None:
     mel = torch.full((2, 10, 3), -11.0)
     mel[0, 2:5] = torch.tensor([1.0, 0.0, -1.0])[:, None]
     mel[1, 0], mel[1, 9] = 2.0, 1.0
-    found = sounding(mel)
-    assert found[0, :, 0].tolist() == [1, 0, -1, 1, 0, -1, 1, 0, -1, 1]
-    assert torch.equal(found[1], mel[1]), "silence between sounds stays"
-    assert torch.equal(sounding(torch.full((1, 4, 2), -11.5)), torch.full((1, 4, 2), -11.5))
+    found = sounding(mel, 12)
+    assert found[0, :, 0].tolist() == [1, 0, -1] * 4
+    assert torch.equal(found[1], torch.cat([mel[1], mel[1, :2]])), "silence between sounds stays"
+    assert torch.equal(sounding(torch.full((1, 4, 2), -11.5), 2), torch.full((1, 2, 2), -11.5))
+
+
+def test_windows_lie_in_their_part_whatever_the_tempo() -> None:
+    """A border is on the beat nearest to an equal part: of 66 to 160 bpm, none is within another part's window."""
+    seconds_BMN = 0.01 * torch.arange(512.0)[None, :, None].expand(1, 512, 2)
+    for sections in (2, 3):
+        for place in range(sections):
+            window = section_window(seconds_BMN, sections, place)
+            for bpm in range(66, 161):
+                start_s, end_s = borders_s(bpm, sections)[place: place + 2]
+                assert start_s - 0.02 < window.min() and window.max() < end_s, (sections, place, bpm)
+
+
+def test_what_labels_tell_of_each_part() -> None:
+    values = {"instrument": ["flute", "piano"], "drums": ["none", "rock"]}
+    assert told_sections({"form": "then", "heard": "flute + piano"}) is None
+    assert told_sections({"form": "together", "heard": "flute + rock drums"}) == ["flute + rock drums"]
+    parts = told_sections({"form": "joins", "heard": "flute + rock drums", "order": "rock drums > flute + rock drums"})
+    assert [told_values(part, values) for part in parts] == [[-1, 1], [0, 1]]

@@ -28,13 +28,13 @@ def test_each_group_says_itself_what_is_right() -> None:
     found = metric.compute()
     assert found["n"] == 3
     assert found["acc_order"] == pytest.approx(2 / 3)  # a, c
-    assert found["acc_count"] == 1.0  # of a and b, who ask
+    assert found["acc_count"] == 0.5  # a; of b three begin, and c asks for none
     assert found["acc_tempo_bpm"] == pytest.approx(2 / 3)  # 126 and 60, not 200
     assert found["acc_drums"] == pytest.approx(2 / 3)  # argmax: first, first, second
     assert found["acc_order_chance"] is None and found["acc_drums_chance"] == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize(("read", "right"), [(127.2, True), (127.3, False), (112.8, True), (112.7, False),
+@pytest.mark.parametrize(("read", "right"), [(127.1, True), (127.3, False), (112.9, True), (112.7, False),
                                              (240.0, True), (63.6, True), (63.7, False), (40.0, False)])
 def test_a_tempo_is_right_within_six_percent_in_any_octave(read: float, right: bool) -> None:
     found, asked = Tempo((0,)).compare(torch.tensor([[read]]), torch.tensor([[120.0]]))

@@ -13,7 +13,7 @@ from musiccm.models.tagger import Tagger
 WINDOWS: dict[int, tuple[tuple[float, float], ...]] = {
     1: ((0.01, 0.99),),
     2: ((0.01, 0.42), (0.58, 0.99)),
-    3: ((0.01, 0.27), (0.40, 0.60), (0.74, 0.99)),
+    3: ((0.01, 0.265), (0.40, 0.595), (0.74, 0.99)),
 }
 #: All of them, as (sections, place).
 PLACES = tuple((sections, place) for sections, windows in WINDOWS.items() for place in range(len(windows)))
