@@ -153,10 +153,10 @@ def tempo_of(waveform_S: np.ndarray, sample_rate_hz: int) -> float:
         MusiccmError: librosa is not installed.
     """
     try:
-        import librosa.feature
-        import librosa.onset
+        from librosa.feature import tempo
+        from librosa.onset import onset_strength
     except ImportError as error:
         raise missing_extra(error, "eval", "the embedder 'events'") or error from error
-    strength = librosa.onset.onset_strength(y=waveform_S, sr=sample_rate_hz, hop_length=TEMPO_HOP, n_fft=1024)
-    found = librosa.feature.tempo(onset_envelope=strength, sr=sample_rate_hz, hop_length=TEMPO_HOP)
+    strength = onset_strength(y=waveform_S, sr=sample_rate_hz, hop_length=TEMPO_HOP, n_fft=1024)
+    found = tempo(onset_envelope=strength, sr=sample_rate_hz, hop_length=TEMPO_HOP)
     return float(np.atleast_1d(found)[0])
