@@ -65,12 +65,18 @@ def said(scene: Scene, told: Sentence) -> list[int]:
     return [SLOTS[slot].index(value) for slot, value in values.items()]
 
 
-class Captions(Dataset):
-    """One caption a clip, with what it says.
+#: A caption, what it says, and whose it is.
+Item = tuple[str, list[int], str]
+
+
+class CaptionPairs(Dataset):
+    """A caption of each of two neighbouring clips, with what they say: of twins, the same words in another order.
+
+    Side by side in a batch, all that their words have in common cancels out, and the order is what is learned.
 
     Args:
         split: Whose sentences.
-        count: How many clips, from the first on.
+        count: How many clips, from the first on, two an item.
         seed: Of the corpus.
         first: Take each clip's first caption, which says the most; else the epoch decides which.
     """
@@ -79,20 +85,23 @@ class Captions(Dataset):
         self.split, self.count, self.seed, self.first = split, count, seed, first
 
     def __len__(self) -> int:
-        return self.count
+        return self.count // 2
 
-    def __getitem__(self, item: int | tuple[int, int]) -> tuple[str, list[int], str]:
-        """The caption of an item, or of `(epoch, item)`."""
-        epoch, index = item if isinstance(item, tuple) else (0, item)
+    def __getitem__(self, item: int | tuple[int, int]) -> list[Item]:
+        """Both captions of an item, or of `(epoch, item)`."""
+        epoch, pair = item if isinstance(item, tuple) else (0, item)
+        number = 0 if self.first else (epoch + pair) % CAPTIONS
+        return [self._caption(2 * pair, number), self._caption(2 * pair + 1, number)]
+
+    def _caption(self, index: int, number: int) -> Item:
         scene, twin = scene_of(self.seed, self.split, index)
-        number = 0 if self.first else (epoch + index) % CAPTIONS
         told = sentence(scene, self.seed, self.split, index if twin is None else min(index, twin), number)
         return told.text, said(scene, told), f"{self.split}_{index:06d}"
 
 
-def collate_captions(items: list[tuple[str, list[int], str]]) -> CaptionBatch:
-    """Items of `Captions` as a batch."""
-    texts, said_BK, ids = zip(*items, strict=True)
+def collate_captions(pairs: list[list[Item]]) -> CaptionBatch:
+    """Items of `CaptionPairs` as a batch."""
+    texts, said_BK, ids = zip(*(item for pair in pairs for item in pair), strict=True)
     return CaptionBatch(list(texts), torch.tensor(said_BK), list(ids))
 
 
@@ -101,10 +110,10 @@ class CaptionModule(pl.LightningDataModule):
 
     Args:
         seed: Of the corpus, and of the order.
-        tracks: Training clips whose captions are drawn; an epoch reads one of each.
+        tracks: Training clips whose captions are drawn, an even number; an epoch reads one of each.
         val_tracks: Clips of the validation split, read by their first captions.
-        batch_size: Captions in a training batch.
-        eval_batch_size: Captions in a validation batch.
+        batch_size: Captions in a training batch, an even number, for twins come together.
+        eval_batch_size: Captions in a validation batch, likewise.
         num_workers: Loader processes; 0 words captions in the main process.
     """
 
@@ -116,8 +125,8 @@ class CaptionModule(pl.LightningDataModule):
         least = {"tracks": tracks, "val_tracks": val_tracks, "batch_size": batch_size,
                  "eval_batch_size": eval_batch_size}
         for name, value in least.items():
-            if value < 1:
-                raise MusiccmError(f"data.{name} must be at least 1, found {value}")
+            if value < 2 or value % 2:
+                raise MusiccmError(f"data.{name} must be an even number, as captions come in pairs; found {value}")
         if num_workers < 0:
             raise MusiccmError(f"data.num_workers must be at least 0, found {num_workers}")
         self.seed, self.tracks, self.val_tracks = seed, tracks, val_tracks
@@ -135,22 +144,22 @@ class CaptionModule(pl.LightningDataModule):
 
     def texts(self, count: int) -> list[str]:
         """The first training captions, one a clip: what a tokenizer is made from."""
-        dataset = Captions("train", min(count, self.tracks), self.seed, first=False)
-        return [dataset[item][0] for item in range(len(dataset))]
+        dataset = CaptionPairs("train", min(count, self.tracks), self.seed, first=False)
+        return [text for pair in range(len(dataset)) for text, _, _ in dataset[pair]]
 
     def train_dataloader(self) -> KeyedLoader:
         """Shuffled training captions."""
-        dataset = Captions("train", self.tracks, self.seed, first=False)
-        order = ShuffledSampler(len(dataset), self.batch_size, self.seed)
+        dataset = CaptionPairs("train", self.tracks, self.seed, first=False)
+        order = ShuffledSampler(len(dataset), self.batch_size // 2, self.seed)
         return self._loader(dataset, order, self.batch_size, drop_last=True)
 
     def val_dataloader(self) -> KeyedLoader:
-        """Held-out captions, in order, so that twins follow each other."""
-        dataset = Captions("validation", self.val_tracks, self.seed, first=True)
+        """Held-out captions, in order."""
+        dataset = CaptionPairs("validation", self.val_tracks, self.seed, first=True)
         return self._loader(dataset, OrderedSampler(len(dataset)), self.eval_batch_size)
 
-    def _loader(self, dataset: Captions, sampler: Any, batch_size: int, drop_last: bool = False) -> KeyedLoader:
+    def _loader(self, dataset: CaptionPairs, sampler: Any, batch_size: int, drop_last: bool = False) -> KeyedLoader:
         return KeyedLoader(
-            dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate_captions, drop_last=drop_last,
+            dataset, batch_size=batch_size // 2, sampler=sampler, collate_fn=collate_captions, drop_last=drop_last,
             num_workers=self.num_workers, persistent_workers=self.num_workers > 0,
         )
