@@ -36,6 +36,7 @@ def batch() -> WaveformBatch:
     return WaveformBatch(waves, torch.zeros(4, 0), list("abcd"), ["x"] * 4, LABELS)
 
 
+@pytest.mark.filterwarnings("ignore:You defined a .validation_step.")
 def test_it_learns_what_each_part_has_and_the_embedder_reads_it(tmp_path: Path, batch: WaveformBatch,
                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     stage = SectionTaggerStage(SMALL, bundle=str(tmp_path / "work"), lr=1e-2, warmup_steps=2)
