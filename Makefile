@@ -38,7 +38,7 @@ HAS_GPU = $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_availa
 
 # The bundle of TANGO's kind borrows musiccm-tiny's autoencoder, vocoder, decoder and evaluators.
 TANGO_CORPUS := data/events-corpus
-TANGO_TRACKS ?= 6000
+TANGO_TRACKS ?= 8000
 TANGO_STAGES ?= text sections teacher
 
 .PHONY: help setup train eval bundle bundle-tango student smoke test test-all test-gpu test-wheel lint docs bench clean
