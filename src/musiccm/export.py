@@ -16,11 +16,11 @@ from musiccm.errors import MusiccmError
 from musiccm.files import naming_full_disk, replacing_folder
 from musiccm.models.attention_heads import own_heads
 from musiccm.models.bundle import Bundle, save_settings
+from musiccm.models.bundle.borrow import borrowed_parts
 from musiccm.models.bundle.card import write_card
 from musiccm.models.bundle.files import (
     PARTS,
     TRAINING_INDEX,
-    base_folder,
     load_part,
     pipeline_class,
     save_part,
@@ -182,7 +182,7 @@ def _write(
     others = [part for part in teacher.index if part in PARTS and part not in STUDENTS_OWN]
     # not in the index, which is for diffusers' eyes
     others += [part for part in ("decoder",) if teacher.has(part)]
-    borrowed = {} if base is None else {"base": _borrow(teacher, folder, base, others)}
+    borrowed = {} if base is None else {"base": borrowed_parts(base, folder, teacher, others)}
     for part in others:
         if part in teacher.index:
             update_json(partial / "model_index.json", {part: teacher.index[part]})
@@ -212,12 +212,3 @@ def _write(
     )
     write_card(partial / "README.md", folder.name, record, rows, teacher.latent_shape(), base, info.notes,
                teacher.gives_tokens)
-
-
-def _borrow(teacher: Bundle, folder: Path, base: str, parts: list[str]) -> dict[str, Any]:
-    """The `base` record, once the base's parts are known to be the teacher's."""
-    found = Bundle.from_pretrained(base_folder(folder, base, Path("--base"), parts), parts).content_hash(parts)
-    if found != teacher.content_hash(parts):
-        raise MusiccmError(f"base '{base}': its parts are not those that the student was distilled with "
-                           f"({teacher.path}); export without a base, so that they are copied")
-    return {"path": base, "parts": parts, "content_hash": found}
