@@ -93,8 +93,8 @@ class Guided:
         self.device, self.made = device, 0
         bundle = Bundle.from_pretrained(folder, dtype=torch.float16 if device == "cuda" else torch.float32)
         self.tokenizer, self.shape = bundle.tokenizer, bundle.latent_shape()
-        self.text, self.unet, self.vae, self.vocoder = (
-            module.to(device) for module in (bundle.text_encoder, bundle.unet, bundle.vae, bundle.vocoder))
+        self.text, self.unet, self.codec, self.vocoder = (
+            module.to(device) for module in (bundle.text_encoder, bundle.unet, bundle.codec("none"), bundle.vocoder))
         self.scheduler = DDPMScheduler(**SCHEDULE)
 
     def encode(self, caption: str) -> tuple[Tensor, Tensor]:
@@ -114,9 +114,8 @@ class Guided:
         return z
 
     def decode(self, z: Tensor) -> Tensor:
-        """Its sound."""
-        mel = self.vae.decode(z / self.vae.config.scaling_factor).sample[:, 0]
-        return self.vocoder(mel)
+        """Its sound; the codec unfolds latents and mel where a bundle folds them."""
+        return self.vocoder(self.codec.decode_mel(z))
 
     @torch.no_grad()
     def ask(self, steps: int) -> dict[str, float]:

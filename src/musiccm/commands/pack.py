@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
         data = corpus(args.corpus, bundle, present, args.n, args.clip_samples)
         precision = write_parts(bundle, own, staging, next(iter(data.test_dataloader())), args.tolerance)
         stages = stage_records(source, Path(args.stages) if args.stages else None, staging)
-        index = training_index(staging, args.name, args.trained_on)
+        index = None if bundle.gives_tokens else training_index(staging, args.name, args.trained_on)
         size = size_of(staging)
         if size > args.max_mb * MIB:
             raise MusiccmError(f"{target}: the bundle would take {size / MIB:.1f} MiB, more than --max-mb "
