@@ -43,7 +43,7 @@ def card(name: str, quality: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
         "## Training clips", _training_index(quality.get("training_index"), text_encoder),
         "## Held-out figures of the stages", _stage_metrics(stages),
         f"## Held-out figures of this bundle\n\nOn clips of `{quality['corpus']['measured_on']}`, with the weights as "
-        "stored.",
+        f"stored.{_events(quality['figures'])}",
         *[f"### {title}\n\n{_bullets(values)}" for title, values in quality["figures"].items()],
         "## Precision of the weights",
         f"A part is stored in float16 where no output on held-out clips changes by more than "
@@ -70,6 +70,16 @@ def _known(corpus: Mapping[str, Any], captions: Sequence[str], text_encoder: str
     shown = "\n".join(f"- {caption}" for caption in captions)
     return " ".join(filter(None, [world and world.asks, read, "Anything else that a caption says is not followed."])) + (
         f"\n\nSome captions of clips that were held out:\n\n{shown}" if captions else "")
+
+
+def _events(figures: Mapping[str, Any]) -> str:
+    """How the figures of events came about, where there are any."""
+    if "events_accuracy" not in figures:
+        return ""
+    return (" Of events: the share of the clips that ask for it (`_n` of them) in which the embedder `events` reads what "
+            "the caption says: all sounds of a clip that does not change, all parts in their order, the number of strokes, "
+            "the tempo within 6 % (half and double forgiven). `reconstruction` is by VAE and vocoder, "
+            "`fast_reconstruction` by VAE and fast decoder.")
 
 
 def _borrowed(record: Mapping[str, Any] | None) -> str:
