@@ -1,4 +1,4 @@
-"""Seconds from text to sound at TANGO's size: one call of a ConsistencyTTA student against its teacher's 200 guided steps.
+"""Seconds from text to sound at TANGO's size: one call of a ConsistencyTTA student against 200 guided steps.
 
 Weights are random, for they do not alter the time; shapes are the published ones: the light U-Net (557.1 M parameters,
 with the student's guidance branch 559.2), FLAN-T5-large's encoder (341.2), AudioLDM's autoencoder and vocoder (55.4 and

@@ -1,4 +1,4 @@
-"""`musiccm pack --base`: a bundle that reads tokens, whose autoencoder, vocoder, decoder and evaluators lie elsewhere."""
+"""`musiccm pack --base`: a bundle that reads tokens, whose autoencoder, vocoder and decoders lie elsewhere."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def test_the_card_says_what_captions_may_ask_for_and_where_the_rest_lies(world: 
     for label in labels(world)[:6]:
         assert f"- {label['text'][0]}\n" in card
     for stated in ("one to three events", "beats a minute (66 to 160)", "read as tokens", "- world: events",
-                   "`../tiny` lends vae, vocoder, decoder, evaluators/tagger, evaluators/audiomae", "300 of 10000 planned",
-                   "| tta/stages/teacher |", "- test_tracks: 12", "SIM_AA is not measured"):
+                   "`../tiny` lends vae, vocoder, decoder, evaluators/tagger, evaluators/audiomae",
+                   "300 of 10000 planned", "| tta/stages/teacher |", "- test_tracks: 12", "SIM_AA is not measured"):
         assert stated in card, stated
     assert quality["stages"]["teacher"]["recipe"] == "tta/stages/teacher" and not (folder / "recipe").exists()
 

@@ -67,18 +67,18 @@ def _known(corpus: Mapping[str, Any], captions: Sequence[str], text_encoder: str
     world = world_of(corpus)
     read = {"clap": "One vector stands for a caption, CLAP's.",
             "tokens": "A caption is read as tokens, to which the U-Net attends; there is no CLAP."}[text_encoder]
+    said = " ".join([*([] if world is None else [world.asks]), read, "Anything else in a caption is not followed."])
     shown = "\n".join(f"- {caption}" for caption in captions)
-    return " ".join(filter(None, [world and world.asks, read, "Anything else that a caption says is not followed."])) + (
-        f"\n\nSome captions of clips that were held out:\n\n{shown}" if captions else "")
+    return said + (f"\n\nSome captions of clips that were held out:\n\n{shown}" if captions else "")
 
 
 def _events(figures: Mapping[str, Any]) -> str:
     """How the figures of events came about, where there are any."""
     if "events_accuracy" not in figures:
         return ""
-    return (" Of events: the share of the clips that ask for it (`_n` of them) in which the embedder `events` reads what "
-            "the caption says: all sounds of a clip that does not change, all parts in their order, the number of strokes, "
-            "the tempo within 6 % (half and double forgiven). `reconstruction` is by VAE and vocoder, "
+    return (" Of events: the share of the clips that ask for it (`_n` of them) in which the embedder `events` reads "
+            "what the caption says: all sounds of a clip that does not change, all parts in their order, the number of "
+            "strokes, the tempo within 6 % (half and double forgiven). `reconstruction` is by VAE and vocoder, "
             "`fast_reconstruction` by VAE and fast decoder.")
 
 
@@ -117,8 +117,8 @@ def _stages(stages: Mapping[str, Mapping[str, Any]]) -> str:
 def _training_index(about: Mapping[str, Any] | None, text_encoder: str) -> str:
     """What SIM_AA can look among."""
     if text_encoder == "tokens":
-        return ("An index of training clips holds what the bundle's CLAP makes of them, and there is none: SIM_AA is not "
-                "measured on its students. `musiccm prepare index` makes one by another bundle's CLAP.")
+        return ("An index of training clips holds what the bundle's CLAP makes of them, and there is none: SIM_AA is "
+                "not measured on its students. `musiccm prepare index` makes one by another bundle's CLAP.")
     if about is None:
         return ("**This bundle brings no index of what its teacher was trained on**: SIM_AA of its students compares "
                 "with their own training clips alone.")

@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="musiccm bench", description=__doc__)
     parser.add_argument("name", nargs="?", default="all", help="a file of the folder without .py, or all (default)")
     parser.add_argument("--bundle", default="musiccm-tiny", help="name, directory or hub id (default %(default)s)")
-    parser.add_argument("--whole", action="store_true", help="time long baselines whole, where a part of them stands for "
-                                                              "the rest otherwise (minutes to hours)")
+    parser.add_argument("--whole", action="store_true", help="time long baselines whole, of which a part stands for "
+                                                             "the rest otherwise (minutes to hours)")
     parser.add_argument("--dir", default="benchmarks", help="where the benchmarks are (default %(default)s)")
     return parser

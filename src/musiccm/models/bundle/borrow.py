@@ -16,7 +16,7 @@ OF_THE_TEXT = ("text_encoder", "tokenizer", "feature_extractor", "unet", "schedu
 
 
 def borrowed_parts(lender: str, folder: Path, source: Bundle, parts: Sequence[str]) -> dict[str, Any]:
-    """What the settings of a bundle say of the parts that it borrows (`base`), once the lender's are known to be its own.
+    """What a bundle's settings say of parts that it borrows (`base`), once the lender's are known to be the same.
 
     Args:
         lender: The bundle that lends: `../NAME` beside `folder`, a packaged name or a hub id.
