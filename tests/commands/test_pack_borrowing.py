@@ -24,6 +24,7 @@ from musiccm.models.tagger import Tagger, TaggerConfig
 from musiccm.pipeline import Pipeline
 from tests.tiny_bundle import SCHEDULER, build_random_bundle
 
+STAGES = Path(__file__).parents[2] / "experiments/tta/stages"
 OWN = {"unet", "text_encoder", "tokenizer", "scheduler", "evaluators"}
 BORROWED = ["vae", "vocoder", "decoder", "evaluators/tagger", "evaluators/audiomae"]
 SECTIONS = [f"instrument:{name}" for name in (
@@ -58,7 +59,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"stage": "teacher", "steps": 300, "train_seconds": 5400.0, "parameters": 7, "seed": 4, "n": 9, "mse": 0.25}))
     with pytest.MonkeyPatch.context() as patch:  # librosa's own start takes seconds
         patch.setattr("musiccm.embedders.events.tempo_of", lambda waveform_S, sample_rate_hz: BPM)
-        assert main(command(folder, "--base", "../tiny", "--stages", "experiments/tta/stages")) == 0
+        assert main(command(folder, "--base", "../tiny", "--stages", str(STAGES))) == 0
     return folder
 
 
