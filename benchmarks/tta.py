@@ -87,14 +87,16 @@ def write_student(teacher: Path, folder: Path) -> Path:
 
 
 class Guided:
-    """The baseline: guided steps, a batch of two each."""
+    """The baseline: guided steps, a batch of two each, on a GPU in float16."""
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: str, dtype: torch.dtype | None = None) -> None:
         self.device, self.made = device, 0
-        bundle = Bundle.from_pretrained(folder, dtype=torch.float16 if device == "cuda" else torch.float32)
+        dtype = dtype or (torch.float16 if device == "cuda" else torch.float32)
+        bundle = Bundle.from_pretrained(folder, dtype=dtype)
         self.tokenizer, self.shape = bundle.tokenizer, bundle.latent_shape()
         self.text, self.unet, self.codec, self.vocoder = (
-            module.to(device) for module in (bundle.text_encoder, bundle.unet, bundle.codec("none"), bundle.vocoder))
+            module.to(device, dtype) for module in (
+                bundle.text_encoder, bundle.unet, bundle.codec("none"), bundle.vocoder))
         self.scheduler = DDPMScheduler(**SCHEDULE)
 
     def encode(self, caption: str) -> tuple[Tensor, Tensor]:

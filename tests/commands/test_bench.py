@@ -123,7 +123,7 @@ def test_inference_compares_the_pipeline_with_that_of_diffusers(bundle, tmp_path
     assert found["batch 2, 4 steps, fast decoder, seconds a clip against batch 1"]["ratio"] == 1.0
 
 
-def test_one_call_is_compared_with_guided_steps(tmp_path, monkeypatch, device):
+def test_one_call_is_compared_with_guided_steps(tmp_path, monkeypatch):
     """By a clock that goes on by one for every clip through the U-Net: 10 guided steps are 20, of which 4 are timed."""
     tta = load(BENCHMARKS / "tta.py")
     for name, value in {"STEPS": 10, "MEASURED": 2, "REPEATS": (2, 1)}.items():
@@ -149,6 +149,11 @@ def test_one_call_is_compared_with_guided_steps(tmp_path, monkeypatch, device):
         assert [(r["ours"], r["baseline"]) for r in rows[2:]] == [(0.0, 0.0), (1.0, 20.0), (0.0, 0.0)] * 2
         # a warm-up of each; then what is timed
         assert len(ticks) == 2 + 2 + 2 * 2 + (20 if whole else 4)
+    made = []
+    half = tta.Guided(teacher, "cpu", torch.float16)
+    monkeypatch.setattr(half, "decode", lambda z, decode=half.decode: made.append(decode(z)))
+    half.ask(1)
+    assert made[0].dtype == torch.float16, "as on a GPU"
 
 
 def test_a_long_baseline_is_timed_whole_where_it_is_asked_for(folder, capsys, monkeypatch):
