@@ -13,6 +13,7 @@ from tiny_tokens import make_t5_tokenizer, make_token_unet, t5_config
 from transformers import T5EncoderModel
 
 from musiccm.cli import main
+from musiccm.data.latent_cache.fingerprint import bundle_fingerprint
 from musiccm.evaluation.clip_features import ClipFeatures, prompt_hash, write_features
 from musiccm.evaluation.feature_cache import PACKED, FeatureCache, teacher_hash
 from musiccm.export import StudentInfo, export_student
@@ -53,7 +54,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, part in {"text_encoder": T5EncoderModel(t5_config(len(tokenizer))), "tokenizer": tokenizer,
                        "unet": make_token_unet(32), "scheduler": SCHEDULER,
                        "evaluators/sections": Tagger(TaggerConfig(tags=SECTIONS))}.items():
-        save_part(work, name, part)
+        save_part(work, name, part, torch.float16 if name == "text_encoder" else None)  # as the stage writes it
     (work / "quality").mkdir()
     (work / "quality/teacher.json").write_text(json.dumps(
         {"stage": "teacher", "steps": 300, "train_seconds": 5400.0, "parameters": 7, "seed": 4, "n": 9, "mse": 0.25}))
@@ -83,9 +84,10 @@ def test_only_its_own_parts_are_written_and_all_are_listed(world: Path) -> None:
     weights = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
     assert {str(value.dtype) for value in weights.values()} == {f"torch.{precision['unet']['dtype']}"}
     packed, work, tiny = (Bundle.from_pretrained(world / "bundles" / name) for name in ("tiny-tango", "work", "tiny"))
+    assert bundle_fingerprint(packed) == bundle_fingerprint(work), "its latent cache serves both"
     assert packed.root_of("vae").resolve() == tiny.path.resolve() and packed.gives_tokens
     assert torch.equal(packed.text_encoder.state_dict()["shared.weight"],
-                       work.text_encoder.state_dict()["shared.weight"].half().float())
+                       work.text_encoder.state_dict()["shared.weight"])
 
 
 def test_figures_of_events_are_counted_from_the_labels(world: Path) -> None:

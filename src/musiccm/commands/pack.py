@@ -67,6 +67,7 @@ def main(argv: list[str]) -> int:
         refuse_to_overwrite(target, source)  # as it is now that no other process can make it
         data = corpus(args.corpus, bundle, present, args.n, args.clip_samples)
         precision = write_parts(bundle, own, staging, next(iter(data.test_dataloader())), args.tolerance)
+        keep_files(bundle, own, staging)
         stages = stage_records(source, Path(args.stages) if args.stages else None, staging)
         index = None if bundle.gives_tokens else training_index(staging, args.name, args.trained_on)
         size = size_of(staging)
@@ -211,6 +212,22 @@ def write_parts(
     settings = {key: value for key, value in bundle.settings.items() if key != "base"}  # borrowed parts are copied
     save_settings(folder, **{**settings, "mel": asdict(bundle.mel)})
     return chosen
+
+
+def keep_files(bundle: Bundle, own: set[str], folder: Path) -> None:
+    """Put parts without weights back as they were, byte by byte.
+
+    A tokenizer that is read and saved has other settings in its file, none of which alters a token; latent caches go by
+    a hash of the files, and would have to be made again for the packed bundle.
+    """
+    from musiccm.models.bundle.files import PARTS, part_files
+
+    for name in sorted(own):
+        if PARTS[name].weights is None:
+            shutil.rmtree(folder / name)
+            (folder / name).mkdir()
+            for file in part_files(bundle.root_of(name) / name):
+                shutil.copyfile(file, folder / name / file.name)
 
 
 def stage_records(source: Path, experiments: Path | None, folder: Path) -> dict[str, dict[str, Any]]:
