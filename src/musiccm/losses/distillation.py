@@ -72,8 +72,8 @@ def distillation_loss(
         total = distances.mean()
     else:
         if distances.shape[:1] != weight_B.shape:
-            raise MusiccmError(f"distillation distance: expected distances of each of {len(weight_B)} items, which have "
-                               f"weights of their own, found them of shape {tuple(distances.shape)}; weigh items "
+            raise MusiccmError(f"distillation distance: expected distances of each of {len(weight_B)} items, which "
+                               f"have weights of their own, found them of shape {tuple(distances.shape)}; weigh items "
                                "alike, or keep the batch's axis.")
         total = (weight_B * distances.flatten(1).mean(1) if distances.ndim > 1 else weight_B * distances).mean()
     return total, {"loss_distil": total.detach()}

@@ -20,8 +20,8 @@ from musiccm.systems.settings import Adversarial, Distillation, Optimization
 
 #: Keys that say how weights are read; the others only say how training goes on.
 MEANING = ("distillation.prediction_type", "distillation.grid_points", "distillation.grid",
-           "distillation.sigma_data", "distillation.timestep_scaling", "distillation.guidance", "distillation.guidance_range",
-           "distillation.lora")
+           "distillation.sigma_data", "distillation.timestep_scaling", "distillation.guidance",
+           "distillation.guidance_range", "distillation.lora")
 ADAPTER = MEANING[-1]
 #: What a resumed run may change, and why: these say how a step is computed, and its numbers stay (but for rounding);
 #: `start` is read by a new run alone.

@@ -36,8 +36,8 @@ class Intervals:
         tail_weight: of `tail`.
         lowest: what the student is to say at the lowest grid point: `data`, the clip's own latents, or `solver`, where
             the teacher's jump from there ends.
-        pure_noise: whether the input at the top grid point is noise alone, as it is when the student is sampled; if not,
-            the clip's latents show through it by alpha.
+        pure_noise: whether the input at the top grid point is noise alone, as it is when the student is sampled; if
+            not, the clip's latents show through it by alpha.
     """
 
     weighting: str = "snr"
@@ -54,7 +54,8 @@ class Intervals:
         """
         for key, known in {"weighting": WEIGHTINGS, "lowest": LOWEST}.items():
             if getattr(self, key) not in known:
-                raise MusiccmError(f"intervals.{key}: expected one of {', '.join(known)}, found {getattr(self, key)!r}.")
+                found = getattr(self, key)
+                raise MusiccmError(f"intervals.{key}: expected one of {', '.join(known)}, found {found!r}.")
         check_ranges("intervals.", vars(self), positive="snr_bound tail_weight")
 
 
@@ -120,8 +121,8 @@ class ConsistencyTTA(DistilledSystem):
         super().check_settings(own)
         (own.get("intervals") or Intervals()).check()
         if self.distillation.curriculum != [Phase()]:
-            raise MusiccmError("distillation.curriculum: expected none, as the jumps of ConsistencyTTA are from one grid "
-                               "point to the next; choose distillation.grid_points and leave the key out.")
+            raise MusiccmError("distillation.curriculum: expected none, as the jumps of ConsistencyTTA are from one "
+                               "grid point to the next; choose distillation.grid_points and leave the key out.")
 
     def objective(
         self, batch: LatentBatch, z0: Tensor, cond_BD: AnyCondition, generator: torch.Generator

@@ -128,8 +128,9 @@ class Distillation:
                     f"distillation.{key}: expected one of {', '.join(known)}, found {getattr(self, key)!r}."
                 )
         check_ranges(
-            "distillation.", vars(self), ["warm_start_snr"], share="tail audio_condition_share", decay="target_ema_decay eval_ema_decay",
-            count="grid_points", index="warm_start_steps", not_negative="guidance_scale weight",
+            "distillation.", vars(self), ["warm_start_snr"], share="tail audio_condition_share",
+            decay="target_ema_decay eval_ema_decay", count="grid_points", index="warm_start_steps",
+            not_negative="guidance_scale weight",
             positive="huber_h timestep_scaling x0_clamp warm_start_snr",
         )
         self._check_guidance()

@@ -111,8 +111,8 @@ def _in_diffusers(record: Mapping[str, Any], latent_shape: Sequence[int], base: 
         step = "z = x0 = scheduler.step(output, t, z).prev_sample"  # after the last step no noise is left in it
         levels = f"sigmas=[{', '.join(f'{share:g}' for share in shares)}]"
     elif name == LINSPACE_SCHEDULER:
-        return (f"Its timesteps lie between whole ones, which diffusers' `LCMScheduler` cannot state: `{name}` is no class "
-                "of diffusers,\nwhich refuses it, and `musiccm` samples it.\n")
+        return (f"Its timesteps lie between whole ones, which diffusers' `LCMScheduler` cannot state: `{name}` is no "
+                "class of diffusers,\nwhich refuses it, and `musiccm` samples it.\n")
     else:
         return ""
     return f"""## In diffusers

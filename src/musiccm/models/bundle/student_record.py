@@ -23,8 +23,8 @@ from musiccm.errors import MusiccmError
 STUDENT_SCHEDULERS: dict[type[NoiseProcess], str] = {
     NoiseSchedule: "LCMScheduler", RectifiedFlow: "FlowMatchLCMScheduler", Angle: "AngleLCMScheduler"
 }
-# In place of diffusers' LCMScheduler, which has whole timesteps alone, for students of a grid between them: it would read
-# their file as another grid, without a word.
+# In place of diffusers' LCMScheduler, which has whole timesteps alone, for students of a grid between them: it would
+# read their file as another grid, without a word.
 LINSPACE_SCHEDULER = "LinspaceLCMScheduler"
 # diffusers' LCMScheduler has this number written into it.
 LCM_SIGMA_DATA = 0.5
