@@ -275,7 +275,6 @@ def test_a_checkpoint_of_another_unet_is_refused_by_key_and_weight(bundle, tmp_p
 OTHERS = {
     "distillation.prediction_type": {"distillation": Distillation(prediction_type="epsilon")},
     "distillation.grid_points": {"distillation": Distillation(grid_points=25, curriculum=[Phase(1.0, 40)])},
-    "distillation.grid": {"distillation": Distillation(grid="linspace")},
     "distillation.target_ema_decay": {"distillation": Distillation(target_ema_decay=0.9)},
     "distillation.eval_ema_decay": {"distillation": Distillation(eval_ema_decay=0.9)},
     "distillation.guidance_scale": {"distillation": Distillation(guidance_scale=2.0)},
