@@ -14,6 +14,7 @@ from pytorch_lightning.strategies import DDPStrategy, Strategy
 from musiccm.config import load_experiment
 from musiccm.data.corpora.registry import parse_corpora
 from musiccm.models.bundle import Bundle
+from musiccm.models.conditioners.text_encoder import check_attends
 from musiccm.models.fast_decoder import FastDecoderConfig
 from musiccm.samplers import Lcm
 from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
@@ -195,3 +196,16 @@ def test_attm_keeps_to_the_rules() -> None:
     predicted = teacher["model"]["init_args"]["scheduler"]["prediction_type"]
     assert {content["model"]["init_args"]["distillation"]["prediction_type"] for content in (student, second)} == {
         predicted}
+
+
+def test_the_small_tango_attends_to_its_own_text_encoder_and_fits_its_bundle() -> None:
+    teacher, text, sections = (load_experiment(f"tta/stages/{name}") for name in ("teacher", "text", "sections"))
+    unet = teacher["model"]["init_args"]["unet"]
+    check_attends(unet, text["model"]["init_args"]["text"]["d_model"], "tta/stages/teacher")
+    with torch.device("meta"):
+        network = UNet2DConditionModel(**unet)
+    assert 2 * sum(p.numel() for p in network.parameters()) <= 12e6, "bytes in half precision"
+    assert sum("attn2.to_k" in name for name, _ in network.named_parameters()) == 2 + 1 + 4, "tokens at every level"
+    assert teacher["model"]["init_args"]["scheduler"]["prediction_type"] == "v_prediction"
+    assert {part["model"]["init_args"]["bundle"] for part in (teacher, text, sections)} == {"data/bundle-tango"}
+    assert teacher["data"]["init_args"]["root"] == sections["data"]["init_args"]["root"] == "data/events-corpus"

@@ -209,8 +209,12 @@ def test_the_demo_corpus_is_written_only_where_an_experiment_says_that_it_reads_
     assert (code, written) == ((0, [expected[name]]) if name in expected else (2, []))
     assert not list(tmp_path.rglob("*")), "something was written"
     message = capsys.readouterr().err
-    if name not in expected and command == "corpus":
-        folders = (["data/bundle-corpus"] if name.startswith("stages/") else ["data/mtg-jamendo"]
+    if name == "tta/stages/text.yaml" or name.startswith("tta/unet_"):  # which read captions alone, and nothing
+        assert "data.init_args.root, the folder of the corpus" in message
+    elif name not in expected and command == "corpus":
+        folders = (["data/bundle-corpus"] if name.startswith("stages/") else ["data/events-corpus"]
+                   if name.startswith("tta/stages/") else ["data/audiocaps"] if name == "tta/audiocaps.yaml"
+                   else ["data/mtg-jamendo"]
                    if name.startswith(("attm", "jamendo")) else ["data/audiostock", "data/magnatagatune"])
         assert all(f"{folder}: no such corpus folder; expected" in message for folder in folders)
 

@@ -21,6 +21,7 @@ from musiccm.data.corpora.registry import Corpora, corpora_of, first_by_hash
 from musiccm.data.corpora.report import Report
 from musiccm.data.corpora.shares import Part, limited
 from musiccm.data.demo.other_renderings import OtherRenderings, other_renderings
+from musiccm.data.demo.worlds import FIRST, check_world
 from musiccm.data.latent_cache.dataset import LatentCache
 from musiccm.data.latent_cache.files import cache_key
 from musiccm.data.latent_cache.fingerprint import bundle_fingerprint, clips_fingerprint
@@ -86,6 +87,7 @@ class MusicDataModule(pl.LightningDataModule):
         corpora: In place of `root`, a list of corpora of any layout: `layout`, `root`, `weight`, `name`, `test` and the
             layout's options (`parse_corpora`). Their clip ids begin with their names where there are several.
         demo_corpora: Which of their folders hold the demo corpus: those alone does `musiccm prepare` write it to.
+        demo_world: What it writes there, `music` or `events`.
         strict: Stop at the first bad item.
         channel: What is read of a file: the `mean` of its channels, or the `first`.
         resampler: `torchaudio` or `soxr`.
@@ -117,6 +119,7 @@ class MusicDataModule(pl.LightningDataModule):
         max_bad_fraction: float = 0.05,
         corpora: list[dict[str, Any]] | None = None,
         demo_corpora: list[str] | None = None,
+        demo_world: str = FIRST,
         strict: bool = False,
         channel: str = "mean",
         resampler: str = "torchaudio",
@@ -126,6 +129,7 @@ class MusicDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         specs = corpora_of({"root": root, "corpora": corpora, "demo_corpora": demo_corpora})
+        check_world(demo_world)
         if kind not in KINDS:
             raise MusiccmError(f"data.kind must be one of {', '.join(KINDS)}, found {kind!r}")
         if kind == "latent" and cache_dir is None:
