@@ -66,18 +66,18 @@ def test_windows_are_read_in_their_order_and_compared_with_what_is_asked(embedde
     found = embedder(waves, RATE_HZ)
     assert found.embedding_RE.shape == (2, 8) and (found.embedding_RE[0, :4] < found.embedding_RE[0, 4:]).all()
     assert torch.allclose(found.embedding_RE[0, :4], found.embedding_RE[1, 4:], atol=0.3)
-    labels = {"form": "then", "heard": "flute + piano", "order": "flute > piano + rock drums", "tempo_bpm": "118"}
+    labels = {"form": "then", "sounds": "flute + piano", "order": "flute > piano + rock drums", "tempo_bpm": "118"}
     metric = AttributeAccuracy(embedder.groups)
     metric.update(found.logits_BG, embedder.asked([labels, labels]), ["rises", "falls"])
-    assert metric.compute() == {"n": 2, "acc_heard": None, "acc_heard_chance": None, "acc_order": 0.5,
+    assert metric.compute() == {"n": 2, "acc_sounds": None, "acc_sounds_chance": None, "acc_order": 0.5,
                                 "acc_order_chance": None, "acc_count": None, "acc_count_chance": None,
                                 "acc_tempo_bpm": 1.0, "acc_tempo_bpm_chance": None}
 
 
 def test_labels_become_columns(embedder: EventsEmbedder) -> None:
     asked = embedder.asked([
-        {"form": "alone", "heard": "piano", "count": "3", "strokes_s": "0.06 5.12"},
-        {"form": "then", "heard": "piano + rock drums", "order": "rock drums > piano"}, {},
+        {"form": "alone", "sounds": "piano", "count": "3", "strokes_s": "0.06 5.12"},
+        {"form": "then", "sounds": "piano + rock drums", "order": "rock drums > piano"}, {},
     ])
     named = [{tag: float(value) for tag, value in zip(embedder.tags, row, strict=True) if value != -1} for row in asked]
     assert named[0] == pytest.approx({"instrument 1/1": 1, "drums 1/1": 0, "onset 0": 3, "onset 1": 0, "onset 2": 4.97})
@@ -116,7 +116,7 @@ def test_windows_lie_in_their_part_whatever_the_tempo() -> None:
 
 def test_what_labels_tell_of_each_part() -> None:
     values = {"instrument": ["flute", "piano"], "drums": ["none", "rock"]}
-    assert told_sections({"form": "then", "heard": "flute + piano"}) is None
-    assert told_sections({"form": "together", "heard": "flute + rock drums"}) == ["flute + rock drums"]
-    parts = told_sections({"form": "joins", "heard": "flute + rock drums", "order": "rock drums > flute + rock drums"})
+    assert told_sections({"form": "then", "sounds": "flute + piano"}) is None
+    assert told_sections({"form": "together", "sounds": "flute + rock drums"}) == ["flute + rock drums"]
+    parts = told_sections({"form": "joins", "sounds": "flute + rock drums", "order": "rock drums > flute + rock drums"})
     assert [told_values(part, values) for part in parts] == [[-1, 1], [0, 1]]

@@ -15,10 +15,10 @@ from musiccm.models.bundle import Bundle, save_settings
 from musiccm.systems.stages.sections import SectionTaggerStage
 
 SMALL = {"stem_widths": [4, 4, 8], "width": 16, "dilations": [1, 2], "embedding_width": 16}
-LABELS = [{"form": "then", "heard": "bells + flute", "order": "flute > bells"},
-          {"form": "then", "heard": "bells + flute", "order": "bells > flute"},
-          {"form": "then", "heard": "flute + rock drums", "order": "rock drums > flute"},
-          {"form": "alone", "heard": "bells"}]
+LABELS = [{"form": "then", "sounds": "bells + flute", "order": "flute > bells"},
+          {"form": "then", "sounds": "bells + flute", "order": "bells > flute"},
+          {"form": "then", "sounds": "flute + rock drums", "order": "rock drums > flute"},
+          {"form": "alone", "sounds": "bells"}]
 
 
 def sound(order: str) -> torch.Tensor:
@@ -32,7 +32,7 @@ def sound(order: str) -> torch.Tensor:
 
 @pytest.fixture
 def batch() -> WaveformBatch:
-    waves = torch.stack([sound(labels.get("order", labels["heard"])) for labels in LABELS])
+    waves = torch.stack([sound(labels.get("order", labels["sounds"])) for labels in LABELS])
     return WaveformBatch(waves, torch.zeros(4, 0), list("abcd"), ["x"] * 4, LABELS)
 
 
@@ -55,7 +55,7 @@ def test_it_learns_what_each_part_has_and_the_embedder_reads_it(tmp_path: Path, 
     reader = load_embedder("events", bundle=tmp_path / "work")
     asked = reader.asked(LABELS)
     read = reader(batch.waveform_BS, 16000).logits_BG
-    for group, wanted in (("order", [True, True, True, False]), ("heard", [False, False, False, True])):
+    for group, wanted in (("order", [True, True, True, False]), ("sounds", [False, False, False, True])):
         right, stated = reader.groups[group].compare(read, asked)
         assert stated.tolist() == wanted and right[stated].all(), group
     swapped, _ = reader.groups["order"].compare(read[[1, 0]], asked[[0, 1]])

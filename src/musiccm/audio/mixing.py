@@ -1,4 +1,4 @@
-"""Two sounds mixed so that both are heard equally loud (between-class learning, arXiv 1711.10282)."""
+"""Two sounds mixed that sound equally loud (between-class learning, arXiv 1711.10282)."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ from musiccm.data.corpora.registry import Corpora, corpora_of, first_by_hash
 from musiccm.data.corpora.report import Report
 from musiccm.data.corpora.shares import Part, limited
 from musiccm.data.demo.other_renderings import OtherRenderings, other_renderings
-from musiccm.data.demo.worlds import FIRST, check_world
+from musiccm.data.demo.worlds import FIRST
+from musiccm.data.demo.worlds import demo_world as world_named
 from musiccm.data.latent_cache.dataset import LatentCache
 from musiccm.data.latent_cache.files import cache_key
 from musiccm.data.latent_cache.fingerprint import bundle_fingerprint, clips_fingerprint
@@ -129,7 +130,7 @@ class MusicDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         specs = corpora_of({"root": root, "corpora": corpora, "demo_corpora": demo_corpora})
-        check_world(demo_world)
+        world_named(demo_world)  # refuses an unknown one before anything is read
         if kind not in KINDS:
             raise MusiccmError(f"data.kind must be one of {', '.join(KINDS)}, found {kind!r}")
         if kind == "latent" and cache_dir is None:

@@ -70,7 +70,7 @@ class EventsEmbedder(FrozenEmbedder):
         self.tags += [f"onset {number}" for number in range(MOST_ONSETS)] + ["bpm"]
         onsets = range(read, read + MOST_ONSETS)
         self.groups: dict[str, Reading] = {
-            "heard": Same(tuple(range(len(GROUPS)))),
+            "sounds": Same(tuple(range(len(GROUPS)))),
             "order": Same(tuple(range(len(GROUPS), read))),
             "count": Count(tuple(onsets)),
             "tempo_bpm": Tempo((len(self.tags) - 1,)),

@@ -1,4 +1,4 @@
-"""Parts of a clip, and what a tagger hears in each: windows away from the borders, cut to one length."""
+"""Parts of a clip, and what a tagger finds in each: windows away from the borders, cut to one length."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def told_sections(labels: Mapping[str, str]) -> list[str] | None:
     """What sounds in each part of a clip, by its labels; None where they do not say.
 
     Args:
-        labels: `order`, such as `flute > flute + rock drums`; for clips that do not change `heard` and `form`.
+        labels: `order`, such as `flute > flute + rock drums`; for clips that do not change `sounds` and `form`.
     """
-    whole = labels.get("heard") if labels.get("form") in ("alone", "together") else None
+    whole = labels.get("sounds") if labels.get("form") in ("alone", "together") else None
     told = labels.get("order", whole)
     return None if told is None else told.split(" > ")
 

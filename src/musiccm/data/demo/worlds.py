@@ -11,7 +11,6 @@ import numpy as np
 from musiccm.data.demo import tracks
 from musiccm.data.demo.captions import tags
 from musiccm.data.demo.events.tracks import make_event_track, other_event_rendering
-from musiccm.data.demo.events.world import DURATION_S as EVENTS_DURATION_S
 from musiccm.data.demo.folder import COMPOSER_VERSION, EVENTS_VERSION
 from musiccm.errors import MusiccmError
 
@@ -40,14 +39,12 @@ class DemoWorld:
     Args:
         name: What the option `--world` and `corpus.json` call it.
         version: Raised whenever the same (seed, split, index) would sound or read differently.
-        duration_s: Length of its tracks.
         compose: `(seed, split, index)` to a track.
         other_rendering: `(seed, split, index, number)` to another sound for the same captions.
     """
 
     name: str
     version: int
-    duration_s: float
     compose: Callable[[int, str, int], Composed]
     other_rendering: Callable[[int, str, int, int], np.ndarray]
 
@@ -78,8 +75,8 @@ def _events(seed: int, split: str, index: int) -> Composed:
 
 FIRST = "music"
 WORLDS: Mapping[str, DemoWorld] = {world.name: world for world in (
-    DemoWorld(FIRST, COMPOSER_VERSION, tracks.DURATION_S, _music, tracks.other_rendering),
-    DemoWorld("events", EVENTS_VERSION, EVENTS_DURATION_S, _events, other_event_rendering),
+    DemoWorld(FIRST, COMPOSER_VERSION, _music, tracks.other_rendering),
+    DemoWorld("events", EVENTS_VERSION, _events, other_event_rendering),
 )}
 
 
@@ -90,18 +87,8 @@ def demo_world(name: str) -> DemoWorld:
         MusiccmError: There is none of this name.
     """
     if name not in WORLDS:
-        raise MusiccmError(f"demo world: expected one of {', '.join(WORLDS)}, found {name!r}")
-    return WORLDS[name]
-
-
-def check_world(name: str) -> None:
-    """Refuse the name of no world.
-
-    Raises:
-        MusiccmError: Naming the key of an experiment.
-    """
-    if name not in WORLDS:
         raise MusiccmError(f"data.demo_world: expected one of {', '.join(WORLDS)}, found {name!r}")
+    return WORLDS[name]
 
 
 def world_of(stated: Mapping[str, Any]) -> DemoWorld | None:

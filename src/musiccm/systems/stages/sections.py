@@ -88,7 +88,7 @@ class SectionTaggerStage(Stage):
         return torch.stack(list(parts.values())).sum(), parts
 
     def measure(self, batch: WaveformBatch, generator: torch.Generator) -> dict[str, Any]:
-        """Which sections of held-out clips are heard rightly, and how many clips are in all sections."""
+        """Which sections of held-out clips are told rightly, and how many clips are in all sections."""
         windows_WMN, told_WK, clips = self.windows(self.mel(batch.waveform_BS), batch)
         _, logits_WG = self.best(windows_WMN)
         heard_WK = torch.stack([logits_WG[:, self.part.groups[group]].argmax(dim=1) for group in GROUPS], dim=1)

@@ -129,7 +129,7 @@ def test_twins_have_the_same_words_in_another_order_and_mean_another_thing(told)
             pairs += 1
             assert (scene_of(3, split, index)[1], scene_of(3, split, index + 1)[1]) == (index + 1, index)
             (scene, sentences), (twin, others) = clips[index], clips[index + 1]
-            assert scene.labels()["heard"] == twin.labels()["heard"] and scene.bpm == twin.bpm
+            assert scene.labels()["sounds"] == twin.labels()["sounds"] and scene.bpm == twin.bpm
             assert scene.labels()["order"] != twin.labels()["order"]
             for sentence, other in zip(sentences, others, strict=True):
                 assert bag(sentence.text) == bag(other.text) and sentence.text != other.text

@@ -16,7 +16,7 @@ from musiccm.data.demo.world import MODES
 MELODY_LEVEL = 0.12
 #: Peak of strokes, which are sparse.
 STROKE_PEAK = 0.5
-#: Velocities on the beat and between: accents are what a beat is heard by.
+#: Velocities on the beat and between: accents mark the beat.
 ON_BEAT, OFF_BEAT = 0.85, 0.45
 #: Share of beats that are two notes; the rest are one. Every beat begins a note.
 DIVIDED = 0.35
@@ -36,8 +36,8 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     mix, drums = np.zeros(samples, np.float32), np.zeros(samples, np.float32)
     borders = scene.borders_s()
     for event in scene.events:
-        heard = [place for place, events in enumerate(scene.sections) if event in events]
-        start_s, end_s = borders[heard[0]], borders[heard[-1] + 1]
+        sounding = [place for place, events in enumerate(scene.sections) if event in events]
+        start_s, end_s = borders[sounding[0]], borders[sounding[-1] + 1]
         if event.kind == "drums":
             _add_drums(drums, event, scene.bpm, start_s, end_s)
         elif event.kind == "strokes":

@@ -13,7 +13,7 @@ import numpy as np
 from musiccm.data.demo.world import BPM_BORDERS, MODES, PLAYABLE, TEMPO_CLASSES
 
 DURATION_S = 5.12
-#: The synth pad of the other world swells for 0.4 s: no beat can be heard in it.
+#: The synth pad of the other world swells for 0.4 s: no beat is clear in it.
 INSTRUMENTS = ("piano", "guitar", "strings", "flute", "clarinet", "organ", "marimba", "bells", "synth lead")
 #: Whose single notes begin clearly enough to be counted.
 STRUCK = ("piano", "guitar", "marimba", "bells")
@@ -47,7 +47,7 @@ _WORLD = 5
 
 @dataclass(frozen=True)
 class Event:
-    """Something that is heard.
+    """Something that sounds.
 
     Args:
         kind: `melody` and `strokes` of an instrument, or `drums`.
@@ -61,7 +61,7 @@ class Event:
 
     @property
     def name(self) -> str:
-        """What is heard, in one word or two: `flute`, `rock drums`."""
+        """What sounds, in one word or two: `flute`, `rock drums`."""
         return f"{self.sound} drums" if self.kind == "drums" else self.sound
 
 
@@ -94,7 +94,7 @@ class Scene:
 
     @property
     def has_tempo(self) -> bool:
-        """Whether a tempo can be heard: strokes alone have none."""
+        """Whether there is a tempo to find: strokes alone have none."""
         return any(event.kind != "strokes" for event in self.events)
 
     @property
@@ -122,12 +122,12 @@ class Scene:
         return replace(self, events=(last, *between, first))
 
     def labels(self) -> dict[str, str]:
-        """What can be heard, by group; a group that does not apply is left out.
+        """What can be found in the sound, by group; a group that does not apply is left out.
 
-        `order` has what is heard in each section, `flute > flute + rock drums`, wherever there is more than one;
+        `order` has what sounds in each section, `flute > flute + rock drums`, wherever there is more than one;
         `strokes_s` when the section with the strokes begins and ends.
         """
-        found = {"form": self.form, "heard": _told((self.events,))}
+        found = {"form": self.form, "sounds": _told((self.events,))}
         if len(self.sections) > 1:
             found["order"] = _told(self.sections)
         if self.count:
