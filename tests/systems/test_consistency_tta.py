@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from musiccm.cli import main
 from musiccm.config import load_experiment
-from musiccm.diffusion import NoiseSchedule, expand_to, told_scale
+from musiccm.diffusion import NoiseSchedule, expand_to, solver_jump, told_scale
 from musiccm.errors import MusiccmError
 from musiccm.export import StudentInfo, export_student
 from musiccm.models.bundle.files import save_part
@@ -34,6 +34,7 @@ from musiccm.systems.consistency_tta import ConsistencyTTA, Intervals
 from musiccm.systems.dmd2 import DMD2, Matching
 from musiccm.systems.lcm import LCM
 from musiccm.systems.settings import Distillation, Optimization, Phase
+from musiccm.systems.warm_start import warm_start_loss
 
 MEAN, STD = 0.7, 0.4
 THEIRS: dict[str, Any] = {"prediction_type": "sample", "distance": "squared", "weight": 1.0, "grid": "linspace",
@@ -234,6 +235,30 @@ def test_an_interval_is_that_of_their_stateful_scheduler_with_a_scale_an_item(bu
     assert scheduler.derivative is None and len(seen) == 2
 
 
+def test_an_interval_at_scales_0_1_and_2(bundle):
+    """Scale 1 is the teacher under the caption alone, 0 under none; of DDIM's, which is linear in it, 2 is beyond 1."""
+    system, index = make(bundle, guidance="variable"), torch.tensor([16, 9, 1])
+    z0, noise, cond = drawn(system, 6)
+    system.consistency = lambda which="slow": lambda z, t_B, cond: z
+    null = system.conditioner.null(1).expand_as(cond)
+
+    def ends(cond: Tensor, scale: float, solver: str) -> Tensor:
+        return system.at(index, z0, noise, told_scale(cond, torch.full((3,), scale)), solver, "online", "target").target
+
+    with torch.no_grad():
+        for solver in ("heun", "ddim"):
+            at = {scale: ends(cond, scale, solver) for scale in (0.0, 1.0, 2.0)}
+            t_B, t_next_B = system.grid[index], system.lower[index]
+            z = system.schedule.add_noise(z0, noise, t_B)
+            z[0] = noise[0]
+            for scale, told in ((0.0, null), (1.0, cond)):
+                alone = solver_jump(lambda z, t, told=told: system.teacher(z, t, told), system.schedule, z, t_B,
+                                    t_next_B, solver)
+                torch.testing.assert_close(at[scale], alone, rtol=1e-4, atol=1e-4)
+            assert not torch.allclose(at[0.0], at[1.0], atol=1e-3)
+        torch.testing.assert_close(at[2.0], 2 * at[1.0] - at[0.0], rtol=1e-3, atol=1e-3)
+
+
 # what the student is asked and told
 
 
@@ -246,6 +271,29 @@ def test_weights_are_the_tables(bundle):
     tail = make(bundle, Intervals("tail", tail_weight=9.0))
     assert tail.weights(tail.grid).tolist() == [1.0] * 16 + [9.0]
     assert make(bundle, Intervals("uniform")).weights(system.grid) is None
+
+
+def test_the_warm_start_of_a_student_of_v_has_their_first_stages_weights():
+    schedule, asked = NoiseSchedule.from_config(SD21), []
+
+    class Off:
+        """Wrong by .2 in v, where the teacher's x0 is 0."""
+
+        prediction_type = "v_prediction"
+
+        def output(self, z: Tensor, t_B: Tensor, cond: Any) -> Tensor:
+            asked.extend(t_B.tolist())
+            return expand_to(schedule.alpha(t_B) / schedule.sigma(t_B), z) * z + 0.2
+
+    abar = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    z0 = torch.randn(200, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+    for bound in (5.0, 1.0, None):
+        asked.clear()
+        loss, parts = warm_start_loss(Off(), lambda z, t: torch.zeros_like(z), schedule, z0, torch.zeros(200, 1), 4.5,
+                                      torch.Generator().manual_seed(2), bound)
+        snr = abar[asked] / (1 - abar[asked])
+        weights = 1.0 if bound is None else np.minimum(snr, bound) / (snr + 1)
+        assert float(loss) == pytest.approx(0.04 * np.mean(weights), rel=1e-3) == float(parts["loss_warm_start"])
 
 
 def drawn(system: ConsistencyTTA, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -448,8 +496,10 @@ def test_what_does_not_go_with_a_grid_or_a_noise_process_is_refused(bundle: str,
     with pytest.raises(MusiccmError, match="distillation.grid: expected even, as jumps of LCM have whole timesteps"):
         LCM("no-such-bundle", Distillation(grid="linspace"))
     for points in (17, 18):
-        with pytest.raises(MusiccmError, match=f"expected a divisor of num_train_timesteps = 1000, found {points}"):
+        with pytest.raises(MusiccmError, match=f"distillation.grid_points: expected a divisor.*1000, found {points}"):
             make(bundle, grid="even", grid_points=points)
+    with pytest.raises(MusiccmError, match="distillation.grid_points: expected 1 to 999 of a linspace.*found 1000"):
+        make(bundle, grid_points=1000)
     with pytest.raises(MusiccmError, match="optimization.decay: expected one of cosine, linear, found 'exponential'"):
         ConsistencyTTA("no-such-bundle", optimization=Optimization(decay="exponential"))
     flow = shutil.copytree(bundle, tmp_path / "flow")

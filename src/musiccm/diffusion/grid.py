@@ -12,7 +12,9 @@ TIMESTEP_MODES = ("uniform", "stratified")
 GRIDS = ("even", "linspace")
 
 
-def student_grid(num_train_timesteps: int = 1000, points: int = 50, kind: str = "even") -> Tensor:
+def student_grid(
+    num_train_timesteps: int = 1000, points: int = 50, kind: str = "even", where: str = "grid points"
+) -> Tensor:
     """The timesteps that the student is trained on: 19, 39, ..., 999 for 50 points of 1000.
 
     Below the lowest point lies clean, where no student is asked. ConsistencyTTA's 18 points (arXiv 2309.10740) are
@@ -23,6 +25,7 @@ def student_grid(num_train_timesteps: int = 1000, points: int = 50, kind: str = 
         points: grid points N. Of kind `even` it must divide `num_train_timesteps`, so that all points are whole and the
             last one is the noisiest level.
         kind: one of `GRIDS`.
+        where: the key that states `points`, for the error.
 
     Returns:
         Ascending timesteps, `[points]`, on the CPU: int64 of kind `even`, float32 of kind `linspace`.
@@ -35,12 +38,12 @@ def student_grid(num_train_timesteps: int = 1000, points: int = 50, kind: str = 
     if kind == "linspace":
         top = num_train_timesteps - 1
         if not 1 <= points <= top:
-            raise MusiccmError(f"grid points: expected 1 to {top} of a linspace grid, found {points}.")
+            raise MusiccmError(f"{where}: expected 1 to {top} of a linspace grid, found {points}.")
         # divided in float64, so that each is the float32 next to its value on every machine
         return (torch.arange(1, points + 1, dtype=torch.float64) * top / points).float()
     if points < 1 or num_train_timesteps % points:
         raise MusiccmError(
-            f"grid points: expected a divisor of num_train_timesteps = {num_train_timesteps}, found {points}. "
+            f"{where}: expected a divisor of num_train_timesteps = {num_train_timesteps}, found {points}. "
             "Choose another number of points, such as 50, or a grid of kind linspace."
         )
     spacing = num_train_timesteps // points

@@ -53,7 +53,7 @@ class Tcd(Sampler):
 
     Each step goes deterministically down to `s = floor((1 - gamma) t_next)` and is noised up again to `t_next`, which
     is the mixture of `renoise` with a share that depends on the noise level:
-    `1 - share^2 = (alpha_next sigma_s / (alpha_s sigma_next))^2`.
+    `1 - share^2 = (alpha_next sigma_s / (alpha_s sigma_next))^2`. Where t_next is no whole timestep, s need not be.
 
     Args:
         gamma: 0 is deterministic, 1 goes down to the lowest noise level between steps.
@@ -71,7 +71,9 @@ class Tcd(Sampler):
 
     def share(self, process: NoiseProcess, t_next: float) -> float:
         """The share of fresh noise on the way to `t_next`."""
-        low = math.floor((1.0 - self.gamma) * t_next)
+        low = (1.0 - self.gamma) * t_next
+        if float(t_next).is_integer():
+            low = math.floor(low)
         if low == t_next:
             return 0.0
         (alpha_s, alpha), (sigma_s, sigma) = _levels(process, [low, t_next])

@@ -99,7 +99,7 @@ class DistilledSystem(Resuming, StepNetworks):
         self.schedule = noise_process(self.bundle.scheduler_config)
         check_prediction_type(self.distillation.prediction_type, self.schedule)
         self.grid = student_grid(self.schedule.num_train_timesteps, self.distillation.grid_points,
-                                 self.distillation.grid)
+                                 self.distillation.grid, "distillation.grid_points")
         self.batches_seen = 0
         self._unfinished: dict[str, Tensor] = {}
         self._half: dict[str, nn.Module] = {}

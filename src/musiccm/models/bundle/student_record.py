@@ -71,7 +71,7 @@ def recorded_grid(scheduler: Mapping[str, Any]) -> Tensor:
         MusiccmError: There is no such grid.
     """
     return student_grid(int(scheduler["num_train_timesteps"]), int(scheduler["original_inference_steps"]),
-                        scheduler.get("grid", "even"))
+                        scheduler.get("grid", "even"), "original_inference_steps")
 
 
 def is_student(scheduler: Mapping[str, Any]) -> bool:
