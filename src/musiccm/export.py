@@ -46,6 +46,7 @@ class StudentInfo:
         prediction_type: What its U-Net predicts, one of `PREDICTION_TYPES`.
         guidance_scale: The teacher's guidance that was distilled into it, or the default of a student that takes one.
         grid_points: Points of its timestep grid.
+        grid: How they lie: `even` or `linspace`, see `student_grid`.
         timestep_scaling: Of the boundary condition.
         sigma_data: Of the boundary condition.
         sampler: The sampler that it is sampled by unless another is asked for, see `make_sampler`.
@@ -59,6 +60,7 @@ class StudentInfo:
     prediction_type: str
     guidance_scale: float
     grid_points: int = 50
+    grid: str = "even"
     timestep_scaling: float = 10.0
     sigma_data: float = LCM_SIGMA_DATA
     sampler: SamplerSpec = "lcm"
@@ -79,7 +81,9 @@ def student_scheduler(teacher_config: Mapping[str, Any], info: StudentInfo) -> A
     Returns:
         The `LCMScheduler` that samples the student in diffusers as our `lcm` does (at gamma 1), for a teacher
         with betas. For a rectified flow and for the angle process the configuration itself: diffusers'
-        `FlowMatchLCMScheduler` reads the former and ignores the grid's keys, for the latter it has no class.
+        `FlowMatchLCMScheduler` reads the former and ignores the grid's keys, for the latter it has no class. Nor has it
+        one for a student of a `linspace` grid of a teacher with betas: `LCMScheduler` cannot state timesteps between
+        whole ones, and the file of such a student has a class name that diffusers does not know.
 
     Raises:
         MusiccmError: If the student's sigma_data is not the 0.5 that diffusers has fixed, or its noise process cannot
@@ -91,7 +95,9 @@ def student_scheduler(teacher_config: Mapping[str, Any], info: StudentInfo) -> A
     process = noise_process(teacher_config)
     own = {"prediction_type": info.prediction_type, "original_inference_steps": info.grid_points,
            "timestep_scaling": info.timestep_scaling}
-    name = scheduler_class(process)
+    name = scheduler_class(process, info.grid)
+    if info.grid != "even":  # without the key, as all were before there was another
+        own["grid"] = info.grid
     stated = {"_class_name": name, "num_train_timesteps": process.num_train_timesteps, **process.config(), **own}
     _check_read_back(process, stated)
     if name == "LCMScheduler":
