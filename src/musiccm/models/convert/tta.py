@@ -243,8 +243,8 @@ def _set_scheduler(made: Assembled, clean: bool, told: float | str | None, point
     made.parts["scheduler"] = scheduler
     if points is None:
         made.record["assumed"].append(f"trained at linspace(0, 999, {GRID_POINTS + 1}), as ConsistencyTTA's are")
-    made.record["assumed"].append("one call by default; further ones are at points of this grid, where its own sampler's "
-                                  "are at others, which it was not trained at")
+    made.record["assumed"].append("one call by default; further ones are at points of this grid, where its own "
+                                  "sampler's are at others, which it was not trained at")
     guidance: dict[str, Any] = {"guidance": "fixed"}  # by a scale that is not known
     if variable:
         guidance = guidance_record(StudentGuidance("variable", DEFAULT_SCALE, SCALES))
