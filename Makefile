@@ -40,8 +40,12 @@ HAS_GPU = $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_availa
 TANGO_CORPUS := data/events-corpus
 TANGO_TRACKS ?= 8000
 TANGO_STAGES ?= text sections teacher
+PACK_TANGO = $(BIN)/musiccm pack --from data/bundle-tango --to src/musiccm/bundles/tiny-tango --name musiccm-tiny-tango --base ../tiny \
+  --corpus $(TANGO_CORPUS) --stages experiments/tta/stages $(ARGS)
+# The newest run of EXPERIMENT; where an experiment states another name than its file's, RUN=lightning_logs/NAME/version_N.
+RUN ?= $$(ls -td lightning_logs/$(notdir $(EXPERIMENT))/version_* | head -n 1)
 
-.PHONY: help setup train eval bundle bundle-tango student smoke test test-all test-gpu test-wheel lint docs bench clean
+.PHONY: help setup train eval bundle bundle-tango student student-tango smoke test test-all test-gpu test-wheel lint docs bench clean
 
 help:  ## show this help
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -90,7 +94,7 @@ bundle: $(READY)  ## train every part of the embedded bundle in order (hours; go
 	@$(MAKE) student
 	$(PACK) --results $(STUDENT_RUN)/results.json
 
-bundle-tango: $(READY)  ## train text encoder and teacher of the bundle that reads tokens (hours; goes on where it stopped)
+bundle-tango: $(READY)  ## train and pack text encoder and teacher of the bundle that reads tokens (hours; goes on where it stopped)
 	$(BIN)/musiccm prepare demo --world events --out $(TANGO_CORPUS) --tracks $(TANGO_TRACKS) --test-tracks 2048 --validation-tracks 256 --seed 0
 	$(BIN)/musiccm prepare bundle --base musiccm-tiny --out data/bundle-tango
 	@mkdir -p out/bundle-tango
@@ -102,6 +106,7 @@ bundle-tango: $(READY)  ## train text encoder and teacher of the bundle that rea
 	    || { tail -n 5 out/bundle-tango/$$stage.log >&2; exit 1; }; \
 	  touch out/bundle-tango/$$stage.done; \
 	done
+	$(PACK_TANGO)
 
 student: $(READY)  ## distill, measure and pack the embedded student (the last part of `make bundle`; goes on where it stopped)
 	$(BIN)/musiccm prepare corpus --config experiments/demo_long.yaml --tracks $(TRACKS) --test-tracks $(STUDENT_TEST_TRACKS) --seed 0
@@ -112,6 +117,13 @@ student: $(READY)  ## distill, measure and pack the embedded student (the last p
 	$(BIN)/musiccm test --config experiments/student_dmd2.yaml --ckpt_path newest --n $(STUDENT_TEST_TRACKS)
 	$(BIN)/musiccm export --checkpoint $(STUDENT_RUN)/checkpoints/last.ckpt --bundle musiccm-tiny --base ../tiny \
 	  --dtype float16 --overwrite --out src/musiccm/bundles/tiny-student
+
+student-tango: $(READY)  ## measure and pack the newest student of musiccm-tiny-tango, its teacher's figures beside it: EXPERIMENT=NAME
+	$(BIN)/musiccm test --config $(CONFIG) --ckpt_path $(RUN)/checkpoints/last.ckpt --n $(STUDENT_TEST_TRACKS)
+	$(BIN)/musiccm export --checkpoint $(RUN)/checkpoints/last.ckpt --bundle musiccm-tiny-tango --base ../tiny-tango \
+	  --dtype float16 --overwrite --out src/musiccm/bundles/tiny-tango-student
+	$(PACK_TANGO) --results $(RUN)/results.json
+	$(BIN)/musiccm pack features --to src/musiccm/bundles/tiny-tango --rows floor@0 teacher@50
 
 smoke: $(READY)  ## the whole of `make train`, tiny: does everything run?
 	$(MAKE) train EXPERIMENT=smoke TRACKS=64 TEST_TRACKS=32
@@ -138,7 +150,7 @@ docs: $(READY)  ## build the documentation's site in site/, with the API, sounds
 	$(BIN)/python docs/build_site.py
 
 bench: $(READY)  ## measure speed and memory against a baseline: BENCH=NAME for one of them
-	$(BIN)/musiccm bench $(BENCH)
+	$(BIN)/musiccm bench $(BENCH) $(ARGS)
 
 clean:  ## remove caches and the virtual environment; runs and data stay
 	rm -rf $(VENV) build dist site .cache .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

@@ -37,6 +37,7 @@ from musiccm.models.bundle import Bundle
 from musiccm.models.spectrogram_discriminator import SpectrogramDiscriminator
 from musiccm.pipeline import Pipeline
 from musiccm.samplers import Crops, FrameNoise, Lcm, SharedProcess, Stepper, Wavefront, sample_shared, teacher_stepper
+from musiccm.systems.consistency_tta import WEIGHTINGS, ConsistencyTTA
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.settings import Adversarial, Distillation, Phase
 from musiccm.systems.stages.audiomae import AudioMaeStage
@@ -129,6 +130,35 @@ def test_losses_of_a_training_step(bundle: str, other: str, features: str, solve
             system.validation_step(batch, 0)
         return {"warm": warm, "distil": distil, "loss_g": judged["loss_g"], "loss_d": loss_d, "norms": norms,
                 "moved": system.student_ema_slow.distance(system.student), **logged}
+
+    same(step, other, rtol=1e-3, atol=1e-3)
+
+
+def test_losses_of_intervals(bundle: str, other: str) -> None:
+    """ConsistencyTTA's, of a student that is told its scale, on a grid between whole timesteps; and its validation."""
+
+    def step(device: str) -> dict[str, Any]:
+        distillation = Distillation(prediction_type="sample", distance="squared", solver="heun", grid="linspace",
+                                    grid_points=17, guidance="variable", warm_start_steps=1, warm_start_snr=5.0)
+        system = ConsistencyTTA(bundle, distillation)
+        batch, generator, logged = batch_of(system, 4).to(device), keyed_generator(0, "devices"), {}
+        system.to(device)
+        system.log = lambda name, value, **_: logged.update({name: value})
+        z0 = system.codec.normalise(batch.latents_BCTF)
+        cond_BD = system._condition(batch, generator)
+        warm, _ = system.warm_start_loss(z0, cond_BD, generator)
+        index_B, noise = torch.tensor([16, 9, 1, 0]), torch.randn(z0.shape, generator=generator).to(device)
+        losses = []
+        for weighting in WEIGHTINGS:
+            system.intervals.weighting = weighting
+            found = system.at(index_B, z0, noise, cond_BD, "heun", "online", "target")
+            losses.append(system.loss(found)[0])
+        (warm + sum(losses)).backward()
+        norm = torch.nn.utils.clip_grad_norm_(system.student.parameters(), 1e9)
+        drawn, _, _ = system.objective(batch, z0, cond_BD, generator)
+        with torch.inference_mode():
+            system.validation_step(batch, 0)
+        return {"warm": warm, "losses": losses, "drawn": drawn, "norm": norm, **logged}
 
     same(step, other, rtol=1e-3, atol=1e-3)
 

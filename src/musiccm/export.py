@@ -16,11 +16,11 @@ from musiccm.errors import MusiccmError
 from musiccm.files import naming_full_disk, replacing_folder
 from musiccm.models.attention_heads import own_heads
 from musiccm.models.bundle import Bundle, save_settings
+from musiccm.models.bundle.borrow import borrowed_parts
 from musiccm.models.bundle.card import write_card
 from musiccm.models.bundle.files import (
     PARTS,
     TRAINING_INDEX,
-    base_folder,
     load_part,
     pipeline_class,
     save_part,
@@ -46,6 +46,7 @@ class StudentInfo:
         prediction_type: What its U-Net predicts, one of `PREDICTION_TYPES`.
         guidance_scale: The teacher's guidance that was distilled into it, or the default of a student that takes one.
         grid_points: Points of its timestep grid.
+        grid: How they lie: `even` or `linspace`, see `student_grid`.
         timestep_scaling: Of the boundary condition.
         sigma_data: Of the boundary condition.
         sampler: The sampler that it is sampled by unless another is asked for, see `make_sampler`.
@@ -59,6 +60,7 @@ class StudentInfo:
     prediction_type: str
     guidance_scale: float
     grid_points: int = 50
+    grid: str = "even"
     timestep_scaling: float = 10.0
     sigma_data: float = LCM_SIGMA_DATA
     sampler: SamplerSpec = "lcm"
@@ -79,7 +81,9 @@ def student_scheduler(teacher_config: Mapping[str, Any], info: StudentInfo) -> A
     Returns:
         The `LCMScheduler` that samples the student in diffusers as our `lcm` does (at gamma 1), for a teacher
         with betas. For a rectified flow and for the angle process the configuration itself: diffusers'
-        `FlowMatchLCMScheduler` reads the former and ignores the grid's keys, for the latter it has no class.
+        `FlowMatchLCMScheduler` reads the former and ignores the grid's keys, for the latter it has no class. Nor has it
+        one for a student of a `linspace` grid of a teacher with betas: `LCMScheduler` cannot state timesteps between
+        whole ones, and the file of such a student has a class name that diffusers does not know.
 
     Raises:
         MusiccmError: If the student's sigma_data is not the 0.5 that diffusers has fixed, or its noise process cannot
@@ -91,7 +95,9 @@ def student_scheduler(teacher_config: Mapping[str, Any], info: StudentInfo) -> A
     process = noise_process(teacher_config)
     own = {"prediction_type": info.prediction_type, "original_inference_steps": info.grid_points,
            "timestep_scaling": info.timestep_scaling}
-    name = scheduler_class(process)
+    name = scheduler_class(process, info.grid)
+    if info.grid != "even":  # without the key, as all were before there was another
+        own["grid"] = info.grid
     stated = {"_class_name": name, "num_train_timesteps": process.num_train_timesteps, **process.config(), **own}
     _check_read_back(process, stated)
     if name == "LCMScheduler":
@@ -182,7 +188,7 @@ def _write(
     others = [part for part in teacher.index if part in PARTS and part not in STUDENTS_OWN]
     # not in the index, which is for diffusers' eyes
     others += [part for part in ("decoder",) if teacher.has(part)]
-    borrowed = {} if base is None else {"base": _borrow(teacher, folder, base, others)}
+    borrowed = {} if base is None else {"base": borrowed_parts(base, folder, teacher, others)}
     for part in others:
         if part in teacher.index:
             update_json(partial / "model_index.json", {part: teacher.index[part]})
@@ -212,12 +218,3 @@ def _write(
     )
     write_card(partial / "README.md", folder.name, record, rows, teacher.latent_shape(), base, info.notes,
                teacher.gives_tokens)
-
-
-def _borrow(teacher: Bundle, folder: Path, base: str, parts: list[str]) -> dict[str, Any]:
-    """The `base` record, once the base's parts are known to be the teacher's."""
-    found = Bundle.from_pretrained(base_folder(folder, base, Path("--base"), parts), parts).content_hash(parts)
-    if found != teacher.content_hash(parts):
-        raise MusiccmError(f"base '{base}': its parts are not those that the student was distilled with "
-                           f"({teacher.path}); export without a base, so that they are copied")
-    return {"path": base, "parts": parts, "content_hash": found}

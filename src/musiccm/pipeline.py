@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musiccm.diffusion import AnyCondition, noise_process, student_grid
+from musiccm.diffusion import AnyCondition, noise_process
 from musiccm.errors import MusiccmError
 from musiccm.long_form import LongMusic, check_duration, check_texts, compose
 from musiccm.models.acceleration.networks import CompiledNetwork, channels_last, suit_cpu, to_bfloat16
@@ -20,6 +20,7 @@ from musiccm.models.bundle.student_record import (
     DEFAULT_STEPS,
     check_sampler,
     is_student,
+    recorded_grid,
     recorded_guidance,
     recorded_sampler,
 )
@@ -86,7 +87,7 @@ class Pipeline(LongMusic):
         self.denoiser = Denoiser(bundle.unet, self.schedule, self.prediction_type).eval()
         self.device = torch.device("cpu")
         if self.is_student:
-            self.grid = student_grid(self.schedule.num_train_timesteps, int(scheduler["original_inference_steps"]))
+            self.grid = recorded_grid(scheduler)
             self.consistency = Consistency(
                 self.denoiser, timestep_scaling=float(scheduler.get("timestep_scaling", 10.0))
             )

@@ -21,6 +21,7 @@ from musiccm.systems.dmd2 import DMD2, Matching
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.settings import Adversarial, Distillation
 from tests.tiny_bundle import build_random_bundle, make_unet
+from tests.tiny_tokens import build_token_bundle
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 GOOD = '''"""Two cases."""
@@ -120,6 +121,50 @@ def test_inference_compares_the_pipeline_with_that_of_diffusers(bundle, tmp_path
         assert found[f"peak memory, {decoder} decoder"]["ours"] > 10
     assert found["4 steps, fast decoder, a clip against a bound"]["baseline"] == 6.0
     assert found["batch 2, 4 steps, fast decoder, seconds a clip against batch 1"]["ratio"] == 1.0
+
+
+def test_one_call_is_compared_with_guided_steps(tmp_path, monkeypatch):
+    """By a clock that goes on by one for every clip through the U-Net: 10 guided steps are 20, of which 4 are timed."""
+    tta = load(BENCHMARKS / "tta.py")
+    for name, value in {"STEPS": 10, "MEASURED": 2, "REPEATS": (2, 1)}.items():
+        monkeypatch.setattr(tta, name, value)
+    ticks, forward = [], UNet2DConditionModel.forward
+    monkeypatch.setattr(UNet2DConditionModel, "forward",
+                        lambda unet, sample, *args, **kwargs: ticks.extend(range(len(sample))) or forward(
+                            unet, sample, *args, **kwargs))
+    for module in (tta, tta.inference):
+        monkeypatch.setattr(module, "now", lambda: float(len(ticks)))
+    teacher = build_token_bundle(tmp_path / "teacher")
+    student = tta.write_student(teacher, tmp_path / "student")
+    assert not (student / "vae").exists() and "guidance" in json.loads((student / "musiccm.json").read_text())[
+        "distillation"]
+    for whole, how in ((False, "2 timed x 5"), (True, "all timed")):
+        monkeypatch.setattr(tta, "WHOLE", whole)
+        ticks.clear()
+        rows = tta.compare(teacher, student, "cpu")
+        assert all(set(ROW_KEYS) <= set(r) for r in rows)
+        assert [(r["case"], r["ours"], r["baseline"], r["ratio"], r["n"]) for r in rows[:2]] == [
+            (f"one call, {name} decoder, text to sound, against 10 guided steps ({how})", 1.0, 20.0, 20.0, 2)
+            for name in ("fast", "original")]
+        assert [(r["ours"], r["baseline"]) for r in rows[2:]] == [(0.0, 0.0), (1.0, 20.0), (0.0, 0.0)] * 2
+        # a warm-up of each; then what is timed
+        assert len(ticks) == 2 + 2 + 2 * 2 + (20 if whole else 4)
+    made = []
+    half = tta.Guided(teacher, "cpu", torch.float16)
+    monkeypatch.setattr(half, "decode", lambda z, decode=half.decode: made.append(decode(z)))
+    half.ask(1)
+    assert made[0].dtype == torch.float16, "as on a GPU"
+
+
+def test_a_long_baseline_is_timed_whole_where_it_is_asked_for(folder, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["bench", "speed", "--whole", "--dir", str(folder)]) == 2
+    assert "speed.py times everything whole" in capsys.readouterr().err
+    (folder / "long.py").write_text(GOOD + (
+        "\nWHOLE = False\n_run = run\ndef run(bundle):\n    print('whole:', WHOLE)\n    return _run(bundle)\n"))
+    for more, said in (([], "whole: False"), (["--whole"], "whole: True")):
+        assert main(["bench", *more, "--dir", str(folder)]) == 0
+        assert said in capsys.readouterr().out
 
 
 @pytest.mark.slow

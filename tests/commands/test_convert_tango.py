@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import init_empty_weights
@@ -148,16 +149,21 @@ def test_each_network_of_a_consistency_run(parts, tmp_path):
         assert (found.clean, found.guidance) == ((False, None) if weights == "teacher" else (True, 5))
 
 
-def test_a_consistency_student_is_called_once_and_gives_the_clean_latent(parts, tmp_path):
-    run = write_run(parts, tmp_path / "run" / "best", consistency_model(parts), SUMMARY)
+def test_a_consistency_student_is_called_once_and_gives_the_clean_latent(parts, tmp_path, capsys):
+    model = consistency_model(parts)
+    run = write_run(parts, tmp_path / "run" / "best", model, SUMMARY)
     out = convert(parts, run, tmp_path / "out", "--weights", "ema")
     assert_unet(out, make_unet(13))
     made, record = Bundle.from_pretrained(out), record_of(out)
     assert record["parts"]["unet"]["weights"] == "ema" and made.prediction_type == "sample"
     assert made.settings["distillation"]["guidance_scale"] == 5
-    assert made.settings["distillation"]["timesteps"] == [999]
+    # its training grid, as numpy has it, without clean
+    assert made.settings["distillation"]["timesteps"] == pytest.approx(np.linspace(0, 999, 18)[1:].tolist())
+    assert any("linspace(0, 999, 18)" in line for line in record["assumed"])
     pipeline = Pipeline.from_pretrained(out)
     assert pipeline.is_student and pipeline(["slow organ chords"]).shape == (1, 64 * 160)
+    assert pipeline.stepper().timesteps == [999], "one call unless another number is asked for"
+    assert set(pipeline.stepper(4).timesteps) <= set(made.settings["distillation"]["timesteps"])
     z, t = torch.randn(1, 8, 16, 16), torch.tensor([999])
     condition = pipeline.conditioner.text(["slow"])
     with torch.no_grad():
@@ -165,6 +171,19 @@ def test_a_consistency_student_is_called_once_and_gives_the_clean_latent(parts, 
         torch.testing.assert_close(pipeline.consistency(z, t, condition), direct, rtol=1e-5, atol=1e-6)
     teacher = Bundle.from_pretrained(convert(parts, run, tmp_path / "teacher", "--weights", "teacher"))
     assert teacher.prediction_type == "v_prediction" and "distillation" not in teacher.settings
+
+    more = SUMMARY | {"use_edm": True, "use_karras": False, "num_diffusion_steps": 10}
+    stated = convert(parts, write_run(parts, tmp_path / "ten" / "best", model, more), tmp_path / "ten-out", "--weights",
+                     "ema")
+    assert Bundle.from_pretrained(stated).settings["distillation"]["timesteps"] == pytest.approx(
+        [111.0 * place for place in range(1, 10)])
+    assert not any("linspace(0" in line for line in record_of(stated)["assumed"])
+    for options, said in (({"use_edm": False}, "use_edm is False"), ({"use_karras": True}, "use_karras True"),
+                          ({"num_diffusion_steps": 1}, "num_diffusion_steps is 1; expected")):
+        (tmp_path / "ten/summary.jsonl").write_text(json.dumps(more | options))
+        assert said in refused(parts, tmp_path / "ten/best", tmp_path / "none", capsys, "--weights", "ema")
+    (tmp_path / "ten/summary.jsonl").write_text(json.dumps(more | {"use_edm": False}))
+    convert(parts, tmp_path / "ten/best", tmp_path / "its-teacher", "--weights", "teacher")
 
 
 def test_old_names_and_a_run_with_one_average(parts, tmp_path, capsys):

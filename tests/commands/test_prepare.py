@@ -213,7 +213,8 @@ def test_the_demo_corpus_is_written_only_where_an_experiment_says_that_it_reads_
         assert "data.init_args.root, the folder of the corpus" in message
     elif name not in expected and command == "corpus":
         folders = (["data/bundle-corpus"] if name.startswith("stages/") else ["data/events-corpus"]
-                   if name.startswith("tta/stages/") else ["data/audiocaps"] if name == "tta/audiocaps.yaml"
+                   if name.startswith("tta/stages/") else ["data/audiocaps"]
+                   if name.startswith(("tta/audiocaps", "tta/consistencytta"))
                    else ["data/mtg-jamendo"]
                    if name.startswith(("attm", "jamendo")) else ["data/audiostock", "data/magnatagatune"])
         assert all(f"{folder}: no such corpus folder; expected" in message for folder in folders)

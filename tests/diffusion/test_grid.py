@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from diffusers import LCMScheduler
@@ -16,6 +17,17 @@ def test_grid() -> None:
     assert student_grid(200, 4).tolist() == [49, 99, 149, 199]
     with pytest.raises(MusiccmError, match="divisor"):
         student_grid(1000, 30)
+
+
+def test_a_linspace_grid_is_numpys_without_its_clean_end():
+    found = student_grid(1000, 17, "linspace")
+    assert found.dtype == torch.float32 and found.tolist() == np.linspace(0, 999, 18).astype(np.float32)[1:].tolist()
+    assert sampling_timesteps(4, found).tolist() == [found[i].item() for i in (16, 12, 8, 4)]
+    for points, kind, said in ((0, "linspace", "1 to 999"), (1000, "linspace", "1 to 999"), (17, "odd", "of even, ")):
+        with pytest.raises(MusiccmError, match=said):
+            student_grid(1000, points, kind)
+    with pytest.raises(MusiccmError, match="skip: expected a grid of kind even"):
+        check_skip(59, found)
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(1, [999]), (2, [999, 499]), (4, [999, 759, 499, 259])])

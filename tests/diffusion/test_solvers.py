@@ -6,7 +6,7 @@ import pytest
 import torch
 from gaussian import MUSICLDM, Gaussian
 
-from musiccm.diffusion import NoiseSchedule, ddim_jump, jump_to_target, predict_at
+from musiccm.diffusion import NoiseSchedule, ddim_jump, jump_to_target, predict_at, solver_jump
 from musiccm.errors import MusiccmError
 
 SCHEDULE = NoiseSchedule.from_config(MUSICLDM)
@@ -77,6 +77,21 @@ def test_order_of_convergence_to_the_exact_trajectory(solver: str, order: int, d
         errors.append(float((z_hat - data.flow(z, t, t_next)).abs().max()))
     slopes = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
     assert slopes[-1] == pytest.approx(order, abs=0.15), (errors, slopes)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("ddim", 2), ("heun", 3)])
+def test_order_of_one_steps_error_on_a_linear_ode(solver: str, order: int) -> None:
+    """Of Gaussian data the flow is linear; timesteps lie between whole ones. The step's width is counted in sigma."""
+    data, z, t = Gaussian(SCHEDULE), noisy(), torch.full((4,), 700.5, dtype=torch.float64)
+    sigma = SCHEDULE.sigma(t, torch.float64) / SCHEDULE.alpha(t, torch.float64)
+    errors, widths = [], []
+    for width in (8.125, 4.0625, 2.03125, 1.015625):
+        z_hat = solver_jump(data.x0, SCHEDULE, z, t, t - width, solver)
+        errors.append(float((z_hat - data.flow(z, t, t - width)).abs().max()))
+        below = SCHEDULE.sigma(t - width, torch.float64) / SCHEDULE.alpha(t - width, torch.float64)
+        widths.append(float((sigma - below)[0]))
+    slopes = [math.log(errors[i] / errors[i + 1]) / math.log(widths[i] / widths[i + 1]) for i in range(3)]
+    assert slopes[-1] == pytest.approx(order, abs=0.1), (errors, slopes)
 
 
 def test_walk_to_zero_converges_to_the_exact_consistency_function() -> None:

@@ -43,6 +43,15 @@ def test_low_precision_is_raised_to_float32() -> None:
     assert float(total) == 1.0
 
 
+def test_items_have_their_weights_by_any_distance() -> None:
+    prediction, target, weight = torch.tensor([[3.0, 1.0], [2.0, 2.0]]), torch.zeros(2, 2), torch.tensor([2.0, 0.5])
+    for kind in ("squared", lambda p, t: (p - t).square(), lambda p, t: (p - t).square().mean(1)):
+        total, _ = distillation_loss(prediction, target, kind, weight_B=weight)
+        assert float(total) == pytest.approx((2.0 * 5.0 + 0.5 * 4.0) / 2)
+    with pytest.raises(MusiccmError, match=r"distances of each of 2 items.*found them of shape \(\)"):
+        distillation_loss(prediction, target, lambda p, t: (p - t).square().mean(), weight_B=weight)
+
+
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(MusiccmError, match="l1"):
         distance(torch.zeros(1), torch.zeros(1), "l1")

@@ -9,6 +9,7 @@ import torch
 from timm.layers import PatchEmbed
 from torch.distributions import Normal, kl_divergence
 
+from musiccm.diffusion import to_x0
 from musiccm.losses.contrastive import info_nce, recall_at_k
 from musiccm.losses.denoising import denoising_loss, min_snr_weight, stratified_timesteps
 from musiccm.losses.masked import masked_patch_loss, patchify, random_keep
@@ -102,6 +103,13 @@ def test_stratified_timesteps_take_one_of_each_slice():
 def test_min_snr_weights_and_loss():
     alpha, sigma = torch.tensor([0.8, 0.6]), torch.tensor([0.2, 0.8])  # SNR 16 and 0.5625
     torch.testing.assert_close(min_snr_weight(alpha, sigma, 5.0), torch.tensor([5 / 16, 1.0]))
+    # an error of v, 0.2, of the flow or of x0 itself weighs as the error of x0 that it makes
+    alpha_B, sigma_B, z, right = torch.tensor([0.96, 0.28]), torch.tensor([0.28, 0.96]), torch.zeros(2), torch.zeros(2)
+    snr = (alpha_B / sigma_B) ** 2
+    for kind in ("epsilon", "v_prediction", "sample", "flow_prediction"):
+        error = (to_x0(kind, right + 0.2, z, alpha_B, sigma_B) - to_x0(kind, right, z, alpha_B, sigma_B)).square()
+        weighted = min_snr_weight(alpha_B, sigma_B, 5.0, kind) * 0.2**2
+        torch.testing.assert_close(weighted, snr.clamp(max=5.0) * error)
     noise = torch.randn(2, 3, 4, 2, generator=seeded())
     predicted = noise + torch.tensor([2.0, 1.0]).view(2, 1, 1, 1)
     total, parts = denoising_loss(predicted, noise, alpha, sigma, 5.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, TCDScheduler
@@ -56,6 +57,17 @@ def test_tcd_equals_diffusers(kind: str, gamma: float, monkeypatch: pytest.Monke
             z = scheduler.step(network(z, t.expand(3)), t, z, eta=gamma).prev_sample
     ours = Tcd(gamma).sample(x0_of(kind, schedule), schedule, noise(), timesteps, lambda step: noise(step + 1))
     torch.testing.assert_close(ours, x0, rtol=1e-4, atol=1e-4 * float(x0.abs().max()))
+
+
+def test_tcd_between_whole_timesteps_is_of_the_levels_there() -> None:
+    """Deterministic at gamma 0, as at whole ones: 58.76 is not rounded down to 58."""
+    schedule = NoiseSchedule.from_config(MUSICLDM)
+    ratio = ((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod).sqrt().log().numpy()
+    for t_next in (58.7647, 470.1176, 940.2353):
+        assert Tcd(0.0).share(schedule, t_next) == 0.0
+        for gamma in (0.3, 1.0):
+            low, high = (np.exp(np.interp(t, np.arange(1000), ratio)) for t in ((1 - gamma) * t_next, t_next))
+            assert Tcd(gamma).share(schedule, t_next) == pytest.approx(np.sqrt(1 - (low / high) ** 2), abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])

@@ -32,6 +32,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "timestep_mode": "uniform", "tail": 0.1, "timestep_scaling": 5.0, "warm_start_steps": 4, "x0_clamp": 3.0,
         "audio_condition_share": 0.5, "target_ema_decay": 0.9, "eval_ema_decay": 0.99, "sigma_data": 0.5,
         "lora": Lora(4), "start": "elsewhere", "guidance": "direct", "guidance_range": [1.0, 5.0],
+        "grid": "linspace", "warm_start_snr": 5.0,
     },
     "adversarial": {
         "weight": 0.5, "features": "clap", "loss": "non_saturating", "start_step": 3, "crop_frames": 4,
@@ -40,13 +41,14 @@ OTHERS: dict[str, dict[str, Any]] = {
     "optimization": {
         "lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.1, "warmup_steps": 2, "decay_share": 0.25, "clip_norm": 2.0,
         "final_lr_share": 0.1, "accumulate": 2, "half_frozen": False, "gradient_checkpointing": True,
-        "compile": "eager", "channels_last": True,
+        "compile": "eager", "channels_last": True, "decay": "linear",
     },
 }
 KINDS = {"distillation": Distillation, "adversarial": Adversarial, "optimization": Optimization}
 #: Settings that are of no use unless another has this value.
 USED = {"distillation.x0_clamp": {"warm_start_steps": 2}, "optimization.final_lr_share": {"decay_share": 0.5},
-        "distillation.guidance_range": {"guidance": "variable"}}
+        "distillation.guidance_range": {"guidance": "variable"}, "optimization.decay": {"decay_share": 0.5},
+        "distillation.warm_start_snr": {"warm_start_steps": 2}}
 KEYS = [f"{group}.{key}" for group, others in OTHERS.items() for key in others]
 
 
@@ -99,11 +101,13 @@ def test_an_older_checkpoint_is_taken_as_it_is_and_says_so_once() -> None:
     assert resume(older, now, resuming=False) == []
     with pytest.raises(MusiccmError, match="distillation.guidance_scale: it was trained with 3.0, this run has 2.0"):
         resume(older, made("distillation", guidance_scale=2.0))
-    del older["distillation.guidance"]  # before there was a choice
+    del older["distillation.guidance"], older["distillation.grid"]  # before there was a choice
     assert len(resume(older, now)) == 1
     for resuming in (True, False):
         with pytest.raises(MusiccmError, match="distillation.guidance: it was trained with 'fixed', .* has 'direct'"):
             resume(older, made("distillation", guidance="direct"), resuming)
+        with pytest.raises(MusiccmError, match="distillation.grid: it was trained with 'even', .* has 'linspace'"):
+            resume(older, made("distillation", grid="linspace"), resuming)
 
 
 def test_a_setting_that_came_later_had_its_default() -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from musiccm.data.demo.worlds import world_of
 from musiccm.models.bundle.card import results_table
 from musiccm.texts import number_text
 
 ABOUT_A_STAGE = ("stage", "steps", "train_seconds", "parameters", "seed", "n")
 TEACHER_COLUMNS = ("model", "steps", "decoder", "sampler", "guidance_scale", "network_calls", "excess_fd_tagger",
-                   "kad_tagger", "coverage_tagger", "fd_tagger", "is_tagger_mean", "kl_tagger", "ta_similarity",
-                   "sim_aa_90", "sim_aa_95", "acc_instrument", "acc_drums", "acc_texture", "acc_tempo", "latency_s",
-                   "n")
+                   "kad_tagger", "coverage_tagger", "fd_tagger", "excess_fd_events", "kad_events", "coverage_events",
+                   "fd_events", "is_tagger_mean", "kl_tagger", "ta_similarity", "sim_aa_90", "sim_aa_95",
+                   "acc_instrument", "acc_drums", "acc_texture", "acc_tempo", "acc_sounds", "acc_order", "acc_count",
+                   "acc_tempo_bpm", "latency_s", "n")
 
 
 def card(name: str, quality: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> str:
@@ -27,19 +29,21 @@ def card(name: str, quality: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
     Returns:
         Markdown.
     """
-    stages = quality["stages"]
+    stages, text_encoder = quality["stages"], quality.get("text_encoder", "clap")
     sections = [
         f"# {name}",
         _about(quality["corpus"]),
         "Written by `musiccm pack`; the same figures stand in `quality.json`. The recipe of a part is a file of this "
         "bundle, or an experiment of musiccm: `musiccm fit --config NAME`.",
         _missing(quality["missing"]),
+        _borrowed(quality.get("borrowed")),
+        "## What it knows", _known(quality["corpus"], quality.get("captions", ()), text_encoder),
         "## Data", _bullets(quality["corpus"]),
         "## Training", _stages(stages),
-        "## Training clips", _training_index(quality.get("training_index")),
+        "## Training clips", _training_index(quality.get("training_index"), text_encoder),
         "## Held-out figures of the stages", _stage_metrics(stages),
         f"## Held-out figures of this bundle\n\nOn clips of `{quality['corpus']['measured_on']}`, with the weights as "
-        "stored.",
+        f"stored.{_events(quality['figures'])}",
         *[f"### {title}\n\n{_bullets(values)}" for title, values in quality["figures"].items()],
         "## Precision of the weights",
         f"A part is stored in float16 where no output on held-out clips changes by more than "
@@ -56,6 +60,34 @@ def _about(corpus: Mapping[str, Any]) -> str:
     if "composer_version" not in corpus:
         return kind
     return f"{kind} That corpus is composed and rendered by `musiccm prepare demo`: no recording went into it."
+
+
+def _known(corpus: Mapping[str, Any], captions: Sequence[str], text_encoder: str) -> str:
+    """What captions may ask for, and how they are read."""
+    world = world_of(corpus)
+    read = {"clap": "One vector stands for a caption, CLAP's.",
+            "tokens": "A caption is read as tokens, to which the U-Net attends; there is no CLAP."}[text_encoder]
+    said = " ".join([*([] if world is None else [world.asks]), read, "Anything else in a caption is not followed."])
+    shown = "\n".join(f"- {caption}" for caption in captions)
+    return said + (f"\n\nSome captions of clips that were held out:\n\n{shown}" if captions else "")
+
+
+def _events(figures: Mapping[str, Any]) -> str:
+    """How the figures of events came about, where there are any."""
+    if "events_accuracy" not in figures:
+        return ""
+    return (" Of events: the share of the clips that ask for it (`_n` of them) in which the embedder `events` reads "
+            "what the caption says: all sounds of a clip that does not change, all parts in their order, the number of "
+            "strokes, the tempo within 6 % (half and double forgiven). `reconstruction` is by VAE and vocoder, "
+            "`fast_reconstruction` by VAE and fast decoder.")
+
+
+def _borrowed(record: Mapping[str, Any] | None) -> str:
+    """Which parts lie elsewhere, and where."""
+    if record is None:
+        return ""
+    return (f"Only the parts of its own lie here. `{record['path']}` lends {', '.join(record['parts'])}, and it is "
+            f"checked at loading that they are the ones that it was trained with ({record['content_hash'][:16]}).")
 
 
 def _missing(parts: Sequence[str]) -> str:
@@ -82,8 +114,11 @@ def _stages(stages: Mapping[str, Mapping[str, Any]]) -> str:
             "latent cache come on top).")
 
 
-def _training_index(about: Mapping[str, Any] | None) -> str:
+def _training_index(about: Mapping[str, Any] | None, text_encoder: str) -> str:
     """What SIM_AA can look among."""
+    if text_encoder == "tokens":
+        return ("An index of training clips holds what the bundle's CLAP makes of them, and there is none: SIM_AA is "
+                "not measured on its students. `musiccm prepare index` makes one by another bundle's CLAP.")
     if about is None:
         return ("**This bundle brings no index of what its teacher was trained on**: SIM_AA of its students compares "
                 "with their own training clips alone.")
@@ -116,7 +151,7 @@ def _teacher(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
     floors = [row for row in rows if row.get("model") == "floor"]
     shown = [{c: row.get(c) for c in columns} for row in [*teachers, *floors]]
     return ("`teacher`: guided DDIM, trailing spacing; `acc_*` is the share of clips that have what their caption "
-            "asked for, by the tagger"
+            "asked for, by the tagger (of events: by the embedder `events`)"
             + ("; `floor`: what real renderings come to; brackets: 95 % intervals" if floors else "") + ".\n\n"
             + results_table(shown)
             + "".join(f"\n\n{note}." for note in notes))

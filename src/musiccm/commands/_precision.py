@@ -17,6 +17,7 @@ from musiccm.models.codec import LatentCodec
 from musiccm.models.conditioners.clap import ClapConditioner
 from musiccm.models.conditioners.text_encoder import TextEncoderConditioner
 from musiccm.models.denoiser import Denoiser
+from musiccm.models.sections import PLACES, section_window
 from musiccm.samplers import INITIAL, sample_noise, teacher_stepper
 
 Probe = Callable[[Any], list[Tensor]]
@@ -57,6 +58,8 @@ def probes(bundle: Bundle, batch: WaveformBatch, present: set[str]) -> dict[str,
     mel_BMN = log_mel(batch.waveform_BS)
     found: dict[str, Probe] = {
         "evaluators/tagger": lambda tagger: list(tagger(mel_BMN)),
+        "evaluators/sections": lambda tagger: [
+            output for place in PLACES for output in tagger(section_window(mel_BMN, *place))],
         "evaluators/audiomae": lambda network: [*network(mel_BMN), network.embed(mel_BMN)],
         "vocoder": lambda vocoder: [vocoder(mel_BMN)],
     }

@@ -98,4 +98,5 @@ def row(
 
 def student_of(bundle: str) -> str:
     """The student that a few-step benchmark samples: the packaged one for the packaged teacher, else the bundle."""
-    return {"musiccm-tiny": "musiccm-tiny-student"}.get(bundle, bundle)
+    packaged = {"musiccm-tiny": "musiccm-tiny-student", "musiccm-tiny-tango": "musiccm-tiny-tango-student"}
+    return packaged.get(bundle, bundle)

@@ -1,7 +1,8 @@
 """measure speed against a baseline in the same run, and write benchmarks/results/NAME.json.
 
 A benchmark is a file with a function `run(bundle)` that returns rows; where it has a `plot(path, rows)` too, that draws
-NAME.png beside them. Every benchmark computes on the GPU where there is one, unless it says `CPU_ONLY = True`.
+NAME.png beside them. Every benchmark computes on the GPU where there is one, unless it says `CPU_ONLY = True`. One that
+times a part of a long baseline says `WHOLE = False`, which `--whole` makes True.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def main(argv: list[str]) -> int:
     folder = Path(args.dir)
     for path in chosen(folder, args.name):
         module = load(path)
+        if args.whole:
+            time_all(path, module, args.name)
         machine = describe_machine(getattr(module, "CPU_ONLY", False))
         say(f"{path.stem}: {(module.__doc__ or '').partition(chr(10))[0]}",
             f"on {machine['gpu'] or machine['processor']}")
@@ -86,6 +89,18 @@ def load(path: Path) -> ModuleType:
     if not callable(getattr(module, "run", None)):
         raise MusiccmError(f"{path}: a benchmark needs a function run(bundle) that returns rows")
     return module
+
+
+def time_all(path: Path, module: ModuleType, named: str) -> None:
+    """Let a benchmark time all of its baseline; among all, those that do so anyway are left as they are.
+
+    Raises:
+        MusiccmError: It was asked for by name, and times no part of anything.
+    """
+    if hasattr(module, "WHOLE"):
+        module.WHOLE = True  # type: ignore[attr-defined]
+    elif named != "all":
+        raise MusiccmError(f"--whole: {path} times everything whole as it is; leave the option out")
 
 
 def checked(path: Path, rows: Any) -> list[dict[str, Any]]:
@@ -141,5 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="musiccm bench", description=__doc__)
     parser.add_argument("name", nargs="?", default="all", help="a file of the folder without .py, or all (default)")
     parser.add_argument("--bundle", default="musiccm-tiny", help="name, directory or hub id (default %(default)s)")
+    parser.add_argument("--whole", action="store_true", help="time long baselines whole, of which a part stands for "
+                                                             "the rest otherwise (minutes to hours)")
     parser.add_argument("--dir", default="benchmarks", help="where the benchmarks are (default %(default)s)")
     return parser

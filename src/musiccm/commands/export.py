@@ -50,8 +50,9 @@ def main(argv: list[str]) -> int:
     if trained.get("lora") is not None:
         trained["lora"] = asdict(Lora(**trained["lora"]))
     for key in (*(key.removeprefix("distillation.") for key in MEANING), "guidance_scale"):
-        if trained.get(key, defaults[key] if key in ("lora", "guidance") else known[key]) != known[key]:
-            raise MusiccmError(f"{checkpoint}: its student was trained with {key} = {trained[key]!r}, but "
+        found = trained.get(key, defaults[key] if key in ("lora", "guidance", "grid") else known[key])
+        if found != known[key]:
+            raise MusiccmError(f"{checkpoint}: its student was trained with {key} = {found!r}, but "
                                f"{config_path} says {known[key]!r}; name the config.yaml of its own run by --config")
     teacher = Bundle.from_pretrained(args.bundle or settings.get("bundle", "musiccm-tiny"))
     unet = load_student(teacher, state, checkpoint, known["lora"] and Lora(**known["lora"]), identity.get("bundle"))
@@ -61,7 +62,8 @@ def main(argv: list[str]) -> int:
     info = StudentInfo(
         prediction_type=known["prediction_type"], guidance_scale=float(known["guidance_scale"]),
         guidance=known["guidance"], guidance_range=(low, high),
-        grid_points=int(known["grid_points"]), timestep_scaling=float(known["timestep_scaling"]),
+        grid_points=int(known["grid_points"]), grid=known["grid"],
+        timestep_scaling=float(known["timestep_scaling"]),
         sigma_data=float(known["sigma_data"]), sampler=make_sampler(args.sampler or sampler, args.gamma),
         recipe={"teacher": str(settings.get("bundle", "musiccm-tiny")), "global_step": step,
                 "seed": settings.get("seed"), "distillation": known, "adversarial": settings.get("adversarial"),

@@ -24,6 +24,8 @@ MIB = 2**20
 #: Clips on which outputs in both precisions are compared.
 PROBE_CLIPS = 16
 BATCH = 32
+#: Captions that the card shows.
+SHOWN = 6
 
 
 def main(argv: list[str]) -> int:
@@ -36,7 +38,8 @@ def main(argv: list[str]) -> int:
         The exit code.
 
     Raises:
-        MusiccmError: Nothing to pack, a result above --max-mb, or files that cannot be read.
+        MusiccmError: Nothing to pack, a result above --max-mb, --base with other parts than those that are borrowed, or
+            files that cannot be read.
     """
     if argv[:1] == ["features"]:
         from musiccm.commands._features import pack_features
@@ -52,24 +55,37 @@ def main(argv: list[str]) -> int:
     rows, _, notes = read_results(Path(args.results), must_exist=True) if args.results else ([], 1.0, [])
     bundle = Bundle.from_pretrained(source)
     present, missing = parts_of(bundle)
+    own = present if args.base is None else {name for name in present if (source / name).is_dir()}
+    lent = None if args.base is None else borrowed(bundle, target, args.base, present - own)
+    if args.trained_on and (bundle.gives_tokens or "text_encoder" not in own):
+        raise MusiccmError(f"--trained-on: {source} has no CLAP of its own, by which training clips are indexed; leave "
+                           "it out")
     if missing:
         say(f"{source}: lacks {', '.join(missing)}; packing the rest, without the figures that need them")
     refuse_to_overwrite(target, source)
     with replacing_folder(target) as staging:
         refuse_to_overwrite(target, source)  # as it is now that no other process can make it
         data = corpus(args.corpus, bundle, present, args.n, args.clip_samples)
-        precision = write_parts(bundle, present, staging, next(iter(data.test_dataloader())), args.tolerance)
+        precision = write_parts(bundle, own, staging, next(iter(data.test_dataloader())), args.tolerance)
+        keep_files(bundle, own, staging)
         stages = stage_records(source, Path(args.stages) if args.stages else None, staging)
-        index = training_index(staging, args.name, args.trained_on)
+        index = None if bundle.gives_tokens else training_index(staging, args.name, args.trained_on)
         size = size_of(staging)
         if size > args.max_mb * MIB:
             raise MusiccmError(f"{target}: the bundle would take {size / MIB:.1f} MiB, more than --max-mb "
                                f"{args.max_mb:g} ({largest(staging)}); make a part smaller or raise the limit")
+        packed = Bundle.from_pretrained(staging)
+        if lent is not None:
+            packed.base = bundle.base  # whose parts are the lender's, and no path leads to that from here
         quality = {
-            "schema": 1, "figures": measured(Bundle.from_pretrained(staging), data, present), "missing": missing,
-            "corpus": described(args.corpus, data), "stages": stages, "precision": precision,
+            "schema": 1, "figures": measured(packed, data, present), "missing": missing,
+            "borrowed": lent, "text_encoder": "tokens" if bundle.gives_tokens else "clap",
+            "corpus": described(args.corpus, data), "captions": [clip.captions[0] for clip in data.test_clips[:SHOWN]],
+            "stages": stages, "precision": precision,
             "tolerance": args.tolerance, "machine": machine(), "training_index": index, "mib": round(size / MIB, 2),
         }
+        if lent is not None:
+            lend(bundle, staging, lent)
         write_json(staging / "quality.json", quality)
         write_text(staging / "MODEL_CARD.md", card(args.name, quality, rows, notes))
     for part, record in precision.items():
@@ -84,17 +100,46 @@ def main(argv: list[str]) -> int:
 def parts_of(bundle: Bundle) -> tuple[set[str], list[str]]:
     """The parts that a bundle has, and those of the layout that it needs and lacks.
 
+    Of the bundle that it borrows from, the parts that it states count, and whatever reads clips.
+
     Raises:
         MusiccmError: It has none.
     """
     from musiccm.models.bundle.files import PARTS
 
-    present = {name for name in PARTS if bundle.has(name)}
+    stated = (bundle.settings.get("base") or {}).get("parts", ())
+    present = {name for name in PARTS if (bundle.path / name).is_dir()
+               or (bundle.has(name) and (name in stated or name.startswith("evaluators/")))}
     if not present:
         raise MusiccmError(f"{bundle.path}: none of {', '.join(PARTS)} is there; run the stages first (make bundle)")
     needed = [name for name, kind in PARTS.items()
               if not kind.optional and not (name == "feature_extractor" and bundle.gives_tokens)]
     return present, [name for name in needed if name not in present]
+
+
+def borrowed(bundle: Bundle, target: Path, base: str, parts: set[str]) -> dict[str, Any]:
+    """The record of what the packed bundle will borrow.
+
+    Raises:
+        MusiccmError: The bundle that is packed borrows nothing, or the base's parts are others.
+    """
+    from musiccm.models.bundle.borrow import borrowed_parts
+    from musiccm.models.bundle.files import PARTS
+
+    if not parts:
+        raise MusiccmError(f"--base {base}: {bundle.path} borrows no parts, all of them are its own; leave it out")
+    return borrowed_parts(base, target, bundle, [name for name in PARTS if name in parts])
+
+
+def lend(bundle: Bundle, folder: Path, record: dict[str, Any]) -> None:
+    """List borrowed parts in a packed bundle as if they lay there, and say where they lie."""
+    from musiccm.models.bundle import save_settings
+    from musiccm.models.bundle.files import update_json
+
+    listed = {name: found.index[name] for name in record["parts"]
+              for found in (bundle, bundle.base) if found is not None and name in found.index}
+    update_json(folder / "model_index.json", listed)
+    save_settings(folder, base=record)
 
 
 def refuse_to_overwrite(target: Path, source: Path) -> None:
@@ -124,7 +169,7 @@ def corpus(root: str, bundle: Bundle, present: set[str], limit: int, clip_sample
         raise MusiccmError(f"{bundle.path}: without unet/ and vae/ the clip length is unknown; state --clip-samples")
     if limit < 2:
         raise MusiccmError(f"--n must be at least 2, found {limit}")
-    tags = bundle.path / "evaluators" / "tagger" / "config.json"
+    tags = bundle.root_of("evaluators/tagger") / "evaluators" / "tagger" / "config.json"
     data = MusicDataModule(
         root, clip_samples=clip_samples, sample_rate_hz=bundle.mel.sample_rate_hz, eval_batch_size=BATCH,
         eval_limit=limit, vocabulary=str(tags) if "evaluators/tagger" in present else None,
@@ -169,12 +214,29 @@ def write_parts(
     return chosen
 
 
+def keep_files(bundle: Bundle, own: set[str], folder: Path) -> None:
+    """Put parts without weights back as they were, byte by byte.
+
+    A tokenizer that is read and saved has other settings in its file, none of which alters a token; latent caches go by
+    a hash of the files, and would have to be made again for the packed bundle.
+    """
+    from musiccm.models.bundle.files import PARTS, part_files
+
+    for name in sorted(own):
+        if PARTS[name].weights is None:
+            shutil.rmtree(folder / name)
+            (folder / name).mkdir()
+            for file in part_files(bundle.root_of(name) / name):
+                shutil.copyfile(file, folder / name / file.name)
+
+
 def stage_records(source: Path, experiments: Path | None, folder: Path) -> dict[str, dict[str, Any]]:
     """What each stage wrote about itself, with the steps that its experiment plans.
 
     Args:
         source: The bundle that the stages wrote.
-        experiments: Folder of the stages' experiments, which are copied; None for the package's own, which are named.
+        experiments: Folder of the stages' experiments: one of the package's own is named, any other is copied. None for
+            its `stages`.
         folder: The packed bundle.
 
     Raises:
@@ -188,12 +250,14 @@ def stage_records(source: Path, experiments: Path | None, folder: Path) -> dict[
     if experiments is not None and not experiments.is_dir():
         say(f"{experiments}: no such folder; the experiment files are left out (--stages)")
         return records
-    for path in sorted((experiments or PACKAGED / "stages").glob("*.yaml")):
-        recipe = f"recipe/{path.name}" if experiments is not None else f"stages/{path.stem}"
+    packaged, found = PACKAGED.resolve(), (experiments or PACKAGED / "stages").resolve()
+    own = found.relative_to(packaged) if found.is_relative_to(packaged) else None
+    for path in sorted(found.glob("*.yaml")):
+        recipe = f"recipe/{path.name}" if own is None else (own / path.stem).as_posix()
         if path.stem in records:
             planned = load_experiment(path).get("trainer", {}).get("max_steps")
             records[path.stem] |= {"planned_steps": planned, "recipe": recipe}
-        if experiments is not None:
+        if own is None:
             (folder / "recipe").mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / recipe)
     return records
@@ -228,12 +292,12 @@ def training_index(folder: Path, name: str, experiment: str | None) -> dict[str,
 
 def measured(bundle: Bundle, data: MusicDataModule, present: set[str]) -> dict[str, Any]:
     """Held-out metrics of the bundle as it was written."""
-    from musiccm.evaluation.bundle_quality import embed_parts, quality_of
+    from musiccm.evaluation.bundle_quality import embed_parts, events_reader, quality_of
 
-    total = len(data.waveforms("test"))
-    embedded = embed_parts(bundle, data.test_dataloader(), present, total)
+    total, events = len(data.waveforms("test")), events_reader(bundle, present)
+    embedded = embed_parts(bundle, data.test_dataloader(), present, total, events)
     groups: Mapping[str, list[int]] = bundle.evaluators["tagger"].groups if "evaluators/tagger" in present else {}
-    return quality_of(embedded, dict(groups))
+    return quality_of(embedded, dict(groups), readings=events.groups if events is not None else {})
 
 
 def described(root: str, data: MusicDataModule) -> dict[str, Any]:
@@ -273,8 +337,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--corpus", required=True, help="corpus whose test folder the parts are measured on")
     parser.add_argument("--n", type=int, default=500, help="at most this many clips (default %(default)s)")
     parser.add_argument("--name", default="musiccm-tiny", help="title of the card (default %(default)s)")
-    parser.add_argument("--stages", metavar="FOLDER",
-                        help="the stages' experiments, to be copied (default: musiccm's own, to be named)")
+    parser.add_argument("--base", help="leave out the parts that the bundle borrows, and name who lends them: ../NAME "
+                                         "beside --to, a packaged name or a hub id (default: they are copied)")
+    parser.add_argument("--stages", metavar="FOLDER", help="the stages' experiments, to be copied, or named where they "
+                                                           "are musiccm's own (default: its experiments/stages)")
     parser.add_argument("--trained-on", metavar="EXPERIMENT",
                         help="the teacher's experiment; its training clips are indexed for SIM_AA")
     parser.add_argument("--results", help="results.json whose teacher rows go into the card")

@@ -18,6 +18,7 @@ from musiccm.diffusion.continuous import Angle, RectifiedFlow
 from musiccm.diffusion.contracts import BoundDenoise, ConsistencyFunction, Denoise
 from musiccm.diffusion.families import noise_process, prediction_type_of, process_class
 from musiccm.diffusion.grid import (
+    GRIDS,
     TIMESTEP_MODES,
     check_skip,
     sample_grid_index,
@@ -42,9 +43,18 @@ from musiccm.diffusion.prediction import (
 )
 from musiccm.diffusion.process import NoiseProcess, compute_dtype, expand_to
 from musiccm.diffusion.schedule import NoiseSchedule
-from musiccm.diffusion.solvers import SOLVERS, ddim_jump, heun_jump, jump_between, jump_to_target, predict_at
+from musiccm.diffusion.solvers import (
+    SOLVERS,
+    ddim_jump,
+    heun_jump,
+    jump_between,
+    jump_to_target,
+    predict_at,
+    solver_jump,
+)
 
 __all__ = [
+    "GRIDS",
     "GUIDANCE_KINDS",
     "PREDICTION_TYPES",
     "SOLVERS",
@@ -83,6 +93,7 @@ __all__ = [
     "sampling_timesteps",
     "scale_from_w",
     "scale_of",
+    "solver_jump",
     "stack_conditions",
     "student_grid",
     "to_eps",

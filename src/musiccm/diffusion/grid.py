@@ -8,25 +8,43 @@ from torch import Tensor
 from musiccm.errors import MusiccmError
 
 TIMESTEP_MODES = ("uniform", "stratified")
+#: How the points of a student's grid lie: at whole timesteps, or at equal distances from clean (0) to the noisiest one.
+GRIDS = ("even", "linspace")
 
 
-def student_grid(num_train_timesteps: int = 1000, points: int = 50) -> Tensor:
-    """The evenly spaced grid that the student is trained on: 19, 39, ..., 999 for 50 points of 1000.
+def student_grid(
+    num_train_timesteps: int = 1000, points: int = 50, kind: str = "even", where: str = "grid points"
+) -> Tensor:
+    """The timesteps that the student is trained on: 19, 39, ..., 999 for 50 points of 1000.
+
+    Below the lowest point lies clean, where no student is asked. ConsistencyTTA's 18 points (arXiv 2309.10740) are
+    `linspace(0, 999, 18)` with clean among them: 17 points of kind `linspace`, 58.76, 117.53, ..., 999.
 
     Args:
         num_train_timesteps: number of noise levels of the teacher.
-        points: grid points N; must divide `num_train_timesteps`, so that the last point is the noisiest level.
+        points: grid points N. Of kind `even` it must divide `num_train_timesteps`, so that all points are whole and the
+            last one is the noisiest level.
+        kind: one of `GRIDS`.
+        where: the key that states `points`, for the error.
 
     Returns:
-        Ascending int64 timesteps, `[points]`, on the CPU.
+        Ascending timesteps, `[points]`, on the CPU: int64 of kind `even`, float32 of kind `linspace`.
 
     Raises:
-        MusiccmError: if `points` does not divide `num_train_timesteps`.
+        MusiccmError: if `kind` is unknown, or the grid cannot have so many points.
     """
+    if kind not in GRIDS:
+        raise MusiccmError(f"grid: expected one of {', '.join(GRIDS)}, found {kind!r}.")
+    if kind == "linspace":
+        top = num_train_timesteps - 1
+        if not 1 <= points <= top:
+            raise MusiccmError(f"{where}: expected 1 to {top} of a linspace grid, found {points}.")
+        # divided in float64, so that each is the float32 next to its value on every machine
+        return (torch.arange(1, points + 1, dtype=torch.float64) * top / points).float()
     if points < 1 or num_train_timesteps % points:
         raise MusiccmError(
-            f"grid points: expected a divisor of num_train_timesteps = {num_train_timesteps}, found {points}. "
-            "Choose another number of points, such as 50."
+            f"{where}: expected a divisor of num_train_timesteps = {num_train_timesteps}, found {points}. "
+            "Choose another number of points, such as 50, or a grid of kind linspace."
         )
     spacing = num_train_timesteps // points
     return torch.arange(1, points + 1) * spacing - 1
@@ -103,8 +121,11 @@ def check_skip(skip: int, grid: Tensor) -> int:
         `skip` unchanged.
 
     Raises:
-        MusiccmError: if it is not a positive multiple of the grid's spacing.
+        MusiccmError: if it is not a positive multiple of the grid's spacing, or the grid's points are not whole.
     """
+    if grid.is_floating_point():
+        raise MusiccmError(f"skip: expected a grid of kind even, whose spacing is whole, for jumps of {skip} training "
+                           "timesteps; found one of kind linspace.")
     spacing = int(grid[0]) + 1
     if skip < spacing or skip % spacing:
         raise MusiccmError(

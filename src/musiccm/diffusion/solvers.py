@@ -101,6 +101,32 @@ def heun_jump(denoise: BoundDenoise, schedule: NoiseProcess, z: Tensor, t_B: Ten
     return torch.where(expand_to((t_next_B <= 0) | (alpha == 0), z), z_euler, z_heun)
 
 
+def solver_jump(
+    denoise: BoundDenoise, schedule: NoiseProcess, z: Tensor, t_B: Tensor, t_next_B: Tensor, solver: str = "ddim"
+) -> Tensor:
+    """One jump of a solver, whose whole state is its arguments: batches of other timesteps never meet.
+
+    Args:
+        denoise: the teacher, `(z, t) -> x0`; guide it with `with_guidance`.
+        schedule: the teacher's noise schedule.
+        z: noisy latents `[B, ...]`.
+        t_B: their timesteps, which may differ within the batch, and lie between whole ones.
+        t_next_B: timesteps to land on, below `t_B`; t <= 0 means clean.
+        solver: `ddim` (one network call) or `heun` (two).
+
+    Returns:
+        Latents at `t_next_B`.
+
+    Raises:
+        MusiccmError: if `solver` is not one of these.
+    """
+    if solver == "heun":
+        return heun_jump(denoise, schedule, z, t_B, t_next_B)
+    if solver == "ddim":
+        return ddim_jump(schedule, *predict_at(denoise, schedule, z, t_B), t_next_B)
+    raise MusiccmError(f"solver: expected one of {', '.join(SOLVERS)}, found {solver!r}.")
+
+
 def jump_to_target(
     denoise: BoundDenoise,
     schedule: NoiseProcess,
@@ -147,10 +173,7 @@ def jump_to_target(
     lowest_B = torch.zeros_like(t_B) if lowest_B is None else lowest_B
     for _ in range(count):
         t_next_B = torch.maximum(t_B - skip, lowest_B)
-        if solver == "heun":
-            z_next = heun_jump(denoise, schedule, z, t_B, t_next_B)
-        else:
-            z_next = ddim_jump(schedule, *predict_at(denoise, schedule, z, t_B), t_next_B)
+        z_next = solver_jump(denoise, schedule, z, t_B, t_next_B, solver)
         z = torch.where(expand_to(t_B <= lowest_B, z), z.to(z_next.dtype), z_next)
         t_B = t_next_B
     return z, t_B

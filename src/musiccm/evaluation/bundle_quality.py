@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,14 +10,16 @@ from torch import Tensor
 
 from musiccm.audio import LogMel
 from musiccm.data.batch import WaveformBatch
+from musiccm.embedders import load_embedder
 from musiccm.evaluation.feature_cache import DECODER_PARTS
 from musiccm.losses.contrastive import recall_at_k
 from musiccm.metrics.attributes import AttributeAccuracy
 from musiccm.metrics.frechet import FrechetDistance
+from musiccm.metrics.readings import Reading
 from musiccm.models.bundle import Bundle
 from musiccm.progress import Progress
 
-TAGGER = {"evaluators/tagger"}
+TAGGER, EVENTS = {"evaluators/tagger"}, {"evaluators/sections"}
 SOUND = {name: set(DECODER_PARTS[name]) for name in ("original", "fast")}
 #: How the metrics of each decoder's reconstructions begin.
 PREFIX = {"original": "", "fast": "fast_"}
@@ -38,8 +40,20 @@ def frechet(real_ED: Tensor, fake_ED: Tensor) -> float:
     return float(metric.compute()["fd"])
 
 
+def events_reader(bundle: Bundle, present: set[str]) -> Any:
+    """The embedder `events` of a bundle; None where it has no tagger of sections.
+
+    Args:
+        bundle: The bundle.
+        present: Parts that it has.
+    """
+    return load_embedder("events", bundle=bundle) if present >= EVENTS else None
+
+
 @torch.inference_mode()
-def embed_parts(bundle: Bundle, batches: Iterable[WaveformBatch], present: set[str], total: int) -> dict[str, Any]:
+def embed_parts(
+    bundle: Bundle, batches: Iterable[WaveformBatch], present: set[str], total: int, events: Any = None
+) -> dict[str, Any]:
     """Embed every clip, its reconstruction by VAE and vocoder, and the one by VAE and fast decoder.
 
     Args:
@@ -47,10 +61,12 @@ def embed_parts(bundle: Bundle, batches: Iterable[WaveformBatch], present: set[s
         batches: Held-out clips, their tags in the order of the tagger's outputs.
         present: Parts that the bundle has; what needs another one is left out.
         total: Number of clips, for the progress bar.
+        events: What reads order, counts and tempi of every clip; None reads none.
 
     Returns:
         `ids`, and by name the joined rows: `tags`, `real_embedding`, `real_logits`, `clap_text`, `clap_audio`; and of
-        each decoder `<name>_embedding`, `<name>_logits`, `<name>_audio`.
+        each decoder `<name>_embedding`, `<name>_logits`, `<name>_audio`. With `events` also `asked`, and what was read:
+        `real_read`, `<name>_read`.
     """
     log_mel = LogMel(bundle.mel)
     tagger = bundle.evaluators["tagger"] if present >= TAGGER else None
@@ -63,6 +79,9 @@ def embed_parts(bundle: Bundle, batches: Iterable[WaveformBatch], present: set[s
         for name, tensor in tensors.items():
             rows.setdefault(name, []).append(tensor)
 
+    def read(waveform_BS: Tensor) -> Tensor:
+        return events(waveform_BS, bundle.mel.sample_rate_hz).logits_BG
+
     with Progress(total, "embedding", "clip") as bar:
         for batch in batches:
             ids += batch.ids
@@ -73,6 +92,8 @@ def embed_parts(bundle: Bundle, batches: Iterable[WaveformBatch], present: set[s
             if conditioner is not None:
                 keep(clap_text=conditioner.text(batch.captions),
                      clap_audio=conditioner.audio(batch.waveform_BS, bundle.mel.sample_rate_hz))
+            if events is not None:
+                keep(asked=events.asked(batch.attributes or [{}] * len(batch)), real_read=read(batch.waveform_BS))
             for name, codec in codecs.items():
                 sound_BS = codec.decode(codec.normalise(codec.encode(mel_BMN)[0]))
                 if tagger is not None:
@@ -80,21 +101,28 @@ def embed_parts(bundle: Bundle, batches: Iterable[WaveformBatch], present: set[s
                     keep(**{f"{name}_embedding": embedding, f"{name}_logits": logits})
                 if conditioner is not None:
                     keep(**{f"{name}_audio": conditioner.audio(sound_BS, bundle.mel.sample_rate_hz)})
+                if events is not None:
+                    keep(**{f"{name}_read": read(sound_BS)})
             bar.update(len(batch.ids))
     return {"ids": ids} | {name: torch.cat(tensors) for name, tensors in rows.items()}
 
 
-def quality_of(embedded: dict[str, Any], groups: dict[str, list[int]], pairs: int = 500) -> dict[str, Any]:
+def quality_of(
+    embedded: dict[str, Any], groups: dict[str, list[int]], pairs: int = 500,
+    readings: Mapping[str, Reading] | None = None,
+) -> dict[str, Any]:
     """The metrics, each with its n.
 
     Args:
         embedded: What `embed_parts` gave.
         groups: The tagger's groups.
         pairs: Recall is taken over at most this many pairs, for it falls as they grow in number.
+        readings: What of events is compared.
 
     Returns:
-        `tagger_accuracy`, `reconstruction_accuracy` (with the share kept), `fd_tagger`, `clap`, `text_audio`; each
-        only where its parts were there, and those of the fast decoder behind `fast_`.
+        `tagger_accuracy`, `reconstruction_accuracy` (with the share kept), `fd_tagger`, `events_accuracy`,
+        `reconstruction_events_accuracy`, `clap`, `text_audio`; each only where its parts were there, and those of the
+        fast decoder behind `fast_`. Of events, `<group>_n` clips ask for a group.
     """
     result: dict[str, Any] = {}
     ids, n = embedded["ids"], len(embedded["ids"])
@@ -108,6 +136,13 @@ def quality_of(embedded: dict[str, Any], groups: dict[str, list[int]], pairs: in
             fake = {group: value for group, value in fake.items() if group in groups}  # chance stands with the real
             kept = {f"{group}_kept": fake[group] / real[group] for group in fake if real[group]}
             result[f"{prefix}reconstruction_accuracy"] = {"n": n, **fake, **kept}
+    for name, title in {"real": "", **{name: f"{prefix}reconstruction_" for name, prefix in PREFIX.items()}}.items():
+        if readings and f"{name}_read" in embedded:
+            rows_BG, asked_BG = embedded[f"{name}_read"], embedded["asked"]
+            counts = {f"{group}_n": int(reading.compare(rows_BG, asked_BG)[1].sum())
+                      for group, reading in readings.items()}
+            right = _accuracy(rows_BG, asked_BG, ids, readings)
+            result[f"{title}events_accuracy"] = {"n": n, **right, **{k: v for k, v in counts.items() if v}}
     if "clap_text" in embedded:
         text, audio = embedded["clap_text"][:pairs], embedded["clap_audio"][:pairs]
         result["clap"] = {
@@ -127,7 +162,9 @@ def quality_of(embedded: dict[str, Any], groups: dict[str, list[int]], pairs: in
     return result
 
 
-def _accuracy(logits: Tensor, tags: Tensor, ids: list[str], groups: dict[str, list[int]]) -> dict[str, float]:
+def _accuracy(
+    logits: Tensor, tags: Tensor, ids: list[str], groups: Mapping[str, list[int] | Reading]
+) -> dict[str, float]:
     if not groups:
         return {}
     metric = AttributeAccuracy(groups)

@@ -25,19 +25,30 @@ def stratified_timesteps(batch: int, num_train_timesteps: int, generator: torch.
     return (position * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
 
-def min_snr_weight(alpha_B: Tensor, sigma_B: Tensor, gamma: float) -> Tensor:
-    """Weight of the squared epsilon error: `min(SNR, gamma) / SNR` (Hang et al. 2023, section 3.4).
+def min_snr_weight(alpha_B: Tensor, sigma_B: Tensor, gamma: float, prediction_type: str = "epsilon") -> Tensor:
+    """Weight of the squared error of a prediction: `min(SNR, gamma)` of that of x0 (Hang et al. 2023, section 3.4).
+
+    An error e of epsilon is one of `e / sqrt(SNR)` of x0, so that its weight is `min(SNR, gamma) / SNR`; of v it is
+    `min(SNR, gamma) / (SNR + 1)`, of the flow `min(SNR, gamma) / (sqrt(SNR) + 1)^2`.
 
     Args:
         alpha_B: signal levels.
         sigma_B: noise levels.
-        gamma: SNR above which the weight falls.
+        gamma: SNR above which the weight of an error of x0 grows no more.
+        prediction_type: what has the error: `epsilon`, `v_prediction`, `flow_prediction` or `sample` (x0).
 
     Returns:
-        [B], in 0..1.
+        [B]; in 0..1 but for `sample`, whose weight is in 0..gamma.
     """
     snr_B = (alpha_B / sigma_B).square()
-    return snr_B.clamp(max=gamma) / snr_B
+    bounded_B = snr_B.clamp(max=gamma)
+    if prediction_type == "sample":
+        return bounded_B
+    if prediction_type == "v_prediction":
+        return bounded_B / (snr_B + 1)
+    if prediction_type == "flow_prediction":
+        return bounded_B / (alpha_B / sigma_B + 1).square()
+    return bounded_B / snr_B
 
 
 def denoising_loss(

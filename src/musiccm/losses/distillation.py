@@ -49,6 +49,7 @@ def distillation_loss(
     target: Tensor,
     kind: str | Callable[[Tensor, Tensor], Tensor] = "pseudo_huber",
     huber_h: float = 1e-3,
+    weight_B: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`E d(f_theta(z_{n+1}), stopgrad f_ema(z_hat))`, equation 7 of LCM (arXiv 2310.04378) with the teacher guided.
 
@@ -57,11 +58,22 @@ def distillation_loss(
         target: the EMA student's answer at the solver's result; detached here.
         kind: see `distance`; or an object that takes prediction and target and returns distances, of any shape.
         huber_h: see `distance`.
+        weight_B: weight of each item's mean; None weighs all alike.
 
     Returns:
         `(total, parts)`: the mean over elements and samples, and `{"loss_distil": total}` detached.
+
+    Raises:
+        MusiccmError: as `distance`; or items have weights, and an object gives distances that are not theirs.
     """
     target = target.detach()
     distances = distance(prediction, target, kind, huber_h) if isinstance(kind, str) else kind(prediction, target)
-    total = distances.mean()
+    if weight_B is None:
+        total = distances.mean()
+    else:
+        if distances.shape[:1] != weight_B.shape:
+            raise MusiccmError(f"distillation distance: expected distances of each of {len(weight_B)} items, which "
+                               f"have weights of their own, found them of shape {tuple(distances.shape)}; weigh items "
+                               "alike, or keep the batch's axis.")
+        total = (weight_B * distances.flatten(1).mean(1) if distances.ndim > 1 else weight_B * distances).mean()
     return total, {"loss_distil": total.detach()}

@@ -105,7 +105,7 @@ class Denoiser(nn.Module):
 
         Args:
             z_BCTF: noisy latents.
-            t_B: integer timesteps.
+            t_B: timesteps, which may lie between whole ones.
             cond_BD: vectors, or a `Condition`.
             s_B: the second time, of a network that takes one; t if left out.
 
@@ -150,7 +150,7 @@ class Denoiser(nn.Module):
 
         Args:
             z_BCTF: noisy latents.
-            t_B: integer timesteps.
+            t_B: timesteps, which may lie between whole ones.
             cond_BD: vectors, or a `Condition`.
             s_B: the second time, of a network that takes one; t if left out.
 
@@ -169,7 +169,7 @@ class Denoiser(nn.Module):
 
         Args:
             z_BCTF: noisy latents.
-            t_B: integer timesteps.
+            t_B: timesteps, which may lie between whole ones.
             cond_BD: vectors, or a `Condition`.
             s_B: the second time, of a network that takes one; t if left out.
 
@@ -202,7 +202,7 @@ class Consistency(nn.Module):
 
         Args:
             z_BCTF: noisy latents; at t = 0 they are returned as they are.
-            t_B: integer timesteps.
+            t_B: timesteps, which may lie between whole ones.
             cond_BD: vectors, or a `Condition`.
 
         Returns:

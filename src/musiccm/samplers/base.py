@@ -25,7 +25,7 @@ from musiccm.errors import MusiccmError
 from musiccm.samplers.noise import NoiseFn
 from musiccm.texts import number_text
 
-StepCallback = Callable[[int, int, Tensor], None]
+StepCallback = Callable[[int, float, Tensor], None]
 """`callback(step, t, x0_BCTF)`, called once a step."""
 
 
@@ -85,7 +85,7 @@ class Sampler(ABC):
         own = [(key, value) for key, value in self.spec.items() if key != "name"]
         return ", ".join([self.name, *(f"{key} {number_text(value, 'g')}" for key, value in own)])
 
-    def share(self, process: NoiseProcess, t_next: int) -> float:
+    def share(self, process: NoiseProcess, t_next: float) -> float:
         """Share of fresh noise, in [0, 1], in what is added on the way to `t_next`."""
         return 0.0
 
@@ -94,7 +94,7 @@ class Sampler(ABC):
         denoise: BoundDenoise,
         process: NoiseProcess,
         noise_BCTF: Tensor,
-        timesteps: Sequence[int],
+        timesteps: Sequence[float],
         noise_fn: NoiseFn | None = None,
         callback: StepCallback | None = None,
     ) -> Tensor:
@@ -104,7 +104,7 @@ class Sampler(ABC):
             denoise: `(z, t) -> x0`, its condition fixed and guided (`with_guidance`).
             process: The noise process that it was trained with.
             noise_BCTF: Initial noise, drawn from N(0, I); its device and shape are the result's.
-            timesteps: Strictly descending.
+            timesteps: Strictly descending; whole, or between whole ones (`student_grid`).
             noise_fn: Fresh noise of step 0, 1, ...; needed if any is drawn.
             callback: Called with `(step, t, x0)` after each network call.
 
@@ -174,7 +174,7 @@ class Stepper:
 
     network: ConsistencyFunction
     process: NoiseProcess
-    timesteps: Sequence[int]
+    timesteps: Sequence[float]
     sampler: Sampler
     guidance: Guidance | None = None
     told: float | None = None

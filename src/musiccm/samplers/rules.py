@@ -42,7 +42,7 @@ class Lcm(Sampler):
     def __post_init__(self) -> None:
         check_gamma(self.gamma)
 
-    def share(self, process: NoiseProcess, t_next: int) -> float:
+    def share(self, process: NoiseProcess, t_next: float) -> float:
         """`gamma` at every step."""
         return self.gamma
 
@@ -53,7 +53,7 @@ class Tcd(Sampler):
 
     Each step goes deterministically down to `s = floor((1 - gamma) t_next)` and is noised up again to `t_next`, which
     is the mixture of `renoise` with a share that depends on the noise level:
-    `1 - share^2 = (alpha_next sigma_s / (alpha_s sigma_next))^2`.
+    `1 - share^2 = (alpha_next sigma_s / (alpha_s sigma_next))^2`. Where t_next is no whole timestep, s need not be.
 
     Args:
         gamma: 0 is deterministic, 1 goes down to the lowest noise level between steps.
@@ -69,9 +69,11 @@ class Tcd(Sampler):
     def __post_init__(self) -> None:
         check_gamma(self.gamma)
 
-    def share(self, process: NoiseProcess, t_next: int) -> float:
+    def share(self, process: NoiseProcess, t_next: float) -> float:
         """The share of fresh noise on the way to `t_next`."""
-        low = math.floor((1.0 - self.gamma) * t_next)
+        low = (1.0 - self.gamma) * t_next
+        if float(t_next).is_integer():
+            low = math.floor(low)
         if low == t_next:
             return 0.0
         (alpha_s, alpha), (sigma_s, sigma) = _levels(process, [low, t_next])
@@ -94,7 +96,7 @@ class Heun(Sampler):
         denoise: BoundDenoise,
         process: NoiseProcess,
         noise_BCTF: Tensor,
-        timesteps: Sequence[int],
+        timesteps: Sequence[float],
         noise_fn: NoiseFn | None = None,
         callback: StepCallback | None = None,
     ) -> Tensor:
@@ -135,7 +137,7 @@ class DpmSolver(Sampler):
         denoise: BoundDenoise,
         process: NoiseProcess,
         noise_BCTF: Tensor,
-        timesteps: Sequence[int],
+        timesteps: Sequence[float],
         noise_fn: NoiseFn | None = None,
         callback: StepCallback | None = None,
     ) -> Tensor:
@@ -213,7 +215,7 @@ def _with_gamma() -> str:
     return " and ".join(name for name, kind in SAMPLERS.items() if any(f.name == "gamma" for f in fields(kind)))
 
 
-def _levels(process: NoiseProcess, timesteps: Sequence[int]) -> tuple[list[float], list[float]]:
+def _levels(process: NoiseProcess, timesteps: Sequence[float]) -> tuple[list[float], list[float]]:
     """Alpha and sigma of some timesteps, computed on the host in float64."""
     t = torch.tensor(list(timesteps))
     return process.alpha(t, torch.float64).tolist(), process.sigma(t, torch.float64).tolist()

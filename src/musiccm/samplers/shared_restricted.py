@@ -123,7 +123,7 @@ def sample_shared(
         for begin in range(0, len(needed), batch_size):
             part = slice(begin, begin + batch_size)
             z_BCTF = torch.stack([z[:, start : start + window] for start in starts[part]])
-            t_B = torch.full((len(z_BCTF),), t, dtype=torch.long, device=z.device)
+            t_B = torch.full((len(z_BCTF),), t, device=z.device)  # long or float, as t is
             estimates = stepper.f(z_BCTF, t_B, cond_ND[part])
             for start, share_W1, estimate in zip(starts[part], share_SNW1[step][part], estimates, strict=True):
                 x0[:, start : start + window] += share_W1 * estimate

@@ -19,9 +19,9 @@ from musiccm.models.bundle import Bundle
 from musiccm.systems.settings import Adversarial, Distillation, Optimization
 
 #: Keys that say how weights are read; the others only say how training goes on.
-MEANING = ("distillation.prediction_type", "distillation.grid_points", "distillation.sigma_data",
-           "distillation.timestep_scaling", "distillation.guidance", "distillation.guidance_range",
-           "distillation.lora")
+MEANING = ("distillation.prediction_type", "distillation.grid_points", "distillation.grid",
+           "distillation.sigma_data", "distillation.timestep_scaling", "distillation.guidance",
+           "distillation.guidance_range", "distillation.lora")
 ADAPTER = MEANING[-1]
 #: What a resumed run may change, and why: these say how a step is computed, and its numbers stay (but for rounding);
 #: `start` is read by a new run alone.
@@ -156,8 +156,10 @@ def identity(
     unused = {
         "distillation.huber_h": distillation.distance != "pseudo_huber",
         "distillation.x0_clamp": distillation.warm_start_steps == 0,
+        "distillation.warm_start_snr": distillation.warm_start_steps == 0,
         "distillation.guidance_range": distillation.guidance != "variable",
         "optimization.final_lr_share": optimization.decay_share == 0,
+        "optimization.decay": optimization.decay_share == 0,
         **{key: adversarial.weight == 0 for key in found if key.startswith("adversarial.")},
         **dict.fromkeys(MAY_CHANGE, True),
     }
@@ -200,7 +202,8 @@ def check_fit(
     """
     groups = {**GROUPS, **(own or {})}
     kinds = {f"{name}.{key}": hint for name, kind in groups.items() for key, hint in hints(kind).items()}
-    stated: dict[str, Any] = {ADAPTER: None, "distillation.guidance": "fixed"}  # before there were any
+    # before there were any others
+    stated: dict[str, Any] = {ADAPTER: None, "distillation.guidance": "fixed", "distillation.grid": "even"}
     stated |= {key: completed(value, kinds.get(key)) for key, value in checkpoint.get("student", {}).items()
                # where the heads are missing on one side, `_other_modules` says so
                if not (key == "adversarial.features" and value is None)}

@@ -98,7 +98,8 @@ class DistilledSystem(Resuming, StepNetworks):
                                f"branch and must be told a scale, found {self.distillation.guidance!r}")
         self.schedule = noise_process(self.bundle.scheduler_config)
         check_prediction_type(self.distillation.prediction_type, self.schedule)
-        self.grid = student_grid(self.schedule.num_train_timesteps, self.distillation.grid_points)
+        self.grid = student_grid(self.schedule.num_train_timesteps, self.distillation.grid_points,
+                                 self.distillation.grid, "distillation.grid_points")
         self.batches_seen = 0
         self._unfinished: dict[str, Tensor] = {}
         self._half: dict[str, nn.Module] = {}
@@ -273,8 +274,9 @@ class DistilledSystem(Resuming, StepNetworks):
 
     def warm_start_loss(self, z0: Tensor, cond_BD: AnyCondition, generator: torch.Generator) -> tuple[Tensor, dict]:
         """The warm start's loss of one batch (`warm_start_loss`)."""
-        teacher, bound = self.guided_teacher(cond_BD), self.distillation.x0_clamp
-        return warm_start_loss(self.denoiser("online"), teacher, self.schedule, z0, cond_BD, bound, generator)
+        teacher, settings = self.guided_teacher(cond_BD), self.distillation
+        return warm_start_loss(self.denoiser("online"), teacher, self.schedule, z0, cond_BD, settings.x0_clamp,
+                               generator, settings.warm_start_snr)
 
     # the step
 
@@ -363,7 +365,7 @@ class DistilledSystem(Resuming, StepNetworks):
     def _lr_factor(self) -> float:
         o = self.optimization
         return learning_rate_factor(self.global_step, o.warmup_steps, self._progress(), o.decay_share,
-                                    o.final_lr_share)
+                                    o.final_lr_share, o.decay)
 
     # logs
 

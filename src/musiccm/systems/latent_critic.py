@@ -258,7 +258,8 @@ class CriticSystem(AdversarialSystem):
     def _critic_step(self, parameters: list[nn.Parameter], updates: int) -> Tensor:
         optimizer, o = self._optimizers()[-1], self.optimization
         norm = nn.utils.clip_grad_norm_(parameters, o.clip_norm)
-        factor = learning_rate_factor(updates, o.warmup_steps, self._progress(), o.decay_share, o.final_lr_share)
+        factor = learning_rate_factor(updates, o.warmup_steps, self._progress(), o.decay_share, o.final_lr_share,
+                                      o.decay)
         for group in optimizer.param_groups:
             group["lr"] = self.rules.critic_lr * factor
         with clock_stopped(optimizer):

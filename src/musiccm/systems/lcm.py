@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from musiccm.audio.windows import keyed_generator
 from musiccm.data.batch import LatentBatch
 from musiccm.diffusion import AnyCondition, check_skip, jump_to_target, sample_grid_index
+from musiccm.errors import MusiccmError
 from musiccm.losses.distillation import distillation_loss
 from musiccm.systems.distillation import DistilledSystem, normal_like
 from musiccm.systems.parallel import own_rows
@@ -44,6 +46,18 @@ class LCM(DistilledSystem):
             if phase.jumps != "to_zero":
                 check_skip(phase.skip, self.grid)
         self.finish_init()
+
+    def check_settings(self, own: Mapping[str, Any]) -> None:
+        """Refuse a grid between the timesteps, which jumps of whole ones do not land on.
+
+        Raises:
+            MusiccmError: names the key.
+        """
+        super().check_settings(own)
+        if self.distillation.grid != "even":
+            raise MusiccmError(f"distillation.grid: expected even, as jumps of {type(self).__name__} have whole "
+                               f"timesteps, found {self.distillation.grid!r}. ConsistencyTTA jumps from point to point "
+                               "of any grid.")
 
     def objective(
         self, batch: LatentBatch, z0: Tensor, cond_BD: AnyCondition, generator: torch.Generator

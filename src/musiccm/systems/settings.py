@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from musiccm.diffusion import GUIDANCE_KINDS, PREDICTION_TYPES, SOLVERS, TIMESTEP_MODES, StudentGuidance
+from musiccm.diffusion import GRIDS, GUIDANCE_KINDS, PREDICTION_TYPES, SOLVERS, TIMESTEP_MODES, StudentGuidance
 from musiccm.errors import MusiccmError
 from musiccm.losses import ADVERSARIAL_LOSSES, DISTANCES, AdversarialLoss
 from musiccm.models.acceleration.networks import check_backend
 from musiccm.models.bundle.student_record import LCM_SIGMA_DATA
 from musiccm.models.lora import Lora
+from musiccm.systems.curve import DECAYS
 from musiccm.systems.ranges import check_ranges
 
 FEATURES = ("audiomae", "clap")
@@ -48,6 +49,8 @@ class Distillation:
         guidance_range: lowest and highest scale of a variable student.
         weight: lambda, the weight of this loss beside the adversarial one.
         grid_points: points N of the student's grid.
+        grid: `even` puts them at whole timesteps, of which N is a divisor; `linspace` at equal distances from clean to
+            the noisiest timestep, mostly between whole ones, as ConsistencyTTA does (17 points and clean).
         curriculum: phases of (skip, jumps) over the run; without any, one phase of the paper's throughout.
         solver: `ddim` or `heun`.
         distance: `pseudo_huber` or `squared`; or a module of latents, prediction and target, by its `class_path`.
@@ -57,6 +60,8 @@ class Distillation:
         sigma_data: of the boundary; 0.5, since whoever samples an exported student by diffusers' scheduler has that.
         timestep_scaling: of the boundary.
         warm_start_steps: steps of regression onto the teacher's guided prediction before distillation; 0 for none.
+        warm_start_snr: gamma of min-SNR weights in the warm start, 5 in ConsistencyTTA's first stage; null weighs all
+            timesteps alike.
         x0_clamp: bound of the teacher's x0 in the warm start, at the last tenth of the timesteps.
         audio_condition_share: share of items conditioned on their own audio's embedding in place of the caption's.
         target_ema_decay: decay of the EMA that makes the targets; with 0 the student itself makes them.
@@ -73,6 +78,7 @@ class Distillation:
     guidance_range: list[float] = field(default_factory=lambda: [0.0, 6.0])
     weight: float = 3.0
     grid_points: int = 50
+    grid: str = "even"
     curriculum: list[Phase] = field(default_factory=list)
     solver: str = "ddim"
     distance: str | nn.Module = "pseudo_huber"
@@ -82,6 +88,7 @@ class Distillation:
     sigma_data: float = 0.5
     timestep_scaling: float = 10.0
     warm_start_steps: int = 0
+    warm_start_snr: float | None = None
     x0_clamp: float = 4.5
     audio_condition_share: float = 0.0
     target_ema_decay: float = 0.95
@@ -115,15 +122,16 @@ class Distillation:
             MusiccmError: an unknown name, a number out of range, or phases whose ends do not ascend to 1.
         """
         for key, known in {"solver": SOLVERS, "distance": DISTANCES, "prediction_type": PREDICTION_TYPES,
-                           "timestep_mode": TIMESTEP_MODES, "guidance": GUIDANCE_KINDS}.items():
+                           "timestep_mode": TIMESTEP_MODES, "guidance": GUIDANCE_KINDS, "grid": GRIDS}.items():
             if getattr(self, key) not in known and not (key == "distance" and isinstance(self.distance, nn.Module)):
                 raise MusiccmError(
                     f"distillation.{key}: expected one of {', '.join(known)}, found {getattr(self, key)!r}."
                 )
         check_ranges(
-            "distillation.", vars(self), share="tail audio_condition_share", decay="target_ema_decay eval_ema_decay",
-            count="grid_points", index="warm_start_steps", not_negative="guidance_scale weight",
-            positive="huber_h timestep_scaling x0_clamp",
+            "distillation.", vars(self), ["warm_start_snr"], share="tail audio_condition_share",
+            decay="target_ema_decay eval_ema_decay", count="grid_points", index="warm_start_steps",
+            not_negative="guidance_scale weight",
+            positive="huber_h timestep_scaling x0_clamp warm_start_snr",
         )
         self._check_guidance()
         if self.sigma_data != LCM_SIGMA_DATA:
@@ -221,7 +229,8 @@ class Optimization:
         betas: AdamW's.
         weight_decay: AdamW's.
         warmup_steps: steps of linear warm-up.
-        decay_share: share of the run, at its end, over which the rate falls to `final_lr_share` along a half cosine.
+        decay_share: share of the run, at its end, over which the rate falls to `final_lr_share`.
+        decay: how it falls: along a half `cosine`, or `linear`.
         final_lr_share: share of `lr` that is left at the end.
         clip_norm: bound of the gradient norm, of student and heads alike.
         accumulate: batches whose gradients make one step.
@@ -240,6 +249,7 @@ class Optimization:
     weight_decay: float = 0.0
     warmup_steps: int = 0
     decay_share: float = 0.0
+    decay: str = "cosine"
     final_lr_share: float = 0.0
     clip_norm: float = 1.0
     accumulate: int = 1
@@ -252,8 +262,10 @@ class Optimization:
         """Refuse numbers that stop a run halfway, or stop it from learning.
 
         Raises:
-            MusiccmError: a number out of range, or a backend that torch.compile does not have.
+            MusiccmError: a number out of range, an unknown name, or a backend that torch.compile does not have.
         """
+        if self.decay not in DECAYS:
+            raise MusiccmError(f"optimization.decay: expected one of {', '.join(DECAYS)}, found {self.decay!r}.")
         check_ranges(
             "optimization.", vars(self), positive="lr clip_norm", not_negative="weight_decay", betas="betas",
             index="warmup_steps", share="decay_share final_lr_share", count="accumulate",

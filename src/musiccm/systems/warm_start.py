@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from musiccm.diffusion import AnyCondition, BoundDenoise, NoiseProcess, expand_to, to_eps, training_target
+from musiccm.losses.denoising import min_snr_weight
 from musiccm.models.denoiser import Denoiser
 from musiccm.systems.parallel import normal_like, own_rows
 
@@ -21,6 +22,7 @@ def warm_start_loss(
     cond_BD: AnyCondition,
     x0_clamp: float,
     generator: torch.Generator,
+    snr_bound: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Regression of the student's own prediction onto the teacher's guided one, at uniform timesteps.
 
@@ -34,6 +36,8 @@ def warm_start_loss(
         cond_BD: their conditions.
         x0_clamp: bound of the teacher's x0 at the last tenth of the timesteps.
         generator: source of all draws.
+        snr_bound: gamma of min-SNR weights of the error, whatever the student predicts (`min_snr_weight`); None weighs
+            all timesteps alike. With 5, for v, this is the first stage of ConsistencyTTA (arXiv 2309.10740).
 
     Returns:
         The mean squared error, and its part for the log.
@@ -47,5 +51,8 @@ def warm_start_loss(
         x0 = torch.where(expand_to(t_B > CLAMP_FROM * steps, x0), x0.clamp(-x0_clamp, x0_clamp), x0)
         eps = to_eps("sample", x0, z, alpha_B, sigma_B)
         target = training_target(student.prediction_type, x0, eps, alpha_B, sigma_B)
-    loss = (student.output(z, t_B, cond_BD) - target).square().mean()
+    errors = (student.output(z, t_B, cond_BD) - target).square()
+    if snr_bound is not None:
+        errors = errors * expand_to(min_snr_weight(alpha_B, sigma_B, snr_bound, student.prediction_type), errors)
+    loss = errors.mean()
     return loss, {"loss_warm_start": loss.detach()}

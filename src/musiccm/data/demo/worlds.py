@@ -11,6 +11,7 @@ import numpy as np
 from musiccm.data.demo import tracks
 from musiccm.data.demo.captions import tags
 from musiccm.data.demo.events.tracks import make_event_track, other_event_rendering
+from musiccm.data.demo.events.world import BPM_RANGE, DRUMS, INSTRUMENTS, MOST_STROKES
 from musiccm.data.demo.folder import COMPOSER_VERSION, EVENTS_VERSION
 from musiccm.errors import MusiccmError
 
@@ -41,12 +42,14 @@ class DemoWorld:
         version: Raised whenever the same (seed, split, index) would sound or read differently.
         compose: `(seed, split, index)` to a track.
         other_rendering: `(seed, split, index, number)` to another sound for the same captions.
+        asks: What its captions can ask for, in sentences for the cards of models.
     """
 
     name: str
     version: int
     compose: Callable[[int, str, int], Composed]
     other_rendering: Callable[[int, str, int, int], np.ndarray]
+    asks: str
 
     def identity(self, seed: int) -> dict[str, Any]:
         """What `corpus.json` states of a corpus of this world; the first world has no name there."""
@@ -75,8 +78,13 @@ def _events(seed: int, split: str, index: int) -> Composed:
 
 FIRST = "music"
 WORLDS: Mapping[str, DemoWorld] = {world.name: world for world in (
-    DemoWorld(FIRST, COMPOSER_VERSION, _music, tracks.other_rendering),
-    DemoWorld("events", EVENTS_VERSION, _events, other_event_rendering),
+    DemoWorld(FIRST, COMPOSER_VERSION, _music, tracks.other_rendering,
+              "Captions name some of instrument, backing, drums, texture, register, metre, mode and tempo class."),
+    DemoWorld("events", EVENTS_VERSION, _events, other_event_rendering,
+              f"Captions tell one to three events: melodies or one to {MOST_STROKES} strokes of {len(INSTRUMENTS)} "
+              f"instruments ({', '.join(INSTRUMENTS)}), and drums ({', '.join(DRUMS)}); alone, together, one after the "
+              "other, joining or leaving; and the tempo, as a word or in beats a minute "
+              f"({BPM_RANGE[0]} to {BPM_RANGE[1]})."),
 )}
 
 

@@ -1,8 +1,10 @@
-"""A new bundle that begins with another's parts: all that do not depend on how captions are read."""
+"""What a bundle borrows of another: the record of it, and a new bundle that begins with it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle.bundle import Bundle, save_settings
@@ -11,6 +13,28 @@ from musiccm.texts import read_json
 
 #: What a bundle with a text encoder of its own makes anew.
 OF_THE_TEXT = ("text_encoder", "tokenizer", "feature_extractor", "unet", "scheduler")
+
+
+def borrowed_parts(lender: str, folder: Path, source: Bundle, parts: Sequence[str]) -> dict[str, Any]:
+    """What a bundle's settings say of parts that it borrows (`base`), once the lender's are known to be the same.
+
+    Args:
+        lender: The bundle that lends: `../NAME` beside `folder`, a packaged name or a hub id.
+        folder: The directory of the bundle that borrows; it need not be there yet.
+        source: What it is written from; the parts must be the same files here and there.
+        parts: What is borrowed.
+
+    Returns:
+        `path`, `parts` and `content_hash`.
+
+    Raises:
+        MusiccmError: There is no such lender, or its parts are others.
+    """
+    found = Bundle.from_pretrained(base_folder(folder, lender, Path("--base"), parts), parts).content_hash(parts)
+    if found != source.content_hash(parts):
+        raise MusiccmError(f"base '{lender}': its parts are not those of {source.path}, with which the rest was "
+                           "trained; write without a base, so that they are copied")
+    return {"path": lender, "parts": list(parts), "content_hash": found}
 
 
 def begin_bundle(folder: str | Path, base: str) -> list[str]:

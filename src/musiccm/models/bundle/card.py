@@ -13,7 +13,7 @@ import yaml
 
 from musiccm.diffusion import sampling_timesteps
 from musiccm.files import write_text
-from musiccm.models.bundle.student_record import recorded_guidance, recorded_sampler
+from musiccm.models.bundle.student_record import LINSPACE_SCHEDULER, recorded_guidance, recorded_sampler
 from musiccm.texts import number_text
 
 # Ends of intervals stand beside their number; the rest says how they came about.
@@ -51,7 +51,7 @@ def write_card(
         tokens: Whether its text encoder gives tokens, and not CLAP's vector.
     """
     points, steps = record["timesteps"], record["sampling_steps"]
-    default = record["default_steps"]
+    default, lowest = record["default_steps"], ", ".join(f"{t:g}" for t in points[:2])
     text = f"""---
 {yaml.safe_dump(FRONT_MATTER, sort_keys=False).strip()}
 ---
@@ -64,7 +64,7 @@ A text-to-music model that was distilled to sample in {steps[0]} to {steps[-1]} 
 musiccm generate "a calm piano melody over soft strings" --model PATH_OF_THIS_FOLDER --steps {default} --out out.wav
 ```
 
-It was trained on {len(points)} timesteps ({", ".join(map(str, points[:2]))}, ..., {points[-1]}) and samples on those
+It was trained on {len(points)} timesteps ({lowest}, ..., {points[-1]:g}) and samples on those
 only. It is meant for {", ".join(map(str, steps))} steps; {default} is the default.{_guidance(record)} \
 Its weights derive from its
 teacher's, and so does their licence.
@@ -110,6 +110,9 @@ def _in_diffusers(record: Mapping[str, Any], latent_shape: Sequence[int], base: 
         shares = [(t + 1) / record["num_train_timesteps"] for t in chosen]
         step = "z = x0 = scheduler.step(output, t, z).prev_sample"  # after the last step no noise is left in it
         levels = f"sigmas=[{', '.join(f'{share:g}' for share in shares)}]"
+    elif name == LINSPACE_SCHEDULER:
+        return (f"Its timesteps lie between whole ones, which diffusers' `LCMScheduler` cannot state: `{name}` is no "
+                "class of diffusers,\nwhich refuses it, and `musiccm` samples it.\n")
     else:
         return ""
     return f"""## In diffusers

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from musiccm.diffusion import (
     Angle,
     NoiseProcess,
@@ -21,6 +23,9 @@ from musiccm.errors import MusiccmError
 STUDENT_SCHEDULERS: dict[type[NoiseProcess], str] = {
     NoiseSchedule: "LCMScheduler", RectifiedFlow: "FlowMatchLCMScheduler", Angle: "AngleLCMScheduler"
 }
+# In place of diffusers' LCMScheduler, which has whole timesteps alone, for students of a grid between them: it would
+# read their file as another grid, without a word.
+LINSPACE_SCHEDULER = "LinspaceLCMScheduler"
 # diffusers' LCMScheduler has this number written into it.
 LCM_SIGMA_DATA = 0.5
 # Few-step: those that students are scored at, and the one that is used unless another is asked for.
@@ -32,11 +37,12 @@ _STATED = ("original_inference_steps", "prediction_type", "timestep_scaling", "n
 _PROCESS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "shift")
 
 
-def scheduler_class(process: NoiseProcess) -> str:
+def scheduler_class(process: NoiseProcess, grid: str = "even") -> str:
     """The class of a student's scheduler file.
 
     Args:
         process: Its noise process, which is its teacher's.
+        grid: How its grid's points lie, one of `GRIDS`.
 
     Raises:
         MusiccmError: There is none for such processes.
@@ -47,12 +53,30 @@ def scheduler_class(process: NoiseProcess) -> str:
                            "noise process; give it one in STUDENT_SCHEDULERS of "
                            "musiccm/models/bundle/student_record.py and in FAMILIES of musiccm/diffusion/families.py "
                            "(docs/extend.md)")
-    return STUDENT_SCHEDULERS[kind]
+    found = STUDENT_SCHEDULERS[kind]
+    return LINSPACE_SCHEDULER if grid == "linspace" and found == STUDENT_SCHEDULERS[NoiseSchedule] else found
+
+
+def recorded_grid(scheduler: Mapping[str, Any]) -> Tensor:
+    """The timesteps that a student was trained on, and may be sampled at.
+
+    Args:
+        scheduler: Its `scheduler_config.json`; older ones, and those that diffusers reads, state no `grid`, and are
+            even.
+
+    Returns:
+        As `student_grid`.
+
+    Raises:
+        MusiccmError: There is no such grid.
+    """
+    return student_grid(int(scheduler["num_train_timesteps"]), int(scheduler["original_inference_steps"]),
+                        scheduler.get("grid", "even"), "original_inference_steps")
 
 
 def is_student(scheduler: Mapping[str, Any]) -> bool:
     """Whether a `scheduler_config.json` is a distilled student's, by its class."""
-    return scheduler.get("_class_name") in STUDENT_SCHEDULERS.values()
+    return scheduler.get("_class_name") in (*STUDENT_SCHEDULERS.values(), LINSPACE_SCHEDULER)
 
 
 def recorded_sampler(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +136,7 @@ def sampler_record(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         The scheduler's numbers; `timesteps`, the grid; `sampling_steps` that it is meant for, and `default_steps`.
     """
-    timesteps = student_grid(scheduler["num_train_timesteps"], scheduler["original_inference_steps"]).tolist()
+    timesteps = recorded_grid(scheduler).tolist()
     return {
         "scheduler": scheduler.get("_class_name", STUDENT_SCHEDULERS[NoiseSchedule]),
         **dict(_numbers(scheduler)),
@@ -126,6 +150,7 @@ def _numbers(scheduler: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key in (*_STATED, *_PROCESS):
         yield key, scheduler.get(key)
     yield "sigma_data", scheduler.get("sigma_data", LCM_SIGMA_DATA)
+    yield "grid", scheduler.get("grid", "even")
     # last, as a file that lacks one of the others cannot be read
     yield from ((key, value) for key, value in noise_process(scheduler).config().items() if key not in _PROCESS)
 
@@ -141,7 +166,7 @@ def check_sampler(record: Mapping[str, Any], scheduler: Mapping[str, Any], where
     Raises:
         MusiccmError: The scheduler is of another class than a student's, lacks a key or contradicts the record.
     """
-    found, known = scheduler.get("_class_name"), tuple(STUDENT_SCHEDULERS.values())
+    found, known = scheduler.get("_class_name"), (*STUDENT_SCHEDULERS.values(), LINSPACE_SCHEDULER)
     if record and found != record.get("scheduler", found if found in known else known[0]):
         raise MusiccmError(f"{where}: _class_name is {found!r}, but this is a distilled student (musiccm.json), which "
                            f"only {record.get('scheduler', known[0])!r} samples; restore it")
@@ -155,7 +180,14 @@ def check_sampler(record: Mapping[str, Any], scheduler: Mapping[str, Any], where
         if record.get(key, value) != value:
             raise MusiccmError(f"{where}: {key} is {value!r}, but the student was trained with {record[key]!r} "
                                "(musiccm.json); restore it")
-    timesteps = student_grid(scheduler["num_train_timesteps"], scheduler["original_inference_steps"]).tolist()
+    try:
+        timesteps = recorded_grid(scheduler).tolist()
+    except MusiccmError as error:
+        raise MusiccmError(f"{where}: {error}") from None
+    wanted = scheduler_class(noise_process(scheduler), scheduler.get("grid", "even"))
+    if found != wanted:
+        raise MusiccmError(f"{where}: _class_name is {found!r}, but a student of a grid of kind "
+                           f"{scheduler.get('grid', 'even')!r} has {wanted!r}; restore it")
     if record.get("timesteps", timesteps) != timesteps:
         raise MusiccmError(f"{where}: gives the timesteps {timesteps}, but the student was trained on "
                            f"{record['timesteps']} (musiccm.json); restore the two files")

@@ -14,7 +14,7 @@ from musiccm.audio.mel import LogMel, MelConfig
 from musiccm.diffusion import StudentGuidance
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle.files import check_part, load_part
-from musiccm.models.bundle.student_record import guidance_record, sampler_record
+from musiccm.models.bundle.student_record import LINSPACE_SCHEDULER, guidance_record, sampler_record
 from musiccm.models.convert.assemble import Assembled, choose
 from musiccm.models.convert.clap import read_tokenizer
 from musiccm.models.convert.cross_unet import cross_unet_from_original, make_cross_unet
@@ -39,6 +39,8 @@ LICENCE = ("these weights are non-commercial (TANGO's: CC BY-NC-SA 4.0, Consiste
 SCHEDULE = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 #: Guidance scales that ConsistencyTTA's students are trained on, and the one that its example samples by.
 SCALES, DEFAULT_SCALE = (0.0, 6.0), 4.0
+#: Timesteps that ConsistencyTTA's students are trained at, clean not counted: `linspace(0, 999, 18)`.
+GRID_POINTS = 17
 #: Of an autoencoder that was trained on in a run: what belongs to its average.
 _AVERAGED = {"ema_decoder.": "decoder.", "ema_post_quant_conv.": "post_quant_conv."}
 
@@ -105,7 +107,7 @@ def _from_files(made: Assembled, sources: TtaSources, found: TtaWeights) -> None
     made.parts["tokenizer"] = read_tokenizer(sources.tokenizer, made.parts["text_encoder"].config.vocab_size,
                                              "google/flan-t5-large")
     assumed.append(f"noise schedule: {SCHEDULER}'s, {SCHEDULE}")
-    _set_scheduler(made, found.clean, found.guidance)
+    _set_scheduler(made, found.clean, found.guidance, found.grid_points)
 
 
 def _add_autoencoder(made: Assembled, sources: TtaSources, found: TtaWeights) -> None:
@@ -214,13 +216,14 @@ def _add_text(made: Assembled, sources: TtaSources, found: TtaWeights) -> None:
         made.add("text_encoder", read_t5(sources.text_encoder), sources.text_encoder, [])
 
 
-def _set_scheduler(made: Assembled, clean: bool, told: float | str | None) -> None:
+def _set_scheduler(made: Assembled, clean: bool, told: float | str | None, points: int | None = None) -> None:
     """The noise schedule; of a consistency student also how it may be sampled, and guided.
 
     Args:
         made: The parts, the U-Net among them.
         clean: Whether it gives the clean latent.
         told: Its run's guidance scale: a number, `variable`, or None where that is not known.
+        points: Of a student's grid; None where that is not known.
 
     Raises:
         MusiccmError: The run says that its student is told a scale, and the U-Net has no branch for it, or the reverse.
@@ -234,12 +237,14 @@ def _set_scheduler(made: Assembled, clean: bool, told: float | str | None) -> No
         made.parts["scheduler"] = {"_class_name": "DDIMScheduler", **SCHEDULE, "prediction_type": "v_prediction",
                                    "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
         return
-    # One point of the grid, the last timestep, where every one of them starts; there the boundary is 1 to eight digits.
-    scheduler = {"_class_name": "LCMScheduler", **SCHEDULE, "prediction_type": "sample", "original_inference_steps": 1,
-                 "timestep_scaling": 10.0, "clip_sample": False}
+    # They have no boundary; ours alters less than a millionth of an answer at the lowest point of their grid.
+    scheduler = {"_class_name": LINSPACE_SCHEDULER, **SCHEDULE, "prediction_type": "sample", "grid": "linspace",
+                 "original_inference_steps": points or GRID_POINTS, "timestep_scaling": 10.0, "clip_sample": False}
     made.parts["scheduler"] = scheduler
-    made.record["assumed"].append("one call, at the last timestep: further steps of its own sampler lie on grids that "
-                                  "it was not trained on")
+    if points is None:
+        made.record["assumed"].append(f"trained at linspace(0, 999, {GRID_POINTS + 1}), as ConsistencyTTA's are")
+    made.record["assumed"].append("one call by default; further ones are at points of this grid, where its own "
+                                  "sampler's are at others, which it was not trained at")
     guidance: dict[str, Any] = {"guidance": "fixed"}  # by a scale that is not known
     if variable:
         guidance = guidance_record(StudentGuidance("variable", DEFAULT_SCALE, SCALES))
@@ -248,7 +253,8 @@ def _set_scheduler(made: Assembled, clean: bool, told: float | str | None) -> No
     elif isinstance(told, int | float):
         guidance = guidance_record(StudentGuidance("fixed", float(told)))
     made.settings["distillation"] = {
-        **guidance, "sampler": {"name": "lcm"}, **sampler_record(scheduler), "recipe": {"objective": "ConsistencyTTA"},
+        **guidance, "sampler": {"name": "lcm"}, **sampler_record(scheduler), "default_steps": 1,
+        "recipe": {"objective": "ConsistencyTTA"},
     }
 
 

@@ -52,6 +52,8 @@ class TtaWeights:
         weights: Which U-Net was chosen, of several.
         clean: Whether the U-Net gives the clean latent itself, as a consistency student, and not a velocity.
         guidance: The scale that was distilled into it: a number, `variable`, or None where that is not known.
+        grid_points: Of a student, the timesteps that it was trained at, which lie evenly from clean, not counted, to
+            the noisiest; None where that is not known.
         dropped: Names in the U-Net's file that nothing is made from.
         ignored: Keys in it of what is no weight.
         assumed: What the files do not say.
@@ -69,6 +71,7 @@ class TtaWeights:
     weights: str | None = None
     clean: bool = False
     guidance: float | str | None = None
+    grid_points: int | None = None
     dropped: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     assumed: list[str] = field(default_factory=list)
@@ -188,10 +191,13 @@ def _consistency(
     else:
         _check_scheduler(path.parent / "summary.jsonl", arguments)
     scale = None if weights == "teacher" else arguments.get("teacher_guidance_scale")
+    clean = stage == 2 and weights != "teacher"
     return TtaWeights(
         "a training run of ConsistencyTTA" + (", old names" if old else ""), path, under(named, prefix),
-        under(named, "text_encoder."), vae, weights=weights, clean=stage == 2 and weights != "teacher",
-        guidance="variable" if scale == -1 else scale, dropped=dropped, ignored=ignored, assumed=assumed)
+        under(named, "text_encoder."), vae, weights=weights, clean=clean,
+        guidance="variable" if scale == -1 else scale,
+        grid_points=_grid_points(path.parent / "summary.jsonl", arguments) if clean else None, dropped=dropped,
+        ignored=ignored, assumed=assumed)
 
 
 def _easy(folder: Path) -> TtaWeights:
@@ -255,6 +261,25 @@ def _check_scheduler(path: Path, config: Mapping[str, Any]) -> None:
     if name is not None and SCHEDULER not in str(name):
         raise MusiccmError(f"{path}: scheduler_name is {name!r}; only {SCHEDULER}'s schedule is known, which all "
                            "published weights were trained with")
+
+
+def _grid_points(path: Path, arguments: Mapping[str, Any]) -> int | None:
+    """Where a student was trained: Heun's timesteps, `linspace(0, 999, num_diffusion_steps)`, without clean.
+
+    Raises:
+        MusiccmError: The run's options say that it was trained at others, or at no number of them.
+    """
+    if arguments.get("use_edm", True) is not True or arguments.get("use_karras"):
+        raise MusiccmError(f"{path}: use_edm is {arguments.get('use_edm')!r} and use_karras "
+                           f"{arguments.get('use_karras')!r}: its student was trained at other timesteps than Heun's "
+                           "(use_edm true, use_karras false), the only ones that are known here and that published "
+                           "weights have; its teacher can be converted (--weights teacher)")
+    steps = arguments.get("num_diffusion_steps")
+    if steps is None:
+        return None
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 2 <= steps <= 1000:
+        raise MusiccmError(f"{path}: num_diffusion_steps is {steps!r}; expected a whole number from 2 to 1000")
+    return steps - 1
 
 
 def _number(path: Path, content: Mapping[str, Any], key: str) -> float:
