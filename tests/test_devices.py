@@ -141,22 +141,22 @@ def test_losses_of_intervals(bundle: str, other: str) -> None:
         distillation = Distillation(prediction_type="sample", distance="squared", solver="heun", grid="linspace",
                                     grid_points=17, guidance="variable", warm_start_steps=1, warm_start_snr=5.0)
         system = ConsistencyTTA(bundle, distillation)
-        batch, generator, logged = batch_of(system, 4).to(device), keyed_generator(0, "devices"), {}
+        batch, generator, logged = batch_of(system).to(device), keyed_generator(0, "devices"), {}
         system.to(device)
         system.log = lambda name, value, **_: logged.update({name: value})
         z0 = system.codec.normalise(batch.latents_BCTF)
         cond_BD = system._condition(batch, generator)
         warm, _ = system.warm_start_loss(z0, cond_BD, generator)
-        index_B, noise = torch.tensor([16, 9, 1, 0]), torch.randn(z0.shape, generator=generator).to(device)
-        losses = []
+        index_B, noise = torch.tensor([16, 0]), torch.randn(z0.shape, generator=generator).to(device)
+        found, losses = system.at(index_B, z0, noise, cond_BD, "heun", "online", "target"), []
         for weighting in WEIGHTINGS:
             system.intervals.weighting = weighting
-            found = system.at(index_B, z0, noise, cond_BD, "heun", "online", "target")
-            losses.append(system.loss(found)[0])
+            weight_B = system.weights(system.grid[index_B].to(device))
+            losses.append(system.loss(found._replace(weight_B=weight_B))[0])
         (warm + sum(losses)).backward()
         norm = torch.nn.utils.clip_grad_norm_(system.student.parameters(), 1e9)
-        drawn, _, _ = system.objective(batch, z0, cond_BD, generator)
         with torch.inference_mode():
+            drawn, _, _ = system.objective(batch, z0, cond_BD, generator)
             system.validation_step(batch, 0)
         return {"warm": warm, "losses": losses, "drawn": drawn, "norm": norm, **logged}
 

@@ -296,6 +296,18 @@ def test_the_warm_start_of_a_student_of_v_has_their_first_stages_weights():
         assert float(loss) == pytest.approx(0.04 * np.mean(weights), rel=1e-3) == float(parts["loss_warm_start"])
 
 
+def test_a_systems_warm_start_takes_the_setting(bundle):
+    """Of v, an item's weight is below 1, and nearly 0 where there is little but noise."""
+    z0, _, cond = drawn(make(bundle), 7)
+    losses = {}
+    for bound in (None, 1e-6, 5.0):
+        system = make(bundle, prediction_type="v_prediction", warm_start_steps=1, warm_start_snr=bound)
+        system.student.conv_out.bias.data += 1.0  # off the teacher, whose copy it is
+        with torch.no_grad():
+            losses[bound] = float(system.warm_start_loss(z0, cond, torch.Generator().manual_seed(1))[0])
+    assert 0 < losses[1e-6] < 1e-5 * losses[None] and losses[1e-6] < losses[5.0] < losses[None]
+
+
 def drawn(system: ConsistencyTTA, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shape = (3, *system.bundle.latent_shape())
