@@ -73,7 +73,7 @@ class ClapStage(Stage):
     def setup(self, stage: str) -> None:
         """Train the tokenizer; the same captions give the same one, so a resumed run needs no copy of it."""
         if self.tokenizer is None and self.start_from is not None:
-            self.tokenizer = Bundle.from_pretrained(self.start_from, ["tokenizer"]).tokenizer
+            self.tokenizer = self.tokenizer_of(self.start_from)
         if self.tokenizer is None:
             captions = [caption for clip in self.trainer.datamodule.train_clips for caption in clip.captions]
             self.tokenizer = train_tokenizer(captions, self.part.config.text_config.vocab_size, self.max_tokens)
@@ -84,6 +84,10 @@ class ClapStage(Stage):
                     f"{data.root}: the label files name neither tags nor attributes; set tag_weight: 0 for it"
                 )
             self.tag_head = nn.Linear(self.part.config.projection_dim, len(data.vocabulary.names))
+
+    def tokenizer_of(self, bundle: str) -> Any:
+        """The tokenizer that belongs to the part of a bundle."""
+        return Bundle.from_pretrained(bundle, ["tokenizer"]).tokenizer
 
     def trained(self) -> list[nn.Module]:
         """Both towers, and the map to the tags."""
