@@ -77,7 +77,7 @@ bundle: $(READY)  ## train every part of the embedded bundle in order (hours; go
 	  if [ -e out/bundle/$$stage.done ]; then echo "$$stage: done already"; continue; fi; \
 	  echo "$$stage: see out/bundle/$$stage.log"; \
 	  { case $$stage in teacher) $(BIN)/musiccm prepare latents --config experiments/stages/teacher.yaml --overwrite;; \
-	    clap_second) $(BIN)/musiccm prepare demo --out data/second-corpus --tracks 3000 --test-tracks 0 --validation-tracks 0 --seed 1;; esac && \
+	    clap_second) $(BIN)/musiccm prepare demo --out data/second-corpus --tracks 3000 --test-tracks 16 --validation-tracks 0 --seed 1;; esac && \
 	    $(BIN)/musiccm fit --config experiments/stages/$$stage.yaml --ckpt_path auto; } >> out/bundle/$$stage.log 2>&1 \
 	    || { tail -n 5 out/bundle/$$stage.log >&2; exit 1; }; \
 	  touch out/bundle/$$stage.done; \

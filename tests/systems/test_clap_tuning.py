@@ -256,7 +256,9 @@ def test_a_clip_without_a_caption_is_refused(tuned: ClapTuning) -> None:
             tuned.clap_term(batch, z0, z0, batch.text_BD, torch.Generator())
 
 
-def test_the_clap_that_scores_is_another_one(bundle: str, tmp_path: Path) -> None:
+def test_the_clap_that_scores_is_another_one(
+    bundle: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def check(network: str | None, scores_by: str | None, **term: Any) -> None:
         ClapTuning.check_experiment({
             "model": {"init_args": {"bundle": bundle, "clap": {"network": network, **term}}}, "subcommand": "fit",
@@ -288,8 +290,12 @@ def test_the_clap_that_scores_is_another_one(bundle: str, tmp_path: Path) -> Non
                 evaluation.setup(None, system, "fit")  # type: ignore[arg-type]
             continue
         evaluation.setup(None, system, "fit")  # type: ignore[arg-type]
+        assert not caplog.messages
         measuring = measuring_clap(system.bundle, scores_by)
         assert (measuring and measuring.name) == (None if scores_by == "none" else "clap_second")
+    # distances in its features are no similarity, and are warned of
+    Evaluation(text_audio="none", embedders=["clap"]).setup(None, system, "fit")  # type: ignore[arg-type]
+    assert ["evaluation.embedders: bundle_clap is the CLAP" in message for message in caplog.messages] == [True]
 
 
 def test_a_second_clap_is_packed_with_what_it_reads_by(bundle: str, tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ from musiccm.models.fast_decoder import FastDecoder
 from musiccm.systems.stages.audiomae import AudioMaeStage
 from musiccm.systems.stages.base import Stage, warmup_cosine
 from musiccm.systems.stages.clap import ClapStage
-from musiccm.systems.stages.clap_second import SecondClapStage
 from musiccm.systems.stages.decoder import DecoderStage
 from musiccm.systems.stages.tagger import TaggerStage, group_accuracy
 from musiccm.systems.stages.teacher import TeacherStage, scale_condition, start_unet_at_identity
@@ -90,11 +89,11 @@ def test_group_accuracy_ignores_clips_without_the_group():
     assert group_accuracy(logits, tags, [0, 1]) == (pytest.approx(2 / 3), 3)
 
 
-def clap_stage(root: Path, kind: type[ClapStage] = ClapStage, **more: Any) -> ClapStage:
+def clap_stage(root: Path, **more: Any) -> ClapStage:
     config = make_clap(300).config
     extractor = {"sampling_rate": 16000, "hop_length": 160, "max_length_s": 1, "fft_window_size": 512,
                  "frequency_max": 8000, "truncation": "rand_trunc"}
-    return kind(
+    return ClapStage(
         plain(config.text_config.to_dict()), plain(config.audio_config.to_dict()), extractor, projection_dim=32,
         bundle=str(root), warmup_steps=1, **more,
     )
@@ -146,7 +145,7 @@ def test_a_stage_can_start_from_a_bundles_part(corpus: Path, tmp_path: Path):
 
 
 def test_a_second_clap_is_written_whole_into_one_folder_beside_the_first(corpus: Path, tmp_path: Path):
-    stage = clap_stage(tmp_path, SecondClapStage, seed=1)
+    stage = clap_stage(tmp_path, second=True, seed=1)
     run(stage, data(corpus), tmp_path)
     bundle = Bundle(tmp_path, {}, {}, torch.float32)
     assert not (tmp_path / "text_encoder").exists() and not (tmp_path / "tokenizer").exists()

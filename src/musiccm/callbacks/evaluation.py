@@ -375,7 +375,7 @@ class Evaluation(pl.Callback):
         if not self._loaded:
             self._loaded = load_embedders(system.bundle, self.embedders, self.weights)
             self._clap = measuring_clap(system.bundle, self.text_audio)
-            refuse_tuned(self._clap, system)
+            refuse_tuned(self._clap, system, self._loaded)
         return self._loaded
 
     def _lacks(self, system: Distilled) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,20 +97,28 @@ def measuring_clap(bundle: Bundle, weights: str | Path | None = None) -> Measuri
     return MeasuringClap(embedder.text, audio, embedder, embedder.name, embedder.fingerprint)
 
 
-def refuse_tuned(measuring: MeasuringClap | None, system: Any) -> None:
-    """Refuse a CLAP that measures a student which is trained on it.
+def refuse_tuned(measuring: MeasuringClap | None, system: Any, embedders: Iterable[Any] = ()) -> None:
+    """Refuse a CLAP that measures a student which is trained on it; warn of distances in its features.
 
     Args:
         measuring: The CLAP that measures, or None.
         system: Whose student is measured; one that is trained on a CLAP has it as `tuning_clap`.
+        embedders: The networks that distances are named after.
 
     Raises:
         MusiccmError: The two have the same weights.
     """
     tuning = getattr(system, "tuning_clap", None)
-    if measuring is not None and tuning is not None:
+    if tuning is None:
+        return
+    if measuring is not None:
         network: Any = measuring.network  # a conditioner, or an embedder with one
         check_not_tuned_by("evaluation.text_audio", getattr(network, "conditioner", network), tuning)
+    for embedder in embedders:
+        conditioner = getattr(embedder, "conditioner", None)
+        if conditioner is not None and tuning.same_network(conditioner):
+            log.warning("evaluation.embedders: %s is the CLAP that the student is trained on; distances in its "
+                        "features fall with the training more than those of other networks", embedder.name)
 
 
 def without_clap(bundle: Bundle, asked: str | Path | None = None) -> str:

@@ -175,7 +175,7 @@ class ClapTunedSystem(DistilledSystem):
         Returns:
             Clean latents.
         """
-        t_B = torch.full((len(like),), int(self.grid[-1]), device=like.device)
+        t_B = self.grid[-1:].to(like.device).repeat(len(like))
         return self.consistency("online")(normal_like(like, generator), t_B, cond_BD)
 
     def clap_embedding(self, z_BCTF: Tensor) -> Tensor:
