@@ -113,7 +113,8 @@ class ClapTunedSystem(DistilledSystem):
             if callback.get("class_path") == EVALUATION and same_clap(
                 term.network, scores_by, settings.get("bundle", "musiccm-tiny")
             ):
-                raise not_to_be_scored_by("evaluation.text_audio", f"model.init_args.clap.network ({term.network})")
+                tuned_by = term.network or "null, the bundle's own"
+                raise not_to_be_scored_by("evaluation.text_audio", f"model.init_args.clap.network ({tuned_by})")
 
     def _clap_network(self) -> nn.Module:
         """The CLAP that tunes, a `ClapConditioner`; the bundle's conditioner itself where it is the same network."""
