@@ -36,7 +36,12 @@ FIRST_ON_GPU = --data.init_args.batch_size 256 --trainer.max_steps 4000 --traine
   --model.init_args.optimization.lr 5e-4
 HAS_GPU = $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
 
-.PHONY: help setup train eval bundle student smoke test test-all test-gpu test-wheel lint docs bench clean
+# The bundle of TANGO's kind borrows musiccm-tiny's autoencoder, vocoder, decoder and evaluators.
+TANGO_CORPUS := data/events-corpus
+TANGO_TRACKS ?= 6000
+TANGO_STAGES ?= text sections teacher
+
+.PHONY: help setup train eval bundle bundle-tango student smoke test test-all test-gpu test-wheel lint docs bench clean
 
 help:  ## show this help
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -85,6 +90,19 @@ bundle: $(READY)  ## train every part of the embedded bundle in order (hours; go
 	$(PACK)
 	@$(MAKE) student
 	$(PACK) --results $(STUDENT_RUN)/results.json
+
+bundle-tango: $(READY)  ## train text encoder and teacher of the bundle that reads tokens (hours; goes on where it stopped)
+	$(BIN)/musiccm prepare demo --world events --out $(TANGO_CORPUS) --tracks $(TANGO_TRACKS) --test-tracks 2048 --validation-tracks 256 --seed 0
+	$(BIN)/musiccm prepare bundle --base musiccm-tiny --out data/bundle-tango
+	@mkdir -p out/bundle-tango
+	@for stage in $(TANGO_STAGES); do \
+	  if [ -e out/bundle-tango/$$stage.done ]; then echo "$$stage: done already"; continue; fi; \
+	  echo "$$stage: see out/bundle-tango/$$stage.log"; \
+	  { case $$stage in teacher) $(BIN)/musiccm prepare latents --config experiments/tta/stages/teacher.yaml --overwrite;; esac && \
+	    $(BIN)/musiccm fit --config experiments/tta/stages/$$stage.yaml --ckpt_path auto; } >> out/bundle-tango/$$stage.log 2>&1 \
+	    || { tail -n 5 out/bundle-tango/$$stage.log >&2; exit 1; }; \
+	  touch out/bundle-tango/$$stage.done; \
+	done
 
 student: $(READY)  ## distill, measure and pack the embedded student (the last part of `make bundle`; goes on where it stopped)
 	$(BIN)/musiccm prepare corpus --config experiments/demo_long.yaml --tracks $(TRACKS) --test-tracks $(STUDENT_TEST_TRACKS) --seed 0

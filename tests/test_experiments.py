@@ -15,6 +15,7 @@ from transformers import ClapConfig, ClapModel
 from musiccm.config import load_experiment
 from musiccm.data.corpora.registry import parse_corpora
 from musiccm.models.bundle import Bundle
+from musiccm.models.conditioners.text_encoder import check_attends
 from musiccm.models.fast_decoder import FastDecoderConfig
 from musiccm.samplers import Lcm
 from musiccm.systems.clap_tuned import ClapTerm
@@ -217,7 +218,8 @@ def test_clap_tuning_is_the_last_stage_of_its_paper_and_is_scored_by_another_cla
     theirs, optimization = load_experiment("tta/clap_tuning"), Optimization(
         **load_experiment("tta/clap_tuning")["model"]["init_args"]["optimization"])
     optimization.check()
-    assert (theirs["data"]["init_args"]["batch_size"], optimization.accumulate) == (2, 15)
+    assert (theirs["data"]["init_args"]["batch_size"], optimization.accumulate) == (3, 15), "2 clips, a mixture"
+    assert theirs["data"]["init_args"]["mixtures"] == 0.5
     assert (optimization.lr, optimization.warmup_steps, optimization.weight_decay) == (1e-6, 250, 1e-4)
     assert (theirs["trainer"]["max_epochs"], theirs["trainer"]["max_steps"]) == (10, -1)
     assert (theirs["model"]["init_args"]["distillation"]["target_ema_decay"],
@@ -236,3 +238,16 @@ def test_the_second_clap_is_as_small_as_the_first_and_shares_neither_seed_nor_cl
         assert second[section]["init_args"][key] != first[section]["init_args"].get(key, 0), key
     differing = {"seed": 1, "second": True}
     assert settings == first["model"]["init_args"] | differing
+
+
+def test_the_small_tango_attends_to_its_own_text_encoder_and_fits_its_bundle() -> None:
+    teacher, text, sections = (load_experiment(f"tta/stages/{name}") for name in ("teacher", "text", "sections"))
+    unet = teacher["model"]["init_args"]["unet"]
+    check_attends(unet, text["model"]["init_args"]["text"]["d_model"], "tta/stages/teacher")
+    with torch.device("meta"):
+        network = UNet2DConditionModel(**unet)
+    assert 2 * sum(p.numel() for p in network.parameters()) <= 12e6, "bytes in half precision"
+    assert sum("attn2.to_k" in name for name, _ in network.named_parameters()) == 2 + 1 + 4, "tokens at every level"
+    assert teacher["model"]["init_args"]["scheduler"]["prediction_type"] == "v_prediction"
+    assert {part["model"]["init_args"]["bundle"] for part in (teacher, text, sections)} == {"data/bundle-tango"}
+    assert teacher["data"]["init_args"]["root"] == sections["data"]["init_args"]["root"] == "data/events-corpus"

@@ -41,7 +41,9 @@ MARKER = "MARKER"
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_random_bundle(tmp_path_factory.mktemp("clean") / "bundle", frames=4, decoder=True)
+    bundle = build_random_bundle(tmp_path_factory.mktemp("clean") / "bundle", frames=4, decoder=True)
+    shutil.copytree(bundle / "evaluators/tagger", bundle / "evaluators/sections")
+    return bundle
 
 
 @pytest.fixture

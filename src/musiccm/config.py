@@ -57,8 +57,7 @@ def _same_class(under: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
 
 def packaged_experiments() -> list[str]:
     """Names of the experiments that the package brings, such as `demo` and `stages/teacher`."""
-    return sorted(path.relative_to(PACKAGED).with_suffix("").as_posix()
-                  for pattern in ("*.yaml", "*/*.yaml") for path in PACKAGED.glob(pattern))
+    return sorted(path.relative_to(PACKAGED).with_suffix("").as_posix() for path in PACKAGED.rglob("*.yaml"))
 
 
 def experiment_file(named: str | Path) -> Path:

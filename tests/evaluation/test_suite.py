@@ -54,7 +54,7 @@ def test_each_network_has_its_figures_and_its_rows() -> None:
     row, nearest = suite.compute()
     assert list(row) == [
         "fd_halves", "rows_halves", "fd_whole", "is_whole_mean", "is_whole_std", "kl_whole", "kl_whole_exact",
-        "ta_similarity", "sim_aa_90", "sim_aa_95", "n",
+        "ta_similarity", "clap_t", "ra_similarity", "clap_a", "sim_aa_90", "sim_aa_95", "n",
     ]
     assert (row["n"], row["rows_halves"], len(nearest)) == (N, 2 * N, N)
     halves = [rows.reshape(-1, 6).double() for rows in (REAL, FAKE)]
@@ -63,12 +63,15 @@ def test_each_network_has_its_figures_and_its_rows() -> None:
     assert row["fd_halves"] == pytest.approx(
         float(gap + halves[0].T.cov().trace() + halves[1].T.cov().trace() - 2 * root), rel=1e-9
     )
-    assert row["ta_similarity"] == pytest.approx(1.0)
+    assert row["ta_similarity"] == pytest.approx(1.0) and row["clap_t"] == pytest.approx(100.0)
+    similar = torch.nn.functional.cosine_similarity(REAL[:, :3].double(), FAKE[:, :3].double())
+    assert row["ra_similarity"] == pytest.approx(float(similar.mean()))
+    assert row["clap_a"] == pytest.approx(100 * float(similar.clamp(min=0).mean()))
     assert suite.references()["retrieval_max_gallery"] == "train"
     suite.reset_generated()
     suite.update(embedders(REAL[:20]), REAL[:20, :3], IDS[:20])
     again, _ = suite.compute()
-    assert again["kl_whole_exact"] == pytest.approx(0.0, abs=1e-12)
+    assert again["kl_whole_exact"] == pytest.approx(0.0, abs=1e-12) and again["ra_similarity"] == pytest.approx(1.0)
     assert (again["n"], again["n_reference"], again["rows_halves"]) == (20, N, 40)
 
 

@@ -18,6 +18,7 @@ from musiccm.metrics import (
     InceptionScore,
     KernelDistance,
     KLDivergence,
+    RealAudioSimilarity,
     TextAudioSimilarity,
 )
 from musiccm.metrics.clips import TooFewClips
@@ -40,12 +41,13 @@ def run(shards: list[list[int]]) -> dict[str, Any]:
     kad, fd_inf, kept = KernelDistance(), FrechetInfinity(), KLDivergence(reset_real_features=False)
     mauve, coverage = Mauve(clusters=3), Coverage(k=2)
     inception, kl, ta = InceptionScore(), KLDivergence(), TextAudioSimilarity()
+    ra = RealAudioSimilarity(reset_real_features=False)
     hashed = [InceptionScore(splits=3, splitting="hashed", buffer_rows=rows) for rows in (4, 1000)]
     sim = SimAA(d["train"], train_ids, thresholds=(0.5, 0.9))
     accuracy = AttributeAccuracy({"x": [0, 1, 2], "y": [3, 4]})
     for part in shards:
         ids = [f"clip{i}" for i in part]
-        for metric in (fd, folded, kl, kept, kad, fd_inf, mauve, coverage):
+        for metric in (fd, folded, kl, kept, kad, fd_inf, mauve, coverage, ra):
             metric.update(d["real"][part], ids, real=True)
             metric.update(d["fake"][part], ids, real=False)
         for metric in (inception, *hashed):
@@ -53,7 +55,7 @@ def run(shards: list[list[int]]) -> dict[str, Any]:
         ta.update(d["text"][part], d["audio"][part], ids)
         sim.update(d["audio"][part], ids)
         accuracy.update(d["fake"][part], (d["real"][part] > 0).float(), ids)
-    metrics = {"fd": fd, "folded": folded, "is": inception, "kl": kl, "ta": ta, "sim": sim, "acc": accuracy,
+    metrics = {"fd": fd, "folded": folded, "is": inception, "kl": kl, "ta": ta, "ra": ra, "sim": sim, "acc": accuracy,
                "kad": kad, "fd_inf": fd_inf, "mauve": mauve, "coverage": coverage, "kl_kept": kept,
                "hashed_folded": hashed[0], "hashed": hashed[1]}
     found = {name: metric.compute() for name, metric in metrics.items()}

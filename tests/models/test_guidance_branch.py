@@ -105,7 +105,7 @@ def test_what_is_added_to_the_embedding_of_the_time(kind: str) -> None:
     handle = plain.time_embedding.register_forward_hook(lambda module, inputs, output: output + added.float())
     torch.testing.assert_close(ours, without(Z, T, cond), rtol=1e-4, atol=1e-5)
     handle.remove()
-    assert (ours - untouched).abs().amax((1, 2, 3)).min() > 1e-4, "each item hears its scale"
+    assert (ours - untouched).abs().amax((1, 2, 3)).min() > 1e-4, "each item has its scale"
 
 
 @pytest.mark.parametrize("kind", KINDS)

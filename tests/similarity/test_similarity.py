@@ -15,7 +15,7 @@ def test_text_audio_similarity_and_retrieval_max(device: str) -> None:
     text = torch.tensor([[2.0, 0.0], [0.0, 1.0]], device=device)
     metric.update(text, torch.tensor([[3.0, 4.0], [4.0, 3.0]], device=device), ["a", "b"])
     metric.update(text[:1], torch.tensor([[1.0, 0.0]], device=device), ["a"])
-    assert metric.compute() == {"ta_similarity": pytest.approx(0.6), "n": 2}
+    assert metric.compute() == {"ta_similarity": pytest.approx(0.6), "clap_t": pytest.approx(60.0), "n": 2}
     gallery = torch.tensor([[3.0, 4.0], [4.0, 3.0], [-1.0, 0.0]], device=device)
     best = metric.retrieval_max(gallery, block=2)
     assert best == {"retrieval_max_ta": pytest.approx(0.8), "n": 2, "n_gallery": 3}

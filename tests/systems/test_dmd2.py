@@ -340,6 +340,13 @@ def test_it_starts_from_an_exported_student_or_a_checkpoint(bundle: Path, tmp_pa
     assert torch.equal(started(tmp_path / "run.ckpt").student.conv_in.weight, weights["conv_in.weight"])
     resumed = started("moved away since", ckpt_path="half.ckpt")
     assert torch.equal(resumed.student.conv_in.weight, teacher.unet.conv_in.weight)
+    # a test without a checkpoint measures what `start` names, unless the system was trained just before
+    for seen, wanted in ((0, weights["conv_in.weight"]), (5, teacher.unet.conv_in.weight)):
+        tested = make(bundle, distillation={"start": str(folder), "prediction_type": "v_prediction"})
+        tested.batches_seen = seen
+        tested.trainer = SimpleNamespace(ckpt_path=None)  # type: ignore[assignment]
+        tested.setup("test")
+        assert torch.equal(tested.student_ema_slow.module.conv_in.weight, wanted)
     with pytest.raises(MusiccmError, match="predicts 'v_prediction', but distillation.prediction_type is 'sample'"):
         started(folder, "sample")
     with pytest.raises(MusiccmError, match="distillation.start: .*absent.ckpt: no such checkpoint; train the student"):

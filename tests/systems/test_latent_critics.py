@@ -75,6 +75,34 @@ def test_student_and_critic_learn_and_a_resumed_run_ends_at_the_same_bits(
     assert [name for name, value in system.state_dict().items() if not torch.equal(found[name], value)] == []
 
 
+@pytest.mark.parametrize("kind", [FDistill, ARC, LADD])
+def test_a_new_run_goes_on_with_the_critic_of_an_earlier_one_and_with_nothing_else_of_it(
+    kind: type[CriticSystem], bundle: Path, tmp_path: Path
+) -> None:
+    earlier = make(kind, bundle)
+    batches = make_batches(earlier, 4)
+    fit(earlier, batches, 2, callbacks=[Save(path := tmp_path / "earlier.ckpt", 4)])
+    own = {name for name, child in earlier.named_children() if any(child is critic for critic in earlier.critics())}
+    fresh, system = make(kind, bundle), make(kind, bundle, critic_start=str(path))
+    system.trainer = fit(fresh, batches, 0)  # of a run that is about to start
+    system.setup("fit")
+    learned, found, untouched = earlier.state_dict(), system.state_dict(), fresh.state_dict()
+    assert own and any(not torch.equal(learned[name], untouched[name]) for name in found if name.split(".")[0] in own)
+    for name, value in found.items():
+        assert torch.equal(value, (learned if name.split(".")[0] in own else untouched)[name]), name
+    assert not any("critic_start" in key for key in system.identity()), "a resumed run may have moved the file"
+
+
+def test_the_critic_of_another_objective_is_no_start(bundle: Path, tmp_path: Path) -> None:
+    earlier = make(FDistill, bundle)
+    batches = make_batches(earlier, 2)
+    fit(earlier, batches, 1, callbacks=[Save(tmp_path / "earlier.ckpt", 2)])
+    with pytest.raises(MusiccmError, match=r"arc.critic_start: .*earlier.ckpt: expected the critic of a ARC"):
+        fit(make(ARC, bundle, critic_start=str(tmp_path / "earlier.ckpt")), batches, 1)
+    with pytest.raises(MusiccmError, match="missing.ckpt: no such checkpoint"):
+        fit(make(ARC, bundle, critic_start=str(tmp_path / "missing.ckpt")), batches, 1)
+
+
 @pytest.mark.parametrize("kind", [ARC, LADD])
 def test_a_critic_alone_learns_to_tell_the_two_apart_and_then_pushes_towards_the_real_side(
     kind: type[CriticSystem], bundle: Path

@@ -1,4 +1,4 @@
-"""turn MusicLDM's or AudioLDM's files, or a bundle that lacks something, into a bundle to distill."""
+"""turn the files of MusicLDM, AudioLDM, TANGO or ConsistencyTTA, or a bundle that lacks something, into a bundle."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 RECORD = "conversion.json"
 """Beside `model_index.json`: which file each part came from, every name that was dropped or ignored, every
 number assumed."""
+#: Options by the source that they go with.
+ONLY = {
+    "ldm": ("weights", "vae", "clap", "vocoder", "vocoder_config", "tokenizer", "prefer", "head_channels",
+            "scale_factor", "mel_frames"),
+    "tango": ("weights", "vae", "vocoder_config", "tokenizer", "prefer", "scale_factor", "mel_frames", "text_encoder",
+              "unet_config"),
+    "bundle": ("clap", "heads"),
+}
 
 
 def main(argv: list[str]) -> int:
@@ -37,23 +45,29 @@ def main(argv: list[str]) -> int:
     from musiccm.models.bundle import Bundle
     from musiccm.models.convert.assemble import Sources, assemble
     from musiccm.models.convert.completing import complete
+    from musiccm.models.convert.tta import TtaSources, assemble_tta
 
     out = Path(args.out)
-    refuse_to_overwrite(out, args.overwrite, args.bundle)
-    only = {"ldm": ("weights", "vae", "vocoder", "vocoder_config", "tokenizer", "prefer", "head_channels",
-                    "scale_factor", "mel_frames"), "bundle": ("heads",)}
-    kind = "ldm" if args.ldm else "bundle"
-    other = "bundle" if args.ldm else "ldm"
-    if stray := [f"--{name.replace('_', '-')}" for name in only[other] if getattr(args, name) is not None]:
-        raise MusiccmError(f"{', '.join(stray)}: only goes with --{other}, not with --{kind}; leave it out")
+    refuse_to_overwrite(out, args.overwrite, args.bundle or args.tango)
+    kind = next(name for name in ONLY if getattr(args, name))
+    others = {name for options in ONLY.values() for name in options} - set(ONLY[kind])
+    if stray := sorted(f"--{name.replace('_', '-')}" for name in others if getattr(args, name) is not None):
+        goes = sorted({other for other, options in ONLY.items() for name in options
+                       if f"--{name.replace('_', '-')}" in stray})
+        raise MusiccmError(f"{', '.join(stray)}: only goes with --{' or --'.join(goes)}, not with --{kind}; leave it "
+                           "out")
+    if kind != "tango" and args.weights in ("target", "teacher"):
+        raise MusiccmError(f"--weights {args.weights}: expected ema or raw, found one of a ConsistencyTTA run's")
     if kind == "ldm" and args.weights is None:
         raise MusiccmError("--weights: expected ema (the average that MusicLDM samples with) or raw (those of the "
                            "last step), found nothing; the file may hold both, and they differ")
     with replacing_folder(out, args.overwrite) as staging:
-        refuse_to_overwrite(out, args.overwrite, args.bundle)  # as it is now that no other process can make it
+        # as it is now that no other process can make it
+        refuse_to_overwrite(out, args.overwrite, args.bundle or args.tango)
         if kind == "ldm":
-            stated = {name: getattr(args, name) for name in (*only["ldm"], "clap") if getattr(args, name) is not None}
-            made = assemble(Sources(ldm=args.ldm, **stated))
+            made = assemble(Sources(ldm=args.ldm, **stated(args, kind)))
+        elif kind == "tango":
+            made = assemble_tta(TtaSources(args.tango, **stated(args, kind)))
         else:
             made = complete(args.bundle, args.clap, heads(args.heads))
         if args.audiomae:
@@ -65,6 +79,11 @@ def main(argv: list[str]) -> int:
         _ = Bundle.from_pretrained(staging).unet  # what would be refused later is refused here
     say(summary(made.record, out))
     return 0
+
+
+def stated(args: argparse.Namespace, kind: str) -> dict[str, Any]:
+    """The options of a kind of source that were given."""
+    return {name: getattr(args, name) for name in ONLY[kind] if getattr(args, name) is not None}
 
 
 def refuse_to_overwrite(out: Path, overwrite: bool, source: str | None) -> None:
@@ -127,6 +146,7 @@ def summary(record: dict[str, Any], out: Path) -> str:
     lines += [f"  no weights, left out of {file}: {', '.join(found['ignored'])}"
               for file, found in record["files"].items() if found["ignored"]]
     lines += [f"  assumed: {line}" for line in record["assumed"]]
+    lines += [f"  licence: {record['licence']}"] if "licence" in record else []
     return "\n".join([*lines, f"  every name: {out / RECORD}"])
 
 
@@ -134,19 +154,29 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="musiccm convert", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--ldm", help="musicldm-ckpt.ckpt, or AudioLDM's checkpoint")
+    source.add_argument("--tango", metavar="FOLDER",
+                        help="folder with the published files of TANGO or ConsistencyTTA, in any of five layouts "
+                             "(docs/teachers.md)")
     source.add_argument("--bundle", help="folder or hub id in the diffusers layout, to be copied with the right heads")
     parser.add_argument("--out", required=True, help="folder to write")
-    parser.add_argument("--weights", choices=["ema", "raw"],
-                        help="with --ldm: the U-Net's average over training, or its last step; must be stated")
-    parser.add_argument("--vae", help="vae-ckpt.ckpt (default: the copy in --ldm)")
+    parser.add_argument("--weights", choices=["ema", "raw", "target", "teacher"],
+                        help="of the U-Net: its average over training, or its last step; of a ConsistencyTTA run also "
+                             "the average that is its target, or its teacher. Must be stated where there are several")
+    parser.add_argument("--vae", help="vae-ckpt.ckpt (default: the copy in --ldm; the file in --tango)")
     parser.add_argument("--clap", help="clap-ckpt.pt (default: the copy in --ldm); with --bundle, the CLAP whose audio "
                                        "tower a bundle with the text tower alone lacks")
     parser.add_argument("--vocoder", help="hifigan-ckpt.ckpt (default: the copy in --ldm)")
     parser.add_argument("--vocoder-config", help="its JSON (default: the released one's numbers)")
     parser.add_argument("--audiomae", help="AudioMAE's pre-trained checkpoint, for the adversarial loss")
-    parser.add_argument("--tokenizer", help="folder or hub id of RoBERTa's tokenizer (default: roberta-base)")
+    parser.add_argument("--tokenizer", help="folder or hub id of the tokenizer (default: roberta-base; with --tango "
+                                            "google/flan-t5-large)")
+    parser.add_argument("--text-encoder", metavar="T5", help="with --tango: folder or hub id of a T5, where the files "
+                                                              "have none")
+    parser.add_argument("--unet-config", metavar="FILE", help="with --tango: diffusers' JSON of the U-Net, for a width "
+                                                               "that was not published")
     parser.add_argument("--prefer", choices=["checkpoint", "files"],
-                        help="where --ldm and a file hold different weights of one part (default: refuse)")
+                        help="where the main file and one of its own hold different weights of one part (default: "
+                             "refuse)")
     parser.add_argument("--head-channels", type=int, help="of the U-Net's attention, for a width that was not released")
     parser.add_argument("--scale-factor", type=float, help="of the latents, for a checkpoint without it")
     parser.add_argument("--mel-frames", type=int, help="of the clips it was trained on (default 1024)")

@@ -129,12 +129,14 @@ def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], di
 def described_row(row: Mapping[str, Any], sampler: Mapping[str, Any]) -> dict[str, Any]:
     """A row of results with what is the same for a whole run: each model's decoder, and its sampler."""
     from musiccm.evaluation.candidates import compared_model
+    from musiccm.evaluation.comparison import FLOOR
     from musiccm.evaluation.rows import decoder_of, model_of
     from musiccm.samplers import make_sampler
 
     model = compared_model(row["model"])
-    used = str(make_sampler("ddim" if model.teacher else sampler))  # those of version 0.1, whose rows do not state it
-    own = {"model": row["model"], "steps": row.get("steps"), "decoder": decoder_of(row), "sampler": used}
+    own = {"model": row["model"], "steps": row.get("steps"), "decoder": decoder_of(row)}
+    if model.name != FLOOR:  # which nothing sampled; rows of version 0.1 do not state how they were
+        own["sampler"] = str(make_sampler("ddim" if model.teacher else sampler))
     return {**own, **row, "model": model_of(row)}
 
 

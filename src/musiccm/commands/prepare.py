@@ -1,4 +1,4 @@
-"""write the demo corpus or check another, encode `latents`, roll out `trajectories`, `index` training clips."""
+"""write the demo corpus or check another, begin a `bundle`, encode `latents`, roll out `trajectories`, or `index`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: What the demo corpus can be written as.
 DEMO_LAYOUTS = ("audiostock", "magnatagatune")
+#: What it can be of (`data.demo.worlds`, which takes scipy to import).
+DEMO_WORLDS = ("music", "events")
 #: What `similarity.indexing` calls an argument, and its option.
 INDEX_OPTIONS = {"out": "--out", "hop_s": "--hop-s", "faiss": "--faiss", "batch_size": "--batch-size",
                  "overwrite": "--overwrite"}
@@ -30,10 +32,16 @@ def main(argv: list[str]) -> int:
     """
     args = _parser().parse_args(argv)
     if args.what == "demo":
-        write_demo(args.out or demo_root(args.config, args.layout), args)
+        write_demo(args.out or demo_root(args.config, args.layout), args, args.world or stated_world(args.config))
         return 0
     if args.what == "corpus":
         see_to_corpora(args)
+        return 0
+    if args.what == "bundle":
+        from musiccm.models.bundle.borrow import begin_bundle
+
+        parts = begin_bundle(args.out, args.base)
+        say(f"{args.out}: borrows {', '.join(parts)} of {args.base}")
         return 0
     if args.what == "index":
         index_clips(args)
@@ -80,26 +88,47 @@ def index_clips(args: argparse.Namespace) -> None:
             )
 
 
-def write_demo(root: str, args: argparse.Namespace) -> None:
+def stated_world(configs: list[str] | None) -> str:
+    """The world of an experiment's demo corpus, `data.init_args.demo_world`; the default where there is none.
+
+    Args:
+        configs: Experiment files, later ones laid over earlier ones; None without an experiment.
+
+    Returns:
+        Its name.
+    """
+    from musiccm.config import load_experiment
+    from musiccm.data.demo.worlds import FIRST
+
+    data: Any = load_experiment(*configs).get("data") if configs else None
+    settings = data.get("init_args") if isinstance(data, dict) else None
+    return (settings or {}).get("demo_world") or FIRST
+
+
+def write_demo(root: str, args: argparse.Namespace, world: str) -> None:
     """Write or complete the demo corpus in a folder.
 
     Args:
         root: The folder.
         args: Arguments of the command, with the layout.
+        world: What the tracks are of.
 
     Raises:
         MusiccmError: A layout that the demo corpus is not written in, or whatever `write_corpus` refuses.
     """
     from musiccm.data.demo.corpus import write_corpus
     from musiccm.data.demo.magnatagatune import write_magnatagatune
+    from musiccm.data.demo.worlds import FIRST
     from musiccm.errors import MusiccmError
 
     counts = (args.tracks, args.seed, args.test_tracks, args.workers)
     if args.layout == "audiostock":
-        write_corpus(Path(root), *counts, validation_tracks=args.validation_tracks)
+        write_corpus(Path(root), *counts, validation_tracks=args.validation_tracks, world=world)
     elif args.layout == "magnatagatune":
         if args.validation_tracks is not None:
             raise MusiccmError("--validation-tracks: in MagnaTagATune's layout a thirteenth of --tracks validates")
+        if world != FIRST:
+            raise MusiccmError(f"--world {world}: is written in Audiostock's layout alone; leave --layout out")
         write_magnatagatune(Path(root), *counts)
     else:
         raise MusiccmError(f"{root}: the demo corpus is written in the layouts {', '.join(DEMO_LAYOUTS)}, found "
@@ -175,7 +204,7 @@ def see_to_corpora(args: argparse.Namespace) -> None:
     for spec in specs:
         if spec.demo:
             args.layout = spec.layout
-            write_demo(spec.root, args)
+            write_demo(spec.root, args, args.world or stated_world(args.config))
 
 
 def missing_of(spec: CorpusSpec) -> str | None:
@@ -215,8 +244,15 @@ def _parser() -> argparse.ArgumentParser:
         writer.add_argument("--test-tracks", type=int, help="held-out tracks (default an eighth of --tracks)")
         writer.add_argument("--validation-tracks", type=int,
                             help="tracks in validation/ (default a fifteenth of --tracks; 0 for no such folder)")
+        writer.add_argument("--world", choices=DEMO_WORLDS,
+                            help="what the tracks are of: `music` throughout, or one to three `events` in an order "
+                                 "(default the experiment's demo_world, or music)")
         writer.add_argument("--seed", type=int, default=0, help="decides every byte (default %(default)s)")
         writer.add_argument("--workers", type=int, help="processes (default one a core)")
+    bundle = commands.add_parser("bundle", help="begin a bundle with a text encoder of its own: all parts but this "
+                                                "and the U-Net are borrowed")
+    bundle.add_argument("--base", required=True, help="whose: a packaged name, ../NAME beside --out, or a hub id")
+    bundle.add_argument("--out", required=True, help="folder to write; the stages fill it")
     latents = commands.add_parser("latents", help="encode an experiment's corpus with its VAE and text encoder",
                                   epilog="On several GPUs: torchrun --nproc-per-node 8 -m musiccm prepare latents ...")
     latents.add_argument("--config", required=True, action="append", help="experiment file; its data section is used")

@@ -1,4 +1,4 @@
-"""lay an evaluated run out as tables 1 to 3 of the paper: quality and speed, copying, ablations."""
+"""lay an evaluated run out as tables 1 to 3 of the paper: quality and speed, copying, ablations; or as another's."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from musiccm.texts import number_text
 
 #: Steps of the paper's ablations (arXiv 2404.13358, table 3).
 ABLATION_STEPS = 4
+#: Options of tables of folders, which only a protocol makes.
+FOLDERS = ("generated", "reference", "captions", "embedder", "clap", "bundle", "batch_size", "device")
 #: Ratios that stand beside a number of a network, by the ends of their keys, and their heads.
 RATIOS = {"_ratio": "x teacher", "_equal_calls_ratio": "x teacher at equal calls", "_real_ratio": "x real"}
 
@@ -36,11 +38,15 @@ def main(argv: list[str]) -> int:
     from musiccm.files import write_text
 
     args = _parser().parse_args(argv)
+    if args.protocol is not None:
+        from musiccm.commands._protocol_tables import protocol_tables
+
+        return protocol_tables(args)
+    if args.config is None or (stray := [option for option in FOLDERS if getattr(args, option) is not None]):
+        raise MusiccmError("--config: expected an experiment file, found none" if args.config is None else
+                           f"--{stray[0].replace('_', '-')}: only goes with --protocol; leave it out")
     config, runs = experiment_file(args.config), Path(args.runs)
-    own = newest_results(runs / load_experiment(config, resolve=False)["experiment"])
-    if own is None:
-        raise MusiccmError(f"{config}: no evaluated run of it under {runs}; run `musiccm test --config {config} "
-                           "--ckpt_path newest` (make eval) first")
+    own = evaluated_run(config, runs)
     ablations = {}
     for file in ablation_files(config):
         name = load_experiment(file, resolve=False)["experiment"]
@@ -66,6 +72,25 @@ def ablation_files(config: Path) -> list[Path]:
     return [file for file in files if config.resolve() in [base.resolve() for base in bases_of(file)]]
 
 
+def evaluated_run(config: Path, runs: Path) -> dict[str, Any]:
+    """The results of an experiment's run that was evaluated last.
+
+    Args:
+        config: The experiment file.
+        runs: Folder of the runs.
+
+    Raises:
+        MusiccmError: There is none.
+    """
+    from musiccm.config import load_experiment
+
+    own = newest_results(runs / load_experiment(config, resolve=False)["experiment"])
+    if own is None:
+        raise MusiccmError(f"{config}: no evaluated run of it under {runs}; run `musiccm test --config {config} "
+                           "--ckpt_path newest` (make eval) first")
+    return own
+
+
 def newest_results(folder: Path) -> dict[str, Any] | None:
     """The results of the experiment's run that was evaluated last; None where none was."""
     files = sorted(folder.glob("version_*/results.json"), key=lambda path: path.stat().st_mtime_ns)
@@ -83,13 +108,14 @@ def paper_tables(run: dict[str, Any], ablations: dict[str, tuple[Path, dict[str,
         The text, ended by a newline.
     """
     from musiccm.evaluation.galleries import described
-    from musiccm.evaluation.registry import NETWORK_SCOPES, find, head_of, with_arrow
+    from musiccm.evaluation.registry import NETWORK_SCOPES, direction, find, head_of, with_arrow
     from musiccm.evaluation.results import at_chance, timed
     from musiccm.evaluation.rows import caption_of, is_floor, sort_rows
     from musiccm.evaluation.text_table import with_interval
 
     rows, references = sort_rows([timed(row) for row in run["rows"]]), run.get("references", {})
-    quality, text = keys(rows, "comparison", "noises", *NETWORK_SCOPES), keys(rows, "text")
+    quality = keys(rows, "comparison", "noises", *NETWORK_SCOPES)
+    text = [key for key in keys(rows, "text", "real") if direction(key)]
     lines = [f"# {run['experiment']}: n = {run['n']} clips, {run['path'].parent.name}", ""]
     lines += ["## 1. Quality and speed", ""]
     columns: list[tuple[str, Callable[[dict[str, Any]], Any]]] = []
@@ -111,9 +137,9 @@ def paper_tables(run: dict[str, Any], ablations: dict[str, tuple[Path, dict[str,
     heads = ["decoder", *(head_of(key) for key in text),
              *(with_arrow(key.replace("sim_aa_", "SIM_AA@", 1), key) for key in similar), *map(head_of, groups)]
     lines += grid(["model", "steps", *heads], [
-        ["test set", None, None, *(references.get("test_set_ta") for _ in text),
+        ["test set", None, None, *(references.get(f"test_set_{key[:2]}") for key in text),
          *(references.get(f"test_set_{key}") for key in similar), *(references.get(f"{key}_real") for key in groups)],
-        ["retrieval max", None, None, *(references.get("retrieval_max_ta") for _ in text),
+        ["retrieval max", None, None, *(references.get(f"retrieval_max_{key[:2]}") for key in text),
          *(None for _ in similar + groups)],
         *([caption_of(row), row["steps"], decoder(row, rows), *(row.get(key) for key in text + similar + groups)]
           for row in rows),
@@ -180,7 +206,20 @@ def grid(heads: list[str], body: list[list[Any]]) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="musiccm tables", description=__doc__)
-    parser.add_argument("--config", required=True, help="experiment file; the files in ablations/ beside it that have "
-                        "it as their base are its ablations")
+    parser.add_argument("--config", help="experiment file; the files in ablations/ beside it that have it as their "
+                        "base are its ablations")
     parser.add_argument("--runs", default="lightning_logs", help="folder of the runs (default %(default)s)")
+    other = parser.add_argument_group("another paper's table")
+    other.add_argument("--protocol", metavar="NAME", help="consistencytta: FAD, FD, KLD, CLAP_T and CLAP_A of folders "
+                                                          "(--generated), or of the run of --config")
+    other.add_argument("--generated", action="append", metavar="[NAME=]FOLDER",
+                       help="generated clips, named after their references; a row each, may be given several times")
+    other.add_argument("--reference", metavar="FOLDER", help="the real clips")
+    other.add_argument("--captions", metavar="FILE", help="prompts by clip (.json, .csv, .tsv, or TANGO's JSON lines)")
+    other.add_argument("--embedder", action="append", metavar="NAME[=FILE]",
+                       help="vgg or pann, with its weights unless they lie in $MUSICCM_WEIGHTS")
+    other.add_argument("--clap", metavar="FILE", help="the CLAP that measures (default LAION's in $MUSICCM_WEIGHTS)")
+    other.add_argument("--bundle", help="bundle that networks without weights come from")
+    other.add_argument("--batch-size", type=int, help="clips embedded together (default 16)")
+    other.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     return parser

@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from musiccm.audio import AudioFacts, read_audio
-from musiccm.audio.io import AUDIO_SUFFIXES, read_mixes
+from musiccm.audio.io import AUDIO_SUFFIXES, SILENCE_PEAK, read_mixes
+from musiccm.audio.resample import resample
+from musiccm.data.corpora.audiocaps import read_lines
 from musiccm.data.corpora.folder_scan import clip_id, scan_folder
 from musiccm.data.corpora.labels import no_words
 from musiccm.data.corpora.report import BadItem
@@ -148,15 +150,42 @@ class ClipBatch(NamedTuple):
     ids: list[str]
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """One length, rate and level for every clip, as a published protocol has it.
+
+    Args:
+        seconds: What is taken from the start of each; zeros follow a shorter one.
+        sample_rate_hz: What each is resampled to.
+        peak: Largest magnitude, once the mean of the whole clip is removed.
+    """
+
+    seconds: float
+    sample_rate_hz: int
+    peak: float
+
+    def __call__(self, waveform_S: Tensor, sample_rate_hz: int) -> Tensor:
+        """Prepare a whole clip."""
+        found_S = resample(waveform_S, sample_rate_hz, self.sample_rate_hz, "soxr")  # papers take as long filters
+        samples = round(self.seconds * self.sample_rate_hz)
+        found_S = (found_S - found_S.mean())[:samples]
+        found_S = torch.nn.functional.pad(found_S, (0, samples - len(found_S)))
+        return found_S * (self.peak / found_S.abs().max().clamp(min=SILENCE_PEAK))
+
+
 class _Files(Dataset):
     def __init__(
         self, clips: Sequence[FolderClip], duration_s: float | None, channel: str,
-        whole: Callable[[FolderClip, Tensor], None] | None,
+        whole: Callable[[FolderClip, Tensor], None] | None, prepare: Preparation | None,
     ) -> None:
         self.clips, self.duration_s, self.channel, self.whole = list(clips), duration_s, channel, whole
+        self.prepare = prepare
 
     def __getitem__(self, item: int) -> tuple[Tensor, int, str]:
         clip = self.clips[item]
+        if self.prepare is not None:
+            waveform_S, rate_hz = read_audio(clip.path, 0.0, None, self.channel, allow_silent=True)
+            return self.prepare(waveform_S, rate_hz), self.prepare.sample_rate_hz, clip.id
         if self.whole is None:
             waveform_S, rate_hz = read_audio(clip.path, 0.0, self.duration_s, self.channel, allow_silent=True)
         else:
@@ -176,6 +205,7 @@ def clip_batches(
     duration_s: float | None = None,
     channel: str = "mean",
     whole: Callable[[FolderClip, Tensor], None] | None = None,
+    prepare: Preparation | None = None,
 ) -> Iterator[ClipBatch]:
     """Read clips, in batches of one length and rate; the mean of each is removed, its level stays.
 
@@ -186,11 +216,14 @@ def clip_batches(
         channel: `mean` of the channels, or the `first`, which published tools take.
         whole: Given each clip and the mean of its channels, `[S]`, from the same decoding: all of it, also where
             `duration_s` takes a part.
+        prepare: Takes the place of `duration_s` and `whole`: all clips come as it makes them.
 
     Yields:
         Batches, shortest clips first.
     """
     def shape(item: int) -> tuple[int, int]:
+        if prepare is not None:
+            return prepare.sample_rate_hz, 0
         facts = clips[item].audio
         frames = facts.frames if duration_s is None else min(facts.frames, round(duration_s * facts.sample_rate_hz))
         return facts.sample_rate_hz, frames
@@ -200,7 +233,7 @@ def clip_batches(
         if not batches or len(batches[-1]) == batch_size or shape(batches[-1][0]) != shape(item):
             batches.append([])
         batches[-1].append(item)
-    data = _Files(clips, duration_s, channel, whole)
+    data = _Files(clips, duration_s, channel, whole, prepare)
     yield from DataLoader(data, batch_sampler=batches, collate_fn=_collate)
 
 
@@ -208,9 +241,9 @@ def read_captions(path: str | Path, only: tuple[str, str] | None = None) -> dict
     """The caption of each clip by its id.
 
     Args:
-        path: `.json`: an object from id to caption; `.csv` or `.tsv`: columns `caption` or `prompt`, and `id`,
-            `caption_id` (Song Describer, which has several captions of a track) or `path`, whose name without the
-            suffix is the id.
+        path: `.json`: an object from id to caption, or TANGO's JSON lines, whose `location` names the clip; `.csv` or
+            `.tsv`: columns `caption` or `prompt`, and `id`, `caption_id` (Song Describer, which has several captions of
+            a track) or `path`, whose name without the suffix is the id.
         only: Take the rows alone whose column of this name has this value, such as `("is_valid_subset", "True")`.
 
     Returns:
@@ -220,7 +253,9 @@ def read_captions(path: str | Path, only: tuple[str, str] | None = None) -> dict
         MusiccmError: The file is missing, has another form, a broken row, or two captions for one id.
     """
     path = Path(path)
-    if path.suffix == ".json":
+    if path.suffix in (".json", ".jsonl") and (lines := read_lines(path)):
+        pairs = lines
+    elif path.suffix == ".json":
         try:
             pairs = list(load_json(read_text(path, "an object from clip id to caption")).items())
         except (ValueError, AttributeError) as error:
@@ -240,7 +275,7 @@ def read_captions(path: str | Path, only: tuple[str, str] | None = None) -> dict
         pairs = [(str(Path(row[key]).with_suffix("")) if key == "path" else row[key], row[text]) for row in rows]
     else:
         raise MusiccmError(f"{path}: expected captions as .json, .csv or .tsv")
-    if only is not None and path.suffix == ".json":
+    if only is not None and path.suffix in (".json", ".jsonl"):
         raise MusiccmError(f"{path}: a JSON file of captions has no column {only[0]} to choose by")
     captions: dict[str, str] = {}
     for raw, caption in pairs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ from musiccm.data.corpora.registry import Corpora, corpora_of, first_by_hash
 from musiccm.data.corpora.report import Report
 from musiccm.data.corpora.shares import Part, limited
 from musiccm.data.demo.other_renderings import OtherRenderings, other_renderings
+from musiccm.data.demo.worlds import FIRST
+from musiccm.data.demo.worlds import demo_world as world_named
 from musiccm.data.latent_cache.dataset import LatentCache
 from musiccm.data.latent_cache.files import cache_key
 from musiccm.data.latent_cache.fingerprint import bundle_fingerprint, clips_fingerprint
 from musiccm.data.latent_cache.windows import LatentWindows, collate_latents
+from musiccm.data.mixtures import MixedClip, MixingCollate, mixed_clips
 from musiccm.data.sampling import KeyedLoader, MixedSampler, OrderedSampler, ShuffledSampler
 from musiccm.data.trajectories.dataset import Trajectories
 from musiccm.data.trajectories.files import check_trajectories
@@ -84,12 +88,16 @@ class MusicDataModule(pl.LightningDataModule):
         corpora: In place of `root`, a list of corpora of any layout: `layout`, `root`, `weight`, `name`, `test` and the
             layout's options (`parse_corpora`). Their clip ids begin with their names where there are several.
         demo_corpora: Which of their folders hold the demo corpus: those alone does `musiccm prepare` write it to.
+        demo_world: What it writes there, `music` or `events`.
         strict: Stop at the first bad item.
         channel: What is read of a file: the `mean` of its channels, or the `first`.
         resampler: `torchaudio` or `soxr`.
         level: Where a file's mean and peak are measured, `native` or `resampled` (`musiccm.audio.Conversion`).
         trajectories_dir: What `musiccm prepare trajectories` wrote: training batches are then paths of a guided teacher
             (TrajectoryBatch) and no recordings. Needs `kind="latent"`.
+        mixtures: For each training item so many mixtures of two, under a caption of both: 0.5 is ConsistencyTTA's.
+            Waveforms: so many more items in every training batch, drawn anew each time. Latents: so many more clips in
+            the cache, as latents cannot be added, drawn once.
     """
 
     def __init__(
@@ -112,14 +120,17 @@ class MusicDataModule(pl.LightningDataModule):
         max_bad_fraction: float = 0.05,
         corpora: list[dict[str, Any]] | None = None,
         demo_corpora: list[str] | None = None,
+        demo_world: str = FIRST,
         strict: bool = False,
         channel: str = "mean",
         resampler: str = "torchaudio",
         level: str = "native",
         trajectories_dir: str | None = None,
+        mixtures: float = 0.0,
     ) -> None:
         super().__init__()
         specs = corpora_of({"root": root, "corpora": corpora, "demo_corpora": demo_corpora})
+        world_named(demo_world)  # refuses an unknown one before anything is read
         if kind not in KINDS:
             raise MusiccmError(f"data.kind must be one of {', '.join(KINDS)}, found {kind!r}")
         if kind == "latent" and cache_dir is None:
@@ -127,7 +138,9 @@ class MusicDataModule(pl.LightningDataModule):
         if kind != "latent" and trajectories_dir is not None:
             raise MusiccmError("data.trajectories_dir: trajectories are of latents; expected data.kind 'latent', found "
                                f"{kind!r}")
-        self.trajectories_dir = trajectories_dir
+        if not isinstance(mixtures, int | float) or not 0 <= mixtures < math.inf:
+            raise MusiccmError(f"data.mixtures: expected a share of at least 0, found {mixtures!r}")
+        self.trajectories_dir, self.mixtures = trajectories_dir, mixtures
         least = {"clip_samples": clip_samples, "batch_size": batch_size, "val_clips": val_clips,
                  "eval_batch_size": eval_batch_size, "eval_limit": eval_limit, "windows_per_track": windows_per_track}
         for name, value in least.items():
@@ -146,6 +159,7 @@ class MusicDataModule(pl.LightningDataModule):
         self.windows_per_track = windows_per_track
         self._train_parts: list[list[Clip]] = []
         self._eval_parts: dict[str, list[Part]] = {"val": [], "test": []}
+        self._mixed_parts: list[list[MixedClip]] = []
         self._train_folder: list[Clip] = []
         self.train_clips: list[Clip] = []
         self.val_clips: list[Clip] = []
@@ -186,6 +200,9 @@ class MusicDataModule(pl.LightningDataModule):
             self._eval_parts["val"].append(Part(spec.name, validation, len(validation)))
             self.val_clips += validation
         self.train_clips = [clip for part in self._train_parts for clip in part]
+        if self.mixtures:
+            window = (self.clip_samples, self.sample_rate_hz, self.windows_per_track)
+            self._mixed_parts = [mixed_clips(part, self.mixtures, *window) for part in self._train_parts]
 
     @property
     def reports(self) -> dict[str, Report]:
@@ -193,8 +210,14 @@ class MusicDataModule(pl.LightningDataModule):
         return self.corpora.reports
 
     def clips(self, split: str) -> list[Clip]:
-        """All clips of `train`, which those for validation belong to, or `test`, sorted by id."""
-        return sorted(self._train_folder if split == "train" else self.test_clips, key=lambda clip: clip.id)
+        """All clips of `train`, which those for validation and mixtures belong to, or `test`, sorted by id."""
+        mixed = [clip for part in self._mixed_parts for clip in part]
+        return sorted([*self._train_folder, *mixed] if split == "train" else self.test_clips, key=lambda clip: clip.id)
+
+    def _cached_parts(self) -> list[list[Clip]]:
+        """What of the latent cache is trained on, corpus by corpus: the clips, and their mixtures."""
+        mixed = self._mixed_parts or [[] for _ in self._train_parts]
+        return [[*part, *own] for part, own in zip(self._train_parts, mixed, strict=True)]
 
     def training_key(self) -> dict[str, Any]:
         """What decides which windows of which clips a step is given, by the keys below `data.init_args`.
@@ -207,6 +230,7 @@ class MusicDataModule(pl.LightningDataModule):
             "clip_samples": self.clip_samples,
             "windows_per_track": self.windows_per_track,
             "seed": self.seed,
+            **({"mixtures": self.mixtures} if self.mixtures else {}),
             **({} if self.trajectories_dir is None else {"trajectories": self.trajectories().key}),
         }
 
@@ -217,6 +241,7 @@ class MusicDataModule(pl.LightningDataModule):
             "trained": clips_fingerprint(self.train_clips),
             "weights": "none" if self.corpora.weights is None else list(self.corpora.weights),
             "order": self.seed,
+            **({"mixtures": self.mixtures} if self.mixtures else {}),
         }
 
     def training_items(self, count: int) -> list[tuple[int, int]]:
@@ -276,7 +301,7 @@ class MusicDataModule(pl.LightningDataModule):
         folder = "test" if split == "test" else "train"
         index = self.latent_cache(folder).index
         if split == "train":
-            return index.rows_of(self._clip_numbers(folder, self.train_clips))
+            return index.rows_of(self._clip_numbers(folder, [clip for part in self._cached_parts() for clip in part]))
         return index.middle_rows(self._clip_numbers(folder, self.eval_clips(split)))
 
     def eval_parts(self, split: str, limit: int | None = None) -> list[Part]:
@@ -305,12 +330,14 @@ class MusicDataModule(pl.LightningDataModule):
         """CLAP embeddings of everything that is trained on: what generated clips are compared with for plagiarism.
 
         Returns:
-            `(ids, audio_ND)`: a row for every window of every training clip, under the clip's id, in the cache's order.
+            `(ids, audio_ND)`: a row for every window of every training clip, under the clip's id, in the cache's order;
+            none for mixtures of them.
 
         Raises:
             MusiccmError: There is no latent cache, or it is unfinished or stale, or its bundle embeds no audio.
         """
-        cache, rows = self.latent_cache("train"), self.latent_rows("train")
+        cache = self.latent_cache("train")
+        rows = cache.index.rows_of(self._clip_numbers("train", self.train_clips))
         return [cache.index.clip_ids[clip] for clip in cache.index.clips_of(rows)], cache.audio(rows)
 
     def latents(self, split: str) -> LatentWindows:
@@ -360,6 +387,8 @@ class MusicDataModule(pl.LightningDataModule):
             order = ShuffledSampler(len(paths), self.batch_size, self.seed)
             return self._loader(paths, collate_latents, order, self.batch_size, drop_last=True)
         dataset, collate = self._dataset("train")
+        if self.mixtures and self.kind == "waveform":
+            collate = MixingCollate(self.mixtures, self.batch_size, self.sample_rate_hz, self.seed)
         sampler = self._train_sampler(len(dataset), self.batch_size)
         return self._loader(dataset, collate, sampler, self.batch_size, drop_last=True)
 
@@ -368,7 +397,7 @@ class MusicDataModule(pl.LightningDataModule):
             return ShuffledSampler(size, batch_size, self.seed)
         if self.kind == "latent":
             index = self.latent_cache("train").index
-            sizes = [int(index.window_counts(self._clip_numbers("train", part)).sum()) for part in self._train_parts]
+            sizes = [int(index.window_counts(self._clip_numbers("train", part)).sum()) for part in self._cached_parts()]
         else:
             sizes = [len(part) for part in self._train_parts]
         return MixedSampler(sizes, self.corpora.weights, batch_size, self.seed)

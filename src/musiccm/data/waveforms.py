@@ -64,8 +64,8 @@ class WaveformWindows(Dataset):
                 which takes the middle and the first caption.
 
         Returns:
-            The fields of `WaveformBatch` for one clip; or, if the file cannot be read any more, the error, which
-            `KeyedLoader` raises: raised in a worker process, it would arrive as a traceback in a string.
+            The fields of `WaveformBatch` for one clip, and the epoch; or, if the file cannot be read any more, the
+            error, which `KeyedLoader` raises: raised in a worker process, it would arrive as a traceback in a string.
         """
         epoch, item = index if isinstance(index, tuple) else (None, index)
         clip = self.clips[item]
@@ -88,6 +88,7 @@ class WaveformWindows(Dataset):
             "caption": caption,
             "attributes": clip.attributes,
             "start_s": start / self.sample_rate_hz,
+            "epoch": epoch,
         }
 
 

@@ -14,7 +14,8 @@ from musiccm.errors import MusiccmError, reason
 if TYPE_CHECKING:
     from musiccm.models.bundle import Bundle
 
-NAMES = (*PUBLISHED, "tagger")
+NAMES = (*PUBLISHED, "tagger", "events")
+OF_BUNDLES = ("tagger", "events")
 #: Those that classify, which IS and KL need.
 CLASSIFIERS = ("pann", "pann32k", "tagger")
 
@@ -28,11 +29,12 @@ def load_embedder(
     """Load an embedder.
 
     Args:
-        name: `pann`, `pann32k`, `vgg`, `clap`, `clap_music`, `clap_music_1s`, `audiomae` or `tagger`.
+        name: `pann`, `pann32k`, `vgg`, `clap`, `clap_music`, `clap_music_1s`, `audiomae`, `tagger` or `events`.
         weights: The published file, or a folder with it. For `clap` also a folder or hub id (`owner/name`) in
             transformers' layout, or a file on the hub (`owner/name/file.pt`). None looks in the folder that
             `MUSICCM_WEIGHTS` names.
-        bundle: Where `tagger`, and `clap` without `weights`, come from. That CLAP is called `bundle_clap`.
+        bundle: Where `tagger`, `events`, and `clap` without `weights`, come from. That CLAP is called
+            `bundle_clap`.
         device: Where it computes.
 
     Returns:
@@ -49,7 +51,7 @@ def load_embedder(
     """
     if name not in NAMES:
         raise MusiccmError(f"embedder '{name}': expected one of {', '.join(NAMES)}")
-    if name == "tagger" or (name == "clap" and weights is None and bundle is not None):
+    if name in OF_BUNDLES or (name == "clap" and weights is None and bundle is not None):
         embedder = _of_bundle(name, bundle)
     elif name == "clap" and weights is not None and (hub := _on_hub(weights)) is not None:
         embedder = _clap_of_folder(hub) if hub.count("/") == 1 else _of_file(name, _from_hub(hub))
@@ -67,14 +69,19 @@ def _of_bundle(name: str, bundle: Any) -> FrozenEmbedder:
     from musiccm.models.bundle import Bundle
 
     if bundle is None:
-        raise MusiccmError("embedder 'tagger': it comes with a bundle; give one: a folder, a packaged name or a hub id")
-    part = "evaluators/tagger" if name == "tagger" else "text_encoder"
-    parts = [part] if name == "tagger" else [part, "tokenizer", "feature_extractor"]
+        raise MusiccmError(f"embedder '{name}': it comes with a bundle; give one: a folder, a packaged name or a hub "
+                           "id")
+    part = {"tagger": "evaluators/tagger", "events": "evaluators/sections"}.get(name, "text_encoder")
+    parts = [part] if name in OF_BUNDLES else [part, "tokenizer", "feature_extractor"]
     opened = bundle if isinstance(bundle, Bundle) else Bundle.from_pretrained(bundle, parts)
     if name == "tagger":
         from musiccm.embedders.tagger import TaggerEmbedder
 
         embedder: FrozenEmbedder = TaggerEmbedder(opened.evaluators["tagger"], opened.mel)
+    elif name == "events":
+        from musiccm.embedders.events import EventsEmbedder
+
+        embedder = EventsEmbedder(opened.evaluators["sections"], opened.mel)
     else:
         from musiccm.embedders.clap import ClapEmbedder
 

@@ -15,6 +15,7 @@ from musiccm.embedders.clap import ClapEmbedder
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.folder_notes import table_text
 from musiccm.evaluation.folders import FolderRun
+from musiccm.evaluation.protocols import Protocol, protocol_named
 from musiccm.evaluation.registry import NETWORK_SCOPES, Direction, direction, metric_row, metrics_of
 from musiccm.models.bundle import Bundle
 from musiccm.similarity.check import index_clap
@@ -101,6 +102,7 @@ def evaluate(
     device: str | torch.device = "auto",
     reference_implementation: bool = False,
     progress: bool = True,
+    protocol: str | None = None,
 ) -> Scores:
     """Score generated audio against reference audio, whatever system made it.
 
@@ -111,13 +113,13 @@ def evaluate(
             below the one that they have in common) without the suffix; clips of one name on both sides are pairs.
         reference: The same, of real music.
         metrics: Names out of docs/metrics.md, such as `["fd", "kad"]`; those of two sets, of the generated clips alone
-            and of pairs are taken with each embedder. If None: all that are not optional, `ta` with captions and
-            `sim_aa` with a training index.
+            and of pairs are taken with each embedder. If None: all that are not optional, `ta` and `ra` with
+            captions and `sim_aa` with a training index.
         embedders: Networks by name (`load_embedder`), by name with the file of its weights, or loaded; `pann` and `vgg`
             if None.
         bundle: Where `tagger`, and `clap` without weights, come from.
         captions: By clip name, for `ta`: a mapping, or a .json, .csv or .tsv file.
-        clap: For `ta`; that among the embedders, else the bundle's, if None.
+        clap: For `ta` and `ra`; that among the embedders, else the bundle's, if None.
         train: For `sim_aa`: an index of training clips, or its folder.
         seconds: Take this much from the start of every file; all if None.
         channel: Of files with several: the `mean`, or the `first`, which published tools take.
@@ -125,6 +127,8 @@ def evaluate(
         device: Such as `cpu` or `cuda`; `auto` takes a GPU if there is one.
         reference_implementation: Add what audioldm_eval's own functions make of the same embeddings.
         progress: Whether to show progress; without, nothing is printed, but warnings still go to `logging`.
+        protocol: A published one by name (`musiccm.evaluation.protocols`), which says what is taken of each file and
+            which metrics and networks, where these are not given; every clip must have its partner.
 
     Returns:
         The metrics by key, with n and notes.
@@ -132,6 +136,10 @@ def evaluate(
     Raises:
         MusiccmError: An argument, folder or file of weights that cannot be used, named.
     """
+    rules = None if protocol is None else protocol_named(protocol)
+    if rules is not None:
+        _check_protocol(rules, metrics, seconds, captions, train)
+        metrics, embedders = rules.metrics, rules.embedders if embedders is None else embedders
     names = _checked(list(metrics) if metrics is not None else default_metrics(captions, train), captions, train)
     if batch_size < 1:
         raise MusiccmError(f"batch_size: expected at least 1, found {batch_size}")
@@ -140,22 +148,31 @@ def evaluate(
     texts = captions if captions is None or isinstance(captions, Mapping) else read_captions(captions)
     over_networks = [name for name in names if metric_row(name).scope in NETWORK_SCOPES]
     networks = _loaded(DEFAULT_EMBEDDERS if embedders is None and over_networks else embedders or (), bundle, where)
-    extractor = None if texts is None else _text_embedder(clap, networks, bundle, where)
+    similar = {"ta", "ra"} & set(names)
+    extractor = _text_embedder(clap, networks, bundle, where) if similar else None
     shortest = max((net.min_duration_s for net in [*networks, *([extractor] if extractor else [])]), default=0.0)
     if seconds is not None and not seconds >= shortest:
         raise MusiccmError(f"seconds: expected at least the {shortest:g} s that the networks take, found {seconds:g}")
+    shortest = shortest if rules is None else 0.0  # zeros follow a short clip
     folders = {name: _read(audio, shortest, channel, progress)
                for name, audio in (("generated", generated), ("reference", reference))}
     for name, folder in folders.items():
         if len(folder.clips) < 2:
             raise MusiccmError(f"{name}: {folder}: expected at least 2 clips, of which a distance can be taken")
+    if rules is not None:
+        rules.check_pairs({side: {clip.id for clip in folder.clips} for side, folder in folders.items()})
     run = FolderRun(
         folders, over_networks, networks, where, extractor, texts, clap_windows, seconds, channel, batch_size,
         reference_implementation, progress, None if captions is None or texts is captions else str(captions),
+        "ra" in names, None if rules is None else rules.preparation,
     )
     run.hear_all()
     opened = bundle.path if isinstance(bundle, Bundle) else bundle
-    return Scores(run.result(None if opened is None else str(opened)))
+    content = run.result(None if opened is None else str(opened))
+    if rules is not None:
+        content["settings"]["protocol"] = rules.name
+        content["notes"] += rules.notes(content["n"])
+    return Scores(content)
 
 
 def default_metrics(captions: object = None, train: object = None) -> list[str]:
@@ -169,7 +186,7 @@ def default_metrics(captions: object = None, train: object = None) -> list[str]:
         Their names.
     """
     names = [row.name for row in metrics_of(*NETWORK_SCOPES) if row.optional is None]
-    return [*names, *(["ta"] if captions is not None else []), *(["sim_aa"] if train is not None else [])]
+    return [*names, *(["ta", "ra"] if captions is not None else []), *(["sim_aa"] if train is not None else [])]
 
 
 def _checked(names: list[str], captions: object, train: object) -> list[str]:
@@ -184,6 +201,18 @@ def _checked(names: list[str], captions: object, train: object) -> list[str]:
             raise MusiccmError(f"{argument}: needed for the metric {name}; give it" if name in names else
                                f"{argument}: given, but {name} is not among metrics {names}; leave one out, or add it")
     return names
+
+
+def _check_protocol(
+    rules: Protocol, metrics: object, seconds: object, captions: object, train: object
+) -> None:
+    """A protocol says all of this itself."""
+    for name, value in (("metrics", metrics), ("seconds", seconds), ("train", train)):
+        if value is not None:
+            raise MusiccmError(f"{name}: the protocol {rules.name} says it itself; leave it out")
+    if captions is None:
+        raise MusiccmError(f"captions: the protocol {rules.name} compares clips with what they were asked for; give "
+                           "them")
 
 
 def _opened(

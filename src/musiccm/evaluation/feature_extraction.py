@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,12 +55,17 @@ class FeatureExtractor(nn.Module):
 
     @property
     def tagger(self) -> Embedder | None:
-        """The network whose outputs state attributes: the first with `groups`; None without one."""
-        return next((embedder for embedder in self.embedders.values() if getattr(embedder, "groups", None)), None)
+        """The network whose outputs state attributes: the first with `groups`; None without one.
+
+        One that says itself what clips ask for (`asked`, such as `events`) comes before others.
+        """
+        with_groups = [embedder for embedder in self.embedders.values() if getattr(embedder, "groups", None)]
+        with_groups.sort(key=lambda embedder: not hasattr(embedder, "asked"))
+        return next(iter(with_groups), None)
 
     @property
-    def groups(self) -> dict[str, Sequence[int]]:
-        """The tagger's outputs by attribute, such as `{"drums": [0, 1]}`; empty without a tagger."""
+    def groups(self) -> dict[str, Any]:
+        """The tagger's outputs by attribute, such as `{"drums": [0, 1]}`, or `Reading`s; empty without a tagger."""
         return dict(getattr(self.tagger, "groups", {}))
 
     @property
@@ -122,7 +127,8 @@ class FeatureExtractor(nn.Module):
         longest_s = max((embedder.min_duration_s for embedder in self.embedders.values()), default=0.0)
         samples = math.ceil(longest_s * self.sample_rate_hz) + 1
         tone = torch.sin(torch.arange(samples, device=device) * (2 * math.pi * 440 / self.sample_rate_hz))
-        return {name: found.logits_BG is not None for name, found in self.embed(tone[None]).items()}
+        return {name: found.logits_BG is not None and getattr(self.embedders[name], "classifies", True)
+                for name, found in self.embed(tone[None]).items()}
 
     def wanted(self, attributes: Sequence[Mapping[str, str]]) -> Tensor:
         """Which of the tagger's outputs each clip's attributes ask for.
@@ -133,6 +139,8 @@ class FeatureExtractor(nn.Module):
         Returns:
             Multi-hot tags, `[B, G]`, on the CPU.
         """
+        if (asked := getattr(self.tagger, "asked", None)) is not None:
+            return asked(attributes)
         tags = self.tags
         stated = [{f"{group}:{value}" for group, value in clip.items()} for clip in attributes]
         return torch.tensor([[float(tag in clip) for tag in tags] for clip in stated]).view(len(stated), -1)

@@ -19,9 +19,10 @@ LISTED = 20
 
 
 def notes(
-    folders: dict[str, AudioFolder], paired: set[str], seconds: float | None = None, ambiguous: Sequence[str] = ()
+    folders: dict[str, AudioFolder], paired: set[str], seconds: float | None = None, ambiguous: Sequence[str] = (),
+    prepared: bool = False,
 ) -> list[str]:
-    """What a reader of the metrics should know about the two sets."""
+    """What a reader of the metrics should know about the two sets; those prepared by a protocol are of one length."""
     found = []
     for side, folder in folders.items():
         if folder.left_out:
@@ -34,7 +35,7 @@ def notes(
     lengths = {side: statistics.median(min(clip.audio.duration_s, seconds or math.inf) for clip in folder.clips)
                for side, folder in folders.items()}
     short, long = sorted(lengths.values())
-    if long > short * (1 + LENGTH_TOLERANCE):
+    if not prepared and long > short * (1 + LENGTH_TOLERANCE):
         found.append(f"generated clips last {lengths['generated']:.2f} s, references {lengths['reference']:.2f} s "
                      "(medians): distances follow length; take as many seconds of either")
     rates = {side: folder.rates_hz for side, folder in folders.items()}

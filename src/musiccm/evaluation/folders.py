@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musiccm.data.audio_folder import AudioFolder, FolderClip, captions_of, clip_batches
+from musiccm.data.audio_folder import AudioFolder, FolderClip, Preparation, captions_of, clip_batches
 from musiccm.data.names import pair_names
 from musiccm.embedders import Embedder
 from musiccm.errors import MusiccmError
@@ -17,7 +17,8 @@ from musiccm.evaluation.feature_extraction import FeatureExtractor
 from musiccm.evaluation.folder_notes import notes
 from musiccm.evaluation.reference import FeatureSet, reference_metrics
 from musiccm.evaluation.registry import find, metric_row
-from musiccm.evaluation.suite import MetricSuite
+from musiccm.evaluation.suite import REAL, TEXT, MetricSuite
+from musiccm.metrics.real_audio import RealAudioSimilarity
 from musiccm.metrics.text_audio import TextAudioSimilarity
 from musiccm.progress import Progress
 from musiccm.similarity.clap_windows import ClapWindows
@@ -38,7 +39,7 @@ class FolderRun:
         metrics: Names of the metrics that each network gives.
         embedders: The networks.
         device: Where they are.
-        clap: For text-audio similarity; None without captions.
+        clap: For similarity with captions and with real clips; None for neither.
         captions: By clip id.
         train: Training clips and their CLAP, for SIM_AA.
         seconds: Take this much from the start of every file.
@@ -47,6 +48,8 @@ class FolderRun:
         reference_implementation: Whether to add what audioldm_eval makes of the embeddings.
         progress: Whether to show progress bars.
         captions_from: Where the captions come from, for messages.
+        real_similarity: Whether the CLAP compares each clip with its reference.
+        prepare: How clips are brought to one length, rate and level; None takes them as they are.
 
     Raises:
         MusiccmError: A metric that none of the networks can give, or a clip without a caption.
@@ -67,8 +70,10 @@ class FolderRun:
         reference_implementation: bool = False,
         progress: bool = True,
         captions_from: str | None = None,
+        real_similarity: bool = False,
+        prepare: Preparation | None = None,
     ) -> None:
-        self.folders, self.device, self.clap = folders, device, clap
+        self.folders, self.device, self.clap, self.prepare = folders, device, clap, prepare
         self.seconds, self.channel, self.batch_size, self.progress = seconds, channel, batch_size, progress
         rate_hz = next(iter(folders["generated"].rates_hz))
         self.extractor = FeatureExtractor(embedders, None, rate_hz).to(device)
@@ -84,6 +89,7 @@ class FolderRun:
         self.windows = {} if train is None else {
             side: WindowCollector(train[1], folder.root, channel) for side, folder in folders.items()}
         self.paired, self.ambiguous = pair_folders(folders)
+        self.real = RealAudioSimilarity() if real_similarity else None
         self.text = None
         if captions is not None:
             names = {side: [clip.id for clip in folder.clips] for side, folder in folders.items()}
@@ -100,17 +106,21 @@ class FolderRun:
     @torch.no_grad()
     def _embed(self, clips: Sequence[FolderClip], side: str, paired: bool, bar: Progress) -> None:
         whole = self.windows[side].add if self.windows else None
-        for batch in clip_batches(clips, self.batch_size, self.seconds, self.channel, whole):
+        for batch in clip_batches(clips, self.batch_size, self.seconds, self.channel, whole, self.prepare):
             waveform_BS = batch.waveform_BS.to(self.device)
             features = self.extractor(waveform_BS, batch.sample_rate_hz)
             if side == "reference":
                 self.suite.update_reference(features, None, batch.ids, paired=paired)
             else:
                 self.suite.update(features, None, batch.ids, paired=paired)
-            if self.text is not None:
+            if self.text is not None or self.real is not None:
                 embedded = features.embeddings[self.clap.name] if self.clap in self.extractor.embedders.values() else (
                     self.clap(waveform_BS, batch.sample_rate_hz))
-                self.text.update(side, embedded.embedding_RE.cpu(), batch.ids)
+                audio_BD = embedded.embedding_RE.cpu()
+                if self.text is not None:
+                    self.text.update(side, audio_BD, batch.ids)
+                if self.real is not None and paired:
+                    self.real.update(audio_BD, batch.ids, real=side == "reference")
             if self.reference_implementation:
                 for name, embedded in features.embeddings.items():
                     self.kept[side][name].add(batch.ids, embedded)
@@ -124,11 +134,14 @@ class FolderRun:
         """
         metrics, _ = self.suite.compute()
         metrics = {key: value for key, value in metrics.items() if key not in ("n", "n_reference")
-                   and not ((found := find(key)) and found.metric.scope in ("training", "text"))}
+                   and not ((found := find(key)) and found.metric.scope in ("training", "text", "real"))}
         references: dict[str, Any] = {}
         if self.text is not None:
             similar, references = self.text.compute()
             metrics |= similar
+        if self.real is not None:
+            similar = self.real.compute() if self.paired else {}
+            metrics |= {key: similar.get(key) for key in REAL}
         result: dict[str, Any] = {
             "schema": SCHEMA, **{side: escaped(folder.root) for side, folder in self.folders.items()},
             "n": len(self.folders["generated"].clips), "n_reference": len(self.folders["reference"].clips),
@@ -144,7 +157,7 @@ class FolderRun:
                          for side, folder in self.folders.items()},
             "unpaired": {side: sorted({clip.id for clip in folder.clips} - self.paired)
                          for side, folder in self.folders.items()},
-            "notes": notes(self.folders, self.paired, self.seconds, self.ambiguous),
+            "notes": notes(self.folders, self.paired, self.seconds, self.ambiguous, self.prepare is not None),
         }
         if self.index is not None:
             self._add_sim_aa(result, self.index)
@@ -237,12 +250,13 @@ class TextSimilarity:
             self.similarity[side].update(text_BD, audio_BD[asked], [ids[n] for n in asked])
 
     def compute(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """`ta_similarity` of the generated clips, and the two metrics that put it in proportion."""
+        """Similarity of the generated clips, and the two metrics that put it in proportion."""
         found = self.similarity["generated"].compute()
         best = self.similarity["generated"].retrieval_max(torch.cat(self.gallery))
         references = {"retrieval_max_ta": best["retrieval_max_ta"], "retrieval_max_gallery": "reference",
                       "n_retrieval_max_gallery": best["n_gallery"]}
         if self.similarity["reference"].joined("text").numel():
             real = self.similarity["reference"].compute()
-            references |= {"test_set_ta": real["ta_similarity"], "n_test_set_ta": real["n"]}
-        return {"ta_similarity": found["ta_similarity"]}, references
+            references |= {"test_set_ta": real["ta_similarity"], "test_set_clap_t": real["clap_t"],
+                           "n_test_set_ta": real["n"]}
+        return {key: found[key] for key in TEXT}, references

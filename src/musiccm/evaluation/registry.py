@@ -21,16 +21,20 @@ from musiccm.metrics.inception import InceptionScore
 from musiccm.metrics.kernel import KernelDistance
 from musiccm.metrics.kl import KLDivergence
 from musiccm.metrics.mauve import Mauve
+from musiccm.metrics.real_audio import RealAudioSimilarity
 from musiccm.metrics.text_audio import TextAudioSimilarity
 from musiccm.similarity.sim_aa import SimAA
 
 Direction = Literal["lower", "higher"]
 #: What a metric compares: the two sets; the generated set with itself; pairs of clips of one id; a clip with its
-#: caption; a clip with the training clips; a clip with its attributes; none of these, but how the clips were made; a
-#: model with the floor and with other models; clips of one caption with each other.
-Scope = Literal["sets", "generated", "pairs", "text", "training", "attributes", "cost", "comparison", "noises"]
+#: caption; a clip with the real clip of its id, by CLAP; a clip with the training clips; a clip with its attributes;
+#: none of these, but how the clips were made; a model with the floor and with other models; clips of one caption with
+#: each other.
+Scope = Literal["sets", "generated", "pairs", "text", "real", "training", "attributes", "cost", "comparison",
+                "noises"]
 #: What a metric takes beside clips: rows of embeddings, class logits, CLAP's embeddings, captions, ...
-Need = Literal["rows", "logits", "captions", "training clips", "attributes", "generation", "a floor", "many noises"]
+Need = Literal["rows", "logits", "captions", "real clips", "training clips", "attributes", "generation", "a floor",
+               "many noises"]
 
 
 class Column(NamedTuple):
@@ -103,8 +107,12 @@ METRICS: tuple[MetricRow, ...] = (
     MetricRow("kl", "pairs", "lower", "logits",
               (Column("kl_<net>", "kl", "KL", 3), Column("kl_<net>_exact", "kl_exact", "KL exact", 3)),
               KLDivergence),
-    MetricRow("ta", "text", "higher", "captions", (Column("ta_similarity", "ta_similarity", "TA", 3),),
+    MetricRow("ta", "text", "higher", "captions",
+              (Column("ta_similarity", "ta_similarity", "TA", 3), Column("clap_t", "clap_t", "CLAP_T", beside=True)),
               TextAudioSimilarity),
+    MetricRow("ra", "real", "higher", "real clips",
+              (Column("ra_similarity", "ra_similarity", "RA", 3), Column("clap_a", "clap_a", "CLAP_A", beside=True)),
+              RealAudioSimilarity),
     MetricRow("sim_aa", "training", "lower", "training clips",
               (Column("sim_aa_90<gallery>", "sim_aa_90", "SIM@90", 3),
                Column("sim_aa_95<gallery>", "sim_aa_95", "SIM@95", 3)), SimAA),

@@ -13,7 +13,8 @@ from musiccm.evaluation.feature_extraction import FeatureExtractor, Features, ch
 from musiccm.evaluation.network import NetworkMetrics
 from musiccm.evaluation.registry import NETWORK_SCOPES, metrics_of
 from musiccm.metrics.attributes import AttributeAccuracy
-from musiccm.metrics.clips import ClipCount, ClipMetric
+from musiccm.metrics.clips import ClipCount, ClipMetric, TooFewClips
+from musiccm.metrics.real_audio import RealAudioSimilarity
 from musiccm.metrics.text_audio import TextAudioSimilarity
 from musiccm.similarity.gallery import Gallery
 from musiccm.similarity.sim_aa import SimAA
@@ -23,6 +24,8 @@ __all__ = ["Features", "FeatureExtractor", "MetricSuite"]
 #: What SIM_AA compares with, see `MetricSuite`.
 Train = tuple[Sequence[str], Tensor] | Mapping[str, Gallery] | Callable[[], ClipMetric] | None
 SIM_AA = ("sim_aa_90", "sim_aa_95")
+#: What the measuring CLAP gives: against the captions, and against the real clips.
+TEXT, REAL = ("ta_similarity", "clap_t"), ("ra_similarity", "clap_a")
 
 
 class MetricSuite(nn.Module):
@@ -76,6 +79,7 @@ class MetricSuite(nn.Module):
         })
         self.ta = TextAudioSimilarity() if text else None
         self.real_ta = TextAudioSimilarity() if text else None
+        self.ra = RealAudioSimilarity(reset_real_features=False) if text else None
         #: Ends of the names of SIM_AA's metrics, one a gallery.
         self.columns = list(train) if isinstance(train, Mapping) else [] if train is None else [""]
         self.sim_aa, self.real_sim_aa = nn.ModuleList(_sim_aa(train)), nn.ModuleList(_sim_aa(train))
@@ -99,7 +103,7 @@ class MetricSuite(nn.Module):
         """
         for name, network in self.networks.items():
             network.update(features.embeddings[name], ids, real=True, paired=paired)
-        self._update_clap(self.real_ta, self.real_sim_aa, features, text_BD, ids)
+        self._update_clap(self.real_ta, self.real_sim_aa, features, text_BD, ids, real=True)
         logits = features.embeddings[self.tagger].logits_BG if self.real_accuracy is not None else None
         if self.real_accuracy is not None and logits is not None and targets_BG is not None:
             self.real_accuracy.update(logits, targets_BG, ids)
@@ -127,7 +131,7 @@ class MetricSuite(nn.Module):
         self.count.update(ids)
         for name, network in self.networks.items():
             network.update(features.embeddings[name], ids, real=False, paired=paired)
-        self._update_clap(self.ta, self.sim_aa, features, text_BD, ids)
+        self._update_clap(self.ta, self.sim_aa, features, text_BD, ids, real=False)
         if self.accuracy is not None:
             logits = features.embeddings[self.tagger].logits_BG
             if targets_BG is None or logits is None:
@@ -138,7 +142,7 @@ class MetricSuite(nn.Module):
         """Forget the generated clips, keep the reference."""
         for network in self.networks.values():
             network.reset()
-        for metric in (self.count, self.ta, *self.sim_aa, self.accuracy):
+        for metric in (self.count, self.ta, self.ra, *self.sim_aa, self.accuracy):
             if metric is not None:
                 metric.reset()
 
@@ -158,7 +162,8 @@ class MetricSuite(nn.Module):
         row: dict[str, Any] = {}
         for network in self.networks.values():
             row |= network.compute(n)
-        ta = {"ta_similarity": None} if self.ta is None else self.ta.compute()
+        ta = dict.fromkeys(TEXT) if self.ta is None else self.ta.compute()
+        ra = dict.fromkeys(REAL) if self.ra is None else self._similar_to_real(self.ra)
         nearest: list[dict[str, Any]] = []
         similar: dict[str, Any] = dict.fromkeys(SIM_AA)
         for column, metric in zip(self.columns, self.sim_aa, strict=True):
@@ -166,10 +171,17 @@ class MetricSuite(nn.Module):
             similar |= {f"{key}{column}": found[key] for key in SIM_AA}
             nearest = nearest or [match._asdict() for match in found["matches"]]
         accuracy = {} if self.accuracy is None else self.accuracy.compute()
-        row |= {"ta_similarity": ta["ta_similarity"]}
+        row |= {key: ta[key] for key in TEXT} | {key: ra[key] for key in REAL}
         row |= similar
         row |= {key: value for key, value in accuracy.items() if key != "n" and value is not None}
         return row | {"n": n}, nearest
+
+    @staticmethod
+    def _similar_to_real(metric: RealAudioSimilarity) -> dict[str, Any]:
+        try:  # on every rank, also one without clips: the others wait for it
+            return metric.compute()
+        except TooFewClips:
+            return dict.fromkeys(REAL)
 
     def distances(self, batches: Iterable[tuple[Mapping[str, Embeddings], Sequence[str]]]) -> dict[str, Any]:
         """Distances of other real clips from the reference; the generated clips are forgotten before and after.
@@ -203,7 +215,8 @@ class MetricSuite(nn.Module):
         result: dict[str, Any] = {}
         if self.real_ta is not None:
             real = self.real_ta.compute()
-            result |= {"test_set_ta": real["ta_similarity"], "n_test_set_ta": real["n"]}
+            result |= {"test_set_ta": real["ta_similarity"], "test_set_clap_t": real["clap_t"],
+                       "n_test_set_ta": real["n"]}
             if self.gallery_ND is not None:
                 best = self.real_ta.retrieval_max(self.gallery_ND)
                 result |= {"retrieval_max_ta": best["retrieval_max_ta"], "retrieval_max_gallery": "train"}
@@ -230,6 +243,7 @@ class MetricSuite(nn.Module):
         features: Features,
         text_BD: Tensor | None,
         ids: Sequence[str],
+        real: bool,
     ) -> None:
         if ta is None and not self.columns:
             return
@@ -239,6 +253,8 @@ class MetricSuite(nn.Module):
             raise MusiccmError("text-audio similarity, SIM_AA: expected CLAP embeddings, found none; give CLAP's")
         if ta is not None:
             ta.update(text_BD, audio_BD, ids)
+        if self.ra is not None:
+            self.ra.update(audio_BD, ids, real)
         for metric in sim_aa:
             metric.update(features.clap_BD, ids)
 

@@ -9,6 +9,7 @@ from musiccm.metrics.jackknife import Interval, jackknife
 from musiccm.metrics.kernel import KernelDistance
 from musiccm.metrics.kl import KLDivergence
 from musiccm.metrics.mauve import Mauve
+from musiccm.metrics.real_audio import RealAudioSimilarity
 from musiccm.metrics.text_audio import TextAudioSimilarity
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "KernelDistance",
     "KLDivergence",
     "Mauve",
+    "RealAudioSimilarity",
     "TextAudioSimilarity",
     "jackknife",
 ]

@@ -10,29 +10,33 @@ from torch import Tensor
 
 from musiccm.errors import MusiccmError
 from musiccm.metrics.clips import ClipMetric, require_rows
+from musiccm.metrics.readings import Reading
 
 
 class AttributeAccuracy(ClipMetric):
     """Accuracy, group by group, of a tagger's choice against the tags that were asked for.
 
     A group is a set of tags of which the tagger picks the likeliest. The pick is right when it is among the tags asked
-    for; clips that ask for no tag of a group do not count in it.
+    for; clips that ask for no tag of a group do not count in it. Where a group is a `Reading`, its columns hold what
+    was read and what was asked for as numbers, and it says itself what is right; it has no chance beside it.
     """
 
     higher_is_better = True
 
-    def __init__(self, groups: Mapping[str, Sequence[int]], **kwargs: Any) -> None:
+    def __init__(self, groups: Mapping[str, Sequence[int] | Reading], **kwargs: Any) -> None:
         """Take the groups.
 
         Args:
-            groups: Name of each group and the tag columns it covers.
+            groups: Name of each group and the tag columns it covers, or how they are compared.
             **kwargs: Passed to `torchmetrics.Metric`.
 
         Raises:
             MusiccmError: A group without columns.
         """
         super().__init__(**kwargs)
-        self.groups = {name: list(columns) for name, columns in groups.items()}
+        self.readings = {name: group for name, group in groups.items() if isinstance(group, Reading)}
+        self.groups = {name: list(group.columns if isinstance(group, Reading) else group)
+                       for name, group in groups.items()}
         empty = [name for name, columns in self.groups.items() if not columns]
         if empty:
             raise MusiccmError(f"attribute accuracy: expected tag columns in each group, found none in {empty}")
@@ -57,9 +61,16 @@ class AttributeAccuracy(ClipMetric):
                 f"attribute accuracy: expected tags of the logits' shape {list(logits.shape)}, found {list(tags.shape)}"
             )
         keep = self.take_new("ids", ids)
-        logits, wanted = logits.detach()[keep], tags.to(logits.device)[keep] > 0.5
+        logits, asked = logits.detach()[keep], tags.to(logits.device)[keep]
+        wanted = asked > 0.5
         right = []
-        for columns in self.groups.values():
+        for name, columns in self.groups.items():
+            if name in self.readings:
+                agrees, stated = self.readings[name].compare(logits, asked)
+                right.append(agrees & stated)
+                wanted[:, columns] = False
+                wanted[:, columns[0]] = stated
+                continue
             choice = logits[:, columns].argmax(dim=1, keepdim=True)
             right.append(wanted[:, columns].gather(1, choice)[:, 0])
         self.right.append(torch.stack(right, dim=1).to(self.device))
@@ -70,7 +81,7 @@ class AttributeAccuracy(ClipMetric):
 
         Returns:
             `acc_<group>` over the clips that ask for the group (None where no clip does), `acc_<group>_chance`, what
-            always naming the commonest tag of those clips would come to, and `n` clips.
+            always naming the commonest tag of those clips would come to (None for a `Reading`), and `n` clips.
 
         Raises:
             MusiccmError: No clip.
@@ -84,5 +95,6 @@ class AttributeAccuracy(ClipMetric):
             asked = wanted[:, columns]
             count = int(asked.any(dim=1).sum())
             result[f"acc_{name}"] = int(right[:, column].sum()) / count if count else None
-            result[f"acc_{name}_chance"] = int(asked.sum(dim=0).max()) / count if count else None
+            chance = int(asked.sum(dim=0).max()) / count if count and name not in self.readings else None
+            result[f"acc_{name}_chance"] = chance
         return result

@@ -26,6 +26,11 @@ def unit_rows(rows_ND: Tensor) -> Tensor:
     return rows / torch.where(length > 0, length, torch.ones_like(length))
 
 
+def clamped_percent(cosine_N: Tensor) -> float:
+    """Mean of max(cosine, 0), times 100: the CLAP score as ConsistencyTTA and others print it."""
+    return 100.0 * float(cosine_N.clamp(min=0).mean())
+
+
 class TextAudioSimilarity(ClipMetric):
     """Mean cosine between the text a clip was asked for with and the clip."""
 
@@ -60,13 +65,15 @@ class TextAudioSimilarity(ClipMetric):
         """The similarity.
 
         Returns:
-            `ta_similarity` and `n` clips. Fed with the test set's own audio this is the Test Set reference.
+            `ta_similarity`; `clap_t`, the mean of max(cosine, 0) times 100; `n` clips. Fed with the test set's own
+            audio this is the Test Set reference.
 
         Raises:
             MusiccmError: No clip.
         """
         text, audio, n = self._pairs()
-        return {"ta_similarity": float((text * audio).sum(dim=1).mean()), "n": n}
+        cosine_N = (text * audio).sum(dim=1)
+        return {"ta_similarity": float(cosine_N.mean()), "clap_t": clamped_percent(cosine_N), "n": n}
 
     def retrieval_max(self, gallery_ND: Tensor, block: int = 8192) -> dict[str, float | int]:
         """The Retrieval Max reference: for each text, the best cosine with any clip of a gallery, averaged.

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +32,7 @@ from musiccm.systems.curve import learning_rate_factor
 from musiccm.systems.distillation import normal_like
 from musiccm.systems.parallel import average_gradients, mean_over_ranks, own_rows
 from musiccm.systems.ranges import check_ranges
+from musiccm.systems.student_weights import read_checkpoint
 
 
 @dataclass
@@ -44,6 +46,8 @@ class RollOut:
         critic_steps: updates of the critic for one of the student, each on a batch of its own.
         critic_warmup_steps: updates of the critic alone, before the student's first. The student starts good, and a
             critic that does not know it yet would push it away from there.
+        critic_start: a checkpoint of an earlier run of the same objective, whose critic this one goes on with; null
+            starts it anew. Its optimizer starts anew either way. A resumed run does not read it.
         critic_lr: learning rate of the critic, under the student's curve; its warm-up is counted in its own updates.
         critic_betas: AdamW's, of the critic.
         r1_weight: weight of the approximate R1 penalty on what tells real from generated; 0 for none.
@@ -55,6 +59,7 @@ class RollOut:
     noise_range: Sequence[float] = (0.02, 0.98)
     critic_steps: int = 3
     critic_warmup_steps: int = 0
+    critic_start: str | None = None
     critic_lr: float = 2e-4
     critic_betas: Sequence[float] = (0.0, 0.99)
     r1_weight: float = 0.0
@@ -264,6 +269,10 @@ class CriticSystem(AdversarialSystem):
     def _critic_parameters(self) -> list[nn.Parameter]:
         return [p for network in self.critics() for p in network.parameters() if p.requires_grad]
 
+    def identity(self) -> dict[str, Any]:
+        """As without a critic; what only a new run reads is left out."""
+        return {key: value for key, value in super().identity().items() if key != f"{self.group}.critic_start"}
+
     def rate_key(self, metric: str) -> str:
         """The setting that has the learning rate of what a logged value speaks of."""
         critics = ("loss_critic", "loss_head", "grad_norm_critic", "r1")
@@ -290,13 +299,32 @@ class CriticSystem(AdversarialSystem):
         return [*super().configure_optimizers(), critic]
 
     def setup(self, stage: str) -> None:
-        """Lay out the critic too."""
+        """Give a new run the critic that it goes on with, and lay that out too."""
         super().setup(stage)
+        if stage == "fit" and self.rules.critic_start is not None and self.trainer.ckpt_path is None:
+            self._start_critics(Path(self.rules.critic_start))
         own = [network for network in self.critics() if isinstance(network, Denoiser)]
         if stage == "fit" and self.optimization.gradient_checkpointing:
             speed.recompute_activations([network.unet for network in own])
         if stage == "fit" and self.optimization.channels_last:
             channels_last(own)
+
+    def _start_critics(self, path: Path) -> None:
+        """Take the critic's weights, all of them, from an earlier run's checkpoint."""
+        own = {id(network) for network in self.critics()}
+        names = [name for name, module in self.named_children() if id(module) in own]
+        prefixes = tuple(f"{name}." for name in names)
+        found = {name: value for name, value in read_checkpoint(path)["state_dict"].items()
+                 if name.startswith(prefixes)}
+        wanted = {name: value for name, value in self.state_dict().items()
+                  if name.startswith(prefixes) and self._in_checkpoint(name)}
+        wrong = sorted(name for name in wanted.keys() | found.keys()
+                       if name not in wanted or name not in found or wanted[name].shape != found[name].shape)
+        if wrong:
+            raise MusiccmError(f"{self.group}.critic_start: {path}: expected the critic of a {type(self).__name__} on "
+                               f"{self.bundle_name}; {len(wrong)} of its weights are missing, too many or of another "
+                               f"shape, such as {wrong[0]}. Name a checkpoint of the same objective and settings")
+        self.load_state_dict(found, strict=False)
 
     def configure_model(self) -> None:
         """Refuse to be sharded.

@@ -25,6 +25,7 @@ class StepNetworks(pl.LightningModule):
     bundle: Bundle
     distillation: Distillation
     optimization: Optimization
+    batches_seen: int
     given_teacher: bool
     student: nn.Module
     student_ema_target: Ema
@@ -34,8 +35,11 @@ class StepNetworks(pl.LightningModule):
     _half: dict[str, nn.Module]
 
     def setup(self, stage: str) -> None:
-        """Give a new run the weights that it starts from, and lay the networks out before a strategy wraps them."""
-        if stage == "fit" and self.distillation.start is not None and self.trainer.ckpt_path is None:
+        """Give a new run the weights that it starts from, and lay the networks out before a strategy wraps them.
+
+        So is a system that is tested as it is: what `start` names is then what is measured.
+        """
+        if self.distillation.start is not None and self.trainer.ckpt_path is None and self.batches_seen == 0:
             weights = starting_weights(
                 self.distillation.start, self.bundle, self.distillation.prediction_type, self.student)
             for network in (self.student, self.student_ema_target.module, self.student_ema_slow.module):

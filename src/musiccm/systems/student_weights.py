@@ -15,10 +15,14 @@ STUDENT_WEIGHTS = "student_ema_slow.module."
 """Prefix, in a Lightning checkpoint, of the averaged U-Net that the evaluator measures."""
 
 
-def read_student(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any]]:
-    """The averaged student's weights, the step and what the weights mean, from a Lightning checkpoint.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A Lightning checkpoint of a distillation; nothing in the file is executed.
 
-    Nothing in the file is executed.
+    Args:
+        path: The file.
+
+    Returns:
+        Its content, with a `state_dict`.
 
     Raises:
         MusiccmError: If the file is missing, unreadable, or of another system.
@@ -32,7 +36,20 @@ def read_student(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any]]:
         raise MusiccmError(f"{path}: no such checkpoint; {hint}") from None
     except Exception as error:  # a broken file shows as whatever the unpickler tripped over
         raise MusiccmError(f"{path}: not a readable checkpoint ({reason(error)})") from error
-    weights = checkpoint.get("state_dict", {}) if isinstance(checkpoint, Mapping) else {}
+    if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("state_dict"), Mapping):
+        raise MusiccmError(f"{path}: holds no state_dict; expected a checkpoint of the distillation "
+                           "(musiccm.systems.musiccm.MusicCM)")
+    return dict(checkpoint)
+
+
+def read_student(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any]]:
+    """The averaged student's weights, the step and what the weights mean, from a Lightning checkpoint.
+
+    Raises:
+        MusiccmError: As `read_checkpoint`; or it holds no student.
+    """
+    checkpoint = read_checkpoint(path)
+    weights = checkpoint["state_dict"]
     state = {k.removeprefix(STUDENT_WEIGHTS): v for k, v in weights.items() if k.startswith(STUDENT_WEIGHTS)}
     if not state:
         raise MusiccmError(f"{path}: holds no '{STUDENT_WEIGHTS}*' weights; expected a checkpoint of the distillation "

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from musiccm.data.corpora.audiocaps import audiocaps_has, list_audiocaps
 from musiccm.data.corpora.audioldm import audioldm_has, list_audioldm
 from musiccm.data.corpora.audiostock import audiostock_has, list_audiostock
 from musiccm.data.corpora.jamendo import list_jamendo
@@ -42,6 +43,7 @@ LAYOUTS = {
     "magnatagatune": Layout(list_magnatagatune, ("lists", "draw", "draw_seed"), lambda root, **options: True),
     "jamendo": Layout(list_jamendo, ("tables", "subset", "splits", "tags", "captions", "audio"),
                       lambda root, **options: True),
+    "audiocaps": Layout(list_audiocaps, ("files", "audio", "missing"), partial(audiocaps_has, split="validation")),
     "manifest": Layout(list_manifest, ("files",), partial(manifest_has, split="validation")),
     "audioldm": Layout(list_audioldm, ("dataset",), partial(audioldm_has, split="validation")),
 }

@@ -21,6 +21,8 @@ from musiccm.texts import load_json, read_text
 
 #: Raised whenever the same (seed, index) would sound different.
 COMPOSER_VERSION = 1
+#: The same of the world of events, whose captions count too.
+EVENTS_VERSION = 1
 
 
 @contextmanager

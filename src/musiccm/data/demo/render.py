@@ -17,14 +17,16 @@ PEAK = 0.7
 ROOM_TONE = 1e-3
 
 
-def _add(mix: np.ndarray, start: int, wave: np.ndarray) -> None:
+def add_at(mix: np.ndarray, start: int, wave: np.ndarray) -> None:
+    """Add a wave to a mix from a sample on; what lies outside of the mix is left away."""
     start = max(start, 0)
     end = min(start + len(wave), len(mix))
     if end > start:
         mix[start:end] += wave[: end - start]
 
 
-def _impulse_response(rng: np.random.Generator) -> np.ndarray:
+def impulse_response(rng: np.random.Generator) -> np.ndarray:
+    """A room: half a second of decaying noise, of unit energy."""
     t = np.arange(int(0.5 * SAMPLE_RATE_HZ), dtype=np.float32) / SAMPLE_RATE_HZ
     tail = rng.standard_normal(len(t)).astype(np.float32) * np.exp(-t * rng.uniform(7, 13))
     return (tail / np.sqrt(np.sum(tail**2))).astype(np.float32)
@@ -57,8 +59,8 @@ def render(attributes: Attributes, rng: np.random.Generator, duration_s: float) 
         velocity = float(np.clip(note.velocity * _phrase_arc(note.start, attributes.beats_per_bar), 0.1, 1))
         wave = play(player[note.part], note.pitch, note.length * beat_s, velocity)
         level = PART_LEVEL[note.part] * (texture_level if note.part == "lead" else 1.0)
-        _add(mix, int((note.start * beat_s + lateness_s) * SAMPLE_RATE_HZ), level * wave)
-    wet = oaconvolve(mix, _impulse_response(rng))[:samples].astype(np.float32)
+        add_at(mix, int((note.start * beat_s + lateness_s) * SAMPLE_RATE_HZ), level * wave)
+    wet = oaconvolve(mix, impulse_response(rng))[:samples].astype(np.float32)
     mix = mix + attributes.reverb * wet * 1.5
     mix /= np.sqrt(np.mean(mix**2)) / 0.12 + 1e-9
     if attributes.drums != "none":
@@ -74,4 +76,4 @@ def _add_drums(mix: np.ndarray, attributes: Attributes, beat_s: float) -> None:
     for bar in range(int(np.ceil(len(mix) / SAMPLE_RATE_HZ / bar_s))):
         for name, beats, velocity in PATTERNS[attributes.drums, attributes.beats_per_bar]:
             for beat in beats:
-                _add(mix, int((bar * bar_s + beat * beat_s) * SAMPLE_RATE_HZ), level * velocity * one_shot(name))
+                add_at(mix, int((bar * bar_s + beat * beat_s) * SAMPLE_RATE_HZ), level * velocity * one_shot(name))

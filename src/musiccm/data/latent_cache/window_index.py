@@ -63,7 +63,7 @@ class WindowIndex:
         Returns:
             The index.
         """
-        starts = [_starts(clip, clip_samples, sample_rate_hz, windows_per_track) for clip in clips]
+        starts = [window_starts(clip, clip_samples, sample_rate_hz, windows_per_track) for clip in clips]
         captions, numbers = [caption for clip in clips for caption in clip.captions], None
         if distinct:
             places = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
@@ -163,7 +163,8 @@ class WindowIndex:
                                "`musiccm prepare latents` again") from error
 
 
-def _starts(clip: Clip, clip_samples: int, sample_rate_hz: int, windows_per_track: int) -> list[int]:
+def window_starts(clip: Clip, clip_samples: int, sample_rate_hz: int, windows_per_track: int) -> list[int]:
+    """First samples of a clip's windows, see `WindowIndex.plan`."""
     total = resampled_length(clip.audio, sample_rate_hz)
     if windows_per_track == 1:
         return [centred_start(total, clip_samples)]

@@ -65,9 +65,9 @@ musiccm generate "a calm piano melody over soft strings" --model PATH_OF_THIS_FO
 ```
 
 It was trained on {len(points)} timesteps ({", ".join(map(str, points[:2]))}, ..., {points[-1]}) and samples on those
-only. It is meant for {", ".join(map(str, steps))} steps; {default} is the default.
-{_guidance(record)}
-Its weights derive from its teacher's, and so does their licence.
+only. It is meant for {", ".join(map(str, steps))} steps; {default} is the default.{_guidance(record)} \
+Its weights derive from its
+teacher's, and so does their licence.
 
 {_in_diffusers(record, latent_shape, base, tokens)}
 ## Training
@@ -83,16 +83,16 @@ Its weights derive from its teacher's, and so does their licence.
 
 
 def _guidance(record: Mapping[str, Any]) -> str:
-    """Which guidance scale can be chosen, and what that costs."""
+    """Which guidance scale can be chosen, and what that costs; follows a sentence."""
     guidance = recorded_guidance(record)
     if guidance.kind == "fixed":
-        return f"The teacher's guidance (scale {guidance.scale:g}) is part of its weights: do not guide it again."
+        return f" The teacher's guidance\n(scale {guidance.scale:g}) is part of its weights: do not guide it again."
     default = f"`--guidance-scale` chooses it, {guidance.scale:g} by default."
     if guidance.kind == "direct":
-        return ("It was distilled without guidance and is guided itself, by two network calls a step (one at scale 1)."
-                f"\n{default}")
+        return ("\nIt was distilled without guidance and is guided itself, by two network calls a step, one at scale "
+                f"1.\n{default}")
     low, high = guidance.range
-    return (f"It is told its guidance scale, any from {low:g} to {high:g}, and needs no second network call for it.\n"
+    return (f"\nIt is told its guidance scale, any from {low:g} to {high:g}, and needs no second network call for it.\n"
             f"{default}")
 
 

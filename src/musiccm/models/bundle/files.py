@@ -67,6 +67,7 @@ PARTS = {
     "decoder": PartKind("musiccm.models.fast_decoder", "FastDecoder", weights="model", optional=True),
     "scheduler": PartKind("diffusers", "DDIMScheduler", config_file="scheduler_config.json"),
     "evaluators/tagger": PartKind("musiccm.models.tagger", "Tagger", weights="model"),
+    "evaluators/sections": PartKind("musiccm.models.tagger", "Tagger", weights="model", optional=True),
     "evaluators/audiomae": PartKind("musiccm.models.features", "ViTFeatures", weights="model"),
     SECOND_CLAP: PartKind("transformers", "ClapModel", weights="model", optional=True),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +128,7 @@ def assemble(sources: Sources) -> Assembled:
         ("text_encoder", "clap", ldm.clap, make_clap, ("state_dict",)),
     ):
         path = getattr(sources, option)
-        part, origin, dropped, ignored = _choose(option, path, ldm, own, make, nests, sources.prefer)
+        part, origin, dropped, ignored = choose(option, path, ldm, own, make, nests, sources.prefer)
         used[option] = origin == ldm.path
         made.add(name, part, origin, dropped, ignored)
     frames, vae = sources.mel_frames, made.parts["vae"]
@@ -143,7 +143,7 @@ def assemble(sources: Sources) -> Assembled:
     made.parts["scheduler"], schedule_assumed = ldm.scheduler()
     clap, vocoder = made.parts["text_encoder"], made.parts["vocoder"].config
     made.parts["feature_extractor"] = make_extractor(clap)
-    made.parts["tokenizer"] = read_tokenizer(sources.tokenizer, clap)
+    made.parts["tokenizer"] = read_tokenizer(sources.tokenizer, clap.config.text_config.vocab_size)
     hop = int(torch.tensor(vocoder.upsample_rates).prod())
     made.mel = MelConfig(sample_rate_hz=vocoder.sampling_rate, hop_length=hop, n_mels=vocoder.model_in_dim)
     assumed.extend([*schedule_assumed, f"clips of {frames} mel frames",
@@ -152,24 +152,49 @@ def assemble(sources: Sources) -> Assembled:
     return made
 
 
-def _choose(
-    option: str, path: str | None, ldm: LdmCheckpoint, own: Mapping[str, Tensor],
+class Origin(Protocol):
+    """A file that several parts may come from."""
+
+    path: Path
+    ignored: list[str]
+
+
+def choose(
+    option: str, path: str | None, main: Origin, own: Mapping[str, Tensor],
     make: Callable[[Mapping[str, Tensor], str], tuple[nn.Module, list[str]]], nests: tuple[str, ...],
-    prefer: str | None,
+    prefer: str | None, weights_only: bool = False,
 ) -> tuple[nn.Module, Path, list[str], list[str]]:
-    """The part from its own file or from the LDM checkpoint; where both have it they agree, or one is preferred."""
+    """The part from its own file or from the main one; where both have it they agree, or one is preferred.
+
+    Args:
+        option: What names its file on the command line.
+        path: Its own file; None for none.
+        main: The main file.
+        own: Its weights there; none where the file has none.
+        make: Makes the part of weights and the name of their file; gives it with the names that it has no use for.
+        nests: Keys under which the weights may lie in its own file.
+        prefer: One of `PREFERENCES`, or None.
+        weights_only: See `read_original`.
+
+    Returns:
+        The part, the file that it came from, the names of that file which it has no use for, and the keys of what is
+        no weight there.
+
+    Raises:
+        MusiccmError: Neither file has it, or both do and differ.
+    """
     if path is None and not own:
-        raise MusiccmError(f"{ldm.path}: holds no {option}; give its file by --{option}")
-    theirs = make(own, str(ldm.path)) if own and not (path and prefer == "files") else None
+        raise MusiccmError(f"{main.path}: holds no {option}; give its file by --{option}")
+    theirs = make(own, str(main.path)) if own and not (path and prefer == "files") else None
     if path is None or (theirs is not None and prefer == "checkpoint"):
         assert theirs is not None
-        return theirs[0], ldm.path, theirs[1], ldm.ignored
-    tensors, ignored = tensors_of(read_original(path), path, *nests)
+        return theirs[0], main.path, theirs[1], main.ignored
+    tensors, ignored = tensors_of(read_original(path, weights_only), path, *nests)
     part, dropped = make(tensors, path)
     if theirs is not None and (different := _differences(part, theirs[0])):
         raise MusiccmError(
-            f"{path} and {ldm.path} hold different weights of the {option} ({len(different)} tensors, first "
-            f"{different[0]}). MusicLDM itself loads the checkpoint last, so its copy is the one that counts: "
+            f"{path} and {main.path} hold different weights of the {option} ({len(different)} tensors, first "
+            f"{different[0]}). The original code loads the checkpoint last, so its copy is the one that counts: "
             "choose by --prefer checkpoint, or --prefer files"
         )
     return part, Path(path), dropped, ignored

@@ -80,11 +80,16 @@ def make_extractor(clap: nn.Module) -> Any:
     return ClapFeatureExtractor(**{**EXTRACTOR, "truncation": "fusion" if fusion else "rand_trunc"})
 
 
-def read_tokenizer(name: str, clap: nn.Module) -> Any:
-    """RoBERTa's tokenizer, from a folder or the hub.
+def read_tokenizer(name: str, known: int, expected: str = "roberta-base") -> Any:
+    """A text encoder's tokenizer, from a folder or the hub.
+
+    Args:
+        name: The folder, or a hub id.
+        known: Tokens that the encoder knows.
+        expected: Whose tokenizer it should be, for messages.
 
     Raises:
-        MusiccmError: It cannot be had, or has more tokens than the text tower knows.
+        MusiccmError: It cannot be had, or has more tokens than the encoder knows.
     """
     try:
         tokenizer = load_tokenizer(name)
@@ -92,10 +97,9 @@ def read_tokenizer(name: str, clap: nn.Module) -> Any:
         raise
     except Exception as error:  # the hub client raises a dozen unrelated kinds; all mean "could not be had"
         raise MusiccmError(f"--tokenizer {name}: cannot be had ({reason(error)}); the original files hold no "
-                           "tokenizer. Name a folder with roberta-base's tokenizer, or allow the download") from error
-    known = clap.config.text_config.vocab_size
+                           f"tokenizer. Name a folder with {expected}'s tokenizer, or allow the download") from error
     if len(tokenizer) > known:
-        raise MusiccmError(f"--tokenizer {name}: has {len(tokenizer)} tokens, the text tower {known}; it needs "
-                           "roberta-base's")
+        raise MusiccmError(f"--tokenizer {name}: has {len(tokenizer)} tokens, the text encoder {known}; it needs "
+                           f"{expected}'s")
     tokenizer.model_max_length = min(tokenizer.model_max_length, MAX_TOKENS)
     return tokenizer

@@ -72,13 +72,14 @@ _PICKLE = types.ModuleType("stand_in_pickle")
 _PICKLE.Unpickler = _Unpickler  # type: ignore[attr-defined]
 
 
-def read_original(path: str | Path) -> dict[str, Any]:
+def read_original(path: str | Path, weights_only: bool = False) -> dict[str, Any]:
     """Read a checkpoint: its tensors and plain values; other objects become empty stand-ins.
 
     `torch.load(weights_only=True)` alone would refuse most training checkpoints, for what lies beside the weights.
 
     Args:
         path: A file written by `torch.save`, or a `.safetensors` file.
+        weights_only: Read it so all the same: for files that are weights and nothing else.
 
     Returns:
         What the file holds; tensors stay on the disk until they are used, where the format allows.
@@ -90,7 +91,7 @@ def read_original(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise MusiccmError(f"{path}: no such file; expected a checkpoint of the original model")
     try:
-        content = _read(path)
+        content = _read(path, weights_only)
     except _Forbidden as error:
         raise MusiccmError(f"{path}: refers to {error}, which no weights need, and is not read; nothing of it was "
                            "executed. Whoever made the file can save its state_dict alone") from None
@@ -101,11 +102,13 @@ def read_original(path: str | Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, weights_only: bool) -> Any:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return load_file(path)
+    if weights_only:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     if not zipfile.is_zipfile(path):  # as torch wrote before 1.6
         return torch.load(path, map_location="cpu", weights_only=True)
     # by torch's own reading of the archive, which is what decides whether torch would run a program

@@ -18,6 +18,7 @@ from musiccm.audio.windows import read_window
 from musiccm.data.batch import Batch
 from musiccm.data.latent_cache.files import CacheWriter, Unit
 from musiccm.data.latent_cache.window_index import WindowIndex
+from musiccm.data.mixtures import MixedClip
 from musiccm.data.module import MusicDataModule
 from musiccm.data.sampling import KeyedLoader
 from musiccm.terminal import say
@@ -74,6 +75,8 @@ class _WorkItems(Dataset):
 
     def _read(self, split: str, index: WindowIndex, row: int) -> Tensor:
         data, clip = self.data, self.clips[split][index.clip_of(row)]
+        if isinstance(clip, MixedClip):
+            return clip.read(data.clip_samples, data.sample_rate_hz, data.conversion)
         start = int(index.starts_N[row])
         return read_window(clip.path, clip.audio, data.clip_samples, data.sample_rate_hz, start, data.conversion)
 
