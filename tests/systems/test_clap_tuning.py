@@ -21,8 +21,9 @@ from musiccm.errors import MusiccmError
 from musiccm.evaluation.text_audio import measuring_clap, refuse_tuned
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import SECOND_CLAP, save_second_clap
-from musiccm.systems.clap_tuned import EVALUATION, ClapTerm
+from musiccm.systems.clap_tuned import EVALUATION, ClapTerm, ClapTunedSystem
 from musiccm.systems.clap_tuning import ClapTuning
+from musiccm.systems.lcm import LCM
 from musiccm.systems.settings import Distillation, Optimization, Phase
 
 CAPTIONS = ["slow organ chords", "a calm piano melody over soft strings"]
@@ -67,20 +68,22 @@ def tuned(request: pytest.FixtureRequest, bundle: str) -> ClapTuning:
 
 
 def test_the_term_is_the_weighted_mean_of_cosines_by_the_bundles_own_clap(tuned: ClapTuning) -> None:
-    """Against what pipelines and evaluations embed with; the real side is the latent cache's."""
+    """And so is its gradient, against what pipelines and evaluations embed with; the real side is the latent cache's."""
     batch = batch_of(tuned)
-    z0, x0 = answers(tuned, batch)
+    z0, x0 = (latents.detach().requires_grad_() for latents in answers(tuned, batch))
     weight_B = torch.tensor([5.0, 0.25])
     total, parts = tuned.clap_term(batch, z0, x0, batch.text_BD, torch.Generator(), weight_B)
     fresh = Bundle.from_pretrained(tuned.bundle_name)
     clap, codec = fresh.conditioner(), fresh.codec(tuned.clap.decoder)
-    with torch.no_grad():
-        fake_BD = clap.audio(codec.decode(x0), codec.mel.sample_rate_hz)
+    fake_BD = clap.audio(codec.decode(x0), codec.mel.sample_rate_hz)
     to_text_B, to_real_B = (fake_BD * clap.text(CAPTIONS)).sum(1), (fake_BD * batch.audio_BD).sum(1)
     expected = 0.1 * (weight_B * (2 - to_text_B - to_real_B)).mean()
     torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(parts["clap_text"], to_text_B.mean(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(parts["clap_real"], to_real_B.mean(), rtol=1e-4, atol=1e-5)
+    found, slope = (torch.autograd.grad(loss, x0)[0] for loss in (total, expected))
+    torch.testing.assert_close(found, slope, rtol=1e-3, atol=1e-3 * float(slope.abs().max()))
+    assert slope.flatten(1).norm(dim=1).min() > 0
 
 
 def test_the_gradient_reaches_the_student_and_nothing_frozen(tuned: ClapTuning) -> None:
@@ -117,7 +120,10 @@ def test_another_clap_reads_the_captions_and_hears_the_decoded_latents(bundle: s
     system = make(bundle, network="clap_second", decoder="fast", weighting="uniform", weight=1.0)
     batch = batch_of(system)
     z0, x0 = answers(system, batch)
-    total, _ = system.clap_term(batch, z0, x0, batch.text_BD, torch.Generator(), torch.tensor([9.0, 1.0]))
+    total, _ = system.clap_term(batch, z0.requires_grad_(), x0, batch.text_BD, torch.Generator(),
+                                torch.tensor([9.0, 1.0]))
+    total.backward()
+    assert z0.grad is None, "the student's sound goes to the real clip's, and not the other way"
     clap, codec = Bundle.from_pretrained(bundle).second_clap(), Bundle.from_pretrained(bundle).codec("fast")
     with torch.no_grad():
         fake_BD, real_BD = (clap.audio(codec.decode(z), 16000) for z in (x0, z0))
@@ -169,6 +175,57 @@ def test_checkpointing_gives_the_same_gradient_clip_by_clip(tuned: ClapTuning) -
     tuned.optimization = before
     assert sizes == [2, 1, 1, 1, 1]
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-6 + 1e-4 * float(found[0].abs().max()))
+
+
+def test_checkpointing_gives_the_same_student(bundle: str) -> None:
+    """Of whole steps through the VAE's decoder, which computes its own activations a second time within."""
+    found = []
+    for recompute in (False, True):
+        system = make(bundle, Optimization(lr=1e-3, gradient_checkpointing=recompute), weight=1.0)
+        fit(system, [batch_of(system)], 2)
+        found.append(torch.cat([p.detach().flatten() for p in system.student.parameters()]))
+    first = torch.cat([p.detach().flatten() for p in make(bundle).student.parameters()])
+    assert float((found[0] - first).norm()) > 100 * float((found[1] - found[0]).norm())
+
+
+class Weighted(ClapTunedSystem, LCM):
+    """An objective that is without the term by default and weighs its items."""
+
+    def __init__(self, bundle: str = "musiccm-tiny", distillation: Distillation | None = None,
+                 clap: ClapTerm | None = None, optimization: Optimization | None = None, seed: int = 0) -> None:
+        super().__init__(clap, bundle=bundle, distillation=distillation, optimization=optimization, seed=seed)
+        self.finish_init()
+
+    def objective(
+        self, batch: LatentBatch, z0: torch.Tensor, cond_BD: Any, generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], Any]:
+        x0, loss, parts = self.distil(z0, cond_BD, generator)
+        loss_clap, more = self.clap_term(batch, z0, x0, cond_BD, generator, torch.tensor([3.0, 3.0]))
+        return loss + loss_clap, parts | more, None
+
+
+def test_another_objective_takes_the_term_with_its_own_weights(bundle: str, tmp_path: Path) -> None:
+    def run(weight: float | None, steps: int = 1, **options: Any) -> tuple[Weighted, dict[str, float]]:
+        torch.manual_seed(0)
+        term = None if weight is None else ClapTerm(weight, decoder="fast")
+        system = Weighted(bundle, Distillation(curriculum=[Phase(1.0, 100, 1)]), term, Optimization(lr=1e-3))
+        trainer = fit(system, [batch_of(system)], steps, **options)
+        return system, {key.removeprefix("train/"): float(value) for key, value in trainer.callback_metrics.items()}
+
+    without, alone = run(None, callbacks=[Save(tmp_path / "old.ckpt", 1)])
+    system, logged = run(0.1)
+    assert without.tuning_clap is None and "loss_clap" not in alone
+    assert logged["loss_distil"] == alone["loss_distil"] == alone["loss"], "the same draws"
+    expected = 3.0 * (2 - logged["clap_text"] - logged["clap_real"])
+    assert logged["loss_clap"] == pytest.approx(expected, rel=1e-4)
+    assert logged["loss"] == pytest.approx(logged["loss_distil"] + 0.1 * expected, rel=1e-4)
+    # a checkpoint of before the objective took the term was trained without it
+    kept = torch.load(tmp_path / "old.ckpt", weights_only=True)
+    assert kept["student"].pop("clap.weight") == 0
+    torch.save(kept, tmp_path / "old.ckpt")
+    assert run(None, 2, ckpt_path=tmp_path / "old.ckpt")[0].batches_seen == 2
+    with pytest.raises(MusiccmError, match=r"clap.weight: it was trained with 0.0, this run has 0.1"):
+        run(0.1, 2, ckpt_path=tmp_path / "old.ckpt")
 
 
 def test_under_bf16_latents_are_made_sound_and_embedded_in_float32(tuned: ClapTuning) -> None:
@@ -247,6 +304,13 @@ def test_settings_are_refused_before_a_bundle_is_read(term: dict[str, Any], said
         make("no/such/bundle", **term)
 
 
+def test_a_decoder_that_is_not_there_is_refused(bundle: str, tmp_path: Path) -> None:
+    bare = Path(shutil.copytree(bundle, tmp_path / "bare"))
+    shutil.rmtree(bare / "decoder")
+    with pytest.raises(MusiccmError, match="clap.decoder: .*has no fast decoder"):
+        make(str(bare), decoder="fast")
+
+
 def test_a_clip_without_a_caption_is_refused(tuned: ClapTuning) -> None:
     batch = batch_of(tuned)
     z0 = tuned.codec.normalise(batch.latents_BCTF)
@@ -296,6 +360,10 @@ def test_the_clap_that_scores_is_another_one(
     # distances in its features are no similarity, and are warned of
     Evaluation(text_audio="none", embedders=["clap"]).setup(None, system, "fit")  # type: ignore[arg-type]
     assert ["evaluation.embedders: bundle_clap is the CLAP" in message for message in caplog.messages] == [True]
+    caplog.clear()
+    other = make(bundle, network="clap_second", decoder="fast")
+    Evaluation(embedders=["clap"]).setup(None, other, "fit")  # type: ignore[arg-type]
+    assert not caplog.messages, "the other CLAP's"
 
 
 def test_a_second_clap_is_packed_with_what_it_reads_by(bundle: str, tmp_path: Path) -> None:

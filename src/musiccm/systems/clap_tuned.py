@@ -85,7 +85,10 @@ class ClapTunedSystem(DistilledSystem):
         if self.clap.weight > 0:
             self.frozen["clap"] = self._clap_network()
             if self.clap.decoder == "fast":
-                self.frozen["clap_codec"] = self.bundle.codec("fast")
+                try:
+                    self.frozen["clap_codec"] = self.bundle.codec("fast")
+                except MusiccmError as error:
+                    raise MusiccmError(f"clap.decoder: {error}") from error
 
     def check_settings(self, own: Mapping[str, Any]) -> None:
         """Refuse settings of the term.
@@ -222,3 +225,9 @@ class ClapTunedSystem(DistilledSystem):
         if self.clap.weight == 0:
             return {key: value for key, value in found.items() if not key.startswith("clap.") or key == "clap.weight"}
         return found | {"clap.network": f"CLAP {plain(self.frozen['clap'].clap)['weights']}"}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As without the term; one that does not state it was trained without."""
+        if checkpoint.get("student"):
+            checkpoint["student"] = {"clap.weight": 0.0} | checkpoint["student"]
+        super().on_load_checkpoint(checkpoint)
