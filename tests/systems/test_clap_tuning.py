@@ -68,7 +68,7 @@ def tuned(request: pytest.FixtureRequest, bundle: str) -> ClapTuning:
 
 
 def test_the_term_is_the_weighted_mean_of_cosines_by_the_bundles_own_clap(tuned: ClapTuning) -> None:
-    """And so is its gradient, against what pipelines and evaluations embed with; the real side is the latent cache's."""
+    """And so is its gradient, by what pipelines and evaluations embed with; the real side is the latent cache's."""
     batch = batch_of(tuned)
     z0, x0 = (latents.detach().requires_grad_() for latents in answers(tuned, batch))
     weight_B = torch.tensor([5.0, 0.25])
@@ -116,7 +116,7 @@ def test_the_gradient_is_that_of_the_loss(bundle: str, network: str | None) -> N
     assert size > 0 and found == pytest.approx(size, rel=0.1)
 
 
-def test_another_clap_reads_the_captions_and_hears_the_decoded_latents(bundle: str) -> None:
+def test_another_clap_reads_the_captions_and_embeds_the_decoded_latents(bundle: str) -> None:
     system = make(bundle, network="clap_second", decoder="fast", weighting="uniform", weight=1.0)
     batch = batch_of(system)
     z0, x0 = answers(system, batch)
