@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from tiny_tokens import build_token_bundle
 from transformers import ClapFeatureExtractor
 
 from musiccm.callbacks.evaluation import Evaluation
+from musiccm.cli import main
 from musiccm.commands.pack import write_parts
+from musiccm.config import load_experiment
 from musiccm.data.batch import LatentBatch, WaveformBatch
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.text_audio import measuring_clap, refuse_tuned
@@ -141,6 +144,11 @@ def test_a_bundle_of_tokens_is_tuned_by_a_clap_of_its_own(bundle: str, tmp_path:
         make(tokens, network=tokens)
     with pytest.raises(MusiccmError, match="clap.network: .*no second CLAP"):
         make(tokens, network="clap_second")
+    for scores_by, refused in ((None, False), (bundle, True)):  # a bundle of tokens has no CLAP that scores by itself
+        with pytest.raises(MusiccmError, match="the very network") if refused else nullcontext():
+            ClapTuning.check_experiment({
+                "model": {"init_args": {"bundle": tokens, "clap": {"network": bundle}}}, "subcommand": "fit",
+                "trainer": {"callbacks": [{"class_path": EVALUATION, "init_args": {"text_audio": scores_by}}]}})
     system = make(tokens, network=bundle, decoder="fast", sample="one_step", weighting="uniform")
     raw = system.codec.denormalise(torch.randn(2, *system.bundle.latent_shape()))
     batch = LatentBatch(raw, system.conditioner.text(CAPTIONS), None, ["a", "b"], list(CAPTIONS))
@@ -364,6 +372,17 @@ def test_the_clap_that_scores_is_another_one(
     other = make(bundle, network="clap_second", decoder="fast")
     Evaluation(embedders=["clap"]).setup(None, other, "fit")  # type: ignore[arg-type]
     assert not caplog.messages, "the other CLAP's"
+
+
+def test_fit_refuses_it_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scores_by = load_experiment("tta/clap_tuning_demo")["trainer"]["callbacks"][1]["init_args"]["text_audio"]
+    given = ["fit", "--config", "tta/clap_tuning_demo", "--model.init_args.clap.network", scores_by]
+    assert main(given) == 2
+    assert f"found the very network of model.init_args.clap.network ({scores_by})" in capsys.readouterr().err
+    assert not (tmp_path / "lightning_logs").exists()
 
 
 def test_a_second_clap_is_packed_with_what_it_reads_by(bundle: str, tmp_path: Path) -> None:
