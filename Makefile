@@ -19,7 +19,7 @@ N ?=
 BENCH ?= all
 ARGS ?=
 # The order in which the parts of the embedded bundle need each other.
-STAGES ?= clap vae tagger vocoder decoder audiomae teacher
+STAGES ?= clap vae tagger vocoder decoder audiomae clap_second teacher
 BUNDLE_TRACKS ?= 6000
 # What experiments/stages/base.yaml reads: a corpus beside the demo's, which `make train` may complete as it needs. It is not
 # among the experiment's demo_corpora: `make train` would write it with TRACKS tracks.
@@ -85,7 +85,8 @@ bundle: $(READY)  ## train every part of the embedded bundle in order (hours; go
 	@for stage in $(STAGES); do \
 	  if [ -e out/bundle/$$stage.done ]; then echo "$$stage: done already"; continue; fi; \
 	  echo "$$stage: see out/bundle/$$stage.log"; \
-	  { case $$stage in teacher) $(BIN)/musiccm prepare latents --config experiments/stages/teacher.yaml --overwrite;; esac && \
+	  { case $$stage in teacher) $(BIN)/musiccm prepare latents --config experiments/stages/teacher.yaml --overwrite;; \
+	    clap_second) $(BIN)/musiccm prepare demo --out data/second-corpus --tracks 3000 --test-tracks 16 --validation-tracks 0 --seed 1;; esac && \
 	    $(BIN)/musiccm fit --config experiments/stages/$$stage.yaml --ckpt_path auto; } >> out/bundle/$$stage.log 2>&1 \
 	    || { tail -n 5 out/bundle/$$stage.log >&2; exit 1; }; \
 	  touch out/bundle/$$stage.done; \

@@ -37,9 +37,11 @@ from musiccm.models.bundle import Bundle
 from musiccm.models.spectrogram_discriminator import SpectrogramDiscriminator
 from musiccm.pipeline import Pipeline
 from musiccm.samplers import Crops, FrameNoise, Lcm, SharedProcess, Stepper, Wavefront, sample_shared, teacher_stepper
+from musiccm.systems.clap_tuned import ClapTerm
+from musiccm.systems.clap_tuning import ClapTuning
 from musiccm.systems.consistency_tta import WEIGHTINGS, ConsistencyTTA
 from musiccm.systems.musiccm import MusicCM
-from musiccm.systems.settings import Adversarial, Distillation, Phase
+from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
 from musiccm.systems.stages.audiomae import AudioMaeStage
 from musiccm.systems.stages.decoder import DecoderStage
 from musiccm.systems.stages.teacher import TeacherStage
@@ -159,6 +161,23 @@ def test_losses_of_intervals(bundle: str, other: str) -> None:
             drawn, _, _ = system.objective(batch, z0, cond_BD, generator)
             system.validation_step(batch, 0)
         return {"warm": warm, "losses": losses, "drawn": drawn, "norm": norm, **logged}
+
+    same(step, other, rtol=1e-3, atol=1e-3)
+
+
+def test_the_loss_by_clap(bundle: str, other: str) -> None:
+    """From the student's answer to pure noise through decoder and CLAP, clip by clip, and its gradient."""
+
+    def step(device: str) -> dict[str, Any]:
+        torch.manual_seed(0)
+        term = ClapTerm(sample="one_step", weighting="uniform")
+        system = ClapTuning(bundle, clap=term, optimization=Optimization(gradient_checkpointing=True))
+        batch, generator = batch_of(system, 2).to(device), keyed_generator(0, "devices")
+        system.to(device)
+        z0 = system.codec.normalise(batch.latents_BCTF)
+        loss, parts = system.clap_term(batch, z0, z0, batch.text_BD, generator)
+        loss.backward()
+        return {**parts, "loss": loss, "norm": torch.nn.utils.clip_grad_norm_(system.student.parameters(), 1e9)}
 
     same(step, other, rtol=1e-3, atol=1e-3)
 

@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from jsonargparse import ArgumentParser
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.strategies import DDPStrategy, Strategy
+from transformers import ClapConfig, ClapModel
 
 from musiccm.config import load_experiment
 from musiccm.data.corpora.registry import parse_corpora
@@ -17,6 +18,8 @@ from musiccm.models.bundle import Bundle
 from musiccm.models.conditioners.text_encoder import check_attends
 from musiccm.models.fast_decoder import FastDecoderConfig
 from musiccm.samplers import Lcm
+from musiccm.systems.clap_tuned import ClapTerm
+from musiccm.systems.clap_tuning import ClapTuning
 from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
 from musiccm.systems.sharded import Sharded
 
@@ -196,6 +199,45 @@ def test_attm_keeps_to_the_rules() -> None:
     predicted = teacher["model"]["init_args"]["scheduler"]["prediction_type"]
     assert {content["model"]["init_args"]["distillation"]["prediction_type"] for content in (student, second)} == {
         predicted}
+
+
+def test_clap_tuning_is_the_last_stage_of_its_paper_and_is_scored_by_another_clap() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningModule, "model")
+    for name in ("clap_tuning", "clap_tuning_demo"):
+        content = load_experiment(f"tta/{name}")
+        model = parser.parse_object({"model": content["model"]}).model
+        assert model.class_path == "musiccm.systems.clap_tuning.ClapTuning"
+        ClapTuning.check_experiment({**content, "subcommand": "fit"})
+        stated = dict(load_experiment(f"tta/{name}")["model"]["init_args"]["distillation"])
+        stated["curriculum"] = [Phase(**phase) for phase in stated["curriculum"]]
+        distillation = Distillation(**stated)
+        distillation.check()
+        ClapTerm(**content["model"]["init_args"]["clap"]).check()
+        assert distillation.start is not None and content["model"]["init_args"]["clap"]["weight"] == 0.1
+    theirs, optimization = load_experiment("tta/clap_tuning"), Optimization(
+        **load_experiment("tta/clap_tuning")["model"]["init_args"]["optimization"])
+    optimization.check()
+    assert (theirs["data"]["init_args"]["batch_size"], optimization.accumulate) == (3, 15), "2 clips, a mixture"
+    assert theirs["data"]["init_args"]["mixtures"] == 0.5
+    assert (optimization.lr, optimization.warmup_steps, optimization.weight_decay) == (1e-6, 250, 1e-4)
+    assert (theirs["trainer"]["max_epochs"], theirs["trainer"]["max_steps"]) == (10, -1)
+    assert (theirs["model"]["init_args"]["distillation"]["target_ema_decay"],
+            theirs["model"]["init_args"]["distillation"]["eval_ema_decay"]) == (0.95, 0.999)
+
+
+def test_the_second_clap_is_as_small_as_the_first_and_shares_neither_seed_nor_clips() -> None:
+    first, second = (load_experiment(f"stages/{name}") for name in ("clap", "clap_second"))
+    settings = second["model"]["init_args"]
+    config = ClapConfig(text_config=settings["text"], audio_config=settings["audio"],
+                        projection_dim=settings["projection_dim"])
+    with torch.device("meta"):
+        network = ClapModel(config)
+    assert 2 * sum(p.numel() for p in network.parameters()) < 4e6, "bytes in half precision"
+    for section, key in (("model", "seed"), ("data", "seed"), ("data", "root")):
+        assert second[section]["init_args"][key] != first[section]["init_args"].get(key, 0), key
+    differing = {"seed": 1, "second": True}
+    assert settings == first["model"]["init_args"] | differing
 
 
 def test_the_small_tango_attends_to_its_own_text_encoder_and_fits_its_bundle() -> None:

@@ -201,6 +201,7 @@ def test_the_demo_corpus_is_written_only_where_an_experiment_says_that_it_reads_
     code = main(["prepare", command, "--config", str(EXPERIMENTS / name)])
     expected = {"demo.yaml": "data/demo", "demo_long.yaml": "data/demo", "dmd2.yaml": "data/demo",
                 "student_dmd2.yaml": "data/demo", "smoke.yaml": "data/smoke",
+                "tta/clap_tuning_demo.yaml": "data/demo",
                 **{f"objectives/{path.name}": "data/demo" for path in (EXPERIMENTS / "objectives").glob("*.yaml")},
                 **{f"ablations/{ablation}.yaml": "data/demo" for ablation in (
                     "adversarial_clap", "discriminator_half_clip", "discriminator_whole_clip", "no_adversarial",
@@ -212,9 +213,10 @@ def test_the_demo_corpus_is_written_only_where_an_experiment_says_that_it_reads_
     if name == "tta/stages/text.yaml" or name.startswith("tta/unet_"):  # which read captions alone, and nothing
         assert "data.init_args.root, the folder of the corpus" in message
     elif name not in expected and command == "corpus":
-        folders = (["data/bundle-corpus"] if name.startswith("stages/") else ["data/events-corpus"]
+        folders = (["data/second-corpus"] if name == "stages/clap_second.yaml" else ["data/bundle-corpus"]
+                   if name.startswith("stages/") else ["data/events-corpus"]
                    if name.startswith("tta/stages/") else ["data/audiocaps"]
-                   if name.startswith(("tta/audiocaps", "tta/consistencytta"))
+                   if name.startswith(("tta/audiocaps", "tta/consistencytta", "tta/clap_tuning.yaml"))
                    else ["data/mtg-jamendo"]
                    if name.startswith(("attm", "jamendo")) else ["data/audiostock", "data/magnatagatune"])
         assert all(f"{folder}: no such corpus folder; expected" in message for folder in folders)

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from musiccm.data.batch import LatentBatch
 from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
+from musiccm.evaluation.text_audio import measuring_clap
 from musiccm.models.bundle import Bundle
 from musiccm.models.codec import LatentCodec
 from musiccm.models.fast_decoder import FastDecoder
@@ -141,6 +142,23 @@ def test_a_stage_can_start_from_a_bundles_part(corpus: Path, tmp_path: Path):
             plain(make_vocoder().config.to_dict()) | {"upsample_initial_channel": 64},
             start_from=str(build_random_bundle(tmp_path / "other", evaluators=False)),
         )
+
+
+def test_a_second_clap_is_written_whole_into_one_folder_beside_the_first(corpus: Path, tmp_path: Path):
+    stage = clap_stage(tmp_path, second=True, seed=1)
+    run(stage, data(corpus), tmp_path)
+    bundle = Bundle(tmp_path, {}, {}, torch.float32)
+    assert not (tmp_path / "text_encoder").exists() and not (tmp_path / "tokenizer").exists()
+    second = bundle.second_clap()
+    waveform = torch.randn(2, CLIP_SAMPLES, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = stage.part.eval().get_audio_features(input_features=stage.front_end(waveform)).pooler_output
+        torch.testing.assert_close(second.audio(waveform, 16000), expected)
+    # as the evaluation asks for it: by its name in a bundle, or by its folder
+    for named, called in (("clap_second", "clap_second"), (str(tmp_path / "evaluators/clap_second"), "clap")):
+        measuring = measuring_clap(bundle, named)
+        assert measuring is not None and measuring.name == called and not measuring.of_bundle
+        torch.testing.assert_close(measuring.text(["slow organ"]), second.text(["slow organ"]))
 
 
 def test_clap_asks_for_tags_when_it_is_to_learn_them(corpus: Path, tmp_path: Path):

@@ -48,7 +48,7 @@ from musiccm.evaluation.headlines import compare_outcomes
 from musiccm.evaluation.packaged import check_packaged
 from musiccm.evaluation.registry import find, metric_row, optional_metrics
 from musiccm.evaluation.table import Keeping, run_floor, run_table, write_samples, write_table
-from musiccm.evaluation.text_audio import MeasuringClap, measuring_clap, without_clap
+from musiccm.evaluation.text_audio import MeasuringClap, measuring_clap, refuse_tuned, without_clap
 from musiccm.models.bundle.bundle import DECODERS
 from musiccm.terminal import say
 
@@ -112,8 +112,9 @@ class Evaluation(pl.Callback):
         galleries: What SIM_AA compares with, a column each: `all`, the experiment's training clips and those that the
             bundle says its teacher was trained on; `teacher`, the latter; or the name of a corpus of the experiment.
             The first is `sim_aa_90` and `sim_aa_95`, others are `sim_aa_90_<name>` and so on.
-        text_audio: The CLAP that measures text-audio similarity, where it is not the bundle's: a file, a folder or a
-            hub id, or `clap` for LAION's published file in `MUSICCM_WEIGHTS`. Without any, the similarity is left out.
+        text_audio: The CLAP that measures text-audio similarity, where it is not the bundle's: a file, a folder, a hub
+            id or a bundle, `clap` for LAION's published file in `MUSICCM_WEIGHTS`, or `clap_second` for the bundle's
+            second CLAP. Without any, or with `none`, the similarity is left out.
         progress: Whether to show progress bars.
         gamma: Of version 0.1, as `sampler: {name: lcm, gamma: ...}`.
         shipped_student: Of version 0.1, as `packaged_student`.
@@ -374,10 +375,11 @@ class Evaluation(pl.Callback):
         if not self._loaded:
             self._loaded = load_embedders(system.bundle, self.embedders, self.weights)
             self._clap = measuring_clap(system.bundle, self.text_audio)
+            refuse_tuned(self._clap, system, self._loaded)
         return self._loaded
 
     def _lacks(self, system: Distilled) -> list[str]:
-        return [] if self._clap is not None else [without_clap(system.bundle)]
+        return [] if self._clap is not None else [without_clap(system.bundle, self.text_audio)]
 
     def _cache_folder(self, trainer: pl.Trainer) -> Path | None:
         return None if self.cache_dir is None else Path(trainer.default_root_dir) / self.cache_dir

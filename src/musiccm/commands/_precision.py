@@ -13,6 +13,7 @@ from musiccm.audio import LogMel
 from musiccm.data.batch import WaveformBatch
 from musiccm.diffusion import Condition, expand_condition, noise_process
 from musiccm.models.bundle import Bundle
+from musiccm.models.bundle.files import SECOND_CLAP, load_readers
 from musiccm.models.codec import LatentCodec
 from musiccm.models.conditioners.clap import ClapConditioner
 from musiccm.models.conditioners.text_encoder import TextEncoderConditioner
@@ -81,15 +82,20 @@ def probes(bundle: Bundle, batch: WaveformBatch, present: set[str]) -> dict[str,
 
         found["text_encoder"] = encoder_probe
     elif {"tokenizer", "feature_extractor"} <= present:
-
-        def clap_probe(clap: nn.Module) -> list[Tensor]:
-            conditioner = ClapConditioner(clap, bundle.tokenizer, bundle.feature_extractor)
-            return [conditioner.text(batch.captions), conditioner.audio(batch.waveform_BS, bundle.mel.sample_rate_hz)]
-
-        found["text_encoder"] = clap_probe
+        found["text_encoder"] = _clap_probe(bundle, batch, bundle.tokenizer, bundle.feature_extractor)
+    if SECOND_CLAP in present:
+        found[SECOND_CLAP] = _clap_probe(bundle, batch, *load_readers(bundle.root_of(SECOND_CLAP) / SECOND_CLAP))
     if "scheduler" in present:
         found["unet"] = lambda unet: [_sampled(bundle, unet, batch, present)]
     return {name: probe for name, probe in found.items() if name in present}
+
+
+def _clap_probe(bundle: Bundle, batch: WaveformBatch, tokenizer: Any, feature_extractor: Any) -> Probe:
+    def probe(clap: nn.Module) -> list[Tensor]:
+        conditioner = ClapConditioner(clap, tokenizer, feature_extractor)
+        return [conditioner.text(batch.captions), conditioner.audio(batch.waveform_BS, bundle.mel.sample_rate_hz)]
+
+    return probe
 
 
 def _sampled(bundle: Bundle, unet: nn.Module, batch: WaveformBatch, present: set[str]) -> Tensor:

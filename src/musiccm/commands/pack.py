@@ -192,7 +192,7 @@ def write_parts(
 
     from musiccm.commands._precision import choose, probes
     from musiccm.models.bundle import save_settings
-    from musiccm.models.bundle.files import PARTS, save_part
+    from musiccm.models.bundle.files import PARTS, SECOND_CLAP, load_readers, save_part, save_second_clap
     from musiccm.progress import Progress
 
     few = type(batch)(batch.waveform_BS[:PROBE_CLIPS], batch.tags_BG[:PROBE_CLIPS], batch.ids[:PROBE_CLIPS],
@@ -207,7 +207,10 @@ def write_parts(
                 record = choose(part, compared.get(name), tolerance)
                 chosen[name] = {**record, "n": len(few)}
                 dtype = getattr(torch, record["dtype"])
-            save_part(folder, name, part, dtype)
+            if name == SECOND_CLAP:
+                save_second_clap(folder, part, *load_readers(bundle.root_of(name) / name), dtype)
+            else:
+                save_part(folder, name, part, dtype)
             bar.update()
     settings = {key: value for key, value in bundle.settings.items() if key != "base"}  # borrowed parts are copied
     save_settings(folder, **{**settings, "mel": asdict(bundle.mel)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from musiccm.embedders import load_embedder
+from musiccm.embedders.clap_sources import NONE, check_not_tuned_by, load_clap
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
 
@@ -26,7 +26,7 @@ class MeasuringClap:
         text: `captions -> [B, D]`.
         audio: `(waveform_BS, sample_rate_hz) -> [B, D]`.
         network: What does so.
-        name: `bundle_clap`, or `clap` for another.
+        name: `bundle_clap`, `clap_second` for the bundle's second, or `clap` for another.
         fingerprint: Hash of weights and preprocessing, for caches; None for the bundle's, whose own hash says it.
     """
 
@@ -70,11 +70,11 @@ def measuring_clap(bundle: Bundle, weights: str | Path | None = None) -> Measuri
 
     Args:
         bundle: Whose CLAP is taken unless another is asked for.
-        weights: `clap` for LAION's published file in `MUSICCM_WEIGHTS`, else a file, a folder or a hub id, as
-            `load_embedder` takes them; None for the bundle's.
+        weights: `clap` for LAION's published file in `MUSICCM_WEIGHTS`, `clap_second` for the bundle's second CLAP, a
+            bundle, a file, a folder or a hub id, as `load_clap` takes them; `none` for no CLAP; None for the bundle's.
 
     Returns:
-        It; None, with a warning, where the bundle has none and no other is asked for.
+        It; None for `none`, and with a warning where the bundle has none and no other is asked for.
 
     Raises:
         MusiccmError: The one that was asked for cannot be had.
@@ -84,8 +84,10 @@ def measuring_clap(bundle: Bundle, weights: str | Path | None = None) -> Measuri
         if found is None:
             log.warning("evaluation: %s", without_clap(bundle))
         return found
+    if weights == NONE:
+        return None
     try:
-        embedder: Any = load_embedder("clap", None if weights == "clap" else weights)
+        embedder: Any = load_clap(weights, bundle)
     except MusiccmError as error:
         raise MusiccmError(f"evaluation.text_audio: {error}") from error
 
@@ -95,7 +97,33 @@ def measuring_clap(bundle: Bundle, weights: str | Path | None = None) -> Measuri
     return MeasuringClap(embedder.text, audio, embedder, embedder.name, embedder.fingerprint)
 
 
-def without_clap(bundle: Bundle) -> str:
+def refuse_tuned(measuring: MeasuringClap | None, system: Any, embedders: Iterable[Any] = ()) -> None:
+    """Refuse a CLAP that measures a student which is trained on it; warn of distances in its features.
+
+    Args:
+        measuring: The CLAP that measures, or None.
+        system: Whose student is measured; one that is trained on a CLAP has it as `tuning_clap`.
+        embedders: The networks that distances are named after.
+
+    Raises:
+        MusiccmError: The two have the same weights.
+    """
+    tuning = getattr(system, "tuning_clap", None)
+    if tuning is None:
+        return
+    if measuring is not None:
+        network: Any = measuring.network  # a conditioner, or an embedder with one
+        check_not_tuned_by("evaluation.text_audio", getattr(network, "conditioner", network), tuning)
+    for embedder in embedders:
+        conditioner = getattr(embedder, "conditioner", None)
+        if conditioner is not None and tuning.same_network(conditioner):
+            log.warning("evaluation.embedders: %s is the CLAP that the student is trained on; distances in its "
+                        "features fall with the training more than those of other networks", embedder.name)
+
+
+def without_clap(bundle: Bundle, asked: str | Path | None = None) -> str:
     """What the metrics lack without a CLAP, in a sentence."""
+    if asked == NONE:
+        return "text-audio similarity is left out, as text_audio says"
     return (f"text-audio similarity is left out: {bundle.path.name} brings no CLAP with text and audio; name one "
             "by text_audio")

@@ -236,9 +236,9 @@ class Optimization:
         accumulate: batches whose gradients make one step.
         half_frozen: under bf16-mixed, whether the frozen networks are also held in bf16 for the training step, which
             spares a cast at every call; the numbers are the same.
-        gradient_checkpointing: whether the activations of the student, and of the decoder before the discriminator, are
-            computed a second time in the backward pass instead of being kept: a third more work there, several times
-            less memory.
+        gradient_checkpointing: whether the activations of the student, of the decoder before the discriminator, and of
+            all between latents and CLAP's embeddings are computed a second time in the backward pass instead of being
+            kept: a third more work there, several times less memory.
         compile: backend of `torch.compile` for student, target and teacher, such as `inductor`; null runs them as they
             are.
         channels_last: whether convolutions keep their channels last in memory.

@@ -20,12 +20,14 @@ from musiccm.errors import MusiccmError
 from musiccm.models import attention_heads
 from musiccm.models.bundle.files import (
     PARTS,
+    SECOND_CLAP,
     SETTINGS_FILE,
     base_folder,
     check_part,
     has_text_tower_alone,
     has_token_encoder,
     load_part,
+    load_readers,
     need,
     part_files,
     resolve_bundle,
@@ -311,6 +313,20 @@ class Bundle:
         reads_alone = has_text_tower_alone(self.root_of("text_encoder"))
         extractor = None if reads_alone else self.feature_extractor
         return ClapConditioner(self.clap, self.tokenizer, extractor, f"{self.path}/")
+
+    def second_clap(self) -> nn.Module:
+        """The `ClapConditioner` of `evaluators/clap_second`, which scores and conditions nothing.
+
+        Raises:
+            MusiccmError: There is none, or its files do not belong together.
+        """
+        from musiccm.models.conditioners.clap import ClapConditioner
+
+        if not self.has(SECOND_CLAP):
+            raise MusiccmError(f"{self.path}: has no second CLAP (no {SECOND_CLAP}/ folder); train one by "
+                               "experiments/stages/clap_second.yaml, or name another CLAP")
+        clap, folder = self.part(SECOND_CLAP), self.root_of(SECOND_CLAP) / SECOND_CLAP
+        return ClapConditioner(clap, *load_readers(folder), f"{folder}: ")
 
     def check_condition(self, unet: Mapping[str, Any] | None = None) -> None:
         """Refuse a U-Net that does not take what the text encoder gives, before any weights are read.

@@ -27,6 +27,9 @@ from musiccm.texts import read_json
 SETTINGS_FILE = "musiccm.json"
 #: The folder with the index of what a bundle's teacher was trained on (`musiccm.similarity.index`); it may be missing.
 TRAINING_INDEX = "training_index"
+#: A second CLAP, which conditions nothing: students that were tuned by the first are scored by it. Its tokenizer and
+#: its feature extractor lie in the same folder.
+SECOND_CLAP = "evaluators/clap_second"
 #: Keys of an encoder-decoder's weights that are no part of its encoder: `text_encoder/` may be a whole T5.
 BEYOND_THE_ENCODER = ("decoder.", "lm_head.")
 PACKAGED = {"musiccm-tiny": "tiny", "musiccm-tiny-student": "tiny-student",
@@ -67,6 +70,7 @@ PARTS = {
     "evaluators/tagger": PartKind("musiccm.models.tagger", "Tagger", weights="model"),
     "evaluators/sections": PartKind("musiccm.models.tagger", "Tagger", weights="model", optional=True),
     "evaluators/audiomae": PartKind("musiccm.models.features", "ViTFeatures", weights="model"),
+    SECOND_CLAP: PartKind("transformers", "ClapModel", weights="model", optional=True),
 }
 
 
@@ -391,7 +395,8 @@ def save_part(bundle: str | Path, name: str, part: Any, dtype: torch.dtype | Non
         with _quiet(), naming_full_disk(folder):
             part.save_pretrained(folder)
         _forget_origin(folder / kind.config_file)
-    if not kind.library.startswith("musiccm."):  # diffusers' own loader would look for a class of theirs
+    # diffusers' own loader would look for a class of theirs, and for folders of its own layout alone
+    if not kind.library.startswith("musiccm.") and "/" not in name:
         import diffusers
 
         update_json(bundle / "model_index.json", {
@@ -399,6 +404,53 @@ def save_part(bundle: str | Path, name: str, part: Any, dtype: torch.dtype | Non
             name: [kind.library, class_name],
         })
     return folder
+
+
+def save_second_clap(
+    bundle: str | Path, clap: nn.Module, tokenizer: Any, feature_extractor: Any, dtype: torch.dtype | None = None
+) -> Path:
+    """Write `evaluators/clap_second/`: a CLAP side by side with what it reads texts and sounds with.
+
+    Args:
+        bundle: The bundle's directory; made where missing.
+        clap: A `ClapModel`.
+        tokenizer: Its tokenizer.
+        feature_extractor: Its `ClapFeatureExtractor`.
+        dtype: See `save_part`.
+
+    Returns:
+        The part's folder.
+    """
+    folder = save_part(bundle, SECOND_CLAP, clap, dtype)
+    with _quiet(), naming_full_disk(folder):
+        for part in (tokenizer, feature_extractor):
+            part.save_pretrained(folder)
+    return folder
+
+
+def load_readers(folder: Path) -> tuple[Any, Any]:
+    """What the CLAP of a checked folder reads texts and sounds with.
+
+    Args:
+        folder: The folder, with all of a CLAP's files side by side.
+
+    Returns:
+        Tokenizer and feature extractor.
+
+    Raises:
+        MusiccmError: One of them is missing or cannot be read.
+    """
+    found = []
+    for name in ("tokenizer", "feature_extractor"):
+        kind = PARTS[name]
+        if not (folder / kind.config_file).is_file():
+            raise MusiccmError(f"{folder / kind.config_file}: not found; this CLAP's {name} needs it")
+        try:
+            found.append(_read(kind.load_class(), kind, folder, torch.float32, {})[0])
+        except Exception as error:  # a broken file shows as whatever the library tripped over
+            raise MusiccmError(f"{folder}: its {name} cannot be read ({error}); the files are damaged or of another "
+                               "kind") from error
+    return found[0], found[1]
 
 
 def pipeline_class(bundle: Path) -> str:

@@ -121,6 +121,14 @@ class ClapConditioner(Conditioner):
         """Where the weights are."""
         return next(self.clap.parameters()).device
 
+    def same_network(self, other: ClapConditioner) -> bool:
+        """Whether another's weights are the very same, whatever file they came from."""
+        mine, theirs = dict(self.clap.named_parameters()), dict(other.clap.named_parameters())
+        return mine.keys() == theirs.keys() and all(
+            value.shape == theirs[name].shape and torch.equal(value.cpu().float(), theirs[name].cpu().float())
+            for name, value in mine.items()
+        )
+
     def text(self, texts: list[str]) -> Tensor:
         """Embed texts, padded to the longest of the batch.
 

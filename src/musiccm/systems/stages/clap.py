@@ -14,7 +14,7 @@ from musiccm.data.batch import WaveformBatch
 from musiccm.errors import MusiccmError
 from musiccm.losses.contrastive import info_nce, recall_at_k
 from musiccm.models.bundle import Bundle
-from musiccm.models.bundle.files import save_part
+from musiccm.models.bundle.files import SECOND_CLAP, save_part, save_second_clap
 from musiccm.models.bundle.tokenizer import train_tokenizer
 from musiccm.models.conditioners.clap import ClapFrontEnd
 from musiccm.systems.stages.base import Stage
@@ -40,6 +40,8 @@ class ClapStage(Stage):
             AudioSet's labels, RoBERTa from text); these start from nothing, and pairs alone teach them slowly. 0 needs
             no tags.
         recall_pairs: held-out pairs for recall; more are ignored, so that the figure keeps its meaning.
+        second: whether it is the bundle's second CLAP, which conditions nothing: students that the first one tuned are
+            scored by it. To be independent of that, it needs another seed, and clips and captions of its own.
         **stage: arguments of `Stage`.
     """
 
@@ -57,9 +59,12 @@ class ClapStage(Stage):
         max_tokens: int = 80,
         tag_weight: float = 0.0,
         recall_pairs: int = 500,
+        second: bool = False,
         **stage: Any,
     ) -> None:
         super().__init__(**stage)
+        if second:
+            self.stage, self.part_name = "clap_second", SECOND_CLAP
         self.part = ClapModel(
             ClapConfig(text_config=text, audio_config=audio, projection_dim=projection_dim)
         ).train()
@@ -73,7 +78,7 @@ class ClapStage(Stage):
     def setup(self, stage: str) -> None:
         """Train the tokenizer; the same captions give the same one, so a resumed run needs no copy of it."""
         if self.tokenizer is None and self.start_from is not None:
-            self.tokenizer = Bundle.from_pretrained(self.start_from, ["tokenizer"]).tokenizer
+            self.tokenizer = self._tokenizer_of(self.start_from)
         if self.tokenizer is None:
             captions = [caption for clip in self.trainer.datamodule.train_clips for caption in clip.captions]
             self.tokenizer = train_tokenizer(captions, self.part.config.text_config.vocab_size, self.max_tokens)
@@ -84,6 +89,11 @@ class ClapStage(Stage):
                     f"{data.root}: the label files name neither tags nor attributes; set tag_weight: 0 for it"
                 )
             self.tag_head = nn.Linear(self.part.config.projection_dim, len(data.vocabulary.names))
+
+    def _tokenizer_of(self, bundle: str) -> Any:
+        if self.part_name == SECOND_CLAP:
+            return Bundle.from_pretrained(bundle, [SECOND_CLAP]).second_clap().tokenizer
+        return Bundle.from_pretrained(bundle, ["tokenizer"]).tokenizer
 
     def trained(self) -> list[nn.Module]:
         """Both towers, and the map to the tags."""
@@ -135,7 +145,10 @@ class ClapStage(Stage):
         return quality
 
     def save(self) -> None:
-        """Write `text_encoder/` (the whole model), `tokenizer/` and `feature_extractor/`."""
+        """Write `text_encoder/` (the whole model), `tokenizer/` and `feature_extractor/`, or all in one folder."""
+        if self.part_name == SECOND_CLAP:
+            save_second_clap(self.bundle, self.best, self.tokenizer, self.feature_extractor)
+            return
         save_part(self.bundle, "text_encoder", self.best)
         save_part(self.bundle, "tokenizer", self.tokenizer)
         save_part(self.bundle, "feature_extractor", self.feature_extractor)
