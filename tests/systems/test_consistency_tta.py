@@ -19,17 +19,21 @@ from jsonargparse import ArgumentParser
 from pytorch_lightning import LightningModule, Trainer
 from short_fit import Save, fit, make_batches
 from tiny_bundle import SCHEDULER, build_random_bundle
+from tiny_tokens import build_token_bundle
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from musiccm.cli import main
 from musiccm.config import load_experiment
+from musiccm.data.batch import LatentBatch
 from musiccm.diffusion import NoiseSchedule, expand_to, solver_jump, told_scale
 from musiccm.errors import MusiccmError
 from musiccm.export import StudentInfo, export_student
+from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import save_part
 from musiccm.pipeline import Pipeline
 from musiccm.samplers import make_sampler, student_stepper
+from musiccm.systems.clap_tuned import ClapTerm
 from musiccm.systems.consistency_tta import ConsistencyTTA, Intervals
 from musiccm.systems.dmd2 import DMD2, Matching
 from musiccm.systems.lcm import LCM
@@ -576,3 +580,30 @@ def test_sigmas_between_timesteps_are_those_of_linear_interpolation_to_five_digi
     abar = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
     np.testing.assert_allclose(found.numpy(), np.interp(t, np.arange(1000), np.sqrt((1 - abar) / abar)), rtol=1e-5)
     np.testing.assert_allclose(found.numpy(), SIGMAS, atol=5.1e-4)
+
+
+def test_clap_tuning_weighs_an_items_sound_as_its_latents(bundle: str, tmp_path: Path) -> None:
+    """On a bundle of tokens, whose student is told a scale, by the CLAP of another bundle that reads the captions."""
+    tokens = build_token_bundle(tmp_path / "tokens", frames=8)
+    save_part(tokens, "scheduler", {**SCHEDULER, **SD21, "prediction_type": "v_prediction"})
+    distillation = Distillation(**{**THEIRS, "guidance": "variable", "guidance_scale": 4.0, "guidance_range": [0, 6]})
+    captions = ["slow organ chords", "a calm piano melody over soft strings"]
+    raw = torch.randn(2, *Bundle.from_pretrained(tokens).latent_shape(), generator=torch.Generator().manual_seed(0))
+    for term, uniform in ((ClapTerm(network=bundle), False), (ClapTerm(network=bundle, weighting="uniform"), True)):
+        torch.manual_seed(0)
+        system = ConsistencyTTA(str(tokens), distillation, clap=term)
+        batch = LatentBatch(raw, system.conditioner.text(captions), None, ["a", "b"], captions)
+        z0, cond = system.codec.normalise(raw), told_scale(batch.text_BD, torch.tensor([0.5, 5.0]))
+        total, parts, _ = system.objective(batch, z0, cond, torch.Generator().manual_seed(3))
+        found = system.answers(z0, cond, torch.Generator().manual_seed(3))
+        loss, _ = system.loss(found)
+        clap, codec = Bundle.from_pretrained(bundle).conditioner(), Bundle.from_pretrained(tokens).codec("original")
+        with torch.no_grad():
+            fake, real = (clap.audio(codec.decode(z), 16000) for z in (found.x0, z0))
+            each = 2 - (fake * clap.text(captions)).sum(1) - (fake * real).sum(1)
+        assert found.weight_B is not None and found.weight_B[0] != found.weight_B[1]
+        expected = loss + 0.1 * (each if uniform else found.weight_B * each).mean()
+        torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-6)
+        assert {"loss_distil", "loss_clap", "clap_text", "clap_real"} <= set(parts)
+        total.backward()
+        assert all(p.grad is None for p in system.frozen.parameters())

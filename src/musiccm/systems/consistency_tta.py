@@ -15,8 +15,8 @@ from musiccm.diffusion import AnyCondition, expand_to, sample_grid_index, solver
 from musiccm.errors import MusiccmError
 from musiccm.losses.denoising import min_snr_weight
 from musiccm.losses.distillation import distillation_loss
-from musiccm.systems.distillation import DistilledSystem, normal_like
-from musiccm.systems.parallel import own_rows
+from musiccm.systems.clap_tuned import ClapTerm, ClapTunedSystem
+from musiccm.systems.parallel import normal_like, own_rows
 from musiccm.systems.ranges import check_ranges
 from musiccm.systems.settings import Distillation, Optimization, Phase
 
@@ -73,19 +73,20 @@ class Answers(NamedTuple):
     weight_B: Tensor | None
 
 
-class ConsistencyTTA(DistilledSystem):
+class ConsistencyTTA(ClapTunedSystem):
     """Distills by jumps of the guided teacher from each grid point to the next lower one.
 
     `L = lambda E w(t) d(f(z_t, t), f_target(z_hat, t'))`, where one step of the solver takes z_t to z_hat at t', the
     grid point below. At the top point z_t is noise alone. Below the lowest point lies clean, where the target is the
     clip itself or where the solver ends. In ConsistencyTTA's own form the student predicts x0 (`prediction_type:
     sample`), d is squared, the solver Heun's and w = min(SNR, 5); the consistency boundary, which it has none of,
-    changes nothing above t = 1.
+    changes nothing above t = 1. With `clap` it is the paper's last stage, in which w weighs an item's CLAP loss too.
 
     Args:
         bundle: directory, packaged name or hub id of the teacher's bundle.
         distillation: the loss and the student. There is no `curriculum`: jumps are the grid's.
         intervals: targets and weights.
+        clap: a loss by CLAP beside it; none by default.
         optimization: optimizer of the student.
         seed: seed of timesteps and noise.
         teacher: the denoiser that teaches; the bundle's by default.
@@ -102,8 +103,10 @@ class ConsistencyTTA(DistilledSystem):
         optimization: Optimization | None = None,
         seed: int = 0,
         teacher: nn.Module | None = None,
+        clap: ClapTerm | None = None,
     ) -> None:
-        super().__init__(bundle, distillation or Distillation(), optimization or Optimization(), seed, teacher)
+        super().__init__(clap, bundle=bundle, distillation=distillation or Distillation(),
+                         optimization=optimization or Optimization(), seed=seed, teacher=teacher)
         self.intervals = intervals or Intervals()
         #: Where the jump from each grid point lands.
         self.lower = torch.cat([self.grid.new_zeros(1), self.grid[:-1]])
@@ -127,9 +130,11 @@ class ConsistencyTTA(DistilledSystem):
     def objective(
         self, batch: LatentBatch, z0: Tensor, cond_BD: AnyCondition, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], Any]:
-        """`lambda L`."""
-        loss, parts = self.loss(self.answers(z0, cond_BD, generator))
-        return self.distillation.weight * loss, parts, None
+        """`lambda L`, and the CLAP term."""
+        found = self.answers(z0, cond_BD, generator)
+        loss, parts = self.loss(found)
+        loss_clap, more = self.clap_term(batch, z0, found.x0, cond_BD, generator, found.weight_B)
+        return self.distillation.weight * loss + loss_clap, parts | more, None
 
     def loss(self, found: Answers) -> tuple[Tensor, dict[str, Tensor]]:
         """`L` and its part for the log."""
