@@ -10,6 +10,7 @@ from musiccm.embedders import Embedder, Embeddings
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.suite import FeatureExtractor, Features, MetricSuite
 from musiccm.metrics import FrechetInfinity, KernelDistance
+from musiccm.metrics.readings import Tempo
 from musiccm.similarity.sim_aa import SimAA
 
 N = 30
@@ -109,8 +110,27 @@ def test_attributes_are_the_taggers() -> None:
     assert suite.compute()[0]["acc_x"] == 1.0
     with pytest.raises(MusiccmError, match="expected logits and the tags"):
         suite.update(embedders(FAKE), None, IDS)
-    with pytest.raises(MusiccmError, match="expected a classifier 'halves'"):
-        MetricSuite(embedders.classifies(), groups=embedders.groups, tagger="halves")
+    with pytest.raises(MusiccmError, match=r"expected one of the embedders \['halves', 'whole'\], found 'thirds'"):
+        MetricSuite(embedders.classifies(), groups=embedders.groups, tagger="thirds")
+    silent = MetricSuite(embedders.classifies(), groups=embedders.groups, tagger="halves", text=False)
+    with pytest.raises(MusiccmError, match="expected logits and the tags"):
+        silent.update(embedders(FAKE), None, IDS, wanted)
+
+
+def test_readings_come_from_a_network_that_is_no_classifier() -> None:
+    class Tempi(Whole):
+        name, classifies, groups, tags = "tempi", False, {"tempo_bpm": Tempo((0,))}, ["bpm"]
+
+        def forward(self, waveform_BS: Tensor, sample_rate_hz: int) -> Embeddings:
+            bpm_B1 = torch.tensor([[61.0], [120.0], [90.0]])[: len(waveform_BS)]
+            return Embeddings(waveform_BS[:, :4], [1] * len(waveform_BS), bpm_B1)
+
+    embedders = FeatureExtractor([Tempi()], None, 8000)
+    suite = MetricSuite(embedders.classifies(), groups=embedders.groups, tagger="tempi", text=False, always=[])
+    # right within 6 %; right an octave up; wrong; real clips of the same sound are asked 90 each
+    suite.update_reference(embedders(REAL[:3]), None, IDS[:3], targets_BG=torch.full((3, 1), 90.0))
+    suite.update(embedders(FAKE[:3]), None, IDS[:3], torch.tensor([[60.0], [60.0], [60.0]]))
+    assert suite.compute()[0]["acc_tempo_bpm"] == pytest.approx(2 / 3)
 
 
 def test_names_and_rows_that_cannot_be_are_refused() -> None:

@@ -36,16 +36,16 @@ class MetricSuite(nn.Module):
         train: What SIM_AA compares with: ids and CLAP audio embeddings `[N, D]` of the training clips; galleries by the
             end of their metrics' names, `""` the first; or a function that makes a metric with SimAA's
             `update(audio, ids)`, `compute()` and `reset()`; None for no SIM_AA.
-        groups: Attribute groups of the tagger, see `AttributeAccuracy`; `tagger` says whose logits they are.
+        groups: Attribute groups of the tagger, see `AttributeAccuracy`; `tagger` says whose outputs they are.
         text: Whether captions are known: without them there is no text-audio similarity.
         gallery_ND: CLAP audio embeddings that Retrieval Max chooses from; those of `train` where it holds them.
-        tagger: The classifier whose outputs `groups` names.
+        tagger: The network whose outputs `groups` names: a classifier, or one that reads (`metrics.readings`).
         also: Networks that give a metric beside those that all give, by the metric's name in the registry.
         always: Metrics that all networks give; those of the registry that are not optional if None.
         options: Arguments of the networks' metrics, by the metric's name.
 
     Raises:
-        MusiccmError: Groups without a classifier, or metrics asked of a network that is not among the embedders.
+        MusiccmError: Groups of a network, or metrics asked of a network that is not among the embedders.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class MetricSuite(nn.Module):
             if unknown := sorted(set(networks) - set(embedders)):
                 raise MusiccmError(f"{metric}: expected names among the embedders {list(embedders)}, found {unknown}")
         check_names(list(embedders))
-        if groups and not embedders.get(tagger):
-            raise MusiccmError(f"attribute groups: expected a classifier {tagger!r}, found {dict(embedders)}")
+        if groups and tagger not in embedders:
+            raise MusiccmError(f"attribute groups: expected one of the embedders {list(embedders)}, found {tagger!r}")
         self.networks = nn.ModuleDict({
             name: NetworkMetrics(name, classifies, {*always, *(m for m in asked if name in asked[m])}, options)
             for name, classifies in embedders.items()
