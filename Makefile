@@ -42,8 +42,7 @@ TANGO_TRACKS ?= 8000
 TANGO_STAGES ?= text sections teacher
 PACK_TANGO = $(BIN)/musiccm pack --from data/bundle-tango --to src/musiccm/bundles/tiny-tango --name musiccm-tiny-tango --base ../tiny \
   --corpus $(TANGO_CORPUS) --stages experiments/tta/stages $(ARGS)
-# The newest run of EXPERIMENT; where an experiment states another name than its file's, RUN=lightning_logs/NAME/version_N.
-RUN ?= $$(ls -td lightning_logs/$(notdir $(EXPERIMENT))/version_* | head -n 1)
+TANGO_RUN = $$(ls -td lightning_logs/student_tango/version_* | head -n 1)
 
 .PHONY: help setup train eval bundle bundle-tango student student-tango smoke test test-all test-gpu test-wheel lint docs bench clean
 
@@ -119,11 +118,13 @@ student: $(READY)  ## distill, measure and pack the embedded student (the last p
 	$(BIN)/musiccm export --checkpoint $(STUDENT_RUN)/checkpoints/last.ckpt --bundle musiccm-tiny --base ../tiny \
 	  --dtype float16 --overwrite --out src/musiccm/bundles/tiny-student
 
-student-tango: $(READY)  ## measure and pack the newest student of musiccm-tiny-tango, its teacher's figures beside it: EXPERIMENT=NAME
-	$(BIN)/musiccm test --config $(CONFIG) --ckpt_path $(RUN)/checkpoints/last.ckpt --n $(STUDENT_TEST_TRACKS)
-	$(BIN)/musiccm export --checkpoint $(RUN)/checkpoints/last.ckpt --bundle musiccm-tiny-tango --base ../tiny-tango \
+student-tango: $(READY)  ## distill, measure and pack the student of musiccm-tiny-tango (after bundle-tango; goes on where it stopped)
+	$(BIN)/musiccm prepare latents --config experiments/tta/student_tango.yaml --split train --overwrite
+	$(BIN)/musiccm fit --config experiments/tta/student_tango.yaml --ckpt_path auto
+	$(BIN)/musiccm test --config experiments/tta/student_tango.yaml --ckpt_path newest --n $(STUDENT_TEST_TRACKS)
+	$(BIN)/musiccm export --checkpoint $(TANGO_RUN)/checkpoints/last.ckpt --bundle musiccm-tiny-tango --base ../tiny-tango \
 	  --dtype float16 --overwrite --out src/musiccm/bundles/tiny-tango-student
-	$(PACK_TANGO) --results $(RUN)/results.json
+	$(PACK_TANGO) --results $(TANGO_RUN)/results.json
 	$(BIN)/musiccm pack features --to src/musiccm/bundles/tiny-tango --rows floor@0 teacher@50
 
 smoke: $(READY)  ## the whole of `make train`, tiny: does everything run?

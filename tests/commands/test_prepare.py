@@ -201,7 +201,7 @@ def test_the_demo_corpus_is_written_only_where_an_experiment_says_that_it_reads_
     code = main(["prepare", command, "--config", str(EXPERIMENTS / name)])
     expected = {"demo.yaml": "data/demo", "demo_long.yaml": "data/demo", "dmd2.yaml": "data/demo",
                 "student_dmd2.yaml": "data/demo", "smoke.yaml": "data/smoke",
-                "tta/clap_tuning_demo.yaml": "data/demo",
+                "tta/clap_tuning_demo.yaml": "data/demo", "tta/demo.yaml": "data/demo-events",
                 **{f"objectives/{path.name}": "data/demo" for path in (EXPERIMENTS / "objectives").glob("*.yaml")},
                 **{f"ablations/{ablation}.yaml": "data/demo" for ablation in (
                     "adversarial_clap", "discriminator_half_clip", "discriminator_whole_clip", "no_adversarial",
@@ -215,7 +215,7 @@ def test_the_demo_corpus_is_written_only_where_an_experiment_says_that_it_reads_
     elif name not in expected and command == "corpus":
         folders = (["data/second-corpus"] if name == "stages/clap_second.yaml" else ["data/bundle-corpus"]
                    if name.startswith("stages/") else ["data/events-corpus"]
-                   if name.startswith("tta/stages/") else ["data/audiocaps"]
+                   if name.startswith(("tta/stages/", "tta/student_tango")) else ["data/audiocaps"]
                    if name.startswith(("tta/audiocaps", "tta/consistencytta", "tta/clap_tuning.yaml"))
                    else ["data/mtg-jamendo"]
                    if name.startswith(("attm", "jamendo")) else ["data/audiostock", "data/magnatagatune"])
