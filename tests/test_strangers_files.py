@@ -43,6 +43,8 @@ MARKER = "MARKER"
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle = build_random_bundle(tmp_path_factory.mktemp("clean") / "bundle", frames=4, decoder=True)
     shutil.copytree(bundle / "evaluators/tagger", bundle / "evaluators/sections")
+    for part in ("text_encoder", "tokenizer", "feature_extractor"):  # side by side in the second CLAP
+        shutil.copytree(bundle / part, bundle / "evaluators/clap_second", dirs_exist_ok=True)
     return bundle
 
 

@@ -563,7 +563,7 @@ def test_the_papers_recipe_and_ours() -> None:
 
 
 def test_the_comparison_with_other_objectives_is_on_their_terms() -> None:
-    content, d, _, o = stated("objectives/consistency_tta")
+    content, d, *_ = stated("objectives/consistency_tta")
     lcm = load_experiment("objectives/lcm")
     for section in ("trainer", "data"):
         assert content[section] == lcm[section]
