@@ -85,7 +85,9 @@ def main(argv: list[str]) -> int:
             "tolerance": args.tolerance, "machine": machine(), "training_index": index, "mib": round(size / MIB, 2),
         }
         if lent is not None:
-            lend(bundle, staging, lent)
+            from musiccm.models.bundle.borrow import state_borrowed
+
+            state_borrowed(staging, lent, *(found for found in (bundle, bundle.base) if found is not None))
         write_json(staging / "quality.json", quality)
         write_text(staging / "MODEL_CARD.md", card(args.name, quality, rows, notes))
     for part, record in precision.items():
@@ -129,17 +131,6 @@ def borrowed(bundle: Bundle, target: Path, base: str, parts: set[str]) -> dict[s
     if not parts:
         raise MusiccmError(f"--base {base}: {bundle.path} borrows no parts, all of them are its own; leave it out")
     return borrowed_parts(base, target, bundle, [name for name in PARTS if name in parts])
-
-
-def lend(bundle: Bundle, folder: Path, record: dict[str, Any]) -> None:
-    """List borrowed parts in a packed bundle as if they lay there, and say where they lie."""
-    from musiccm.models.bundle import save_settings
-    from musiccm.models.bundle.files import update_json
-
-    listed = {name: found.index[name] for name in record["parts"]
-              for found in (bundle, bundle.base) if found is not None and name in found.index}
-    update_json(folder / "model_index.json", listed)
-    save_settings(folder, base=record)
 
 
 def refuse_to_overwrite(target: Path, source: Path) -> None:

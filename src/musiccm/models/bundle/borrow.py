@@ -62,8 +62,19 @@ def begin_bundle(folder: str | Path, base: str) -> list[str]:
             raise MusiccmError(f"{folder}: holds a bundle that does not borrow these parts of {base}; choose another "
                                "folder, or remove it")
         return parts
-    for part in parts:
-        if part in lender.index:
-            update_json(folder / "model_index.json", {part: lender.index[part]})
-    save_settings(folder, mel=lender.mel, latent_patch=lender.latent_patch, base=record)
+    save_settings(folder, mel=lender.mel, latent_patch=lender.latent_patch)
+    state_borrowed(folder, record, lender)
     return parts
+
+
+def state_borrowed(folder: Path, record: dict[str, Any], *lenders: Bundle) -> None:
+    """List borrowed parts in a bundle's index as if they lay there, and say in its settings where they lie.
+
+    Args:
+        folder: The directory of the bundle that borrows.
+        record: Of `borrowed_parts`.
+        *lenders: Whose indices name the parts' classes; a later one goes first. Evaluators stand in none.
+    """
+    classes = {part: lender.index[part] for part in record["parts"] for lender in lenders if part in lender.index}
+    update_json(folder / "model_index.json", classes)
+    save_settings(folder, base=record)
