@@ -133,6 +133,33 @@ def test_an_ablation_differs_in_one_thing(name: str, base: str, differences: dic
     assert keys <= stated.keys() | {".experiment", ".data.init_args.bundle"}
 
 
+@pytest.mark.parametrize(
+    ("name", "base", "differences"),
+    [
+        ("fixed", "theirs", {".distillation.guidance": "fixed"}),
+        ("fixed1", "fixed", {".distillation.guidance_scale": 1.0}),
+        ("fixed5", "fixed", {".distillation.guidance_scale": 5.0}),
+        ("direct", "theirs", {".distillation.guidance": "direct"}),
+        ("ddim", "theirs", {".distillation.solver": "ddim"}),
+        ("uniform", "theirs", {".intervals.weighting": "uniform"}),
+        ("tail", "theirs", {".intervals.weighting": "tail"}),
+        ("v_head", "theirs", {".distillation.prediction_type": "v_prediction"}),
+        ("ours", "theirs", {".distillation.prediction_type": "v_prediction", ".distillation.solver": "ddim",
+                            ".intervals.weighting": "tail"}),
+        ("clap", "longer", {".clap.weight": 0.1, ".clap.network": "musiccm-tiny", ".clap.decoder": "fast"}),
+    ],
+)
+def test_a_row_of_consistencyttas_ablation_differs_in_what_it_is_named_after(
+    name: str, base: str, differences: dict[str, Any]
+) -> None:
+    before, ours = (flat(load_experiment(f"tta/ablations/{which}")) for which in (base, name))
+    stated = {f".model.init_args{key}": value for key, value in differences.items()}
+    assert {key: ours[key] for key in stated} == stated
+    keys = {key for key in before.keys() | ours.keys() if before.get(key) != ours.get(key)}
+    # what CLAP tunes by may not score
+    assert keys == stated.keys() | {".experiment"} | ({".trainer.callbacks"} if name == "clap" else set())
+
+
 def test_the_full_size_student_starts_as_its_teacher_does() -> None:
     """MusicLDM predicts epsilon: a student that predicts something else has to be moved there first."""
     _, distillation, _, _ = settings("musiccm.yaml")
