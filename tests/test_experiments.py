@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import ClapConfig, ClapModel
 
 from musiccm.config import load_experiment
 from musiccm.data.corpora.registry import parse_corpora
+from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
 from musiccm.models.conditioners.text_encoder import check_attends
 from musiccm.models.fast_decoder import FastDecoderConfig
@@ -236,7 +238,7 @@ def test_clap_tuning_is_the_last_stage_of_its_paper_and_is_scored_by_another_cla
         content = load_experiment(f"tta/{name}")
         model = parser.parse_object({"model": content["model"]}).model
         assert model.class_path == f"{objective.__module__}.{objective.__name__}"
-        objective.check_experiment({**content, "subcommand": "fit"})
+        objective.check_experiment({**content, "subcommand": "fit", "ckpt_path": "last.ckpt"})
         stated = dict(load_experiment(f"tta/{name}")["model"]["init_args"]["distillation"])
         if "curriculum" in stated:
             stated["curriculum"] = [Phase(**phase) for phase in stated["curriculum"]]
@@ -280,3 +282,28 @@ def test_the_small_tango_attends_to_its_own_text_encoder_and_fits_its_bundle() -
     assert teacher["model"]["init_args"]["scheduler"]["prediction_type"] == "v_prediction"
     assert {part["model"]["init_args"]["bundle"] for part in (teacher, text, sections)} == {"data/bundle-tango"}
     assert teacher["data"]["init_args"]["root"] == sections["data"]["init_args"]["root"] == "data/events-corpus"
+
+
+@pytest.mark.parametrize("name", ["dmd2", "f_distill", "arc", "ladd"])
+def test_an_objective_that_goes_on_from_a_student_wants_it_before_anything_is_loaded(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = {**load_experiment(f"objectives/{name}"), "subcommand": "fit"}
+    objective = locate(content["model"]["class_path"])
+    start = Path(content["model"]["init_args"]["distillation"]["start"])
+    with pytest.raises(MusiccmError, match="distillation.start: .*no such checkpoint"):
+        objective.check_experiment(content)
+    objective.check_experiment({**content, "ckpt_path": "last.ckpt"})  # a run that goes on does not read it
+    start.parent.mkdir(parents=True)
+    start.touch()
+    objective.check_experiment(content)
+    assert not caplog.text
+    group = content["model"]["init_args"].setdefault(objective.group, {})
+    with pytest.raises(MusiccmError, match=f"{objective.group}.critic_start: gone.ckpt: no such checkpoint"):
+        group["critic_start"] = "gone.ckpt"
+        objective.check_experiment(content)
+    del group["critic_start"]
+    group["sampler"] = {"name": "lcm", "gamma": 0.3}
+    objective.check_experiment(content)
+    assert "rolled out by" in caplog.text and "0.3" in caplog.text

@@ -259,6 +259,8 @@ def test_bases_that_lead_in_a_circle_or_to_no_parts(bundle: Path, here: Path) ->
     shutil.copytree(bundle, here / "owner/name")
     change(bundle / "musiccm.json", base={"path": "owner/name", "parts": ["vae"], "content_hash": "0"})
     refused(lambda: Bundle.from_pretrained(bundle), "the hub could not give it")
+    # one that is to be written first is told so
+    refused(lambda: Bundle.from_pretrained("owner/other"), "the hub could not give it", "owner is a folder here")
 
 
 def test_a_command_says_so_and_exits_with_2(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -320,3 +320,20 @@ def test_spreads_stand_beside_the_baseline_and_the_real_renderings() -> None:
     assert student["spread_net_real_ratio"] == pytest.approx(student["spread_net"] / found["floor"]["spread_net"])
     assert "spread_net_real_ratio" not in found["floor"]
     assert compare_spreads("net", models, None, None).keys() == models.keys()
+
+
+def test_an_excess_of_too_few_clips_has_neither_interval_nor_ratio_and_says_why() -> None:
+    """At 63 clips of 16 dimensions a ratio is mostly bias; from four clips a dimension on it is corrected."""
+    few, enough = (World(n, 16, 0.5, 3).compare()["student@4"] for n in (63, 64))
+    assert "excess_fd_net_low" not in few and few["excess_fd_net_ratio"] is None
+    assert few["excess_fd_net_why"] == few["excess_fd_net_ratio_why"]
+    assert "63 clips are too few" in few["excess_fd_net_why"] and "from 64 on" in few["excess_fd_net_why"]
+    assert few["kad_net_ratio"] is not None and few["kad_net_low"] < few["kad_net"] < few["kad_net_high"]
+    assert enough["excess_fd_net_low"] <= enough["excess_fd_net"] and "excess_fd_net_why" not in enough
+    assert enough["excess_fd_net_ratio"] is not None
+
+
+def test_intervals_of_shares_end_where_shares_do() -> None:
+    row = World(200, 2, 0.9, 5).compare(only="perfect@4")["perfect@4"]
+    for name in ("coverage", "recall"):
+        assert row[f"{name}_net"] > 0.9 and row[f"{name}_net"] <= row[f"{name}_net_high"] <= 1.0

@@ -111,3 +111,16 @@ def test_the_ranks_clips_are_one_set_in_the_order_of_their_ids() -> None:
     assert [ids for ids, _ in batches] == [["a", "c"], ["d"]]
     again = ClipFeatures.joined(batches)
     assert again.ids == whole.ids and torch.equal(again.clap_ND, whole.clap_ND)
+
+
+def test_features_with_a_flipped_bit_are_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = FeatureCache(tmp_path)
+    cache.put(KEY, features(), PROMPTS, 1.0)
+    path = cache.path(KEY)
+    assert path is not None
+    damaged = bytearray(path.read_bytes())
+    damaged[-3] ^= 1  # a number in the last tensor; the file stays readable
+    path.write_bytes(damaged)
+    assert cache.get(KEY, IDS, PROMPTS) is None and "damaged" in caplog.text
+    cache.put(KEY, features(), PROMPTS, 1.0)
+    assert cache.get(KEY, IDS, PROMPTS) is not None

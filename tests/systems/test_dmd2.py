@@ -349,7 +349,7 @@ def test_it_starts_from_an_exported_student_or_a_checkpoint(bundle: Path, tmp_pa
         assert torch.equal(tested.student_ema_slow.module.conv_in.weight, wanted)
     with pytest.raises(MusiccmError, match="predicts 'v_prediction', but distillation.prediction_type is 'sample'"):
         started(folder, "sample")
-    with pytest.raises(MusiccmError, match="distillation.start: .*absent.ckpt: no such checkpoint; train the student"):
+    with pytest.raises(MusiccmError, match="distillation.start: .*absent.ckpt: no such checkpoint; train what"):
         started(tmp_path / "absent.ckpt")
     with pytest.raises(MusiccmError, match="is no distilled student; leave the key out"):
         started(bundle)

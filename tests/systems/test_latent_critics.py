@@ -226,7 +226,7 @@ def test_arc_needs_two_clips_in_a_batch(
     """From the command line before the bundle or a corpus is looked for; otherwise by its first batch."""
     monkeypatch.chdir(tmp_path)
     command = ["fit", "--config", str(FOLDER / "arc.yaml"), "--model.init_args.bundle", "nowhere",
-               "--data.init_args.batch_size"]
+               "--model.init_args.distillation.start", "musiccm-tiny-student", "--data.init_args.batch_size"]
     assert main([*command, "1"]) == 2
     assert "data.init_args.batch_size: expected at least 2, as ARC" in capsys.readouterr().err
     system = make(ARC, bundle)

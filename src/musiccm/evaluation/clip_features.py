@@ -143,7 +143,7 @@ def write_features(
     for name, rows in (("clap", features.clap_ND), ("text_audio", features.text_audio_ND)):
         if rows is not None:
             tensors[name] = rows.to(dtype).contiguous()
-    metadata = {"format": str(FORMAT), "about": json.dumps(about, sort_keys=True)}
+    metadata = {"format": str(FORMAT), "about": json.dumps(about, sort_keys=True), "digest": _digest(tensors)}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
@@ -182,12 +182,15 @@ def read_features(path: Path) -> tuple[ClipFeatures, list[int]]:
         They, float32, and the `prompt_hash` of each clip's caption.
 
     Raises:
-        MusiccmError: It is no such file.
+        MusiccmError: It is no such file, or its numbers are not those that were written.
     """
+    from safetensors import safe_open
     from safetensors.torch import load_file
 
     try:
         tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            written = (file.metadata() or {}).get("digest")
         ids = list(StringColumn(tensors["ids"].numpy(), tensors["id_ends"].numpy().astype(np.int64)))
         names = [key.removesuffix("/embedding") for key in tensors if key.endswith("/embedding")]
         networks = {name: Embeddings(tensors[f"{name}/embedding"].float(), tensors[f"{name}/counts"].tolist(),
@@ -195,7 +198,17 @@ def read_features(path: Path) -> tuple[ClipFeatures, list[int]]:
         prompts = tensors["prompts"].tolist()
     except Exception as error:  # as above
         raise MusiccmError(f"{path}: not a readable file of features ({reason(error)}); remove it") from error
+    if written not in (None, _digest(tensors)):  # None: of an earlier version, which wrote none
+        raise MusiccmError(f"{path}: its numbers are not those that were written to it (damaged); remove it")
     return ClipFeatures(ids, networks, _float(tensors.get("clap")), _float(tensors.get("text_audio"))), prompts
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of all numbers of a file."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + b"\0" + tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _float(tensor: Tensor | None) -> Tensor | None:

@@ -60,12 +60,12 @@ class ComparedRow:
 class _Measured:
     """What one set came to: the figures that have intervals, those that have none, and the excess over the floor.
 
-    The bias of the excess is known where both distances have one that falls as 1/n (`corrected`).
+    The bias of the excess is known where both distances have one that falls as 1/n; `too_few` says why it is not.
     """
 
     halved: dict[str, Halved]
     plain: dict[str, Any]
-    corrected: bool
+    too_few: str | None
     excess: Halved | None
 
 
@@ -99,8 +99,9 @@ def compare_sets(
           `coverage_<e>_expected`, and what `also` names;
         - `<key>_low`, `<key>_high` of excess, `kad`, `coverage` and what else has an interval; `excess_fd_<e>_bias`,
           what the number of clips still adds to the excess, which the interval leaves out;
+          With too few clips for that bias to be known the excess has no interval, and `excess_fd_<e>_why` says so;
         - `<key>_ratio` to the baseline with `_ratio_low`, `_ratio_high`, of excess, `kad` and `coverage`; null where
-          the denominator is not clearly above 0, and `<key>_ratio_why` says so;
+          the denominator is not clearly above 0, and of an excess without an interval; `<key>_ratio_why` says why;
         - `excess_fd_<e>_equal_calls_ratio` with `_low`, `_high`, to the teacher's row with the lowest excess among
           those with no more network calls (chosen once, from all clips), which `equal_calls_teacher` names, and
           `excess_fd_<e>_equal_calls_teacher`, for another network may choose another;
@@ -148,7 +149,7 @@ def _measure(
             made = metric_row(name).make
             assert made is not None
             plain[name] = _computed(f"{name}_{network}", made(), halves.real, found).get(name)
-    return _Measured(halved, plain, halves.can_correct(found) and (floor is None or floor.corrected),
+    return _Measured(halved, plain, halves.too_few(found) or (floor and floor.too_few),
                      None if floor is None else halved["fd"] - floor.halved["fd"])
 
 
@@ -165,14 +166,16 @@ def _row(network: str, label: str, measured: Mapping[str, _Measured], draws: int
     row: dict[str, Any] = {f"fd_{network}": mine.halved["fd"].whole,
                            f"floor_fd_{network}": floor and floor.halved["fd"].whole}
     key = f"excess_fd_{network}"
-    if mine.excess is not None:
-        row |= _interval(key, mine.excess, draws, smooth=True, biased=mine.corrected)
-    else:
+    if mine.excess is None:
         row[key] = 0.0 if label == FLOOR else None
-    row |= _interval(f"kad_{network}", mine.halved["kad"], draws, smooth=True)
+    elif mine.too_few:  # an interval about a figure that is mostly bias would not hold the truth
+        row |= {key: mine.excess.whole, f"{key}_why": mine.too_few}
+    else:
+        row |= _interval(key, mine.excess, draws, biased=True)
+    row |= _interval(f"kad_{network}", mine.halved["kad"], draws)
     for name in SHARES:
         if name in mine.halved:
-            row |= _interval(f"{name}_{network}", mine.halved[name], draws, smooth=False)
+            row |= _interval(f"{name}_{network}", mine.halved[name], draws, share=name != "density")
         elif name in mine.plain:
             row[f"{name}_{network}"] = mine.plain[name]
     row[f"coverage_{network}_expected"] = mine.plain["expected"]
@@ -180,11 +183,17 @@ def _row(network: str, label: str, measured: Mapping[str, _Measured], draws: int
     return row | {f"draws_{network}": draws}
 
 
-def _interval(key: str, figure: Halved, draws: int, smooth: bool, biased: bool = False) -> dict[str, Any]:
+def _interval(
+    key: str, figure: Halved, draws: int, biased: bool = False, share: bool | None = None
+) -> dict[str, Any]:
+    """A figure and its interval; `share` is None for distances, and says of neighbours whether they end at 0 and 1."""
     if not draws:
         return {key: figure.whole}
-    found: Interval = interval(figure, smooth, biased)
-    row = {key: found.value, f"{key}_low": found.low, f"{key}_high": found.high}
+    found: Interval = interval(figure, share is None, biased)
+    low, high = found.low, found.high
+    if share:
+        low, high = max(low, min(found.value, 0.0)), min(high, max(found.value, 1.0))
+    row = {key: found.value, f"{key}_low": low, f"{key}_high": high}
     return row | ({f"{key}_bias": found.bias} if biased else {})
 
 
@@ -241,7 +250,9 @@ def _add_equal_calls(
 def _excess_ratio(key: str, top: _Measured, bottom: _Measured) -> dict[str, Any]:
     if top.excess is None or bottom.excess is None:
         return {}
-    return ratio_keys(key, ratio(top.excess, bottom.excess, smooth=True, biased=top.corrected and bottom.corrected))
+    if why := top.too_few or bottom.too_few:
+        return ratio_keys(key, Ratio(None, None, None, why))
+    return ratio_keys(key, ratio(top.excess, bottom.excess, smooth=True, biased=True))
 
 
 def _check(

@@ -119,9 +119,18 @@ class Halves:
     def _chosen(self, found: ClipSet, split: Split) -> tuple[np.ndarray, np.ndarray]:
         return split.real if found.ids == self.real.ids else split.others
 
-    def can_correct(self, found: ClipSet) -> bool:
-        """Whether the halves have clips enough for a bias that falls as 1/n; rows of one clip are not independent."""
-        return min(len(self.real.ids), len(found.ids)) // 2 >= ROWS_A_DIMENSION * self.width
+    def too_few(self, found: ClipSet) -> str | None:
+        """Why the halves have too few clips for a bias that falls as 1/n; rows of one clip are not independent.
+
+        Args:
+            found: The set.
+
+        Returns:
+            A sentence; None where there are enough.
+        """
+        clips, wanted = min(len(self.real.ids), len(found.ids)), 2 * ROWS_A_DIMENSION * self.width
+        return None if clips >= wanted else (f"{clips:,} clips are too few for an interval in {self.width:,} "
+                                             f"dimensions, whose bias is known from {wanted:,} on")
 
     def frechet(self, found: ClipSet) -> Halved:
         """The Frechet distance.

@@ -40,8 +40,9 @@ from musiccm.systems.curve import learning_rate_factor
 from musiccm.systems.parallel import mean_over_ranks, own_rows
 from musiccm.systems.parallel import normal_like as normal_like  # where objectives have always imported it from
 from musiccm.systems.resuming import Resuming
-from musiccm.systems.settings import Distillation, Optimization
+from musiccm.systems.settings import Distillation, Optimization, setting_of
 from musiccm.systems.step_networks import StepNetworks
+from musiccm.systems.student_weights import check_checkpoint
 from musiccm.systems.warm_start import warm_start_loss
 
 
@@ -146,11 +147,13 @@ class DistilledSystem(Resuming, StepNetworks):
 
         Args:
             experiment: the sections of its file: `model`, `data`, `trainer` (with its `callbacks`), and `subcommand`
-                with what is about to run: `fit`, `validate` or `test`.
+                with what is about to run: `fit`, `validate` or `test`; `ckpt_path` where a run goes on.
 
         Raises:
             MusiccmError: names what is missing, and the key or command that brings it.
         """
+        if experiment.get("ckpt_path") is None:  # a run that goes on does not read it
+            check_checkpoint("model.init_args.distillation.start", setting_of(experiment, "distillation", "start"))
 
     def check_settings(self, own: Mapping[str, Any]) -> None:
         """Refuse settings of a subclass' own, before the bundle is read; those that all objectives share were checked.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -25,6 +26,7 @@ from musiccm.models.bundle import Bundle
 from musiccm.models.denoiser import Denoiser
 from musiccm.models.latent_head import LatentHead
 from musiccm.samplers import Sampler, make_sampler
+from musiccm.samplers.steppers import STUDENT_SAMPLER
 from musiccm.systems import speed
 from musiccm.systems.adversary import AdversarialSystem
 from musiccm.systems.clock import clock_stopped
@@ -32,7 +34,10 @@ from musiccm.systems.curve import learning_rate_factor
 from musiccm.systems.distillation import normal_like
 from musiccm.systems.parallel import average_gradients, mean_over_ranks, own_rows
 from musiccm.systems.ranges import check_ranges
-from musiccm.systems.student_weights import read_checkpoint
+from musiccm.systems.settings import setting_of
+from musiccm.systems.student_weights import check_checkpoint, read_checkpoint
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -129,6 +134,28 @@ class CriticSystem(AdversarialSystem):
             raise MusiccmError(f"model.init_args.bundle: {self.bundle_name} has no text_encoder, and "
                                f"{type(self).__name__} needs a teacher that is conditioned on captions")
         teacher.check_condition()
+
+    @classmethod
+    def check_experiment(cls, experiment: Mapping[str, Any]) -> None:
+        """Refuse a critic to start from that is not there; warn where the student is rolled out by another sampler than
+        it is evaluated by.
+
+        Raises:
+            MusiccmError: names the key.
+        """
+        super().check_experiment(experiment)
+        if experiment["subcommand"] != "fit":
+            return
+        key = f"model.init_args.{cls.group}"
+        if experiment.get("ckpt_path") is None:
+            check_checkpoint(f"{key}.critic_start", setting_of(experiment, cls.group, "critic_start"))
+        rolled = make_sampler(setting_of(experiment, cls.group, "sampler") or cls.kind().sampler).spec
+        for callback in (experiment.get("trainer") or {}).get("callbacks") or []:
+            if str(callback.get("class_path", "")).endswith(".Evaluation"):
+                asked = (callback.get("init_args") or {}).get("sampler") or STUDENT_SAMPLER
+                if (shipped := make_sampler(asked).spec) != rolled:
+                    log.warning("%s.sampler: the student is rolled out by %s and evaluated by %s; both by the one that "
+                                "is to sample it is the usual choice", key, rolled, shipped)
 
     @functools.cached_property
     def sampler(self) -> Sampler:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -17,6 +18,21 @@ from musiccm.systems.curve import DECAYS
 from musiccm.systems.ranges import check_ranges
 
 FEATURES = ("audiomae", "clap")
+
+
+def setting_of(experiment: Mapping[str, Any], group: str, key: str) -> Any:
+    """What an experiment states of the model, before that is built.
+
+    Args:
+        experiment: the sections of its file.
+        group: an argument of the system that holds settings, such as `distillation`.
+        key: one of them.
+
+    Returns:
+        The value; None where it is not stated.
+    """
+    stated = (experiment["model"].get("init_args") or {}).get(group)
+    return stated.get(key) if isinstance(stated, Mapping) else getattr(stated, key, None)
 
 
 @dataclass

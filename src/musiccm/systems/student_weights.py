@@ -100,6 +100,21 @@ def load_student(
     return unet
 
 
+def check_checkpoint(key: str, named: str | None) -> None:
+    """Refuse a checkpoint that a run is to start from and that is not there, before anything is loaded.
+
+    Args:
+        key: The setting, for messages.
+        named: What it says: a checkpoint, an exported student's folder or name, or nothing.
+
+    Raises:
+        MusiccmError: It names a `.ckpt` that is no file.
+    """
+    if named is not None and Path(named).suffix == ".ckpt" and not Path(named).is_file():
+        raise MusiccmError(f"{key}: {named}: no such checkpoint; train what this run starts from first, or name its "
+                           "checkpoint or exported folder")
+
+
 def starting_weights(start: str, teacher: Any, prediction_type: str, network: Any) -> dict[str, Tensor]:
     """The U-Net that a student starts from instead of its teacher's weights.
 
@@ -121,9 +136,7 @@ def starting_weights(start: str, teacher: Any, prediction_type: str, network: An
     from musiccm.models.guidance_branch import is_branch
     from musiccm.models.lora import Lora
 
-    if Path(start).suffix == ".ckpt" and not Path(start).is_file():
-        raise MusiccmError(f"distillation.start: {start}: no such checkpoint; train the student that this run starts "
-                           "from first, or name its checkpoint or exported folder")
+    check_checkpoint("distillation.start", start)
     if Path(start).is_file():
         state, _, identity = read_student(Path(start))
         lora = identity.get("distillation.lora")

@@ -110,7 +110,7 @@ def resolve_bundle(path: str | Path, parts: Iterable[str] | None = None, here: b
                                "musiccm, or build it in a clone (`make bundle`, `make bundle-tango`)")
         return folder
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _from_hub(name, parts)
+        return _from_hub(name, parts, here)
     raise MusiccmError(f"no bundle at '{name}': expected a directory with model_index.json, one of "
                        f"{', '.join(PACKAGED)}, or a hub id such as owner/name")
 
@@ -137,7 +137,7 @@ def base_folder(bundle: Path, path: str, where: Path, parts: Iterable[str]) -> P
     return resolve_bundle(path, parts, here=False)
 
 
-def _from_hub(name: str, parts: Iterable[str] | None) -> Path:
+def _from_hub(name: str, parts: Iterable[str] | None, here: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     folders = [*(PARTS if parts is None else parts), TRAINING_INDEX]
@@ -146,8 +146,11 @@ def _from_hub(name: str, parts: Iterable[str] | None) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["model_index.json", SETTINGS_FILE, *patterns]))
     except Exception as error:  # the hub client raises a dozen unrelated kinds; all mean "could not be had"
+        made = "" if not (here and Path(name).parent.is_dir()) else (
+            f" {Path(name).parent} is a folder here: if {name} is one that a stage or `musiccm convert` writes, run "
+            "that first (docs/train_a_teacher.md, docs/teachers.md).")
         raise MusiccmError(f"bundle '{name}': no such directory here, and the hub could not give it ({error}); check "
-                           "the path or the network") from error
+                           f"the path or the network.{made}") from error
 
 
 def update_json(path: Path, entries: dict[str, Any]) -> None:
