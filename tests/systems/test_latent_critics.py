@@ -250,7 +250,8 @@ def test_a_second_part_starts_from_a_student_and_is_sampled_as_it_is_rolled_out(
     assert {key: value for key, value in content["data"]["init_args"].items() if key != "batch_size"} == {
         key: value for key, value in before["data"]["init_args"].items() if key != "batch_size"}
     samplers = [c["init_args"]["sampler"] for c in trainer["callbacks"] if "sampler" in c["init_args"]]
-    assert samplers == [{"name": "lcm", "gamma": 1.0}] * 2 == [model["matching"]["sampler"]] * 2
+    gamma = {"student_dmd2": 0.8}.get(name, 1.0)
+    assert samplers == [{"name": "lcm", "gamma": gamma}] * 2 == [model["matching"]["sampler"]] * 2
     own = Matching(**model["matching"])
     assert own.steps == [1, 2, 4, 8] and own.gan_weight > 0 and own.critic_warmup_steps > 0
     assert trainer["val_check_interval"] % (own.critic_steps + 1) == 0, "validations come behind a student's step"
