@@ -14,9 +14,9 @@ WAIT_S = 0.002
 def measured_elsewhere(results: Mapping[str, Any], checkpoint: Path) -> str | None:
     """What says that results are of other weights than a checkpoint's.
 
-    The step decides, then how long the training took: no two trainings take equally long, and a run's folder keeps it
-    wherever it is copied. Results or checkpoints that do not state it are told apart by the run's folder, and, where the
-    step is not stated either, by the name of the file. Those that state nothing are taken to belong together.
+    The step decides, then how long the training took: no two trainings take equally long, and it is the same wherever a
+    checkpoint is copied. Where it is not stated, the run's folder decides, and, without a step, the name of the file.
+    Results that state nothing are taken to be this checkpoint's.
 
     Args:
         results: The content of a results.json.

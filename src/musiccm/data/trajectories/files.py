@@ -1,8 +1,9 @@
 """Trajectories on the disk: what they depend on, their files, and writing them in units that a killed run goes on with.
 
-A folder with `index.json` (what they were made from, how many there are, what each file took to make) and `shard-<n>.safetensors`: `points`, some
-points of each path as the U-Net sees them, [n, P, C, T, F], and `latents`, the raw latents at its end, [n, C, T, F],
-both in float16. Which item of the training data a path belongs to follows from its number alone.
+A folder with `index.json` (what they were made from, how many there are, what each file took to make) and
+`shard-<n>.safetensors`: `points`, some points of each path as the U-Net sees them, [n, P, C, T, F], and `latents`, the
+raw latents at its end, [n, C, T, F], both in float16. Which item of the training data a path belongs to follows from
+its number alone.
 """
 
 from __future__ import annotations
