@@ -82,7 +82,7 @@ class TrainingTime(pl.Callback):
         """Notice a run that goes on from a checkpoint of an older version, and what its trajectories took."""
         if trainer.global_step and not self.parts:
             self.complete = False
-        data = getattr(trainer, "datamodule", None)
+        data: Any = getattr(trainer, "datamodule", None)
         if getattr(data, "trajectories_dir", None) is not None:
             self.trajectories = asdict(data.trajectories().cost)
 

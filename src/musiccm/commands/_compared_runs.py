@@ -45,7 +45,7 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def _wrong(result: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """What of a file is not as it must be: key, what it should be, what it is."""
+    """What of a file is not as it must be: key, what it should be, what it is; to be read up to the first."""
     from musiccm.evaluation.registry import find
 
     for key, kind, expected in (("experiment", str, "the experiment's name"), ("n", int, "a number of clips"),
@@ -64,10 +64,10 @@ def _wrong(result: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
             if not isinstance(row.get(key), kind):
                 yield f"rows[{number}].{key}", expected, row.get(key)
         yield from _no_numbers(f"rows[{number}]", row, [key for key in row if find(key) and not key.endswith(_TEXTS)])
-    for where, part in (("references", result.get("references")), ("training", result.get("training"))):
-        keys = ("seconds", "processor_seconds", "devices", "steps", "updates") if where == "training" else part or ()
-        yield from _no_numbers(where, part or {}, [key for key in keys if where == "training" or _is_score(key)])
-    made = (result.get("training") or {}).get("trajectories")
+    references, training = result.get("references") or {}, result.get("training") or {}
+    yield from _no_numbers("references", references, [key for key in references if _is_score(key)])
+    yield from _no_numbers("training", training, ["seconds", "processor_seconds", "devices", "steps", "updates"])
+    made = training.get("trajectories")
     if not isinstance(made, dict | None):
         yield "training.trajectories", "an object", made
     else:

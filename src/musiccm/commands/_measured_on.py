@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-#: Seconds of training that two checkpoints of one step may differ by: a GPU's queue is waited for before each.
-WAIT_S = 0.002
+#: What two checkpoints of one step may differ by in their training's seconds, as a GPU's queue is waited for before each:
+#: less than a step takes, and, where the step is known to be the same, a share that no two trainings agree to.
+WAIT_S, WAIT_SHARE = 0.002, 1e-4
 
 
 def measured_elsewhere(results: Mapping[str, Any], checkpoint: Path) -> str | None:
@@ -36,7 +37,8 @@ def measured_elsewhere(results: Mapping[str, Any], checkpoint: Path) -> str | No
         return f"at step {measured}{_of(stated)}, and {checkpoint} is at step {step}"
     # Without a checkpoint's name the weights were in memory, where the clock ran on.
     if stated is not None and training.get("seconds") is not None and seconds is not None:
-        if math.isclose(training["seconds"], seconds, rel_tol=0, abs_tol=WAIT_S):
+        share = WAIT_SHARE if measured is not None else 0.0
+        if math.isclose(training["seconds"], seconds, rel_tol=share, abs_tol=WAIT_S):
             return None
         return (f"after {training['seconds']:.2f} s of training{_of(stated)}, and {checkpoint} has "
                 f"{seconds:.2f} s behind it")
