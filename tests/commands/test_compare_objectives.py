@@ -265,7 +265,7 @@ def test_similarities_by_two_claps_are_left_out(
     def heads(*runs: str) -> set[str]:
         caplog.clear()
         assert main(["compare", *runs]) == 0
-        return {head.split()[0] for head in printed(capsys)[0][0]} & {"ta_similarity", "ra_similarity"}
+        return {head.split()[0] for head in printed(capsys)[0][0][0]} & {"ta_similarity", "ra_similarity"}
 
     own, both = run("own", "bundle_clap", 0.85), {"ta_similarity", "ra_similarity"}
     old, none = run("old", None, 0.85 + 1e-6), run("none", None, 0.0, None)

@@ -44,11 +44,11 @@ def fit(run: Path, steps: int, begun: Path | None = None) -> Path:
     return run / "checkpoints" / f"step={steps}.ckpt"
 
 
-def results_of(checkpoint: Path | None, **changes: Any) -> dict[str, Any]:
+def results_of(tested: Path, **changes: Any) -> dict[str, Any]:
     """What a test of a checkpoint writes."""
-    trainer: Any = SimpleNamespace(ckpt_path=checkpoint, state=SimpleNamespace(fn=TrainerFn.TESTING))
+    trainer: Any = SimpleNamespace(ckpt_path=tested, state=SimpleNamespace(fn=TrainerFn.TESTING))
     return {"rows": [{"model": "student", "steps": 4, "fd_tagger": 1.0}], "sampler": {"name": "lcm", "gamma": 0.6},
-            "checkpoint": str(checkpoint), "training": training_record(trainer, System())} | changes
+            "checkpoint": str(tested), "training": training_record(trainer, System())} | changes
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-#: What two checkpoints of one step may differ by in seconds of training, as a GPU's queue is waited for before each: less
-#: than a step takes, and, where the step is known to be the same, a share that no two trainings agree to.
+#: What two checkpoints of one step may differ by in seconds of training, as a GPU's queue is waited for before each:
+#: less than a step takes, and, where the step is known to be the same, a share that no two trainings agree to.
 WAIT_S, WAIT_SHARE = 0.002, 1e-4
 
 
