@@ -417,6 +417,20 @@ def run_dir(teacher_dir: Path, student_unet: torch.nn.Module, tmp_path: Path) ->
     return run
 
 
+def test_results_of_other_weights_are_on_no_card(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a run leaves it that was tested at step 8 and went on to step 12."""
+    path = run_dir / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"training": {"steps": 8, "updates": 8}}))
+    command = ["export", "--checkpoint", str(run_dir / "checkpoints" / "last.ckpt"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--results", str(path)]) == 2
+    assert "measured at step 8" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert main(command) == 0 and "results.json is left out" in caplog.text
+    settings = json.loads((tmp_path / "out" / "musiccm.json").read_text())
+    assert not settings["results"] and "fd_tagger" not in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_export_and_generate_commands(run_dir: Path, student: Pipeline, tmp_path: Path) -> None:
     out = tmp_path / "exported"
     assert main(["export", "--checkpoint", str(run_dir / "checkpoints" / "last.ckpt"), "--out", str(out)]) == 0

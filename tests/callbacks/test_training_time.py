@@ -11,7 +11,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from musiccm.callbacks import training_time
-from musiccm.callbacks.training_time import TrainingTime, training_record
+from musiccm.callbacks.training_time import TrainingTime, read_clock, training_record
+from musiccm.data.trajectories.files import Cost
+from musiccm.systems.clock import clock_stopped
 
 
 class Clock:
@@ -114,21 +116,72 @@ def test_the_record_is_that_of_the_checkpoint_which_is_tested(tmp_path, clock, c
     two, four = records.values()
     assert two == {
         "seconds": 3, "processor_seconds": 6, "device": training_time.device_name(torch.device("cpu")),
-        "devices": 1, "steps": 2, "batch": 3, "objective": "System", "start": "some-student"}
+        "devices": 1, "steps": 2, "updates": 2, "batch": 3, "objective": "System", "start": "some-student"}
     assert (four["seconds"], four["steps"]) == (10, 4) and "not known" not in caplog.text
     # a checkpoint of an older version
     content = torch.load(tmp_path / "step=4.ckpt", weights_only=False)
     del content["callbacks"]["TrainingTime"]
     torch.save(content, tmp_path / "old.ckpt")
     test.test(System(clock), datamodule=Data(), ckpt_path=tmp_path / "old.ckpt", verbose=False)
-    assert list(records.values())[-1] is None and "what the training took is not known" in caplog.text
+    old = list(records.values())[-1]
+    assert (old["steps"], old["seconds"], old["updates"], old["batch"], old["device"]) == (4, None, None, None, None)
+    assert "what the training took is not known" in caplog.text
     # and what goes on from it does not know the first steps
     again, other = trainer(tmp_path / "on", clock, 5), System(clock)
     again.fit(other, datamodule=Data(), ckpt_path=tmp_path / "old.ckpt")
-    assert training_record(again, other) is None
+    record = training_record(again, other)
+    assert (record["steps"], record["seconds"], record["processor_seconds"]) == (5, None, None)
     last = trainer(tmp_path / "last", clock, 6)
     last.fit(other, datamodule=Data(), ckpt_path=tmp_path / "on" / "last.ckpt")
-    assert training_record(last, other) is None
+    assert training_record(last, other)["seconds"] is None
+
+
+class WithCritic(System):
+    """Every third batch is the student's, the others a critic's."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self.automatic_optimization, self.critic = False, torch.nn.Parameter(torch.zeros(()))
+        self.seen = 0
+
+    def training_step(self, batch, batch_idx):
+        student, critic = self.optimizers()
+        self.clock.now += 1
+        self.seen += 1
+        if self.seen % 3 == 0:
+            student.step()
+        else:
+            with clock_stopped(critic):
+                critic.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD([parameter], lr=0.1) for parameter in (self.weight, self.critic)]
+
+
+def test_steps_are_the_students_and_updates_a_critics_too(tmp_path, clock):
+    system = WithCritic(clock)
+    fit = trainer(tmp_path, clock, 4)
+    fit.fit(system, datamodule=Data())
+    record = training_record(fit, system)
+    assert (record["steps"], record["updates"], record["seconds"]) == (4, 12, 12)
+    step, read = read_clock(tmp_path / "last.ckpt")
+    assert (step, read.seconds) == (4, 12)
+
+
+def test_what_the_trajectories_took_is_kept_with_the_weights(tmp_path, clock):
+    cost = Cost(7, 40.0, 80.0, "x")
+
+    class Paths(Data):
+        trajectories_dir = "paths"
+
+        def trajectories(self):
+            return SimpleNamespace(cost=cost)
+
+    fit, system = trainer(tmp_path, clock, 2), System(clock)
+    fit.fit(system, datamodule=Paths())
+    stated = {"paths": 7, "seconds": 40.0, "processor_seconds": 80.0, "device": "x"}
+    assert training_record(fit, system)["trajectories"] == stated
+    assert read_clock(tmp_path / "step=2.ckpt")[1].trajectories == stated  # as a test reads it, which needs no paths
 
 
 def test_other_devices_are_told_apart(tmp_path, clock, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from musiccm.cli import main
-from musiccm.commands._compared_cost import cost_notes, cost_s, cost_unit
+from musiccm.commands._compared_cost import cost_notes, cost_s, cost_unit, training_table
 from musiccm.commands._compared_plots import Measure, plot_objectives
 
 FLOORS = {"fast": 7.9, "original": 24.6}
@@ -136,7 +136,7 @@ def test_the_tables_and_pictures_are_written(tmp_path: Path, capsys: pytest.Capt
     content = json.loads((out / "compare.json").read_text())
     (found,) = [r for r in content["rows"]["fast"] if (r["experiment"], r["steps"]) == ("b", 4)]
     assert found["excess_fd_tagger"] == {"mean": 6.0, "deviation": None, "low": pytest.approx(5.4),
-                                         "high": pytest.approx(6.6)}
+                                         "high": pytest.approx(6.6), "runs": 1}
     assert (out / "compare.md").read_text().strip() in capsys.readouterr().out
     assert imread(out / "objectives_fast.png").shape[1] > 1000  # two panels of costs, one of coverage
 
@@ -196,3 +196,163 @@ def test_costs_on_a_gpu_and_of_different_devices() -> None:
         "trained on different devices (H100, x86_64): their times do not compare"]
     assert cost_notes([gpus[0], run("b", 600, "H100", start="musiccm-tiny-student")]) == [
         "some went on from a student whose own training is not counted, see `went on from`"]
+
+
+def test_trajectories_are_part_of_the_cost() -> None:
+    def run(name: str, minutes: float, made: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+        return {"experiment": name, "training": {
+            "seconds": 30 * minutes, "processor_seconds": 60 * minutes, "device": "x86_64", "devices": 1, "start": None,
+            "objective": "LCM", **({} if made is None else {"trajectories": made}), **more}}
+
+    def made(minutes: float, **more: Any) -> dict[str, Any]:
+        return {"paths": 9, "seconds": 30 * minutes, "processor_seconds": 60 * minutes, "device": "x86_64", **more}
+
+    lcm, cmt = run("lcm", 5.0), run("cmt", 2.5, made(2.5), objective="CMT")
+    assert cost_s(cmt) == 300 and cost_notes([lcm, cmt]) == []
+    row, = training_table([cmt])
+    assert (row["minutes"], row["processor minutes"]) == ("1.25", "2.5")
+    assert (row["minutes of trajectories"], row["processor minutes of trajectories"]) == ("1.25", "2.5")
+    assert "minutes of trajectories" not in training_table([lcm])[0]
+    assert cost_notes([lcm, run("cmt", 2.5, made(5.0))]) == [
+        "not at equal cost: processor minutes of training (x86_64) differ by more than 5%: lcm 5, cmt 7.5"]
+    # made on another device
+    on_gpu = run("cmt", 5.0, made(1.0, processor_seconds=None, device="H100"))
+    assert cost_unit([lcm, on_gpu]) is None and cost_notes([lcm, on_gpu]) == [
+        "trained on different devices (H100, x86_64): their times do not compare"]
+    # of a folder, or of results, of an older version
+    for unknown in (run("cmt", 5.0, made(0, seconds=None, processor_seconds=None, device=None)),
+                    run("cmt", 5.0, objective="CMT")):
+        assert cost_s(unknown) == 300 and cost_unit([lcm, unknown]) == "processor minutes of training (x86_64)"
+        assert cost_notes([lcm, unknown]) == ["what the trajectories took is not stated by cmt, and not in the cost"]
+
+
+def test_steps_are_the_students(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = write(tmp_path / "a", "old", 2.0), write(tmp_path / "b", "dmd2", 3.0)
+    content = json.loads((tmp_path / "b/results.json").read_text())
+    content["training"] |= {"steps": 70, "updates": 380}
+    (tmp_path / "b/results.json").write_text(json.dumps(content))
+    assert main(["compare", old, new]) == 0
+    costs = printed(capsys)[0][-1]
+    # what older results call steps are the updates of student and critic
+    assert [(r["steps"], r["updates"]) for r in costs] == [("-", "700"), ("70", "380")]
+
+
+def edit(run: str, **changes: Any) -> str:
+    path = Path(run) / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return run
+
+
+def test_two_networks_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = write(tmp_path / "a", "old", 2.0)  # states none
+    first = write(tmp_path / "b", "lcm", 3.0, embedders={"tagger": "abc", "events": "1"})
+    second = write(tmp_path / "c", "dmd2", 4.0, embedders={"tagger": "abc", "pann": "2"})
+    other = write(tmp_path / "d", "arc", 4.0, embedders={"tagger": "abd"})
+    assert main(["compare", old, first, second]) == 0
+    assert main(["compare", old, first, other]) == 2
+    said = capsys.readouterr().err
+    assert f"{other}/results.json: embedders.tagger is abd, but {first}/results.json has abc" in said
+
+
+def test_similarities_by_two_claps_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(name: str, clap: str | None, real: float, value: float | None = 0.4) -> str:
+        rows = [row("student", 4, "fast", 5.0, ta_similarity=value, clap_t=value, ra_similarity=value)]
+        return write(tmp_path / name, name, 5.0, rows=rows, references={"test_set_ta": real},
+                     **({} if clap is None else {"text_audio": clap}))
+
+    def heads(*runs: str) -> set[str]:
+        caplog.clear()
+        assert main(["compare", *runs]) == 0
+        return {head.split()[0] for head in printed(capsys)[0][0][0]} & {"ta_similarity", "ra_similarity"}
+
+    own, both = run("own", "bundle_clap", 0.85), {"ta_similarity", "ra_similarity"}
+    old, none = run("old", None, 0.85 + 1e-6), run("none", None, 0.0, None)
+    edit(none, references={})
+    assert heads(own, old, none) == both and "left out" not in caplog.text
+    assert heads(own, run("clap", "clap", 0.85)) == set()
+    assert "text_audio: bundle_clap, clap" in caplog.text
+    # another bundle's CLAP has the same name, and finds the real clips otherwise
+    assert heads(own, run("bundle", "bundle_clap", 0.7)) == set() and "0.85, 0.7" in caplog.text
+
+
+def test_runs_that_are_sampled_otherwise_are_no_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = [write(tmp_path / f"{n}", "demo", 2.0 + n, sampler={"name": "lcm", "gamma": gamma})
+            for n, gamma in enumerate((0.6, 1.0, 0.6))]
+    assert main(["compare", *runs]) == 0
+    students = [(r["experiment"], r["runs"], r["excess_fd_tagger ↓"]) for r in printed(capsys)[0][0]
+                if (r["model"], r["steps"]) == ("student", "4")]
+    assert students == [("demo (lcm, gamma 0.6)", "2", "3 ± 1.4"), ("demo (lcm, gamma 1)", "1", "3 [2.7, 3.3]")]
+    assert "are not averaged over them" in caplog.text
+    assert main(["compare", runs[0], runs[2]]) == 0
+    assert {r["experiment"] for r in printed(capsys)[0][0]} == {"demo"}
+
+
+def test_a_figure_of_fewer_runs_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write(tmp_path / name, "demo", at) for name, at in (("a", 13.0), ("b", 26.0), ("c", 39.0))]
+    for run, keys in ((runs[0], ["excess_fd_tagger_ratio"]), (runs[1], ["excess_fd_tagger_ratio", "kad_tagger"])):
+        rows = json.loads((Path(run) / "results.json").read_text())["rows"]
+        edit(run, rows=[found | dict.fromkeys(keys) for found in rows])
+    assert main(["compare", *runs]) == 0
+    found = next(r for r in printed(capsys)[0][0] if (r["model"], r["steps"]) == ("student", "4"))
+    assert found["runs"] == "3" and found["excess_fd_tagger ↓"] == "26 ± 13"
+    assert found["excess_fd_tagger x teacher"] == "3 [2.79, 3.25] (1 of 3 runs)"
+    assert found["kad_tagger ↓"] == "2.6 ± 1.8 (2 of 3 runs)"
+
+
+def test_results_given_twice_count_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = write(tmp_path / "a", "demo", 2.0)
+    copy = write(tmp_path / "b", "demo", 2.0)
+    (tmp_path / "link").symlink_to(run)
+    other = write(tmp_path / "c", "demo", 4.0)
+    assert main(["compare", run, f"{run}/results.json", str(tmp_path / "link"), copy, other]) == 0
+    found = next(r for r in printed(capsys)[0][0] if (r["model"], r["steps"]) == ("student", "4"))
+    assert (found["runs"], found["excess_fd_tagger ↓"]) == ("2", "3 ± 1.4")
+    assert caplog.text.count("they count once") == 3
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"n": None}, "n: expected a number of clips, found none"),
+    ({"experiment": None}, "experiment: expected the experiment's name, found none"),
+    ({"rows": ["x"]}, "rows[0]: expected an object, found 'x'"),
+    ({"rows": {"a": 1}}, "rows: expected a list of rows"),
+    ({"rows": [{"steps": 4, "fd_tagger": 1.0}]}, "rows[0].model: expected a model's name, found none"),
+    ({"rows": [{"model": "student", "fd_tagger": 1.0}]}, "rows[0].steps: expected a number of steps, found none"),
+    ({"rows": [row("student", 4, "fast", 5.0, kad_tagger="low")]}, "rows[0].kad_tagger: expected a number or null"),
+    ({"training": [1]}, "training: expected an object, found [1]"),
+    ({"training": {"seconds": "long"}}, "training.seconds: expected a number or null, found 'long'"),
+    ({"training": {"trajectories": 3}}, "training.trajectories: expected an object, found 3"),
+    ({"references": 3}, "references: expected an object, found 3"),
+    ({"references": {"acc_mode_real": "x"}}, "references.acc_mode_real: expected a number or null"),
+])
+def test_what_is_no_results_file_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
+) -> None:
+    run = write(tmp_path / "a", "lcm", 2.0)
+    content = json.loads((tmp_path / "a/results.json").read_text()) | changes
+    (tmp_path / "a/results.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    assert main(["compare", run]) == 2
+    assert f"{run}/results.json: {said}" in capsys.readouterr().err
+
+
+def test_training_without_seconds_and_older_rows_without_a_distance(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write(tmp_path / "a", "lcm", 2.0, training={"device": None, "seconds": None, "steps": 9, "updates": None})
+    assert main(["compare", run]) == 0
+    tables, text = printed(capsys)
+    assert (tables[-1][0]["minutes"], tables[-1][0]["steps"]) == ("-", "9")
+    assert "what training took is not stated by lcm" in text
+    rows = [{"model": model, "steps": steps, "network_calls": calls, "fd_tagger": fd, "ta_similarity": 0.5}
+            for model, steps, calls, fd in (("teacher", 50, 100.0, 20.0), ("teacher", 2, 4.0, None),
+                                            ("student", 4, 4.0, 30.0), ("student", 8, 8.0, None))]
+    old = write(tmp_path / "b", "old", 1.0, None, rows=[*rows, {"model": "student", "steps": 1, "ta_similarity": 0.1}])
+    assert main(["compare", old]) == 0
+    found = {(r["model"], r["steps"]): r["x most steps"] for r in printed(capsys)[0][0]}
+    assert found == {("teacher", "50"): "1", ("teacher", "2"): "-", ("student", "4"): "1.5", ("student", "8"): "-",
+                     ("student", "1"): "-"}

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from musiccm.audio.windows import keyed_generator
 from musiccm.cli import main
+from musiccm.commands import _trajectories
 from musiccm.config import load_experiment
 from musiccm.data.batch import TrajectoryBatch
 from musiccm.data.module import MusicDataModule
@@ -155,6 +156,41 @@ def test_a_killed_run_goes_on_to_the_same_paths_and_more_can_be_asked_for(world,
         CMT.check_experiment({**load_experiment(more), "subcommand": "fit"})
     assert prepare(world, config=more) == 0 and first.stat().st_mtime_ns == kept
     assert len(load_file(here / "shard-00002.safetensors")["points"]) == 1
+
+
+def test_the_folder_keeps_what_its_paths_took_over_runs(world, tmp_path, monkeypatch):
+    """By a clock on which a path takes two seconds of two threads."""
+    now = [0.0]
+    roll = _trajectories.roll_out
+
+    def roll_out(teacher, schedule, z, steps, kept):
+        now[0] += 2 * len(z)
+        return roll(teacher, schedule, z, steps, kept)
+
+    monkeypatch.setattr(_trajectories, "roll_out", roll_out)
+    monkeypatch.setattr(_trajectories, "time", SimpleNamespace(perf_counter=lambda: now[0],
+                                                               process_time=lambda: 2 * now[0]))
+    here = tmp_path / "paths"
+    paths = {"steps": 10, "points": 4}
+    few = changed(world, tmp_path / "few.yaml", {"trajectories_dir": str(here)}, {"paths": {"count": 10, **paths}})
+    more = changed(world, tmp_path / "more.yaml", {"trajectories_dir": str(here)}, {"paths": {"count": 13, **paths}})
+    assert prepare(world, config=few) == 0
+    found = module(few).trajectories().cost
+    assert (found.paths, found.seconds, found.processor_seconds) == (10, 20.0, 40.0) and found.device
+    # a file that is lost and made again counts once, as do the two paths of a file that grows
+    (here / "shard-00000.safetensors").unlink()
+    assert prepare(world, config=more) == 0
+    found = module(more).trajectories().cost
+    assert (found.paths, found.seconds, found.processor_seconds) == (13, 26.0, 52.0)
+    # a folder of an older version, whose first file went without
+    index = json.loads((here / "index.json").read_text())
+    del index["costs"]["0-8"]
+    (here / "index.json").write_text(json.dumps(index))
+    found = module(more).trajectories().cost
+    assert (found.paths, found.seconds, found.processor_seconds, found.device) == (13, None, None, None)
+    del index["costs"]
+    (here / "index.json").write_text(json.dumps(index))
+    assert module(more).trajectories().cost == found and prepare(world, config=more) == 0
 
 
 def test_the_students_run_is_refused_before_anything_loads(world, tmp_path, capsys, monkeypatch):

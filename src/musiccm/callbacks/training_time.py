@@ -48,28 +48,43 @@ class TrainingTime(pl.Callback):
 
     A GPU computes while the host goes on: what is left of a step's work when its batch ends is waited for by the next
     step, and counted there; before a checkpoint, a validation and the end it is waited for here.
+
+    A run that trains on a teacher's trajectories notes what these took to make, as their folder states it: another run
+    spent it, but nobody trains so without.
     """
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
+        # What the trajectories that the run trains on took, `Cost` as a dictionary; None where it reads none.
+        self.trajectories: dict[str, Any] | None = None
         # Whether all steps of the run are in the sums: not if it goes on from a checkpoint without them.
         self.complete = True
         self._started: tuple[float, float] | None = None
         self._here: Part | None = None
 
+    @property
+    def seconds(self) -> float | None:
+        """Of all steps together; None where that is not known."""
+        return sum(part.seconds for part in self.parts) if self.parts and self.complete else None
+
     def state_dict(self) -> dict[str, Any]:
         """The sums so far."""
-        return {"parts": [asdict(part) for part in self.parts], "complete": self.complete}
+        made = {} if self.trajectories is None else {"trajectories": self.trajectories}
+        return {"parts": [asdict(part) for part in self.parts], "complete": self.complete, **made}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint's sums."""
         self.parts = [Part(**part) for part in state_dict["parts"]]
         self.complete, self._here = state_dict["complete"], None
+        self.trajectories = state_dict.get("trajectories")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Notice a run that goes on from a checkpoint of an older version."""
+        """Notice a run that goes on from a checkpoint of an older version, and what its trajectories took."""
         if trainer.global_step and not self.parts:
             self.complete = False
+        data: Any = getattr(trainer, "datamodule", None)
+        if getattr(data, "trajectories_dir", None) is not None:
+            self.trajectories = asdict(data.trajectories().cost)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Start the clock."""
@@ -133,46 +148,68 @@ def training_record(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[
 
     Returns:
         `seconds`, `processor_seconds` (None where not all of it was on a CPU), `device` (names, joined by ` + ` where
-        there were several kinds), `devices` (the most at once), `steps`, `batch` (items of one step, over all
-        processes), `objective` (the system's class) and `start` (the student that it went on from, whose own training
-        is not counted); None, with a warning, where the checkpoint does not hold the times of all steps, as those of
-        older versions.
+        there were several kinds), `devices` (the most at once), `steps` (the student's, as the checkpoint counts them),
+        `updates` (of student and critic together; the `steps` of older results are these), `batch` (items of one
+        update, over all processes), `objective` (the system's class), `start` (the student that it went on from, whose
+        own training is not counted) and, of a run on a teacher's trajectories, `trajectories` (what these took, see
+        `Cost`). With a warning, what the checkpoint does not hold for all steps, as those of older versions, is None.
+        None for a checkpoint that cannot be read.
     """
-    parts = _parts_of(trainer)
-    if not parts:
-        log.warning("what the training took is not known for all of its steps: results.json has no `training`")
+    found = _clock_of(trainer)
+    if found is None:
         return None
+    step, clock = found
+    if clock.seconds is None:
+        log.warning("what the training took is not known for all of its steps: results.json states no time of it")
+    parts = clock.parts if clock.complete else []
     # Of a system that is no distillation there is less to say.
     accumulate = getattr(getattr(pl_module, "optimization", None), "accumulate", 1)
     size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+    devices = max((part.devices for part in parts), default=None)
     processor = [part.processor_seconds for part in parts if part.processor_seconds is not None]
     return {
-        "seconds": sum(part.seconds for part in parts),
-        "processor_seconds": sum(processor) if len(processor) == len(parts) else None,
-        "device": " + ".join(dict.fromkeys(part.device for part in parts)),
-        "devices": max((part.devices for part in parts), default=0),
-        "steps": sum(part.batches for part in parts) // accumulate,
-        "batch": None if size is None else size * accumulate * max((part.devices for part in parts), default=1),
+        "seconds": clock.seconds,
+        "processor_seconds": sum(processor) if parts and len(processor) == len(parts) else None,
+        "device": " + ".join(dict.fromkeys(part.device for part in parts)) or None,
+        "devices": devices,
+        "steps": step,
+        "updates": sum(part.batches for part in parts) // accumulate if parts else None,
+        "batch": None if size is None or devices is None else size * accumulate * devices,
         "objective": type(pl_module).__name__,
         "start": getattr(getattr(pl_module, "distillation", None), "start", None),
+        **({} if clock.trajectories is None else {"trajectories": clock.trajectories}),
     }
 
 
-def _parts_of(trainer: pl.Trainer) -> list[Part]:
-    """The sums of the checkpoint that is evaluated, or of the trainer that has just trained; nothing if incomplete."""
-    if trainer.ckpt_path is None or trainer.state.fn == TrainerFn.FITTING:
-        clocks = [callback for callback in trainer.callbacks if isinstance(callback, TrainingTime)]
-        return clocks[0].parts if clocks and clocks[0].complete else []
-    path = Path(trainer.ckpt_path)
+def _clock_of(trainer: pl.Trainer) -> tuple[int, TrainingTime] | None:
+    """Of the checkpoint that is evaluated, or of the trainer that has just trained."""
+    if trainer.ckpt_path is not None and trainer.state.fn != TrainerFn.FITTING:
+        return read_clock(Path(trainer.ckpt_path))
+    clocks = [callback for callback in trainer.callbacks if isinstance(callback, TrainingTime)]
+    return trainer.global_step, clocks[0] if clocks else TrainingTime()
+
+
+def read_clock(path: Path) -> tuple[int, TrainingTime] | None:
+    """How far a checkpoint's training went, and what it took.
+
+    Args:
+        path: The checkpoint, which was loaded a moment ago.
+
+    Returns:
+        Its step, and the sums, which are not `complete` in one of an older version; None, with a warning, where its
+        form is another than a run's.
+    """
     # Of a sharded checkpoint, which is a folder, what is not sharded lies in one file.
     file = path / "meta.pt" if path.is_dir() else path
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # it was loaded a moment ago, so that only its form can be another
         log.warning("%s: cannot be read for what its training took (%s)", file, reason(error))
-        return []
+        return None
     clock = TrainingTime()
     state = content.get("callbacks", {}).get(clock.state_key)
-    if state is not None:
+    if state is None:
+        clock.complete = False
+    else:
         clock.load_state_dict(state)
-    return clock.parts if clock.complete else []
+    return int(content.get("global_step", 0)), clock

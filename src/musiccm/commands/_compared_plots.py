@@ -22,12 +22,14 @@ class Measure(NamedTuple):
         deviation: Their sample standard deviation; None of one run.
         low: Lower end of the 95 % interval, of one run that states it.
         high: Upper end.
+        runs: How many runs it is of: not all of an experiment where some could not give it.
     """
 
     mean: float
     deviation: float | None = None
     low: float | None = None
     high: float | None = None
+    runs: int = 1
 
     @property
     def ends(self) -> tuple[float, float]:

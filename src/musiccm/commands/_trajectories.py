@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from musiccm.audio.windows import keyed_generator
 from musiccm.commands._imports import check_classes, only_known_imports
 from musiccm.config import load_experiment
 from musiccm.data.experiment import data_module
-from musiccm.data.trajectories.files import TrajectoryWriter
-from musiccm.device import choose_device
+from musiccm.data.trajectories.files import Cost, TrajectoryWriter
+from musiccm.device import choose_device, device_name
 from musiccm.errors import MusiccmError
 from musiccm.locks import locked_folder
 from musiccm.progress import Progress
@@ -61,12 +62,14 @@ def roll_trajectories(
         items, shape = data.training_items(writer.paths), system.bundle.latent_shape()
         kept = kept_timesteps(paths.steps, paths.points, system.schedule.num_train_timesteps)
         system.to(where).eval()
+        on_cpu = system.device.type == "cpu"
         with Progress(writer.paths, "trajectories", "paths") as progress:
             for unit in writer.units():
                 if writer.is_written(unit):
                     progress.skip(unit.last - unit.first)
                     continue
                 points, ends = [], []
+                wall, processor = time.perf_counter(), time.process_time()
                 for first in range(unit.first, unit.last, batch_size):
                     signals.check()
                     numbers = range(first, min(first + batch_size, unit.last))
@@ -78,8 +81,13 @@ def roll_trajectories(
                     points.append(found[0].cpu())
                     ends.append(system.codec.denormalise(found[1]).cpu())
                     progress.update(len(numbers))
-                writer.write(unit, torch.cat(points), torch.cat(ends))
-    say(f"{folder}: {writer.paths} trajectories of {paths.steps} steps, {paths.points} points of each")
+                # what an accelerator computes has ended: its results are here
+                wall, processor = time.perf_counter() - wall, time.process_time() - processor
+                cost = Cost(unit.last - unit.first, wall, processor if on_cpu else None, device_name(system.device))
+                writer.write(unit, torch.cat(points), torch.cat(ends), cost)
+    took = writer.cost.seconds
+    minutes = "" if took is None else f"; they took {took / 60:.3g} minutes"
+    say(f"{folder}: {writer.paths} trajectories of {paths.steps} steps, {paths.points} points of each{minutes}")
 
 
 def build_system(configs: list[str], allowed: Sequence[str]) -> CMT:

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from musiccm.commands._compared_cost import cost_notes, cost_s, cost_unit, training_table
 from musiccm.commands._compared_plots import Measure, plot_objectives
+from musiccm.commands._compared_runs import SAME, fd_key, read_run, read_runs, refuse_unlike, unlike_keys
 from musiccm.errors import MusiccmError
 from musiccm.terminal import say
-from musiccm.texts import read_json
 
-log = logging.getLogger(__name__)
+__all__ = ["compare", "main", "read_run"]
 
-#: Schema of results.json that is understood.
-SCHEMA = 1
-#: Floors and teachers of one test set differ by no more than rounding.
-SAME = 0.01
 #: What stands in the cell of another number, or is said once for all rows.
 _BESIDE = re.compile(r".+_(low|high|bias|why)|floor_fd_.+|draws_.+")
 #: What the comparison is about, whether other tables show it or not.
@@ -43,7 +37,9 @@ def main(argv: list[str]) -> int:
         MusiccmError: A file that is no results.json, or runs that cannot stand in one table.
     """
     args = _parser().parse_args(argv)
-    runs = [read_run(Path(run)) for run in args.runs]
+    runs = read_runs(args.runs)
+    refuse_unlike(runs)
+    apart = unlike_keys(runs)
     by_decoder = any("decoder" in row for run in runs for row in run["rows"])
     if args.out and not by_decoder:
         raise MusiccmError("--out: none of the runs states excess_fd_* and the decoder of its rows, as those of "
@@ -52,7 +48,8 @@ def main(argv: list[str]) -> int:
         from musiccm.commands._outputs import require_room
 
         require_room(Path(args.out) / "compare.md")
-    tables = {decoder: compare(runs, decoder) for decoder in decoders_of(runs)} if by_decoder else {"": compare(runs)}
+    decoders = decoders_of(runs) if by_decoder else [None]
+    tables = {decoder or "": compare(runs, decoder, apart) for decoder in decoders}
     text = "\n\n".join([
         *(f"{f'Decoder: {decoder}' + chr(10) * 2 if decoder else ''}{markdown(rows)}"
           for decoder, rows in tables.items()),
@@ -86,26 +83,7 @@ def _write(out: Path, runs: list[dict[str, Any]], tables: dict[str, list[dict[st
     say(f"written to {out}")
 
 
-def read_run(path: Path) -> dict[str, Any]:
-    """Read the results of a run.
-
-    Args:
-        path: `results.json`, or the directory of the run that holds it.
-
-    Returns:
-        Its content.
-
-    Raises:
-        MusiccmError: There is none, or it has another schema.
-    """
-    path = path / "results.json" if path.is_dir() else path
-    result = read_json(path, "the results of an evaluated run")
-    if result.get("schema") != SCHEMA or not result.get("rows"):
-        raise MusiccmError(f"{path}: expected rows under schema {SCHEMA}; evaluate the run again (make eval)")
-    return {**result, "path": path}
-
-
-def decoders_of(runs: list[dict[str, Any]]) -> list[str]:
+def decoders_of(runs: list[dict[str, Any]]) -> list[str | None]:
     """The decoders that any row went through: those that are known, then others."""
     from musiccm.evaluation.rows import decoder_of
     from musiccm.models.bundle.bundle import DECODERS
@@ -114,7 +92,9 @@ def decoders_of(runs: list[dict[str, Any]]) -> list[str]:
     return [*(decoder for decoder in DECODERS if decoder in found), *sorted(found - set(DECODERS))]
 
 
-def compare(runs: list[dict[str, Any]], decoder: str | None = None) -> list[dict[str, Any]]:
+def compare(
+    runs: list[dict[str, Any]], decoder: str | None = None, apart: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """Mean and standard deviation over the runs of each experiment.
 
     Ratios are taken within a run, then averaged: to the teacher at its most steps, and to the best of the teacher's
@@ -125,33 +105,29 @@ def compare(runs: list[dict[str, Any]], decoder: str | None = None) -> list[dict
     Args:
         runs: Contents of their results.json.
         decoder: Take rows through this decoder alone; None takes all, under the names that versions before 0.3 gave.
+        apart: Keys to leave out.
 
     Returns:
         One row an experiment, model and step count, in the order in which the experiments came.
-
-    Raises:
-        MusiccmError: The runs were scored on different numbers of clips, on different clips, or by different
-            evaluators.
     """
     from musiccm.evaluation.candidates import compared_model, present_name
     from musiccm.evaluation.registry import head_of
     from musiccm.evaluation.results import timed, without_times
     from musiccm.evaluation.rows import decoder_of
 
-    _refuse_unlike(runs)
     metric = fd_key(runs[0])
     groups: dict[tuple[str, str, int], list[dict[str, Measure]]] = defaultdict(list)
     machines: dict[str, set[str]] = defaultdict(set)
     for run in runs:
         machines[run["experiment"]].add(repr(run.get("machine")))
-    apart = of_training_clips(runs)
     for run in runs:
         rows = [row for row in run["rows"] if decoder is None or decoder_of(row) == decoder]
-        left_out = {f"acc_{group}" for group in untold(run)} | apart
-        teachers = {row["network_calls"]: row[metric] for row in rows if row["model"] == "teacher"}
+        left_out = {f"acc_{group}" for group in untold(run)} | set(apart)
+        counted = [row for row in rows if row.get("network_calls") is not None]
+        teachers = {row["network_calls"]: row.get(metric) for row in counted if row["model"] == "teacher"}
         strongest: dict[float, float] = {}
-        for row in rows:
-            if compared_model(row["model"]).teacher and row[metric] is not None:
+        for row in counted:
+            if compared_model(row["model"]).teacher and row.get(metric) is not None:
                 calls = row["network_calls"]
                 strongest[calls] = min(row[metric], strongest.get(calls, row[metric]))
         for row in rows:
@@ -161,8 +137,9 @@ def compare(runs: list[dict[str, Any]], decoder: str | None = None) -> list[dict
             if decoder is None:
                 best, equal = teachers.get(max(teachers, default=0)), strongest.get(row.get("network_calls", 0.0))
                 measures = {head_of(key, metric.removeprefix("fd_")): value for key, value in measures.items()}
-                measures |= {"x most steps": Measure(row[metric] / best)} if best else {}
-                measures |= {"x equal calls": Measure(row[metric] / equal)} if equal else {}
+                own = row.get(metric)  # null where it could not be taken
+                measures |= {"x most steps": Measure(own / best)} if best and own is not None else {}
+                measures |= {"x equal calls": Measure(own / equal)} if equal and own is not None else {}
             model = present_name(row["model"])
             if row["model"] == "student_fast":  # within one decoder it is the student
                 model = "student" if decoder is not None else "student_fast"
@@ -187,18 +164,6 @@ def _place(head: str) -> int:
     """Where a column stands: what the row is of, what the comparison is about, all others."""
     first = ("experiment", "model", "steps", "runs", "network_calls", "excess_fd_", "kad_", "coverage_", "recall_")
     return next((n for n, start in enumerate(first) if head.startswith(start)), len(first))
-
-
-def _refuse_unlike(runs: list[dict[str, Any]]) -> None:
-    first = runs[0]
-    metric = fd_key(first)
-    for run in runs:
-        if (run["n"], fd_key(run)) != (first["n"], metric):
-            raise MusiccmError(f"{run['path']}: {fd_key(run)} on n = {run['n']}, but {first['path']} has {metric} on "
-                               f"n = {first['n']}; distances of different n or evaluators cannot be compared")
-        if run.get("test_clips") and first.get("test_clips") and run["test_clips"] != first["test_clips"]:
-            raise MusiccmError(f"{run['path']}: test clips {json.dumps(run['test_clips'])}, but {first['path']} has "
-                               f"{json.dumps(first['test_clips'])}; distances on different clips cannot be compared")
 
 
 def notes_of(runs: list[dict[str, Any]], tables: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -246,7 +211,7 @@ def teacher_of(run: dict[str, Any], decoder: str, metric: str) -> float | None:
     from musiccm.evaluation.rows import decoder_of
 
     rows = [row for row in run["rows"] if row["model"] == "teacher" and decoder_of(row) == decoder]
-    return max(rows, key=lambda row: row["steps"])[metric] if rows else None
+    return max(rows, key=lambda row: row["steps"]).get(metric) if rows else None
 
 
 def _unlike(values: dict[str, float], what: str, means: str) -> list[str]:
@@ -256,38 +221,14 @@ def _unlike(values: dict[str, float], what: str, means: str) -> list[str]:
     return [f"{what} ({', '.join(f'{name} {value:.4g}' for name, value in values.items())}): {means}"]
 
 
-def of_training_clips(runs: list[dict[str, Any]]) -> set[str]:
-    """The keys that depend on the training clips, where the runs compared with different ones; that is said."""
-    from musiccm.evaluation.registry import find
-
-    if len({json.dumps(run.get("sim_aa_gallery"), sort_keys=True) for run in runs}) == 1:
-        return set()
-    keys = {key for run in runs for row in run["rows"] for key in row
-            if (found := find(key)) and found.metric.scope == "training"}
-    if keys:
-        log.warning("SIM_AA is left out: the runs compared with different training clips (sim_aa_gallery); test the "
-                    "older ones again")
-    return keys
-
-
-def fd_key(run: dict[str, Any]) -> str:
-    """The Frechet distance's column: `fd_` and the evaluator."""
-    from musiccm.evaluation.registry import find
-
-    keys = (key for row in run["rows"] for key in row)
-    found = next((key for key in keys if (known := find(key)) and known.metric.name == "fd"), None)
-    if found is None:
-        raise MusiccmError(f"{run['path']}: no row has a Frechet distance (fd_*); evaluate the run again (make eval)")
-    return found
-
-
 def untold(run: dict[str, Any]) -> list[str]:
     """The attributes that the run's tagger cannot tell."""
     from musiccm.evaluation.results import at_chance
 
     # Not every row has attributes: the floor's may not.
     row = next((row for row in run["rows"] if any(key.endswith("_chance") for key in row)), run["rows"][0])
-    return at_chance(row, run.get("references", {}))
+    references = {key: value for key, value in (run.get("references") or {}).items() if value is not None}
+    return at_chance({"n": run["n"], **row}, references)
 
 
 def names(found: list[dict[str, Measure]]) -> list[str]:
@@ -300,7 +241,7 @@ def over_runs(values: Sequence[Measure]) -> Measure:
     if len(values) == 1:
         return values[0]
     means = [value.mean for value in values]
-    return Measure(fmean(means), stdev(means))
+    return Measure(fmean(means), stdev(means), runs=len(values))
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -309,7 +250,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     if any(head.startswith("excess_fd_") for head in heads):
         heads.sort(key=_place)
     lines = [f"| {' | '.join(_head(head) for head in heads)} |", "|" + "---|" * len(heads)]
-    lines += [f"| {' | '.join(shown(head, row.get(head)) for head in heads)} |" for row in rows]
+    lines += [f"| {' | '.join(shown(head, row.get(head), row.get('runs', 1)) for head in heads)} |" for row in rows]
     return "\n".join(lines)
 
 
@@ -328,16 +269,20 @@ def _head(key: str) -> str:
     return with_arrow(key, key)
 
 
-def shown(head: str, value: Any) -> str:
-    """A cell: text and whole numbers as they are, metrics with their interval, or their spread over runs."""
+def shown(head: str, value: Any, runs: int = 1) -> str:
+    """A cell: text and whole numbers as they are, metrics with their interval, or their spread over runs.
+
+    Of a metric that fewer runs than the row has could give, the cell says how many did.
+    """
     if not isinstance(value, Measure):
         return "-" if value is None else str(value)
+    of = f" ({value.runs} of {runs} runs)" if value.runs < runs else ""
     if head.startswith("calls") or head == "network_calls":
-        return f"{value.mean:g}"
+        return f"{value.mean:g}{of}"
     text = f"{value.mean:.3g}"
     if value.low is not None and value.high is not None:
-        return f"{text} [{value.low:.3g}, {value.high:.3g}]"
-    return text + ("" if value.deviation is None or value.deviation < 1e-9 else f" ± {value.deviation:.2g}")
+        return f"{text} [{value.low:.3g}, {value.high:.3g}]{of}"
+    return text + ("" if value.deviation is None or value.deviation < 1e-9 else f" ± {value.deviation:.2g}") + of
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,8 @@ from musiccm.errors import MusiccmError
 from musiccm.systems.student_weights import load_student, read_student
 from musiccm.terminal import say
 from musiccm.texts import load_json, read_text
+
+log = logging.getLogger(__name__)
 
 OWN_SETTINGS = ("bundle", "seed", "distillation", "adversarial", "optimization")
 """Settings that the recipe of every student has; other objectives have more."""
@@ -57,7 +60,7 @@ def main(argv: list[str]) -> int:
     teacher = Bundle.from_pretrained(args.bundle or settings.get("bundle", "musiccm-tiny"))
     unet = load_student(teacher, state, checkpoint, known["lora"] and Lora(**known["lora"]), identity.get("bundle"))
     results = Path(args.results) if args.results else checkpoint.parent.parent / "results.json"
-    rows, sampler, notes = read_results(results, must_exist=args.results is not None)
+    rows, sampler, notes = read_results(results, args.results is not None, checkpoint)
     low, high = (float(end) for end in known["guidance_range"])
     info = StudentInfo(
         prediction_type=known["prediction_type"], guidance_scale=float(known["guidance_scale"]),
@@ -97,16 +100,24 @@ def read_model_settings(path: Path) -> dict[str, Any]:
     return model.get("init_args", model)
 
 
-def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
+def read_results(
+    path: Path, must_exist: bool, checkpoint: Path | None = None
+) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
     """The rows of a results.json about the student and its teacher, the sampler that the student was scored with, and
     what SIM_AA was compared with and the times were taken on.
 
     Each row is given its `decoder`, and its `sampler` where it is of version 0.1; times of another run are left out.
-    Without a file, no rows and `lcm`.
+    Without a file, no rows and `lcm`; likewise, with a warning, where it was measured on other weights.
+
+    Args:
+        path: The file.
+        must_exist: Whether it was asked for.
+        checkpoint: Whose weights it must have been measured on; None for any.
 
     Raises:
-        MusiccmError: If the file is not one of ours, or is missing though it was asked for.
+        MusiccmError: If the file is not one of ours, or is missing, or of other weights, though it was asked for.
     """
+    from musiccm.commands._measured_on import measured_elsewhere
     from musiccm.evaluation.candidates import compared_model
     from musiccm.evaluation.galleries import described
     from musiccm.evaluation.results import timed
@@ -116,6 +127,13 @@ def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], di
         return [], recorded_sampler({}), []
     try:
         results = load_json(read_text(path))
+        if checkpoint is not None and (why := measured_elsewhere(results, checkpoint)) is not None:
+            if must_exist:
+                raise MusiccmError(f"--results {path}: measured {why}; name the results of these weights, or evaluate "
+                                   "them by `musiccm test --ckpt_path`")
+            log.warning("%s is left out, as is its sampler: it was measured %s; evaluate these weights by `musiccm "
+                        "test --ckpt_path`, and export again", path, why)
+            return [], recorded_sampler({}), []
         sampler = recorded_sampler(results)
         rows = [described_row(timed(row), sampler) for row in results["rows"] if compared_model(row["model"]).own]
         notes = list(described(results.get("sim_aa_gallery") or {}))
@@ -124,7 +142,7 @@ def read_results(path: Path, must_exist: bool) -> tuple[list[dict[str, Any]], di
         return rows, sampler, notes
     except FileNotFoundError:
         raise MusiccmError(f"{path}: no such results file") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MusiccmError(f"{path}: expected a results.json with 'rows' ({error})") from None
 
 
@@ -148,7 +166,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, help="directory to write")
     parser.add_argument("--config", help="the run's config.yaml (default: beside the checkpoint's folder)")
     parser.add_argument("--bundle", help="the teacher's bundle (default: the one that the run names)")
-    parser.add_argument("--results", help="results.json for the card (default: the run's, if it has one)")
+    parser.add_argument("--results", help="results.json for the card, measured on this checkpoint (default: the "
+                                          "run's, if it has one that was)")
     parser.add_argument("--base", help="borrow the other parts instead of copying them: ../NAME beside --out, "
                                          "a packaged name or a hub id")
     parser.add_argument("--sampler", help="the student's default sampler (default: that of the results, or lcm)")

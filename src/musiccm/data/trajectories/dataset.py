@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from musiccm.data.batch import TrajectoryBatch
 from musiccm.data.latent_cache.files import file_path
 from musiccm.data.latent_cache.windows import LatentWindows
-from musiccm.data.trajectories.files import COMMAND, check_trajectories
+from musiccm.data.trajectories.files import COMMAND, Cost, check_trajectories, cost_of
 from musiccm.errors import MusiccmError
 
 
@@ -31,6 +31,7 @@ class Trajectories(Dataset):
 
     Attributes:
         key: What they were made from.
+        cost: What making them took.
 
     Raises:
         MusiccmError: They are missing, unfinished, damaged, made from something else, or being written.
@@ -42,6 +43,7 @@ class Trajectories(Dataset):
         self.folder, self.windows, self.items = Path(folder), windows, list(items)
         found = check_trajectories(folder, expected, len(self.items))
         self.key: dict[str, Any] = found["key"]
+        self.cost: Cost = cost_of(found)
         self._shard_size: int = found["shard_size"]
         self._files: dict[int, tuple[Tensor, Tensor]] = {}
 

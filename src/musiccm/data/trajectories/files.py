@@ -1,8 +1,9 @@
 """Trajectories on the disk: what they depend on, their files, and writing them in units that a killed run goes on with.
 
-A folder with `index.json` (what they were made from, how many there are) and `shard-<n>.safetensors`: `points`, some
-points of each path as the U-Net sees them, [n, P, C, T, F], and `latents`, the raw latents at its end, [n, C, T, F],
-both in float16. Which item of the training data a path belongs to follows from its number alone.
+A folder with `index.json` (what they were made from, how many there are, what each file took to make) and
+`shard-<n>.safetensors`: `points`, some points of each path as the U-Net sees them, [n, P, C, T, F], and `latents`, the
+raw latents at its end, [n, C, T, F], both in float16. Which item of the training data a path belongs to follows from
+its number alone.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,47 @@ from musiccm.texts import load_json
 
 FORMAT = 1
 COMMAND = "musiccm prepare trajectories --config ..."
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What rolling out paths took, the writing of their files left out.
+
+    Args:
+        paths: How many they are.
+        seconds: Wall-clock time; None where it is not known for all of them, as for those of older versions.
+        processor_seconds: Of all threads; None on an accelerator, or where it is not known for all of them.
+        device: What computed; names, joined by ` + ` where there were several.
+    """
+
+    paths: int
+    seconds: float | None = None
+    processor_seconds: float | None = None
+    device: str | None = None
+
+
+def cost_of(index: Mapping[str, Any]) -> Cost:
+    """What the trajectories of a folder took: each of its files once, whichever run made it.
+
+    Args:
+        index: The content of its `index.json`.
+
+    Returns:
+        The sum.
+    """
+    stated = index.get("costs", {})
+    parts = [stated.get(_extent(unit)) for unit in units_of(index["paths"], index["shard_size"])]
+    if any(part is None for part in parts):
+        return Cost(index["paths"])
+    processor = [part["processor_seconds"] for part in parts]
+    return Cost(index["paths"], sum(part["seconds"] for part in parts),
+                None if None in processor else sum(processor),
+                " + ".join(dict.fromkeys(part["device"] for part in parts)))
+
+
+def _extent(unit: Unit) -> str:
+    """What a file's cost is kept under: its paths, as a file that grows is made anew."""
+    return f"{unit.first}-{unit.last}"
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
@@ -117,6 +160,7 @@ class TrajectoryWriter:
         begun = read_index(folder)
         same = begun is not None and not differences(begun["key"], self.key)
         self.shard_size = begun["shard_size"] if same and begun is not None else shard_size
+        self._costs: dict[str, Any] = {}
         self._made_from = json.dumps([self.key, self.shard_size], sort_keys=True)
 
     def begin(self, overwrite: bool = False) -> None:
@@ -137,9 +181,23 @@ class TrajectoryWriter:
             (self.folder / INDEX).unlink()
             for path in self.folder.glob("shard-*.safetensors"):
                 path.unlink()
+            begun = None
         sweep(self.folder)
-        # written anew each time, as the number of paths may have changed
-        write_json(self.folder / INDEX, {"key": self.key, "paths": self.paths, "shard_size": self.shard_size})
+        units = {_extent(unit) for unit in self.units()}
+        stated = begun.get("costs", {}) if begun is not None else {}
+        self._costs = {extent: cost for extent, cost in stated.items() if extent in units}
+        self._write_index()  # anew each time, as the number of paths may have changed
+
+    def _index(self) -> dict[str, Any]:
+        return {"key": self.key, "paths": self.paths, "shard_size": self.shard_size, "costs": self._costs}
+
+    def _write_index(self) -> None:
+        write_json(self.folder / INDEX, self._index())
+
+    @property
+    def cost(self) -> Cost:
+        """What all files together took, as far as they are written."""
+        return cost_of(self._index())
 
     def units(self) -> list[Unit]:
         """All files, whether written or not."""
@@ -158,13 +216,14 @@ class TrajectoryWriter:
         made_from = f"{self._made_from} {unit.first} {unit.last}".encode()
         return {"trajectories": hashlib.blake2b(made_from, digest_size=16).hexdigest()}
 
-    def write(self, unit: Unit, points_NPCTF: Tensor, latents_NCTF: Tensor) -> None:
-        """Write a file, whole or not at all.
+    def write(self, unit: Unit, points_NPCTF: Tensor, latents_NCTF: Tensor, cost: Cost) -> None:
+        """Write a file, whole or not at all, and what it took.
 
         Args:
             unit: Which one.
             points_NPCTF: Points of its paths.
             latents_NCTF: Raw latents at their ends.
+            cost: What making them took.
 
         Raises:
             MusiccmError: A value is NaN or does not fit float16, or the disk is full.
@@ -177,4 +236,7 @@ class TrajectoryWriter:
                 row = unit.first + int((~torch.isfinite(tensor.flatten(1)).all(1)).nonzero()[0])
                 raise MusiccmError(f"{path}: {name} of path {row} are NaN or beyond the range of float16; check the "
                                    "teacher and its guidance_scale")
+        # First, so that no file lacks its cost; that of a file which is then not written is replaced with the file.
+        self._costs[_extent(unit)] = asdict(cost)
+        self._write_index()
         write_atomically(path, lambda temporary: save_file(stored, temporary, metadata=self._stamp(unit)))
