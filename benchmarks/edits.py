@@ -18,14 +18,16 @@ from musiccm.data.demo.tracks import make_track
 from musiccm.device import choose_device
 from musiccm.embedders import load_embedder
 from musiccm.embedders.events import tempo_of
-from musiccm.long_form import SourceClip
+from musiccm.long_form import Edited, SourceClip, seam_metrics
 from musiccm.long_form.edit import FADE_S
-from musiccm.long_form.seams import PERCENT, decibel_mel, jumps, seam_metrics
+from musiccm.long_form.seams import PERCENT, jumps
 from musiccm.pipeline import Pipeline
 
 CLIPS, SEED = 24, 0
 #: Of the student, and of the teacher: half of its default, for the time.
 STEPS, TEACHER_STEPS = 4, 25
+#: Seconds on either side of a seam: the seam itself, and whether the music behind it is as loud and alike.
+SPANS_S = (0.1, 1.0)
 #: Of the range that is made anew, in the model's windows.
 MENDED = 0.5
 
@@ -50,56 +52,60 @@ class Listener:
         return tempo_of(waveform_S.numpy(), rate_hz)
 
 
-def real_limits(tracks: list[Tensor], rate_hz: int) -> tuple[float, float]:
-    """The 95th percentiles of level jump and spectral change inside tracks."""
-    found = [jumps(decibel_mel(track_S[None], rate_hz), round(FADE_S * 100)) for track_S in tracks]
+def real_limits(tracks: list[Tensor], rate_hz: int, span_s: float) -> tuple[float, float]:
+    """The 95th percentiles of level jump and spectral change inside tracks, over some seconds on either side."""
+    found = [jumps(track_S[None], rate_hz, span_s, FADE_S) for track_S in tracks]
     level, change = (float(torch.cat(values).quantile(PERCENT / 100)) for values in zip(*found, strict=True))
     return level, change
 
 
 @torch.no_grad()
-def measure(pipeline: Pipeline, steps: int, listener: Listener, clips: int = CLIPS) -> list[dict]:
-    """Continue and mend tracks.
+def edits_of(pipeline: Pipeline, steps: int, index: int) -> tuple[Edited, Edited, Tensor, Tensor]:
+    """A track's first half continued, the whole track mended, a clip of its own to join hard, and the track.
 
     Args:
         pipeline: The model.
         steps: Its sampling steps.
-        listener: Reads drums and tempi.
-        clips: Tracks.
+        index: Of the track.
 
     Returns:
-        A track each: seams `continued`, `mended` (two) and `joined`, each `(level jump, spectral change, stands out)`;
-        `drums` and `tempo` before the seam, behind it, behind it in the track, and behind a hard join.
+        `(continued, mended, apart_S, track_S)`.
     """
-    rows = []
-    rate_hz = pipeline.sample_rate_hz
-    for index in range(clips):
-        track = make_track(SEED, "test", index)
-        whole_S, text = torch.from_numpy(track.waveform_S), track.texts[0]
-        half = len(whole_S) // 2
-        editor = pipeline.editor(steps, index)
-        half_clip, whole_clip = (SourceClip.of(pipeline, Original(sound_S[None], rate_hz, "FLOAT"))
-                                 for sound_S in (whole_S[:half], whole_S))
-        continued = editor.extend(half_clip, text, len(whole_S) / rate_hz)
-        middle = 0.4 * whole_clip.original.seconds
-        mended = editor.inpaint(whole_clip, text, middle, middle + MENDED * pipeline.duration_s)
-        apart_S = pipeline([text], steps, index, seconds=(len(whole_S) - half) / rate_hz)[0]
-        fade = continued.fades[0]
-        joined_CS = torch.cat([whole_S[: fade[1]], apart_S])[None]
-        sides = {"before": whole_S[:half], "behind": continued.waveform_CS[0, half:], "itself": whole_S[half:],
-                 "apart": apart_S}
-        rows.append({
-            "text": text,
-            **{name: [(seam.level_jump_db, seam.change_db, seam.audible)
-                      for seam in seam_metrics(sound_CS, rate_hz, fades, kept)]
-               for name, sound_CS, fades, kept in (
-                   ("continued", continued.waveform_CS, continued.fades, continued.kept),
-                   ("mended", mended.waveform_CS, mended.fades, mended.kept),
-                   ("joined", joined_CS, continued.fades, continued.kept))},
-            "drums": {name: listener.drums(sound_S, rate_hz) for name, sound_S in sides.items()},
-            "tempo": {name: listener.tempo(sound_S, rate_hz) for name, sound_S in sides.items()},
-        })
-    return rows
+    rate_hz, track = pipeline.sample_rate_hz, make_track(SEED, "test", index)
+    whole_S, text, editor = torch.from_numpy(track.waveform_S), track.texts[0], pipeline.editor(steps, index)
+    half = len(whole_S) // 2
+    half_clip, whole_clip = (SourceClip.of(pipeline, Original(sound_S[None], rate_hz, "FLOAT"))
+                             for sound_S in (whole_S[:half], whole_S))
+    from_s = 0.4 * whole_clip.original.seconds
+    return (editor.extend(half_clip, text, len(whole_S) / rate_hz),
+            editor.inpaint(whole_clip, text, from_s, from_s + MENDED * pipeline.duration_s),
+            pipeline([text], steps, index, seconds=(len(whole_S) - half) / rate_hz)[0], whole_S)
+
+
+def read_of(made: tuple[Edited, Edited, Tensor, Tensor], rate_hz: int, listener: Listener) -> dict:
+    """What is measured of one track's edits.
+
+    Args:
+        made: Of `edits_of`.
+        rate_hz: Of its sound.
+        listener: Reads drums and tempi.
+
+    Returns:
+        Of `continued`, `mended` (two seams) and `joined` by span the seams' `(level jump, spectral change, audible)`;
+        `drums` and `tempo` before the seam, behind it, behind it in the track itself, and of the clip apart.
+    """
+    continued, mended, apart_S, whole_S = made
+    half = continued.fades[0][1]
+    joined_CS = torch.cat([whole_S[:half], apart_S])[None]
+    sides = {"before": whole_S[:half], "behind": continued.waveform_CS[0, half:], "itself": whole_S[half:],
+             "apart": apart_S}
+    seams = {(name, span_s): [(seam.level_jump_db, seam.change_db, seam.audible)
+                              for seam in seam_metrics(sound_CS, rate_hz, edited.fades, edited.kept, span_s)]
+             for span_s in SPANS_S
+             for name, sound_CS, edited in (("continued", continued.waveform_CS, continued),
+                                            ("mended", mended.waveform_CS, mended), ("joined", joined_CS, continued))}
+    return {"seams": seams, "drums": {name: listener.drums(sound_S, rate_hz) for name, sound_S in sides.items()},
+            "tempo": {name: listener.tempo(sound_S, rate_hz) for name, sound_S in sides.items()}}
 
 
 def share(values: list[bool]) -> list[float]:
@@ -107,21 +113,31 @@ def share(values: list[bool]) -> list[float]:
     return [sum(values) / len(values)] if values else []
 
 
-def summed(name: str, found: list[dict], limits: tuple[float, float]) -> list[dict]:
-    """The rows of one model."""
+def summed(name: str, found: list[dict], limits: dict[float, tuple[float, float]]) -> list[dict]:
+    """The rows of one model.
+
+    Args:
+        name: Of the model.
+        found: Of `read_of`, a track each.
+        limits: Of `real_limits`, by span.
+
+    Returns:
+        The rows.
+    """
     rows = []
     for edit in ("continued", "mended"):
-        seams, joined = ([seam for one in found for seam in one[kind]] for kind in (edit, "joined"))
-        for place, said, limit in ((0, "level jump", limits[0]), (1, "spectral change", limits[1])):
-            ours, theirs = ([seam[place] for seam in side] for side in (seams, joined))
-            case = f"{name}, {edit}: {said} at the seam"
-            rows.append(row(f"{case}, against a hard join", ours, theirs, "dB"))
-            rows.append(row(f"{case}, 95th percentile, against that inside real music",
-                            [float(torch.tensor(ours).quantile(PERCENT / 100))], [limit], "dB", 1.0))
-            over = share([value > limit for value in ours])
-            rows.append(row(f"{case} beyond that percentile of real music, share of {len(ours)}", over, [0.05], ""))
-        rows.append(row(f"{name}, {edit}: warned of, share of {len(seams)}, against a hard join",
-                        share([seam[2] for seam in seams]), share([seam[2] for seam in joined]), ""))
+        for span_s in SPANS_S:
+            seams, joined = ([seam for one in found for seam in one["seams"][kind, span_s]] for kind in (edit, "joined"))
+            if not seams:  # sound that is shorter
+                continue
+            for place, said in ((0, "level jump"), (1, "spectral change")):
+                ours, theirs = ([seam[place] for seam in side] for side in (seams, joined))
+                limit, case = limits[span_s][place], f"{name}, {edit}: {said} over {span_s:g} s"
+                rows.append(row(f"{case}, against a hard join", ours, theirs, "dB"))
+                rows.append(row(f"{case}, share beyond real music's 95th percentile of {limit:.1f} dB",
+                                share([value > limit for value in ours]), [1 - PERCENT / 100], "", 1.0))
+            rows.append(row(f"{name}, {edit}: share that stands out of the clip over {span_s:g} s, against a hard join",
+                            share([seam[2] for seam in seams]), share([seam[2] for seam in joined]), ""))
     drums = [one["drums"] for one in found]
     tempi = [one["tempo"] for one in found if same_tempo(one["tempo"]["before"], one["tempo"]["itself"])]
     for said, ones, same in ((f"drums go on, share of {len(drums)}", drums, int.__eq__),
@@ -138,10 +154,12 @@ def run(bundle: str) -> list[dict]:
     models = {"student": (student_of(bundle), STEPS)}
     if student_of(bundle) != bundle:
         models["teacher"] = (bundle, TEACHER_STEPS)
-    rows = []
+    rows, listener = [], Listener(bundle)
     for name, (path, steps) in models.items():
         pipeline = Pipeline.from_pretrained(path).to(choose_device("auto"))
+        rate_hz = pipeline.sample_rate_hz
         tracks = [torch.from_numpy(make_track(SEED, "test", index).waveform_S) for index in range(2 * CLIPS)]
-        rows += summed(name, measure(pipeline, steps, Listener(bundle), CLIPS), real_limits(tracks,
-                                                                                         pipeline.sample_rate_hz))
+        limits = {span_s: real_limits(tracks, rate_hz, span_s) for span_s in SPANS_S}
+        found = [read_of(edits_of(pipeline, steps, index), rate_hz, listener) for index in range(CLIPS)]
+        rows += summed(name, found, limits)
     return rows

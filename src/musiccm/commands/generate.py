@@ -183,7 +183,7 @@ def _check_together(args: argparse.Namespace) -> None:
         (several and kind is None and (args.overlap is not None or args.fusion is not None),
          f"--overlap and --fusion take one prompt, found {len(args.prompts)}; give one"),
         (args.seconds is not None and kind in ("inpaint", "vary"),
-         f"--{kind}: the clip's own length is kept; leave out --seconds"),
+         f"--{kind}: the result has the clip's own length; leave out --seconds"),
         (inpaints != (args.from_ is not None), "--inpaint and --from need each other: --inpaint f.wav --from 3 --to 6"),
         (inpaints != (args.to is not None), "--inpaint and --to need each other: --inpaint f.wav --from 3 --to 6"),
         (args.strength is not None and kind != "vary", "--strength is how much --vary changes; it has no meaning here"),
@@ -234,10 +234,10 @@ def _parser() -> argparse.ArgumentParser:
     long.add_argument("--overlap", type=float, help="shared part of neighbouring windows, 0 to below 1 (default 0.5)")
     long.add_argument("--fusion", help="how windows are fused: uniform, triangular or swap")
     edit = parser.add_argument_group("music that is there").add_mutually_exclusive_group()
-    edit.add_argument("--continue", dest="continue_", metavar="FILE", help="go on where this ends; --seconds is the "
-                                                                           "length of both together")
-    edit.add_argument("--inpaint", dest="inpaint_", metavar="FILE", help="make a range of this anew")
-    edit.add_argument("--vary", dest="vary_", metavar="FILE", help="another take on this")
+    edit.add_argument("--continue", dest="continue_", metavar="FILE", help="go on where this ends: its samples stay "
+                      "as they are but for a last tenth of a second; --seconds is the length of both together")
+    edit.add_argument("--inpaint", dest="inpaint_", metavar="FILE", help="make a range of this anew; the rest stays as it is")
+    edit.add_argument("--vary", dest="vary_", metavar="FILE", help="another take on this, all of it made anew")
     parser.add_argument("--from", dest="from_", type=float, metavar="SECONDS", help="start of the range to --inpaint")
     parser.add_argument("--to", type=float, metavar="SECONDS", help="end of the range to --inpaint")
     parser.add_argument("--strength", type=float, help=f"how much --vary changes, 0 to 1 (default {DEFAULT_STRENGTH})")

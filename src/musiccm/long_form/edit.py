@@ -72,16 +72,6 @@ class Editor:
         fusion: See `compose`.
         batch_size: See `compose`.
         sampler: See `Pipeline.__call__`.
-
-    Examples:
-        >>> from musiccm import Pipeline
-        >>> from musiccm.long_form import read_clip
-        >>> pipeline = Pipeline.from_pretrained("musiccm-tiny-student")
-        >>> clip = read_clip(pipeline, "mine.flac")
-        >>> edited = pipeline.editor(seed=1).extend(clip, "a calm piano melody", 20)
-        >>> edited.waveform_CS.shape, edited.sample_rate_hz, edited.kept
-        (torch.Size([2, 882000]), 44100, [(0, 436590)])
-        >>> edited.write("longer.wav")
     """
 
     def __init__(

@@ -11,19 +11,18 @@ from torch import Tensor
 
 from musiccm.audio.mel import LogMel, MelConfig
 
-SPAN_S = 0.1
-"""Stretch on either side of a seam over which level and spectrum are taken."""
+PERCENT = 95
+
+REAL_DB = {1.0: (4.9, 7.9), 0.4: (8.1, 10.9), 0.1: (10.9, 14.8)}
+"""By the seconds on either side of a place over which level and spectrum are taken, the longest that fit: the 95th
+percentiles of level jump and spectral change inside real music, 48 tracks of the demo corpus (docs/long.md)."""
 
 HOP_S = 0.01
 _RANGE_DB = 60.0  # what lies further below the loudest is not heard beside it
 _MOST_HZ = 20_000.0
-_NEAR_S = 30.0  # how much of the clip on either side a seam is compared with
+NEAR_S = 30.0  # how much of the clip on either side a seam is compared with
 ENOUGH_S = 3.0
-"""Sound of the clip that is enough to compare a seam with the clip itself; with less, it is compared with real music."""
-
-PERCENT = 95
-REAL_LEVEL_DB, REAL_CHANGE_DB = 8.0, 14.0
-"""The 95th percentiles inside real music: 48 tracks of the demo corpus, see docs/long.md."""
+"""Places inside the clip that are enough to compare a seam with; with fewer, it is compared with real music."""
 
 
 class SeamMetrics(NamedTuple):
@@ -35,6 +34,7 @@ class SeamMetrics(NamedTuple):
         level_limit_db: What 95 of 100 places of the clip, or of real music, stay below.
         change_db: Distance of the spectra behind and before it: mean difference over the mel bins.
         change_limit_db: The same limit of that.
+        span_s: Seconds on either side over which both are taken.
         own: Whether the limits are the clip's own.
     """
 
@@ -43,6 +43,7 @@ class SeamMetrics(NamedTuple):
     level_limit_db: float
     change_db: float
     change_limit_db: float
+    span_s: float
     own: bool
 
     @property
@@ -71,27 +72,49 @@ def decibel_mel(waveform_CS: Tensor, sample_rate_hz: int) -> Tensor:
     return mel_MN.clamp(min=float(mel_MN.max()) - _RANGE_DB)
 
 
-def jumps(mel_MN: Tensor, gap: int = 0) -> tuple[Tensor, Tensor]:
-    """Level jump and spectral change between two stretches of `SPAN_S` that are `gap` frames apart, at every place.
+def jumps(waveform_CS: Tensor, sample_rate_hz: int, span_s: float, fade_s: float) -> tuple[Tensor, Tensor]:
+    """Level jump and spectral change between the stretches on either side of a fade, for every place of the fade.
 
     Args:
-        mel_MN: See `decibel_mel`.
-        gap: Frames between the stretches.
+        waveform_CS: Sound of any level.
+        sample_rate_hz: Its rate.
+        span_s: Seconds of a stretch.
+        fade_s: Seconds of the fade, none of which is in the stretches.
 
     Returns:
-        `(level_jump_db, change_db)`, each [M - 2 span - gap + 1]; entry i has its first stretch from frame i on.
+        `(level_jump_db, change_db)`: of entry i the first stretch begins at frame i, of `HOP_S` each.
     """
-    span = round(SPAN_S / HOP_S)
-    spectrum_PN = mel_MN.unfold(0, span, 1).mean(-1)
+    mel_MN, span = decibel_mel(waveform_CS, sample_rate_hz), round(span_s / HOP_S)
     power_M = (mel_MN * (math.log(10.0) / 10.0)).exp().sum(-1)
-    level_P = 10.0 * power_M.unfold(0, span, 1).mean(-1).log10()
-    apart = span + gap
+    level_P, spectrum_PN = 10.0 * _means(power_M[:, None], span)[:, 0].log10(), _means(mel_MN, span)
+    apart = span + _gap(sample_rate_hz, fade_s)
     return ((level_P[apart:] - level_P[:-apart]).abs(),
             (spectrum_PN[apart:] - spectrum_PN[:-apart]).abs().mean(-1))
 
 
+def _edge(sample_rate_hz: int) -> int:
+    """Frames on either side of a border that see beyond it."""
+    config = analysis(sample_rate_hz)
+    return -(-config.n_fft // 2 // config.hop_length)
+
+
+def _gap(sample_rate_hz: int, fade_s: float) -> int:
+    """Frames between the stretches on either side of a fade."""
+    return round(fade_s / HOP_S) + 2 * _edge(sample_rate_hz)
+
+
+def _means(values_MN: Tensor, span: int) -> Tensor:
+    """Means over `span` frames from every frame on."""
+    sums_MN = torch.nn.functional.pad(values_MN.double().cumsum(0), (0, 0, 1, 0))
+    return ((sums_MN[span:] - sums_MN[:-span]) / span).to(values_MN)
+
+
 def seam_metrics(
-    waveform_CS: Tensor, sample_rate_hz: int, fades: Sequence[tuple[int, int]], kept: Sequence[tuple[int, int]]
+    waveform_CS: Tensor,
+    sample_rate_hz: int,
+    fades: Sequence[tuple[int, int]],
+    kept: Sequence[tuple[int, int]],
+    longest_s: float = 1.0,
 ) -> list[SeamMetrics]:
     """Measure seams: the clip before a fade against the new sound behind it, or the other way about.
 
@@ -100,31 +123,41 @@ def seam_metrics(
         sample_rate_hz: Its rate.
         fades: Of each seam the stretch `(first, last)` in which one sound fades into the other, in samples.
         kept: Stretches of the clip's own sound.
+        longest_s: Most seconds on either side, of those of `REAL_DB`. Over a second, a step of level shows best.
 
     Returns:
-        One for each seam that has enough sound on either side.
+        One for each seam that has a tenth of a second of sound on either side.
     """
-    found = []
-    config = analysis(sample_rate_hz)
-    hop, span = config.hop_length, round(SPAN_S / HOP_S)
-    for first, last in fades:
-        begin = max(0, (first - round(_NEAR_S * sample_rate_hz)) // hop * hop)
-        near_CS = waveform_CS[:, begin : last + round(_NEAR_S * sample_rate_hz)]
-        if near_CS.shape[1] < max(config.n_fft, 2 * span * hop):
+    length, found = waveform_CS.shape[1], []
+    hop, edge = analysis(sample_rate_hz).hop_length, _edge(sample_rate_hz)
+    near = round(NEAR_S * sample_rate_hz)
+    ordered = [0, *(place for fade in sorted(fades) for place in fade), length]
+    for number, (first, last) in enumerate(sorted(fades)):
+        room = min(first - ordered[2 * number], ordered[2 * number + 3] - last) - edge * hop
+        fitting = [span_s for span_s in REAL_DB if span_s <= longest_s and span_s * sample_rate_hz <= room]
+        if not fitting:
             continue
-        gap = round((last - first) / hop)
-        level_P, change_P = jumps(decibel_mel(near_CS, sample_rate_hz), gap)
-        place = round((first - begin) / hop) - span
-        if not 0 <= place < len(level_P):
-            continue
-        inside = torch.zeros(len(level_P), dtype=torch.bool)
-        edge = config.n_fft // 2 // hop  # frames that see beyond a border
-        for start, end in kept:
-            start, end = -((begin - start) // hop) + edge, (end - begin) // hop - edge
-            inside[max(0, start) : max(0, end - 2 * span - gap + 1)] = True
-        own = int(inside.sum()) * hop >= (ENOUGH_S - 2 * SPAN_S) * sample_rate_hz - gap * hop
-        limits = [float(values_P[inside].quantile(PERCENT / 100)) if own else real
-                  for values_P, real in ((level_P, REAL_LEVEL_DB), (change_P, REAL_CHANGE_DB))]
-        found.append(SeamMetrics((first + last) / 2 / sample_rate_hz, float(level_P[place]), limits[0],
-                                 float(change_P[place]), limits[1], own))
+        begin = max(0, (first - near) // hop * hop)
+        inside = [(start - begin, end - begin) for start, end in kept]
+        found.append(_measured(waveform_CS[:, begin : last + near], sample_rate_hz, max(fitting),
+                               (first - begin, last - begin), inside, (first + last) / 2 / sample_rate_hz))
     return found
+
+
+def _measured(
+    near_CS: Tensor, sample_rate_hz: int, span_s: float, fade: tuple[int, int], kept: Sequence[tuple[int, int]],
+    at_s: float,
+) -> SeamMetrics:
+    """One seam; places are counted from the start of the sound around it."""
+    hop, edge, span = analysis(sample_rate_hz).hop_length, _edge(sample_rate_hz), round(span_s / HOP_S)
+    fade_s = (fade[1] - fade[0]) / sample_rate_hz
+    level_P, change_P = jumps(near_CS, sample_rate_hz, span_s, fade_s)
+    place = min(max(0, round(fade[0] / hop) - edge - span), len(level_P) - 1)  # a sound's last frame may be a part
+    inside_P = torch.zeros(len(level_P), dtype=torch.bool)
+    for start, end in kept:
+        first = -(-start // hop) + edge if start > 0 else 0
+        inside_P[first : max(first, end // hop - edge - 2 * span - _gap(sample_rate_hz, fade_s) + 1)] = True
+    own = int(inside_P.sum()) * hop >= ENOUGH_S * sample_rate_hz
+    limits = [float(values_P[inside_P].quantile(PERCENT / 100)) if own else real
+              for values_P, real in zip((level_P, change_P), REAL_DB[span_s], strict=True)]
+    return SeamMetrics(at_s, float(level_P[place]), limits[0], float(change_P[place]), limits[1], span_s, own)

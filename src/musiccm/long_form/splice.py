@@ -145,6 +145,6 @@ def splice(
     ceiling = max(CEILING, float(original_CS.abs().max()))
     most_CS = torch.full_like(held_CS, ceiling)
     gain_S = limiter_gain(held_CS, added_CS, most_CS, max(1, round(LIMITER_S * sample_rate_hz)))
-    mixed_CS = (held_CS + added_CS * gain_S).to(original_CS)
+    mixed_CS = (held_CS + added_CS * gain_S).clamp(-ceiling, ceiling).to(original_CS)
     limited_db = -20.0 * math.log10(max(float(gain_S.min()), 1e-6))
     return Spliced(torch.cat([original_CS[:, :begin], mixed_CS, original_CS[:, end:]], dim=1), limited_db)
