@@ -3,8 +3,8 @@
 The first half of held-out tracks of the demo world is continued to their length, and a range in the middle of the whole
 tracks is made anew, under their own captions. A hard join puts a new clip of the same caption behind the half. Limits
 are the 95th percentiles inside the tracks themselves. Whether drums go on is read by the bundle's tagger, before and
-behind the seam; tempo by a beat tracker (librosa), within 6 % or by a factor of two. Both are shown beside what they say
-of the tracks' own halves, and the tempo of tracks alone in whose halves the tracker finds one tempo.
+behind the seam; tempo by a beat tracker (librosa), within 6 % or by a factor of two. Both are shown beside what they
+say of the tracks' own halves, and the tempo of tracks alone in whose halves the tracker finds one tempo.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def read_of(made: tuple[Edited, Edited, Tensor, Tensor], rate_hz: int, listener:
     sides = {"before": whole_S[:half], "behind": continued.waveform_CS[0, half:], "itself": whole_S[half:],
              "apart": apart_S}
     seams = {(name, span_s): [(seam.level_jump_db, seam.change_db, seam.audible)
-                              for seam in seam_metrics(sound_CS, rate_hz, edited.fades, edited.kept, span_s)]
+                              for seam in seam_metrics(sound_CS, rate_hz, edited.fades, edited.kept, span_s)
+                              if seam.span_s == span_s]
              for span_s in SPANS_S
              for name, sound_CS, edited in (("continued", continued.waveform_CS, continued),
                                             ("mended", mended.waveform_CS, mended), ("joined", joined_CS, continued))}
@@ -127,7 +128,8 @@ def summed(name: str, found: list[dict], limits: dict[float, tuple[float, float]
     rows = []
     for edit in ("continued", "mended"):
         for span_s in SPANS_S:
-            seams, joined = ([seam for one in found for seam in one["seams"][kind, span_s]] for kind in (edit, "joined"))
+            seams, joined = ([seam for one in found for seam in one["seams"][kind, span_s]]
+                             for kind in (edit, "joined"))
             if not seams:  # sound that is shorter
                 continue
             for place, said in ((0, "level jump"), (1, "spectral change")):

@@ -225,7 +225,8 @@ def test_a_seam_that_can_be_heard_is_seen() -> None:
         broken = torch.where(time < 6.0, smooth, 0.03 * torch.sin(2 * torch.pi * 1000 * time))
         fade = (round(5.9 * rate_hz), 6 * rate_hz)
         kept = [(0, fade[0])]
-        (even,), (jump,) = (seam_metrics(sound[None].expand(2, -1), rate_hz, [fade], kept) for sound in (smooth, broken))
+        (even,), (jump,) = (seam_metrics(sound[None].expand(2, -1), rate_hz, [fade], kept)
+                            for sound in (smooth, broken))
         assert even.own and jump.own and even.at_s == pytest.approx(5.95)
         assert even.level_jump_db < 0.5 and even.change_db < 2 and not even.audible
         assert jump.level_jump_db == pytest.approx(20, abs=1) and jump.change_db > 10 and jump.audible

@@ -236,7 +236,8 @@ def _parser() -> argparse.ArgumentParser:
     edit = parser.add_argument_group("music that is there").add_mutually_exclusive_group()
     edit.add_argument("--continue", dest="continue_", metavar="FILE", help="go on where this ends: its samples stay "
                       "as they are but for a last tenth of a second; --seconds is the length of both together")
-    edit.add_argument("--inpaint", dest="inpaint_", metavar="FILE", help="make a range of this anew; the rest stays as it is")
+    edit.add_argument("--inpaint", dest="inpaint_", metavar="FILE", help="make a range of this anew; the "
+                      "rest stays as it is")
     edit.add_argument("--vary", dest="vary_", metavar="FILE", help="another take on this, all of it made anew")
     parser.add_argument("--from", dest="from_", type=float, metavar="SECONDS", help="start of the range to --inpaint")
     parser.add_argument("--to", type=float, metavar="SECONDS", help="end of the range to --inpaint")
