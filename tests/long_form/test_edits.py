@@ -170,6 +170,15 @@ def test_new_sound_is_as_loud_as_what_the_codec_made_of_the_clip_was(student: Pi
         assert 20 * np.log10(level / samples[-WINDOW:, channel].std()) == pytest.approx(0, abs=0.1)
 
 
+def test_a_clip_that_has_faded_out_goes_on_at_its_own_level(student: Pipeline) -> None:
+    """What the codec makes of the end of a fade tells nothing; the gain is that of the clip's mean of channels."""
+    samples = tune(4.0, 16000)
+    samples[20000:] *= 0.002
+    edited = student.editor(1).extend(clip_of(student, samples, 16000), PROMPT, 4.5)
+    assert edited.gain_db == pytest.approx([0.0], abs=0.01)
+    assert abs(student.editor(1).extend(clip_of(student, samples[:20000], 16000), PROMPT).gain_db[0]) > 0.5
+
+
 def test_varying(student: Pipeline) -> None:
     clip = clip_of(student, tune(1.6, 22050, 2), 22050)
     slight, strong = (student.editor(2).vary(clip, PROMPT, strength) for strength in (0.02, 1.0))

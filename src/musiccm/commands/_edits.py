@@ -74,7 +74,8 @@ def write_edits(
     from musiccm.audio.original import encoded
     from musiccm.long_form import seam_metrics
 
-    for edited, prompt, path in zip(edits, args.prompts, paths or [None], strict=True):
+    targets: list[Path | None] = [*paths] or [None]
+    for edited, prompt, path in zip(edits, args.prompts, targets, strict=True):
         suffix = ".wav" if path is None else path.suffix
         if path is None:
             sys.stdout.buffer.write(encoded(edited.waveform_CS, edited.sample_rate_hz, edited.form, suffix, STDOUT))

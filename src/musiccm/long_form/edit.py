@@ -18,7 +18,7 @@ from musiccm.long_form.decode import encode_piece
 from musiccm.long_form.edited import Edited
 from musiccm.long_form.model import MusicModel
 from musiccm.long_form.prompts import Prompts
-from musiccm.long_form.splice import between, channel_gains, splice
+from musiccm.long_form.splice import between, channel_gains, splice, spread
 from musiccm.samplers import INITIAL, SamplerSpec, needed_crops, sample_shared
 
 FADE_S = 0.1
@@ -26,6 +26,10 @@ FADE_S = 0.1
 
 CONTEXT_S = 2.0
 """How much of the clip beside new sound tells how loud that is to be."""
+
+REST = 10 ** (-30 / 20)
+"""Where the clip beside new sound is quieter than itself by this, the whole clip tells it: a codec's sound of a rest, or
+of the end of a fade, has hardly the rest's level."""
 
 
 @dataclass(frozen=True)
@@ -229,8 +233,9 @@ class Editor:
 
         def gains(first: int, last: int) -> Tensor | None:
             first, last = max(first, offset, 0), min(last, offset + len(new_S), original.samples)
-            return channel_gains(there_CS[:, first:last], new_S[first - offset : last - offset])
+            return channel_gains(there_CS[:, first:last], new_S[first - offset : last - offset], quiet)
 
+        quiet = REST * float(spread(there_CS).max())
         context = round(CONTEXT_S * rate_hz)
         left_C = gains(start - context, start) if view.left else None
         right_C = gains(back, back + context) if view.right else None

@@ -13,7 +13,7 @@ from musiccm.audio.mel import LogMel, MelConfig
 
 PERCENT = 95
 
-REAL_DB = {1.0: (4.9, 7.9), 0.4: (8.1, 10.9), 0.1: (10.9, 14.8)}
+REAL_DB = {1.0: (5.0, 7.9), 0.4: (8.4, 11.3), 0.1: (12.1, 15.4)}
 """By the seconds on either side of a place over which level and spectrum are taken, the longest that fit: the 95th
 percentiles of level jump and spectral change inside real music, 48 tracks of the demo corpus (docs/long.md)."""
 

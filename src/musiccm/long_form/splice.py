@@ -26,7 +26,7 @@ def spread(waveform_CS: Tensor) -> Tensor:
     return waveform_CS.double().var(dim=-1, unbiased=False).sqrt()
 
 
-def channel_gains(original_CS: Tensor, remade_S: Tensor) -> Tensor | None:
+def channel_gains(original_CS: Tensor, remade_S: Tensor, quiet: float = 0.0) -> Tensor | None:
     """What a model's sound is to be multiplied by, channel by channel, to be as loud as the original.
 
     Both are of the same music: the original and what the model's codec makes of it, so that the ratio is the codec's
@@ -35,14 +35,15 @@ def channel_gains(original_CS: Tensor, remade_S: Tensor) -> Tensor | None:
     Args:
         original_CS: A stretch of the original.
         remade_S: The same stretch by the codec.
+        quiet: Level (RMS) of the original's loudest channel below which there is nothing to match.
 
     Returns:
-        Gains of shape [C]; None where either is silent.
+        Gains of shape [C]; None where either is silent, or the original quiet.
     """
     if original_CS.shape[-1] < 2 or len(remade_S) < 2:
         return None
     wanted_C, found = spread(original_CS), spread(remade_S)
-    if float(wanted_C.max()) < _QUIET or float(found) < _QUIET * 1e-2:
+    if float(wanted_C.max()) < max(quiet, _QUIET) or float(found) < _QUIET * 1e-2:
         return None
     return (wanted_C / found).to(remade_S.dtype)
 
