@@ -18,7 +18,7 @@ from musiccm.long_form.decode import encode_piece
 from musiccm.long_form.edited import Edited
 from musiccm.long_form.model import MusicModel
 from musiccm.long_form.prompts import Prompts
-from musiccm.long_form.splice import between, channel_gains, splice, spread
+from musiccm.long_form.splice import between, channel_gains, splice, spread, step_gain
 from musiccm.samplers import INITIAL, SamplerSpec, needed_crops, sample_shared
 
 FADE_S = 0.1
@@ -26,6 +26,9 @@ FADE_S = 0.1
 
 CONTEXT_S = 2.0
 """How much of the clip beside new sound tells how loud that is to be."""
+
+BESIDE_S = 1.0
+"""Sound on either side of a seam whose levels are compared."""
 
 REST = 10 ** (-30 / 20)
 """Where the clip beside new sound is quieter than itself by this, the whole clip tells it: a codec's sound of a rest, or
@@ -89,8 +92,10 @@ class Editor:
         fusion: str | None = None,
         batch_size: int = 8,
         sampler: SamplerSpec | None = None,
+        repeats: int = 1,
     ) -> None:
         self.pipeline = pipeline
+        self.repeats = repeats
         self.noise_seed = noise_seed
         self.steps, self.guidance_scale = steps, guidance_scale
         self.overlap, self.fusion, self.batch_size = overlap, fusion, batch_size
@@ -217,7 +222,7 @@ class Editor:
         noise = piece.process.fresh(INITIAL, 0, len(kept_T))
         initial = torch.where(kept_T[:, None].to(clean.device), self._noised(piece, clean), noise)
         made = sample_shared(piece.process, piece.cond_of, self.batch_size, initial_CTF=initial, kept_CTF=clean,
-                             kept_T=kept_T)
+                             kept_T=kept_T, repeats=self.repeats)
         return self._joined(view, clip, made, kept_T, start, length)
 
     def _joined(
@@ -240,10 +245,18 @@ class Editor:
         left_C = gains(start - context, start) if view.left else None
         right_C = gains(back, back + context) if view.right else None
         balance_C = self._balance(clip)
-        ends = _first(left_C, right_C, balance_C), _first(right_C, left_C, balance_C)
-        fade = round(FADE_S * rate_hz)
+        ends = [_first(left_C, right_C, balance_C), _first(right_C, left_C, balance_C)]
+        fade, beside = round(FADE_S * rate_hz), round(BESIDE_S * rate_hz)
         fade_in, fade_out = min(fade, start), min(fade, original.samples - back) if view.right else 0
         first, last = start - fade_in, back + fade_out
+        made_S, reach = new_S[start - offset : back - offset], min(beside, back - start)
+        if fade_in:
+            ends[0] = ends[0] * step_gain(there_CS[:, max(0, first - beside) : first],
+                                          made_S[:reach] * ends[0][:, None], quiet)
+        if fade_out:
+            ends[1] = ends[1] * step_gain(there_CS[:, last : last + beside],
+                                          made_S[len(made_S) - reach :] * ends[1][:, None], quiet)
+        ends = ends if fade_in and fade_out else [ends[0]] * 2 if fade_in else [ends[1]] * 2
         new_CS = new_S[first - offset : last - offset] * between(*ends, last - first)
         spliced = splice(there_CS, new_CS, first, fade_in, fade_out, rate_hz)
         kept = [span for span in ((0, first), (last, original.samples)) if span[0] < span[1]]
