@@ -132,7 +132,7 @@ def test_kept_latents_come_back_bit_by_bit_and_are_heard_by_the_rest() -> None:
 
 
 def test_going_back_is_the_forward_process() -> None:
-    """Of clean latents noised to one level and taken back to a noisier one: `alpha_t x_0` and a deviation of `sigma_t`."""
+    """Clean latents noised to one level, then taken to a noisier one: `alpha_t x_0` and a deviation of `sigma_t`."""
     stepper = Stepper(network, SCHEDULE, TIMESTEPS, Lcm(1.0))
     clean, first, second = torch.full((200_000,), 0.7), torch.randn(200_000), torch.randn(200_000)
     z = stepper.back(1, SCHEDULE.add_noise(clean, first, torch.tensor(499)), second)
@@ -144,7 +144,7 @@ def test_going_back_is_the_forward_process() -> None:
 def test_repeated_steps_make_new_frames_fit_those_that_are_kept() -> None:
     """Two frames of a Gaussian whose correlation is 0.95, one of them kept, with the exact denoiser.
 
-    The other is to be 0.95 of it, with a variance of 1 - 0.95^2. Ten steps give half of that; repeated, they come nearer.
+    The other is to be 0.95 of it, with a variance of 1 - 0.95^2. Ten steps give half of that; repeated, they give more.
     """
     joint = torch.tensor([[1.0, 0.95], [0.95, 1.0]])
     kept_T, calls = torch.tensor([True, False]), []

@@ -31,8 +31,8 @@ BESIDE_S = 1.0
 """Sound on either side of a seam whose levels are compared."""
 
 REST = 10 ** (-30 / 20)
-"""Where the clip beside new sound is quieter than itself by this, the whole clip tells it: a codec's sound of a rest, or
-of the end of a fade, has hardly the rest's level."""
+"""Where the clip beside new sound is quieter than itself by this, the whole clip tells it: a codec's sound of a rest,
+or of the end of a fade, has hardly the rest's level."""
 
 
 @dataclass(frozen=True)

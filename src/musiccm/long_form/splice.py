@@ -19,8 +19,8 @@ LIMITER_S = 0.005
 """The limiter's gain moves for this long before and behind a peak."""
 
 STEP_DB, MOST_STEP_DB = 2.0, 12.0
-"""A step of level at a seam that is left as it is, and how much of one beyond it is taken off at most. Inside real music,
-seven of ten places have less of one from second to second (docs/long.md)."""
+"""A step of level at a seam that is left as it is, and how much of one beyond it is taken off at most. Inside real
+music, seven of ten places have less of one from second to second (docs/long.md)."""
 
 _QUIET = 1e-4  # RMS below which there is no level to match: -80 dB of full scale
 
@@ -55,7 +55,7 @@ def channel_gains(original_CS: Tensor, remade_S: Tensor, quiet: float = 0.0) -> 
 def step_gain(clip_CS: Tensor, new_CS: Tensor, quiet: float = 0.0) -> float:
     """What is left to do about a step of level where new sound meets the clip.
 
-    Music is louder and quieter from one second to the next; what is beyond `STEP_DB` is taken off, up to `MOST_STEP_DB`.
+    Music is louder and quieter from second to second; what is beyond `STEP_DB` is taken off, up to `MOST_STEP_DB`.
 
     Args:
         clip_CS: The clip on its side of the seam.

@@ -130,7 +130,7 @@ def sample_shared(
     if kept_CTF is not None and kept_T is not None:
         kept_CTF, kept_T1 = kept_CTF.to(z), kept_T[:, None].to(z.device)
     x0 = z
-    for step, turn in [(step, turn) for step in between for turn in range(turns[step])] + [(len(drawn), 0)]:
+    for step, turn in [*((i, turn) for i in between for turn in range(turns[i])), (len(drawn), 0)]:
         t = stepper.timesteps[step]
         if turn:
             z = stepper.back(step, z, going_back[step][turn - 1])
