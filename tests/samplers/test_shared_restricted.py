@@ -131,45 +131,6 @@ def test_kept_latents_come_back_bit_by_bit_and_are_heard_by_the_rest() -> None:
     assert calls == [5] * 8  # the two crops that hold nothing new need no network
 
 
-def test_going_back_is_the_forward_process() -> None:
-    """Clean latents noised to one level, then taken to a noisier one: `alpha_t x_0` and a deviation of `sigma_t`."""
-    stepper = Stepper(network, SCHEDULE, TIMESTEPS, Lcm(1.0))
-    clean, first, second = torch.full((200_000,), 0.7), torch.randn(200_000), torch.randn(200_000)
-    z = stepper.back(1, SCHEDULE.add_noise(clean, first, torch.tensor(499)), second)
-    alpha, sigma = (float(f(torch.tensor(759))) for f in (SCHEDULE.alpha, SCHEDULE.sigma))
-    assert float(z.mean()) == pytest.approx(0.7 * alpha, abs=0.01) and float(z.std()) == pytest.approx(sigma, abs=0.01)
-    assert torch.corrcoef(torch.stack([z, first]))[0, 1] > 0.1 > (z - first).abs().min(), "what was noise stays in it"
-
-
-def test_repeated_steps_make_new_frames_fit_those_that_are_kept() -> None:
-    """Two frames of a Gaussian whose correlation is 0.95, one of them kept, with the exact denoiser.
-
-    The other is to be 0.95 of it, with a variance of 1 - 0.95^2. Ten steps give half of that; repeated, they give more.
-    """
-    joint = torch.tensor([[1.0, 0.95], [0.95, 1.0]])
-    kept_T, calls = torch.tensor([True, False]), []
-
-    def exact(z: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
-        calls.append(int(t[0]))
-        alpha, sigma = SCHEDULE.alpha(t[:1]), SCHEDULE.sigma(t[:1])
-        weights = alpha * joint @ torch.linalg.inv(alpha**2 * joint + sigma**2 * torch.eye(2))
-        return torch.einsum("ts,bcsf->bctf", weights, z)
-
-    clean = torch.randn(4000, 2, 1)
-
-    def fit(repeats: int) -> tuple[float, float]:
-        at_work = process(Crops(2, 2, 1), exact, list(range(999, 0, -100)), 0.0, shape=(4000, 2, 1))
-        made = sample_shared(at_work, lambda _: COND, kept_CTF=clean, kept_T=kept_T, repeats=repeats)
-        assert torch.equal(made[:, 0], clean[:, 0])
-        slope = float((made[:, 1] * made[:, 0]).mean() / made[:, 0].square().mean())
-        return slope, float((made[:, 1] - slope * made[:, 0]).var())
-
-    once, often = fit(1), fit(10)
-    assert len(calls) == 10 + 82, "the first and the last step are taken once"
-    assert once[0] + 0.1 < often[0] < 0.95
-    assert abs(often[1] - (1 - 0.95**2)) < abs(once[1] - (1 - 0.95**2))
-
-
 @st.composite
 def pieces(draw: st.DrawFn) -> SharedProcess:
     window = draw(st.integers(2, 9))

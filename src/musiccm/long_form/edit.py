@@ -92,10 +92,8 @@ class Editor:
         fusion: str | None = None,
         batch_size: int = 8,
         sampler: SamplerSpec | None = None,
-        repeats: int = 1,
     ) -> None:
         self.pipeline = pipeline
-        self.repeats = repeats
         self.noise_seed = noise_seed
         self.steps, self.guidance_scale = steps, guidance_scale
         self.overlap, self.fusion, self.batch_size = overlap, fusion, batch_size
@@ -222,7 +220,7 @@ class Editor:
         noise = piece.process.fresh(INITIAL, 0, len(kept_T))
         initial = torch.where(kept_T[:, None].to(clean.device), self._noised(piece, clean), noise)
         made = sample_shared(piece.process, piece.cond_of, self.batch_size, initial_CTF=initial, kept_CTF=clean,
-                             kept_T=kept_T, repeats=self.repeats)
+                             kept_T=kept_T)
         return self._joined(view, clip, made, kept_T, start, length)
 
     def _joined(

@@ -241,23 +241,3 @@ class Stepper:
         # filled on the device, and not one number but a list of one: nothing is sent there or asked back
         t, t_next = (torch.full((1,), self.timesteps[i], device=z.device) for i in (step, step + 1))
         return renoise(self.process, x0, z, t, t_next, self._share(step), fresh.to(z))
-
-    def back(self, step: int, z_next: Tensor, fresh: Tensor) -> Tensor:
-        """Forward in the noise process, from the next timestep to that of a step: to take the step once more.
-
-        `z_t = (alpha_t / alpha_s) z_s + sqrt(sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2) eps`, as RePaint goes back
-        (arXiv 2201.09865, algorithm 1) in any process of falling signal-to-noise ratio.
-
-        Args:
-            step: The step.
-            z_next: Noisy latents at the timestep behind it.
-            fresh: Standard normal noise.
-
-        Returns:
-            Noisy latents at its own timestep.
-        """
-        t, t_next = (torch.full((1,), self.timesteps[i], device=z_next.device) for i in (step, step + 1))
-        dtype = compute_dtype(z_next)
-        ratio = self.process.alpha(t, dtype) / self.process.alpha(t_next, dtype)
-        missing = self.process.sigma(t, dtype).square() - (ratio * self.process.sigma(t_next, dtype)).square()
-        return ratio * z_next + missing.clamp(min=0.0).sqrt() * fresh.to(z_next)

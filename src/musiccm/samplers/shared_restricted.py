@@ -72,11 +72,6 @@ def needed_crops(crops: Crops, kept_T: Tensor) -> list[int]:
     return [i for i, start in starts if not bool(kept_T[start : start + crops.window].all())]
 
 
-def noise_key(step: int, turn: int, back: bool = False) -> int:
-    """The step under which noise is drawn that a repeated step needs; a step's own number in its first turn."""
-    return step + (2 * turn + back) * 1_000_000 if turn or back else step
-
-
 @torch.no_grad()
 def sample_shared(
     process: SharedProcess,
@@ -86,7 +81,6 @@ def sample_shared(
     initial_CTF: Tensor | None = None,
     kept_CTF: Tensor | None = None,
     kept_T: Tensor | None = None,
-    repeats: int = 1,
 ) -> Tensor:
     """Sample a whole piece by the shared restricted process (MusicCM, arXiv 2404.13358, algorithm 1 and equation 10).
 
@@ -100,10 +94,8 @@ def sample_shared(
         batch_size: Crops a network call.
         initial_CTF: Noisy latents at the first timestep, to start from those in place of pure noise.
         kept_CTF: Clean latents that the piece must contain where `kept_T` says so; they take the place of x0 there
-            after every step, the last included (RePaint, arXiv 2201.09865).
+            after every step, the last included (RePaint, arXiv 2201.09865, without its repetitions).
         kept_T: Frames to keep, boolean.
-        repeats: How often each step between the first and the last is taken, where frames are kept (RePaint's
-            repetitions, by which new frames come to fit them). In the first step's noise nothing of them is left.
 
     Returns:
         Clean latents `[C, T, F]` of the piece.
@@ -122,18 +114,11 @@ def sample_shared(
     # All that comes from the host is sent before the first network call: from then on a GPU is never waited for.
     share_SNW1 = process.shares(needed, len(stepper.timesteps)) if needed else torch.empty(len(stepper.timesteps), 0)
     zeros, between = torch.zeros_like(z), range(len(stepper.timesteps) - 1)
-    turns = [1 if kept_T is None or step == 0 else repeats for step in between]
-    drawn = [[process.fresh(noise_key(step, turn), 0, crops.length) if stepper.draws(step) else zeros
-              for turn in range(turns[step])] for step in between]
-    going_back = [[process.fresh(noise_key(step, turn, True), 0, crops.length) for turn in range(1, turns[step])]
-                  for step in between]
+    drawn = [process.fresh(step, 0, crops.length) if stepper.draws(step) else zeros for step in between]
     if kept_CTF is not None and kept_T is not None:
         kept_CTF, kept_T1 = kept_CTF.to(z), kept_T[:, None].to(z.device)
     x0 = z
-    for step, turn in [*((i, turn) for i in between for turn in range(turns[i])), (len(drawn), 0)]:
-        t = stepper.timesteps[step]
-        if turn:
-            z = stepper.back(step, z, going_back[step][turn - 1])
+    for step, t in enumerate(stepper.timesteps):
         x0 = torch.zeros_like(z)
         for begin in range(0, len(needed), batch_size):
             part = slice(begin, begin + batch_size)
@@ -144,6 +129,6 @@ def sample_shared(
                 x0[:, start : start + window] += share_W1 * estimate
         if kept_CTF is not None and kept_T is not None:
             x0 = torch.where(kept_T1, kept_CTF, x0)
-        if step in between:
-            z = stepper.renoise(step, x0, z, drawn[step][turn])
+        if step + 1 < len(stepper.timesteps):
+            z = stepper.renoise(step, x0, z, drawn[step])
     return x0
