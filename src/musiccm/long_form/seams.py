@@ -17,6 +17,9 @@ REAL_DB = {1.0: (5.0, 7.9), 0.4: (8.4, 11.3), 0.1: (12.1, 15.4)}
 """By the seconds on either side of a place over which level and spectrum are taken, the longest that fit: the 95th
 percentiles of level jump and spectral change inside real music, 48 tracks of the demo corpus (docs/long.md)."""
 
+LEAST_DB = (1.0, 2.0)
+"""Limits of a clip that hardly changes: less of a level jump or a spectral change is not warned of."""
+
 HOP_S = 0.01
 _RANGE_DB = 60.0  # what lies further below the loudest is not heard beside it
 _MOST_HZ = 20_000.0
@@ -158,6 +161,6 @@ def _measured(
         first = -(-start // hop) + edge if start > 0 else 0
         inside_P[first : max(first, end // hop - edge - 2 * span - _gap(sample_rate_hz, fade_s) + 1)] = True
     own = int(inside_P.sum()) * hop >= ENOUGH_S * sample_rate_hz
-    limits = [float(values_P[inside_P].quantile(PERCENT / 100)) if own else real
-              for values_P, real in zip((level_P, change_P), REAL_DB[span_s], strict=True)]
+    limits = [max(least, float(values_P[inside_P].quantile(PERCENT / 100))) if own else real
+              for values_P, real, least in zip((level_P, change_P), REAL_DB[span_s], LEAST_DB, strict=True)]
     return SeamMetrics(at_s, float(level_P[place]), limits[0], float(change_P[place]), limits[1], span_s, own)
