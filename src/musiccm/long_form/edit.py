@@ -255,7 +255,7 @@ class Editor:
             ends[1] = ends[1] * step_gain(there_CS[:, last : last + beside],
                                           made_S[len(made_S) - reach :] * ends[1][:, None], quiet)
         ends = ends if fade_in and fade_out else [ends[0]] * 2 if fade_in else [ends[1]] * 2
-        new_CS = new_S[first - offset : last - offset] * between(*ends, last - first)
+        new_CS = new_S[first - offset : last - offset] * between(ends[0], ends[1], last - first)
         spliced = splice(there_CS, new_CS, first, fade_in, fade_out, rate_hz)
         kept = [span for span in ((0, first), (last, original.samples)) if span[0] < span[1]]
         fades = [span for span in ((first, start), (back, last)) if span[0] < span[1]]

@@ -115,12 +115,12 @@ class LongMusic:
 
         Examples:
             >>> from musiccm import Pipeline
-            >>> from musiccm.long_form import read_clip
+            >>> from musiccm.audio.original import Original
+            >>> from musiccm.long_form import SourceClip  # or read_clip(pipeline, "mine.flac")
             >>> pipeline = Pipeline.from_pretrained("musiccm-tiny-student")
-            >>> clip = read_clip(pipeline, "mine.flac")
-            >>> edited = pipeline.editor(seed=1).extend(clip, "a calm piano melody", 20)
-            >>> edited.waveform_CS.shape, edited.sample_rate_hz, edited.kept
-            (torch.Size([2, 882000]), 44100, [(0, 436590)])
-            >>> edited.write("longer.flac")
+            >>> clip = SourceClip.of(pipeline, Original(pipeline("a calm piano melody", 1), 16000, "PCM_16"))
+            >>> edited = pipeline.editor(steps=1).extend(clip, "a calm piano melody", 8)
+            >>> edited.waveform_CS.shape, edited.kept
+            (torch.Size([1, 128000]), [(0, 80320)])
         """
         return Editor(self._model, sample_seeds(seed, 1)[0], steps, **options)
