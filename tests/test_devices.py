@@ -245,8 +245,8 @@ def test_pipelines(bundle: str, tmp_path: Path, other: str, decoder: str) -> Non
             return [clips, pipeline.compose(CAPTIONS[0], 2.0, 1)]
         found = [clips, pipeline.compose([(0.0, CAPTIONS[0]), (1.5, CAPTIONS[1])], 3.0, 2),
                  torch.cat(list(pipeline.stream(CAPTIONS[0], 2.0, 2))),
-                 editor.extend(clip, CAPTIONS[0], 2.0).waveform_S,
-                 editor.vary(clip, CAPTIONS[0], 0.5).waveform_S]
+                 editor.extend(clip, CAPTIONS[0], 2.0).waveform_CS,
+                 editor.vary(clip, CAPTIONS[0], 0.5).waveform_CS]
         teacher = Pipeline.from_pretrained(bundle, decoder=decoder).to(device)
         return [*found, teacher(CAPTIONS[:1], 2)]
 

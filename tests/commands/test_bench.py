@@ -321,5 +321,8 @@ def test_long_music_benchmarks_run_on_a_bundle_with_a_fast_decoder(student, monk
     assert [r["ours"] == r["baseline"] for r in rows] == [True, True, False], "gamma 1 is its own baseline"
 
     rows = edits.run(student)
-    assert len(rows) == 16 and all(r["n"] == 1 for r in rows)
-    assert [r["ours"] for r in rows if "original" in r["case"]] != [r["ours"] for r in rows if "fast" in r["case"]]
+    figure = {r["case"]: r["ours"] for r in rows}
+    assert figure["student, continued: drums go on, share of 1, against the track itself"] in (0, 1)
+    assert figure["student, continued: level jump over 1 s, against a hard join"] > 0
+    assert figure["student, mended: spectral change over 0.1 s, against a hard join"] > 0
+    assert not any("mended" in case and "over 1 s" in case for case in figure), "what is made anew is shorter"

@@ -91,15 +91,38 @@ def test_sound_on_the_standard_output(model: Path, here: Path, capfdbinary: pyte
 
 
 def test_edits(model: Path, here: Path, capsys: Capture) -> None:
+    """Clips keep their samples, rate, channels and sample format; what is said of them is one sentence."""
     time_S = np.arange(70560) / 44100
-    soundfile.write("tune.wav", np.stack([np.sin(2000 * time_S), np.sin(3000 * time_S)], 1) * 0.4, 44100)
+    tune_SC = np.stack([np.sin(2000 * time_S), np.sin(3000 * time_S)], 1) * 0.4
+    soundfile.write("tune.wav", tune_SC, 44100, subtype="PCM_24")
+    given, fade = soundfile.read("tune.wav", dtype="int32")[0], 4410
     assert generate(model, "--continue", "tune.wav", "--seconds", "2.2", "--out", "c.wav") == 0
-    assert "at 1.60 s: level jump" in capsys.readouterr().out
-    assert generate(model, "--inpaint", "tune.wav", "--from", "0.5", "--to", "0.9", "--out", "i.wav") == 0
-    assert "at 0.48, 0.96 s" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "c.wav: what lies from 0.00 to 1.50 s is kept to the sample, what lies from 1.60 to 2.20 s is new" in shown
+    assert "warning: c.wav: the seam at 1.55 s stands out" in shown, "a network of random weights makes no music"
+    assert generate(model, "--inpaint", "tune.wav", "--from", "0.5", "--to", "0.9", "--out", "i.flac") == 0
+    assert "i.flac: what lies from 0.00 to 0.40 s and from 1.08 to 1.60 s is kept" in capsys.readouterr().out
     assert generate(model, "another tune", "--vary", "tune.wav", "--strength", "0.3", "--out", "v.wav") == 0
-    assert [len(heard(f"{name}.wav")) for name in ("c", "i", "v_1", "v_2")] == [35200, 25600, 25600, 25600]
-    assert not np.array_equal(heard("v_1.wav"), heard("v_2.wav"))
+    shown = capsys.readouterr().out
+    assert "v_2.wav: all of it is new sound, and no sample of the clip is kept" in shown and "stands out" not in shown
+    made = {name: soundfile.read(name, dtype="int32")[0] for name in ("c.wav", "i.flac", "v_1.wav", "v_2.wav")}
+    assert [sound.shape for sound in made.values()] == [(97020, 2), *[(70560, 2)] * 3]
+    assert {(info.samplerate, info.subtype) for info in map(soundfile.info, made)} == {(44100, "PCM_24")}
+    np.testing.assert_array_equal(made["c.wav"][: 70560 - fade], given[:-fade])
+    for kept in (slice(0, 22050 - fade), slice(43218 + fade, None)):
+        np.testing.assert_array_equal(made["i.flac"][kept], given[kept])
+    assert not np.array_equal(made["v_1.wav"], made["v_2.wav"])
+
+
+def test_an_edit_on_the_standard_output(
+    model: Path, here: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    soundfile.write("tune.wav", np.sin(np.arange(17640) / 9) * 0.4, 22050)
+    assert generate(model, "--continue", "tune.wav", "--seconds", "1", "--out", "-") == 0
+    shown = capfdbinary.readouterr()
+    sound, rate_hz = soundfile.read(io.BytesIO(shown.out), dtype="int16")
+    np.testing.assert_array_equal(sound[:15435], soundfile.read("tune.wav", dtype="int16")[0][:15435])
+    assert rate_hz == 22050 and len(sound) == 22050 and b"0.70 s is kept to the sample" in shown.err
 
 
 def test_files_are_replaced_only_when_asked(model: Path, here: Path, capsys: Capture) -> None:

@@ -209,7 +209,7 @@ def read_mixes(path: str | Path, channels: Sequence[str]) -> tuple[list[Tensor],
         BadAudio: The file is missing, unreadable, empty or holds NaN.
     """
     with open_audio(path) as file:
-        samples_SC = _finite_samples(file, -1, path)
+        samples_SC = finite_samples(file, -1, path)
         if len(samples_SC) == 0:
             raise BadAudio(path, "empty", "0 samples")
         return [torch.from_numpy(_mix(samples_SC, channel, path)) for channel in channels], file.samplerate
@@ -244,12 +244,15 @@ def next_frames(
     file: soundfile.SoundFile | Mp3File, frames: int, channel: str | int, path: str | Path
 ) -> np.ndarray:
     """Decode up to `frames` samples from where the file stands, to float32 mono; none at its end."""
-    return _mix(_finite_samples(file, frames, path), channel, path)
+    return _mix(finite_samples(file, frames, path), channel, path)
 
 
-def _finite_samples(file: soundfile.SoundFile | Mp3File, frames: int, path: str | Path) -> np.ndarray:
+def finite_samples(
+    file: soundfile.SoundFile | Mp3File, frames: int, path: str | Path, dtype: str = "float32"
+) -> np.ndarray:
+    """Decode up to `frames` samples of every channel, [S, C], from where the file stands; -1 reads to the end."""
     try:
-        samples_SC = file.read(frames, dtype="float32", always_2d=True)
+        samples_SC = file.read(frames, dtype=dtype, always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         raise BadAudio(path, "unreadable", str(error).splitlines()[0]) from error
     if not np.isfinite(samples_SC).all():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musiccm import signals
+from musiccm.commands._edits import DEFAULT_STRENGTH, edit_of, edited_clips, write_edits
 from musiccm.commands._generate_options import check_numbers, naming_options
 from musiccm.commands._outputs import STDOUT, checked_files, checked_outputs, output_paths
 from musiccm.errors import MusiccmError
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "output_paths"]
 
-EDITS = ("continue", "inpaint", "vary")
-DEFAULT_STRENGTH = 0.4
 # Those of musiccm.samplers, which is not imported before the options are known to be good.
 SAMPLER_NAMES = ("ddim", "lcm", "tcd", "heun", "dpm-solver++")
 
@@ -99,7 +98,10 @@ def _write(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> f
     from musiccm.audio.io import write_audio
     from musiccm.audio.wav_stream import WavStream
 
-    waveforms = _edit(pipeline, args) if _edit_of(args) else _make(pipeline, args)
+    if edit_of(args):
+        edits = edited_clips(pipeline, args, _sampler(pipeline, args), _changes(args))
+        return write_edits(edits, args, paths, lambda line: _say(args, line))
+    waveforms = _make(pipeline, args)
     for path, prompt, waveform in zip(paths, args.prompts, waveforms, strict=False):
         write_audio(path, waveform, pipeline.sample_rate_hz, args.force)
         _say(args, f"{path}: {prompt}")
@@ -140,36 +142,6 @@ def _stream(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> 
     return written / pipeline.sample_rate_hz
 
 
-def _edit(pipeline: Pipeline, args: argparse.Namespace) -> list[Tensor]:
-    """Continue, mend or vary a clip, once a prompt; the seams are measured and reported."""
-    from musiccm.long_form import Edited, Editor, read_clip, seam_metrics
-    from musiccm.samplers import sample_seeds
-
-    kind = _edit_of(args)
-    path = getattr(args, f"{kind}_")
-    clip = read_clip(pipeline, path)
-    made: list[Tensor] = []
-    sampler = _sampler(pipeline, args)
-    for prompt, noise_seed in zip(args.prompts, sample_seeds(args.seed, len(args.prompts)), strict=True):
-        editor = Editor(pipeline, noise_seed, args.steps, args.guidance_scale, overlap=args.overlap,
-                        fusion=args.fusion, sampler=sampler)
-        plan = [(0.0, prompt), *_changes(args)]
-        if kind == "continue":
-            edited: Edited = editor.extend(clip, plan, args.seconds)
-        elif kind == "inpaint":
-            edited = editor.inpaint(clip, plan, args.from_, args.to)
-        else:
-            edited = editor.vary(clip, plan, DEFAULT_STRENGTH if args.strength is None else args.strength)
-        made.append(edited.waveform_S)
-        metrics = seam_metrics(edited.waveform_S, edited.seams_s, pipeline.bundle.mel)
-        if metrics is not None:
-            seams = ", ".join(f"{seam:.2f}" for seam in edited.seams_s)
-            _say(args, f"{path}: kept but for what lies between its seams, at {seams} s: level jump there "
-                 f"{metrics.level_jump_db:.1f} dB (elsewhere {metrics.usual_level_jump_db:.1f}), spectral change "
-                 f"{metrics.flux:.1f} dB (elsewhere {metrics.usual_flux:.1f})")
-    return made
-
-
 def _sampler(pipeline: Pipeline, args: argparse.Namespace) -> Sampler:
     """The sampler that was asked for, or the model's own, with the gamma that was asked for."""
     from musiccm.samplers import make_sampler
@@ -191,13 +163,9 @@ def _changes(args: argparse.Namespace) -> list[tuple[float, str]]:
     return changes
 
 
-def _edit_of(args: argparse.Namespace) -> str | None:
-    return next((kind for kind in EDITS if getattr(args, f"{kind}_") is not None), None)
-
-
 def _check_together(args: argparse.Namespace) -> None:
     """Refuse options that would be ignored."""
-    kind = _edit_of(args)
+    kind = edit_of(args)
     several = len(args.prompts) > 1
     inpaints = kind == "inpaint"
     for wrong, said in (
@@ -215,7 +183,7 @@ def _check_together(args: argparse.Namespace) -> None:
         (several and kind is None and (args.overlap is not None or args.fusion is not None),
          f"--overlap and --fusion take one prompt, found {len(args.prompts)}; give one"),
         (args.seconds is not None and kind in ("inpaint", "vary"),
-         f"--{kind}: the clip's own length is kept; leave out --seconds"),
+         f"--{kind}: the result has the clip's own length; leave out --seconds"),
         (inpaints != (args.from_ is not None), "--inpaint and --from need each other: --inpaint f.wav --from 3 --to 6"),
         (inpaints != (args.to is not None), "--inpaint and --to need each other: --inpaint f.wav --from 3 --to 6"),
         (args.strength is not None and kind != "vary", "--strength is how much --vary changes; it has no meaning here"),
@@ -266,10 +234,11 @@ def _parser() -> argparse.ArgumentParser:
     long.add_argument("--overlap", type=float, help="shared part of neighbouring windows, 0 to below 1 (default 0.5)")
     long.add_argument("--fusion", help="how windows are fused: uniform, triangular or swap")
     edit = parser.add_argument_group("music that is there").add_mutually_exclusive_group()
-    edit.add_argument("--continue", dest="continue_", metavar="FILE", help="go on where this ends; --seconds is the "
-                                                                           "length of both together")
-    edit.add_argument("--inpaint", dest="inpaint_", metavar="FILE", help="make a range of this anew")
-    edit.add_argument("--vary", dest="vary_", metavar="FILE", help="another take on this")
+    edit.add_argument("--continue", dest="continue_", metavar="FILE", help="go on where this ends: its samples stay "
+                      "as they are but for a last tenth of a second; --seconds is the length of both together")
+    edit.add_argument("--inpaint", dest="inpaint_", metavar="FILE", help="make a range of this anew; the "
+                      "rest stays as it is")
+    edit.add_argument("--vary", dest="vary_", metavar="FILE", help="another take on this, all of it made anew")
     parser.add_argument("--from", dest="from_", type=float, metavar="SECONDS", help="start of the range to --inpaint")
     parser.add_argument("--to", type=float, metavar="SECONDS", help="end of the range to --inpaint")
     parser.add_argument("--strength", type=float, help=f"how much --vary changes, 0 to 1 (default {DEFAULT_STRENGTH})")

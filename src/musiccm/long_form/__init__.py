@@ -1,9 +1,11 @@
 """Music of any length: made whole, made while it plays, or made out of music that is there."""
 
+from musiccm.long_form.clip import SourceClip, read_clip
 from musiccm.long_form.compose import MAX_STREAM_S, MAX_WHOLE_S, Piece, check_duration, compose, decode_whole
 from musiccm.long_form.decode import MelDecoder, PieceDecoder, encode_piece
 from musiccm.long_form.direct import DirectDecoder, piece_decoder
-from musiccm.long_form.edit import Edited, Editor, SourceClip, read_clip
+from musiccm.long_form.edit import Editor
+from musiccm.long_form.edited import Edited
 from musiccm.long_form.methods import LongMusic
 from musiccm.long_form.model import MusicModel
 from musiccm.long_form.prompts import PromptPlan, Prompts, check_text, check_texts

@@ -70,6 +70,7 @@ class Piece:
         noise_seed: int,
         overlap: float | None,
         fusion: str | None,
+        begin_s: float = 0.0,
     ) -> Piece:
         """Lay a piece out.
 
@@ -81,6 +82,7 @@ class Piece:
             noise_seed: Of the piece's noise.
             overlap: Shared part of neighbouring windows; the measured best by default.
             fusion: How windows are fused; the measured best by default.
+            begin_s: Where the piece begins, in the time that the texts are planned in.
 
         Returns:
             The layout.
@@ -92,7 +94,8 @@ class Piece:
         process = SharedProcess(stepper, crops, FrameNoise(noise_seed, pipeline.latent_shape),
                                 DEFAULT_FUSION if fusion is None else fusion, pipeline.device)
         frame_s = pipeline.frame_samples / pipeline.sample_rate_hz
-        condition = PlannedCondition(PromptPlan(prompts), pipeline.conditioner, pipeline.duration_s, frame_s)
+        condition = PlannedCondition(PromptPlan(prompts), pipeline.conditioner, pipeline.duration_s, frame_s,
+                                     begin_s)
         return cls(process, condition, samples)
 
     def cond_of(self, crop: int) -> Tensor:

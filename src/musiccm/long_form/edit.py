@@ -4,88 +4,71 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from musiccm.audio.io import BadAudio, open_audio, read_audio
 from musiccm.audio.mel import MEL_FLOOR, LogMel
 from musiccm.audio.resample import resample
-from musiccm.audio.windows import level
 from musiccm.errors import MusiccmError
-from musiccm.long_form.compose import MAX_WHOLE_S, Piece, check_duration, decode_whole
+from musiccm.long_form.clip import SourceClip
+from musiccm.long_form.compose import Piece, check_duration, decode_whole
 from musiccm.long_form.decode import encode_piece
+from musiccm.long_form.edited import Edited
 from musiccm.long_form.model import MusicModel
 from musiccm.long_form.prompts import Prompts
+from musiccm.long_form.splice import between, channel_gains, splice, spread, step_gain
 from musiccm.samplers import INITIAL, SamplerSpec, needed_crops, sample_shared
 
+FADE_S = 0.1
+"""The clip's last or next samples beside new sound, over which one fades into the other."""
 
-@dataclass(frozen=True)
-class SourceClip:
-    """Music that is there, as the model sees it.
+CONTEXT_S = 2.0
+"""How much of the clip beside new sound tells how loud that is to be."""
 
-    Args:
-        name: Its file, for messages.
-        samples: Its length at the model's rate.
-        mel_MN: Its log-mel.
-    """
+BESIDE_S = 1.0
+"""Sound on either side of a seam whose levels are compared."""
 
-    name: str
-    samples: int
-    mel_MN: Tensor
+REST = 10 ** (-30 / 20)
+"""Where the clip beside new sound is quieter than itself by this, the whole clip tells it: a codec's sound of a rest,
+or of the end of a fade, has hardly the rest's level."""
 
 
 @dataclass(frozen=True)
-class Edited:
-    """What an edit made.
+class _View:
+    """The part of a clip that the model looks at: latent frames that lie on the border of what is made anew.
 
     Args:
-        waveform_S: The sound, float32 on the CPU.
-        z_CTF: Its latents.
-        kept_T: Latent frames that are the clip's own, bit by bit; none in a variation.
-        seams_s: Where kept and new music meet, in seconds.
+        begin: Where it begins, in samples at the model's rate; below 0 where the first frame is not filled by the clip.
+        left: Latent frames of the clip before the new ones.
+        new: New latent frames.
+        right: Latent frames of the clip behind them.
+        per: Samples of a latent frame.
     """
 
-    waveform_S: Tensor
-    z_CTF: Tensor
-    kept_T: Tensor
-    seams_s: list[float]
+    begin: int
+    left: int
+    new: int
+    right: int
+    per: int
 
+    @property
+    def frames(self) -> int:
+        """All of them."""
+        return self.left + self.new + self.right
 
-def read_clip(pipeline: MusicModel, path: str | Path) -> SourceClip:
-    """Read music in any format, rate and number of channels that libsndfile decodes.
-
-    Channels are averaged and the level set as in training: mean removed, peak 0.5.
-
-    Args:
-        pipeline: The model that edits it.
-        path: The file.
-
-    Returns:
-        The clip.
-
-    Raises:
-        BadAudio: The file cannot be used, or is shorter than one latent frame.
-        MusiccmError: It is longer than `MAX_WHOLE_S`.
-    """
-    with open_audio(path) as file:  # its header, before hours of it are decoded
-        if file.frames > MAX_WHOLE_S * file.samplerate:
-            raise MusiccmError(f"{path}: at most {MAX_WHOLE_S:g} s can be edited, found "
-                               f"{file.frames / file.samplerate:.0f} s; cut it")
-    waveform_S, rate_hz = read_audio(path)
-    waveform_S = resample(level(waveform_S), rate_hz, pipeline.sample_rate_hz, "soxr")
-    mel = pipeline.codec.mel
-    shortest = max(pipeline.frame_samples, mel.n_fft // 2 + 1)
-    if len(waveform_S) < shortest:
-        raise BadAudio(path, "too_short", f"{len(waveform_S) / pipeline.sample_rate_hz:.3f} s, expected at least "
-                                          f"{shortest / pipeline.sample_rate_hz:.3f} s")
-    return SourceClip(str(path), len(waveform_S), LogMel(mel)(waveform_S))
+    @property
+    def back(self) -> int:
+        """Where the clip comes back, or the new sound ends, in samples at the model's rate."""
+        return self.begin + (self.left + self.new) * self.per
 
 
 class Editor:
     """Edits with one model and one seed.
+
+    What is kept of a clip are its own samples, bit for bit. The model looks at a window's length of it on either side
+    of what is to be made; its new sound is brought to the clip's rate, channels and loudness.
 
     Args:
         pipeline: The model.
@@ -120,7 +103,7 @@ class Editor:
         """Let a clip go on.
 
         Args:
-            clip: The clip; kept but for a last part that fills no latent frame.
+            clip: The clip. Its samples are kept but for the last tenth of a second, which fades into what follows.
             prompts: Texts along time, counted from the clip's start.
             seconds: Length of clip and continuation together; by default the continuation is a window long.
 
@@ -130,25 +113,25 @@ class Editor:
         Raises:
             MusiccmError: The whole is no longer than the clip.
         """
-        pipeline = self.pipeline
-        has_s = clip.samples / pipeline.sample_rate_hz
-        seconds = check_duration(has_s + pipeline.duration_s if seconds is None else seconds)
-        if seconds <= has_s:
-            raise MusiccmError(f"duration: {clip.name} lasts {has_s:.2f} s already; ask for more than that, found "
-                               f"{seconds:g} s")
-        piece = self._piece(prompts, seconds)
-        kept_T = torch.zeros(_length(piece), dtype=torch.bool)
-        kept_T[: clip.samples // pipeline.frame_samples] = True
-        return self._fill(piece, clip, kept_T)
+        pipeline, original = self.pipeline, clip.original
+        seconds = check_duration(original.seconds + pipeline.duration_s if seconds is None else seconds)
+        length = round(seconds * original.sample_rate_hz)
+        if length <= original.samples:
+            raise MusiccmError(f"duration: {clip.name} lasts {original.seconds:.2f} s already; ask for more than that, "
+                               f"found {seconds:g} s")
+        missing = round(seconds * pipeline.sample_rate_hz) - clip.samples
+        view = self._view(clip, clip.samples, max(1, math.ceil(missing / pipeline.frame_samples)))
+        return self._fill(view, clip, prompts, original.samples, length)
 
     def inpaint(self, clip: SourceClip, prompts: Prompts, from_s: float, to_s: float) -> Edited:
         """Make a range of a clip anew, to fit what lies around it.
 
         Args:
-            clip: The clip.
+            clip: The clip. Its samples are kept but for the range and a tenth of a second on either side, in which the
+                clip and the new sound fade into each other.
             prompts: Texts along time, counted from the clip's start.
-            from_s: Start of the range; moved back to a latent frame.
-            to_s: Its end; moved on to a latent frame.
+            from_s: Start of the range.
+            to_s: Its end; moved on so that the range is a whole number of latent frames.
 
         Returns:
             The clip with new music in the range.
@@ -156,22 +139,21 @@ class Editor:
         Raises:
             MusiccmError: The range is empty, not in the clip, or leaves nothing of it.
         """
-        per, rate_hz = self.pipeline.frame_samples, self.pipeline.sample_rate_hz
-        has_s = clip.samples / rate_hz
-        if not 0 <= from_s < to_s <= has_s + 1e-6:
-            raise MusiccmError(f"range: expected 0 <= from < to <= {has_s:.2f} s, the length of {clip.name}, found "
-                               f"from {from_s:g} s to {to_s:g} s")
-        piece = self._piece(prompts, has_s)
-        kept_T = torch.zeros(_length(piece), dtype=torch.bool)
-        kept_T[: clip.samples // per] = True
-        kept_T[math.floor(from_s * rate_hz / per + 1e-6) : math.ceil(to_s * rate_hz / per - 1e-6)] = False
-        if not kept_T.any():
+        per, rate_hz, original = self.pipeline.frame_samples, self.pipeline.sample_rate_hz, clip.original
+        if not 0 <= from_s < to_s <= original.seconds + 1e-6:
+            raise MusiccmError(f"range: expected 0 <= from < to <= {original.seconds:.2f} s, the length of "
+                               f"{clip.name}, found from {from_s:g} s to {to_s:g} s")
+        start, end = round(from_s * rate_hz), round(to_s * rate_hz)
+        view = self._view(clip, start, max(1, math.ceil((end - start) / per - 1e-6)))
+        if view.left == view.right == 0:
             raise MusiccmError(f"range: {from_s:g} s to {to_s:g} s leaves nothing of {clip.name} to fit to; generate "
                                "without it")
-        return self._fill(piece, clip, kept_T)
+        return self._fill(view, clip, prompts, round(from_s * original.sample_rate_hz), original.samples)
 
     def vary(self, clip: SourceClip, prompts: Prompts, strength: float) -> Edited:
         """Another take on a clip: noise is added to it and taken away again (SDEdit, arXiv 2108.01073).
+
+        All of it is made anew; no sample of the clip is kept.
 
         Args:
             clip: The clip.
@@ -179,34 +161,124 @@ class Editor:
             strength: How much noise: part of the model's noise levels, above 0 and up to 1, which keeps nothing.
 
         Returns:
-            Music of the clip's length.
+            Music of the clip's length, rate, channels and loudness.
 
         Raises:
             MusiccmError: The strength is out of range.
         """
-        piece = self._piece(prompts, clip.samples / self.pipeline.sample_rate_hz, strength)
+        piece = self._piece(prompts, clip.samples, 0, strength)
         length = _length(piece)
         piece.require_used()
         # a clip shorter than the window ends in silence, as in training
-        z_CTF = self._encode(clip, length, pad_value=math.log(MEL_FLOOR))
+        z_CTF = self._encode(clip.waveform_S, length, pad_value=math.log(MEL_FLOOR))
         initial = self._noised(piece, z_CTF)
         made = sample_shared(piece.process, piece.cond_of, self.batch_size, initial_CTF=initial)
-        return self._edited(piece, made, torch.zeros(length, dtype=torch.bool))
+        original = clip.original
+        new_S = self._sound(made, clip, math.ceil(clip.samples / self.pipeline.frame_samples))[: original.samples]
+        gains_C = _first(channel_gains(original.waveform_CS, new_S), self._balance(clip))
+        new_CS = F.pad(new_S, (0, original.samples - len(new_S))) * gains_C[:, None]
+        spliced = splice(original.waveform_CS, new_CS, 0, 0, 0, original.sample_rate_hz)
+        return Edited(spliced.waveform_CS, original.sample_rate_hz, original.form, [], [], [], _decibels(gains_C),
+                      spliced.limited_db, made, torch.zeros(length, dtype=torch.bool))
 
-    def _piece(self, prompts: Prompts, duration_s: float, strength: float = 1.0) -> Piece:
+    def _view(self, clip: SourceClip, start: int, new: int) -> _View:
+        """What to look at where `new` latent frames are made from sample `start` on, at the model's rate."""
+        per, window = self.pipeline.frame_samples, self.pipeline.latent_shape[1]
+        left = min(window, math.ceil(start / per))
+        rest = clip.samples - start - new * per
+        # An end that is shorter than the fade into it is made anew with what lies before it.
+        right = min(window, math.ceil(rest / per)) if rest > FADE_S * self.pipeline.sample_rate_hz else 0
+        return _View(start - left * per, left, new, right, per)
+
+    def _piece(self, prompts: Prompts, samples: int, begin: int, strength: float = 1.0) -> Piece:
+        """A piece of so many samples that begins at a sample of the clip, both at the model's rate."""
+        rate_hz = self.pipeline.sample_rate_hz
         stepper = self.pipeline.stepper(self.steps, self.guidance_scale, strength=strength, sampler=self.sampler)
-        return Piece.of(self.pipeline, prompts, duration_s, stepper, self.noise_seed, self.overlap, self.fusion)
+        return Piece.of(self.pipeline, prompts, samples / rate_hz, stepper, self.noise_seed, self.overlap, self.fusion,
+                        begin / rate_hz)
 
     @torch.no_grad()
-    def _fill(self, piece: Piece, clip: SourceClip, kept_T: Tensor) -> Edited:
-        """Sample the frames that are not kept."""
-        clean = self._encode(clip, len(kept_T), pad_value=None)
+    def _fill(self, view: _View, clip: SourceClip, prompts: Prompts, start: int, length: int) -> Edited:
+        """Sample the frames that are not kept, and lay their sound into the clip.
+
+        Args:
+            view: What the model looks at.
+            clip: The clip.
+            prompts: Texts along time.
+            start: Sample of the original where new sound begins.
+            length: Samples of the result, at the original's rate.
+
+        Returns:
+            The whole.
+        """
+        piece = self._piece(prompts, view.frames * view.per, view.begin)
+        kept_T = torch.zeros(_length(piece), dtype=torch.bool)
+        kept_T[: view.left] = True
+        kept_T[view.left + view.new : view.frames] = True
+        clean = self._encode(self._seen(view, clip), len(kept_T), pad_value=None)
         piece.require_used(needed_crops(piece.process.crops, kept_T))
         noise = piece.process.fresh(INITIAL, 0, len(kept_T))
         initial = torch.where(kept_T[:, None].to(clean.device), self._noised(piece, clean), noise)
         made = sample_shared(piece.process, piece.cond_of, self.batch_size, initial_CTF=initial, kept_CTF=clean,
                              kept_T=kept_T)
-        return self._edited(piece, made, kept_T)
+        return self._joined(view, clip, made, kept_T, start, length)
+
+    def _joined(
+        self, view: _View, clip: SourceClip, z_CTF: Tensor, kept_T: Tensor, start: int, length: int
+    ) -> Edited:
+        """Lay the sound of latents into the clip; arguments as `_fill`."""
+        original, rate_hz = clip.original, clip.original.sample_rate_hz
+        there_CS = original.waveform_CS
+        offset = round(view.begin * rate_hz / self.pipeline.sample_rate_hz)  # of the new sound
+        back = round(view.back * rate_hz / self.pipeline.sample_rate_hz) if view.right else length
+        new_S = self._sound(z_CTF, clip, view.frames)
+        new_S = F.pad(new_S, (0, max(0, length - offset - len(new_S))))  # rates that do not divide: a sample at most
+
+        def gains(first: int, last: int) -> Tensor | None:
+            first, last = max(first, offset, 0), min(last, offset + len(new_S), original.samples)
+            return channel_gains(there_CS[:, first:last], new_S[first - offset : last - offset], quiet)
+
+        quiet = REST * float(spread(there_CS).max())
+        context = round(CONTEXT_S * rate_hz)
+        left_C = gains(start - context, start) if view.left else None
+        right_C = gains(back, back + context) if view.right else None
+        balance_C = self._balance(clip)
+        ends = [_first(left_C, right_C, balance_C), _first(right_C, left_C, balance_C)]
+        fade, beside = round(FADE_S * rate_hz), round(BESIDE_S * rate_hz)
+        fade_in, fade_out = min(fade, start), min(fade, original.samples - back) if view.right else 0
+        first, last = start - fade_in, back + fade_out
+        made_S, reach = new_S[start - offset : back - offset], min(beside, back - start)
+        if fade_in:
+            ends[0] = ends[0] * step_gain(there_CS[:, max(0, first - beside) : first],
+                                          made_S[:reach] * ends[0][:, None], quiet)
+        if fade_out:
+            ends[1] = ends[1] * step_gain(there_CS[:, last : last + beside],
+                                          made_S[len(made_S) - reach :] * ends[1][:, None], quiet)
+        ends = ends if fade_in and fade_out else [ends[0]] * 2 if fade_in else [ends[1]] * 2
+        new_CS = new_S[first - offset : last - offset] * between(ends[0], ends[1], last - first)
+        spliced = splice(there_CS, new_CS, first, fade_in, fade_out, rate_hz)
+        kept = [span for span in ((0, first), (last, original.samples)) if span[0] < span[1]]
+        fades = [span for span in ((first, start), (back, last)) if span[0] < span[1]]
+        seams_s = [place / rate_hz for place, there in ((start, fade_in), (back, fade_out)) if there]
+        return Edited(spliced.waveform_CS, rate_hz, original.form, kept, fades, seams_s, _decibels(ends[0]),
+                      spliced.limited_db, z_CTF, kept_T)
+
+    def _sound(self, z_CTF: Tensor, clip: SourceClip, frames: int) -> Tensor:
+        """Sound of the first latents at the clip's rate and, as the model takes it to be, the clip's level."""
+        sound_S = decode_whole(self.pipeline, z_CTF, self.batch_size)[: frames * self.pipeline.frame_samples]
+        return resample(sound_S * clip.scale, self.pipeline.sample_rate_hz, clip.original.sample_rate_hz, "soxr")
+
+    def _balance(self, clip: SourceClip) -> Tensor:
+        """What the mean of the channels is multiplied by to be as loud as each, over the whole clip."""
+        found = channel_gains(clip.original.waveform_CS, clip.waveform_S * clip.scale)
+        return torch.ones(clip.original.channels) if found is None else found
+
+    def _seen(self, view: _View, clip: SourceClip) -> Tensor:
+        """The clip's sound in a view, mirrored where its first or last latent frame reaches beyond the clip."""
+        last = view.back + view.right * view.per
+        sound_S = clip.waveform_S[max(view.begin, 0) : last]
+        beyond = max(0, last - clip.samples) if view.right else 0
+        return F.pad(sound_S[None], (max(0, -view.begin), beyond), mode="reflect")[0]
 
     def _noised(self, piece: Piece, clean_CTF: Tensor) -> Tensor:
         """Clean latents at the sampler's first noise level."""
@@ -214,10 +286,11 @@ class Editor:
         stepper = piece.process.stepper
         return stepper.process.add_noise(clean_CTF, noise, torch.tensor(stepper.timesteps[0], device=noise.device))
 
-    def _encode(self, clip: SourceClip, length: int, pad_value: float | None) -> Tensor:
-        """Latents of the clip, padded to `length`: by mels of `pad_value`, or by zeros that nobody reads."""
+    def _encode(self, waveform_S: Tensor, length: int, pad_value: float | None) -> Tensor:
+        """Latents of sound, padded to `length`: by mels of `pad_value`, or by zeros that nobody reads."""
         codec, window = self.pipeline.codec, self.pipeline.latent_shape[1]
-        mel_MN, per = clip.mel_MN[: length * codec.downsampling], codec.downsampling
+        per = codec.downsampling
+        mel_MN = LogMel(codec.mel)(waveform_S)[: length * per]
         if pad_value is not None:
             mel_MN = F.pad(mel_MN, (0, 0, 0, length * per - len(mel_MN)), value=pad_value)
         elif len(mel_MN) % per:
@@ -225,14 +298,17 @@ class Editor:
         z_CTF = encode_piece(codec, mel_MN.to(self.pipeline.device), window)
         return F.pad(z_CTF, (0, 0, 0, length - z_CTF.shape[1]))
 
-    def _edited(self, piece: Piece, z_CTF: Tensor, kept_T: Tensor) -> Edited:
-        sound_S = decode_whole(self.pipeline, z_CTF, self.batch_size)[: piece.samples]
-        borders = torch.nonzero(kept_T[1:] != kept_T[:-1])[:, 0] + 1
-        seams_s = [int(frame) * self.pipeline.frame_samples / self.pipeline.sample_rate_hz for frame in borders]
-        return Edited(sound_S, z_CTF, kept_T, [s for s in seams_s if s < len(sound_S) / self.pipeline.sample_rate_hz])
-
 
 def _length(piece: Piece) -> int:
     length = piece.process.crops.length
     assert length is not None
     return length
+
+
+def _first(*found: Tensor | None) -> Tensor:
+    """The first that was found; one at least was."""
+    return next(gains for gains in found if gains is not None)
+
+
+def _decibels(gains_C: Tensor) -> list[float]:
+    return [20.0 * math.log10(max(float(gain), 1e-6)) for gain in gains_C]

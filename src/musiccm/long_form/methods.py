@@ -98,12 +98,29 @@ class LongMusic:
     def editor(self, steps: int | None = None, seed: int = 0, **options: Any) -> Editor:
         """What continues, mends and varies clips with this model.
 
+        `extend(clip, prompts, seconds)` lets a clip go on, `inpaint(clip, prompts, from_s, to_s)` makes a range of it
+        anew: all other samples are the clip's own, bit for bit, at its rate and in its channels, but for a tenth of a
+        second beside new sound in which one fades into the other. New sound is as loud as the clip around it.
+        `vary(clip, prompts, strength)` makes all of it anew. Each gives an `Edited`: `waveform_CS`, `sample_rate_hz`,
+        `kept` (what stretches are the clip's samples), `says()` (the same as a sentence) and `write(path)`, in the
+        clip's sample format; `seam_metrics` tells whether a seam stands out.
+
         Args:
             steps: See `Pipeline.__call__`.
             seed: See `Pipeline.__call__`.
             **options: `guidance_scale`, `sampler`, `overlap`, `fusion`, `batch_size`, as `compose` takes them.
 
         Returns:
-            The editor.
+            The editor; it takes clips of `musiccm.long_form.read_clip`, or `SourceClip.of` for sound in memory.
+
+        Examples:
+            >>> from musiccm import Pipeline
+            >>> from musiccm.audio.original import Original
+            >>> from musiccm.long_form import SourceClip  # or read_clip(pipeline, "mine.flac")
+            >>> pipeline = Pipeline.from_pretrained("musiccm-tiny-student")
+            >>> clip = SourceClip.of(pipeline, Original(pipeline("a calm piano melody", 1), 16000, "PCM_16"))
+            >>> edited = pipeline.editor(steps=1).extend(clip, "a calm piano melody", 8)
+            >>> edited.waveform_CS.shape, edited.kept
+            (torch.Size([1, 128000]), [(0, 80320)])
         """
         return Editor(self._model, sample_seeds(seed, 1)[0], steps, **options)

@@ -125,12 +125,15 @@ class PlannedCondition:
         conditioner: Has `prompts(list) -> condition`.
         window_s: Seconds of a window.
         frame_s: Seconds of a latent frame.
+        begin_s: Where the first latent frame begins, in the plan's time.
     """
 
-    def __init__(self, plan: PromptPlan, conditioner: Any, window_s: float, frame_s: float) -> None:
+    def __init__(
+        self, plan: PromptPlan, conditioner: Any, window_s: float, frame_s: float, begin_s: float = 0.0
+    ) -> None:
         self.plan = plan
         self._conditioner = conditioner
-        self._half_s = window_s / 2
+        self._half_s = begin_s + window_s / 2
         self._frame_s = frame_s
 
     def centre_s(self, start: int) -> float:
