@@ -60,8 +60,8 @@ def waveform_discriminator_loss(
         The sum over parts of the means on either side; and `discriminator`, the same, with the mean scores `score_real`
         and `score_fake`.
     """
-    on_real = [score for score, _ in discriminator(real_BS)]
-    on_fake = [score for score, _ in discriminator(predicted_BS.detach())]
+    on_real = [score.float() for score, _ in discriminator(real_BS)]
+    on_fake = [score.float() for score, _ in discriminator(predicted_BS.detach())]
     total = torch.stack([loss.real(real).mean() + loss.fake(fake).mean()
                          for real, fake in zip(on_real, on_fake, strict=True)]).sum()
     parts = {"discriminator": total, "score_real": torch.stack([score.mean() for score in on_real]).mean(),
@@ -88,9 +88,10 @@ def waveform_generator_loss(
         on_real = discriminator(real_BS)
     with frozen(discriminator):
         on_fake = discriminator(predicted_BS)
-    adversarial = torch.stack([loss.generator(score).mean() for score, _ in on_fake]).sum()
+    adversarial = torch.stack([loss.generator(score.float()).mean() for score, _ in on_fake]).sum()
     matching = torch.stack([
-        torch.stack([(fake - real).abs().mean() for fake, real in zip(fakes, reals, strict=True)]).mean()
+        torch.stack([(fake - real).abs().mean(dtype=torch.float32)
+                     for fake, real in zip(fakes, reals, strict=True)]).mean()
         for (_, fakes), (_, reals) in zip(on_fake, on_real, strict=True)
     ]).sum()
     return adversarial, matching

@@ -67,8 +67,8 @@ class SpectrogramDiscriminator(nn.Module):
 class MagnitudeDiscriminator(nn.Module):
     """Convolutions over frames and bins of the magnitudes of one STFT.
 
-    UnivNet (Jang et al. 2021, arXiv 2106.07889, section 2.2): layers of 3 frames x 9 bins, of which three halve the bins,
-    and one of 3 x 3, all of one width.
+    UnivNet (Jang et al. 2021, arXiv 2106.07889, section 2.2): layers of 3 frames x 9 bins, of which three halve the
+    bins, and one of 3 x 3, all of one width.
 
     Args:
         fft_size: Points of the transform.

@@ -29,8 +29,8 @@ SOUND_RMS = 0.1
 class AudioVaeConfig:
     """Shape of an audio VAE; the defaults are MeLoDy's, as far as they are published.
 
-    Rates, kernels, channels and the two totals (40 M, 60.1 M parameters) are. The residual blocks' kernels, dilations and
-    numbers are not: those here come to 39.95 M and 60.27 M.
+    Rates, kernels, channels and the two totals (40 M, 60.1 M parameters) are. The residual blocks' kernels, dilations
+    and numbers are not: those here come to 39.95 M and 60.27 M.
 
     Args:
         sample_rate_hz: Rate of the waveform.
@@ -79,8 +79,8 @@ class AudioVaeConfig:
             if not lists[0] or len({len(numbers) for numbers in lists}) > 1:
                 raise MusiccmError(f"{where}expected lists of one length, a number for each layer, found "
                                    + ", ".join(f"{key} {numbers}" for key, numbers in zip(keys, lists, strict=True)))
-            if any(number < low for numbers, low in zip(lists, (1, 1, 1, 0), strict=True) for number in numbers):
-                raise MusiccmError(f"{where}expected whole numbers above 0 ({keys[3]}: from 0), found "
+            if any(number < low for numbers, low in zip(lists, (2, 1, 1, 0), strict=True) for number in numbers):
+                raise MusiccmError(f"{where}expected {keys[0]} from 2, {keys[3]} from 0 and other numbers from 1, found "
                                    + ", ".join(f"{key} {numbers}" for key, numbers in zip(keys, lists, strict=True)))
         if math.prod(self.strides) != math.prod(self.decoder_strides):
             raise MusiccmError(f"{where}expected strides and decoder_strides of the same product, found {self.strides} "

@@ -33,8 +33,8 @@ class AudioVaeStage(Stage):
     """Trains an `AudioVae` on random crops, and a discriminator beside it; each has its own optimizer and step.
 
     The VAE's loss is MeLoDy's (Lam et al. 2023, arXiv 2305.15719, appendix B.1):
-    `50 MR-STFT + 20 feature matching + LSGAN + 5e-3 KL`, the KL in nats per latent element. Until `adversarial_start` it
-    is the first and the last of these. The decoder sees latents that are clipped to [-1, 1].
+    `50 MR-STFT + 20 feature matching + LSGAN + 5e-3 KL`, the KL in nats per latent element. Until `adversarial_start`
+    it is the first and the last of these. The decoder sees latents that are clipped to [-1, 1].
 
     Args:
         vae: `AudioVaeConfig` fields.
