@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from small_corpus import write_corpus
 from torch.distributions import Normal, kl_divergence
 
+from musiccm.audio.mel import LogMel
 from musiccm.audio.windows import keyed_generator
 from musiccm.commands._trainer_options import check_trainer_options
 from musiccm.config import load_experiment
@@ -34,8 +35,8 @@ DISCRIMINATOR = {"periods": [2], "period_widths": [4, 4], "resolutions": [[64, 1
 
 def make_stage(bundle: Path, **changes: Any) -> AudioVaeStage:
     torch.manual_seed(1)
-    settings = {"vae": VAE, "crop_samples": 1024, "fft_sizes": [512, 128], "discriminator": DISCRIMINATOR, "warmup_steps": 1,
-                "ema_decay": 0.5, "moments_batches": 1}
+    settings = {"vae": VAE, "crop_samples": 1024, "fft_sizes": [512, 128], "discriminator": DISCRIMINATOR,
+                "warmup_steps": 1, "ema_decay": 0.5, "moments_batches": 1}
     return AudioVaeStage(bundle=str(bundle), **{**settings, **changes})
 
 
@@ -140,15 +141,15 @@ def test_crops_are_windows_of_the_clips(tmp_path: Path) -> None:
 
 
 def test_quality_by_distances_and_by_the_tagger(corpus: Path, tmp_path: Path) -> None:
-    stage = make_stage(tmp_path, tagger_bundle="musiccm-tiny", ema_decay=None, divisor_quantile=0.9, matching_weight=0.0,
-                       adversarial_weight=0.0)
+    stage = make_stage(tmp_path, tagger_bundle="musiccm-tiny", ema_decay=None, divisor_quantile=0.9,
+                       matching_weight=0.0, adversarial_weight=0.0)
     assert stage.discriminator is None
     measuring = data(corpus)
     trainer(tmp_path, 1).fit(stage, datamodule=measuring)
     quality = json.loads((tmp_path / "quality/audio_vae.json").read_text())
     batches = list(measuring.val_dataloader())
     clips = torch.cat([batch.waveform_BS for batch in batches])
-    assert quality["n"] == len(clips) == 5 and len(quality["channel_std"]) == 4
+    assert quality["n"] == len(clips) > 1 and len(quality["channel_std"]) == 4
     with torch.no_grad():
         sound = stage.part.decode((stage.part.encode(clips, 16000)[0] / 3).clamp(-1, 1))
     assert quality["stft"] == pytest.approx(MagnitudeDistance([512, 128])(sound, clips)[0].item(), rel=1e-4)
@@ -157,11 +158,11 @@ def test_quality_by_distances_and_by_the_tagger(corpus: Path, tmp_path: Path) ->
     # the tagger's reading by the other way that there is to it, over the instruments that the corpus knows
     opened = Bundle.from_pretrained("musiccm-tiny", ["evaluators/tagger"])
     tagger = opened.evaluators["tagger"]
-    tags = torch.zeros(5, len(tagger.tags))
+    tags = torch.zeros(len(clips), len(tagger.tags))
     for row, clip in enumerate(measuring.eval_clips("val")):
         for group, value in clip.attributes.items():
             tags[row, tagger.tags.index(f"{group}:{value}")] = 1.0
-    read = {name: tagger(stage_mel(opened)(wave))[1] for name, wave in {"real": clips, "reconstruction": sound}.items()}
+    read = {name: tagger(LogMel(opened.mel)(wave))[1] for name, wave in {"real": clips, "reconstruction": sound}.items()}
     found = {name: {group: group_accuracy(logits, tags, tagger.groups[group])[0] for group in ("instrument", "drums")}
              for name, logits in read.items()}
     for name, groups in found.items():
@@ -173,12 +174,6 @@ def test_quality_by_distances_and_by_the_tagger(corpus: Path, tmp_path: Path) ->
     saved = AudioVae.from_pretrained(tmp_path / "audio_vae")
     assert saved.config.divisor != 3.0 and stage.part.config.divisor == 3.0
     assert (stage.magnitudes() > saved.config.divisor).double().mean().item() == pytest.approx(0.1, abs=2e-3)
-
-
-def stage_mel(bundle: Bundle) -> torch.nn.Module:
-    from musiccm.audio.mel import LogMel
-
-    return LogMel(bundle.mel)
 
 
 def test_it_learns_a_tone(tmp_path: Path) -> None:

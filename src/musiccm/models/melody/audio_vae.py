@@ -80,7 +80,7 @@ class AudioVaeConfig:
                 raise MusiccmError(f"{where}expected lists of one length, a number for each layer, found "
                                    + ", ".join(f"{key} {numbers}" for key, numbers in zip(keys, lists, strict=True)))
             if any(number < low for numbers, low in zip(lists, (2, 1, 1, 0), strict=True) for number in numbers):
-                raise MusiccmError(f"{where}expected {keys[0]} from 2, {keys[3]} from 0 and other numbers from 1, found "
+                raise MusiccmError(f"{where}expected {keys[0]} from 2, {keys[3]} from 0 and the others from 1, found "
                                    + ", ".join(f"{key} {numbers}" for key, numbers in zip(keys, lists, strict=True)))
         if math.prod(self.strides) != math.prod(self.decoder_strides):
             raise MusiccmError(f"{where}expected strides and decoder_strides of the same product, found {self.strides} "
