@@ -162,7 +162,8 @@ def test_quality_by_distances_and_by_the_tagger(corpus: Path, tmp_path: Path) ->
     for row, clip in enumerate(measuring.eval_clips("val")):
         for group, value in clip.attributes.items():
             tags[row, tagger.tags.index(f"{group}:{value}")] = 1.0
-    read = {name: tagger(LogMel(opened.mel)(wave))[1] for name, wave in {"real": clips, "reconstruction": sound}.items()}
+    read = {name: tagger(LogMel(opened.mel)(wave))[1]
+            for name, wave in {"real": clips, "reconstruction": sound}.items()}
     found = {name: {group: group_accuracy(logits, tags, tagger.groups[group])[0] for group in ("instrument", "drums")}
              for name, logits in read.items()}
     for name, groups in found.items():
@@ -198,6 +199,7 @@ def test_it_learns_a_tone(tmp_path: Path) -> None:
     ({"fft_sizes": [2048, 1024, 512]}, "fft_sizes: 2048 is longer than a crop of 1024 samples; leave it out"),
     ({"fft_sizes": [511]}, "fft_sizes: expected even"),
     ({"fft_sizes": []}, "fft_sizes: expected even"),
+    ({"discriminator": {"resolutions": [[2048, 240, 1200]]}}, "discriminator.resolutions: 2048 is longer than a crop"),
     ({"crop_samples": 1000}, "crop_samples: expected a multiple of 32"),
     ({"kl_weight": -1.0}, "kl_weight"),
     ({"clip_norm": 0.0}, "clip_norm: expected a number above 0, or null"),

@@ -62,8 +62,9 @@ class WaveformDiscriminator(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList([
             *(PeriodDiscriminator(period, period_widths) for period in periods),
-            *(MagnitudeDiscriminator(*resolution, width) for resolution in resolutions),
+            *(MagnitudeDiscriminator(size, hop, window, width) for size, hop, window in resolutions),
         ])
+        self.fft_sizes = [size for size, _, _ in resolutions]
 
     def forward(self, waveform_BS: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
         """Score.

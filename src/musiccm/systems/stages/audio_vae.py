@@ -23,6 +23,7 @@ from musiccm.models.melody.audio_vae import AudioVae
 from musiccm.models.waveform_discriminator import WaveformDiscriminator
 from musiccm.systems.clock import clock_stopped
 from musiccm.systems.parallel import average_gradients, mean_over_ranks, share_weights, warn
+from musiccm.systems.ranges import check_ranges
 from musiccm.systems.stages.base import Stage, mean_of, warmup_cosine
 
 CLIPPED_LIMIT = 1e-3
@@ -88,23 +89,23 @@ class AudioVaeStage(Stage):
     ) -> None:
         super().__init__(**stage)
         self.automatic_optimization = False
-        for key, value, fits, expected in (
-            ("discriminator_lr", discriminator_lr, lambda v: v > 0, "a number above 0, or null"),
-            ("clip_norm", clip_norm, lambda v: v > 0, "a number above 0, or null"),
-            ("divisor_quantile", divisor_quantile, lambda v: 0.5 < v < 1, "a share between 0.5 and 1, or null"),
-        ):
-            if value is not None and not (math.isfinite(value) and fits(value)):
-                raise MusiccmError(f"model.init_args.{key}: expected {expected}, found {value!r}.")
+        optional = "discriminator_lr clip_norm"
+        check_ranges("model.init_args.", self.settings, optional.split(), positive=optional)
+        if divisor_quantile is not None and not 0.5 < divisor_quantile < 1.0:
+            raise MusiccmError("model.init_args.divisor_quantile: expected a share between 0.5 and 1, or null, found "
+                               f"{divisor_quantile!r}.")
         self.part = AudioVae(vae or {})
         self.part.start_posterior_at(initial_posterior_std)
         self.crop_samples = crop_samples
-        self._check_crop(fft_sizes)
+        self._check_crop("fft_sizes", fft_sizes)
         self.stft = MagnitudeDistance(fft_sizes)
         self.stft_weight, self.kl_weight = stft_weight, kl_weight
         self.matching_weight, self.adversarial_weight = matching_weight, adversarial_weight
         self.adversarial_start = adversarial_start
         has_discriminator = adversarial_weight > 0 or matching_weight > 0
         self.discriminator = WaveformDiscriminator(**(discriminator or {})) if has_discriminator else None
+        if self.discriminator is not None:
+            self._check_crop("discriminator.resolutions", self.discriminator.fft_sizes)
         self.discriminator_lr = self.lr if discriminator_lr is None else discriminator_lr
         self.clip_norm, self.divisor_quantile, self.moments_batches = clip_norm, divisor_quantile, moments_batches
         # held outside the module tree: frozen, not trained, not in this stage's checkpoints
@@ -115,16 +116,16 @@ class AudioVaeStage(Stage):
         every = [*self.named_parameters(), *self.named_buffers()]
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in every if not name.startswith("part.")]
 
-    def _check_crop(self, fft_sizes: Sequence[int]) -> None:
+    def _check_crop(self, key: str, fft_sizes: Sequence[int]) -> None:
         hop = self.part.frame_samples
         if self.crop_samples % hop:
             raise MusiccmError(f"model.init_args.crop_samples: expected a multiple of {hop}, the samples of a latent "
                                f"frame, found {self.crop_samples}.")
-        if not fft_sizes or any(size < 2 or size % 2 for size in fft_sizes):
+        if key == "fft_sizes" and (not fft_sizes or any(size < 2 or size % 2 for size in fft_sizes)):
             raise MusiccmError(f"model.init_args.fft_sizes: expected even numbers, found {list(fft_sizes)}.")
         long = [size for size in fft_sizes if size > self.crop_samples]
         if long:
-            raise MusiccmError(f"model.init_args.fft_sizes: {', '.join(map(str, long))} is longer than a crop of "
+            raise MusiccmError(f"model.init_args.{key}: {', '.join(map(str, long))} is longer than a crop of "
                                f"{self.crop_samples} samples; leave it out, or raise crop_samples")
 
     def setup(self, stage: str) -> None:
