@@ -293,9 +293,9 @@ def stage_of(name: str, bundle: str) -> Any:
         decoder = opened.part("decoder").config
         return DecoderStage(vars(decoder), (64, 256), adversarial_weight=1.0, distilled_share=0.5, bundle=bundle)
     if name == "audio_vae":
-        vae = {"sample_rate_hz": 16000, "strides": [4, 8], "kernel_sizes": [9, 17], "channels": [4, 8], "depths": [1, 1],
-               "decoder_strides": [8, 4], "decoder_kernel_sizes": [17, 9], "decoder_channels": [16, 8],
-               "decoder_depths": [1, 1]}
+        vae = {"sample_rate_hz": 16000, "strides": [4, 8], "kernel_sizes": [9, 17], "channels": [4, 8],
+               "depths": [1, 1], "decoder_strides": [8, 4], "decoder_kernel_sizes": [17, 9],
+               "decoder_channels": [16, 8], "decoder_depths": [1, 1]}
         discriminator = {"periods": [2], "period_widths": [4], "resolutions": [[64, 16, 64]], "width": 4}
         return AudioVaeStage(vae, 1024, (512, 128), discriminator=discriminator, bundle=bundle)
     if name == "audiomae":
