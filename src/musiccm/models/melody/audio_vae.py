@@ -10,16 +10,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle.weights_folder import load_weights, make_config, read_config, save_weights_folder
 from musiccm.models.melody.waveform_layers import GAIN, SLOPE, Conv, Fusion, Upsample, needed_by
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 SOUND_RMS = 0.1
 """What the initial weights take for the deviation of a waveform."""
@@ -216,6 +218,9 @@ class AudioVae(nn.Module):
         Raises:
             MusiccmError: Another shape or length.
         """
+        # which decoding does without
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
         if waveform_BS.dim() != 2:
             raise MusiccmError(f"audio VAE: expected mono waveforms of shape [B, S], found {tuple(waveform_BS.shape)}; "
                                "mix the channels of a clip to one first")
