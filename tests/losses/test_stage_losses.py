@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torchaudio
 from timm.layers import PatchEmbed
 from torch.distributions import Normal, kl_divergence
 
@@ -14,7 +15,7 @@ from musiccm.losses.contrastive import info_nce, recall_at_k
 from musiccm.losses.denoising import denoising_loss, min_snr_weight, stratified_timesteps
 from musiccm.losses.masked import masked_patch_loss, patchify, random_keep
 from musiccm.losses.reconstruction import gaussian_kl, mel_reconstruction
-from musiccm.losses.spectral import MultiResolutionStft
+from musiccm.losses.spectral import MagnitudeDistance, MultiResolutionStft
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -72,6 +73,34 @@ def test_stft_loss_has_finite_gradients_at_silence():
     silent = torch.zeros(1, 2000, requires_grad=True)
     MultiResolutionStft((64, 256))(silent, torch.randn(1, 2000, generator=seeded()))[0].backward()
     assert torch.isfinite(silent.grad).all()
+
+
+def test_magnitudes_of_a_pure_tone_are_half_its_amplitude_times_the_windows_sum():
+    """A Hann window of N / 2 samples sums to N / 4: a tone of amplitude a on bin k has magnitude a N / 8 there."""
+    size, amplitude, k = 256, 0.3, 32
+    tone = amplitude * torch.cos(2 * math.pi * k / size * torch.arange(2048.0)).view(1, -1)
+    loss = MagnitudeDistance([size])
+    magnitude = loss.magnitude(tone, size)[0]
+    inner = magnitude[:, 4:-4]  # the padding reflects the tone, which breaks its phase
+    assert magnitude.shape == (129, 2048 // 64 + 1)
+    torch.testing.assert_close(inner[k], torch.full_like(inner[k], amplitude * size / 8), rtol=1e-4, atol=0)
+    # a bin of the transform is half a bin of the window: two of them away, the Hann window has half of it left
+    torch.testing.assert_close(inner[k + 2], 0.5 * inner[k], rtol=1e-3, atol=0)
+    # magnitudes are linear: a tone that is half as loud is half of them off
+    total, parts = loss(0.5 * tone, tone)
+    assert total.item() == pytest.approx(0.5 * magnitude.mean().item(), rel=1e-3) and parts[f"stft_{size}"] == total
+
+
+def test_the_sum_over_resolutions_is_that_of_torchaudios_magnitudes():
+    predicted, target = torch.randn(2, 2, 3000, generator=seeded())
+    sizes, expected = (1024, 256, 32), torch.zeros(())
+    for size in sizes:
+        spectrogram = torchaudio.transforms.Spectrogram(size, size // 2, size // 4, power=1.0)
+        expected = expected + (spectrogram(predicted) - spectrogram(target)).abs().mean()
+    total, parts = MagnitudeDistance(sizes)(predicted, target)
+    torch.testing.assert_close(total, expected)
+    assert list(parts) == ["stft_1024", "stft_256", "stft_32"]
+    assert MagnitudeDistance().fft_sizes == (8192, 4096, 2048, 512, 128, 64, 32)
 
 
 def test_patches_come_in_the_order_of_timm():

@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from musiccm.errors import MusiccmError
 from musiccm.systems.distillation import DistilledSystem
+from musiccm.systems.stages.audio_vae import AudioVaeStage
 from musiccm.systems.stages.base import Stage
 
 ALL, FIT = ("fit", "validate", "test"), ("fit",)
@@ -100,6 +101,12 @@ REFUSED = (
     Refusal("gradient_clip_algorithm", lambda o: o.get("gradient_clip_algorithm") not in (None, "norm"),
             "a distillation clips the norm, by model.init_args.optimization.clip_norm, and nothing else; leave it out",
             FIT, (DistilledSystem,)),
+    *(Refusal(option, found, reason, FIT, (AudioVaeStage,)) for option, found, reason in (
+        ("accumulate_grad_batches", lambda o: o.get("accumulate_grad_batches", 1) != 1,
+         "this stage steps its optimizers itself, once a batch; raise data.init_args.batch_size"),
+        ("gradient_clip_val", lambda o: o.get("gradient_clip_val"),
+         "this stage clips by itself; set it to null, and model.init_args.clip_norm"),
+    )),
     Refusal("val_check_interval", lambda o: isinstance(o.get("val_check_interval"), float)
             and o.get("check_val_every_n_epoch") is None,
             "a share of an epoch needs trainer.check_val_every_n_epoch: 1, and it is null; set that, or a whole number "
@@ -118,7 +125,7 @@ REFUSED = (
             "codec, features and averages compute in float32; set 32-true, or bf16-mixed", ALL),
     Refusal("precision", lambda o: re.fullmatch("16(-mixed)?", _precision(o)),
             "under manual optimization Lightning clips float16 gradients while they are still scaled; set 32-true or "
-            "bf16-mixed", FIT, (DistilledSystem,)),
+            "bf16-mixed", FIT, (DistilledSystem, AudioVaeStage)),
     Refusal("barebones", lambda o: o.get("barebones"),
             "it allows neither logs nor checkpoints, without which a run leaves nothing; leave it out", ALL),
     Refusal("fast_dev_run", lambda o: o.get("fast_dev_run"),

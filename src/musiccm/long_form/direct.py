@@ -1,4 +1,4 @@
-"""Sound of a long piece by the fast decoder, which needs neither windows nor fades: it sees a bounded stretch."""
+"""Sound of a long piece by a decoder that needs neither windows nor fades, as it sees a bounded stretch."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from torch import Tensor
 
 from musiccm.long_form.decode import PieceDecoder
 from musiccm.models.codec import LatentCodec
+from musiccm.models.melody.audio_vae import AudioVae
 
 
 class DirectDecoder:
-    """Turns latents into sound as they come, by the codec's fast decoder.
+    """Turns latents into sound as they come, by the codec's fast decoder or an audio VAE's.
 
     Chunks are decoded with the decoder's receptive field, which is cut off afterwards: the very sound of the
     whole, however the latents arrive.
 
     Args:
-        codec: Has a fast decoder.
+        codec: With a fast decoder, or an audio VAE.
         window: Latent frames decoded at once, beside the context.
         length: Latent frames of the piece; None without end.
     """
 
-    def __init__(self, codec: LatentCodec, window: int, length: int | None) -> None:
+    def __init__(self, codec: LatentCodec | AudioVae, window: int, length: int | None) -> None:
         self.codec, self.window, self.length = codec, window, length
         self._context = codec.decoder_context
         self._z: Tensor | None = None
@@ -55,7 +56,7 @@ class DirectDecoder:
         assert self._z is not None
         first = max(self._first, self._emitted - self._context)
         shown = self._z[None, :, first - self._first : end + self._context - self._first]
-        hop = self.codec.downsampling * self.codec.mel.hop_length
+        hop = self.codec.frame_samples
         sound_S = self.codec.decode(shown)[0, (self._emitted - first) * hop : (end - first) * hop]
         self._emitted = end
         return sound_S.float().cpu()
@@ -68,11 +69,13 @@ class Decoding(Protocol):
         """Latents `[C, frames, F]` in, the sound that became certain `[S]` out."""
 
 
-def piece_decoder(codec: LatentCodec, window: int, length: int | None, batch_size: int = 1) -> Decoding:
+def piece_decoder(
+    codec: LatentCodec | AudioVae, window: int, length: int | None, batch_size: int = 1
+) -> Decoding:
     """The decoder of a long piece that fits a codec.
 
     Args:
-        codec: With a fast decoder, or with VAE and vocoder.
+        codec: With a fast decoder, or with VAE and vocoder; or an audio VAE.
         window: Latent frames of a window, the length that the VAE was trained on.
         length: Latent frames of the piece, at least `window`; None without end.
         batch_size: The VAE's windows decoded at once.
@@ -80,6 +83,6 @@ def piece_decoder(codec: LatentCodec, window: int, length: int | None, batch_siz
     Returns:
         The decoder.
     """
-    if codec.decoder is not None:
+    if isinstance(codec, AudioVae) or codec.decoder is not None:
         return DirectDecoder(codec, window, length)
     return PieceDecoder(codec, window, length, batch_size)

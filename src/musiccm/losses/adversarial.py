@@ -69,8 +69,25 @@ class NonSaturating(AdversarialLoss):
         return F.softplus(fake)
 
 
+class LeastSquares(AdversarialLoss):
+    """Squared distances from 1 for real and 0 for generated (Mao et al. 2017, arXiv 1611.04076)."""
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """`(1 - D)^2`."""
+        return (1.0 - fake).square()
+
+    def real(self, real: Tensor) -> Tensor:
+        """`(1 - D)^2`."""
+        return (1.0 - real).square()
+
+    def fake(self, fake: Tensor) -> Tensor:
+        """`D^2`."""
+        return fake.square()
+
+
 HINGE = AdversarialLoss()
 NON_SATURATING = NonSaturating()
+LEAST_SQUARES = LeastSquares()
 ADVERSARIAL_LOSSES: dict[str, AdversarialLoss] = {"hinge": HINGE, "non_saturating": NON_SATURATING}
 
 

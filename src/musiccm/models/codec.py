@@ -95,6 +95,11 @@ class LatentCodec(nn.Module):
                 raise MusiccmError(f"{where}{key} is {found}, but the VAE's latents have {expected}; the decoder must "
                                    "be trained for this VAE")
 
+    @property
+    def frame_samples(self) -> int:
+        """Samples that a frame of z covers."""
+        return self.downsampling * self.mel.hop_length
+
     def encode(self, mel_BMN: Tensor) -> tuple[Tensor, Tensor]:
         """Encode a mel.
 

@@ -66,6 +66,7 @@ PARTS = {
     "feature_extractor": PartKind("transformers", "ClapFeatureExtractor", config_file="preprocessor_config.json"),
     "vocoder": PartKind("transformers", "SpeechT5HifiGan", weights="model"),
     "decoder": PartKind("musiccm.models.fast_decoder", "FastDecoder", weights="model", optional=True),
+    "audio_vae": PartKind("musiccm.models.melody.audio_vae", "AudioVae", weights="model", optional=True),
     "scheduler": PartKind("diffusers", "DDIMScheduler", config_file="scheduler_config.json"),
     "evaluators/tagger": PartKind("musiccm.models.tagger", "Tagger", weights="model"),
     "evaluators/sections": PartKind("musiccm.models.tagger", "Tagger", weights="model", optional=True),

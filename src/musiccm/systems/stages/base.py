@@ -33,7 +33,7 @@ from musiccm.systems.ranges import check_ranges
 from musiccm.texts import read_json
 
 #: What a resumed stage may change: where the bundle lies, and settings of what is measured or written at the end.
-MAY_CHANGE = ("bundle", "recall_pairs", "cost_frames", "moments_batches")
+MAY_CHANGE = ("bundle", "recall_pairs", "cost_frames", "moments_batches", "tagger_bundle", "divisor_quantile")
 
 
 def warmup_cosine(warmup_steps: int, max_steps: int, final_share: float = 0.0) -> Callable[[int], float]:
