@@ -17,8 +17,8 @@ _CONSTANT = 1e-6
 class CodebookFitter:
     """Fits a tokenizer's numbers to features, batch by batch; its state can be kept, and taken up again to the bit.
 
-    First `measure` batches, then `fit` others. The clusters are scikit-learn's `MiniBatchKMeans`: k-means++ on the first
-    batch, and centres that get too few frames begin again at a frame.
+    First `measure` batches, then `fit` others. The clusters are scikit-learn's `MiniBatchKMeans`: k-means++ on the
+    first batch, and centres that get too few frames begin again at a frame.
 
     Args:
         codebook: Centroids.

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +81,7 @@ class TaggerFrames(FeatureSource):
 
     def __init__(self, bundle: Bundle, layer: int | None = None) -> None:
         no_layer("tagger", layer)
-        super().__init__("tagger", bundle_fingerprint(bundle, "evaluators/tagger"))
+        super().__init__("tagger", bundle.content_hash(["evaluators/tagger"]))
         self.mel = LogMel(bundle.mel)
         self.tagger: Tagger = bundle.evaluators["tagger"]  # type: ignore[assignment]
         self.sample_rate_hz = bundle.mel.sample_rate_hz
@@ -107,7 +105,7 @@ class ClapFrames(FeatureSource):
     """
 
     def __init__(self, bundle: Bundle, layer: int | None = None) -> None:
-        super().__init__("clap", bundle_fingerprint(bundle, "text_encoder", "feature_extractor"), layer)
+        super().__init__("clap", bundle.content_hash(["text_encoder", "feature_extractor"]), layer)
         conditioner: Any = bundle.conditioner()
         if not isinstance(conditioner, ClapConditioner):
             raise MusiccmError(f"{bundle.path}: its text encoder embeds no audio; features clap need a CLAP")
@@ -313,8 +311,9 @@ def load_transformer(name: str, folder: Path) -> Any:
     stated = config.get("model_type")
     if stated != kind or any(config.get(key) is not None for key in CODE_KEYS):
         code = ", with code of its own" if "auto_map" in config else ""
-        raise MusiccmError(f"{path}: model_type is {stated!r}{code}; features {name} are read by transformers' {class_name} "
-                           f"alone, from a folder that states '{kind}' and names no code. What needs trust_remote_code is not run")
+        raise MusiccmError(f"{path}: model_type is {stated!r}{code}; features {name} are read by transformers' "
+                           f"{class_name} alone, from a folder that states '{kind}' and names no code. What needs "
+                           "trust_remote_code is not run")
     check_folder(folder, folder)
     try:
         network, report = getattr(transformers, class_name).from_pretrained(
@@ -353,19 +352,9 @@ def no_layer(name: str, layer: int | None) -> None:
 
 def folder_fingerprint(folder: Path) -> str:
     """Hash of the files that decide what a network computes, wherever they lie."""
-    return _digest([(file.name, file) for file in part_files(folder)])
-
-
-def bundle_fingerprint(bundle: Bundle, *parts: str) -> str:
-    """Hash of some parts of a bundle and of its mel settings."""
-    files = [(f"{part}/{file.name}", file) for part in parts for file in part_files(bundle.root_of(part) / part)]
-    return _digest(files, json.dumps(asdict(bundle.mel), sort_keys=True))
-
-
-def _digest(files: list[tuple[str, Path]], more: str = "") -> str:
-    digest = hashlib.blake2b(more.encode(), digest_size=16)
-    for name, file in files:
-        digest.update(f"{name}\0{file.stat().st_size}\0".encode())
+    digest = hashlib.blake2b(digest_size=16)
+    for file in part_files(folder):
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
