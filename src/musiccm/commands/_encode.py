@@ -100,8 +100,8 @@ def encode_tokens(
     data = data_module(configs, {**overrides, "kind": "waveform"}, "tokens_dir")
     require_utf8(str(data.tokens_dir), "data.tokens_dir")
     if data.tokenizer is None:
-        raise MusiccmError(f"{configs[-1]}: data.init_args.tokenizer is needed to make tokens, and is not set: the bundle "
-                           "with a semantic_tokenizer/")
+        raise MusiccmError(f"{configs[-1]}: data.init_args.tokenizer is needed to make tokens, and is not set: the "
+                           "bundle with a semantic_tokenizer/")
     tokenizer = tokenizer_of(data.tokenizer)
     stated = tokenizer.config
     tokenizer.use(load_source(stated.source, features or str(data.bundle), stated.layer, non_commercial))

@@ -1,4 +1,4 @@
-"""write the demo corpus or check another, begin a `bundle`, encode `latents` or `tokens`, roll `trajectories`, `index`."""
+"""write or check a corpus, begin a `bundle`, encode `latents` or `tokens`, roll out `trajectories`, or `index`."""
 
 from __future__ import annotations
 
@@ -261,8 +261,8 @@ def _parser() -> argparse.ArgumentParser:
     latents = commands.add_parser("latents", help="encode an experiment's corpus with its VAE and text encoder",
                                   epilog="On several GPUs: torchrun --nproc-per-node 8 -m musiccm prepare latents ...")
     latents.add_argument("--cache-dir", help="cache, in place of data.cache_dir")
-    tokens = commands.add_parser("tokens", help="make semantic tokens of an experiment's corpus, for language model and "
-                                                "renderer")
+    tokens = commands.add_parser("tokens", help="make semantic tokens of an experiment's corpus, for its language "
+                                                "model and what renders them")
     tokens.add_argument("--tokens-dir", help="cache, in place of data.tokens_dir")
     tokens.add_argument("--tokenizer", help="bundle with a semantic_tokenizer/, in place of data.tokenizer")
     tokens.add_argument("--features", help="bundle or local folder of the network that the tokenizer takes features of "

@@ -100,8 +100,8 @@ class MusicDataModule(pl.LightningDataModule):
         mixtures: For each training item so many mixtures of two, under a caption of both: 0.5 is ConsistencyTTA's.
             Waveforms: so many more items in every training batch, drawn anew each time. Latents: so many more clips in
             the cache, as latents cannot be added, drawn once.
-        tokens_dir: The cache of semantic tokens that `musiccm prepare tokens` wrote; needed for `kind="tokens"`. Batches
-            of `kind="latent"` then have the tokens of their windows too.
+        tokens_dir: The cache of semantic tokens that `musiccm prepare tokens` wrote; needed for `kind="tokens"`.
+            Batches of `kind="latent"` then have the tokens of their windows too.
         tokenizer: The bundle whose semantic tokenizer they must come from; left unchecked if not given.
     """
 
@@ -394,7 +394,8 @@ class MusicDataModule(pl.LightningDataModule):
 
     def tokens(self, split: str) -> TokenWindows:
         """The semantic tokens of `"train"`, `"val"` or `"test"` as a data set, of `kind="tokens"`."""
-        return TokenWindows(self.token_cache("test" if split == "test" else "train"), self.latent_rows(split), self.seed)
+        cache = self.token_cache("test" if split == "test" else "train")
+        return TokenWindows(cache, self.latent_rows(split), self.seed)
 
     @property
     def vocabulary(self) -> TagVocabulary | None:

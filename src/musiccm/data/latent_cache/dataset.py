@@ -45,8 +45,8 @@ class LatentCache:
     def __init__(self, folder: str | Path, expected: dict[str, Any] | None = None) -> None:
         self.folder, named = Path(folder), wording((expected or {}).get("format"))
         if who := holder(self.folder.parent / LOCK):
-            raise MusiccmError(f"{self.folder}: the {named.holds.removesuffix('s')} cache is being written by {who}; wait "
-                               "until that has ended")
+            raise MusiccmError(f"{self.folder}: the {named.holds.removesuffix('s')} cache is being written by {who}; "
+                               "wait until that has ended")
         found = read_index(self.folder)
         if found is None:
             raise MusiccmError(f"{self.folder}: no {named.holds.removesuffix('s')} cache here; run `{named.command} "
@@ -106,7 +106,8 @@ class LatentCache:
             MusiccmError: The cache holds latents.
         """
         if self.key["format"] != SEMANTIC_FORMAT:
-            raise MusiccmError(f"{self.folder}: holds latents and no semantic tokens; `musiccm prepare tokens` makes them")
+            raise MusiccmError(f"{self.folder}: holds latents and no semantic tokens; `musiccm prepare tokens` makes "
+                               "them")
         return self._gather("shard", "semantic", rows).long()
 
     def audio(self, rows: np.ndarray) -> Tensor:

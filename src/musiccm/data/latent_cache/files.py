@@ -10,8 +10,8 @@ tokens lie in `text-<n>.safetensors` end to end without padding: `tokens`, [all 
 [captions]. So a caption of 20 tokens costs 40 kB at FLAN-T5-large's width, however many windows and clips have it,
 where padded to 77 for each window it would be 158 kB.
 
-A cache of semantic tokens (`musiccm prepare tokens`) is of the same kind: its shards hold `semantic`, [n, L] in int32, in
-place of `mean` and `std`, and `clap_audio`; its text files hold `clap_text`.
+A cache of semantic tokens (`musiccm prepare tokens`) is of the same kind: its shards hold `semantic`, [n, L] in int32,
+in place of `mean` and `std`, and `clap_audio`; its text files hold `clap_text`.
 """
 
 from __future__ import annotations
@@ -203,8 +203,8 @@ class CacheWriter:
         if begun is not None and (reasons := differences(begun["key"], self.key)):
             if not overwrite:
                 named = wording(self.key["format"])
-                raise MusiccmError(f"{self.folder}: holds {named.holds} of something else: {'; '.join(reasons)}. Choose "
-                                   f"another {named.key}, or encode again with --overwrite")
+                raise MusiccmError(f"{self.folder}: holds {named.holds} of something else: {'; '.join(reasons)}. "
+                                   f"Choose another {named.key}, or encode again with --overwrite")
             # The index goes first: without it, what remains after a kill is no cache.
             (self.folder / INDEX).unlink()
             for path in [*self.folder.glob("shard-*.safetensors"), *self.folder.glob("text-*.safetensors")]:

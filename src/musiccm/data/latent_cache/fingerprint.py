@@ -56,8 +56,8 @@ def joint_fingerprint(bundle: Bundle) -> str:
         MusiccmError: It has no CLAP, or one without a part.
     """
     if bundle.gives_tokens:
-        raise MusiccmError(f"{bundle.path}: its text encoder embeds no audio; semantic tokens are planned from a CLAP's "
-                           "embedding, so name a bundle with one")
+        raise MusiccmError(f"{bundle.path}: its text encoder embeds no audio; semantic tokens are planned from a "
+                           "CLAP's embedding, so name a bundle with one")
     return bundle.content_hash(ENCODING_PARTS[1:])
 
 

@@ -69,7 +69,7 @@ class CodebookFitter:
             self.projection_FD = (kept * largest.sign()).float()
         self.mean_F, self.std_F = mean.float(), std.float()
 
-    def fit(self, features_NF: Tensor) -> float:
+    def fit(self, features_NF: Tensor) -> float | None:
         """Move the centroids by one batch.
 
         Args:
@@ -77,7 +77,7 @@ class CodebookFitter:
 
         Returns:
             Mean squared distance of the batch to its nearest centroids before they move, over the width; 1 or less
-            where all components are kept. NaN in the first batch.
+            where all components are kept. None for the first batch, which the centroids begin with.
 
         Raises:
             MusiccmError: The first batch has too few frames, or nothing was measured.
@@ -86,7 +86,7 @@ class CodebookFitter:
             self._settle()
         x = (features_NF.detach().cpu().float() - self.mean_F) / self.std_F
         x = x if self.projection_FD is None else x @ self.projection_FD
-        distance = float("nan")
+        distance = None
         if self.started:
             centroids = torch.from_numpy(self.clusters.cluster_centers_)
             distance = torch.cdist(x, centroids).amin(1).square().mean().item() / x.shape[1]

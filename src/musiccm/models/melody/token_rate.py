@@ -27,9 +27,8 @@ def token_count(samples: int, sample_rate_hz: int) -> int:
     tokens, rest = divmod(samples * TOKEN_RATE_HZ, sample_rate_hz)
     if rest or tokens < 1:
         longer = (tokens + 1) * sample_rate_hz / TOKEN_RATE_HZ
-        raise MusiccmError(f"semantic tokens: {samples} samples at {sample_rate_hz} Hz are "
-                           f"{samples / sample_rate_hz:g} s, no whole number of tokens of 1/{TOKEN_RATE_HZ} s; the next "
-                           f"length on the grid is {longer:g} samples")
+        raise MusiccmError(f"semantic tokens: {samples} samples at {sample_rate_hz} Hz are no whole number of tokens "
+                           f"of 1/{TOKEN_RATE_HZ} s; the next length on their grid is {longer:g} samples")
     return tokens
 
 
