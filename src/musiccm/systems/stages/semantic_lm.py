@@ -25,8 +25,8 @@ _FOUND = ("codebook", "tokens", "joint_width", "tokenizer")
 class SemanticLMStage(Stage):
     """Trains a `SemanticLM` on a corpus' tokens, each clip's after the codes of its own CLAP embedding.
 
-    At use the codes are of a caption's embedding, which lies elsewhere in the joint space. Noise on the embedding of the
-    sound, and the caption's own embedding in a share of the items, prepare the model for that.
+    At use the codes are of a caption's embedding, which lies elsewhere in the joint space. Noise on the embedding of
+    the sound, and the caption's own embedding in a share of the items, prepare the model for that.
 
     Args:
         lm: `SemanticLMConfig` fields; those that follow from the data (codebook, tokens, joint_width, tokenizer) need

@@ -158,6 +158,9 @@ class SemanticTokenStage(Stage):
                                f"than statistics_steps, {self.statistics_steps}")
         save_part(self.bundle, TOKENIZER, self.part)
 
+    def _identity(self) -> dict[str, Any]:
+        return {**super()._identity(), "source_fingerprint": self._source[0].fingerprint}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the clusters' state beside what every stage keeps."""
         super().on_save_checkpoint(checkpoint)
