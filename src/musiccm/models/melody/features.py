@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,10 +226,11 @@ class MuqFrames(FeatureSource):
         if not (folder / "model.safetensors").is_file():
             raise MusiccmError(f"{folder}: has no model.safetensors; weights in another format are not read")
         try:
-            from muq import MuQ
+            # by name: it belongs to no extra of this package
+            package = importlib.import_module("muq")
         except ImportError as error:
             raise MusiccmError("features muq: need the package muq, which is not installed: pip install muq") from error
-        self.network = freeze(MuQ.from_pretrained(str(folder), local_files_only=True))
+        self.network = freeze(package.MuQ.from_pretrained(str(folder), local_files_only=True))
         self.place = -1 if layer is None else layer
         self.sample_rate_hz, self.frame_rate_hz = 24000, 25.0
         with torch.no_grad():
