@@ -15,7 +15,6 @@ from musiccm.errors import MusiccmError
 from musiccm.models.bundle.files import save_part
 from musiccm.models.melody.semantic_lm import LANGUAGE_MODEL, SemanticLM, SemanticLMConfig, noisy
 from musiccm.models.melody.tokenizer import tokenizer_of
-from musiccm.systems.parallel import own_rows
 from musiccm.systems.stages.base import Stage, mean_of
 
 #: Sizes that follow from the data and the tokenizer.
@@ -95,7 +94,7 @@ class SemanticLMStage(Stage):
 
     def loss(self, batch: TokenBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of the tokens, in nats."""
-        text_B = own_rows(lambda n: torch.rand(n, generator=generator), len(batch)) < self.text_share
+        text_B = torch.rand(len(batch), generator=generator) < self.text_share
         embedding_BD = torch.where(text_B.to(self.device)[:, None], batch.text_BD, batch.audio_BD)
         prefix_BQ = self.part.prefix(noisy(embedding_BD, self.prefix_noise, generator))
         return self.part.loss(prefix_BQ, batch.semantic_BL).mean(), {}
