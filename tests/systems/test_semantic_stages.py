@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+from jsonargparse import ArgumentParser
 from pytorch_lightning.callbacks import ModelCheckpoint
 from small_cache import write_all
 from small_corpus import write_corpus
@@ -283,7 +284,10 @@ def test_experiments_state_the_sizes_that_they_say(name: str, millions: float, t
         model = SemanticLM(SemanticLMConfig(**settings["lm"], codebook=codebook, tokens=tokens))
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
     assert tokens * data["sample_rate_hz"] == data["clip_samples"] * 25
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(pl.LightningModule, "model")
     for experiment in (content, codes):
+        parser.parse_object({"model": experiment["model"]})
         assert experiment["model"]["init_args"]["bundle"] == data["tokenizer"]
     for key in ("clip_samples", "sample_rate_hz", "corpora", "root"):
         assert codes["data"]["init_args"].get(key) == data.get(key)
