@@ -9,7 +9,7 @@ from collections.abc import Mapping
 #: What of setup.cfg's extras brings a module, by the module's name; the first is named where several do.
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("jsonargparse", "lightning_fabric", "matplotlib", "omegaconf", "peft", "pytorch_lightning",
-                     "tensorboard"), ("train",)),
+                     "sklearn", "tensorboard"), ("train",)),
     **dict.fromkeys(("scipy", "timm", "torchaudio", "torchmetrics", "torchvision"), ("train", "eval")),
     **dict.fromkeys(("librosa", "resampy", "skimage", "torchlibrosa"), ("eval",)),
     "faiss": ("faiss",),

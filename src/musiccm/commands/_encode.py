@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,13 +15,15 @@ from pytorch_lightning.strategies import DDPStrategy
 from musiccm.callbacks.preemption import without_lightnings_handlers
 from musiccm.callbacks.progress_lines import ProgressLines
 from musiccm.data.experiment import data_module
-from musiccm.data.latent_cache.fingerprint import ENCODING_PARTS, bundle_fingerprint
+from musiccm.data.latent_cache.fingerprint import ENCODING_PARTS, bundle_fingerprint, joint_fingerprint
 from musiccm.device import choose_device
 from musiccm.errors import MusiccmError
 from musiccm.locks import locked_folder
 from musiccm.models.bundle import Bundle
+from musiccm.models.melody.features import load_source
+from musiccm.models.melody.tokenizer import tokenizer_of
 from musiccm.systems.encoding.data import SPLITS, EncodingData
-from musiccm.systems.encoding.encoder import Encoder
+from musiccm.systems.encoding.encoder import CorpusEncoder, Encoder, TokenEncoder
 from musiccm.terminal import interactive, say
 from musiccm.texts import require_utf8
 
@@ -63,10 +64,58 @@ def encode_corpus(
     bundle = Bundle.from_pretrained(str(data.bundle), parts=ENCODING_PARTS)
     work = EncodingData(data, bundle_fingerprint(bundle), batch_size, shard_size, overwrite, bundle.gives_tokens,
                         splits)
-    encoder = Encoder(bundle, work)
+    _encode(Encoder(bundle, work), work, device)
+
+
+def encode_tokens(
+    configs: list[str],
+    overrides: dict[str, Any],
+    features: str | None = None,
+    non_commercial: bool = False,
+    batch_size: int = 16,
+    device: str = "auto",
+    overwrite: bool = False,
+    shard_size: int = 256,
+    splits: Sequence[str] = SPLITS,
+) -> None:
+    """Write the semantic tokens of an experiment's corpus into their cache, as `encode_corpus` does latents.
+
+    Args:
+        configs: Experiment files; `data.init_args.tokenizer` names the bundle with the tokenizer.
+        overrides: Arguments that win over `data.init_args`.
+        features: Bundle or folder of the network that the tokenizer takes features of; `data.bundle` if not given.
+        non_commercial: Whether that may be one for non-commercial use alone.
+        batch_size: See `encode_corpus`, as what follows.
+        device: `auto`, `cpu`, `cuda`, ...
+        overwrite: Replace a cache that was made from something else.
+        shard_size: Windows in a file of the cache.
+        splits: What is encoded.
+
+    Raises:
+        MusiccmError: Bad configuration, corpus, bundle, tokenizer or cache, each named.
+    """
+    if min(batch_size, shard_size) < 1:
+        raise MusiccmError(f"--batch-size and --shard-size must be at least 1, found {batch_size} and {shard_size}")
+    choose_device(device)
+    data = data_module(configs, {**overrides, "kind": "waveform"}, "tokens_dir")
+    require_utf8(str(data.tokens_dir), "data.tokens_dir")
+    if data.tokenizer is None:
+        raise MusiccmError(f"{configs[-1]}: data.init_args.tokenizer is needed to make tokens, and is not set: the "
+                           "bundle with a semantic_tokenizer/")
+    tokenizer = tokenizer_of(data.tokenizer)
+    stated = tokenizer.config
+    tokenizer.use(load_source(stated.source, features or str(data.bundle), stated.layer, non_commercial))
+    bundle = Bundle.from_pretrained(str(data.bundle), parts=ENCODING_PARTS[1:])
+    work = EncodingData(data, joint_fingerprint(bundle), batch_size, shard_size, overwrite, splits=splits,
+                        tokenizer=tokenizer.fingerprint)
+    _encode(TokenEncoder(bundle, tokenizer, work), work, device)
+
+
+def _encode(encoder: CorpusEncoder, work: EncodingData, device: str) -> None:
+    """Do the work in all processes, and say how it went."""
     trainer = make_trainer(device)
     # For all processes of a run: the others wait for the first, and are ended with it.
-    with locked_folder(Path(str(data.cache_dir))) if trainer.is_global_zero else contextlib.nullcontext():
+    with locked_folder(work.folder) if trainer.is_global_zero else contextlib.nullcontext():
         trainer.predict(encoder, datamodule=work, return_predictions=False)
         report = encoder.finish(trainer.strategy)
     if trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""write the demo corpus or check another, begin a `bundle`, encode `latents`, roll out `trajectories`, or `index`."""
+"""write or check a corpus, begin a `bundle`, encode `latents` or `tokens`, roll out `trajectories`, or `index`."""
 
 from __future__ import annotations
 
@@ -53,11 +53,16 @@ def main(argv: list[str]) -> int:
         allowed, _ = take_allowed([part for name in args.allow_import for part in (OPTION, name)])
         roll_trajectories(args.config, args.batch_size, args.device, args.overwrite, args.shard_size, allowed)
         return 0
-    from musiccm.commands._encode import encode_corpus
+    from musiccm.commands._encode import encode_corpus, encode_tokens
 
-    overrides = {"root": args.root, "bundle": args.bundle, "cache_dir": args.cache_dir, "strict": args.strict or None}
-    encode_corpus(args.config, {k: v for k, v in overrides.items() if v is not None}, args.batch_size, args.device,
-                  args.overwrite, args.shard_size, args.split or ("train", "test"))
+    named = ("cache_dir",) if args.what == "latents" else ("tokens_dir", "tokenizer")
+    overrides = {key: getattr(args, key) for key in ("root", "bundle", *named)} | {"strict": args.strict or None}
+    stated = {key: value for key, value in overrides.items() if value is not None}
+    how = (args.batch_size, args.device, args.overwrite, args.shard_size, args.split or ("train", "test"))
+    if args.what == "latents":
+        encode_corpus(args.config, stated, *how)
+    else:
+        encode_tokens(args.config, stated, args.features, args.non_commercial, *how)
     return 0
 
 
@@ -255,17 +260,29 @@ def _parser() -> argparse.ArgumentParser:
     bundle.add_argument("--out", required=True, help="folder to write; the stages fill it")
     latents = commands.add_parser("latents", help="encode an experiment's corpus with its VAE and text encoder",
                                   epilog="On several GPUs: torchrun --nproc-per-node 8 -m musiccm prepare latents ...")
-    latents.add_argument("--config", required=True, action="append", help="experiment file; its data section is used")
-    latents.add_argument("--root", help="corpus, in place of data.root")
-    latents.add_argument("--bundle", help="bundle, in place of data.bundle")
     latents.add_argument("--cache-dir", help="cache, in place of data.cache_dir")
-    latents.add_argument("--split", action="append", choices=("train", "test"),
-                         help="encode this one alone; training reads `train` (default: both)")
-    latents.add_argument("--batch-size", type=int, default=16, help="windows encoded at a time (default %(default)s)")
-    latents.add_argument("--shard-size", type=int, default=256, help="windows in a file (default %(default)s)")
-    latents.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
-    latents.add_argument("--overwrite", action="store_true", help="replace a cache that was made from something else")
-    latents.add_argument("--strict", action="store_true", help="stop at the first item that cannot be used")
+    tokens = commands.add_parser("tokens", help="make semantic tokens of an experiment's corpus, for its language "
+                                                "model and what renders them")
+    tokens.add_argument("--tokens-dir", help="cache, in place of data.tokens_dir")
+    tokens.add_argument("--tokenizer", help="bundle with a semantic_tokenizer/, in place of data.tokenizer")
+    tokens.add_argument("--features", help="bundle or local folder of the network that the tokenizer takes features of "
+                                           "(default data.bundle)")
+    tokens.add_argument("--non-commercial", action="store_true",
+                        help="read features whose weights are licensed for non-commercial use alone (mert, muq)")
+    for encoder in (latents, tokens):
+        encoder.add_argument("--config", required=True, action="append",
+                             help="experiment file; its data section is used")
+        encoder.add_argument("--root", help="corpus, in place of data.root")
+        encoder.add_argument("--bundle", help="bundle, in place of data.bundle")
+        encoder.add_argument("--split", action="append", choices=("train", "test"),
+                             help="encode this one alone; training reads `train` (default: both)")
+        encoder.add_argument("--batch-size", type=int, default=16,
+                             help="windows encoded at a time (default %(default)s)")
+        encoder.add_argument("--shard-size", type=int, default=256, help="windows in a file (default %(default)s)")
+        encoder.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
+        encoder.add_argument("--overwrite", action="store_true",
+                             help="replace a cache that was made from something else")
+        encoder.add_argument("--strict", action="store_true", help="stop at the first item that cannot be used")
     paths = commands.add_parser("trajectories", help="sample an experiment's guided teacher from noise and keep points "
                                                      "of its paths, for objectives that train on them")
     paths.add_argument("--config", required=True, action="append",

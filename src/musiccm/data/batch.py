@@ -64,11 +64,36 @@ class LatentBatch(Batch):
         audio_BD: CLAP embedding of the window's own audio; None where the bundle conditions by tokens.
         ids: Window ids: the clip's, with `@<n>` behind it where a clip has several windows.
         captions: One caption a clip.
+        semantic_BL: The windows' semantic tokens, int64; None without a cache of them. A system makes a condition of
+            them by its tokenizer's `vectors`.
     """
 
     latents_BCTF: Tensor
     text_BD: AnyCondition
     audio_BD: Tensor | None
+    ids: list[str]
+    captions: list[str]
+    semantic_BL: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass
+class TokenBatch(Batch):
+    """Semantic tokens of windows with both embeddings of the joint space.
+
+    Args:
+        semantic_BL: Tokens, int64.
+        text_BD: CLAP embedding of the caption.
+        audio_BD: CLAP embedding of the window's own audio.
+        ids: Window ids.
+        captions: One caption a clip.
+    """
+
+    semantic_BL: Tensor
+    text_BD: Tensor
+    audio_BD: Tensor
     ids: list[str]
     captions: list[str]
 

@@ -9,12 +9,13 @@ from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
 
 
-def data_module(configs: list[str], overrides: dict[str, Any]) -> MusicDataModule:
+def data_module(configs: list[str], overrides: dict[str, Any], cache: str = "cache_dir") -> MusicDataModule:
     """Build the data module of an experiment file.
 
     Args:
         configs: Experiment files, later ones laid over earlier ones.
         overrides: Arguments that win over `data.init_args`.
+        cache: Which argument names the folder that is to be written.
 
     Returns:
         The data module.
@@ -28,9 +29,9 @@ def data_module(configs: list[str], overrides: dict[str, Any]) -> MusicDataModul
     arguments = {**data["init_args"], **overrides}
     if overrides.get("kind") == "waveform":  # whoever reads the audio has no use for them
         arguments.pop("trajectories_dir", None)
-    for key in ("root", "bundle", "cache_dir"):
+    for key in ("root", "bundle", cache):
         if not arguments.get(key) and not (key == "root" and arguments.get("corpora")):
-            raise MusiccmError(f"{configs[-1]}: data.init_args.{key} is needed to encode latents, and is not set")
+            raise MusiccmError(f"{configs[-1]}: data.init_args.{key} is needed to encode the corpus, and is not set")
     try:
         return MusicDataModule(**arguments)
     except TypeError as error:

@@ -24,9 +24,9 @@ from musiccm.data.demo.other_renderings import OtherRenderings, other_renderings
 from musiccm.data.demo.worlds import FIRST
 from musiccm.data.demo.worlds import demo_world as world_named
 from musiccm.data.latent_cache.dataset import LatentCache
-from musiccm.data.latent_cache.files import cache_key
-from musiccm.data.latent_cache.fingerprint import bundle_fingerprint, clips_fingerprint
-from musiccm.data.latent_cache.windows import LatentWindows, collate_latents
+from musiccm.data.latent_cache.files import cache_key, token_key
+from musiccm.data.latent_cache.fingerprint import bundle_fingerprint, clips_fingerprint, joint_fingerprint
+from musiccm.data.latent_cache.windows import LatentWindows, TokenWindows, collate_latents
 from musiccm.data.mixtures import MixedClip, MixingCollate, mixed_clips
 from musiccm.data.sampling import KeyedLoader, MixedSampler, OrderedSampler, ShuffledSampler
 from musiccm.data.trajectories.dataset import Trajectories
@@ -36,10 +36,11 @@ from musiccm.data.waveforms import WaveformWindows, collate_waveforms
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import local_bundle
+from musiccm.models.melody.tokenizer import tokenizer_of
 
 log = logging.getLogger(__name__)
 
-KINDS = ("waveform", "latent")
+KINDS = ("waveform", "latent", "tokens")
 
 
 def split_validation(clips: Sequence[Clip], count: int) -> tuple[list[Clip], list[Clip]]:
@@ -69,7 +70,8 @@ class MusicDataModule(pl.LightningDataModule):
 
     Args:
         root: A corpus in Audiostock's layout.
-        kind: `"waveform"` for WaveformBatch, `"latent"` for LatentBatch in training and validation.
+        kind: `"waveform"` for WaveformBatch, `"latent"` for LatentBatch in training and validation, `"tokens"` for
+            TokenBatch.
         clip_samples: Samples in a window at `sample_rate_hz`.
         sample_rate_hz: Rate of the windows.
         batch_size: Items in a training batch of one process.
@@ -98,6 +100,9 @@ class MusicDataModule(pl.LightningDataModule):
         mixtures: For each training item so many mixtures of two, under a caption of both: 0.5 is ConsistencyTTA's.
             Waveforms: so many more items in every training batch, drawn anew each time. Latents: so many more clips in
             the cache, as latents cannot be added, drawn once.
+        tokens_dir: The cache of semantic tokens that `musiccm prepare tokens` wrote; needed for `kind="tokens"`.
+            Batches of `kind="latent"` then have the tokens of their windows too.
+        tokenizer: The bundle whose semantic tokenizer they must come from; left unchecked if not given.
     """
 
     def __init__(
@@ -127,6 +132,8 @@ class MusicDataModule(pl.LightningDataModule):
         level: str = "native",
         trajectories_dir: str | None = None,
         mixtures: float = 0.0,
+        tokens_dir: str | None = None,
+        tokenizer: str | None = None,
     ) -> None:
         super().__init__()
         specs = corpora_of({"root": root, "corpora": corpora, "demo_corpora": demo_corpora})
@@ -135,6 +142,8 @@ class MusicDataModule(pl.LightningDataModule):
             raise MusiccmError(f"data.kind must be one of {', '.join(KINDS)}, found {kind!r}")
         if kind == "latent" and cache_dir is None:
             raise MusiccmError("data.cache_dir is needed where data.kind is 'latent'")
+        if kind == "tokens" and tokens_dir is None:
+            raise MusiccmError("data.tokens_dir is needed where data.kind is 'tokens'")
         if kind != "latent" and trajectories_dir is not None:
             raise MusiccmError("data.trajectories_dir: trajectories are of latents; expected data.kind 'latent', found "
                                f"{kind!r}")
@@ -156,6 +165,7 @@ class MusicDataModule(pl.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers, self.seed, self.val_count, self.eval_limit = num_workers, seed, val_clips, eval_limit
         self.cache_dir, self.bundle, self.vocabulary_path = cache_dir, bundle, vocabulary
+        self.tokens_dir, self.tokenizer = tokens_dir, tokenizer
         self.windows_per_track = windows_per_track
         self._train_parts: list[list[Clip]] = []
         self._eval_parts: dict[str, list[Part]] = {"val": [], "test": []}
@@ -166,6 +176,7 @@ class MusicDataModule(pl.LightningDataModule):
         self.test_clips: list[Clip] = []
         self._vocabulary: TagVocabulary | None = None
         self._caches: dict[str, LatentCache] = {}
+        self._token_caches: dict[str, LatentCache] = {}
         self._trajectories: Trajectories | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -180,6 +191,8 @@ class MusicDataModule(pl.LightningDataModule):
         if stage != "fit" and not self.test_clips:
             self._eval_parts["test"] = self.corpora.test()
             self.test_clips = [clip for part in self._eval_parts["test"] for clip in part.clips]
+        if self.kind != "waveform" and self.tokens_dir is not None:
+            self.token_cache("train")
         if self.kind == "latent":
             self.latent_cache("train")
             if stage == "fit" and self.trajectories_dir is not None:
@@ -232,6 +245,7 @@ class MusicDataModule(pl.LightningDataModule):
             "seed": self.seed,
             **({"mixtures": self.mixtures} if self.mixtures else {}),
             **({} if self.trajectories_dir is None else {"trajectories": self.trajectories().key}),
+            **({} if self.tokens_dir is None else {"tokenizer": self.token_cache("train").key["tokenizer"]}),
         }
 
     def trajectory_key(self) -> dict[str, Any]:
@@ -296,10 +310,42 @@ class MusicDataModule(pl.LightningDataModule):
             self._caches[split] = LatentCache(Path(self.cache_dir) / split, self.latent_key(split))
         return self._caches[split]
 
+    def token_key(self, split: str, model: str | None = None, tokenizer: str | None = None) -> dict[str, Any]:
+        """What the cache of semantic tokens of a folder must have been made from.
+
+        Args:
+            split: `"train"` or `"test"`.
+            model: Hash of the CLAP; computed if not given, unchecked where the bundle is not on this disk.
+            tokenizer: Fingerprint of the tokenizer; read, or left unchecked where `tokenizer` names none.
+        """
+        if model is None and self.bundle and (folder := local_bundle(self.bundle)) is not None:
+            model = joint_fingerprint(Bundle.from_pretrained(folder, parts=()))
+        if tokenizer is None and self.tokenizer is not None:
+            tokenizer = tokenizer_of(self.tokenizer).fingerprint
+        windows = cache_key(self.clips(split), self.clip_samples, self.sample_rate_hz, self.windows_per_track, None,
+                            self.conversion)
+        return token_key(windows, model, tokenizer)
+
+    def token_cache(self, split: str) -> LatentCache:
+        """The cache of semantic tokens of a folder, `"train"` or `"test"`, checked on opening.
+
+        Raises:
+            MusiccmError: It is missing, unfinished, or made from another corpus, tokenizer, CLAP or window length.
+        """
+        if split not in self._token_caches:
+            if self.tokens_dir is None:
+                raise MusiccmError("data.tokens_dir is needed to read semantic tokens")
+            self._token_caches[split] = LatentCache(Path(self.tokens_dir) / split, self.token_key(split))
+        return self._token_caches[split]
+
+    def _cache(self, folder: str) -> LatentCache:
+        """The cache that batches are drawn from."""
+        return self.token_cache(folder) if self.kind == "tokens" else self.latent_cache(folder)
+
     def latent_rows(self, split: str) -> np.ndarray:
         """Rows of the cache that belong to `"train"`, `"val"` or `"test"`; outside training one window a clip."""
         folder = "test" if split == "test" else "train"
-        index = self.latent_cache(folder).index
+        index = self._cache(folder).index
         if split == "train":
             return index.rows_of(self._clip_numbers(folder, [clip for part in self._cached_parts() for clip in part]))
         return index.middle_rows(self._clip_numbers(folder, self.eval_clips(split)))
@@ -336,14 +382,20 @@ class MusicDataModule(pl.LightningDataModule):
         Raises:
             MusiccmError: There is no latent cache, or it is unfinished or stale, or its bundle embeds no audio.
         """
-        cache = self.latent_cache("train")
+        cache = self._cache("train")
         rows = cache.index.rows_of(self._clip_numbers("train", self.train_clips))
         return [cache.index.clip_ids[clip] for clip in cache.index.clips_of(rows)], cache.audio(rows)
 
     def latents(self, split: str) -> LatentWindows:
         """The cached windows of `"train"`, `"val"` or `"test"` as a data set."""
-        cache = self.latent_cache("test" if split == "test" else "train")
-        return LatentWindows(cache, self.latent_rows(split), self.seed)
+        folder = "test" if split == "test" else "train"
+        tokens = None if self.tokens_dir is None else self.token_cache(folder)
+        return LatentWindows(self.latent_cache(folder), self.latent_rows(split), self.seed, tokens)
+
+    def tokens(self, split: str) -> TokenWindows:
+        """The semantic tokens of `"train"`, `"val"` or `"test"` as a data set, of `kind="tokens"`."""
+        cache = self.token_cache("test" if split == "test" else "train")
+        return TokenWindows(cache, self.latent_rows(split), self.seed)
 
     @property
     def vocabulary(self) -> TagVocabulary | None:
@@ -395,8 +447,8 @@ class MusicDataModule(pl.LightningDataModule):
     def _train_sampler(self, size: int, batch_size: int) -> ShuffledSampler:
         if self.corpora.weights is None:
             return ShuffledSampler(size, batch_size, self.seed)
-        if self.kind == "latent":
-            index = self.latent_cache("train").index
+        if self.kind != "waveform":
+            index = self._cache("train").index
             sizes = [int(index.window_counts(self._clip_numbers("train", part)).sum()) for part in self._cached_parts()]
         else:
             sizes = [len(part) for part in self._train_parts]
@@ -416,6 +468,8 @@ class MusicDataModule(pl.LightningDataModule):
     def _dataset(self, split: str) -> tuple[Dataset, Callable[[Any], Any]]:
         if self.kind == "latent":
             return self.latents(split), collate_latents
+        if self.kind == "tokens":
+            return self.tokens(split), collate_latents
         return self.waveforms(split), collate_waveforms
 
     def _loader(

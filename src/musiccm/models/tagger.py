@@ -121,15 +121,29 @@ class Tagger(nn.Module):
         Raises:
             MusiccmError: If the mel has another number of bins.
         """
-        if mel_BMN.shape[-1] != self.config.n_mels:
-            raise MusiccmError(f"tagger: expected {self.config.n_mels} mel bins, found {mel_BMN.shape[-1]}")
-        x = ((mel_BMN - self.config.mel_mean) / self.config.mel_std).unsqueeze(1)
-        x = self.stem(x).transpose(2, 3).flatten(1, 2)
-        x = F.relu(self.norm(self.temporal(self.fold(x)))).float()
+        x = self.time_map(mel_BMN)
         std = (x.var(dim=-1, unbiased=False) + 1e-5).sqrt()
         pooled = torch.cat([x.mean(-1), x.amax(-1), std], dim=1)
         embedding = F.relu(self.embed(pooled))
         return embedding, self.head(self.dropout(embedding))
+
+    def time_map(self, mel_BMN: Tensor) -> Tensor:
+        """What is pooled over time: one vector for four mel frames.
+
+        Args:
+            mel_BMN: Natural-log mel.
+
+        Returns:
+            [B, width, ceil(M / 4)], non-negative, float32.
+
+        Raises:
+            MusiccmError: If the mel has another number of bins.
+        """
+        if mel_BMN.shape[-1] != self.config.n_mels:
+            raise MusiccmError(f"tagger: expected {self.config.n_mels} mel bins, found {mel_BMN.shape[-1]}")
+        x = ((mel_BMN - self.config.mel_mean) / self.config.mel_std).unsqueeze(1)
+        x = self.stem(x).transpose(2, 3).flatten(1, 2)
+        return F.relu(self.norm(self.temporal(self.fold(x)))).float()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors`."""

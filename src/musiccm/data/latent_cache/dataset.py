@@ -12,12 +12,14 @@ from torch import Tensor
 
 from musiccm.data.latent_cache.files import (
     COLUMNS,
+    SEMANTIC_FORMAT,
     TOKEN_FORMAT,
     differences,
     file_counts,
     file_path,
     file_sizes,
     read_index,
+    wording,
 )
 from musiccm.data.latent_cache.window_index import WindowIndex
 from musiccm.diffusion import AnyCondition, Condition
@@ -26,7 +28,7 @@ from musiccm.locks import LOCK, holder
 
 
 class LatentCache:
-    """A cache that `musiccm prepare latents` wrote; nothing is read before it is asked for.
+    """A cache that `musiccm prepare latents` or `tokens` wrote; nothing is read before it is asked for.
 
     Args:
         folder: The cache.
@@ -41,15 +43,17 @@ class LatentCache:
     """
 
     def __init__(self, folder: str | Path, expected: dict[str, Any] | None = None) -> None:
-        self.folder = Path(folder)
+        self.folder, named = Path(folder), wording((expected or {}).get("format"))
         if who := holder(self.folder.parent / LOCK):
-            raise MusiccmError(f"{self.folder}: the latent cache is being written by {who}; wait until that has ended")
+            raise MusiccmError(f"{self.folder}: the {named.holds.removesuffix('s')} cache is being written by {who}; "
+                               "wait until that has ended")
         found = read_index(self.folder)
         if found is None:
-            raise MusiccmError(f"{self.folder}: no latent cache here; run `musiccm prepare latents --config ...` first")
+            raise MusiccmError(f"{self.folder}: no {named.holds.removesuffix('s')} cache here; run `{named.command} "
+                               "--config ...` first")
         if reasons := differences(found["key"], expected or {}):
-            raise MusiccmError(f"{self.folder}: stale latent cache: {'; '.join(reasons)}. Encode again with "
-                               "`musiccm prepare latents --config ... --overwrite`")
+            raise MusiccmError(f"{self.folder}: stale {named.holds.removesuffix('s')} cache: {'; '.join(reasons)}. "
+                               f"Encode again with `{named.command} --config ... --overwrite`")
         self.key: dict[str, Any] = found["key"]
         self.index = WindowIndex.load(self.folder / COLUMNS)
         self._sizes = file_sizes(found["shard_size"], self.key["format"])
@@ -61,7 +65,7 @@ class LatentCache:
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
             raise MusiccmError(f"{self.folder}: {len(missing)} of {len(paths)} files are missing, first {missing[0]}; "
-                               "run `musiccm prepare latents` again, it goes on where it stopped")
+                               f"run `{named.command}` again, it goes on where it stopped")
         self._files: dict[tuple[str, int], dict[str, np.ndarray]] = {}
 
     def __len__(self) -> int:
@@ -86,14 +90,25 @@ class LatentCache:
                     found["ends"] = np.concatenate([[0], np.cumsum(found["lengths"])])
                 self._files[kind, number] = found
             except (OSError, SafetensorError) as error:
-                raise MusiccmError(f"{path}: damaged ({error}); remove it and run `musiccm prepare latents` "
-                                   "again") from error
+                raise MusiccmError(f"{path}: damaged ({error}); remove it and run "
+                                   f"`{wording(self.key['format']).command}` again") from error
         return self._files[kind, number]
 
     def moments(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the raw latents of windows, float32, each [n, C, T, F]."""
         mean, std = (self._gather("shard", name, rows) for name in ("mean", "std"))
         return mean.float(), std.float()
+
+    def semantic(self, rows: np.ndarray) -> Tensor:
+        """Semantic tokens of windows, int64, [n, L].
+
+        Raises:
+            MusiccmError: The cache holds latents.
+        """
+        if self.key["format"] != SEMANTIC_FORMAT:
+            raise MusiccmError(f"{self.folder}: holds latents and no semantic tokens; `musiccm prepare tokens` makes "
+                               "them")
+        return self._gather("shard", "semantic", rows).long()
 
     def audio(self, rows: np.ndarray) -> Tensor:
         """CLAP embeddings of the windows' own audio, [n, D].

@@ -9,6 +9,9 @@ Of a bundle that conditions by tokens, shards have no `clap_audio`, and the inde
 tokens lie in `text-<n>.safetensors` end to end without padding: `tokens`, [all of them, D] in float16, and `lengths`,
 [captions]. So a caption of 20 tokens costs 40 kB at FLAN-T5-large's width, however many windows and clips have it,
 where padded to 77 for each window it would be 158 kB.
+
+A cache of semantic tokens (`musiccm prepare tokens`) is of the same kind: its shards hold `semantic`, [n, L] in int32,
+in place of `mean` and `std`, and `clap_audio`; its text files hold `clap_text`.
 """
 
 from __future__ import annotations
@@ -33,14 +36,37 @@ from musiccm.errors import MusiccmError
 from musiccm.files import sweep, write_atomically, write_json
 from musiccm.texts import load_json
 
-#: Of a cache with CLAP's vectors, and of one with tokens.
-FORMAT, TOKEN_FORMAT = 2, 3
-_HOLDS = {FORMAT: "a CLAP vector a caption", TOKEN_FORMAT: "tokens of captions"}
+#: Of a cache with CLAP's vectors, of one with tokens of captions, and of one of semantic tokens.
+FORMAT, TOKEN_FORMAT, SEMANTIC_FORMAT = 2, 3, 4
+_HOLDS = {FORMAT: "a CLAP vector a caption", TOKEN_FORMAT: "tokens of captions",
+          SEMANTIC_FORMAT: "semantic tokens and a CLAP vector a caption"}
 INDEX, COLUMNS = "index.json", "index.safetensors"
 #: How many more captions a text file holds than a shard holds windows, by format: they are that much smaller.
-CAPTIONS_PER_WINDOW = {FORMAT: 16, TOKEN_FORMAT: 4}
-_HALF = ("mean", "std", "tokens")
-_WHOLE = ("lengths",)
+CAPTIONS_PER_WINDOW = {FORMAT: 16, TOKEN_FORMAT: 4, SEMANTIC_FORMAT: 16}
+#: How tensors are stored that are not float32.
+_STORED = {**dict.fromkeys(("mean", "std", "tokens"), torch.float16), "lengths": torch.int64, "semantic": torch.int32}
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How messages name a cache.
+
+    Args:
+        holds: What is in it.
+        command: What writes it.
+        key: Where an experiment names its folder.
+    """
+
+    holds: str
+    command: str
+    key: str
+
+
+def wording(layout: int | None) -> Wording:
+    """How messages name a cache of a format; None for one of latents."""
+    if layout == SEMANTIC_FORMAT:
+        return Wording("tokens", "musiccm prepare tokens", "data.tokens_dir")
+    return Wording("latents", "musiccm prepare latents", "data.cache_dir")
 
 
 def cache_key(
@@ -64,12 +90,27 @@ def cache_key(
     }
 
 
+def token_key(latents: dict[str, Any], model: str | None, tokenizer: str | None) -> dict[str, Any]:
+    """What a cache of semantic tokens depends on.
+
+    Args:
+        latents: The key of a cache of latents of the same windows.
+        model: Hash of the CLAP; None leaves it unchecked.
+        tokenizer: The tokenizer's fingerprint; None leaves it unchecked.
+    """
+    return {**latents, "format": SEMANTIC_FORMAT, "model": model, "tokenizer": tokenizer}
+
+
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     """In what a cache's key is not the one that is expected; one of an older format is not compared further."""
     written, wanted = found.get("format"), expected.get("format")
     if written not in _HOLDS:
         known = " and ".join(map(str, _HOLDS)) if wanted is None else wanted
         return [f"its format is {written}, this version of musiccm reads and writes {known}"]
+    if wanted != written and SEMANTIC_FORMAT in (wanted, written):
+        # a format that is left open is one of latents
+        what = "latents" if wanted is None else f"{wanted}, {_HOLDS[wanted]}"
+        return [f"its format is {written}, with {_HOLDS[written]}; expected {what}"]
     if wanted not in (None, written):
         return [f"its format is {written}, with {_HOLDS[written]}, and the bundle's text encoder makes {wanted}, "
                 f"{_HOLDS[wanted]}"]
@@ -161,8 +202,9 @@ class CacheWriter:
         begun = read_index(self.folder)
         if begun is not None and (reasons := differences(begun["key"], self.key)):
             if not overwrite:
-                raise MusiccmError(f"{self.folder}: holds latents of something else: {'; '.join(reasons)}. Choose "
-                                   "another data.cache_dir, or encode again with --overwrite")
+                named = wording(self.key["format"])
+                raise MusiccmError(f"{self.folder}: holds {named.holds} of something else: {'; '.join(reasons)}. "
+                                   f"Choose another {named.key}, or encode again with --overwrite")
             # The index goes first: without it, what remains after a kill is no cache.
             (self.folder / INDEX).unlink()
             for path in [*self.folder.glob("shard-*.safetensors"), *self.folder.glob("text-*.safetensors")]:
@@ -198,7 +240,7 @@ class CacheWriter:
         Args:
             unit: Which one.
             tensors: `mean`, `std` and `clap_audio` of its windows, or `clap_text` of its captions; where these are
-                tokens, no `clap_audio`, and `tokens` and `lengths`.
+                tokens, no `clap_audio`, and `tokens` and `lengths`. `semantic` in place of `mean` and `std`.
 
         Raises:
             MusiccmError: A value is NaN or does not fit float16, or the disk is full.
@@ -206,8 +248,7 @@ class CacheWriter:
         path = file_path(self.folder, unit.kind, unit.number)
         stored = {}
         for name, tensor in tensors.items():
-            dtype = torch.float16 if name in _HALF else torch.int64 if name in _WHOLE else torch.float32
-            stored[name] = tensor.detach().to("cpu", dtype).contiguous()
+            stored[name] = tensor.detach().to("cpu", _STORED.get(name, torch.float32)).contiguous()
             if not torch.isfinite(stored[name]).all():
                 row = int((~torch.isfinite(stored[name].flatten(1)).all(1)).nonzero()[0])
                 if name == "tokens":  # of which caption

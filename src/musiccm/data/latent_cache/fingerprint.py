@@ -46,6 +46,21 @@ def bundle_fingerprint(bundle: Bundle) -> str:
     return digest.hexdigest()
 
 
+def joint_fingerprint(bundle: Bundle) -> str:
+    """Hash of a bundle's CLAP, and of what it reads texts and sounds with.
+
+    Args:
+        bundle: The bundle; parts that it borrows are read from its base.
+
+    Raises:
+        MusiccmError: It has no CLAP, or one without a part.
+    """
+    if bundle.gives_tokens:
+        raise MusiccmError(f"{bundle.path}: its text encoder embeds no audio; semantic tokens are planned from a "
+                           "CLAP's embedding, so name a bundle with one")
+    return bundle.content_hash(ENCODING_PARTS[1:])
+
+
 def clips_fingerprint(clips: Sequence[Clip]) -> str:
     """Hash of the captions and the decoded audio of clips, by its hash from the scan; their folder does not enter."""
     digest = hashlib.blake2b(digest_size=16)

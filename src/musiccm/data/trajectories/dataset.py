@@ -84,5 +84,5 @@ class Trajectories(Dataset):
         ends = torch.stack([self._file(file)[1][place] for file, place in places])
         return TrajectoryBatch(
             ends.float(), real.text_BD, None, real.ids, real.captions, points_BPCTF=points.float(),
-            timesteps_P=torch.tensor(self.key["timesteps"]),
+            timesteps_P=torch.tensor(self.key["timesteps"]), semantic_BL=real.semantic_BL,
         )

@@ -72,6 +72,9 @@ PARTS = {
     "evaluators/sections": PartKind("musiccm.models.tagger", "Tagger", weights="model", optional=True),
     "evaluators/audiomae": PartKind("musiccm.models.features", "ViTFeatures", weights="model"),
     SECOND_CLAP: PartKind("transformers", "ClapModel", weights="model", optional=True),
+    "semantic_tokenizer": PartKind("musiccm.models.melody.tokenizer", "SemanticTokenizer", weights="model",
+                                   optional=True),
+    "semantic_lm": PartKind("musiccm.models.melody.semantic_lm", "SemanticLM", weights="model", optional=True),
 }
 
 

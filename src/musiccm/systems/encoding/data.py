@@ -95,7 +95,7 @@ class _Loader:
 
 
 class EncodingData(pl.LightningDataModule):
-    """The work of `musiccm prepare latents`, divided among processes in whole files.
+    """The work of `musiccm prepare latents` and `tokens`, divided among processes in whole files.
 
     Which windows a file holds follows from the corpus alone, and each file is one process' work from beginning to end:
     the cache is the same, byte for byte, for any number of processes, also when a killed run is resumed with another
@@ -103,24 +103,31 @@ class EncodingData(pl.LightningDataModule):
 
     Args:
         data: The corpora and the windows' settings, of kind `waveform`.
-        model: Fingerprint of the bundle that encodes.
+        model: Fingerprint of the bundle that encodes; of its CLAP where it writes semantic tokens.
         batch_size: Windows at a time.
         shard_size: Windows in a file.
         overwrite: Replace a cache that was made from something else.
         tokens: Whether the bundle's text encoder gives tokens.
         splits: What is encoded, of `SPLITS`: training reads `train` alone.
+        tokenizer: Fingerprint of the semantic tokenizer whose tokens are written; None where latents are.
     """
 
     def __init__(
         self, data: MusicDataModule, model: str, batch_size: int, shard_size: int = 256, overwrite: bool = False,
-        tokens: bool = False, splits: Sequence[str] = SPLITS,
+        tokens: bool = False, splits: Sequence[str] = SPLITS, tokenizer: str | None = None,
     ) -> None:
         super().__init__()
         self.prepare_data_per_node = False
         self.data, self.model, self.tokens, self.splits = data, model, tokens, tuple(splits)
         self.batch_size, self.shard_size, self.overwrite = batch_size, shard_size, overwrite
+        self.tokenizer = tokenizer
         self.writers: dict[str, CacheWriter] = {}
         self.pending: list[tuple[str, Unit]] = []
+
+    @property
+    def folder(self) -> Path:
+        """Where the caches of all splits lie."""
+        return Path(str(self.data.cache_dir if self.tokenizer is None else self.data.tokens_dir))
 
     def prepare_data(self) -> None:
         """Read the corpora and begin the caches; process 0 alone, while the others wait.
@@ -171,5 +178,6 @@ class EncodingData(pl.LightningDataModule):
         for split in self.splits:
             index = WindowIndex.plan(data.clips(split), data.clip_samples, data.sample_rate_hz, data.windows_per_track,
                                      distinct=self.tokens)
-            key = data.latent_key(split, self.model, self.tokens)
-            self.writers[split] = CacheWriter(Path(str(data.cache_dir)) / split, key, index, self.shard_size)
+            key = (data.latent_key(split, self.model, self.tokens) if self.tokenizer is None
+                   else data.token_key(split, self.model, self.tokenizer))
+            self.writers[split] = CacheWriter(self.folder / split, key, index, self.shard_size)

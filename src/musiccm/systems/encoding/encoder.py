@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,49 +15,39 @@ from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
 from musiccm.files import write_json
 from musiccm.models.bundle import Bundle
+from musiccm.models.melody.token_rate import token_count
+from musiccm.models.melody.tokenizer import SemanticTokenizer
 from musiccm.systems.encoding.data import EncodingData, WorkBatch
 
 #: What encoding consists of: reading (decode, resample, level), the log-mel, the VAE, both CLAP towers, writing; and of
-#: a bundle whose text encoder gives tokens.
+#: a bundle whose text encoder gives tokens; and where semantic tokens are made.
 PARTS = ("read", "mel", "vae", "clap_audio", "clap_text", "write")
 TOKEN_PARTS = ("read", "mel", "vae", "text", "write")
+SEMANTIC_PARTS = ("read", "tokens", "clap_audio", "clap_text", "write")
 REPORT = "encoding.json"
 
 
-class Encoder(pl.LightningModule):
-    """Encodes windows and captions with the VAE and the text encoder of a bundle, and writes them into their caches.
-
-    CLAP embeds captions and windows; of an encoder that gives tokens, the captions' tokens are written.
+class CorpusEncoder(pl.LightningModule):
+    """Encodes windows and captions, and writes them into their caches. A subclass says what of them.
 
     Args:
-        bundle: The bundle.
+        bundle: Whose text encoder it is.
         work: What to encode.
-
-    Raises:
-        MusiccmError: The window length or rate does not fit the bundle.
+        parts: What the work consists of, as the report names it.
     """
 
-    def __init__(self, bundle: Bundle, work: EncodingData) -> None:
+    def __init__(self, bundle: Bundle, work: EncodingData, parts: tuple[str, ...]) -> None:
         super().__init__()
         self.work = work
-        self.codec = bundle.codec("none")
         self.conditioner = bundle.conditioner()
-        self.mel = LogMel(bundle.mel)
         self._start = self._wall_s = 0.0
         self._done: list[dict[str, Tensor]] = []
-        self.parts = TOKEN_PARTS if bundle.gives_tokens else PARTS
+        self.parts = parts
         self._spent = dict.fromkeys((*self.parts, "windows", "captions"), 0.0)
-        self._check_fit(bundle, work.data)
 
-    def _check_fit(self, bundle: Bundle, data: MusicDataModule) -> None:
-        if data.sample_rate_hz != bundle.mel.sample_rate_hz:
-            raise MusiccmError(f"data.sample_rate_hz is {data.sample_rate_hz}, but {bundle.path} works at "
-                               f"{bundle.mel.sample_rate_hz}; set it to that")
-        if (bundle.path / "unet").is_dir():
-            samples = bundle.latent_shape()[1] * self.codec.downsampling * bundle.mel.hop_length
-            if samples != data.clip_samples:
-                raise MusiccmError(f"data.clip_samples is {data.clip_samples}, but the U-Net of {bundle.path} was "
-                                   f"trained on {samples}; set it to that")
+    def encode_audio(self, waveform_BS: Tensor) -> dict[str, Tensor]:
+        """What the cache holds of windows, but CLAP's embeddings."""
+        raise NotImplementedError
 
     def on_predict_start(self) -> None:
         """Start the clock."""
@@ -76,8 +65,7 @@ class Encoder(pl.LightningModule):
         if waveform_BS is None:
             encoded = self._encode_text(batch.captions)
         else:
-            mean, std = self._timed("vae", self.codec.encode, self._timed("mel", self.mel, waveform_BS))
-            encoded = {"mean": mean, "std": std}
+            encoded = self.encode_audio(waveform_BS)
             if "clap_audio" in self.parts:
                 rate_hz = self.work.data.sample_rate_hz
                 encoded["clap_audio"] = self._timed("clap_audio", self.conditioner.audio, waveform_BS, rate_hz)
@@ -123,8 +111,65 @@ class Encoder(pl.LightningModule):
         spent = dict(zip(self._spent, every.sum(0).tolist(), strict=False))
         report = _report(spent, self.parts, float(every[:, -1].max())) | {"processes": len(every)}
         if strategy.is_global_zero and self.work.pending:
-            write_json(Path(str(self.work.data.cache_dir)) / REPORT, report)
+            write_json(self.work.folder / REPORT, report)
         return report
+
+
+class Encoder(CorpusEncoder):
+    """Encodes windows and captions with the VAE and the text encoder of a bundle.
+
+    CLAP embeds captions and windows; of an encoder that gives tokens, the captions' tokens are written.
+
+    Args:
+        bundle: The bundle.
+        work: What to encode.
+
+    Raises:
+        MusiccmError: The window length or rate does not fit the bundle.
+    """
+
+    def __init__(self, bundle: Bundle, work: EncodingData) -> None:
+        super().__init__(bundle, work, TOKEN_PARTS if bundle.gives_tokens else PARTS)
+        self.codec = bundle.codec("none")
+        self.mel = LogMel(bundle.mel)
+        self._check_fit(bundle, work.data)
+
+    def _check_fit(self, bundle: Bundle, data: MusicDataModule) -> None:
+        if data.sample_rate_hz != bundle.mel.sample_rate_hz:
+            raise MusiccmError(f"data.sample_rate_hz is {data.sample_rate_hz}, but {bundle.path} works at "
+                               f"{bundle.mel.sample_rate_hz}; set it to that")
+        if (bundle.path / "unet").is_dir():
+            samples = bundle.latent_shape()[1] * self.codec.downsampling * bundle.mel.hop_length
+            if samples != data.clip_samples:
+                raise MusiccmError(f"data.clip_samples is {data.clip_samples}, but the U-Net of {bundle.path} was "
+                                   f"trained on {samples}; set it to that")
+
+    def encode_audio(self, waveform_BS: Tensor) -> dict[str, Tensor]:
+        """Mean and deviation of the raw latents."""
+        mean, std = self._timed("vae", self.codec.encode, self._timed("mel", self.mel, waveform_BS))
+        return {"mean": mean, "std": std}
+
+
+class TokenEncoder(CorpusEncoder):
+    """Makes semantic tokens of windows, beside the embeddings that a language model plans them from.
+
+    Args:
+        bundle: Whose CLAP embeds windows and captions.
+        tokenizer: The tokenizer, with its source.
+        work: What to encode.
+
+    Raises:
+        MusiccmError: The windows are no whole number of tokens.
+    """
+
+    def __init__(self, bundle: Bundle, tokenizer: SemanticTokenizer, work: EncodingData) -> None:
+        super().__init__(bundle, work, SEMANTIC_PARTS)
+        self.tokenizer = tokenizer
+        token_count(work.data.clip_samples, work.data.sample_rate_hz)
+
+    def encode_audio(self, waveform_BS: Tensor) -> dict[str, Tensor]:
+        """Token ids."""
+        return {"semantic": self._timed("tokens", self.tokenizer.ids, waveform_BS, self.work.data.sample_rate_hz)}
 
 
 def _report(spent: dict[str, float], parts: tuple[str, ...], wall_s: float) -> dict[str, Any]:
