@@ -5,6 +5,7 @@ from musiccm.samplers.crops import FUSIONS, Crops, fade_profile, fusion_profile
 from musiccm.samplers.noise import INITIAL, FrameNoise, NoiseFn, sample_noise, sample_seeds, seeded_noise_fn
 from musiccm.samplers.rules import (
     SAMPLERS,
+    SCHEDULES,
     Ddim,
     DpmSolver,
     Heun,
@@ -21,6 +22,7 @@ __all__ = [
     "FUSIONS",
     "INITIAL",
     "SAMPLERS",
+    "SCHEDULES",
     "CondOf",
     "Crops",
     "Ddim",

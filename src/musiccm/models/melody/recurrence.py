@@ -1,0 +1,61 @@
+"""A bidirectional simple recurrent unit, whose only sequential part is one fused multiplication and addition a frame."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def linear_recurrence(keep_KND: Tensor, new_KND: Tensor) -> Tensor:
+    """`c_k = keep_k c_{k-1} + new_k` from `c_{-1} = 0`, frame by frame.
+
+    Args:
+        keep_KND: Factors, the frames first.
+        new_KND: What is added.
+
+    Returns:
+        All c, [K, N, D].
+    """
+    state, states = new_KND[0], [new_KND[0]]
+    for keep_ND, new_ND in zip(keep_KND.unbind(0)[1:], new_KND.unbind(0)[1:], strict=True):
+        state = torch.addcmul(new_ND, keep_ND, state)
+        states.append(state)
+    return torch.stack(states)
+
+
+class BidirectionalSRU(nn.Module):
+    """The simple recurrent unit in both directions (arXiv 1709.02755v1, equations 3 to 7, without g).
+
+    `f = sigmoid(W_f x + b_f)`, `r = sigmoid(W_r x + b_r)`, `c_k = f c_{k-1} + (1 - f) W x`, `h = r c + (1 - r) x`. The gates
+    look at the input alone, as in the first version of the paper and in minGRU (arXiv 2410.01201): all products of
+    matrices are one, before the loop. Of x each direction's way around takes its own half, or all of it where that is
+    as wide as the direction.
+
+    Args:
+        inputs: Width of x: that of a direction, or twice that.
+        width: Width of a direction.
+        memory: Frames that forgetting is spread over at first (arXiv 1804.11188, section 2).
+    """
+
+    def __init__(self, inputs: int, width: int, memory: int) -> None:
+        super().__init__()
+        assert inputs in (width, 2 * width)
+        self.width = width
+        self.gates = nn.Linear(inputs, 6 * width)
+        with torch.no_grad():
+            self.gates.bias.zero_()
+            lasting = torch.empty(2 * width, device=self.gates.bias.device).uniform_(1.0, max(2.0, memory - 1.0))
+            self.gates.bias[2 * width : 4 * width] = lasting.log()
+
+    def forward(self, x_KND: Tensor) -> Tensor:
+        """Read frames, the first axis, in both directions; [K, N, 2 * width]."""
+        candidate, forget, reset = self.gates(x_KND).chunk(3, dim=-1)
+        keep = torch.sigmoid(forget)
+        new = torch.addcmul(candidate, keep, candidate, value=-1.0)
+        state = self._turned(linear_recurrence(self._turned(keep), self._turned(new)))
+        around = x_KND if x_KND.shape[-1] == 2 * self.width else torch.cat([x_KND, x_KND], dim=-1)
+        return torch.lerp(around, state, torch.sigmoid(reset))
+
+    def _turned(self, x_KND: Tensor) -> Tensor:
+        """The second direction's half from back to front."""
+        return torch.cat([x_KND[..., : self.width], x_KND[..., self.width :].flip(0)], dim=-1)
