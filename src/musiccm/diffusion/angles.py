@@ -87,7 +87,7 @@ def rotate(z: Tensor, velocity: Tensor, by: float | Tensor) -> Tensor:
 
 
 def spread_chunks(angle_BM: Tensor, frames: int) -> Tensor:
-    """Values of M chunks to values of frames: the m-th holds from frame `floor((m - 1) L / M)` to before `floor(m L / M)`.
+    """Values of M chunks to values of frames: the m-th holds from `floor((m - 1) L / M)` to before `floor(m L / M)`.
 
     Args:
         angle_BM: One value a chunk, `[B, M, ...]`; M = 1 is the same for all frames, M = L one for each.

@@ -15,10 +15,9 @@ from musiccm.errors import MusiccmError
 from musiccm.samplers.base import Sampler, StepCallback, check_gamma
 from musiccm.samplers.noise import NoiseFn
 
-
 SCHEDULES = ("trailing", *(f"angle_{kind}" for kind in ANGLE_SCHEDULES))
-"""How a teacher's noise levels lie: at equal distances of timesteps (`trailing_timesteps`), or by the angle of signal and
-noise (`angle_timesteps`)."""
+"""How a teacher's noise levels lie: at equal distances of timesteps (`trailing_timesteps`), or by the angle of signal
+and noise (`angle_timesteps`)."""
 
 
 @dataclass(frozen=True)

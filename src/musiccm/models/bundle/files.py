@@ -71,6 +71,7 @@ PARTS = {
     "evaluators/sections": PartKind("musiccm.models.tagger", "Tagger", weights="model", optional=True),
     "evaluators/audiomae": PartKind("musiccm.models.features", "ViTFeatures", weights="model"),
     SECOND_CLAP: PartKind("transformers", "ClapModel", weights="model", optional=True),
+    "dual_path": PartKind("musiccm.models.melody.dual_path", "DualPath", weights="model", optional=True),
 }
 
 

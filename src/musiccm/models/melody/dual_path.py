@@ -118,8 +118,9 @@ class FinePath(nn.Module):
         self.out = nn.Linear(2 * c.recurrent_width, c.width)
 
     def forward(self, x_KBSD: Tensor, told_BSD: Tensor) -> Tensor:
+        """What is added to the segments, [K, B, S, D]."""
         scale, shift = self.film(F.silu(told_BSD)).chunk(2, dim=-1)
-        h_KND = torch.addcmul(shift, x_KBSD, 1 + scale).flatten(1, 2)
+        h_KND = (x_KBSD * (1 + scale) + shift).flatten(1, 2)
         for layer in self.layers:
             h_KND = layer(h_KND)
         return self.out(h_KND).view(x_KBSD.shape)
@@ -138,6 +139,7 @@ class DualPathBlock(nn.Module):
         self.fine_norm = nn.RMSNorm(config.width, eps=1e-6)
 
     def forward(self, x_KBSD: Tensor, told_BSD: Tensor, turns: Turns, tokens: Tokens) -> Tensor:
+        """The segments after both paths, [K, B, S, D]."""
         apart = x_KBSD.unflatten(0, (self.merged, -1))  # MergeSegments: the mean of neighbouring frames
         y = apart.mean(dim=1)
         for layer in self.coarse:

@@ -1,13 +1,15 @@
-"""A bidirectional simple recurrent unit, whose only sequential part is one fused multiplication and addition a frame."""
+"""A bidirectional simple recurrent unit, whose only sequential part is a multiplication and addition a frame."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from musiccm.diffusion import compute_dtype
+
 
 def linear_recurrence(keep_KND: Tensor, new_KND: Tensor) -> Tensor:
-    """`c_k = keep_k c_{k-1} + new_k` from `c_{-1} = 0`, frame by frame.
+    """`c_k = keep_k c_{k-1} + new_k` from `c_{-1} = 0`, frame by frame, in float32 or better.
 
     Args:
         keep_KND: Factors, the frames first.
@@ -16,8 +18,10 @@ def linear_recurrence(keep_KND: Tensor, new_KND: Tensor) -> Tensor:
     Returns:
         All c, [K, N, D].
     """
-    state, states = new_KND[0], [new_KND[0]]
-    for keep_ND, new_ND in zip(keep_KND.unbind(0)[1:], new_KND.unbind(0)[1:], strict=True):
+    dtype = compute_dtype(new_KND)
+    keeps, news = keep_KND.to(dtype).unbind(0), new_KND.to(dtype).unbind(0)
+    state, states = news[0], [news[0]]
+    for keep_ND, new_ND in zip(keeps[1:], news[1:], strict=True):
         state = torch.addcmul(new_ND, keep_ND, state)
         states.append(state)
     return torch.stack(states)
@@ -26,10 +30,10 @@ def linear_recurrence(keep_KND: Tensor, new_KND: Tensor) -> Tensor:
 class BidirectionalSRU(nn.Module):
     """The simple recurrent unit in both directions (arXiv 1709.02755v1, equations 3 to 7, without g).
 
-    `f = sigmoid(W_f x + b_f)`, `r = sigmoid(W_r x + b_r)`, `c_k = f c_{k-1} + (1 - f) W x`, `h = r c + (1 - r) x`. The gates
-    look at the input alone, as in the first version of the paper and in minGRU (arXiv 2410.01201): all products of
-    matrices are one, before the loop. Of x each direction's way around takes its own half, or all of it where that is
-    as wide as the direction.
+    `f = sigmoid(W_f x + b_f)`, `r = sigmoid(W_r x + b_r)`, `c_k = f c_{k-1} + (1 - f) W x`, `h = r c + (1 - r) x`. The
+    gates look at the input alone, as in the first version of the paper and in minGRU (arXiv 2410.01201): all products
+    of matrices are one, before the loop. The way around takes all of x in each direction, or, where x is twice as wide
+    as a direction, the direction's own half.
 
     Args:
         inputs: Width of x: that of a direction, or twice that.
@@ -51,10 +55,10 @@ class BidirectionalSRU(nn.Module):
         """Read frames, the first axis, in both directions; [K, N, 2 * width]."""
         candidate, forget, reset = self.gates(x_KND).chunk(3, dim=-1)
         keep = torch.sigmoid(forget)
-        new = torch.addcmul(candidate, keep, candidate, value=-1.0)
+        new = (1.0 - keep) * candidate
         state = self._turned(linear_recurrence(self._turned(keep), self._turned(new)))
         around = x_KND if x_KND.shape[-1] == 2 * self.width else torch.cat([x_KND, x_KND], dim=-1)
-        return torch.lerp(around, state, torch.sigmoid(reset))
+        return around + torch.sigmoid(reset) * (state.to(reset.dtype) - around)
 
     def _turned(self, x_KND: Tensor) -> Tensor:
         """The second direction's half from back to front."""

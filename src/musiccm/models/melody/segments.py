@@ -1,4 +1,4 @@
-"""A sequence as overlapping segments, and back (dual-path networks, arXiv 1910.06379, section 2.1; MeLoDy, section 4.2)."""
+"""A sequence as overlapping segments, and back (dual-path networks, arXiv 1910.06379, section 2.1)."""
 
 from __future__ import annotations
 
