@@ -101,7 +101,9 @@ def test_whatever_the_sampler_does_held_frames_stay_and_are_told_to_be_clean(sam
         assert (angle[:, 30:] == angle[0, -1]).all() and min(abs(angle[0, -1] - a) for a in angles) < 1e-6
 
 
-def by_hand(network: DualPath, old: Tensor, old_tokens: Tensor, new_tokens: Tensor, eps: Tensor, scale: float) -> Tensor:
+def by_hand(
+    network: DualPath, old: Tensor, old_tokens: Tensor, new_tokens: Tensor, eps: Tensor, scale: float
+) -> Tensor:
     """MeLoDy's algorithm 2, as printed, but that frames at angle 0 are not rotated; the velocity is guided."""
     saved, z = old[:, :, :CHUNK], torch.cat([old[:, :, CHUNK:], eps], dim=2)
     tokens = torch.cat([old_tokens[:, CHUNK // PER :], new_tokens], dim=1)
@@ -136,7 +138,7 @@ def test_a_continuation_is_the_papers_algorithm(network: DualPath) -> None:
 
 
 class Constant(nn.Module):
-    """The exact denoiser of clips whose frames are all alike, N(0, 1): what is held says all, else the posterior mean."""
+    """The exact denoiser of clips whose frames are all alike, N(0, 1): what is held, else the posterior mean."""
 
     def forward(self, z: Tensor, t: Tensor, cond: Any, held_BT: Tensor | None = None) -> Tensor:
         process, frames = Angle(), z.shape[2]
@@ -197,7 +199,8 @@ def test_a_hole_is_mended_and_all_around_it_stays(network: DualPath, first: int,
     music, held = torch.randn(1, C, total, 1), torch.ones(total, dtype=torch.bool)
     held[first:last] = False
     broken = torch.where(held[:, None], music, float("nan"))
-    found = fill_piece(make_stepper(network), WINDOWS, tokens_of(make_tokens(total), total, PER), noises(), broken, held)
+    cond = tokens_of(make_tokens(total), total, PER)
+    found = fill_piece(make_stepper(network), WINDOWS, cond, noises(), broken, held)
     assert torch.equal(found[:, :, held], music[:, :, held])
     assert torch.isfinite(found).all()
 
@@ -221,7 +224,8 @@ def test_windows_cover_a_piece_on_the_grid_of_tokens_with_all_the_context_that_t
 
 
 def test_bad_lengths_are_refused() -> None:
-    for windows, message in (((42, 10, 5), "window: expected a multiple of 5 frames"), ((40, 40, 5), "chunk: expected 5"),
+    for windows, message in (((42, 10, 5), "window: expected a multiple of 5 frames"),
+                             ((40, 40, 5), "chunk: expected 5"),
                              ((40, 2, 5), "chunk: expected 5 frames or more")):
         with pytest.raises(MusiccmError, match=message):
             ChunkWindows(*windows)
