@@ -9,6 +9,7 @@ import pytest
 import torch
 from gaussian import MUSICLDM, Gaussian
 
+from musiccm.commands.generate import SCHEDULE_NAMES
 from musiccm.diffusion import (
     ANGLE_SCHEDULES,
     Angle,
@@ -24,7 +25,7 @@ from musiccm.diffusion import (
     to_x0,
 )
 from musiccm.errors import MusiccmError
-from musiccm.samplers import Ddim, Heun, make_sampler, student_stepper, teacher_stepper
+from musiccm.samplers import SCHEDULES, Ddim, Heun, make_sampler, student_stepper, teacher_stepper
 
 PROCESSES = [Angle(), RectifiedFlow(), RectifiedFlow(shift=3.0), NoiseSchedule.from_config(MUSICLDM)]
 
@@ -154,6 +155,7 @@ def test_the_schedule_is_an_option_of_every_teachers_sampler_and_of_no_students(
     for name in ("ddim", "heun", "dpm-solver++"):
         spec = {"name": name, "schedule": "angle_proposed"}
         assert make_sampler(spec).spec == spec and str(make_sampler(spec)) == f"{name}, schedule angle_proposed"
+        assert make_sampler(name, schedule="angle_proposed").spec == spec
         # without one, all is as it was
         assert make_sampler(name).spec == {"name": name} and str(make_sampler(name)) == name
         found = teacher_stepper(lambda z, t, cond: z, process, lambda n: torch.zeros(1, 2), 10, 2.0, spec).timesteps
@@ -162,6 +164,9 @@ def test_the_schedule_is_an_option_of_every_teachers_sampler_and_of_no_students(
         assert usual == [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]
     with pytest.raises(MusiccmError, match="training grid"):
         student_stepper(lambda z, t, cond: z, process, torch.arange(19, 1000, 20), 4, Ddim("angle_uniform"))
+    with pytest.raises(MusiccmError, match="schedule: the sampler lcm has none; ddim and heun and dpm-solver"):
+        make_sampler("lcm", schedule="trailing")
+    assert SCHEDULE_NAMES == SCHEDULES  # of the command, which imports no torch before its options are good
     with pytest.raises(MusiccmError, match="trailing, angle_uniform, angle_proposed"):
         Heun("cosine")
 

@@ -200,18 +200,19 @@ SamplerSpec: TypeAlias = "str | Mapping[str, Any] | Sampler"
 """A sampler, its name, or its name and fields: `{"name": "lcm", "gamma": 0.6}`."""
 
 
-def make_sampler(spec: SamplerSpec, gamma: float | None = None) -> Sampler:
+def make_sampler(spec: SamplerSpec, gamma: float | None = None, schedule: str | None = None) -> Sampler:
     """The sampler that a configuration names.
 
     Args:
         spec: A sampler, its name, or a mapping of `name` and its fields.
         gamma: Takes the place of the sampler's own `gamma`, if given.
+        schedule: Takes the place of its own `schedule`, if given.
 
     Returns:
         The sampler.
 
     Raises:
-        MusiccmError: An unknown name or field, a bad value, or a gamma for a sampler that has none.
+        MusiccmError: An unknown name or field, a bad value, or a gamma or schedule for a sampler that has none.
 
     Examples:
         >>> make_sampler({"name": "lcm", "gamma": 0.6})
@@ -233,15 +234,16 @@ def make_sampler(spec: SamplerSpec, gamma: float | None = None) -> Sampler:
             raise MusiccmError(f"sampler.{unknown[0]}: the sampler {name} has no such field; "
                                f"{'it has ' + ', '.join(known) if known else 'it has none'}")
         spec = SAMPLERS[name](**options)
-    if gamma is None:
-        return spec
-    if not hasattr(spec, "gamma"):
-        raise MusiccmError(f"gamma: the sampler {spec.name} has none; {_with_gamma()} have")
-    return replace(spec, gamma=float(gamma))  # type: ignore[call-arg]
+    chosen = {"gamma": None if gamma is None else float(gamma), "schedule": schedule}
+    own = {key: value for key, value in chosen.items() if value is not None}
+    for key in own:
+        if not hasattr(spec, key):
+            raise MusiccmError(f"{key}: the sampler {spec.name} has none; {_with(key)} have")
+    return replace(spec, **own) if own else spec
 
 
-def _with_gamma() -> str:
-    return " and ".join(name for name, kind in SAMPLERS.items() if any(f.name == "gamma" for f in fields(kind)))
+def _with(key: str) -> str:
+    return " and ".join(name for name, kind in SAMPLERS.items() if any(f.name == key for f in fields(kind)))
 
 
 def _levels(process: NoiseProcess, timesteps: Sequence[float]) -> tuple[list[float], list[float]]:

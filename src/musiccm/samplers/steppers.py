@@ -164,7 +164,7 @@ def suited_sampler(spec: SamplerSpec, student: bool) -> Sampler:
         raise MusiccmError(f"sampler: the model is a {'distilled student' if student else 'teacher'}, which "
                            f"{', '.join(fitting)} sample, found {sampler.name}")
     if student and isinstance(sampler, TeacherRule) and sampler.schedule != SCHEDULES[0]:
-        raise MusiccmError(f"sampler.schedule: a distilled student is sampled at the timesteps of its training grid; "
+        raise MusiccmError(f"schedule: a distilled student is sampled at the timesteps of its training grid; "
                            f"found {sampler.schedule}, which is for teachers. Leave it out")
     return sampler
 

@@ -76,6 +76,8 @@ def test_the_recurrence_is_the_sum_of_what_is_kept() -> None:
     for k in range(7):
         expected = sum(keep[j + 1 : k + 1].prod(0) * new[j] for j in range(k + 1))
         torch.testing.assert_close(linear_recurrence(keep, new)[k], expected)
+        expected = sum(keep[k:j].prod(0) * new[j] for j in range(k, 7))
+        torch.testing.assert_close(linear_recurrence(keep, new, backwards=True)[k], expected)
 
 
 @pytest.mark.parametrize("inputs", [3, 6])

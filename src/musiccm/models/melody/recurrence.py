@@ -8,23 +8,25 @@ from torch import Tensor, nn
 from musiccm.diffusion import compute_dtype
 
 
-def linear_recurrence(keep_KND: Tensor, new_KND: Tensor) -> Tensor:
+def linear_recurrence(keep_KND: Tensor, new_KND: Tensor, backwards: bool = False) -> list[Tensor]:
     """`c_k = keep_k c_{k-1} + new_k` from `c_{-1} = 0`, frame by frame, in float32 or better.
 
     Args:
         keep_KND: Factors, the frames first.
         new_KND: What is added.
+        backwards: From the last frame to the first, with k + 1 in place of k - 1.
 
     Returns:
-        All c, [K, N, D].
+        c of each of the K frames, [N, D].
     """
     dtype = compute_dtype(new_KND)
-    keeps, news = keep_KND.to(dtype).unbind(0), new_KND.to(dtype).unbind(0)
-    state, states = news[0], [news[0]]
-    for keep_ND, new_ND in zip(keeps[1:], news[1:], strict=True):
-        state = torch.addcmul(new_ND, keep_ND, state)
-        states.append(state)
-    return torch.stack(states)
+    steps = list(zip(keep_KND.to(dtype).unbind(0), new_KND.to(dtype).unbind(0), strict=True))
+    if backwards:
+        steps.reverse()
+    states = [steps[0][1]]
+    for keep_ND, new_ND in steps[1:]:
+        states.append(torch.addcmul(new_ND, keep_ND, states[-1]))
+    return states[::-1] if backwards else states
 
 
 class BidirectionalSRU(nn.Module):
@@ -55,11 +57,11 @@ class BidirectionalSRU(nn.Module):
         """Read frames, the first axis, in both directions; [K, N, 2 * width]."""
         candidate, forget, reset = self.gates(x_KND).chunk(3, dim=-1)
         keep = torch.sigmoid(forget)
-        new = (1.0 - keep) * candidate
-        state = self._turned(linear_recurrence(self._turned(keep), self._turned(new)))
-        around = x_KND if x_KND.shape[-1] == 2 * self.width else torch.cat([x_KND, x_KND], dim=-1)
-        return around + torch.sigmoid(reset) * (state.to(reset.dtype) - around)
-
-    def _turned(self, x_KND: Tensor) -> Tensor:
-        """The second direction's half from back to front."""
-        return torch.cat([x_KND[..., : self.width], x_KND[..., self.width :].flip(0)], dim=-1)
+        new = torch.addcmul(candidate, keep, candidate, value=-1.0)
+        ahead, back = (linear_recurrence(keep_KNH, new_KNH, backwards) for keep_KNH, new_KNH, backwards in zip(
+            keep.chunk(2, dim=-1), new.chunk(2, dim=-1), (False, True), strict=True))
+        # in place of a copy of each direction and one of both
+        state = torch.stack([*ahead, *back]).unflatten(0, (2, -1)).permute(1, 2, 0, 3)
+        around = x_KND.unflatten(-1, (-1, self.width)).expand_as(state).to(state.dtype)
+        passed = torch.sigmoid(reset).to(state.dtype).unflatten(-1, (2, self.width))
+        return torch.lerp(around, state, passed).flatten(-2)
