@@ -251,8 +251,8 @@ def _parser() -> argparse.ArgumentParser:
                         help="lcm, tcd or ddim for a student; ddim, heun or dpm-solver++ for a teacher")
     parser.add_argument("--gamma", type=float, help="for a student: share of fresh noise between steps, 0 to 1")
     parser.add_argument("--schedule", choices=SCHEDULE_NAMES,
-                        help="for a teacher: noise levels at equal distances of timesteps (trailing, the default), or by "
-                             "the angle of signal and noise")
+                        help="for a teacher: noise levels at equal distances of timesteps (trailing, the default), "
+                             "or by the angle of signal and noise")
     parser.add_argument("--decoder", choices=["fast", "original"],
                         help="what makes sound of latents: one small network, or VAE decoder and vocoder (default: "
                              "fast, where the model has it)")

@@ -243,7 +243,8 @@ def make_sampler(spec: SamplerSpec, gamma: float | None = None, schedule: str | 
 
 
 def _with(key: str) -> str:
-    return " and ".join(name for name, kind in SAMPLERS.items() if any(f.name == key for f in fields(kind)))
+    *names, last = (name for name, kind in SAMPLERS.items() if any(f.name == key for f in fields(kind)))
+    return f"{', '.join(names)} and {last}"
 
 
 def _levels(process: NoiseProcess, timesteps: Sequence[float]) -> tuple[list[float], list[float]]:
