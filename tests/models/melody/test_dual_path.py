@@ -201,6 +201,14 @@ def test_all_weights_get_gradients_in_bf16_too() -> None:
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
+def test_weights_in_bf16_give_about_the_same() -> None:
+    network, z, cond = make_network(), torch.randn(2, 4, 40, 1), make_tokens(2, 8)
+    angle = torch.tensor([[0.4], [1.3]])
+    expected = velocity(network, z, angle, cond)
+    found = velocity(network.to(torch.bfloat16), z, angle, cond)
+    assert found.dtype == torch.float32 and (found - expected).norm() < 0.05 * expected.norm()
+
+
 def test_written_and_read_again(tmp_path: Path) -> None:
     network, z, cond = make_network(), torch.randn(1, 4, 40, 1), make_tokens(1, 8)
     network.save_pretrained(tmp_path)
@@ -213,7 +221,7 @@ def test_written_and_read_again(tmp_path: Path) -> None:
 def test_sizes_of_both_experiments() -> None:
     """The paper's 296.6 M, as far as its numbers are published, and a twentieth of a hundred million."""
     with torch.device("meta"):
-        for name, millions in (("melody/dual_path", 294.9), ("melody/stages/dual_path", 5.1)):
+        for name, millions in (("melody/dual_path", 294.9), ("melody/stages/dual_path", 5.0)):
             shape = load_experiment(name)["model"]["init_args"]["dual_path"]
             network = DualPath(shape)
             assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)

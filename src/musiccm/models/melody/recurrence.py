@@ -64,4 +64,4 @@ class BidirectionalSRU(nn.Module):
         state = torch.stack([*ahead, *back]).unflatten(0, (2, -1)).permute(1, 2, 0, 3)
         around = x_KND.unflatten(-1, (-1, self.width)).expand_as(state).to(state.dtype)
         passed = torch.sigmoid(reset).to(state.dtype).unflatten(-1, (2, self.width))
-        return torch.lerp(around, state, passed).flatten(-2)
+        return torch.lerp(around, state, passed).flatten(-2).to(x_KND.dtype)
