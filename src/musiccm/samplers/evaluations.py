@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,13 +47,13 @@ class Evaluations:
         Returns:
             The same, counted.
         """
-        network = stepper.network
+        network: Callable[..., Tensor] = stepper.network
 
         def counted(z_BCTF: Tensor, t_B: Tensor, cond: Any, **more: Any) -> Tensor:
             calls, rest = divmod(len(z_BCTF), self.pieces)
             if rest:
                 raise MusiccmError(f"evaluations: a batch of {len(z_BCTF)} is none of {self.pieces} pieces")
             self.denoising += calls
-            return network(z_BCTF, t_B, cond, **more)  # type: ignore[call-arg]
+            return network(z_BCTF, t_B, cond, **more)
 
         return replace(stepper, network=counted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +39,7 @@ def holding(stepper: Stepper, clean_BCTF: Tensor, held_T: Tensor) -> Stepper:
         raise MusiccmError(f"held frames: all {frames} are held, and there is nothing to make; free some")
     device = clean_BCTF.device
     held_1T, held_T1 = held_T[None].to(device), held_T[:, None].to(device)
-    network = stepper.network
+    network: Callable[..., Tensor] = stepper.network
 
     def held(z_BCTF: Tensor, t_B: Tensor, cond: Any) -> Tensor:
         # a guided call has the batch twice
