@@ -7,6 +7,7 @@ within each segment, in turn. Frames may have angles (noise levels) of their own
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,11 @@ class DualPathConfig:
         if self.recurrent_width not in (self.width, self.width // 2) or self.width % 2:
             raise MusiccmError(f"dual path: recurrent_width: expected the even width {self.width} or half of it, found "
                                f"{self.recurrent_width}")
+
+
+def _full_precision(device: str) -> AbstractContextManager[None]:
+    """No autocast, where the kind of device has any (`meta`, which sizes are checked on, has none)."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 class AngleEmbedding(nn.Module):
@@ -259,7 +265,7 @@ class DualPath(nn.Module):
         for block in self.blocks:
             x_KBSD = block(x_KBSD, told_BSD, turns, tokens)
         y_BLD = self.out_norm(add_segments(x_KBSD, frames))
-        with torch.autocast(sample.device.type, enabled=False):
+        with _full_precision(sample.device.type):
             precise = y_BLD if y_BLD.dtype == torch.float64 else y_BLD.float()
             v_BLC = F.linear(precise, self.out.weight.to(precise), self.out.bias.to(precise))
         return (v_BLC.transpose(1, 2).unsqueeze(3),)
