@@ -22,7 +22,7 @@ from musiccm.audio import LogMel, MelConfig
 from musiccm.audio.io import write_audio
 from musiccm.audio.windows import keyed_generator
 from musiccm.data.batch import LatentBatch, WaveformBatch
-from musiccm.diffusion import NoiseSchedule, pool_condition
+from musiccm.diffusion import Angle, Condition, NoiseSchedule, pool_condition
 from musiccm.embedders.registry import load_embedder
 from musiccm.evaluation.candidates import Comparison, candidates
 from musiccm.evaluation.evaluator import Evaluator
@@ -34,9 +34,23 @@ from musiccm.losses import discriminator_loss
 from musiccm.losses.spectral import MultiResolutionStft
 from musiccm.losses.waveform_adversarial import waveform_adversarial
 from musiccm.models.bundle import Bundle
+from musiccm.models.melody.frame_denoiser import FrameDenoiser
 from musiccm.models.spectrogram_discriminator import SpectrogramDiscriminator
 from musiccm.pipeline import Pipeline
-from musiccm.samplers import Crops, FrameNoise, Lcm, SharedProcess, Stepper, Wavefront, sample_shared, teacher_stepper
+from musiccm.samplers import (
+    ChunkWindows,
+    Crops,
+    FrameNoise,
+    Lcm,
+    SharedProcess,
+    Stepper,
+    Wavefront,
+    fill_piece,
+    sample_shared,
+    stream_piece,
+    teacher_stepper,
+    tokens_of,
+)
 from musiccm.systems.clap_tuned import ClapTerm
 from musiccm.systems.clap_tuning import ClapTuning
 from musiccm.systems.consistency_tta import WEIGHTINGS, ConsistencyTTA
@@ -45,6 +59,7 @@ from musiccm.systems.settings import Adversarial, Distillation, Optimization, Ph
 from musiccm.systems.stages.audio_vae import AudioVaeStage
 from musiccm.systems.stages.audiomae import AudioMaeStage
 from musiccm.systems.stages.decoder import DecoderStage
+from musiccm.systems.stages.dual_path import DualPathStage, no_tokens
 from musiccm.systems.stages.teacher import TeacherStage
 from musiccm.systems.stages.vae import VaeStage
 from musiccm.systems.stages.vocoder import VocoderStage
@@ -339,3 +354,36 @@ def test_losses_of_waveforms(other: str) -> None:
         return [fooling, judging, stft, fake.grad, LogMel().to(device)(sound)]
 
     same(losses, other, rtol=1e-3)
+
+
+def test_dual_path(other: str) -> None:
+    """Its loss and measures, and a piece that goes on chunk by chunk, guided."""
+    shape = {"channels": 2, "width": 16, "merged": [8], "segment": 8, "heads": 2, "coarse_layers": 1,
+             "feed_forward": 16, "recurrent_width": 8, "angle_width": 8, "token_width": 3, "frames_per_token": 4,
+             "frames": 16}
+    latents = torch.randn(4, 2, 24, 1, generator=torch.Generator().manual_seed(0))
+    tokens = Condition(torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(1)),
+                       torch.ones(4, 6, dtype=torch.bool))
+
+    def compute(device: str) -> list[Any]:
+        torch.manual_seed(0)
+        stage = DualPathStage(shape, condition_dropout=0.5, inpainting_share=0.5)
+        torch.nn.init.normal_(stage.part.out.weight)
+        stage = stage.to(device)
+        cond = tokens.to(device)
+        clips = LatentBatch(latents[:, :, :16], Condition(tokens.tokens_BLD[:, :4], tokens.mask_BL[:, :4]), None,
+                            list("abcd"), list("abcd")).to(device)
+        total, parts = stage.loss(clips, keyed_generator(0, "loss"))
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(stage.part.parameters(), 1e9)
+        measured = stage.summarise([stage.measure(clips, keyed_generator(0, "measure"))])
+        denoiser = FrameDenoiser(stage.part, Angle(), "v_prediction")
+        stepper = teacher_stepper(denoiser, Angle(), lambda count: no_tokens(cond), 3, 2.0,
+                                  {"name": "dpm-solver++", "schedule": "angle_proposed"})
+        windows, noises = ChunkWindows(16, 8, 4), [FrameNoise(seed, (2, 16, 1)) for seed in range(4)]
+        before, asked = latents[:, :, :10].to(device), tokens_of(cond, 24, 4)
+        piece = fill_piece(stepper, windows, asked, noises, latents.to(device), torch.arange(24) < 10)
+        streamed = list(stream_piece(stepper, windows, asked, noises, (2, 1), 24, before, device))
+        return [total, parts["mse_BT"], norm, measured, piece, streamed]
+
+    same(compute, other, rtol=1e-3, atol=1e-3)

@@ -15,9 +15,9 @@ MAX_GUIDANCE_SCALE = 100.0
 
 #: What the library calls an argument, and its option.
 OPTIONS = {
-    "steps": "--steps", "gamma": "--gamma", "guidance_scale": "--guidance-scale", "duration": "--seconds",
-    "sampler": "--sampler", "strength": "--strength", "overlap": "--overlap", "fusion": "--fusion",
-    "range": "--from, --to", "prompts": "--at",
+    "steps": "--steps", "gamma": "--gamma", "schedule": "--schedule", "guidance_scale": "--guidance-scale",
+    "duration": "--seconds", "sampler": "--sampler", "strength": "--strength", "overlap": "--overlap",
+    "fusion": "--fusion", "range": "--from, --to", "prompts": "--at",
 }
 
 

@@ -25,6 +25,7 @@ __all__ = ["main", "output_paths"]
 
 # Those of musiccm.samplers, which is not imported before the options are known to be good.
 SAMPLER_NAMES = ("ddim", "lcm", "tcd", "heun", "dpm-solver++")
+SCHEDULE_NAMES = ("trailing", "angle_uniform", "angle_proposed")
 
 
 def main(argv: list[str]) -> int:
@@ -143,10 +144,10 @@ def _stream(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> 
 
 
 def _sampler(pipeline: Pipeline, args: argparse.Namespace) -> Sampler:
-    """The sampler that was asked for, or the model's own, with the gamma that was asked for."""
+    """The sampler that was asked for, or the model's own, with the gamma and schedule that were asked for."""
     from musiccm.samplers import make_sampler
 
-    return make_sampler(pipeline.sampler(args.sampler), args.gamma)
+    return make_sampler(pipeline.sampler(args.sampler), args.gamma, args.schedule)
 
 
 def _plan(args: argparse.Namespace) -> list[tuple[float, str]]:
@@ -217,6 +218,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sampler", choices=SAMPLER_NAMES,
                         help="lcm, tcd or ddim for a student; ddim, heun or dpm-solver++ for a teacher")
     parser.add_argument("--gamma", type=float, help="for a student: share of fresh noise between steps, 0 to 1")
+    parser.add_argument("--schedule", choices=SCHEDULE_NAMES,
+                        help="for a teacher: noise levels at equal distances of timesteps (trailing, the default), "
+                             "or by the angle of signal and noise")
     parser.add_argument("--decoder", choices=["fast", "original"],
                         help="what makes sound of latents: one small network, or VAE decoder and vocoder (default: "
                              "fast, where the model has it)")

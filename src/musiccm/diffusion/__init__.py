@@ -1,5 +1,13 @@
 """Diffusion maths on tensors: noise processes, prediction types, consistency boundary, solvers, guidance, grids."""
 
+from musiccm.diffusion.angles import (
+    ANGLE_SCHEDULES,
+    angle_timesteps,
+    noised_at,
+    rotate,
+    schedule_angles,
+    spread_chunks,
+)
 from musiccm.diffusion.boundary import consistency_boundary
 from musiccm.diffusion.condition import (
     AnyCondition,
@@ -54,6 +62,7 @@ from musiccm.diffusion.solvers import (
 )
 
 __all__ = [
+    "ANGLE_SCHEDULES",
     "GRIDS",
     "GUIDANCE_KINDS",
     "PREDICTION_TYPES",
@@ -69,6 +78,7 @@ __all__ = [
     "NoiseSchedule",
     "RectifiedFlow",
     "StudentGuidance",
+    "angle_timesteps",
     "cat_conditions",
     "check_prediction_type",
     "check_skip",
@@ -84,16 +94,20 @@ __all__ = [
     "jump_between",
     "jump_to_target",
     "noise_process",
+    "noised_at",
     "pool_condition",
     "predict_at",
     "prediction_type_of",
     "process_class",
     "refuse_guidance",
+    "rotate",
     "sample_grid_index",
     "sampling_timesteps",
     "scale_from_w",
     "scale_of",
+    "schedule_angles",
     "solver_jump",
+    "spread_chunks",
     "stack_conditions",
     "student_grid",
     "to_eps",

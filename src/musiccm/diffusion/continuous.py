@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -109,6 +109,11 @@ class RectifiedFlow(ContinuousProcess):
         """`s num_train_timesteps`, float32."""
         return self.sigma(t_B) * self._steps
 
+    def timesteps_at(self, angles: Sequence[float]) -> list[float]:
+        """Those of `s = sin / (sin + cos)`, the time warp undone."""
+        levels = [math.sin(angle) / (math.sin(angle) + math.cos(angle)) for angle in angles]
+        return [self._steps * s / (self.shift - (self.shift - 1.0) * s) - 1.0 for s in levels]
+
 
 class Angle(ContinuousProcess):
     """The quarter circle `z = cos(d) z_0 + sin(d) eps` (MeLoDy, arXiv 2305.15719, section 4; the cosine schedule).
@@ -144,3 +149,7 @@ class Angle(ContinuousProcess):
     def network_time(self, t_B: Tensor) -> Tensor:
         """The angle d in radians, float32."""
         return self._share(t_B, torch.float32) * (math.pi / 2)
+
+    def timesteps_at(self, angles: Sequence[float]) -> list[float]:
+        """`u num_train_timesteps - 1`, exactly the last timestep at pi / 2."""
+        return [self._steps * (angle / (math.pi / 2)) - 1.0 for angle in angles]

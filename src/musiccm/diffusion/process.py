@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -92,6 +92,28 @@ class NoiseProcess(ABC):
     def network_time(self, t_B: Tensor) -> Tensor:
         """What a network of this family is told as its time; by default the timestep itself."""
         return t_B
+
+    def timesteps_at(self, angles: Sequence[float]) -> list[float]:
+        """The timesteps whose `(alpha, sigma)` point in given directions, `tan(angle) = sigma / alpha`.
+
+        Here whole ones, the nearest in angle, each at least one above the next and the last at least 1: those that a
+        network was trained at. A process with a formula gives the exact ones between them.
+
+        Args:
+            angles: Strictly descending, above 0 (clean) and up to pi / 2 (pure noise).
+
+        Returns:
+            One timestep an angle.
+        """
+        t = torch.arange(self.num_train_timesteps)
+        known = torch.atan2(self.sigma(t, torch.float64), self.alpha(t, torch.float64))
+        asked = torch.tensor(list(angles), dtype=torch.float64)
+        nearest = (known[None] - asked[:, None]).abs().argmin(dim=1).tolist()
+        timesteps: list[float] = []
+        for timestep in reversed(nearest):
+            timesteps.append(max(timestep, timesteps[-1] + 1 if timesteps else 1))
+        # what was pushed beyond the noisiest level does not fit, which `angle_timesteps` says
+        return [min(timestep, self.num_train_timesteps - 1) for timestep in reversed(timesteps)]
 
     def add_noise(self, z0: Tensor, eps: Tensor, t_B: Tensor) -> Tensor:
         """The forward process `z_t = alpha_t z_0 + sigma_t eps`, in float32 or better.

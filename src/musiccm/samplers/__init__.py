@@ -1,10 +1,14 @@
 """Samplers over the denoiser contract, by name, and pieces of any length sampled crop by crop."""
 
 from musiccm.samplers.base import Guidance, Sampler, StepCallback, Stepper, renoise
+from musiccm.samplers.chunks import ChunkWindows, TokensOf, fill_piece, stream_piece, tokens_of
 from musiccm.samplers.crops import FUSIONS, Crops, fade_profile, fusion_profile
+from musiccm.samplers.evaluations import Evaluations
+from musiccm.samplers.held import fill, holding
 from musiccm.samplers.noise import INITIAL, FrameNoise, NoiseFn, sample_noise, sample_seeds, seeded_noise_fn
 from musiccm.samplers.rules import (
     SAMPLERS,
+    SCHEDULES,
     Ddim,
     DpmSolver,
     Heun,
@@ -21,10 +25,13 @@ __all__ = [
     "FUSIONS",
     "INITIAL",
     "SAMPLERS",
+    "SCHEDULES",
+    "ChunkWindows",
     "CondOf",
     "Crops",
     "Ddim",
     "DpmSolver",
+    "Evaluations",
     "FrameNoise",
     "Guidance",
     "Heun",
@@ -36,9 +43,13 @@ __all__ = [
     "StepCallback",
     "Stepper",
     "Tcd",
+    "TokensOf",
     "Wavefront",
     "fade_profile",
+    "fill",
+    "fill_piece",
     "fusion_profile",
+    "holding",
     "make_sampler",
     "needed_crops",
     "renoise",
@@ -46,8 +57,10 @@ __all__ = [
     "sample_seeds",
     "sample_shared",
     "seeded_noise_fn",
+    "stream_piece",
     "student_stepper",
     "suited_sampler",
     "teacher_stepper",
+    "tokens_of",
     "trailing_timesteps",
 ]

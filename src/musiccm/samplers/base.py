@@ -83,7 +83,8 @@ class Sampler(ABC):
 
     def __str__(self) -> str:
         own = [(key, value) for key, value in self.spec.items() if key != "name"]
-        return ", ".join([self.name, *(f"{key} {number_text(value, 'g')}" for key, value in own)])
+        texts = [(key, value if isinstance(value, str) else number_text(value, "g")) for key, value in own]
+        return ", ".join([self.name, *(f"{key} {text}" for key, text in texts)])
 
     def share(self, process: NoiseProcess, t_next: float) -> float:
         """Share of fresh noise, in [0, 1], in what is added on the way to `t_next`."""

@@ -10,18 +10,49 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from musiccm.diffusion import BoundDenoise, NoiseProcess, compute_dtype, heun_jump
+from musiccm.diffusion import ANGLE_SCHEDULES, BoundDenoise, NoiseProcess, compute_dtype, heun_jump
 from musiccm.errors import MusiccmError
 from musiccm.samplers.base import Sampler, StepCallback, check_gamma
 from musiccm.samplers.noise import NoiseFn
 
+SCHEDULES = ("trailing", *(f"angle_{kind}" for kind in ANGLE_SCHEDULES))
+"""How a teacher's noise levels lie: at equal distances of timesteps (`trailing_timesteps`), or by the angle of signal
+and noise (`angle_timesteps`)."""
+
 
 @dataclass(frozen=True)
-class Ddim(Sampler):
-    """Deterministic DDIM (arXiv 2010.02502, equation 12, eta = 0), the first-order solver of the flow's ODE."""
+class TeacherRule(Sampler):
+    """A sampler of teachers, whose noise levels can be chosen.
+
+    Args:
+        schedule: One of `SCHEDULES`.
+
+    Raises:
+        MusiccmError: There is no such schedule.
+    """
+
+    teachers = True
+    schedule: str = SCHEDULES[0]
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise MusiccmError(f"schedule: expected one of {', '.join(SCHEDULES)}, found {self.schedule!r}")
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """See `Sampler.spec`; the usual schedule is left out, as it was before there were others."""
+        return {key: value for key, value in super().spec.items() if (key, value) != ("schedule", SCHEDULES[0])}
+
+
+@dataclass(frozen=True)
+class Ddim(TeacherRule):
+    """Deterministic DDIM (arXiv 2010.02502, equation 12, eta = 0), the first-order solver of the flow's ODE.
+
+    Over the angle process its steps are MeLoDy's rotations (`rotate`).
+    """
 
     name = "ddim"
-    students = teachers = True
+    students = True
 
 
 @dataclass(frozen=True)
@@ -81,14 +112,13 @@ class Tcd(Sampler):
 
 
 @dataclass(frozen=True)
-class Heun(Sampler):
+class Heun(TeacherRule):
     """Heun's second-order solver of the probability-flow ODE (EDM, arXiv 2206.00364, algorithm 1): two calls a step.
 
     The last step is a single call, as it lands on clean.
     """
 
     name = "heun"
-    teachers = True
     memoryless = False
 
     def sample(
@@ -120,7 +150,7 @@ class Heun(Sampler):
 
 
 @dataclass(frozen=True)
-class DpmSolver(Sampler):
+class DpmSolver(TeacherRule):
     """DPM-Solver++(2M), second order with one call a step (arXiv 2211.01095, algorithm 2).
 
     With `lambda = log(alpha / sigma)` and `h = lambda_next - lambda`, a step is
@@ -129,7 +159,6 @@ class DpmSolver(Sampler):
     """
 
     name = "dpm-solver++"
-    teachers = True
     memoryless = False
 
     def sample(
@@ -171,18 +200,19 @@ SamplerSpec: TypeAlias = "str | Mapping[str, Any] | Sampler"
 """A sampler, its name, or its name and fields: `{"name": "lcm", "gamma": 0.6}`."""
 
 
-def make_sampler(spec: SamplerSpec, gamma: float | None = None) -> Sampler:
+def make_sampler(spec: SamplerSpec, gamma: float | None = None, schedule: str | None = None) -> Sampler:
     """The sampler that a configuration names.
 
     Args:
         spec: A sampler, its name, or a mapping of `name` and its fields.
         gamma: Takes the place of the sampler's own `gamma`, if given.
+        schedule: Takes the place of its own `schedule`, if given.
 
     Returns:
         The sampler.
 
     Raises:
-        MusiccmError: An unknown name or field, a bad value, or a gamma for a sampler that has none.
+        MusiccmError: An unknown name or field, a bad value, or a gamma or schedule for a sampler that has none.
 
     Examples:
         >>> make_sampler({"name": "lcm", "gamma": 0.6})
@@ -204,15 +234,17 @@ def make_sampler(spec: SamplerSpec, gamma: float | None = None) -> Sampler:
             raise MusiccmError(f"sampler.{unknown[0]}: the sampler {name} has no such field; "
                                f"{'it has ' + ', '.join(known) if known else 'it has none'}")
         spec = SAMPLERS[name](**options)
-    if gamma is None:
-        return spec
-    if not hasattr(spec, "gamma"):
-        raise MusiccmError(f"gamma: the sampler {spec.name} has none; {_with_gamma()} have")
-    return replace(spec, gamma=float(gamma))  # type: ignore[call-arg]
+    chosen = {"gamma": None if gamma is None else float(gamma), "schedule": schedule}
+    own = {key: value for key, value in chosen.items() if value is not None}
+    for key in own:
+        if not hasattr(spec, key):
+            raise MusiccmError(f"{key}: the sampler {spec.name} has none; {_with(key)} have")
+    return replace(spec, **own) if own else spec
 
 
-def _with_gamma() -> str:
-    return " and ".join(name for name, kind in SAMPLERS.items() if any(f.name == "gamma" for f in fields(kind)))
+def _with(key: str) -> str:
+    *names, last = (name for name, kind in SAMPLERS.items() if any(f.name == key for f in fields(kind)))
+    return f"{', '.join(names)} and {last}"
 
 
 def _levels(process: NoiseProcess, timesteps: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -13,11 +13,12 @@ from musiccm.diffusion import (
     Denoise,
     NoiseProcess,
     StudentGuidance,
+    angle_timesteps,
     sampling_timesteps,
 )
 from musiccm.errors import MusiccmError
 from musiccm.samplers.base import Guidance, Sampler, Stepper
-from musiccm.samplers.rules import SAMPLERS, SamplerSpec, make_sampler
+from musiccm.samplers.rules import SAMPLERS, SCHEDULES, SamplerSpec, TeacherRule, make_sampler
 
 STUDENT_SAMPLER, TEACHER_SAMPLER = "lcm", "ddim"
 FIXED = StudentGuidance()
@@ -43,6 +44,25 @@ def trailing_timesteps(steps: int, num_train_timesteps: int) -> list[int]:
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
         raise MusiccmError(f"steps: expected a whole number from 1 to {most}, found {steps!r}.")
     return [round((steps - i) * num_train_timesteps / steps) - 1 for i in range(steps)]
+
+
+def teacher_timesteps(steps: int, process: NoiseProcess, sampler: Sampler) -> list[float]:
+    """The noise levels at which a teacher is called.
+
+    Args:
+        steps: Number of steps.
+        process: The noise process that it was trained with.
+        sampler: The rule, whose `schedule` says how they lie.
+
+    Returns:
+        Descending timesteps.
+
+    Raises:
+        MusiccmError: More steps than the noise levels allow.
+    """
+    trailing: list[float] = list(trailing_timesteps(steps, process.num_train_timesteps))
+    schedule = sampler.schedule if isinstance(sampler, TeacherRule) else SCHEDULES[0]
+    return trailing if schedule == SCHEDULES[0] else angle_timesteps(process, steps, schedule.removeprefix("angle_"))
 
 
 def student_stepper(
@@ -98,7 +118,7 @@ def teacher_stepper(
     sampler: SamplerSpec = TEACHER_SAMPLER,
     strength: float = 1.0,
 ) -> Stepper:
-    """A guided teacher at work, with trailing spacing; the last step lands on clean.
+    """A guided teacher at work, at the noise levels of its sampler's schedule; the last step lands on clean.
 
     Args:
         denoise: The teacher; one with a guidance branch is told its scale, and is called once where others are twice.
@@ -116,7 +136,7 @@ def teacher_stepper(
         MusiccmError: Steps, scale or strength out of range, or a sampler that does not suit a teacher.
     """
     rule = suited_sampler(sampler, student=False)
-    timesteps = trailing_timesteps(steps, process.num_train_timesteps)
+    timesteps = teacher_timesteps(steps, process, rule)
     if not math.isfinite(guidance_scale):
         raise MusiccmError(f"guidance_scale: expected a finite number, found {guidance_scale}")
     last = timesteps[-max(1, round(_checked_strength(strength) * len(timesteps))) :]
@@ -143,6 +163,9 @@ def suited_sampler(spec: SamplerSpec, student: bool) -> Sampler:
         fitting = [name for name, kind in SAMPLERS.items() if (kind.students if student else kind.teachers)]
         raise MusiccmError(f"sampler: the model is a {'distilled student' if student else 'teacher'}, which "
                            f"{', '.join(fitting)} sample, found {sampler.name}")
+    if student and isinstance(sampler, TeacherRule) and sampler.schedule != SCHEDULES[0]:
+        raise MusiccmError(f"schedule: a distilled student is sampled at the timesteps of its training grid; "
+                           f"found {sampler.schedule}, which is for teachers. Leave it out")
     return sampler
 
 

@@ -72,9 +72,13 @@ PARTS = {
     "evaluators/sections": PartKind("musiccm.models.tagger", "Tagger", weights="model", optional=True),
     "evaluators/audiomae": PartKind("musiccm.models.features", "ViTFeatures", weights="model"),
     SECOND_CLAP: PartKind("transformers", "ClapModel", weights="model", optional=True),
+<<<<<<< HEAD
     "semantic_tokenizer": PartKind("musiccm.models.melody.tokenizer", "SemanticTokenizer", weights="model",
                                    optional=True),
     "semantic_lm": PartKind("musiccm.models.melody.semantic_lm", "SemanticLM", weights="model", optional=True),
+=======
+    "dual_path": PartKind("musiccm.models.melody.dual_path", "DualPath", weights="model", optional=True),
+>>>>>>> dpd
 }
 
 

@@ -1,0 +1,181 @@
+"""The stage that trains the dual-path network: its draws, its loss, what it learns, and that a run resumes exactly."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from musiccm.data.batch import LatentBatch
+from musiccm.data.sampling import KeyedLoader, ShuffledSampler
+from musiccm.diffusion import Angle, Condition, noise_process
+from musiccm.errors import MusiccmError
+from musiccm.losses.velocity import draw_angles, si_snr, velocity_loss
+from musiccm.models.bundle import Bundle
+from musiccm.models.melody.dual_path import DualPath
+from musiccm.systems.stages.dual_path import SCHEDULER, DualPathStage, no_tokens
+
+FRAMES, TOKENS, WIDTH = 16, 4, 3
+SHAPE: dict[str, Any] = {
+    "channels": 2, "width": 16, "merged": [8], "segment": 8, "heads": 2, "coarse_layers": 1, "feed_forward": 16,
+    "recurrent_width": 8, "angle_width": 8, "token_width": WIDTH, "frames_per_token": 4, "frames": FRAMES}
+
+
+def make_batch(items: int, seed: int, frames: int = FRAMES) -> LatentBatch:
+    """Latents that the tokens say all about: in each channel the first two numbers of the token's vector."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(items, frames // 4, WIDTH, generator=generator)
+    latents = tokens[..., :2].repeat_interleave(4, dim=1).transpose(1, 2)[..., None].contiguous()
+    cond = Condition(tokens, torch.ones(items, frames // 4, dtype=torch.bool))
+    return LatentBatch(latents, cond, None, [str(i) for i in range(items)], [""] * items)
+
+
+class Toy(pl.LightningDataModule):
+    """Clips in a keyed order that a resumed run goes on in."""
+
+    def __init__(self, clips: int, items: int) -> None:
+        super().__init__()
+        self.clips, self.items = make_batch(clips, 0), items
+
+    def collate(self, drawn: list[int]) -> LatentBatch:
+        cond = self.clips.text_BD
+        assert isinstance(cond, Condition)
+        return LatentBatch(self.clips.latents_BCTF[drawn], cond[torch.tensor(drawn)], None,
+                           [str(i) for i in drawn], [""] * len(drawn))
+
+    def train_dataloader(self) -> KeyedLoader:
+        size = len(self.clips)
+        drawn = {(epoch, i): i for epoch in range(1000) for i in range(size)}
+        return KeyedLoader(drawn, batch_size=self.items, sampler=ShuffledSampler(size, self.items),  # type: ignore
+                           collate_fn=self.collate)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader([make_batch(32, 1)], batch_size=None)
+
+
+def make_stage(bundle: Path, **changed: Any) -> DualPathStage:
+    torch.manual_seed(1)
+    return DualPathStage(SHAPE, bundle=str(bundle), **({"warmup_steps": 1, "lr": 1e-2, "ema_decay": 0.9} | changed))
+
+
+def fit(stage: DualPathStage, steps: int, data: Toy, resume: Path | None = None, **options: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {"enable_checkpointing": False} | options
+    pl.Trainer(
+        max_steps=steps, accelerator="cpu", default_root_dir=stage.bundle, logger=False, num_sanity_val_steps=0,
+        val_check_interval=steps, check_val_every_n_epoch=None, enable_progress_bar=False, enable_model_summary=False,
+        gradient_clip_val=1.0, **settings,
+    ).fit(stage, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
+    return json.loads((stage.bundle / "quality" / "dual_path.json").read_text())
+
+
+def test_it_learns_what_the_tokens_say_and_leaves_a_part_and_its_process(tmp_path: Path) -> None:
+    quality = fit(make_stage(tmp_path, held_chunks=[1, 2, 3]), 150, Toy(clips=3200, items=32))
+    # a network that answers 0 has the velocity's own variance, 1
+    assert quality["n"] == 32 and quality["mse"] < 0.4
+    assert quality["mse"] < 0.6 * quality["mse_null"] and quality["mse_continuation"] < 0.4
+    assert quality["si_snri"] > 8
+    assert {f"mse_quarter_{i}" for i in range(4)} <= set(quality)
+    bundle = Bundle(tmp_path, {}, {}, torch.float32)
+    assert isinstance(bundle.part("dual_path"), DualPath)
+    assert isinstance(noise_process(json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())), Angle)
+    assert noise_process(SCHEDULER).num_train_timesteps == 1000
+    again = make_stage(tmp_path / "again", start_from=str(tmp_path))
+    torch.testing.assert_close(again.part.state_dict(), bundle.part("dual_path").state_dict())
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=2, save_top_k=-1)
+    data, options = Toy(clips=20, items=4), {"inpainting_share": 0.2}
+    whole = make_stage(tmp_path / "b", **options)
+    fit(whole, 4, data, callbacks=[saving], enable_checkpointing=True)
+    resumed = make_stage(tmp_path / "b", **options)
+    fit(resumed, 4, Toy(clips=20, items=4), tmp_path / "step=2.ckpt")
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    with pytest.raises(MusiccmError, match="condition_dropout"):
+        fit(make_stage(tmp_path / "b", condition_dropout=0.5, **options), 4, data, tmp_path / "step=2.ckpt")
+
+
+def test_angles_are_drawn_in_the_stated_shares() -> None:
+    n, generator = 4000, torch.Generator().manual_seed(0)
+    angle = draw_angles(n, 4, generator, 0.25, [1, 3], 0.1)
+    clean = angle == 0
+    assert (angle >= 0).all() and (angle < math.pi / 2).all()
+    starts = torch.stack([clean[:, :1].all(1) & ~clean[:, 1:].any(1), clean[:, :3].all(1) & ~clean[:, 3]])
+    holes = clean.sum(1) == 3
+    # three clean chunks before a noisy one are a continuation or, one time in four, a hole
+    assert starts[0].float().mean() == pytest.approx(0.125, abs=0.02)
+    assert starts[1].float().mean() == pytest.approx(0.125 + 0.025, abs=0.02)
+    assert holes.float().mean() == pytest.approx(0.125 + 0.1, abs=0.02)
+    assert clean.any(1).float().mean() == pytest.approx(0.35, abs=0.02)
+    free = angle[~clean.any(1)]
+    # uniform over the quarter turn, and each chunk by itself
+    assert free.mean().item() == pytest.approx(math.pi / 4, abs=0.02)
+    assert free.std().item() == pytest.approx(math.pi / 2 / math.sqrt(12), abs=0.01)
+    assert (torch.corrcoef(free.T) - torch.eye(4)).abs().max() < 0.06
+    assert not (draw_angles(n, 4, generator) == 0).any()
+
+
+def test_the_loss_is_the_error_of_the_velocity_where_there_is_noise() -> None:
+    v, target = torch.randn(2, 3, 2, 6, 1).unbind(0)
+    angle = torch.tensor([[0.0, 0.0, 0.5, 0.5, 1.0, 1.0], [0.2] * 6, [0.0] * 6])
+    total, parts = velocity_loss(v, target, angle)
+    kept = [(i, t) for i in range(3) for t in range(6) if angle[i, t] > 0]
+    by_hand = sum(((v[i, :, t] - target[i, :, t]) ** 2).mean() for i, t in kept) / len(kept)
+    torch.testing.assert_close(total, by_hand)
+    assert parts["mse_BT"].shape == (3, 6)
+    assert velocity_loss(v, target, torch.zeros(3, 6))[0] == 0  # nothing to learn from, and nothing that is not finite
+
+
+def test_si_snr_is_that_of_the_part_along_the_signal() -> None:
+    signal = torch.randn(2, 500, dtype=torch.float64)
+    signal = signal - signal.mean(1, keepdim=True)
+    other = torch.randn(2, 500, dtype=torch.float64)
+    other = other - other.mean(1, keepdim=True)
+    other = other - (other * signal).sum(1, keepdim=True) / signal.square().sum(1, keepdim=True) * signal
+    other = other * (signal.norm(dim=1) / other.norm(dim=1))[:, None]
+    expected = torch.full((2,), 20.0, dtype=torch.float64)
+    torch.testing.assert_close(si_snr(3 * (signal + 0.1 * other) + 7, signal), expected)
+
+
+def test_tokens_are_dropped_in_the_stated_share(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path, condition_dropout=0.3, ema_decay=None)
+    seen: list[Tensor] = []
+
+    def watched(z: Tensor, t: Tensor, tokens: Tensor, mask: Tensor, **more: Any) -> tuple[Tensor]:
+        seen.append(mask.any(1))
+        return (z,)
+
+    stage.part.forward = watched  # type: ignore[method-assign, assignment]
+    stage.loss(make_batch(2000, 0), torch.Generator().manual_seed(0))
+    assert (~seen[0]).float().mean() == pytest.approx(0.3, abs=0.03)
+    assert not no_tokens(make_batch(2, 0).text_BD).mask_BL.any()  # type: ignore[arg-type, union-attr]
+
+
+def test_bad_data_and_settings_are_refused(tmp_path: Path) -> None:
+    stage, generator = make_stage(tmp_path), torch.Generator()
+    with pytest.raises(MusiccmError, match="dual_path.frames: expected clips of 16 latent frames, found 20"):
+        stage.loss(make_batch(2, 0, 20), generator)
+    short = make_batch(2, 0)
+    assert isinstance(short.text_BD, Condition)
+    short.text_BD = Condition(short.text_BD.tokens_BLD[:, :3], short.text_BD.mask_BL[:, :3])  # type: ignore[index]
+    with pytest.raises(MusiccmError, match="16 latent frames need 4 semantic tokens"):
+        stage.loss(short, generator)
+    short.text_BD = torch.zeros(2, 3)
+    with pytest.raises(MusiccmError, match="found one without tokens"):
+        stage.loss(short, generator)
+    for changed, message in (({"held_chunks": [4]}, "held_chunks: expected numbers from 1 to below chunks = 4"),
+                             ({"held_chunks": [0]}, "held_chunks"), ({"held_chunks": []}, "held_chunks"),
+                             ({"chunks": 1}, "set continuation_share: 0"),
+                             ({"chunks": 17, "continuation_share": 0.0}, "chunks: expected at most 16"),
+                             ({"continuation_share": 0.6, "inpainting_share": 0.5}, "at most 1 together"),
+                             ({"condition_dropout": 1.5}, "condition_dropout")):
+        with pytest.raises(MusiccmError, match=message):
+            make_stage(tmp_path, **changed)
