@@ -16,6 +16,7 @@ from musiccm.audio.loudness import (
     RunningLoudness,
     decibels,
     frame_samples,
+    lufs_text,
     peaks_around,
 )
 from musiccm.audio.output_level import (
@@ -47,7 +48,10 @@ class LevelStream:
 
     Args:
         sample_rate_hz: Rate of the sound.
-        level: `loudness` or `peak`.
+        level: `loudness` or `peak`; `none` gives the samples as they are, at once, and measures them all the same.
+
+    Raises:
+        MusiccmError: The level is unknown.
 
     Attributes:
         loudness: Of what came so far.
@@ -84,8 +88,8 @@ class LevelStream:
         while len(self._rest) >= self._size:
             frame_S, self._rest = self._rest[: self._size], self._rest[self._size :]
             self.loudness.push(frame_S)
-            made += self._frame(frame_S)
-        return self._out(made, ends=False)
+            made += [] if self.level == "none" else self._frame(frame_S)
+        return waveform_S if self.level == "none" else self._out(made, ends=False)
 
     def finish(self) -> Tensor:
         """What is left when no more sound comes.
@@ -94,11 +98,25 @@ class LevelStream:
             The last samples, float32 on the CPU; none at a second call.
         """
         self.loudness.settle()
+        if self.level == "none":
+            return torch.empty(0)
         rest_S, self._rest = self._rest, np.zeros(0)
         made = self._frame(np.pad(rest_S, (0, self._size - len(rest_S))))
         while self._given + len(made) * self._size < self._taken:
             made += self._frame(np.zeros(self._size))
         return self._out(made, ends=True)
+
+    def silent_so_far(self, watch_s: float, ended: bool) -> str | None:
+        """What was measured, in a few words, where all so far is near silence.
+
+        Args:
+            watch_s: Seconds after which this is said.
+            ended: Whether no more comes, so that it is said of anything shorter too.
+        """
+        loudest = self.loudness.loudest_lufs
+        if loudest >= NEAR_SILENCE_LUFS or not self._taken or not (ended or self._taken >= watch_s * self._rate):
+            return None
+        return f"{lufs_text(loudest)} at most in the first {self._taken / self._rate:.1f} s"
 
     def _frame(self, frame_S: np.ndarray) -> list[np.ndarray]:
         """Take a frame in; the one that it lets out, if any."""
@@ -134,7 +152,7 @@ class LevelStream:
     def _aim(self) -> float | None:
         """The gain that what is known calls for; None while it is near silence."""
         lufs, peak_db = self.loudness.lufs(NEAR_SILENCE_LUFS), decibels(self._peak)
-        if lufs == -math.inf or self.level == "none":
+        if lufs == -math.inf:
             return None
         if self.level == "peak":
             return CEILING_DBTP - peak_db

@@ -190,22 +190,22 @@ def true_peak(waveform_S: Tensor) -> float:
     return float(all_peaks(waveform_S.detach().cpu().numpy()).max(initial=0.0))
 
 
-def near_silence(waveform_S: Tensor, sample_rate_hz: int, lufs: float | None = None) -> str | None:
-    """Say that sound is near silence.
+def near_silence(waveform_S: Tensor, lufs: float) -> str | None:
+    """What was measured of sound that is near silence.
 
     Args:
         waveform_S: Samples, mono.
-        sample_rate_hz: Their rate.
-        lufs: Their loudness, where it is known.
+        lufs: Their loudness.
 
     Returns:
-        What was measured, in a few words; None for sound that can be heard, and for what is no sound (NaN).
+        A few words; None for sound that can be heard, and for what is no sound (NaN).
     """
-    lufs = loudness_lufs(waveform_S, sample_rate_hz) if lufs is None else lufs
-    if not lufs < NEAR_SILENCE_LUFS:
-        return None
-    if not bool(torch.isfinite(waveform_S).all()):
+    if not lufs < NEAR_SILENCE_LUFS or not bool(torch.isfinite(waveform_S).all()):
         return None
     peak_db = decibels(float(waveform_S.abs().max())) if len(waveform_S) else -math.inf
-    measured = "below -70 LUFS" if lufs == -math.inf else f"{lufs:.1f} LUFS"
-    return f"near silence: {measured}, peak {peak_db:.1f} dBFS"
+    return f"{lufs_text(lufs)}, peak {peak_db:.1f} dBFS"
+
+
+def lufs_text(lufs: float) -> str:
+    """A loudness in words, where it may be below what is measured."""
+    return "below -70 LUFS" if lufs < -70.0 else f"{lufs:.1f} LUFS"

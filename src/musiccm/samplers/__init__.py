@@ -2,7 +2,17 @@
 
 from musiccm.samplers.base import Guidance, Sampler, StepCallback, Stepper, renoise
 from musiccm.samplers.crops import FUSIONS, Crops, fade_profile, fusion_profile
-from musiccm.samplers.noise import INITIAL, FrameNoise, NoiseFn, sample_noise, sample_seeds, seeded_noise_fn
+from musiccm.samplers.noise import (
+    INITIAL,
+    FrameNoise,
+    NoiseFn,
+    SectionNoise,
+    checked_seeds,
+    prompt_seeds,
+    sample_noise,
+    sample_seeds,
+    seeded_noise_fn,
+)
 from musiccm.samplers.rules import (
     SAMPLERS,
     Ddim,
@@ -32,15 +42,18 @@ __all__ = [
     "NoiseFn",
     "Sampler",
     "SamplerSpec",
+    "SectionNoise",
     "SharedProcess",
     "StepCallback",
     "Stepper",
     "Tcd",
     "Wavefront",
+    "checked_seeds",
     "fade_profile",
     "fusion_profile",
     "make_sampler",
     "needed_crops",
+    "prompt_seeds",
     "renoise",
     "sample_noise",
     "sample_seeds",

@@ -101,6 +101,8 @@ def resolve_bundle(path: str | Path, parts: Iterable[str] | None = None, here: b
     Raises:
         MusiccmError: There is none.
     """
+    if not isinstance(path, str | Path):
+        raise MusiccmError(f"bundle: expected a directory, a packaged name or a hub id, found {path!r}")
     if here and Path(path).is_dir():
         return Path(path)
     name = str(path)
