@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +293,7 @@ class Pipeline(LongMusic):
             MusiccmError: As `__call__`; or a strength that is not above 0 and up to 1.
         """
         rule = self.sampler(sampler)
-        if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, int | float | None):
+        if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, Real | None):
             raise MusiccmError(f"guidance_scale: expected a number, found {guidance_scale!r}")
         steps = self.default_steps if steps is None else steps
         if self.is_student:
