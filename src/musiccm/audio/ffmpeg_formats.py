@@ -88,6 +88,7 @@ def _decode(av: Any, file: BinaryIO, demuxer: str, target: str) -> None:
             stream = container.streams.audio[0]
             sound: soundfile.SoundFile | None = None
             resampler = None
+            left = _stated_samples(stream) if demuxer == "mov" else None
             for frame in container.decode(stream):
                 if sound is None:
                     resampler = av.AudioResampler(format="flt", layout=frame.layout.name, rate=frame.sample_rate)
@@ -95,11 +96,18 @@ def _decode(av: Any, file: BinaryIO, demuxer: str, target: str) -> None:
                     sound = stack.enter_context(
                         soundfile.SoundFile(target, "w", frame.sample_rate, channels, "FLOAT", format="W64"))
                 for piece in resampler.resample(frame):
-                    sound.write(np.ascontiguousarray(piece.to_ndarray()).reshape(-1, sound.channels))
+                    samples_SC = np.ascontiguousarray(piece.to_ndarray()).reshape(-1, sound.channels)[:left]
+                    left = None if left is None else left - len(samples_SC)
+                    sound.write(samples_SC)
             if sound is None:
                 raise NotDecoded("it holds no samples")
         except (av.error.FFmpegError, ValueError) as error:  # the latter where its rate or channels change on the way
             raise NotDecoded(str(error).splitlines()[0]) from error
+
+
+def _stated_samples(stream: Any) -> int | None:
+    """Samples of a track of an MP4, whose coder fills its last frame up; None where it states none."""
+    return round(stream.duration * stream.time_base * stream.rate) if stream.duration and stream.rate else None
 
 
 def _run(program: str, path: str | Path, demuxer: str, target: str) -> None:
