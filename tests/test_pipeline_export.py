@@ -29,8 +29,8 @@ from musiccm.models.bundle.files import PACKAGED, TRAINING_INDEX, local_bundle
 from musiccm.models.bundle.student_record import sampler_record
 from musiccm.models.codec import LatentCodec
 from musiccm.models.denoiser import Consistency, Denoiser
-from musiccm.pipeline import Pipeline, sample_seeds
-from musiccm.samplers import INITIAL, Lcm, Stepper, sample_noise, seeded_noise_fn
+from musiccm.pipeline import Pipeline
+from musiccm.samplers import INITIAL, Lcm, Stepper, sample_noise, sample_seeds, seeded_noise_fn
 from musiccm.similarity.clap_windows import CLAP_PARTS
 from musiccm.similarity.index_writer import PlannedClip, write_index
 from tests.leftovers import leave_half_file

@@ -125,8 +125,8 @@ class Pipeline(LongMusic):
     def __repr__(self) -> str:
         kind = "student" if self.is_student else "teacher"
         decoder = "fast" if self.codec.decoder is not None else "original"
-        return (f"Pipeline({self.bundle.path.name}: {kind}, {self.default_steps} steps, clips of {self.duration_s:g} s at "
-                f"{self.sample_rate_hz} Hz, {decoder} decoder, on {self.device})")
+        return (f"Pipeline({self.bundle.path.name}: {kind}, {self.default_steps} steps, clips of {self.duration_s:g} s "
+                f"at {self.sample_rate_hz} Hz, {decoder} decoder, on {self.device})")
 
     @property
     def default_steps(self) -> int:
@@ -246,8 +246,9 @@ class Pipeline(LongMusic):
             Waveforms of shape [B, S] on the CPU, float32.
 
         Raises:
-            MusiccmError: For empty prompts, seeds that do not fit them, an unknown level, a step count off the grid, guidance that a student does not take, a sampler
-                that does not suit the model, or an impossible duration.
+            MusiccmError: For empty prompts, seeds that do not fit them, an unknown level, a step count off the grid,
+                guidance that a student does not take, a sampler that does not suit the model, or an impossible
+                duration.
         """
         texts = check_texts(prompts)
         seeds = prompt_seeds(seed, len(texts))

@@ -35,7 +35,8 @@ class NotDecoded(Exception):
 
 def decoders() -> list[str]:
     """What is here to decode with: of `PyAV` and `ffmpeg`."""
-    return [name for name, here in (("PyAV", _pyav() is not None), (PROGRAM, shutil.which(PROGRAM) is not None)) if here]
+    here = {"PyAV": _pyav() is not None, PROGRAM: shutil.which(PROGRAM) is not None}
+    return [name for name in here if here[name]]
 
 
 def open_decoded(path: str | Path, offset: int, demuxer: str) -> soundfile.SoundFile:

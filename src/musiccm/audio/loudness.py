@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,14 +50,20 @@ def loudness_lufs(waveform_S: Tensor, sample_rate_hz: int) -> float:
     Returns:
         LUFS; -inf where no block is above -70 LUFS.
     """
-    from pyloudnorm import Meter
-
     if not len(waveform_S):
         return -math.inf
     block_s = min(FRAMES_A_BLOCK * FRAME_S, len(waveform_S) / sample_rate_hz)
+    return float(_meter(sample_rate_hz, block_s).integrated_loudness(waveform_S.detach().cpu().double().numpy()))
+
+
+def _meter(sample_rate_hz: int, block_s: float) -> Any:
+    from pyloudnorm import Meter
+
     # "DeMan" is the standard's filter at any rate; the library's own default is off by some hundredths of a dB
-    meter = Meter(sample_rate_hz, filter_class="DeMan", block_size=block_s)
-    return float(meter.integrated_loudness(waveform_S.detach().cpu().double().numpy()))
+    meter = Meter(sample_rate_hz, "DeMan", block_s)
+    # below 3.4 kHz there is no sound where the shelf would be, and no such filter
+    meter._filters = {name: stage for name, stage in meter._filters.items() if stage.fc < sample_rate_hz / 2}
+    return meter
 
 
 def gated_lufs(powers: np.ndarray, absolute_lufs: float = -70.0) -> float:
@@ -92,10 +99,9 @@ class RunningLoudness:
     """
 
     def __init__(self, sample_rate_hz: int, window_s: float = 60.0) -> None:
-        from pyloudnorm import Meter
-
+        meter = _meter(sample_rate_hz, FRAMES_A_BLOCK * FRAME_S)
         self.loudest_lufs = -math.inf
-        self._filters = [(stage.b, stage.a) for stage in Meter(sample_rate_hz, "DeMan")._filters.values()]
+        self._filters = [(stage.b, stage.a) for stage in meter._filters.values()]
         self._states = [np.zeros(2) for _ in self._filters]
         self._frames: deque[float] = deque(maxlen=FRAMES_A_BLOCK)
         self._blocks: deque[float] = deque(maxlen=round(window_s / FRAME_S))

@@ -17,9 +17,8 @@ LEVELS = ("none", "peak", "loudness")
 TARGET_LUFS = -18.0
 #: Largest true peak; coders such as mp3 add some tenths of a dB, and streaming services ask for -1.
 CEILING_DBTP = -1.0
-CEILING = 10 ** (CEILING_DBTP / 20)
 # What the limiter aims at: its gain moves, and peaks between samples with it.
-SAFE_CEILING = CEILING * 10 ** (-0.05 / 20)
+SAFE_CEILING = 10 ** ((CEILING_DBTP - 0.05) / 20)
 #: How far peaks are pressed down to reach the target at most; what has higher peaks stays below it.
 MOST_LIMITING_DB = 6.0
 FADE_S = 0.01

@@ -138,7 +138,7 @@ def _stream(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> 
                              sampler=_sampler(pipeline, args), level=args.level)
     target: Any = paths[0] if paths else sys.stdout.buffer
     written = 0
-    # A file is written to in whole chunks, and what the level holds back is its end; a pipe's reader may keep us waiting.
+    # A file gets whole chunks, and what the level holds back as its end; a pipe's reader may keep us waiting.
     whole = signals.held if paths else contextlib.nullcontext
     try:
         with stream, WavStream(target, pipeline.sample_rate_hz, stream.samples, args.force) as wav:

@@ -16,7 +16,6 @@ from musiccm.long_form.finishing import warn_of_silence
 from musiccm.long_form.model import MusicModel
 from musiccm.samplers import Wavefront
 
-
 WATCH_S = 10.0
 """A stream that is near silence for so long from its beginning is reported."""
 
