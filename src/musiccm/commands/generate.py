@@ -147,6 +147,7 @@ def _stream(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> 
                     with whole():
                         wav.write(chunk)
                         written += len(chunk)
+                    signals.check()  # one that came while the level was being set
             except (signals.Ended, KeyboardInterrupt):
                 if paths and len(last := stream.rest()):
                     wav.write(last)

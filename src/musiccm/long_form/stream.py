@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from types import TracebackType
 
 import torch
@@ -18,6 +20,16 @@ from musiccm.samplers import Wavefront
 
 WATCH_S = 10.0
 """A stream that is near silence for so long from its beginning is reported."""
+
+
+@contextlib.contextmanager
+def _uncut() -> Iterator[None]:
+    """A stretch after which the level still can be ended by `rest`: a signal within is left to who asks for it."""
+    signals.hold()
+    try:
+        yield
+    finally:
+        signals.release()
 
 
 class MusicStream:
@@ -111,7 +123,8 @@ class MusicStream:
         if self._front is None:
             return torch.empty(0)
         self.close()
-        last = self._level.finish()
+        with _uncut():
+            last = self._level.finish()
         self._watch(ended=True)
         return last
 
@@ -131,11 +144,8 @@ class MusicStream:
         """New sound through the level."""
         if self._left is not None:
             self._left -= len(chunk)
-        signals.hold()  # what is cut here could not be ended by `rest`
-        try:
+        with _uncut():
             levelled = self._level.push(chunk)
-        finally:
-            signals.release()
         self._watch(ended=False)
         return levelled
 
