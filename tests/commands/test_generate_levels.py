@@ -72,7 +72,7 @@ def test_music_leaves_at_one_loudness(model: Path, here: Path, gain: Any) -> Non
     assert lufs(heard("long.wav")) == pytest.approx(-18, abs=0.3)
     assert lufs(heard("stream.wav")[-80000:]) == pytest.approx(-18, abs=1) and len(heard("stream.wav")) == 480000
     assert generate(model, "a tune", "--out", "peak.wav", "--level", "peak") == 0
-    assert np.abs(heard("peak.wav")).max() == pytest.approx(10 ** (-1 / 20), abs=0.03)
+    assert 0.7 < np.abs(heard("peak.wav")).max() <= 10 ** (-1 / 20)
     assert generate(model, "a tune", "--out", "none.wav", "--level", "none") == 0
     plain = Pipeline.from_pretrained(model)("a tune", 1)[0]
     np.testing.assert_allclose(heard("none.wav"), plain, atol=1e-4)

@@ -88,7 +88,7 @@ def _decode(av: Any, file: BinaryIO, demuxer: str, target: str) -> None:
                 raise NotDecoded("it holds no sound")
             stream = container.streams.audio[0]
             sound: soundfile.SoundFile | None = None
-            resampler = None
+            resampler: Any = None
             left = _stated_samples(stream) if demuxer == "mov" else None
             for frame in container.decode(stream):
                 if sound is None:
@@ -113,6 +113,7 @@ def _stated_samples(stream: Any) -> int | None:
 
 def _run(program: str, path: str | Path, demuxer: str, target: str) -> None:
     """By the program, which passes over tags itself."""
+    command: list[str | bytes]
     command = [program, "-nostdin", "-v", "error", "-xerror", "-y", "-protocol_whitelist", "file", "-f", demuxer,
                "-i", b"file:" + os.fsencode(path), "-map", "0:a:0", "-c:a", "pcm_f32le", "-f", "w64", target]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
