@@ -16,6 +16,7 @@ import torch
 from tiny_bundle import build_random_bundle, make_unet
 
 from musiccm import signals
+from musiccm.audio.loudness import decibels, true_peak
 from musiccm.cli import EXIT_BROKEN_PIPE, main
 from musiccm.export import StudentInfo, export_student
 from musiccm.long_form import MusicStream
@@ -72,7 +73,7 @@ def test_music_leaves_at_one_loudness(model: Path, here: Path, gain: Any) -> Non
     assert lufs(heard("long.wav")) == pytest.approx(-18, abs=0.3)
     assert lufs(heard("stream.wav")[-80000:]) == pytest.approx(-18, abs=1) and len(heard("stream.wav")) == 480000
     assert generate(model, "a tune", "--out", "peak.wav", "--level", "peak") == 0
-    assert 0.7 < np.abs(heard("peak.wav")).max() <= 10 ** (-1 / 20)
+    assert decibels(true_peak(torch.from_numpy(heard("peak.wav")))) == pytest.approx(-1, abs=0.01)
     assert generate(model, "a tune", "--out", "none.wav", "--level", "none") == 0
     plain = Pipeline.from_pretrained(model)("a tune", 1)[0]
     np.testing.assert_allclose(heard("none.wav"), plain, atol=1e-4)
@@ -119,7 +120,7 @@ def test_formats_are_written(
         assert (info.format, info.subtype) == ("WAV" if suffix == "wav" else info.format, subtype)
         assert info.samplerate == 16000 and info.frames == pytest.approx(len(expected), abs=1200)
     middle = slice(3000, 7000)
-    assert np.corrcoef(heard(f"a.{suffix}")[middle], expected[middle])[0, 1] > (0.8 if suffix == "mp3" else 0.95)
+    assert np.corrcoef(heard(f"a.{suffix}")[middle], expected[middle])[0, 1] > (0.8 if suffix == "mp3" else 0.9)
 
 
 @pytest.mark.parametrize(("arguments", "said"), [

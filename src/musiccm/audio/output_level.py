@@ -22,7 +22,7 @@ SAFE_CEILING = 10 ** ((CEILING_DBTP - 0.05) / 20)
 #: How far peaks are pressed down to reach the target at most; what has higher peaks stays below it.
 MOST_LIMITING_DB = 6.0
 FADE_S = 0.01
-#: An end whose outermost millisecond is below this (-60 dBFS) cuts no wave that could be heard.
+#: An end whose outermost millisecond is 60 dB below full scale, or below a whole clip's peak, cuts no wave.
 QUIET_END, END_S = 1e-3, 0.001
 # A limiter takes some of the loudness away, which a second and third pass give back.
 _PASSES, _CLOSE_LU = 3, 0.05
@@ -68,12 +68,14 @@ def levelled(waveform_S: Tensor, sample_rate_hz: int, level: str, lufs: float | 
         return waveform_S
     lufs = loudness_lufs(waveform_S, sample_rate_hz) if lufs is None else lufs
     if lufs < NEAR_SILENCE_LUFS:
-        return faded(waveform_S, sample_rate_hz)
+        return waveform_S
+    # first, as a peak that is faded away is none
+    waveform_S = faded(waveform_S, sample_rate_hz, QUIET_END * float(waveform_S.abs().max()))
     samples_S = waveform_S.double().numpy()
     peaks_S = all_peaks(samples_S)
     peak_db = decibels(float(peaks_S.max()))
     if level == "peak":
-        return faded(_amplified(samples_S, CEILING_DBTP - peak_db), sample_rate_hz)
+        return _amplified(samples_S, CEILING_DBTP - peak_db)
     most_db = CEILING_DBTP + MOST_LIMITING_DB - peak_db
     gain_db, made_S = 0.0, waveform_S
     for number in range(_PASSES):
@@ -85,19 +87,22 @@ def levelled(waveform_S: Tensor, sample_rate_hz: int, level: str, lufs: float | 
         if gain_db <= CEILING_DBTP - peak_db or gain_db == most_db:
             break
         lufs = loudness_lufs(made_S, sample_rate_hz)
-    return faded(made_S, sample_rate_hz)
+    return made_S
 
 
 def _amplified(samples_S: np.ndarray, gain_db: float) -> Tensor:
     return torch.from_numpy((samples_S * 10 ** (gain_db / 20)).astype(np.float32))
 
 
-def faded(waveform_S: Tensor, sample_rate_hz: int, begins: bool = True, ends: bool = True) -> Tensor:
+def faded(
+    waveform_S: Tensor, sample_rate_hz: int, quiet: float = QUIET_END, begins: bool = True, ends: bool = True
+) -> Tensor:
     """Fade the ends that cut a wave, within 10 ms, by half a period of a cosine; others stay as they are.
 
     Args:
         waveform_S: Samples.
         sample_rate_hz: Their rate.
+        quiet: An end whose outermost millisecond is no higher than this cuts no wave.
         begins: Whether the sound begins with the first sample.
         ends: Whether it ends with the last one.
 
@@ -105,9 +110,12 @@ def faded(waveform_S: Tensor, sample_rate_hz: int, begins: bool = True, ends: bo
         As many samples.
     """
     length = min(round(FADE_S * sample_rate_hz), len(waveform_S) // (2 if begins and ends else 1))
-    begins = begins and _cuts_wave(waveform_S, sample_rate_hz)
-    ends = ends and _cuts_wave(waveform_S.flip(0), sample_rate_hz)
-    if not length or not (begins or ends):
+    outermost = max(1, round(END_S * sample_rate_hz))
+    if not length:
+        return waveform_S
+    begins = begins and float(waveform_S[:outermost].abs().max()) > quiet
+    ends = ends and float(waveform_S[-outermost:].abs().max()) > quiet
+    if not (begins or ends):
         return waveform_S
     rise_S = (0.5 - 0.5 * torch.cos(math.pi * (torch.arange(length).double() + 0.5) / length)).to(waveform_S.dtype)
     shaped_S = waveform_S.clone()
@@ -117,8 +125,3 @@ def faded(waveform_S: Tensor, sample_rate_hz: int, begins: bool = True, ends: bo
         shaped_S[-length:] *= rise_S.flip(0)
     return shaped_S
 
-
-def _cuts_wave(from_end_S: Tensor, sample_rate_hz: int) -> bool:
-    """Whether sound that begins with these samples does so within a wave."""
-    outermost_S = from_end_S[: max(1, round(END_S * sample_rate_hz))]
-    return len(outermost_S) > 0 and float(outermost_S.abs().max()) > QUIET_END
