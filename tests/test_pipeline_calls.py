@@ -70,11 +70,11 @@ def test_the_packaged_student_on_a_cpu() -> None:
 
 def test_sections_of_a_piece_have_seeds_of_their_own(student: Pipeline) -> None:
     plan = [(0.0, TEXTS[0]), (3.0, TEXTS[1])]
-    one, same, other = (student.compose(plan, 6.0, 2, seed) for seed in (5, [5, 5], [5, 6]))
+    one, same, other = (student.compose(plan, 4.5, 2, seed) for seed in (5, [5, 5], [5, 6]))
     assert torch.equal(one, same)
     before = round((3.0 - 4 * student.duration_s) * student.sample_rate_hz)
     assert torch.equal(one[:before], other[:before]) and not torch.equal(one[-before:], other[-before:])
-    streamed = torch.cat(list(student.stream(plan, 6.0, 2, [5, 6])))
+    streamed = torch.cat(list(student.stream(plan, 4.5, 2, [5, 6])))
     torch.testing.assert_close(streamed, other, atol=1e-4, rtol=0)
 
 
@@ -91,9 +91,9 @@ def test_noise_of_sections() -> None:
 def test_calls_from_several_threads_are_those_of_one(folder: Path) -> None:
     """Each call at once with others, on a pipeline that nobody has called yet: its first calls settle its layers."""
     calls: list[Callable[[Pipeline], torch.Tensor]] = [
-        lambda p, n=n: p([f"{TEXTS[n % 4]} {n}", TEXTS[0]], 2, n) for n in range(8)]
-    calls += [lambda p, n=n: p.compose(TEXTS[n], 1.3, 2, n) for n in range(4)]
-    calls += [lambda p, n=n: torch.cat(list(p.stream(TEXTS[n], 1.3, 2, n, level="loudness"))) for n in range(4)]
+        lambda p, n=n: p([f"{TEXTS[n % 4]} {n}", TEXTS[0]], 2, n) for n in range(4)]
+    calls += [lambda p, n=n: p.compose(TEXTS[n], 1.3, 2, n) for n in range(2)]
+    calls += [lambda p, n=n: torch.cat(list(p.stream(TEXTS[n], 1.3, 2, n, level="loudness"))) for n in range(2)]
     with pytest.MonkeyPatch.context() as narrow:
         narrow.setattr("musiccm.models.acceleration.networks.WIDE", 8)
         serial, shared = (Pipeline.from_pretrained(folder).accelerate() for _ in range(2))
@@ -114,7 +114,7 @@ def test_the_memory_of_prompts_is_safe(student: Pipeline, monkeypatch: pytest.Mo
     texts = [f"{word} {TEXTS[n]}" for n in range(4) for word in ("soft", "loud" * 5)]
     expected = {text: student.conditioner.text([text]) for text in texts}
     with ThreadPoolExecutor(8) as pool:
-        for text, found in zip(texts * 20, pool.map(lambda text: student.conditioner.prompts([text]), texts * 20),
+        for text, found in zip(texts * 8, pool.map(lambda text: student.conditioner.prompts([text]), texts * 8),
                                strict=True):
             assert torch.equal(found, expected[text])
 
