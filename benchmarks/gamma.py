@@ -16,7 +16,8 @@ from musiccm.commands.bench import load
 from musiccm.data.demo.tracks import make_track
 from musiccm.device import choose_device
 from musiccm.evaluation.bundle_quality import frechet
-from musiccm.pipeline import Pipeline, sample_seeds
+from musiccm.pipeline import Pipeline
+from musiccm.samplers import sample_seeds
 
 CLIPS, DRAWS, BATCH = 160, 2, 16
 GAMMAS = {2: (1.0, 0.6, 0.3, 0.0), 4: (1.0, 0.8, 0.7, 0.6, 0.5, 0.3, 0.0), 8: (1.0, 0.6, 0.3, 0.0)}

@@ -25,8 +25,8 @@ from musiccm.evaluation.bundle_quality import decoders, frechet
 from musiccm.long_form import MelDecoder, piece_decoder
 from musiccm.long_form.compose import Piece
 from musiccm.long_form.seams import SPAN_FRAMES, jumps
-from musiccm.pipeline import Pipeline, sample_seeds
-from musiccm.samplers import INITIAL, Crops, FrameNoise, SharedProcess, sample_shared
+from musiccm.pipeline import Pipeline
+from musiccm.samplers import INITIAL, Crops, FrameNoise, SharedProcess, sample_seeds, sample_shared
 from musiccm.samplers.shared_restricted import CondOf
 
 STEPS, REAL = 4, 300

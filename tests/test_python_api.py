@@ -36,7 +36,7 @@ def test_every_name_is_the_one_of_its_home() -> None:
 
 
 @pytest.mark.parametrize("name", ["evaluate", "load_embedder", "MusicCM"])
-@pytest.mark.parametrize("module", ["torchmetrics", "scipy", "timm"])
+@pytest.mark.parametrize("module", ["torchmetrics", "torchaudio", "timm"])
 def test_what_lacks_a_library_says_what_to_install(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def lacking(home: str) -> None:
         raise ModuleNotFoundError(f"No module named {module!r}", name=module)

@@ -128,7 +128,7 @@ def test_its_metadata(ours: PathDistribution) -> None:
 def bringers() -> dict[str, set[str]]:
     """What is installed here: distributions by the package that one imports of them."""
     found = {name: {canonicalize_name(dist) for dist in dists} for name, dists in packages_distributions().items()}
-    return {"faiss": {"faiss-cpu"}, **found}  # it is not installed everywhere
+    return {"faiss": {"faiss-cpu"}, "av": {"av"}, **found}  # they are not installed everywhere
 
 
 def imported_libraries() -> set[str]:
@@ -156,7 +156,7 @@ def test_every_import_comes_with_the_plain_install_or_is_in_the_table_of_extras(
 def test_the_table_of_extras_is_that_of_the_wheel(ours: PathDistribution, bringers: dict[str, set[str]]) -> None:
     wanted: dict[str, set[str]] = {}
     for requirement in map(Requirement, ours.requires or []):
-        for extra in ("train", "eval", "faiss"):
+        for extra in ("train", "eval", "faiss", "formats"):
             if requirement.marker is not None and requirement.marker.evaluate({"extra": extra}):
                 wanted.setdefault(canonicalize_name(requirement.name), set()).add(extra)
     table: dict[str, set[str]] = {}
@@ -169,7 +169,7 @@ def test_the_table_of_extras_is_that_of_the_wheel(ours: PathDistribution, bringe
 def test_all_is_every_extra_that_users_want(ours: PathDistribution) -> None:
     (everything,) = [requirement for requirement in map(Requirement, ours.requires or [])
                      if requirement.marker is not None and requirement.marker.evaluate({"extra": "all"})]
-    assert everything.name == "musiccm" and everything.extras == {"train", "eval", "faiss"}
+    assert everything.name == "musiccm" and everything.extras == {"train", "eval", "faiss", "formats"}
 
 
 def check(found: dict, where: Path, folder: Path) -> None:

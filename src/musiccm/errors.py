@@ -10,8 +10,9 @@ from collections.abc import Mapping
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("jsonargparse", "lightning_fabric", "matplotlib", "omegaconf", "peft", "pytorch_lightning",
                      "sklearn", "tensorboard"), ("train",)),
-    **dict.fromkeys(("scipy", "timm", "torchaudio", "torchmetrics", "torchvision"), ("train", "eval")),
+    **dict.fromkeys(("timm", "torchaudio", "torchmetrics", "torchvision"), ("train", "eval")),
     **dict.fromkeys(("librosa", "resampy", "skimage", "torchlibrosa"), ("eval",)),
+    "av": ("formats",),
     "faiss": ("faiss",),
 }
 

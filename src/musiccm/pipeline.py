@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from musiccm.audio.output_level import check_level
 from musiccm.diffusion import AnyCondition, noise_process
-from musiccm.errors import MusiccmError
-from musiccm.long_form import LongMusic, check_duration, check_texts, compose
-from musiccm.models.acceleration.networks import CompiledNetwork, channels_last, suit_cpu, to_bfloat16
+from musiccm.errors import MusiccmError, reason
+from musiccm.long_form import LongMusic, check_batch, check_duration, check_texts, compose, finished
+from musiccm.long_form.prompts import short
+from musiccm.models.acceleration.networks import (
+    CompiledNetwork,
+    channels_last,
+    check_backend,
+    suit_cpu,
+    to_bfloat16,
+)
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import SETTINGS_FILE
 from musiccm.models.bundle.student_record import (
@@ -29,8 +38,8 @@ from musiccm.samplers import (
     Sampler,
     SamplerSpec,
     Stepper,
+    prompt_seeds,
     sample_noise,
-    sample_seeds,
     seeded_noise_fn,
     student_stepper,
     suited_sampler,
@@ -48,6 +57,9 @@ class Pipeline(LongMusic):
     Which of the two a bundle is, its scheduler says: a student's (`is_student`) carries the timestep grid that
     it was trained on.
 
+    It is safe for threads: several may call it, compose, stream and edit at once, each with a result of its own that is
+    the same as if it were alone. `to` and `accelerate` belong before that. Whatever it refuses is a `MusiccmError`.
+
     Args:
         bundle: The bundle.
         decoder: `fast`, `original`, or None for the fast one where there is one: see `Bundle.codec`.
@@ -61,6 +73,8 @@ class Pipeline(LongMusic):
         >>> waveforms_BS = pipeline(["a calm piano melody", "slow organ chords"], steps=1, seed=0)
         >>> waveforms_BS.shape, pipeline.sample_rate_hz
         (torch.Size([2, 81920]), 16000)
+        >>> pipeline
+        Pipeline(tiny-student: student, 4 steps, clips of 5.12 s at 16000 Hz, fast decoder, on cpu)
     """
 
     def __init__(self, bundle: Bundle, decoder: str | None = None) -> None:
@@ -108,6 +122,17 @@ class Pipeline(LongMusic):
         """
         return cls(Bundle.from_pretrained(path, dtype=dtype), decoder)
 
+    def __repr__(self) -> str:
+        kind = "student" if self.is_student else "teacher"
+        decoder = "fast" if self.codec.decoder is not None else "original"
+        return (f"Pipeline({self.bundle.path.name}: {kind}, {self.default_steps} steps, clips of {self.duration_s:g} s "
+                f"at {self.sample_rate_hz} Hz, {decoder} decoder, on {self.device})")
+
+    @property
+    def default_steps(self) -> int:
+        """Sampling steps where none are asked for."""
+        return int(self.record.get("default_steps", DEFAULT_STEPS)) if self.is_student else TEACHER_STEPS
+
     @property
     def accelerated(self) -> bool:
         """Whether `accelerate` was called, on this pipeline or another of the same `Bundle`: they share the U-Net."""
@@ -117,12 +142,17 @@ class Pipeline(LongMusic):
         """Move the networks.
 
         Raises:
-            MusiccmError: They were made for the device that they are on by `accelerate`.
+            MusiccmError: They were made for the device that they are on by `accelerate`, or the device is not here.
         """
         if self.accelerated:
             raise MusiccmError(f"the networks were made fast for {self.device} and cannot be moved; call "
                                "to(device) first, then accelerate()")
-        self.device = torch.device(device)
+        try:
+            torch.empty(1, device=device)
+            self.device = torch.device(device)
+        except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+            raise MusiccmError(f"device: expected one that this machine has, such as cpu, found {device!r} "
+                               f"({reason(error)})") from error
         for module in (self.denoiser, self.conditioner, self.codec):
             module.to(self.device)
         return self
@@ -144,10 +174,12 @@ class Pipeline(LongMusic):
             The pipeline.
 
         Raises:
-            MusiccmError: It was called before.
+            MusiccmError: It was called before, or there is no such backend.
         """
         if self.accelerated:
             raise MusiccmError("this pipeline was accelerated before; make another one to do it in another way")
+        if not callable(backend):
+            check_backend("backend", backend)
         self.bundle.unet.accelerated = True  # type: ignore[assignment]
         if half:
             to_bfloat16(self.denoiser.unet)
@@ -178,21 +210,28 @@ class Pipeline(LongMusic):
         self,
         prompts: str | Sequence[str],
         steps: int | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         *,
         seconds: float | None = None,
         guidance_scale: float | None = None,
         sampler: SamplerSpec | None = None,
         batch_size: int = 8,
+        level: str = "none",
     ) -> Tensor:
         """Make one clip a prompt.
 
-        A clip depends on its prompt, the seed and its place in the list, not on what else is in the list.
+        With a list of seeds a clip is its prompt and its seed, wherever it stands: `pipeline(texts, seed=seeds)[3]` is
+        `pipeline(texts[3], seed=seeds[3])[0]`. With one seed for several prompts it also depends on its place in the
+        list, so that one text given twice makes two clips. In neither case does it depend on what else is in the list,
+        but for the rounding of kernels that compute several clips at once.
+
+        What comes back is the model's own sound, as metrics need it, unless a `level` is asked for. A clip that is near
+        silence (below -60 LUFS) is reported by a warning.
 
         Args:
             prompts: One text or several.
             steps: Sampling steps; by default what a student was exported with (4), or 50 for a teacher.
-            seed: Of the noise.
+            seed: Of the noise: one number, or a list of one for each prompt.
             seconds: Length, by default the one that the model was trained on; see `compose` for others.
             guidance_scale: For a teacher, 3 by default. For a student that was exported with one to choose, from the
                 range that it was trained on (`guidance` is `variable`) or by a second network call each step
@@ -200,20 +239,25 @@ class Pipeline(LongMusic):
             sampler: A sampler, its name, or its name and fields, such as `{"name": "lcm", "gamma": 0.6}`
                 (`make_sampler`); by default the one that a student was exported with, and `ddim` for a teacher.
             batch_size: Clips computed at once.
+            level: `none`; `peak`, true peak at -1 dBTP; or `loudness`, -18 LUFS (ITU-R BS.1770) with true peaks below
+                -1 dBTP. The last two fade ends that cut a wave within 10 ms (`audio/output_level.py`).
 
         Returns:
             Waveforms of shape [B, S] on the CPU, float32.
 
         Raises:
-            MusiccmError: For empty prompts, a step count off the grid, guidance that a student does not take, a sampler
-                that does not suit the model, or an impossible duration.
+            MusiccmError: For empty prompts, seeds that do not fit them, an unknown level, a step count off the grid,
+                guidance that a student does not take, a sampler that does not suit the model, or an impossible
+                duration.
         """
         texts = check_texts(prompts)
-        seeds = sample_seeds(seed, len(texts))
+        seeds = prompt_seeds(seed, len(texts))
+        check_level(level)
+        check_batch(batch_size)
         if seconds is not None and not math.isclose(check_duration(seconds), self.duration_s, abs_tol=1e-3):
             stepper = self.stepper(steps, guidance_scale, sampler=sampler)
-            return torch.stack([compose(self, text, seconds, stepper, own, batch_size=batch_size)
-                                for text, own in zip(texts, seeds, strict=True)])
+            return self._finished([compose(self, text, seconds, stepper, own, batch_size=batch_size)
+                                   for text, own in zip(texts, seeds, strict=True)], texts, level)
         with torch.inference_mode():
             cond_BD = self.conditioner.prompts(texts)
             clips = []
@@ -221,7 +265,11 @@ class Pipeline(LongMusic):
                 part = slice(start, start + batch_size)
                 z = self.latents(cond_BD[part], seeds[part], steps, guidance_scale=guidance_scale, sampler=sampler)
                 clips.append(self.codec.decode(z).float().cpu())
-        return torch.cat(clips)  # outside the mode: a tensor like any other
+        return self._finished(list(torch.cat(clips)), texts, level)  # outside the mode: a tensor like any other
+
+    def _finished(self, clips: list[Tensor], texts: list[str], level: str) -> Tensor:
+        return torch.stack([finished(clip_S, self.sample_rate_hz, level, repr(short(text)))
+                            for clip_S, text in zip(clips, texts, strict=True)])
 
     def stepper(
         self,
@@ -246,12 +294,14 @@ class Pipeline(LongMusic):
             MusiccmError: As `__call__`; or a strength that is not above 0 and up to 1.
         """
         rule = self.sampler(sampler)
+        if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, Real | None):
+            raise MusiccmError(f"guidance_scale: expected a number, found {guidance_scale!r}")
+        steps = self.default_steps if steps is None else steps
         if self.is_student:
-            steps = self.record.get("default_steps", DEFAULT_STEPS) if steps is None else steps
             return student_stepper(self.consistency, self.schedule, self.grid, steps, rule, guidance_scale, strength,
                                    guidance=self.guidance, null=self.conditioner.null)
         return teacher_stepper(
-            self.denoiser, self.schedule, self.conditioner.null, TEACHER_STEPS if steps is None else steps,
+            self.denoiser, self.schedule, self.conditioner.null, steps,
             TEACHER_GUIDANCE_SCALE if guidance_scale is None else guidance_scale, rule, strength,
         )
 

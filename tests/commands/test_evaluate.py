@@ -85,7 +85,7 @@ def test_left_out_unpaired_and_unlike_sets_are_said(folders, tmp_path: Path, cap
     (reference / "clip20.wav").rename(reference / "\u00e9.wav")
     (generated / "linked").symlink_to(folders[0], target_is_directory=True)
     (generated / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
-    (generated / "apple.m4a").write_bytes(b"x")
+    (generated / "apple.wma").write_bytes(b"x")
     for name in ("prompt.txt", ".hidden.wav"):
         (generated / name).write_text("x")
     assert evaluate(generated, reference) == 0
@@ -93,7 +93,7 @@ def test_left_out_unpaired_and_unlike_sets_are_said(folders, tmp_path: Path, cap
     assert (result["n"], result["n_reference"], result["n_pairs"]) == (N - 2, N, N - 3)
     assert {Path(item["path"]).name: item["reason"] for item in result["left_out"]["generated"]} == {
         "clip22.wav": "silent", "clip21.wav": "unreadable", "linked": "link_not_followed", "gone.wav": "broken_link",
-        "apple.m4a": "unsupported", "prompt.txt": "not_audio", ".hidden.wav": "hidden"}
+        "apple.wma": "unsupported", "prompt.txt": "not_audio", ".hidden.wav": "hidden"}
     assert result["unpaired"] == {"generated": ["other"], "reference": ["clip21", "clip22", "clip23"]}
     linked = f"linked: link_not_followed (a link to the folder {folders[0]}"
     for said in ("clip22.wav: silent", "5 generated files were left out", linked,

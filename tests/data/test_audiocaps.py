@@ -92,7 +92,7 @@ def test_what_is_missing_is_counted_and_too_much_of_it_refused(tmp_path):
     rows = [(n, f"{n:011d}", 30, f"sound {n}") for n in range(10)]
     table(tmp_path / "train.csv", [*rows, (100, f"{0:011d}", 30.0, "again")])
     put(tmp_path, *(f"audio/{video}_30.wav" for _, video, *_ in rows[:8]))
-    (tmp_path / "audio" / f"{8:011d}_30.m4a").write_bytes(b"\0")
+    (tmp_path / "audio" / f"{8:011d}_30.wma").write_bytes(b"\0")
     clips, report = read(tmp_path, "train", audio=str(tmp_path / "audio"))
     assert len(clips) == 8 and clips[0].captions == ["sound 0", "again"]
     assert report.unused == {"not_downloaded": 1} and report.tables["not_downloaded"] == {f"{9:011d}_30": 1}

@@ -191,7 +191,7 @@ def test_nothing_in_a_train_folder_is_passed_over_in_silence(tmp_path: Path) -> 
     write_clip(tmp_path, "train", "LOUD", sound(70), ".WAV")
     (tmp_path / "train" / "deep").mkdir()
     write_audio(tmp_path / "train" / "deep" / "er.wav", sound(71), 16000)
-    for name in ("a.m4a", "b.AAC", "c.aiff"):
+    for name in ("a.wma", "b.APE", "c.aiff"):
         (tmp_path / "train" / name).write_bytes(b"x")
     (tmp_path / "train" / "notes.txt").touch()
     (tmp_path / "train" / "linked").symlink_to(tmp_path / "test", target_is_directory=True)

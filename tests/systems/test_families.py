@@ -22,8 +22,8 @@ from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import save_part
 from musiccm.models.bundle.student_record import STUDENT_SCHEDULERS
 from musiccm.models.denoiser import Consistency, Denoiser
-from musiccm.pipeline import Pipeline, sample_seeds
-from musiccm.samplers import INITIAL, Lcm, Stepper, sample_noise, seeded_noise_fn
+from musiccm.pipeline import Pipeline
+from musiccm.samplers import INITIAL, Lcm, Stepper, sample_noise, sample_seeds, seeded_noise_fn
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.settings import Adversarial, Distillation, Phase
 

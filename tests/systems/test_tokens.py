@@ -23,8 +23,8 @@ from musiccm.evaluation.distilled import as_distilled
 from musiccm.export import StudentInfo, export_student
 from musiccm.models.bundle import Bundle
 from musiccm.models.denoiser import Consistency, Denoiser
-from musiccm.pipeline import Pipeline, sample_seeds
-from musiccm.samplers import INITIAL, Lcm, Stepper, sample_noise, seeded_noise_fn
+from musiccm.pipeline import Pipeline
+from musiccm.samplers import INITIAL, Lcm, Stepper, sample_noise, sample_seeds, seeded_noise_fn
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
 from musiccm.systems.stages.teacher import TeacherStage

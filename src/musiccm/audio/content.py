@@ -13,10 +13,11 @@ HEAD_BYTES = 512
 
 _CONVERT = "convert it to wav, flac, ogg or mp3"
 _AGAIN = "get the file again; what came is no audio"
+# ffmpeg's names of the containers that are decoded by it (`ffmpeg_formats`).
+_MP4, _MATROSKA, _ADTS = "mov", "matroska", "aac"
 # Where in the file, which bytes, what it is, and what to do. Nothing that libsndfile decodes stands here.
 _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "Windows Media (wma, asf)", _CONVERT),
-    (0, b"\x1a\x45\xdf\xa3", "Matroska or WebM (mka, webm)", _CONVERT),
     (0, b"ADIF", "AAC", _CONVERT),
     (0, b"MAC ", "Monkey's Audio (ape)", _CONVERT),
     (0, b"wvpk", "WavPack (wv)", _CONVERT),
@@ -63,6 +64,8 @@ class Content:
         suffix: `.wav`, `.flac`, `.ogg` or `.mp3` where it is one of these.
         foreign: What it is, if it is known to be something that cannot be decoded.
         advice: What to do about that.
+        demuxer: ffmpeg's name of the container, where what is foreign to libsndfile may be decoded by ffmpeg's
+            libraries.
         frame: Whether it begins with the header of an mp3's frame.
     """
 
@@ -70,6 +73,7 @@ class Content:
     suffix: str | None = None
     foreign: str | None = None
     advice: str | None = None
+    demuxer: str | None = None
     frame: bool = False
 
 
@@ -118,10 +122,12 @@ def content_of(file: BinaryIO) -> Content:
     for offset, magic, name, advice in _FOREIGN:
         if head[offset : offset + len(magic)] == magic:
             return Content(place, None, name, advice)
+    if head[:4] == b"\x1a\x45\xdf\xa3":
+        return Content(place, None, "Matroska or WebM (mka, webm)", _CONVERT, _MATROSKA)
     if head[4:8] in (b"ftyp", b"moov", b"mdat"):
-        return Content(place, None, "MPEG-4 (m4a, mp4)", _CONVERT)
+        return Content(place, None, "MPEG-4 (m4a, mp4)", _CONVERT, _MP4)
     if len(head) > 6 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0 and (head[2] >> 2) & 15 < 13:
-        return Content(place, None, "AAC (adts)", _CONVERT)
+        return Content(place, None, "AAC (adts)", _CONVERT, _ADTS)
     if head and not head.strip(b"\0") and _only_zeros(file):
         return Content(place, None, "zeros from beginning to end", "get the file again; its content was never written")
     if text := _text(head):

@@ -1,4 +1,4 @@
-"""Reading and writing audio files through libsndfile (wav, flac, ogg, mp3)."""
+"""Reading and writing audio files through libsndfile (wav, flac, ogg, mp3, opus), and reading others by ffmpeg."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from musiccm.audio.content import Content, content_of
+from musiccm.audio.ffmpeg_formats import INSTALL, SUFFIXES, NoDecoder, NotDecoded, decoders, open_decoded
 from musiccm.audio.file_part import FilePart
 from musiccm.audio.mp3 import Mp3File, open_mp3
 from musiccm.audio.wav_header import WavLength, wav_length
@@ -23,6 +24,8 @@ from musiccm.files import write_bytes
 log = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".mp3")
+# Ogg by other names, which libsndfile reads too.
+OGG_SUFFIXES = (".ogg", ".opus", ".oga")
 BAD_AUDIO_REASONS = ("missing", "unreadable", "truncated", "empty", "silent", "nan", "too_short")
 # Sampling rates of sound: what a header states beyond them is damage, and resampling from there would fill the memory.
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
@@ -41,6 +44,11 @@ _ADVICE = {
     "nan": "the file holds NaN or infinite samples; re-encode or remove it",
     "too_short": "expected longer audio; remove the file or ask for less of it",
 }
+
+
+def readable_suffixes() -> tuple[str, ...]:
+    """Endings of the files that are read here, which depends on whether there is PyAV or ffmpeg."""
+    return (*AUDIO_SUFFIXES, *OGG_SUFFIXES[1:], *(SUFFIXES if decoders() else ()))
 
 
 class BadAudio(MusiccmError):
@@ -104,16 +112,12 @@ def open_audio(path: str | Path) -> soundfile.SoundFile | Mp3File:
         with open(path, "rb") as file:
             content = content_of(file)
             length = wav_length(file, content.offset) if content.suffix == ".wav" else None
-        if content.foreign is not None:
+        if content.demuxer is not None:
+            opened = _open_decoded(path, content)
+        elif content.foreign is not None:
             raise BadAudio(path, "unreadable", f"the content is {content.foreign}", content.advice)
-        try:
-            opened = _open(path, content, length)
-        except soundfile.LibsndfileError:
-            # An mp3 may begin with anything; its frames are looked for where nothing else can be made of the file.
-            found = open_mp3(path) if content.suffix is None and Path(path).suffix.lower() == ".mp3" else None
-            if found is None:
-                raise
-            opened = found
+        else:
+            opened = _open_or_search(path, content, length)
     except soundfile.LibsndfileError as error:
         raise BadAudio(path, "unreadable", _found(error)) from error
     except (RuntimeError, OSError) as error:
@@ -123,6 +127,28 @@ def open_audio(path: str | Path) -> soundfile.SoundFile | Mp3File:
         raise BadAudio(path, "unreadable", f"the header states a sampling rate of {opened.samplerate:,} Hz, which no "
                                            f"sound has; expected {MIN_RATE_HZ:,} to {MAX_RATE_HZ:,} Hz")
     return opened
+
+
+def _open_decoded(path: str | Path, content: Content) -> soundfile.SoundFile:
+    try:
+        return open_decoded(path, content.offset, str(content.demuxer))
+    except NoDecoder:
+        raise BadAudio(path, "unreadable", f"the content is {content.foreign}, which libsndfile does not decode",
+                       f"{INSTALL}, to have it read; or {content.advice}") from None
+    except NotDecoded as error:
+        raise BadAudio(path, "unreadable", f"the content is {content.foreign}, which could not be decoded: {error}",
+                       f"get the file again, or {content.advice}") from error
+
+
+def _open_or_search(path: str | Path, content: Content, length: WavLength | None) -> soundfile.SoundFile | Mp3File:
+    try:
+        return _open(path, content, length)
+    except soundfile.LibsndfileError:
+        # An mp3 may begin with anything; its frames are looked for where nothing else can be made of the file.
+        found = open_mp3(path) if content.suffix is None and Path(path).suffix.lower() == ".mp3" else None
+        if found is None:
+            raise
+        return found
 
 
 def _open(path: str | Path, content: Content, length: WavLength | None) -> soundfile.SoundFile | Mp3File:
@@ -260,6 +286,40 @@ def finite_samples(
     return samples_SC
 
 
+def encoded_audio(
+    waveform_S: Tensor | np.ndarray, sample_rate_hz: int, suffix: str, name: str | Path
+) -> memoryview:
+    """Mono audio as the bytes of a file, 16-bit; ogg is Vorbis, mp3 has libsndfile's quality.
+
+    Samples beyond [-1, 1] are clipped.
+
+    Args:
+        waveform_S: Samples of shape [S].
+        sample_rate_hz: Sampling rate.
+        suffix: One of `AUDIO_SUFFIXES`, which picks the format.
+        name: Where it will go, for messages.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        MusiccmError: The samples are not finite or not one-dimensional, or the format lacks the sampling rate.
+    """
+    samples = torch.as_tensor(waveform_S).detach().cpu().to(torch.float32)
+    if samples.ndim != 1 or not bool(torch.isfinite(samples).all()):
+        raise MusiccmError(f"{name}: expected finite samples of shape [S], found shape {list(samples.shape)}"
+                           f"{'' if samples.ndim != 1 else ' with NaN or infinite values'}; nothing was written")
+    try:
+        # Through memory, so that a full disk is an OSError with its cause; soundfile would fail an assertion.
+        encoded = io.BytesIO()
+        subtype = "PCM_16" if suffix in (".wav", ".flac") else None
+        soundfile.write(encoded, samples.clamp(-1, 1).numpy(), sample_rate_hz, subtype, format=suffix[1:].upper())
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise MusiccmError(f"{name}: could not be encoded: {error}; check the sampling rate of {sample_rate_hz} Hz, or "
+                           "choose another format") from error
+    return encoded.getbuffer()
+
+
 def write_audio(
     path: str | Path, waveform_S: Tensor | np.ndarray, sample_rate_hz: int, replace: bool = True
 ) -> None:
@@ -281,16 +341,4 @@ def write_audio(
     suffix = path.suffix.lower()
     if suffix not in AUDIO_SUFFIXES:
         raise MusiccmError(f"{path}: expected one of the suffixes {', '.join(AUDIO_SUFFIXES)}, found {suffix!r}")
-    samples = torch.as_tensor(waveform_S).detach().cpu().to(torch.float32)
-    if samples.ndim != 1 or not bool(torch.isfinite(samples).all()):
-        raise MusiccmError(f"{path}: expected finite samples of shape [S], found shape {list(samples.shape)}"
-                           f"{'' if samples.ndim != 1 else ' with NaN or infinite values'}; nothing was written")
-    try:
-        # Through memory, so that a full disk is an OSError with its cause; soundfile would fail an assertion.
-        encoded = io.BytesIO()
-        subtype = "PCM_16" if suffix in (".wav", ".flac") else None
-        soundfile.write(encoded, samples.clamp(-1, 1).numpy(), sample_rate_hz, subtype, format=suffix[1:].upper())
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise MusiccmError(f"{path}: could not be encoded: {error}; check the sampling rate of {sample_rate_hz} Hz, or "
-                           "choose another format") from error
-    write_bytes(path, encoded.getbuffer(), replace)
+    write_bytes(path, encoded_audio(waveform_S, sample_rate_hz, suffix, path), replace)

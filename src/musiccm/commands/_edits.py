@@ -39,12 +39,12 @@ def edited_clips(
         What was made, a prompt each.
     """
     from musiccm.long_form import Editor, read_clip
-    from musiccm.samplers import sample_seeds
+    from musiccm.samplers import prompt_seeds
 
     kind = edit_of(args)
     clip = read_clip(pipeline, getattr(args, f"{kind}_"))
     made = []
-    for prompt, noise_seed in zip(args.prompts, sample_seeds(args.seed, len(args.prompts)), strict=True):
+    for prompt, noise_seed in zip(args.prompts, prompt_seeds(args.seed, len(args.prompts)), strict=True):
         editor = Editor(pipeline, noise_seed, args.steps, args.guidance_scale, overlap=args.overlap,
                         fusion=args.fusion, sampler=sampler)
         plan = [(0.0, prompt), *changes]

@@ -17,7 +17,7 @@ MAX_GUIDANCE_SCALE = 100.0
 OPTIONS = {
     "steps": "--steps", "gamma": "--gamma", "schedule": "--schedule", "guidance_scale": "--guidance-scale",
     "duration": "--seconds", "sampler": "--sampler", "strength": "--strength", "overlap": "--overlap",
-    "fusion": "--fusion", "range": "--from, --to", "prompts": "--at",
+    "fusion": "--fusion", "range": "--from, --to", "prompts": "--at", "seed": "--seed",
 }
 
 
@@ -40,8 +40,9 @@ def check_numbers(args: argparse.Namespace) -> None:
     }
     for name, (low, high, expected) in ranges.items():
         value = getattr(args, name)
-        if value is not None and not low <= value <= high:  # a comparison with NaN is false
-            raise MusiccmError(f"--{name.replace('_', '-')}: expected {expected}, found {value}")
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and not low <= number <= high:  # a comparison with NaN is false
+                raise MusiccmError(f"--{name.replace('_', '-')}: expected {expected}, found {number}")
     for option, value in (("--from", args.from_), ("--to", args.to)):
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise MusiccmError(f"{option}: expected seconds, from 0 on, found {value}")

@@ -12,6 +12,33 @@ from musiccm.failures import NAME_BYTES, name_too_long
 STDOUT = "-"
 
 
+#: What whole clips are written as; a stream is a wav, which plays at every moment.
+FORMATS = ("wav", "flac", "ogg", "mp3")
+
+
+def output_name(out: str | None, chosen: str | None) -> str:
+    """Where sound goes, from `--out` and `--format`.
+
+    Args:
+        out: What `--out` says, if anything.
+        chosen: What `--format` says, if anything.
+
+    Returns:
+        `out.<format>` unless named; a name without an ending gets that of the format.
+
+    Raises:
+        MusiccmError: The name's ending is another format's.
+    """
+    if out is None:
+        return f"out.{chosen or FORMATS[0]}"
+    suffix = Path(out).suffix.lower()
+    if chosen is None or out == STDOUT or suffix == f".{chosen}":
+        return out
+    if suffix:
+        raise MusiccmError(f"--out {out}: --format says {chosen}; leave out one of the two")
+    return f"{out}.{chosen}"
+
+
 def output_paths(out: Path, count: int) -> list[Path]:
     """One path for one clip; `out_1.wav`, `out_2.wav`, ... for several."""
     if count == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from musiccm import signals
 from musiccm.commands._edits import DEFAULT_STRENGTH, edit_of, edited_clips, write_edits
 from musiccm.commands._generate_options import check_numbers, naming_options
-from musiccm.commands._outputs import STDOUT, checked_files, checked_outputs, output_paths
+from musiccm.commands._outputs import FORMATS, STDOUT, checked_files, checked_outputs, output_name, output_paths
 from musiccm.errors import MusiccmError
 from musiccm.terminal import say
 
@@ -26,6 +27,8 @@ __all__ = ["main", "output_paths"]
 # Those of musiccm.samplers, which is not imported before the options are known to be good.
 SAMPLER_NAMES = ("ddim", "lcm", "tcd", "heun", "dpm-solver++")
 SCHEDULE_NAMES = ("trailing", "angle_uniform", "angle_proposed")
+# Those of musiccm.audio.output_level.
+LEVEL_NAMES = ("none", "peak", "loudness")
 
 
 def main(argv: list[str]) -> int:
@@ -38,7 +41,11 @@ def main(argv: list[str]) -> int:
         The exit code.
     """
     args = _parser().parse_args(argv)
+    if args.prompts_file is None or args.out is None:
+        args.out = output_name(args.out, args.format)
     _check_together(args)
+    if args.level is None:
+        args.level = "none" if _edit_of(args) else "loudness"
     check_numbers(args)
     with naming_options():
         return _generate(args)
@@ -48,7 +55,8 @@ def _generate(args: argparse.Namespace) -> int:
     if args.prompts_file is not None:
         paths = _read_prompts(args)
     else:
-        paths = checked_outputs(args.out, len(args.prompts), [".wav"] if args.stream else [".wav", ".flac"], args.force)
+        suffixes = [".wav"] if args.stream else [f".{name}" for name in FORMATS]
+        paths = checked_outputs(args.out, len(args.prompts), suffixes, args.force)
 
     from musiccm.device import choose_device
     from musiccm.long_form import MAX_STREAM_S, MAX_WHOLE_S, check_duration, check_texts
@@ -73,7 +81,7 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _read_prompts(args: argparse.Namespace) -> list[Path]:
-    """Take the prompts of a file in; the files that are to be written, `<id>.wav` in the folder `--out`."""
+    """Take the prompts of a file in; the files that are to be written, such as `<id>.wav` in the folder `--out`."""
     from musiccm.data.audio_folder import read_captions
     from musiccm.data.corpora.text_tables import inside_root
 
@@ -86,7 +94,7 @@ def _read_prompts(args: argparse.Namespace) -> list[Path]:
         if not Path(name).name.strip():
             raise MusiccmError(f"{args.prompts_file}: expected an id for each prompt, found {name!r} for "
                                f"{captions[name]!r}")
-        path = Path(args.out) / f"{Path(name)}.wav"
+        path = Path(args.out) / f"{Path(name)}.{args.format or FORMATS[0]}"
         if path in files:
             raise MusiccmError(f"{args.prompts_file}: the ids {files[path]!r} and {name!r} name one file, {path}")
         files[path] = name
@@ -96,7 +104,7 @@ def _read_prompts(args: argparse.Namespace) -> list[Path]:
 
 def _write(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> float:
     """Make whole clips and write them; seconds of one."""
-    from musiccm.audio.io import write_audio
+    from musiccm.audio.io import encoded_audio, write_audio
     from musiccm.audio.wav_stream import WavStream
 
     if edit_of(args):
@@ -106,14 +114,17 @@ def _write(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> f
     for path, prompt, waveform in zip(paths, args.prompts, waveforms, strict=False):
         write_audio(path, waveform, pipeline.sample_rate_hz, args.force)
         _say(args, f"{path}: {prompt}")
-    if args.out == STDOUT:
+    if args.out == STDOUT and args.format not in (None, "wav"):
+        sys.stdout.buffer.write(encoded_audio(waveforms[0], pipeline.sample_rate_hz, f".{args.format}", STDOUT))
+        sys.stdout.buffer.flush()
+    elif args.out == STDOUT:
         with WavStream(sys.stdout.buffer, pipeline.sample_rate_hz, len(waveforms[0])) as wav:
             wav.write(waveforms[0])
     return len(waveforms[0]) / pipeline.sample_rate_hz
 
 
 def _make(pipeline: Pipeline, args: argparse.Namespace) -> list[Tensor]:
-    sampler = {"guidance_scale": args.guidance_scale, "sampler": _sampler(pipeline, args)}
+    sampler = {"guidance_scale": args.guidance_scale, "sampler": _sampler(pipeline, args), "level": args.level}
     shape = {"overlap": args.overlap, "fusion": args.fusion}
     if args.at or args.overlap is not None or args.fusion is not None:
         seconds = pipeline.duration_s if args.seconds is None else args.seconds
@@ -127,14 +138,27 @@ def _stream(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> 
 
     stream = pipeline.stream(_plan(args), args.seconds, args.steps, args.seed, overlap=args.overlap,
                              fusion=args.fusion, guidance_scale=args.guidance_scale,
-                             sampler=_sampler(pipeline, args))
+                             sampler=_sampler(pipeline, args), level=args.level)
     target: Any = paths[0] if paths else sys.stdout.buffer
     written = 0
+    # A file gets whole chunks, and what the level holds back as its end; a pipe's reader may keep us waiting.
+    whole = signals.held if paths else contextlib.nullcontext
     try:
-        with WavStream(target, pipeline.sample_rate_hz, stream.samples, args.force) as wav:
-            for chunk in stream:
-                wav.write(chunk)
-                written += len(chunk)
+        with stream, WavStream(target, pipeline.sample_rate_hz, stream.samples, args.force) as wav:
+            try:
+                for chunk in stream:
+                    with whole():
+                        wav.write(chunk)
+                        written += len(chunk)
+                    signals.check()  # one that came while the level was being set
+            except (signals.Ended, KeyboardInterrupt):
+                if paths and len(last := stream.rest()):
+                    wav.write(last)
+                    written += len(last)
+                raise
+    except BrokenPipeError:
+        _say(args, f"{args.out}: the reader has gone; it was given {written / pipeline.sample_rate_hz:.1f} s")
+        raise
     except (signals.Ended, KeyboardInterrupt, MusiccmError) as error:
         if written:
             why = "ended early" if isinstance(error, MusiccmError) else "interrupted"
@@ -176,6 +200,10 @@ def _check_together(args: argparse.Namespace) -> None:
          "--prompts makes one clip a prompt: leave out --stream, --at, --overlap, --fusion and edits"),
         (args.prompts_file is not None and Path(args.out).suffix != "",
          f"--out {args.out}: --prompts writes ID.wav into a folder; name one"),
+        (kind and args.level not in (None, "none"),
+         f"--{kind} keeps the level of the clip that it is made of; leave out --level"),
+        (args.stream and args.format not in (None, "wav"),
+         f"--format {args.format}: a stream is a wav, which plays at every moment; leave out one of the two"),
         (args.only is not None and (args.prompts_file is None or "=" not in args.only),
          "--only chooses rows of --prompts FILE, as by --only is_valid_subset=True"),
         (args.stream and kind, "--stream makes new music: leave out --" + str(kind)),
@@ -198,6 +226,15 @@ def _say(args: argparse.Namespace, text: str) -> None:
     say(text, to_stderr=args.out == STDOUT)
 
 
+def _seed(text: str) -> int | list[int]:
+    """One whole number, or several with commas between them."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, or several as in 3,5,7, found {text!r}") from None
+    return numbers if "," in text else numbers[0]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="musiccm generate", description=__doc__)
     parser.add_argument("prompts", nargs="*", help="what the music should be like; one clip a text")
@@ -205,14 +242,21 @@ def _parser() -> argparse.ArgumentParser:
                         help="prompts by id (.csv, .tsv, .json, as for `evaluate --captions`); writes ID.wav into the "
                              "folder --out")
     parser.add_argument("--only", metavar="COLUMN=VALUE", help="of --prompts, the rows alone that have this value")
-    parser.add_argument("--out", default="out.wav",
-                        help="file to write, a .wav or .flac (a stream: .wav), numbered for several; - writes a wav to "
-                             "the standard output (default %(default)s)")
+    parser.add_argument("--out", help="file to write, a .wav, .flac, .ogg or .mp3 (a stream: .wav), numbered for "
+                                      "several; - writes to the standard output (default out.wav)")
+    parser.add_argument("--format", choices=FORMATS, help="in place of the ending of --out, and for --prompts and -")
+    parser.add_argument("--level", choices=LEVEL_NAMES,
+                        help="loudness: -18 LUFS, true peaks below -1 dBTP; peak: true peak at -1 dBTP; both fade ends "
+                             "that cut a wave; none: the model's own samples, as evaluations need them (default: "
+                             "loudness, and none for edits)")
     parser.add_argument("--force", action="store_true", help="replace files that are there")
     parser.add_argument("--model", default="musiccm-tiny-student",
                         help="directory, packaged bundle or hub id (default %(default)s)")
     parser.add_argument("--steps", type=int, help="sampling steps (default 4 for a student, 50 for a teacher)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default %(default)s)")
+    parser.add_argument("--seed", type=_seed, default=0,
+                        help="of the noise; of one number each prompt gets noise of its own by its place, several, as "
+                             "in 3,5,7, are one a prompt, which makes the clip that this prompt and seed make alone "
+                             "(default %(default)s)")
     parser.add_argument("--guidance-scale", type=float, help="for a teacher (default 3), or a student that has one "
                                                                 "to choose (default: as exported)")
     parser.add_argument("--sampler", choices=SAMPLER_NAMES,

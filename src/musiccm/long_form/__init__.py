@@ -1,11 +1,20 @@
 """Music of any length: made whole, made while it plays, or made out of music that is there."""
 
 from musiccm.long_form.clip import SourceClip, read_clip
-from musiccm.long_form.compose import MAX_STREAM_S, MAX_WHOLE_S, Piece, check_duration, compose, decode_whole
+from musiccm.long_form.compose import (
+    MAX_STREAM_S,
+    MAX_WHOLE_S,
+    Piece,
+    check_batch,
+    check_duration,
+    compose,
+    decode_whole,
+)
 from musiccm.long_form.decode import MelDecoder, PieceDecoder, encode_piece
 from musiccm.long_form.direct import DirectDecoder, piece_decoder
 from musiccm.long_form.edit import Editor
 from musiccm.long_form.edited import Edited
+from musiccm.long_form.finishing import finished
 from musiccm.long_form.methods import LongMusic
 from musiccm.long_form.model import MusicModel
 from musiccm.long_form.prompts import PromptPlan, Prompts, check_text, check_texts
@@ -28,12 +37,14 @@ __all__ = [
     "Prompts",
     "Piece",
     "SeamMetrics",
+    "check_batch",
     "check_duration",
     "check_text",
     "check_texts",
     "compose",
     "decode_whole",
     "encode_piece",
+    "finished",
     "piece_decoder",
     "read_clip",
     "seam_metrics",

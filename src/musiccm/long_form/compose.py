@@ -14,7 +14,7 @@ from musiccm.errors import MusiccmError
 from musiccm.long_form.direct import piece_decoder
 from musiccm.long_form.model import MusicModel
 from musiccm.long_form.prompts import PlannedCondition, PromptPlan, Prompts
-from musiccm.samplers import Crops, FrameNoise, SharedProcess, Stepper, sample_shared
+from musiccm.samplers import Crops, FrameNoise, SectionNoise, SharedProcess, Stepper, sample_shared
 
 MAX_WHOLE_S = 3600.0
 """Longest piece that is made whole, whose latents and sound are held in memory; a stream has no such limit."""
@@ -46,6 +46,23 @@ def check_duration(duration_s: Any, longest_s: float = MAX_WHOLE_S, advice: str 
     return float(duration_s)
 
 
+def check_batch(batch_size: Any) -> int:
+    """Refuse batches that hold nothing.
+
+    Args:
+        batch_size: What was asked for.
+
+    Returns:
+        It.
+
+    Raises:
+        MusiccmError: Not a whole number from 1 on.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise MusiccmError(f"batch_size: expected a whole number from 1 on, found {batch_size!r}")
+    return batch_size
+
+
 @dataclass(frozen=True)
 class Piece:
     """All that fixes a piece: where its windows are, its noise, its texts and its exact length.
@@ -67,7 +84,7 @@ class Piece:
         prompts: Prompts,
         duration_s: float | None,
         stepper: Stepper,
-        noise_seed: int,
+        noise_seed: int | Sequence[int],
         overlap: float | None,
         fusion: str | None,
         begin_s: float = 0.0,
@@ -79,7 +96,7 @@ class Piece:
             prompts: Texts along time.
             duration_s: Seconds; None without end.
             stepper: The sampler.
-            noise_seed: Of the piece's noise.
+            noise_seed: Of the piece's noise, or one for each text, of the noise from its start on.
             overlap: Shared part of neighbouring windows; the measured best by default.
             fusion: How windows are fused; the measured best by default.
             begin_s: Where the piece begins, in the time that the texts are planned in.
@@ -91,11 +108,15 @@ class Piece:
         samples = None if duration_s is None else max(1, round(duration_s * pipeline.sample_rate_hz))
         frames = None if samples is None else max(window, math.ceil(samples / pipeline.frame_samples))
         crops = Crops.overlapping(frames, window, DEFAULT_OVERLAP if overlap is None else overlap)
-        process = SharedProcess(stepper, crops, FrameNoise(noise_seed, pipeline.latent_shape),
-                                DEFAULT_FUSION if fusion is None else fusion, pipeline.device)
-        frame_s = pipeline.frame_samples / pipeline.sample_rate_hz
-        condition = PlannedCondition(PromptPlan(prompts), pipeline.conditioner, pipeline.duration_s, frame_s,
-                                     begin_s)
+        frame_s, plan = pipeline.frame_samples / pipeline.sample_rate_hz, PromptPlan(prompts)
+        noise: FrameNoise | SectionNoise
+        if isinstance(noise_seed, int):
+            noise = FrameNoise(noise_seed, pipeline.latent_shape)
+        else:
+            starts = [round(start_s / frame_s) for start_s, _ in plan.entries]
+            noise = SectionNoise(noise_seed, starts, pipeline.latent_shape)
+        process = SharedProcess(stepper, crops, noise, DEFAULT_FUSION if fusion is None else fusion, pipeline.device)
+        condition = PlannedCondition(plan, pipeline.conditioner, pipeline.duration_s, frame_s, begin_s)
         return cls(process, condition, samples)
 
     def cond_of(self, crop: int) -> Tensor:
@@ -123,7 +144,7 @@ def compose(
     prompts: Prompts,
     duration_s: float,
     stepper: Stepper,
-    noise_seed: int,
+    noise_seed: int | Sequence[int],
     *,
     overlap: float | None = None,
     fusion: str | None = None,
@@ -136,7 +157,7 @@ def compose(
         prompts: One text, or `(start_s, text)` pairs.
         duration_s: Seconds, up to `MAX_WHOLE_S`; the sound has exactly this length.
         stepper: The sampler.
-        noise_seed: Of the piece's noise.
+        noise_seed: Of the piece's noise, or one for each text.
         overlap: Shared part of neighbouring windows, from 0 to below 1.
         fusion: `uniform`, `triangular` or `swap`.
         batch_size: Windows a network call.
@@ -147,6 +168,7 @@ def compose(
     Raises:
         MusiccmError: For lengths, texts, overlaps or fusions out of range.
     """
+    check_batch(batch_size)
     piece = Piece.of(pipeline, prompts, check_duration(duration_s), stepper, noise_seed, overlap, fusion)
     piece.require_used()
     with torch.inference_mode():

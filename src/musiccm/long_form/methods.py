@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor
 
+from musiccm.audio.output_level import check_level
 from musiccm.long_form.compose import MAX_STREAM_S, Piece, check_duration, compose
 from musiccm.long_form.edit import Editor
+from musiccm.long_form.finishing import finished
 from musiccm.long_form.model import MusicModel
-from musiccm.long_form.prompts import Prompts
+from musiccm.long_form.prompts import PromptPlan, Prompts
 from musiccm.long_form.stream import MusicStream
-from musiccm.samplers import SamplerSpec, sample_seeds
+from musiccm.samplers import SamplerSpec, checked_seeds, prompt_seeds, sample_seeds
 
 
 class LongMusic:
@@ -26,13 +29,14 @@ class LongMusic:
         prompts: Prompts,
         seconds: float,
         steps: int | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         *,
         overlap: float | None = None,
         fusion: str | None = None,
         guidance_scale: float | None = None,
         sampler: SamplerSpec | None = None,
         batch_size: int = 8,
+        level: str = "none",
     ) -> Tensor:
         """Make one piece of any length, by the shared restricted process; at a clip's own length it is that clip.
 
@@ -40,12 +44,14 @@ class LongMusic:
             prompts: One text, or `(start_s, text)` pairs for music that changes.
             seconds: Length, above 0 and up to an hour.
             steps: See `Pipeline.__call__`.
-            seed: See `Pipeline.__call__`.
+            seed: Of the noise; or a list of one for each text, of the noise from its start on. Another seed for a later
+                text leaves the noise of what comes before as it was.
             overlap: Shared part of neighbouring windows, from 0 to below 1.
             fusion: `uniform`, `triangular` or `swap`.
             guidance_scale: See `Pipeline.__call__`.
             sampler: See `Pipeline.__call__`.
             batch_size: Windows a network call.
+            level: See `Pipeline.__call__`.
 
         Returns:
             Waveform of shape [S] on the CPU, float32.
@@ -53,21 +59,24 @@ class LongMusic:
         Raises:
             MusiccmError: As `Pipeline.__call__`; and for a text that no window would use.
         """
-        stepper = self._model.stepper(steps, guidance_scale, sampler=sampler)
-        return compose(self._model, prompts, seconds, stepper,
-                       sample_seeds(seed, 1)[0], overlap=overlap, fusion=fusion, batch_size=batch_size)
+        check_level(level)
+        stepper, plan = self._model.stepper(steps, guidance_scale, sampler=sampler), PromptPlan(prompts)
+        sound_S = compose(self._model, prompts, seconds, stepper, _noise_seed(seed, plan), overlap=overlap,
+                          fusion=fusion, batch_size=batch_size)
+        return finished(sound_S, self._model.sample_rate_hz, level, plan.name)
 
     def stream(
         self,
         prompts: Prompts,
         seconds: float | None = None,
         steps: int | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         *,
         overlap: float | None = None,
         fusion: str | None = None,
         guidance_scale: float | None = None,
         sampler: SamplerSpec | None = None,
+        level: str = "none",
     ) -> MusicStream:
         """Make the piece that `compose` makes, and give its sound while it is made, in constant memory.
 
@@ -75,11 +84,12 @@ class LongMusic:
             prompts: See `compose`; `MusicStream.set_prompt` changes the text while it plays.
             seconds: Length, above 0 and up to 1e9; None goes on until it is closed.
             steps: See `Pipeline.__call__`.
-            seed: See `Pipeline.__call__`.
+            seed: See `compose`.
             overlap: See `compose`.
             fusion: See `compose`.
             guidance_scale: See `Pipeline.__call__`.
             sampler: See `Pipeline.__call__`.
+            level: `none`, or `peak` or `loudness` by a gain that follows what was made (`LevelStream`).
 
         Returns:
             An iterator over waveforms of shape [S] on the CPU, float32.
@@ -90,10 +100,9 @@ class LongMusic:
         if seconds is not None:
             check_duration(seconds, MAX_STREAM_S, "None streams without end")
         stepper = self._model.stepper(steps, guidance_scale, sampler=sampler)
-        noise_seed = sample_seeds(seed, 1)[0]
-        return MusicStream(
-            self._model, Piece.of(self._model, prompts, seconds, stepper, noise_seed, overlap, fusion)
-        )
+        noise_seed = _noise_seed(seed, PromptPlan(prompts))
+        piece = Piece.of(self._model, prompts, seconds, stepper, noise_seed, overlap, fusion)
+        return MusicStream(self._model, piece, level)
 
     def editor(self, steps: int | None = None, seed: int = 0, **options: Any) -> Editor:
         """What continues, mends and varies clips with this model.
@@ -123,4 +132,9 @@ class LongMusic:
             >>> edited.waveform_CS.shape, edited.kept
             (torch.Size([1, 128000]), [(0, 80320)])
         """
-        return Editor(self._model, sample_seeds(seed, 1)[0], steps, **options)
+        return Editor(self._model, prompt_seeds(seed, 1)[0], steps, **options)
+
+
+def _noise_seed(seed: int | Sequence[int], plan: PromptPlan) -> int | list[int]:
+    checked = checked_seeds(seed, len(plan.entries))
+    return sample_seeds(checked, 1)[0] if isinstance(checked, int) else [sample_seeds(one, 1)[0] for one in checked]

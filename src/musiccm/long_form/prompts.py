@@ -13,6 +13,9 @@ from musiccm.errors import MusiccmError
 Prompts: TypeAlias = "str | Sequence[tuple[float, str]]"
 """One text, or a list of (start in seconds, text), the first from 0 on."""
 
+NAME_CHARACTERS = 60
+"""Of a text that a message names."""
+
 
 def check_text(text: Any, name: str = "prompt") -> str:
     """Refuse what is no description.
@@ -58,6 +61,11 @@ def check_texts(prompts: str | Sequence[str]) -> list[str]:
     return [check_text(text, f"prompt {i + 1} of {len(texts)}") for i, text in enumerate(texts)]
 
 
+def short(text: str) -> str:
+    """A text as a message names it."""
+    return text if len(text) <= NAME_CHARACTERS else text[: NAME_CHARACTERS - 3] + "..."
+
+
 class PromptPlan:
     """Texts along time.
 
@@ -86,6 +94,11 @@ class PromptPlan:
                 raise MusiccmError(f"prompts: expected ascending starts, found {start:g} s behind "
                                    f"{self.entries[-1][0]:g} s")
             self.entries.append((float(start), check_text(text, f"prompt at {start:g} s")))
+
+    @property
+    def name(self) -> str:
+        """The first text, short, for messages."""
+        return repr(short(self.entries[0][1]))
 
     def index_at(self, time_s: float) -> int:
         """Number of the entry in force at a time."""

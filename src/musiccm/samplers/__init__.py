@@ -5,7 +5,17 @@ from musiccm.samplers.chunks import ChunkWindows, TokensOf, fill_piece, stream_p
 from musiccm.samplers.crops import FUSIONS, Crops, fade_profile, fusion_profile
 from musiccm.samplers.evaluations import Evaluations
 from musiccm.samplers.held import fill, holding
-from musiccm.samplers.noise import INITIAL, FrameNoise, NoiseFn, sample_noise, sample_seeds, seeded_noise_fn
+from musiccm.samplers.noise import (
+    INITIAL,
+    FrameNoise,
+    NoiseFn,
+    SectionNoise,
+    checked_seeds,
+    prompt_seeds,
+    sample_noise,
+    sample_seeds,
+    seeded_noise_fn,
+)
 from musiccm.samplers.rules import (
     SAMPLERS,
     SCHEDULES,
@@ -39,12 +49,14 @@ __all__ = [
     "NoiseFn",
     "Sampler",
     "SamplerSpec",
+    "SectionNoise",
     "SharedProcess",
     "StepCallback",
     "Stepper",
     "Tcd",
     "TokensOf",
     "Wavefront",
+    "checked_seeds",
     "fade_profile",
     "fill",
     "fill_piece",
@@ -52,6 +64,7 @@ __all__ = [
     "holding",
     "make_sampler",
     "needed_crops",
+    "prompt_seeds",
     "renoise",
     "sample_noise",
     "sample_seeds",

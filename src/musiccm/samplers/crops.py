@@ -56,8 +56,8 @@ class Crops:
         Raises:
             MusiccmError: `overlap` is out of range.
         """
-        if not 0.0 <= overlap < 1.0:
-            raise MusiccmError(f"overlap: expected a part of the window from 0 to below 1, found {overlap}")
+        if isinstance(overlap, bool) or not isinstance(overlap, int | float) or not 0.0 <= overlap < 1.0:
+            raise MusiccmError(f"overlap: expected a part of the window from 0 to below 1, found {overlap!r}")
         return cls(length, window, max(1, round(window * (1.0 - overlap))))
 
     @property

@@ -224,7 +224,7 @@ def make_sampler(spec: SamplerSpec, gamma: float | None = None, schedule: str | 
         musiccm.errors.MusiccmError: sampler: expected one of ddim, lcm, tcd, heun, dpm-solver++, found 'ddpm'
     """
     if not isinstance(spec, Sampler):
-        options = {"name": spec} if isinstance(spec, str) else dict(spec)
+        options = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
         name = options.pop("name", None)
         if not isinstance(name, str) or name not in SAMPLERS:
             raise MusiccmError(f"sampler: expected one of {', '.join(SAMPLERS)}, found {name!r}")

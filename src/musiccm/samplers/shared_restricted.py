@@ -14,7 +14,7 @@ from musiccm.diffusion import AnyCondition, stack_conditions
 from musiccm.errors import MusiccmError
 from musiccm.samplers.base import Stepper
 from musiccm.samplers.crops import Crops, fusion_profile
-from musiccm.samplers.noise import INITIAL, FrameNoise
+from musiccm.samplers.noise import INITIAL, FrameNoise, SectionNoise
 
 CondOf: TypeAlias = Callable[[int], AnyCondition]
 """`cond_of(crop) -> cond_D`, asked once a crop, in order, just before its first network call."""
@@ -37,7 +37,7 @@ class SharedProcess:
 
     stepper: Stepper
     crops: Crops
-    noise: FrameNoise
+    noise: FrameNoise | SectionNoise
     fusion: str
     device: torch.device | str = "cpu"
 

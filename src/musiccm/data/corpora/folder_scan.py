@@ -8,14 +8,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from musiccm.audio.io import AUDIO_SUFFIXES
+from musiccm.audio import ffmpeg_formats
+from musiccm.audio.io import AUDIO_SUFFIXES, readable_suffixes
 from musiccm.data.corpora.report import BadItem
 from musiccm.errors import MusiccmError
 from musiccm.texts import escaped
 
 # Audio by its name that is not read: a clip that is missing, where a text or picture is nothing to miss.
-OTHER_AUDIO = (".m4a", ".m4b", ".mp4", ".aac", ".aif", ".aiff", ".aifc", ".wma", ".opus", ".oga", ".caf", ".au", ".snd",
-               ".amr", ".ape", ".alac", ".wv", ".mka", ".mp2", ".webm", ".w64", ".mpc", ".ac3", ".dsf", ".tta")
+OTHER_AUDIO = (*ffmpeg_formats.SUFFIXES, ".aif", ".aiff", ".aifc", ".wma", ".caf", ".au", ".snd",
+               ".amr", ".ape", ".alac", ".wv", ".mp2", ".w64", ".mpc", ".ac3", ".dsf", ".tta")
 # What this package writes into such a folder itself: findings of a scan, locks and temporary files.
 _OWN = re.compile(r"\.scan-\w+\.json|\.musiccm.*")
 
@@ -26,6 +27,7 @@ class FolderScan:
 
     Args:
         root: The folder.
+        readable: Endings of the files that are tried.
         audio: Files that can be tried, by their suffix; links to files are followed.
         left_out: What may hold audio and is not read: links to folders, broken links, folders that cannot be listed,
             pipes and the like, audio of other kinds.
@@ -33,6 +35,7 @@ class FolderScan:
     """
 
     root: Path
+    readable: tuple[str, ...] = field(default_factory=readable_suffixes)
     audio: list[Path] = field(default_factory=list)
     left_out: list[BadItem] = field(default_factory=list)
     passed_over: list[BadItem] = field(default_factory=list)
@@ -103,10 +106,11 @@ def _enter(scan: FolderScan, folder: Path) -> None:
             scan.left_out.append(_item(scan, path, "broken_link", f"a link to {_target(path)}, out of reach"))
         elif not os.path.isfile(path):
             scan.left_out.append(_item(scan, path, "not_a_file", "a pipe, socket or device, no regular file"))
-        elif suffix in AUDIO_SUFFIXES:
+        elif suffix in scan.readable:
             scan.audio.append(path)
         elif suffix in OTHER_AUDIO:
-            scan.left_out.append(_item(scan, path, "unsupported", f"{suffix} is not read; convert it to "
+            to_read = f"{ffmpeg_formats.INSTALL}; or " if suffix in ffmpeg_formats.SUFFIXES else ""
+            scan.left_out.append(_item(scan, path, "unsupported", f"{suffix} is not read; {to_read}convert it to "
                                        f"{', '.join(AUDIO_SUFFIXES)}"))
         else:
             scan.passed_over.append(_item(scan, path, "not_audio", f"expected {', '.join(AUDIO_SUFFIXES)}"))

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from musiccm.audio import AudioFacts, BadAudio, scan_audio
+from musiccm.audio import AudioFacts, BadAudio, ffmpeg_formats, scan_audio
 from musiccm.audio.content import content_of
-from musiccm.audio.io import SILENCE_PEAK
+from musiccm.audio.io import OGG_SUFFIXES, SILENCE_PEAK
 from musiccm.data.corpora.containers import missing_end
 from musiccm.errors import MusiccmError
 from musiccm.files import write_json
@@ -66,12 +66,13 @@ def examine_file(file: AudioFile, min_duration_s: float, channel: str = "mean") 
         if not path.stat().st_size:
             return Fault("zero_byte", "0 bytes")
         with path.open("rb") as stream:
-            kind = content_of(stream).suffix
+            content = content_of(stream)
     except (FileNotFoundError, NotADirectoryError):
         return Fault("missing", "no such file")
     except OSError as error:
         return Fault("unreadable", str(error))
-    if kind is not None and kind != path.suffix.lower():
+    kind, suffix = content.suffix, path.suffix.lower()
+    if kind is not None and kind != (".ogg" if suffix in OGG_SUFFIXES else suffix):
         return Fault("mislabelled", f"named {path.suffix}, but the content is {kind[1:]}")
     try:
         facts = scan_audio(path, min_duration_s, channel)
@@ -81,6 +82,8 @@ def examine_file(file: AudioFile, min_duration_s: float, channel: str = "mean") 
             return Fault("truncated", cut)
         found = error.detail or _DETAILS.get(error.reason, "libsndfile cannot decode it")
         return Fault(error.reason, f"{found}: {error.advice}" if error.advice else found)
+    if content.demuxer is not None and suffix not in ffmpeg_formats.SUFFIXES:
+        return Fault("mislabelled", f"named {path.suffix}, but the content is {content.foreign}")
     if file.stated_s is not None and facts.duration_s < file.stated_s - _STATED_TOLERANCE_S:
         return Fault("truncated", f"{facts.duration_s:.1f} of {file.stated_s:.1f} s")
     # A FLAC that decodes to the number of samples in its header is whole.

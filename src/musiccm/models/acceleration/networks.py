@@ -7,6 +7,7 @@ The convolutions for a CPU are kept because full-size music costs little else th
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -34,6 +35,10 @@ def channels_last(networks: Iterable[nn.Module]) -> None:
     """
     for network in networks:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+# Held while a layer or a network takes the form that its first call decides, which only one thread may do.
+_SETTLING = threading.RLock()
 
 
 class UnfoldedConv2d(nn.Module):
@@ -77,13 +82,18 @@ class CpuConv2d(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Convolve; `[B, O, H, W]`."""
-        if self.way is None:
-            plain, kind = self._plain.pop(), WinogradConv2d
-            if x_BCHW.shape[2] * x_BCHW.shape[3] <= FEW:
-                kind = UnfoldedConv2d
-            with torch.inference_mode(False):  # buffers that a later call outside it may use too
-                self.way = kind(plain.weight, plain.bias)
-        return self.way(x_BCHW)
+        way = self.way
+        return (self._settled(x_BCHW) if way is None else way)(x_BCHW)
+
+    def _settled(self, x_BCHW: Tensor) -> nn.Module:
+        with _SETTLING:
+            if self.way is None:
+                plain, kind = self._plain.pop(), WinogradConv2d
+                if x_BCHW.shape[2] * x_BCHW.shape[3] <= FEW:
+                    kind = UnfoldedConv2d
+                with torch.inference_mode(False):  # buffers that a later call outside it may use too
+                    self.way = kind(plain.weight, plain.bias)
+            return self.way
 
 
 def suit_cpu(network: nn.Module) -> None:
@@ -134,7 +144,7 @@ def check_backend(where: str, backend: str | None) -> None:
 
 
 class CompiledNetwork(nn.Module):
-    """A network compiled at its first call with each shape of input; without gradients.
+    """A network compiled at its first call with each shape of input; without gradients, for one thread at a time.
 
     PyTorch compiles for eight shapes at most (`torch._dynamo.config.recompile_limit`) and runs others as they are,
     which is logged.
@@ -149,16 +159,17 @@ class CompiledNetwork(nn.Module):
         self.network = network
         mode = "reduce-overhead" if backend == "inductor" else None
         self._shapes: set[tuple[tuple[int, ...], ...]] = set()
+        self._busy = threading.RLock()  # a CUDA graph writes to one place
         self._compiled = torch.compile(network, backend=backend, mode=mode, dynamic=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the network."""
         # an expanded timestep has other strides than a list of them, and would be compiled for anew
         args = tuple(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args)
-        self._watch([*args, *kwargs.values()])
-        # a CUDA graph writes each result into the same memory: the last one is done with, and this one is copied out
-        torch.compiler.cudagraph_mark_step_begin()
-        with torch.inference_mode():
+        with self._busy, torch.inference_mode():
+            self._watch([*args, *kwargs.values()])
+            # a CUDA graph writes each result into the same memory: the last is done with, and this one is copied out
+            torch.compiler.cudagraph_mark_step_begin()
             result = self._compiled(*args, **kwargs)
             return result.clone() if isinstance(result, Tensor) else tuple(part.clone() for part in result)
 

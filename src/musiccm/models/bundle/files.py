@@ -72,13 +72,10 @@ PARTS = {
     "evaluators/sections": PartKind("musiccm.models.tagger", "Tagger", weights="model", optional=True),
     "evaluators/audiomae": PartKind("musiccm.models.features", "ViTFeatures", weights="model"),
     SECOND_CLAP: PartKind("transformers", "ClapModel", weights="model", optional=True),
-<<<<<<< HEAD
     "semantic_tokenizer": PartKind("musiccm.models.melody.tokenizer", "SemanticTokenizer", weights="model",
                                    optional=True),
     "semantic_lm": PartKind("musiccm.models.melody.semantic_lm", "SemanticLM", weights="model", optional=True),
-=======
     "dual_path": PartKind("musiccm.models.melody.dual_path", "DualPath", weights="model", optional=True),
->>>>>>> dpd
 }
 
 
@@ -109,6 +106,8 @@ def resolve_bundle(path: str | Path, parts: Iterable[str] | None = None, here: b
     Raises:
         MusiccmError: There is none.
     """
+    if not isinstance(path, str | Path):
+        raise MusiccmError(f"bundle: expected a directory, a packaged name or a hub id, found {path!r}")
     if here and Path(path).is_dir():
         return Path(path)
     name = str(path)

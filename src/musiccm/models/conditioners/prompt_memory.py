@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,10 @@ log = logging.getLogger(__name__)
 REMEMBERED = 256
 """Prompts whose conditions a conditioner keeps: half a megabyte of CLAP's vectors of 512, or 20 MB of the states of 20
 tokens each that FLAN-T5-large has 1024 wide."""
+
+# Tokenizers of transformers keep their padding in themselves, and two threads would change it under each other; nor may
+# the memory change while it is tidied. One lock for all, as a lock of its own would keep a network from being copied.
+_ENCODING = threading.RLock()
 
 AnyConditioner = TypeVar("AnyConditioner", bound="Conditioner")
 
@@ -61,7 +66,7 @@ class Conditioner(nn.Module):
         raise NotImplementedError
 
     def prompts(self, texts: list[str]) -> AnyCondition:
-        """Encode texts one by one, and remember them: what a pipeline asks for.
+        """Encode texts one by one, and remember them: what a pipeline asks for, from any thread.
 
         Each is encoded at its own length: padding costs time and alters the last bits, so that a condition would depend
         on what else was asked for. The weights must not change between calls (`to` forgets).
@@ -76,18 +81,19 @@ class Conditioner(nn.Module):
             MusiccmError: As `text`.
         """
         check_texts(texts)
-        rows = []
-        for text in texts:
-            row = self._remembered.pop(text, None)
-            if row is None:
-                # Lightning validates in inference mode, and a row made there could not be used in training.
-                with torch.inference_mode(False), torch.no_grad():
-                    row = self.text([text])
-            self._remembered[text] = row
-            if len(self._remembered) > REMEMBERED:
-                del self._remembered[next(iter(self._remembered))]
-            rows.append(row)
-        return cat_conditions(rows)
+        with _ENCODING:
+            return cat_conditions([self._row(text) for text in texts])
+
+    def _row(self, text: str) -> AnyCondition:
+        row = self._remembered.pop(text, None)
+        if row is None:
+            # Lightning validates in inference mode, and a row made there could not be used in training.
+            with torch.inference_mode(False), torch.no_grad():
+                row = self.text([text])
+        self._remembered[text] = row
+        if len(self._remembered) > REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
+        return row
 
     def null(self, batch: int) -> AnyCondition:
         """The null condition, that of the empty text; of tokens with its own mask.
