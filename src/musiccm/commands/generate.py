@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
         args.out = output_name(args.out, args.format)
     _check_together(args)
     if args.level is None:
-        args.level = "none" if _edit_of(args) else "loudness"
+        args.level = "none" if edit_of(args) else "loudness"
     check_numbers(args)
     with naming_options():
         return _generate(args)

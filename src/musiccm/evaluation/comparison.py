@@ -149,7 +149,8 @@ def _measure(
             made = metric_row(name).make
             assert made is not None
             plain[name] = _computed(f"{name}_{network}", made(), halves.real, found).get(name)
-    return _Measured(halved, plain, halves.too_few(found) or (floor and floor.too_few),
+    too_few = halves.too_few(found) or (None if floor is None else floor.too_few)
+    return _Measured(halved, plain, too_few,
                      None if floor is None else halved["fd"] - floor.halved["fd"])
 
 
