@@ -24,7 +24,6 @@ from musiccm.diffusion import to_eps, to_x0
 from musiccm.evaluation.bundle_quality import decoders, frechet
 from musiccm.long_form import MelDecoder, piece_decoder
 from musiccm.long_form.compose import Piece
-from musiccm.long_form.seams import SPAN_FRAMES, jumps
 from musiccm.pipeline import Pipeline
 from musiccm.samplers import INITIAL, Crops, FrameNoise, SharedProcess, sample_seeds, sample_shared
 from musiccm.samplers.shared_restricted import CondOf
@@ -68,6 +67,19 @@ def multidiffusion(process: SharedProcess, cond_of: CondOf, fuse: str) -> Tensor
             fused = x0 if last else stepper.renoise(step, x0, z, process.fresh(step, 0, crops.length))
         z = fused
     return z
+
+
+#: Mel frames on either side of a place over which level and spectrum are taken: 0.1 s at MusicLDM's hop.
+SPAN_FRAMES = 10
+
+
+def jumps(mel_MN: Tensor) -> tuple[Tensor, Tensor]:
+    """Level jump and spectral change in decibels; entry i is of the border before frame `i + SPAN_FRAMES`."""
+    spans_PN = mel_MN.unfold(0, SPAN_FRAMES, 1).mean(-1) * (20.0 / math.log(10.0))
+    power_P = mel_MN.exp().square().sum(-1).unfold(0, SPAN_FRAMES, 1).mean(-1)
+    level_P = 10.0 * power_P.clamp(min=1e-10).log10()
+    return (level_P[SPAN_FRAMES:] - level_P[:-SPAN_FRAMES]).abs(), (
+        spans_PN[SPAN_FRAMES:] - spans_PN[:-SPAN_FRAMES]).abs().mean(-1)
 
 
 class Way(NamedTuple):

@@ -161,7 +161,7 @@ def test_long_pieces_streams_and_edits_hear_the_scale(made: Made, tmp_path: Path
         assert main([*command, "--out", str(tmp_path / f"{scale:g}.wav")]) == 0
     assert (tmp_path / "1.wav").read_bytes() != (tmp_path / "3.wav").read_bytes()
     with pytest.raises(MusiccmError, match="guidance_scale: expected a number from 1 to 5"):
-        Editor(made.pipeline, 0, 1, 6.0)._piece(PROMPT, 2.0)
+        Editor(made.pipeline, 0, 1, 6.0)._piece(PROMPT, 32000, 0)
 
 
 def test_scales_that_a_student_does_not_know_are_refused(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
