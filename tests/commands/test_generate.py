@@ -13,33 +13,15 @@ import forked
 import numpy as np
 import pytest
 import soundfile
-import torch
-from tiny_bundle import build_random_bundle, make_unet
 
 from musiccm.audio.wav_stream import wav_header
 from musiccm.cli import main
 from musiccm.commands.generate import SAMPLER_NAMES
-from musiccm.export import StudentInfo, export_student
 from musiccm.long_form import MAX_WHOLE_S
-from musiccm.models.bundle import Bundle
 from musiccm.pipeline import Pipeline
 from musiccm.samplers import SAMPLERS, Tcd
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles")
-    teacher = Bundle.from_pretrained(build_random_bundle(folder / "teacher", frames=4, evaluators=False, decoder=True))
-    torch.manual_seed(11)
-    return export_student(make_unet(frames=4), teacher, folder / "student", StudentInfo("v_prediction", 3.0))
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def generate(model: Path, *arguments: str) -> int:

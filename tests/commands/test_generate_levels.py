@@ -13,32 +13,15 @@ import pyloudnorm
 import pytest
 import soundfile
 import torch
-from tiny_bundle import build_random_bundle, make_unet
 
 from musiccm import signals
 from musiccm.audio.loudness import decibels, true_peak
 from musiccm.cli import EXIT_BROKEN_PIPE, main
-from musiccm.export import StudentInfo, export_student
 from musiccm.long_form import MusicStream
-from musiccm.models.bundle import Bundle
 from musiccm.models.codec import LatentCodec
 from musiccm.pipeline import Pipeline
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles")
-    teacher = Bundle.from_pretrained(build_random_bundle(folder / "teacher", frames=4, evaluators=False, decoder=True))
-    torch.manual_seed(11)
-    return export_student(make_unet(frames=4), teacher, folder / "student", StudentInfo("v_prediction", 3.0))
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
@@ -56,7 +39,7 @@ def generate(model: Path, *arguments: str) -> int:
     return main(["generate", *arguments, "--model", str(model), "--device", "cpu", "--steps", "1"])
 
 
-def heard(path: str | io.BytesIO) -> np.ndarray:
+def read(path: str | io.BytesIO) -> np.ndarray:
     return soundfile.read(path, dtype="float64")[0]
 
 
@@ -69,14 +52,14 @@ def test_music_leaves_at_one_loudness(model: Path, here: Path, gain: Any) -> Non
     assert generate(model, "a tune", "--out", "a.wav") == 0
     assert generate(model, "a tune", "--out", "long.wav", "--seconds", "3") == 0
     assert generate(model, "a tune", "--out", "stream.wav", "--seconds", "8", "--stream") == 0
-    assert lufs(heard("a.wav")) == pytest.approx(-18, abs=0.3)
-    assert lufs(heard("long.wav")) == pytest.approx(-18, abs=0.3)
-    assert lufs(heard("stream.wav")[-64000:]) == pytest.approx(-18, abs=1) and len(heard("stream.wav")) == 128000
+    assert lufs(read("a.wav")) == pytest.approx(-18, abs=0.3)
+    assert lufs(read("long.wav")) == pytest.approx(-18, abs=0.3)
+    assert lufs(read("stream.wav")[-64000:]) == pytest.approx(-18, abs=1) and len(read("stream.wav")) == 128000
     assert generate(model, "a tune", "--out", "peak.wav", "--level", "peak") == 0
-    assert decibels(true_peak(torch.from_numpy(heard("peak.wav")))) == pytest.approx(-1, abs=0.01)
+    assert decibels(true_peak(torch.from_numpy(read("peak.wav")))) == pytest.approx(-1, abs=0.01)
     assert generate(model, "a tune", "--out", "none.wav", "--level", "none") == 0
     plain = Pipeline.from_pretrained(model)("a tune", 1)[0]
-    np.testing.assert_allclose(heard("none.wav"), plain, atol=1e-4)
+    np.testing.assert_allclose(read("none.wav"), plain, atol=1e-4)
     assert abs(lufs(plain.double().numpy()) + 18) > 5
 
 
@@ -84,7 +67,7 @@ def test_edits_keep_their_level(model: Path, here: Path, capsys: Capture) -> Non
     soundfile.write("tune.wav", 0.05 * np.sin(np.arange(20000) / 5), 16000)
     assert generate(model, "a tune", "--vary", "tune.wav", "--out", "default.wav") == 0
     assert generate(model, "a tune", "--vary", "tune.wav", "--level", "none", "--out", "none.wav") == 0
-    assert np.array_equal(heard("default.wav"), heard("none.wav"))
+    assert np.array_equal(read("default.wav"), read("none.wav"))
     assert generate(model, "a tune", "--vary", "tune.wav", "--level", "loudness", "--out", "x.wav") == 2
     assert "--vary keeps the level of the clip" in capsys.readouterr().err and not Path("x.wav").exists()
 
@@ -97,7 +80,7 @@ def test_near_silence_is_reported_in_one_sentence(
     assert generate(model, "a faint tune", "--out", "a.wav", *arguments) == 0
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "silence" in line]
     assert "'a faint tune': near silence (below -70 LUFS" in said and "another seed" in said
-    assert np.abs(heard("a.wav")).max() < 1e-3
+    assert np.abs(read("a.wav")).max() < 1e-3
 
 
 @pytest.mark.parametrize(("suffix", "subtype"), [
@@ -114,13 +97,13 @@ def test_formats_are_written(
     assert generate(model, "a tune", "--out", "-", "--format", suffix) == 0
     Path("piped").write_bytes(capfdbinary.readouterr().out)
     assert generate(model, "a tune", "--out", "plain.wav", "--force") == 0
-    expected = heard("plain.wav")
+    expected = read("plain.wav")
     for name in (f"a.{suffix}", f"out.{suffix}", f"b.{suffix}", f"clips/x.{suffix}", "piped"):
         info = soundfile.info(name)
         assert (info.format, info.subtype) == ("WAV" if suffix == "wav" else info.format, subtype)
         assert info.samplerate == 16000 and info.frames == pytest.approx(len(expected), abs=1200)
     middle = slice(3000, 7000)
-    assert np.corrcoef(heard(f"a.{suffix}")[middle], expected[middle])[0, 1] > (0.8 if suffix == "mp3" else 0.9)
+    assert np.corrcoef(read(f"a.{suffix}")[middle], expected[middle])[0, 1] > (0.8 if suffix == "mp3" else 0.9)
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
@@ -139,8 +122,8 @@ def test_refusals(model: Path, here: Path, capsys: Capture, arguments: list[str]
 def test_several_seeds_are_one_a_prompt(model: Path, here: Path) -> None:
     assert generate(model, "a tune", "a song", "a tune", "--seed", "3,5,7", "--level", "none", "--out", "a.wav") == 0
     assert generate(model, "a tune", "--seed", "7", "--level", "none", "--out", "b.wav") == 0
-    np.testing.assert_allclose(heard("a_3.wav"), heard("b.wav"), atol=2e-4)
-    assert np.abs(heard("a_1.wav") - heard("a_3.wav")).max() > 1e-3
+    np.testing.assert_allclose(read("a_3.wav"), read("b.wav"), atol=2e-4)
+    assert np.abs(read("a_1.wav") - read("a_3.wav")).max() > 1e-3
     assert generate(model, "a tune", "--at", "1.2", "a song", "--seed", "3,5", "--seconds", "2", "--out", "c.wav") == 0
 
 
@@ -197,7 +180,7 @@ def test_a_stream_that_is_interrupted_ends_in_a_fade(
 
     monkeypatch.setattr("musiccm.long_form.stream.LevelStream.push", interrupted)
     assert generate(model, "a tune", "--stream", "--out", "a.wav") == 143
-    sound = heard("a.wav")
+    sound = read("a.wav")
     assert f"interrupted; the {len(sound) / 16000:.1f} s that were made are kept" in capsys.readouterr().out
     assert len(sound) >= made and abs(sound[-1]) < 1e-3 < np.abs(sound[-400:]).max()
     assert not math.isclose(np.abs(sound).max(), 0)

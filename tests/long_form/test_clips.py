@@ -51,11 +51,11 @@ def test_any_format_channels_and_rate(
     expected = torch.from_numpy(tone(16000)).float()
     assert clip.samples == pytest.approx(len(expected), abs=0 if suffix in ("wav", "flac") else 1200)
     mel_MN = LogMel(pipeline.bundle.mel)(expected * (0.5 / expected.abs().max()))
-    heard, wanted = LogMel(pipeline.bundle.mel)(clip.waveform_S)[10:80], mel_MN[10:80]
+    found, wanted = LogMel(pipeline.bundle.mel)(clip.waveform_S)[10:80], mel_MN[10:80]
     strong = wanted > wanted.max() - 3
     assert strong.any(0).sum() <= 6  # a few bins: at another rate it would be others
-    assert (heard - wanted)[strong].abs().max() < 0.25
-    assert (heard.exp().sum(1) / wanted.exp().sum(1)).log().abs().max() < 0.25
+    assert (found - wanted)[strong].abs().max() < 0.25
+    assert (found.exp().sum(1) / wanted.exp().sum(1)).log().abs().max() < 0.25
 
 
 @pytest.mark.parametrize("where", ["within a frame", "between frames"])
@@ -92,7 +92,7 @@ def test_samples_that_are_no_numbers(pipeline: Pipeline, tmp_path: Path, value: 
 
 
 def test_channels_that_cancel_each_other(pipeline: Pipeline, tmp_path: Path) -> None:
-    """The model hears their mean, which is silence."""
+    """The model gets their mean, which is silence."""
     soundfile.write(tmp_path / "odd.wav", np.stack([tone(16000), -tone(16000)], 1), 16000, subtype="FLOAT")
     with pytest.raises(BadAudio, match="odd.wav: silent.*cancel each other"):
         read_clip(pipeline, tmp_path / "odd.wav")

@@ -87,11 +87,11 @@ def write_edits(
         tell(f"{name}: {edited.says(suffix)}")
         for seam in seam_metrics(edited.waveform_CS, edited.sample_rate_hz, edited.fades, edited.kept):
             if seam.audible:
-                tell(f"warning: {name}: {heard(seam)}")
+                tell(f"warning: {name}: {warning_of(seam)}")
     return edits[0].seconds
 
 
-def heard(seam: SeamMetrics) -> str:
+def warning_of(seam: SeamMetrics) -> str:
     """A seam that stands out, in a sentence."""
     among = "95 of 100 places of the clip" if seam.own else "95 of 100 places of real music"
     found = [f"{what} by {value:.1f} dB ({among} stay below {limit:.1f})"

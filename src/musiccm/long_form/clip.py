@@ -56,7 +56,7 @@ class SourceClip:
         peak = float((mono_S - mono_S.mean()).abs().max())
         if peak < SILENCE_PEAK:
             raise BadAudio(name, "silent", "its channels cancel each other where they are mixed into one, which the "
-                                           "model hears")
+                                           "model reads")
         waveform_S = resample(level(mono_S), original.sample_rate_hz, pipeline.sample_rate_hz, "soxr")
         shortest = max(pipeline.frame_samples, pipeline.codec.mel.n_fft // 2 + 1)
         if len(waveform_S) < shortest:
