@@ -12,12 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_bundle import build_random_bundle, make_unet
+from tiny_bundle import build_random_student
 
 from musiccm.audio.loudness import decibels, true_peak
 from musiccm.errors import MusiccmError
-from musiccm.export import StudentInfo, export_student
-from musiccm.models.bundle import Bundle
 from musiccm.pipeline import Pipeline
 from musiccm.samplers import FrameNoise, SectionNoise, sample_seeds
 
@@ -27,10 +25,7 @@ SEEDS = [5, 0, 7, 5]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles")
-    teacher = Bundle.from_pretrained(build_random_bundle(folder / "teacher", frames=4, evaluators=False, decoder=True))
-    torch.manual_seed(11)
-    return export_student(make_unet(frames=4), teacher, folder / "mine", StudentInfo("v_prediction", 3.0))
+    return build_random_student(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +115,7 @@ def test_the_memory_of_prompts_is_safe(student: Pipeline, monkeypatch: pytest.Mo
 
 
 def test_its_representation(student: Pipeline) -> None:
-    assert repr(student) == ("Pipeline(mine: student, 4 steps, clips of 0.64 s at 16000 Hz, fast decoder, on cpu)")
+    assert repr(student) == ("Pipeline(student: student, 4 steps, clips of 0.64 s at 16000 Hz, fast decoder, on cpu)")
 
 
 def test_a_level_is_asked_for(student: Pipeline) -> None:

@@ -9,7 +9,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from musiccm.audio.mel import MelConfig
-from musiccm.models.bundle import save_settings
+from musiccm.export import StudentInfo, export_student
+from musiccm.models.bundle import Bundle, save_settings
 from musiccm.models.bundle.files import save_part
 from musiccm.models.bundle.tokenizer import train_tokenizer
 from musiccm.models.fast_decoder import FastDecoder, FastDecoderConfig
@@ -135,3 +136,10 @@ def build_random_bundle(
         save_part(path, name, part, dtype)
     save_settings(path, mel=MelConfig())
     return path
+
+
+def build_random_student(folder: Path) -> Path:
+    """An exported student of random weights with a fast decoder, beside its teacher; its folder."""
+    teacher = Bundle.from_pretrained(build_random_bundle(folder / "teacher", frames=4, evaluators=False, decoder=True))
+    torch.manual_seed(11)
+    return export_student(make_unet(frames=4), teacher, folder / "student", StudentInfo("v_prediction", 3.0))

@@ -5,20 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
-from tiny_bundle import build_random_bundle, make_unet
-
-from musiccm.export import StudentInfo, export_student
-from musiccm.models.bundle import Bundle
+from tiny_bundle import build_random_student
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported student of random weights, with a fast decoder."""
-    folder = tmp_path_factory.mktemp("bundles")
-    teacher = Bundle.from_pretrained(build_random_bundle(folder / "teacher", frames=4, evaluators=False, decoder=True))
-    torch.manual_seed(11)
-    return export_student(make_unet(frames=4), teacher, folder / "student", StudentInfo("v_prediction", 3.0))
+    return build_random_student(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture

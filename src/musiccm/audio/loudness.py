@@ -204,7 +204,7 @@ def near_silence(waveform_S: Tensor, lufs: float) -> str | None:
         lufs: Their loudness.
 
     Returns:
-        A few words; None for sound that can be heard, and for what is no sound (NaN).
+        A few words; None for sound that is loud enough, and for what is no sound (NaN).
     """
     if not lufs < NEAR_SILENCE_LUFS or not bool(torch.isfinite(waveform_S).all()):
         return None

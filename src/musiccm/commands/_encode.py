@@ -56,15 +56,20 @@ def encode_corpus(
     Raises:
         MusiccmError: Bad configuration, corpus, bundle or cache, each named; another run works on the cache.
     """
-    if min(batch_size, shard_size) < 1:
-        raise MusiccmError(f"--batch-size and --shard-size must be at least 1, found {batch_size} and {shard_size}")
-    choose_device(device)
+    _check_options(batch_size, shard_size, device)
     data = data_module(configs, {**overrides, "kind": "waveform"})
     require_utf8(str(data.cache_dir), "data.cache_dir")
     bundle = Bundle.from_pretrained(str(data.bundle), parts=ENCODING_PARTS)
     work = EncodingData(data, bundle_fingerprint(bundle), batch_size, shard_size, overwrite, bundle.gives_tokens,
                         splits)
     _encode(Encoder(bundle, work), work, device)
+
+
+def _check_options(batch_size: int, shard_size: int, device: str) -> None:
+    """Refuse, before a corpus is read, sizes and a device that are none."""
+    if min(batch_size, shard_size) < 1:
+        raise MusiccmError(f"--batch-size and --shard-size must be at least 1, found {batch_size} and {shard_size}")
+    choose_device(device)
 
 
 def encode_tokens(
@@ -94,9 +99,7 @@ def encode_tokens(
     Raises:
         MusiccmError: Bad configuration, corpus, bundle, tokenizer or cache, each named.
     """
-    if min(batch_size, shard_size) < 1:
-        raise MusiccmError(f"--batch-size and --shard-size must be at least 1, found {batch_size} and {shard_size}")
-    choose_device(device)
+    _check_options(batch_size, shard_size, device)
     data = data_module(configs, {**overrides, "kind": "waveform"}, "tokens_dir")
     require_utf8(str(data.tokens_dir), "data.tokens_dir")
     if data.tokenizer is None:

@@ -21,7 +21,7 @@ LEAST_DB = (1.0, 2.0)
 """Limits of a clip that hardly changes: less of a level jump or a spectral change is not warned of."""
 
 HOP_S = 0.01
-_RANGE_DB = 60.0  # what lies further below the loudest is not heard beside it
+_RANGE_DB = 60.0  # what lies further below the loudest is masked by it
 _MOST_HZ = 20_000.0
 NEAR_S = 30.0  # how much of the clip on either side a seam is compared with
 ENOUGH_S = 3.0
@@ -56,7 +56,7 @@ class SeamMetrics(NamedTuple):
 
 
 def analysis(sample_rate_hz: int) -> MelConfig:
-    """The front end that seams are measured by, at any rate: 64 bins up to what is heard, a frame every 0.01 s."""
+    """The front end that seams are measured by, at any rate: 64 bins up to 16 kHz at most, a frame every 0.01 s."""
     n_fft = 2 ** round(math.log2(0.064 * sample_rate_hz))
     return MelConfig(sample_rate_hz, n_fft, n_fft, max(1, round(HOP_S * sample_rate_hz)), 64, 0.0,
                      min(sample_rate_hz / 2, _MOST_HZ))
