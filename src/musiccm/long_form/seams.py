@@ -56,7 +56,7 @@ class SeamMetrics(NamedTuple):
 
 
 def analysis(sample_rate_hz: int) -> MelConfig:
-    """The front end that seams are measured by, at any rate: 64 bins up to 16 kHz at most, a frame every 0.01 s."""
+    """The front end that seams are measured by, at any rate: 64 bins up to 20 kHz at most, a frame every 0.01 s."""
     n_fft = 2 ** round(math.log2(0.064 * sample_rate_hz))
     return MelConfig(sample_rate_hz, n_fft, n_fft, max(1, round(HOP_S * sample_rate_hz)), 64, 0.0,
                      min(sample_rate_hz / 2, _MOST_HZ))
