@@ -102,6 +102,12 @@ def test_without_a_folder_nothing_is_kept() -> None:
     assert cache.get(KEY, IDS, PROMPTS) is None
 
 
+def test_a_file_where_the_folder_should_be_is_refused_before_clips_are_made(tmp_path: Path) -> None:
+    (tmp_path / ".features").write_text("")
+    with pytest.raises(MusiccmError, match="expected a folder for the features"):
+        FeatureCache(tmp_path / ".features")
+
+
 def test_the_ranks_clips_are_one_set_in_the_order_of_their_ids() -> None:
     first, second = features(["d", "a"]), features(["c"])
     whole = ClipFeatures.of_ranks([first, ClipFeatures.joined([]), second])

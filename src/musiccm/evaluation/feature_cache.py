@@ -102,9 +102,14 @@ class FeatureCache:
     Args:
         folder: What is filled; None keeps nothing.
         packed: A bundle's `evaluation_features`; None for none.
+
+    Raises:
+        MusiccmError: The folder is a file.
     """
 
     def __init__(self, folder: Path | None, packed: Path | None = None) -> None:
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise MusiccmError(f"{folder}: expected a folder for the features that are kept, found a file; move it away")
         self.folder, self.packed = folder, packed
 
     def path(self, key: Mapping[str, Any]) -> Path | None:
