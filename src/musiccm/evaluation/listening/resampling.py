@@ -1,0 +1,73 @@
+"""Intervals of means over answers that share listeners and clips: both are resampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+#: Of a percentile interval; with fewer listeners or clips it is too narrow to be shown.
+LEAST_LISTENERS, LEAST_CLIPS = 5, 5
+_TOGETHER = 100
+
+
+class Resampling:
+    """The bootstrap of crossed factors (A. B. Owen, The pigeonhole bootstrap, 2007).
+
+    Each draw takes listeners with replacement and, apart from them, clips with replacement; an answer counts as often
+    as its listener times as its clip. The interval is a little wide, never too narrow for what the two have in common.
+
+    Args:
+        listeners: Who gave each answer.
+        clips: Which clip each answer is of, such as the caption's id.
+        seed: Of the draws.
+        draws: How many.
+    """
+
+    def __init__(self, listeners: Sequence[str], clips: Sequence[str], seed: int = 0, draws: int = 2000) -> None:
+        self._who, self._what = (np.unique(np.asarray(names, dtype=str), return_inverse=True)[1].reshape(-1)
+                                 for names in (listeners, clips))
+        generator = np.random.default_rng(seed)
+        self._counts = [_counts(factor, draws, generator) for factor in (self._who, self._what)]
+        self.draws = draws
+
+    def means(self, values_N: np.ndarray, chosen_N: np.ndarray) -> np.ndarray:
+        """The mean of some of the answers in each draw.
+
+        Args:
+            values_N: A value an answer.
+            chosen_N: Which answers count, as booleans.
+
+        Returns:
+            A mean a draw; NaN where a draw took none of them.
+        """
+        who, what, values = self._who[chosen_N], self._what[chosen_N], np.asarray(values_N, dtype=float)[chosen_N]
+        found = np.full(self.draws, np.nan)
+        for first in range(0, self.draws, _TOGETHER):
+            part = slice(first, first + _TOGETHER)
+            weights = self._counts[0][part][:, who] * self._counts[1][part][:, what]
+            total = weights.sum(axis=1)
+            np.divide(weights @ values, total, out=found[part], where=total > 0)
+        return found
+
+    def interval(self, values_N: np.ndarray, chosen_N: np.ndarray) -> tuple[float | None, float | None]:
+        """The 95 % interval of the mean of some of the answers; arguments as `means`, None where they are too few."""
+        if not self.enough(chosen_N):
+            return None, None
+        return ends(self.means(values_N, chosen_N))
+
+    def enough(self, chosen_N: np.ndarray) -> bool:
+        """Whether an interval can be given: answers by `LEAST_LISTENERS` of `LEAST_CLIPS` clips."""
+        return (len(np.unique(self._who[chosen_N])) >= LEAST_LISTENERS
+                and len(np.unique(self._what[chosen_N])) >= LEAST_CLIPS)
+
+
+def ends(drawn: np.ndarray) -> tuple[float, float]:
+    """The percentiles that hold 95 % of the draws; those of no value are left out."""
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _counts(factor: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
+    kinds = int(factor.max(initial=-1)) + 1
+    return generator.multinomial(kinds, np.full(kinds, 1 / max(kinds, 1)), size=draws) if kinds else np.zeros((draws, 0))
