@@ -35,12 +35,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Listener:
-    """Who answered what, and whether all pages are there."""
+    """Who answered what, when they began and saved (ISO 8601, UTC), and whether all pages are there."""
 
     name: str
     answers: tuple[Answer, ...]
     complete: bool
     path: str
+    started: str
+    saved: str
 
 
 def read_key(path: Path) -> dict[str, Any]:
@@ -80,8 +82,9 @@ def parsed(content: Any, where: str) -> Listener:
     name, test, listed = content.get("listener"), content.get("test"), content.get("answers")
     if not isinstance(name, str) or not LISTENER.fullmatch(name):
         raise MusiccmError(f"{where}: listener: expected letters, digits, - and _, found {name!r}")
-    if not isinstance(test, str) or not isinstance(listed, list):
-        raise MusiccmError(f"{where}: expected `test` and a list of `answers`")
+    started, saved = content.get("started"), content.get("saved")
+    if not (isinstance(test, str) and isinstance(started, str) and isinstance(saved, str) and isinstance(listed, list)):
+        raise MusiccmError(f"{where}: expected `test`, `started`, `saved` and a list of `answers`")
     answers = []
     for number, one in enumerate(listed):
         files = one.get("files") if isinstance(one, dict) else None
@@ -92,7 +95,7 @@ def parsed(content: Any, where: str) -> Listener:
         if not all(value in _SIDES if isinstance(value, str) else type(value) is int for value in given.values()):
             raise MusiccmError(f"{where}: answer {number + 1}: expected first, second, tie or a whole number")
         answers.append(Answer(one["trial"], tuple(files), given))
-    return Listener(name, tuple(answers), content.get("complete") is True, where)
+    return Listener(name, tuple(answers), content.get("complete") is True, where, started, saved)
 
 
 def read_answers(paths: Sequence[Path], key: Mapping[str, Any]) -> tuple[list[Listener], list[str]]:
@@ -106,8 +109,8 @@ def read_answers(paths: Sequence[Path], key: Mapping[str, Any]) -> tuple[list[Li
         The listeners by name, and notes.
 
     Raises:
-        MusiccmError: A file of another form or another test, answers that do not fit the key, or two files of one
-            listener that differ.
+        MusiccmError: A file of another form or another test, answers that do not fit the key, or two listeners of
+            one name.
     """
     found: dict[str, Listener] = {}
     notes = []
@@ -120,12 +123,11 @@ def read_answers(paths: Sequence[Path], key: Mapping[str, Any]) -> tuple[list[Li
         _check(listener, key)
         other = found.get(listener.name)
         if other is not None:
-            longer, shorter = sorted((other, listener), key=lambda one: len(one.answers), reverse=True)
-            if not all(answer in longer.answers for answer in shorter.answers):
-                raise MusiccmError(f"{listener.path}: other answers of the listener {listener.name} are in {other.path}; "
-                                   "give one of the two files")
-            notes.append(f"{shorter.path}: its answers are all in {longer.path} too, and count once")
-            listener = longer
+            if other.started != listener.started:
+                raise MusiccmError(f"{listener.path}: answers of another listener called {listener.name} are in "
+                                   f"{other.path}; give one of the two files")
+            older, listener = sorted((other, listener), key=lambda one: (one.saved, len(one.answers)))
+            notes.append(f"{older.path}: saved before {listener.path} by the same listener, and left out")
         found[listener.name] = listener
     return [found[name] for name in sorted(found)], notes
 

@@ -209,7 +209,7 @@ def _page(
                        "caption": of[trial.item].caption, "ask": list(trial.ask),
                        "files": [files[place] for place in generator.permutation(len(files))]})
     content: dict[str, Any] = {
-        "title": settings.title, "kind": settings.kind, "scale": list(SCALE), "collect": settings.collect,
+        "title": settings.title, "scale": list(SCALE), "collect": settings.collect,
         "questions": {name: QUESTIONS[name] for name in sorted({ask for trial in trials for ask in trial.ask})},
         "per_listener": len(of) if settings.per_listener is None else min(settings.per_listener, len(of)),
         "least_s": round(min(LEAST_HEARD_S, HEARD_SHARE * shortest_s), 3), "trials": listed,

@@ -25,7 +25,7 @@ def write_page(folder: Path, content: Mapping[str, Any]) -> None:
     style, plan, page = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "plan.js", "page.js"))
     # Where answers are sent is the one address that the page may speak to.
     policy = ("default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; media-src 'self' file:; "
-              f"connect-src {content['collect'] or chr(39) + 'none' + chr(39)}")
+              f"img-src data:; connect-src {content['collect'] or chr(39) + 'none' + chr(39)}")
     write_text(folder / "index.html", f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{escape(content['title'])}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
