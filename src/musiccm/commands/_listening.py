@@ -28,10 +28,10 @@ def plan(argv: list[str]) -> int:
     Raises:
         MusiccmError: A number out of its range.
     """
-    parser = argparse.ArgumentParser(prog="musiccm listen plan", description="how many pairs a preference test needs for "
-                                     "80 % power at 5 %, two-sided")
-    parser.add_argument("--ties", type=float, default=0.0, help="share of answers without a preference that you expect")
-    parser.add_argument("--per-listener", type=int, default=20, help="pairs that a listener hears (default %(default)s)")
+    parser = argparse.ArgumentParser(prog="musiccm listen plan", description="how many pairs a preference test needs "
+                                     "for 80 % power at 5 %, two-sided")
+    parser.add_argument("--ties", type=float, default=0.0, help="share of answers without a preference, as expected")
+    parser.add_argument("--per-listener", type=int, default=20, help="pairs that each hears (default %(default)s)")
     args = parser.parse_args(argv)
     if not 0 <= args.ties < 1:
         raise MusiccmError(f"--ties: expected a share from 0 to below 1, found {args.ties}")
@@ -40,8 +40,9 @@ def plan(argv: list[str]) -> int:
     from musiccm.commands.tables import grid
     from musiccm.evaluation.listening.proportions import power_table
 
-    body = [[f"{100 * row['share']:.0f}:{100 - 100 * row['share']:.0f}", row["decided_pairs"], row["exact_decided_pairs"],
-             row["pairs"], -(-row["pairs"] // args.per_listener)] for row in power_table(args.ties)]
+    body = [[f"{100 * row['share']:.0f}:{100 - 100 * row['share']:.0f}", row["decided_pairs"],
+             row["exact_decided_pairs"], row["pairs"], -(-row["pairs"] // args.per_listener)]
+            for row in power_table(args.ties)]
     say(*grid(["preference", "decided pairs, approximately", "by the exact test", f"with {args.ties:.0%} ties",
                f"listeners of {args.per_listener}"], body),
         "", "Answers of one listener resemble each other: take more listeners rather than more pairs of each.")
@@ -92,7 +93,7 @@ def report(argv: list[str]) -> int:
     parser.add_argument("answers", nargs="+", help="files that the page saved, or folders of them")
     parser.add_argument("--key", required=True, metavar="FILE", help="key.json, which was written with the page")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for report.json, report.md and report.png")
-    parser.add_argument("--allowed-misses", type=int, default=0, help="checks that a listener may get wrong (default 0)")
+    parser.add_argument("--allowed-misses", type=int, default=0, help="checks that each may get wrong (default 0)")
     parser.add_argument("--seed", type=int, default=0, help="of the resampling behind intervals (default %(default)s)")
     args = parser.parse_args(argv)
     for option in ("allowed_misses", "seed"):
@@ -124,20 +125,21 @@ def report_text(found: Mapping[str, Any]) -> str:
     """
     from musiccm.commands.tables import grid
 
-    lines = [f"# Listening test {found['test']}: {found['kind']}, {found['listeners']} listeners, {found['items']} clips a "
-             "system", ""]
+    lines = [f"# Listening test {found['test']}: {found['kind']}, {found['listeners']} listeners, "
+             f"{found['items']} clips a system", ""]
     if found["kind"] == "preference":
         lines += grid(
-            ["question", "first", "second", "wins", "ties", "losses", "share of wins", "Wilson 95 %", "by listener and clip",
-             "sign test p", "decided pairs for 80 % power", "listeners"],
+            ["question", "first", "second", "wins", "ties", "losses", "share of wins", "Wilson 95 %",
+             "by listener and clip", "sign test p", "decided pairs for 80 % power", "listeners"],
             [[_QUESTIONS[row["question"]], row["first"], row["second"], row["wins"], row["ties"], row["losses"],
               number_text(row["share"], ".3f", "-"), _interval(row, "wilson_low", "wilson_high", 3),
               _interval(row, "clustered_low", "clustered_high", 3), number_text(row["sign_test_p"], ".2g", "-"),
               row["pairs_needed"], row["listeners"]] for row in found["pairs"]])
     else:
         lines += grid(["question", "system", "mean", "95 %", "deviation", "ratings", "listeners", "clips"], [
-            [_QUESTIONS[row["question"]], row["system"], number_text(row["mean"], ".1f", "-"), _interval(row, "low", "high", 1),
-             number_text(row["deviation"], ".1f", "-"), row["n"], row["listeners"], row["clips"]] for row in found["means"]])
+            [_QUESTIONS[row["question"]], row["system"], number_text(row["mean"], ".1f", "-"),
+             _interval(row, "low", "high", 1), number_text(row["deviation"], ".1f", "-"), row["n"], row["listeners"],
+             row["clips"]] for row in found["means"]])
         lines += ["", *grid(["question", "first", "second", "difference", "95 %", "pairs", "pairs for 80 % power"], [
             [_QUESTIONS[row["question"]], row["first"], row["second"], number_text(row["difference"], "+.1f", "-"),
              _interval(row, "low", "high", 1), row["n"], row["pairs_needed"]] for row in found["differences"]])]
@@ -156,8 +158,8 @@ def _checks(found: Mapping[str, Any]) -> list[str]:
 
     checks, lines = found["checks"], []
     for question, alpha in checks["alpha"].items():
-        lines.append(f"{_QUESTIONS[question]}: agreement of listeners (Krippendorff's alpha) {number_text(alpha, '.2f')}" if (
-            alpha is not None) else f"{_QUESTIONS[question]}: too few answers to one clip or pair to speak of agreement")
+        if alpha is not None:
+            lines.append(f"{_QUESTIONS[question]}: agreement of listeners (Krippendorff's alpha) {alpha:.2f}")
     for question, row in checks.get("first_shown", {}).items():
         if row["share"] is not None:
             lines.append(f"{_QUESTIONS[question]}: the sound shown first won {row['share']:.0%} of the decided pairs "
@@ -168,20 +170,23 @@ def _checks(found: Mapping[str, Any]) -> list[str]:
                   f"{checks['no_preference_for_equal']['times']} of {checks['no_preference_for_equal']['of']}"]
     for question, row in checks.get("repeated", {}).items():
         if row["median_distance"] is not None:
-            lines.append(f"{_QUESTIONS[question]}: a clip rated once more lies {row['median_distance']:g} away (median of "
-                         f"{row['n']})")
+            lines.append(f"{_QUESTIONS[question]}: a clip rated once more lies {row['median_distance']:g} away (median "
+                         f"of {row['n']})")
     if any(row.get("share", row.get("mean", row.get("difference"))) is None
            for name in ("pairs", "means", "differences") for row in found.get(name, ())):
         lines.append(f"-: fewer than {LEAST_DECIDED} answers that count say nothing")
     if any(row.get("clustered_low", row.get("low")) is None
            for name in ("pairs", "means", "differences") for row in found.get(name, ())):
-        lines.append(f"intervals by listener and clip need {LEAST_LISTENERS} listeners and {LEAST_CLIPS} clips, agreement "
-                     f"{LEAST_UNITS} clips that two have answered")
+        lines.append(f"intervals by listener and clip need {LEAST_LISTENERS} listeners, {LEAST_CLIPS} clips and "
+                     "answers that differ")
+    if None in checks["alpha"].values():
+        lines.append(f"agreement needs {LEAST_UNITS} clips that two listeners answered, and answers that differ")
     return lines
 
 
 def _left_out(found: Mapping[str, Any]) -> list[str]:
     lines = [f"left out: {name} ({why})" for name, why in found["excluded"].items()]
     if found["incomplete"]:
-        lines.append(f"{found['incomplete']} of {found['listeners']} listeners did not finish; what they answered counts")
+        lines.append(f"{found['incomplete']} of {found['listeners']} listeners did not finish; what they answered "
+                     "counts")
     return lines

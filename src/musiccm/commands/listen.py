@@ -41,8 +41,8 @@ def main(argv: list[str]) -> int:
                         args.collect, controls)
     with naming_options(OPTIONS):
         key = make_listening_test(Path(args.out), folders, captions, args.captions or "", settings, args.force)
-    say(f"{len(key['trials'])} pages of {key['items']} clips of {', '.join(key['systems'])}, at {key['lufs']:.1f} LUFS and "
-        f"{key['sample_rate_hz']} Hz", *(f"note: {note}" for note in key["notes"]),
+    say(f"{len(key['trials'])} pages of {key['items']} clips of {', '.join(key['systems'])}, at {key['lufs']:.1f} LUFS "
+        f"and {key['sample_rate_hz']} Hz", *(f"note: {note}" for note in key["notes"]),
         f"{args.out}/page: for listeners; open index.html, or put the folder on any host",
         f"{args.out}/key.json: which sound is whose; keep it from them")
     return 0
@@ -91,9 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--a", metavar="DIR", help="clips of one system, named after its folder")
     parser.add_argument("--b", metavar="DIR", help="clips of the other")
     parser.add_argument("--system", action="append", metavar="NAME=DIR", help="a system; any number of them")
-    parser.add_argument("--reference", metavar="DIR", help="real clips, hidden among the systems, and made the anchors of")
-    parser.add_argument("--captions", metavar="FILE", help="texts by clip (.json, .csv, .tsv), which listeners see and are "
-                        "asked about")
+    parser.add_argument("--reference", metavar="DIR", help="real clips, hidden among the systems; the "
+                        "controls are made of them")
+    parser.add_argument("--captions", metavar="FILE", help="texts by clip (.json, .csv, .tsv), which listeners see and "
+                        "are asked about")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for page/ and key.json")
     parser.add_argument("--kind", default="preference", help="preference: which of two; rating: overall quality and "
                         "relevance to the text from 1 to 100 (default %(default)s)")
@@ -104,12 +105,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--anchors", type=int, default=3, help="pages with a degraded copy (default %(default)s)")
     parser.add_argument("--anchor", default="lowpass", choices=("lowpass", "noise"), help="how it is degraded: nothing "
                         "above 3.5 kHz, or noise as strong as the music (default %(default)s)")
-    parser.add_argument("--checks", type=int, default=3, help="pages that ask which of two has noise (default %(default)s)")
-    parser.add_argument("--equal", type=int, default=2, help="pages with one clip twice, or of ratings once more (default "
+    parser.add_argument("--checks", type=int, default=3, help="pages that ask which of two has noise (default "
                         "%(default)s)")
-    parser.add_argument("--format", default="flac", choices=("flac", "wav", "ogg", "mp3"), help="of the sounds; flac and wav "
-                        "change nothing (default %(default)s)")
+    parser.add_argument("--equal", type=int, default=2, help="pages with one clip twice, of ratings once more "
+                        "(default %(default)s)")
+    parser.add_argument("--format", default="flac", choices=("flac", "wav", "ogg", "mp3"), help="of the sounds; flac "
+                        "and wav change nothing (default %(default)s)")
     parser.add_argument("--title", default="Listening test", help="heading of the page")
-    parser.add_argument("--collect", metavar="URL", help="where the page sends answers; it saves them as a file otherwise")
+    parser.add_argument("--collect", metavar="URL", help="where the page sends answers, which it else saves as a file")
     parser.add_argument("--force", action="store_true", help="replace a test that is there")
     return parser

@@ -117,7 +117,7 @@ const back = logic.restored(test, JSON.stringify(state));
 const other = Object.assign({}, test, { test: "0".repeat(16) });
 console.log(JSON.stringify({
   plans: plans, same: same, back: back, result: logic.resultOf(test, plan, back, "2026-01-01T00:10:00.000Z"),
-  refused: [logic.restored(other, JSON.stringify(state)), logic.restored(test, "{broken"), logic.restored(test, "null")],
+  refused: [[other, JSON.stringify(state)], [test, "{broken"], [test, "null"]].map((one) => logic.restored(...one)),
   far: logic.restored(test, JSON.stringify(Object.assign({}, state, { place: 1e9 }))).place,
 }));
 """
@@ -160,8 +160,10 @@ def test_each_listener_has_an_order_sides_and_clips_of_their_own_and_goes_on(pre
     (["--a", "{clips}/teacherfifty", "--b", "{clips}/realmusic", "--kind", "best"], "--kind: expected one of"),
     (["--a", "{clips}/teacherfifty", "--b", "{clips}/realmusic", "--checks", "7"], "--checks: expected from 0 to 6"),
     (["--a", "{clips}/teacherfifty", "--b", "{clips}/realmusic", "--seconds", "nan"], "--seconds: expected"),
-    (["--a", "{clips}/teacherfifty", "--b", "{clips}/realmusic", "--collect", "https://x/ ; script-src *"], "--collect: "),
-    (["--a", "{clips}/teacherfifty", "--b", "{clips}/realmusic", "--captions", "{tmp}/few.json"], "no caption for 5 of 6"),
+    (["--a", "{clips}/teacherfifty", "--b", "{clips}/realmusic", "--collect", "https://x/ ; script-src *"],
+     "--collect: "),
+    (["--a", "{clips}/teacherfifty", "--b", "{clips}/realmusic", "--captions", "{tmp}/few.json"],
+     "no caption for 5 of 6"),
     (["--a", "{clips}/teacherfifty", "--b", "{tmp}/other"], "no clip is there of every system"),
     (["--a", "{clips}/teacherfifty", "--b", "{tmp}/quiet"], "near silence"),
 ])

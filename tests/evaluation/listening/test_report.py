@@ -143,6 +143,7 @@ def test_preferences_are_counted_by_system_whatever_the_side(
     exact = stats.binomtest(wins, 60)
     assert prefer["sign_test_p"] == pytest.approx(exact.pvalue)
     assert prefer["clustered_low"] < prefer["share"] < prefer["clustered_high"]
+    assert (text["clustered_low"], text["clustered_high"]) == (None, None)  # all answers are one
     # items decide here, twelve of them, so that sixty answers say less than sixty coins
     assert prefer["clustered_high"] - prefer["clustered_low"] > prefer["wilson_high"] - prefer["wilson_low"]
     assert report["checks"]["alpha"]["prefer"] > 0.8 and report["checks"]["alpha"]["text"] is None
@@ -291,7 +292,8 @@ def test_sent_answers_are_kept_and_nothing_else(tmp_path: Path, port: int) -> No
     stranger = sent[1] | {"started": "2024-01-01T00:00:00.000Z"}
     assert "another listener" in post(port, json.dumps(stranger).encode())[1]
     for body, said in ((b"{", "not valid JSON"), (b"[" * 100_000, "not valid JSON"), (b"\xff", "not valid JSON"),
-                       (b"[]", "expected answers"), (json.dumps(sent[0] | {"test": "e" * 16}).encode(), "another test")):
+                       (b"[]", "expected answers"),
+                       (json.dumps(sent[0] | {"test": "e" * 16}).encode(), "another test")):
         status, text = post(port, body)
         assert status == 400 and said in text
     assert post(port, b"", {"Content-Length": str(MOST_BYTES + 1)})[0] == 413

@@ -1,4 +1,4 @@
-"""Sounds of a listening test: paired, cut, degraded and brought to one loudness; pages that compare what they should."""
+"""Degraded copies, the one loudness of a test, and pages that compare what they should."""
 
 from __future__ import annotations
 

@@ -118,8 +118,8 @@ def read_answers(paths: Sequence[Path], key: Mapping[str, Any]) -> tuple[list[Li
         content = read_json(path, "answers of a listening test")
         listener = parsed(content, str(path))
         if content["test"] != key["test"]:
-            raise MusiccmError(f"{path}: the answers are of the test {content['test']}, the key is of {key['test']}; give "
-                               "the key that was made with their page")
+            raise MusiccmError(f"{path}: the answers are of the test {content['test']}, the key is of {key['test']}; "
+                               "give the key that was made with their page")
         _check(listener, key)
         other = found.get(listener.name)
         if other is not None:
@@ -158,7 +158,8 @@ def _check(listener: Listener, key: Mapping[str, Any]) -> None:
                                f"{', '.join(sorted(answer.answers)) or 'none'}")
         for question, value in answer.answers.items():
             known = QUESTIONS[question]
-            fits = isinstance(value, str) if known["kind"] == "choice" else isinstance(value, int) and low <= value <= high
+            is_choice = known["kind"] == "choice"
+            fits = isinstance(value, str) if is_choice else isinstance(value, int) and low <= value <= high
             if not fits or (value == "tie" and known.get("tie") is None):
                 raise MusiccmError(f"{where}: {question}: {value!r} is no answer to this question")
 

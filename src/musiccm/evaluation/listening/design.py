@@ -114,5 +114,6 @@ def designed(
         else:
             trials.append(Trial("repeat", name, (Sound(system, name, copy=1),), ask, always=True))
     for name, system in drawn(controls.checks):
-        trials.append(Trial("check", name, (Sound(system, name), Sound(system, name, "noise")), ("noise",), always=True))
+        sounds = (Sound(system, name), Sound(system, name, "noise"))
+        trials.append(Trial("check", name, sounds, ("noise",), always=True))
     return [trials[place] for place in generator.permutation(len(trials))]

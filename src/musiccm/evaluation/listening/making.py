@@ -138,8 +138,8 @@ def _check(settings: Settings, folders: Mapping[str, Path]) -> None:
     systems = [name for name in folders if name != REFERENCE]
     least = 2 if settings.kind == "preference" else 1
     if len(systems) < least and len(folders) < 2:
-        raise MusiccmError(f"system: expected at least {'two folders' if least == 2 else 'one folder'} to compare, found "
-                           f"{len(folders)}")
+        raise MusiccmError(f"system: expected at least {'two folders' if least == 2 else 'one folder'} to compare, "
+                           f"found {len(folders)}")
     for name, value in (("clips", settings.clips), ("per_listener", settings.per_listener)):
         if value is not None and value < 1:
             raise MusiccmError(f"{name}: expected a whole number from 1 on, found {value}")
@@ -159,8 +159,8 @@ def _check_place(out: Path, folders: Iterable[Path], replace: bool) -> None:
         raise MusiccmError(f"{out}: expected a folder, found a file")
     found = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if found and not replace:
-        raise MusiccmError(f"{out}: is not empty, and is not overwritten; choose another --out, or add --force to make the "
-                           "test anew, to which answers that were given before do not belong")
+        raise MusiccmError(f"{out}: is not empty, and is not overwritten; choose another --out, or add --force to make "
+                           "the test anew, to which answers that were given before do not belong")
     if others := sorted(found - OWN_NAMES):
         raise MusiccmError(f"{out}: holds more than a listening test, first {escaped(others[0])}, and is not replaced; "
                            "choose another --out")
@@ -177,15 +177,18 @@ def _levels(
         for sound in sounds:
             found = measured(rendered(of[sound.item], sound, rate_hz, _noise_seed(seed, sound)), rate_hz)
             if found is None:
-                raise MusiccmError(f"{of[sound.item].files[sound.system]}: the first {of[sound.item].duration_s:.2f} s are "
-                                   "near silence, and cannot be brought to the loudness of the others; take the clip away")
+                item = of[sound.item]
+                raise MusiccmError(f"{item.files[sound.system]}: the first {item.duration_s:.2f} s are near silence, "
+                                   "and cannot be brought to the loudness of the others; take the clip away")
             levels[sound] = found
             bar.update()
     return levels
 
 
 def _noise_seed(seed: int, sound: Sound) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{sound.system}/{sound.item}".encode(errors="replace")).digest()[:4], "big")
+    """Of one clip, whatever else is in the test."""
+    named = f"{seed}/{sound.system}/{sound.item}".encode(errors="replace")
+    return int.from_bytes(hashlib.sha256(named).digest()[:4], "big")
 
 
 def _names(sounds: Sequence[Sound], settings: Settings) -> dict[Sound, str]:
@@ -233,6 +236,6 @@ def _notes(
         notes.append(f"the sampling rates differ, which can be heard: {rates}")
     loudest = min(levels, key=lambda sound: levels[sound].highest_lufs)
     if lufs < -23.0:
-        notes.append(f"all sounds are at {lufs:.1f} LUFS, which is quiet: the peaks of {loudest.item} of {loudest.system} "
-                     "allow no more")
+        notes.append(f"all sounds are at {lufs:.1f} LUFS, which is quiet: the peaks of {loudest.item} of "
+                     f"{loudest.system} allow no more")
     return notes

@@ -24,7 +24,8 @@ def plot_report(path: Path, report: Mapping[str, Any]) -> bool:
     if not rows:
         return False
     figure = _preferences(rows) if report["kind"] == "preference" else _ratings(rows, report["scale"])
-    figure.suptitle(f"{report['listeners']} listeners, {report['items']} clips a system; bars: 95 % intervals", fontsize=9)
+    figure.suptitle(f"{report['listeners']} listeners, {report['items']} clips a system; bars: 95 % intervals",
+                    fontsize=9)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))
     return True
 
@@ -70,8 +71,9 @@ def _ratings(rows: Sequence[Mapping[str, Any]], scale: Sequence[int]) -> Any:
                 continue
             bars = None if row["low"] is None else [[max(0.0, row["mean"] - row["low"])],
                                                     [max(0.0, row["high"] - row["mean"])]]
-            axes.errorbar(row["mean"], len(systems) - 1 - systems.index(row["system"]), xerr=bars, marker="o", capsize=3,
-                          color=f"C{systems.index(row['system']) % 10}")
+            place = systems.index(row["system"])
+            axes.errorbar(row["mean"], len(systems) - 1 - place, xerr=bars, marker="o", capsize=3,
+                          color=f"C{place % 10}")
         axes.set(xlim=scale, xlabel=f"mean of {question}", ylim=(-0.6, len(systems) - 0.4))
         axes.set_yticks(range(len(systems)), systems[::-1])
         axes.grid(True, axis="x", alpha=0.25)

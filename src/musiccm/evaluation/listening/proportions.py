@@ -68,8 +68,8 @@ def sign_test_power(pairs: int, share: float, level: float = LEVEL) -> float:
     Returns:
         The power, from 0 to 1.
     """
-    tail = int(binom.ppf(level / 2, pairs, 0.5))  # the largest number of wins, plus one, that could still be rejected
-    while tail >= 0 and 2 * binom.cdf(tail, pairs, 0.5) > level:
+    tail = int(binom.ppf(level / 2, pairs, 0.5))  # the fewest wins that reach the level
+    if 2 * binom.cdf(tail, pairs, 0.5) > level:  # nearly always: so many are not rejected, one fewer are
         tail -= 1
     return float(binom.cdf(tail, pairs, share) + binom.sf(pairs - tail - 1, pairs, share))
 
@@ -103,5 +103,9 @@ def power_table(ties: float = 0.0, shares: tuple[float, ...] = (0.55, 0.6, 0.65,
         A row a share: `share`; `decided_pairs` for 80 % power by the normal approximation, which papers state;
         `exact_decided_pairs` by the exact test; and `pairs`, the latter with ties.
     """
-    return [{"share": share, "decided_pairs": pairs_needed(share), "exact_decided_pairs": exact_pairs_needed(share),
-             "pairs": math.ceil(round(exact_pairs_needed(share) / (1 - ties), 6))} for share in shares]
+    rows = []
+    for share in shares:
+        exact = exact_pairs_needed(share)
+        rows.append({"share": share, "decided_pairs": pairs_needed(share), "exact_decided_pairs": exact,
+                     "pairs": math.ceil(round(exact / (1 - ties), 6))})
+    return rows

@@ -41,7 +41,9 @@ def ratings(listeners: Sequence[Listener], key: Mapping[str, Any], question: str
     return found
 
 
-def rating_rows(listeners: Sequence[Listener], key: Mapping[str, Any], seed: int = 0) -> dict[str, list[dict[str, Any]]]:
+def rating_rows(
+    listeners: Sequence[Listener], key: Mapping[str, Any], seed: int = 0
+) -> dict[str, list[dict[str, Any]]]:
     """Means and differences, question by question.
 
     Args:
@@ -51,9 +53,9 @@ def rating_rows(listeners: Sequence[Listener], key: Mapping[str, Any], seed: int
 
     Returns:
         `means`: rows of `question`, `system`, `n`, `listeners`, `clips`, `mean`, `deviation`, `low`, `high` (95 %), the
-        anchors last; `differences`: `question`, `first`, `second`, `difference` of the means, `low`, `high`, `n` pairs of
-        one listener and clip, and `pairs_needed` of them for 80 % power at a difference of this size. Numbers are None
-        where there are too few.
+        anchors last; `differences`: `question`, `first`, `second`, `difference` of the means, `low`, `high`, `n` pairs
+        of one listener and clip, and `pairs_needed` of them for 80 % power at a difference of this size. Numbers are
+        None where there are too few.
     """
     means, differences = [], []
     for question in key["questions"]:
@@ -101,7 +103,9 @@ def _difference(
     return row
 
 
-def paired_ratings_needed(difference: float, deviation: float, power: float = POWER, level: float = LEVEL) -> int | None:
+def paired_ratings_needed(
+    difference: float, deviation: float, power: float = POWER, level: float = LEVEL
+) -> int | None:
     """Pairs of ratings that tell a mean difference from none, by the normal approximation of the two-sided paired test.
 
     Args:

@@ -27,7 +27,8 @@ def listening_report(
         seed: Of the resampling behind intervals.
 
     Returns:
-        `test`, `kind`, `listeners`, `excluded` with reasons, `notes`; `pairs`, or `means` and `differences`; and `checks`.
+        `test`, `kind`, `listeners`, `excluded` with reasons, `notes`; `pairs`, or `means` and `differences`; and
+        `checks`.
 
     Raises:
         MusiccmError: Files that cannot be read, or do not belong together.

@@ -51,9 +51,9 @@ class Resampling:
         return found
 
     def interval(self, values_N: np.ndarray, chosen_N: np.ndarray) -> tuple[float | None, float | None]:
-        """The 95 % interval of the mean of some of the answers; arguments as `means`, None where they are too few."""
-        if not self.enough(chosen_N):
-            return None, None
+        """The 95 % interval of a mean; arguments as `means`, None where the answers are too few, or all one."""
+        if not self.enough(chosen_N) or len(np.unique(np.asarray(values_N)[chosen_N])) == 1:
+            return None, None  # where all answers are one, so are all draws
         return ends(self.means(values_N, chosen_N))
 
     def enough(self, chosen_N: np.ndarray) -> bool:
@@ -70,4 +70,6 @@ def ends(drawn: np.ndarray) -> tuple[float, float]:
 
 def _counts(factor: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
     kinds = int(factor.max(initial=-1)) + 1
-    return generator.multinomial(kinds, np.full(kinds, 1 / max(kinds, 1)), size=draws) if kinds else np.zeros((draws, 0))
+    if not kinds:
+        return np.zeros((draws, 0), dtype=int)
+    return generator.multinomial(kinds, np.full(kinds, 1 / kinds), size=draws)

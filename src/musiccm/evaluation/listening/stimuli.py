@@ -102,7 +102,7 @@ def _captions(ids: Iterable[str], captions: Mapping[str, str] | None, captions_f
     texts, pairs = captions_of(ids, captions)
     if missing := [name for name in ids if name not in texts]:
         why = "several captions have this name in different Unicode forms" if missing[0] in pairs.ambiguous else (
-            f"no caption for {len(missing)} of {len(ids)} clips, expected one for each under its path without the suffix")
+            f"no caption for {len(missing)} of {len(ids)} clips, expected one each under its path without the suffix")
         raise MusiccmError(f"{captions_from}: {missing[0]}: {why}")
     return texts
 
