@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from musiccm.cli import main
 from musiccm.evaluation.listening.answers import read_answers, read_key
+from musiccm.evaluation.listening.collecting import AnswerStore, answer_server
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -107,6 +110,39 @@ def test_ratings_start_without_a_value(browser: Any, rating: Path) -> None:
     page.keyboard.press("ArrowRight")
     assert following.is_enabled() and said == []
     context.close()
+
+
+def test_answers_are_sent_and_two_named_listeners_keep_apart(
+    browser: Any, clips: Path, tmp_path: Path
+) -> None:
+    out, said = tmp_path / "test", []
+    with answer_server(AnswerStore(tmp_path / "taken")) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert main(["listen", "--a", str(clips / "teacherfifty"), "--b", str(clips / "studentfour"), "--out", str(out),
+                     "--clips", "1", "--anchors", "0", "--equal", "0", "--checks", "1", "--collect",
+                     f"http://127.0.0.1:{server.server_address[1]}/answers"]) == 0
+        context = browser.new_context()
+        page = opened(context, out, said)
+        said.clear()
+        for name in ("ann", "bob"):
+            page.goto((out / "page/index.html").as_uri() + f"?listener={name}")
+            page.get_by_role("button", name="Start", exact=True).click()
+            for _ in range(2):
+                listen(page)
+                page.keyboard.press("1")
+                page.keyboard.press("Enter")
+            page.get_by_text("Your answers have arrived").wait_for()
+        page.goto((out / "page/index.html").as_uri() + "?listener=ann")
+        assert heading(page).startswith("That was all")  # bob took nothing from ann
+        server.shutdown()
+        page.reload()
+        server.server_close()
+        page.reload()
+        page.get_by_text("could not be sent").wait_for()  # and saving them as a file is left
+        assert page.get_by_role("button", name="Save my answers").is_enabled()
+        context.close()
+    listeners, _ = read_answers([tmp_path / "taken"], read_key(out / "key.json"))
+    assert [one.name for one in listeners] == ["ann", "bob"] and all(one.complete for one in listeners)
 
 
 def test_every_control_has_a_name_and_a_missing_sound_is_said(browser: Any, preference: Path, tmp_path: Path) -> None:

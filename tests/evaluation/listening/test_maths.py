@@ -17,7 +17,7 @@ from musiccm.evaluation.listening.proportions import (
     share_of_wins,
     sign_test_power,
 )
-from musiccm.evaluation.listening.resampling import Resampling, ends
+from musiccm.evaluation.listening.resampling import Resampling
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(30, 20), (10, 0), (5, 5), (777 - 412, 412)])
@@ -78,16 +78,28 @@ def test_alpha_at_its_ends() -> None:
     assert krippendorff_alpha(chance, "nominal") == pytest.approx(0.0, abs=0.03)
 
 
-def test_the_interval_of_one_factor_is_the_plain_bootstrap_of_its_means() -> None:
-    """Where all clips are alike, what varies is the listeners' means: scipy bootstraps those."""
+def test_the_interval_of_one_factor_is_that_of_its_means() -> None:
+    """Where all clips are alike, what varies is the listeners' means: their bootstrap is scipy's, their interval t's."""
     means = np.random.default_rng(1).normal(60, 10, 12)
-    cells = list(product(range(12), range(5)))
-    values = np.array([means[who] for who, _ in cells])
+    cells = list(product(range(12), range(15)))
+    values, everything = np.array([means[who] for who, _ in cells]), np.ones(180, dtype=bool)
     found = Resampling([str(who) for who, _ in cells], [str(what) for _, what in cells], seed=3, draws=8000)
     expected = stats.bootstrap((means,), np.mean, n_resamples=8000, method="percentile", rng=np.random.default_rng(2))
-    everything = np.ones(len(values), dtype=bool)
-    assert found.interval(values, everything) == pytest.approx(tuple(expected.confidence_interval), abs=0.35)
-    assert found.means(values, everything).mean() == pytest.approx(means.mean(), abs=0.2)
+    drawn = found.means(values, everything)
+    assert tuple(np.percentile(drawn, [2.5, 97.5])) == pytest.approx(tuple(expected.confidence_interval), abs=0.35)
+    interval = stats.t.interval(0.95, 11, means.mean(), stats.sem(means))
+    assert found.interval(values, everything) == pytest.approx(interval, abs=0.1 * (interval[1] - interval[0]))
+
+
+def test_the_interval_covers_what_it_says() -> None:
+    """Listeners and clips that differ as much as single answers do: independent answers would have 40 %."""
+    generator, covered, runs = np.random.default_rng(0), 0, 150
+    who, what = np.repeat(np.arange(8), 10).astype(str), np.tile(np.arange(10), 8).astype(str)
+    for run in range(runs):
+        cells = generator.normal(size=(8, 1)) + generator.normal(size=(1, 10)) + generator.normal(size=(8, 10))
+        low, high = Resampling(who, what, run, draws=400).interval(cells.ravel(), np.ones(80, dtype=bool))
+        covered += low is not None and high is not None and low < 0 < high
+    assert 0.92 <= covered / runs <= 0.995
 
 
 def test_answers_in_common_widen_the_interval_and_pairs_narrow_a_difference() -> None:
@@ -100,7 +112,8 @@ def test_answers_in_common_widen_the_interval_and_pairs_narrow_a_difference() ->
     low, high = found.interval(values, second)
     naive = 2 * 1.96 * values[second].std() / math.sqrt(second.sum())
     assert low is not None and high is not None and high - low > 2 * naive
-    difference = ends(found.means(values, second) - found.means(values, ~second))
+    difference = found.ends(found.means(values, second) - found.means(values, ~second), second, ~second)
+    assert difference[0] is not None and difference[1] is not None
     assert difference[0] < 5 < difference[1] and difference[1] - difference[0] < 4
 
 

@@ -2,8 +2,9 @@
 (function () {
   const test = JSON.parse(document.getElementById("test").textContent);
   const main = document.querySelector("main"), note = document.getElementById("note");
-  const store = "musiccm-listening-" + test.test;
-  const named = new URLSearchParams(location.search).get("listener") || "";
+  const asked = new URLSearchParams(location.search).get("listener") || "";
+  const named = /^[A-Za-z0-9_-]{1,40}$/.test(asked) ? asked : "";
+  const store = "musiccm-listening-" + test.test + (named ? "-" + named : "");
   let state = null, plan = [], players = [], current = 0, shownAt = 0;
 
   const now = () => new Date().toISOString();
@@ -25,7 +26,7 @@
   }
 
   function newListener() {
-    if (/^[A-Za-z0-9_-]{1,40}$/.test(named)) return named;
+    if (named) return named;
     const bytes = crypto.getRandomValues(new Uint8Array(8));
     return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
   }
@@ -307,7 +308,6 @@
   window.addEventListener("pagehide", function () { if (state) keep(); });
 
   state = load();
-  if (state && named && state.listener !== named && /^[A-Za-z0-9_-]{1,40}$/.test(named)) state = null;
   if (!state || state.place < 0) {
     showStart();
   } else {

@@ -16,7 +16,7 @@ from musiccm.evaluation.listening.resampling import Resampling
 
 
 class Vote(NamedTuple):
-    """One answer about a pair: whose, about which item and systems, the winner (None: a tie), and was it shown first?"""
+    """One answer about a pair: whose, of which item and systems, the winner (None: a tie), and was it shown first?"""
 
     listener: str
     item: str

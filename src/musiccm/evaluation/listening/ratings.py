@@ -14,7 +14,7 @@ from scipy.stats import norm
 from musiccm.evaluation.listening.agreement import krippendorff_alpha
 from musiccm.evaluation.listening.answers import Listener
 from musiccm.evaluation.listening.proportions import LEAST_DECIDED, LEVEL, POWER
-from musiccm.evaluation.listening.resampling import Resampling, ends
+from musiccm.evaluation.listening.resampling import Resampling
 
 #: Of the degraded copies, in place of a system's name.
 ANCHOR = "anchor"
@@ -98,8 +98,7 @@ def _difference(
         return row
     row["difference"] = float(values[first].mean() - values[second].mean())
     row["pairs_needed"] = paired_ratings_needed(float(paired.mean()), float(paired.std(ddof=1)))
-    if drawn.enough(first) and drawn.enough(second):
-        row["low"], row["high"] = ends(drawn.means(values, first) - drawn.means(values, second))
+    row["low"], row["high"] = drawn.ends(drawn.means(values, first) - drawn.means(values, second), first, second)
     return row
 
 
