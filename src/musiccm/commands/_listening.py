@@ -158,8 +158,8 @@ def _checks(found: Mapping[str, Any]) -> list[str]:
 
     checks, lines = found["checks"], []
     if found["kind"] == "preference":
-        lines.append("Wilson's interval, the test and the number of pairs take answers as independent, which several of "
-                     "one listener are not")
+        lines.append("Wilson's interval, the test and the number of pairs take answers as independent, which several "
+                     "of one listener are not")
     for question, alpha in checks["alpha"].items():
         if alpha is not None:
             lines.append(f"{_QUESTIONS[question]}: agreement of listeners (Krippendorff's alpha) {alpha:.2f}")

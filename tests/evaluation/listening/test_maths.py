@@ -79,7 +79,7 @@ def test_alpha_at_its_ends() -> None:
 
 
 def test_the_interval_of_one_factor_is_that_of_its_means() -> None:
-    """Where all clips are alike, what varies is the listeners' means: their bootstrap is scipy's, their interval t's."""
+    """Where all clips are alike, what varies is the listeners' means: their bootstrap is scipy's, the interval t's."""
     means = np.random.default_rng(1).normal(60, 10, 12)
     cells = list(product(range(12), range(15)))
     values, everything = np.array([means[who] for who, _ in cells]), np.ones(180, dtype=bool)
