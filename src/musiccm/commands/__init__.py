@@ -18,7 +18,7 @@ TRAINER_COMMANDS = {
 }
 """Subcommands that run a Trainer method on an experiment file; all answered by `_trainer.py`."""
 
-MEASURES = ("evaluate", "plagiarism")
+MEASURES = ("evaluate", "listen", "plagiarism")
 """Subcommands that the extra `eval` is enough for; where another lacks a library, `train` has it."""
 
 RESUMES = ("fit", "test", "prepare")
