@@ -48,8 +48,8 @@ def pack_words(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="musiccm pack words", description=(
-        "Put into a bundle what the captions that it was trained on speak of: musiccm words lists it, and generate warns "
-        "of prompts that are unlike all of them."))
+        "Put into a bundle what the captions that it was trained on speak of: musiccm words lists it, and generate "
+        "warns of prompts that are unlike all of them."))
     parser.add_argument("--to", required=True, help="the bundle")
     parser.add_argument("--config", required=True, action="append",
                         help="experiment that the teacher was trained by; its data section is used")

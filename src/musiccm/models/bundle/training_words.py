@@ -192,7 +192,8 @@ def embedded(conditioner: nn.Module, texts: Sequence[str]) -> Tensor:
 
 
 def write_words(
-    folder: str | Path, bundle: Bundle, captions: Sequence[Sequence[str]], held_out: Sequence[str], kept: int = CAPTIONS,
+    folder: str | Path, bundle: Bundle, captions: Sequence[Sequence[str]], held_out: Sequence[str],
+    kept: int = CAPTIONS,
 ) -> dict[str, Any]:
     """Count the words of training captions, embed some of these, and measure the limit on held-out ones.
 
