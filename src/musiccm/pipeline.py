@@ -221,7 +221,7 @@ class Pipeline(LongMusic):
         return words
 
     def unfamiliar(self, prompts: str | Sequence[str]) -> list[Unfamiliar | None]:
-        """Tell which prompts are unlike all that the training captions say (docs/levels.md); nothing is printed.
+        """Tell which prompts are unlike all that the training captions say (docs/words.md); nothing is printed.
 
         Args:
             prompts: One text or several.

@@ -30,7 +30,7 @@ WORDS_FILE, EMBEDDINGS_FILE = "words.json", "captions.safetensors"
 #: Captions that are kept with their embeddings, and content words that are kept with their counts.
 CAPTIONS, VOCABULARY = 512, 5000
 #: The limit of the distance: so many of held-out captions are nearer to some training caption.
-QUANTILE = 0.99
+QUANTILE = 0.995
 #: A prompt of whose content words so many are in no training caption is unfamiliar, however near its embedding.
 UNKNOWN_SHARE = 0.5
 #: Captions that are named for an unfamiliar prompt.
