@@ -46,7 +46,8 @@ def test_words_and_phrases_are_counted_by_caption() -> None:
     assert groups["genres"] == {"rock": 1}, "rock drums are no genre"
     assert groups["other"]["pad"] == 1 and groups["other"]["soft"] == 1 and "drum" not in groups["other"]
     assert bpm_range(texts) == (80, 140, 2) and bpm_range(["no number"]) is None
-    assert content_words("The SAXOPHONES, saxophone and 3 Über-drums at 90bpm") == ["saxophone", "über", "drum", "90bpm"]
+    assert content_words("The SAXOPHONES, saxophone and 3 Über-drums at 90bpm") == [
+        "saxophone", "über", "drum", "90bpm"]
 
 
 @pytest.fixture(scope="module")

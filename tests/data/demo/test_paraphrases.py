@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from musiccm.config import PACKAGED, load_experiment
 from musiccm.data.demo import paraphrases as module
 from musiccm.data.demo.paraphrases import PARAPHRASES, Phrase, paraphrases
 from musiccm.data.demo.world import MODES, Attributes, draw_attributes, track_rng
@@ -151,3 +152,12 @@ def test_the_clips_are_those_of_the_first_world(index: int) -> None:
     assert (told.tags, told.facts) == (plain.tags, plain.facts)
     identity = demo_world(PARAPHRASED).identity(5)
     assert identity == {"seed": 5, "composer_version": 1, "world": PARAPHRASED} and world_of(identity) is not None
+
+
+def test_the_stages_of_text_towers_read_it_and_no_other_experiment_does() -> None:
+    worlds = {path.relative_to(PACKAGED).as_posix(): load_experiment(path).get("data", {}).get("init_args", {}).get(
+        "demo_world", "music") for path in sorted(PACKAGED.rglob("*.yaml"))}
+    assert {worlds[f"stages/{name}.yaml"] for name in ("clap", "clap_second", "teacher", "tagger", "vae")} == {
+        PARAPHRASED}
+    assert worlds["demo.yaml"] == worlds["demo_long.yaml"] == "music"
+    assert {world for name, world in worlds.items() if name.startswith("tta/stages/")} <= {"events", "music"}
