@@ -124,28 +124,36 @@ def test_who_borrows_the_text_encoder_borrows_its_words(bundle: Path, tmp_path: 
     assert words_folder(began) is None, "they were embedded by another text encoder"
 
 
+def read(folder: Path) -> None:
+    """Read and check the words of a bundle, as a pipeline does."""
+    bundle = Bundle.from_pretrained(folder, parts=())
+    words = TrainingWords.of(bundle)
+    assert words is not None
+    words.check(bundle.conditioner())
+
+
 def test_files_that_are_wrong_are_refused_by_name(copy: Path) -> None:
     path, about = copy / "words/words.json", json.loads((copy / "words/words.json").read_text())
     for key, value in (("schema", 9), ("threshold", "far"), ("examples", ["one"]), ("words", ["piano"]),
                        ("groups", {"x": ["y"]}), ("bpm", [1]), ("clips", None)):
         path.write_text(json.dumps(about | {key: value}))
         with pytest.raises(MusiccmError, match=rf"words\.json: {key} is .*musiccm pack words --to"):
-            _ = Pipeline.from_pretrained(copy).words
+            read(copy)
     path.write_text(json.dumps(about | {"examples": about["examples"][:3]}))
     with pytest.raises(MusiccmError, match=r"captions\.safetensors: expected a finite row for each of the 3"):
-        _ = Pipeline.from_pretrained(copy).words
+        read(copy)
     path.write_text(json.dumps(about))
     weights = copy / "words/captions.safetensors"
     save_file({"embedding": torch.nn.functional.normalize(torch.randn(5, 32)).half()}, weights)
     with pytest.raises(MusiccmError, match="embedded by another text encoder"):
-        _ = Pipeline.from_pretrained(copy).words
+        read(copy)
     weights.write_bytes(b"nothing")
     with pytest.raises(MusiccmError, match=r"captions\.safetensors: cannot be read"):
-        _ = Pipeline.from_pretrained(copy).words
+        read(copy)
     weights.unlink()
     weights.symlink_to("/etc/hostname")
     with pytest.raises(MusiccmError, match="is a link to"):
-        _ = Pipeline.from_pretrained(copy).words
+        read(copy)
     shutil.rmtree(copy / "words")
     assert Pipeline.from_pretrained(copy).unfamiliar(["heavy metal", "b"]) == [None, None]
     with pytest.raises(MusiccmError, match="at least 3 different captions"):
