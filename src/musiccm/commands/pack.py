@@ -332,7 +332,9 @@ def largest(folder: Path, count: int = 3) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="musiccm pack", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="musiccm pack", description=__doc__,
+        epilog="`musiccm pack features` and `musiccm pack words` add to a bundle that is there; each has its --help.")
     parser.add_argument("--from", dest="source", required=True, help="bundle that the stages wrote")
     parser.add_argument("--to", required=True, help="folder to write; a bundle that lies there is replaced")
     parser.add_argument("--corpus", required=True, help="corpus whose test folder the parts are measured on")
