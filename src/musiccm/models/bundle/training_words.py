@@ -27,8 +27,9 @@ from musiccm.texts import read_json
 
 SCHEMA = 1
 WORDS_FILE, EMBEDDINGS_FILE = "words.json", "captions.safetensors"
-#: Captions that are kept with their embeddings, and content words that are kept with their counts.
-CAPTIONS, VOCABULARY = 512, 5000
+#: Captions that are kept with their embeddings; content words that are kept with their counts, and of these the ones
+#: of a group that are listed.
+CAPTIONS, VOCABULARY, LISTED = 512, 20_000, 500
 #: The limit of the distance: so many of held-out captions are nearer to some training caption.
 QUANTILE = 0.995
 #: A prompt of whose content words so many are in no training caption is unfamiliar, however near its embedding.
@@ -222,7 +223,7 @@ def write_words(
     distance_U = 1 - (embedded(conditioner, held_out) @ embedding_ND.float().T).max(dim=1).values
     about = {
         "schema": SCHEMA, "clips": len(captions), "captions": len(all_captions), "bpm": bpm_range(all_captions),
-        "groups": {group: dict(counter.most_common(VOCABULARY))
+        "groups": {group: dict(counter.most_common(LISTED))
                    for group, counter in count_phrases(all_captions).items()},
         "words": dict(count_words(all_captions).most_common(VOCABULARY)),
         "threshold": round(float(torch.quantile(distance_U, QUANTILE)), 4),
