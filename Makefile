@@ -79,17 +79,18 @@ eval: $(READY)  ## figures of the newest checkpoint, or CKPT=FILE, then tables 1
 
 bundle: $(READY)  ## train every part of the embedded bundle in order (hours; goes on where it stopped)
 # The stages hold clips of train/ out, as they did for the shipped weights.
-	$(BIN)/musiccm prepare demo --out $(BUNDLE_CORPUS) --tracks $(BUNDLE_TRACKS) --test-tracks 1000 --validation-tracks 0 --seed 0
+	$(BIN)/musiccm prepare demo --world music_paraphrased --out $(BUNDLE_CORPUS) --tracks $(BUNDLE_TRACKS) --test-tracks 1000 --validation-tracks 0 --seed 0
 	@mkdir -p out/bundle
 	@for stage in $(STAGES); do \
 	  if [ -e out/bundle/$$stage.done ]; then echo "$$stage: done already"; continue; fi; \
 	  echo "$$stage: see out/bundle/$$stage.log"; \
 	  { case $$stage in teacher) $(BIN)/musiccm prepare latents --config experiments/stages/teacher.yaml --overwrite;; \
-	    clap_second) $(BIN)/musiccm prepare demo --out data/second-corpus --tracks 3000 --test-tracks 16 --validation-tracks 0 --seed 1;; esac && \
+	    clap_second) $(BIN)/musiccm prepare demo --world music_paraphrased --out data/second-corpus --tracks 3000 --test-tracks 16 --validation-tracks 0 --seed 1;; esac && \
 	    $(BIN)/musiccm fit --config experiments/stages/$$stage.yaml --ckpt_path auto; } >> out/bundle/$$stage.log 2>&1 \
 	    || { tail -n 5 out/bundle/$$stage.log >&2; exit 1; }; \
 	  touch out/bundle/$$stage.done; \
 	done
+	$(BIN)/musiccm pack words --to data/bundle-work --config experiments/stages/teacher.yaml
 	$(PACK)
 	@$(MAKE) student
 	$(PACK) --results $(STUDENT_RUN)/results.json
@@ -106,6 +107,7 @@ bundle-tango: $(READY)  ## train and pack text encoder and teacher of the bundle
 	    || { tail -n 5 out/bundle-tango/$$stage.log >&2; exit 1; }; \
 	  touch out/bundle-tango/$$stage.done; \
 	done
+	$(BIN)/musiccm pack words --to data/bundle-tango --config experiments/tta/stages/teacher.yaml
 	$(PACK_TANGO)
 
 student: $(READY)  ## distill, measure and pack the embedded student (the last part of `make bundle`; goes on where it stopped)

@@ -29,7 +29,7 @@ from tests.test_import_graph import ALWAYS, imported_rooms, read_table  # noqa: 
 STUDENT, TEACHER, TEACHER_STEPS = "musiccm-tiny-student", "musiccm-tiny", 50
 STEPS = (1, 2, 4)
 CAPTIONS = (
-    "a calm piano melody over soft strings, 80 bpm",
+    "a calm piano melody over soft strings",
     "slow organ chords",
     "a fast synth lead with dance drums",
 )

@@ -21,6 +21,7 @@ from musiccm.models.bundle.card import write_card
 from musiccm.models.bundle.files import (
     PARTS,
     TRAINING_INDEX,
+    WORDS,
     load_part,
     pipeline_class,
     save_part,
@@ -32,6 +33,7 @@ from musiccm.models.bundle.student_record import (
     sampler_record,
     scheduler_class,
 )
+from musiccm.models.bundle.training_words import words_folder
 from musiccm.models.denoiser import takes_scale
 from musiccm.samplers import SamplerSpec, suited_sampler
 
@@ -195,11 +197,12 @@ def _write(
         if base is None:
             with naming_full_disk(folder / part):
                 shutil.copytree(teacher.root_of(part) / part, partial / part)
-    # What the teacher was trained on; a student that borrows finds it in its base.
-    index = teacher.root_of(TRAINING_INDEX) / TRAINING_INDEX
-    if base is None and index.is_dir():
-        with naming_full_disk(folder / TRAINING_INDEX):
-            shutil.copytree(index, partial / TRAINING_INDEX)
+    # What the teacher was trained on, and its words; a student that borrows finds them in its base.
+    for name, found in ((TRAINING_INDEX, teacher.root_of(TRAINING_INDEX) / TRAINING_INDEX),
+                        (WORDS, words_folder(teacher))):
+        if base is None and found is not None and found.is_dir():
+            with naming_full_disk(folder / name):
+                shutil.copytree(found, partial / name)
     save_part(partial, "unet", unet, dtype)
     save_settings(partial, **own_heads(unet.config))  # type: ignore[arg-type]
     save_part(partial, "scheduler", scheduler)

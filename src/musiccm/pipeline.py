@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from musiccm.models.bundle.student_record import (
     recorded_guidance,
     recorded_sampler,
 )
+from musiccm.models.bundle.training_words import TrainingWords, Unfamiliar
 from musiccm.models.denoiser import Consistency, Denoiser, takes_scale
 from musiccm.samplers import (
     Sampler,
@@ -205,6 +207,41 @@ class Pipeline(LongMusic):
     def duration_s(self) -> float:
         """Length of a clip, and of the window that longer music is made in."""
         return self.latent_shape[1] * self.frame_samples / self.sample_rate_hz
+
+    @cached_property
+    def words(self) -> TrainingWords | None:
+        """What the captions speak of that the model was trained on; None where the bundle has no `words/`.
+
+        Raises:
+            MusiccmError: Its files are damaged, or of another text encoder.
+        """
+        words = TrainingWords.of(self.bundle)
+        if words is not None:
+            words.check(self.conditioner)
+        return words
+
+    def unfamiliar(self, prompts: str | Sequence[str]) -> list[Unfamiliar | None]:
+        """Tell which prompts are unlike all that the training captions say (docs/words.md); nothing is printed.
+
+        Args:
+            prompts: One text or several.
+
+        Returns:
+            For each prompt None where it is familiar, or where the bundle has no `words/`; else what of it is unknown,
+            and the captions that it is nearest to. As text, it is a sentence.
+
+        Raises:
+            MusiccmError: For empty prompts, or a `words/` that is damaged.
+
+        Examples:
+            >>> from musiccm import Pipeline
+            >>> pipeline = Pipeline.from_pretrained("musiccm-tiny-student")
+            >>> familiar, other = pipeline.unfamiliar(["a calm piano melody", "heavy metal riff"])
+            >>> familiar is None, other.unknown
+            (True, ('heavy', 'metal', 'riff'))
+        """
+        texts = check_texts(prompts)
+        return [None] * len(texts) if self.words is None else self.words.unfamiliar(self.conditioner, texts)
 
     def __call__(
         self,

@@ -83,6 +83,23 @@ def test_near_silence_is_reported_in_one_sentence(
     assert np.abs(read("a.wav")).max() < 1e-3
 
 
+def test_an_edit_whose_new_sound_is_near_silent_is_reported_too(
+    model: Path, here: Path, capsys: Capture, gain: Any
+) -> None:
+    soundfile.write("tune.wav", 0.3 * np.sin(np.arange(20000) / 5), 16000)
+    edits = (["--continue", "tune.wav"], ["--inpaint", "tune.wav", "--from", "0.4", "--to", "0.9"],
+             ["--vary", "tune.wav"])
+    for number, edit in enumerate(edits):
+        assert generate(model, "a tune", *edit, "--out", f"{number}.wav") == 0
+    assert "silence" not in capsys.readouterr().err
+    gain(1e-6)
+    for number, edit in enumerate(edits):
+        assert generate(model, "a tune", *edit, "--out", f"{number}s.wav") == 0
+        (said,) = [line for line in capsys.readouterr().err.splitlines() if "silence" in line]
+        assert "the new sound in tune.wav: near silence (below -70 LUFS" in said
+    assert np.abs(read("0s.wav")[:18000]).max() > 0.2 and np.abs(read("0s.wav")[20000:]).max() < 1e-3
+
+
 @pytest.mark.parametrize(("suffix", "subtype"), [
     ("wav", "PCM_16"), ("flac", "PCM_16"), ("ogg", "VORBIS"), ("mp3", "MPEG_LAYER_III"),
 ])

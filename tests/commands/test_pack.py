@@ -19,9 +19,10 @@ from musiccm.evaluation.bundle_quality import quality_of
 from musiccm.files import replacing_folder
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import resolve_bundle
+from musiccm.models.bundle.training_words import TrainingWords, write_words
 from musiccm.similarity.clap_windows import CLAP_PARTS
 from musiccm.similarity.index import TrainingIndex
-from tests.tiny_bundle import build_random_bundle
+from tests.tiny_bundle import CAPTIONS, build_random_bundle
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,7 @@ def world(tmp_path_factory) -> Path:
     assert main(["prepare", "demo", "--out", str(folder / "corpus"), "--tracks", "10", "--test-tracks", "12",
                  "--seed", "3", "--workers", "1"]) == 0
     build_random_bundle(folder / "work", decoder=True)
+    write_words(folder / "work", Bundle.from_pretrained(folder / "work"), [CAPTIONS], ["a piano", "slow drums"])
     (folder / "work/quality").mkdir()
     (folder / "work/quality/clap.json").write_text(json.dumps(
         {"stage": "clap", "steps": 300, "train_seconds": 5400.0, "parameters": 7, "seed": 4, "n": 9, "recall": 0.25}))
@@ -71,6 +73,9 @@ def test_packed_bundle_is_the_same_model(world, packed):
         for key, value in get(before).state_dict().items():
             expected = value.half().float() if stated == "float16" else value
             assert torch.equal(found[key], expected), (part, key)
+    words = TrainingWords.of(after)
+    assert words is not None and words.folder == folder / "words"
+    words.check(after.conditioner())  # of weights in half precision
 
 
 def test_figures_equal_those_taken_by_hand(world, packed):

@@ -71,6 +71,9 @@ def _generate(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
     check_backend("--compile", args.compile)
     pipeline = Pipeline.from_pretrained(args.model, decoder=args.decoder).to(device).accelerate(args.half, args.compile)
+    for found in pipeline.unfamiliar(list(dict.fromkeys([*args.prompts, *(text for _, text in _changes(args))]))):
+        if found is not None:
+            _say(args, f"warning: {found}")
     start = time.perf_counter()
     if args.stream:
         made_s = _stream(pipeline, args, paths)

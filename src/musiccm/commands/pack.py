@@ -45,11 +45,16 @@ def main(argv: list[str]) -> int:
         from musiccm.commands._features import pack_features
 
         return pack_features(argv[1:])
+    if argv[:1] == ["words"]:
+        from musiccm.commands._words import pack_words
+
+        return pack_words(argv[1:])
     args = _parser().parse_args(argv)
     from musiccm.commands._bundle_card import card
     from musiccm.commands.export import read_results
     from musiccm.files import replacing_folder, write_json, write_text
     from musiccm.models.bundle import Bundle
+    from musiccm.models.bundle.files import WORDS
 
     source, target = Path(args.source), Path(args.to)
     rows, _, notes = read_results(Path(args.results), must_exist=True) if args.results else ([], 1.0, [])
@@ -68,6 +73,8 @@ def main(argv: list[str]) -> int:
         data = corpus(args.corpus, bundle, present, args.n, args.clip_samples)
         precision = write_parts(bundle, own, staging, next(iter(data.test_dataloader())), args.tolerance)
         keep_files(bundle, own, staging)
+        if (source / WORDS).is_dir():
+            shutil.copytree(source / WORDS, staging / WORDS)
         stages = stage_records(source, Path(args.stages) if args.stages else None, staging)
         index = None if bundle.gives_tokens else training_index(staging, args.name, args.trained_on)
         size = size_of(staging)
@@ -325,7 +332,9 @@ def largest(folder: Path, count: int = 3) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="musiccm pack", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="musiccm pack", description=__doc__,
+        epilog="`musiccm pack features` and `musiccm pack words` add to a bundle that is there; each has its --help.")
     parser.add_argument("--from", dest="source", required=True, help="bundle that the stages wrote")
     parser.add_argument("--to", required=True, help="folder to write; a bundle that lies there is replaced")
     parser.add_argument("--corpus", required=True, help="corpus whose test folder the parts are measured on")

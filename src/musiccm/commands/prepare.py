@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 #: What the demo corpus can be written as.
 DEMO_LAYOUTS = ("audiostock", "magnatagatune")
 #: What it can be of (`data.demo.worlds`, which takes scipy to import).
-DEMO_WORLDS = ("music", "events")
+DEMO_WORLDS = ("music", "music_paraphrased", "events")
 #: What `similarity.indexing` calls an argument, and its option.
 INDEX_OPTIONS = {"out": "--out", "hop_s": "--hop-s", "faiss": "--faiss", "batch_size": "--batch-size",
                  "overwrite": "--overwrite"}
@@ -250,8 +250,9 @@ def _parser() -> argparse.ArgumentParser:
         writer.add_argument("--validation-tracks", type=int,
                             help="tracks in validation/ (default a fifteenth of --tracks; 0 for no such folder)")
         writer.add_argument("--world", choices=DEMO_WORLDS,
-                            help="what the tracks are of: `music` throughout, or one to three `events` in an order "
-                                 "(default the experiment's demo_world, or music)")
+                            help="what the tracks are of: `music` throughout, the same with more captions in everyday "
+                                 "words (music_paraphrased), or one to three `events` in an order (default the "
+                                 "experiment's demo_world, or music)")
         writer.add_argument("--seed", type=int, default=0, help="decides every byte (default %(default)s)")
         writer.add_argument("--workers", type=int, help="processes (default one a core)")
     bundle = commands.add_parser("bundle", help="begin a bundle with a text encoder of its own: all parts but this "

@@ -90,7 +90,7 @@ class MusicDataModule(pl.LightningDataModule):
         corpora: In place of `root`, a list of corpora of any layout: `layout`, `root`, `weight`, `name`, `test` and the
             layout's options (`parse_corpora`). Their clip ids begin with their names where there are several.
         demo_corpora: Which of their folders hold the demo corpus: those alone does `musiccm prepare` write it to.
-        demo_world: What it writes there, `music` or `events`.
+        demo_world: What it writes there: `music`, `music_paraphrased` or `events`.
         strict: Stop at the first bad item.
         channel: What is read of a file: the `mean` of its channels, or the `first`.
         resampler: `torchaudio` or `soxr`.

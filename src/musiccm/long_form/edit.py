@@ -16,6 +16,7 @@ from musiccm.long_form.clip import SourceClip
 from musiccm.long_form.compose import Piece, check_duration, decode_whole
 from musiccm.long_form.decode import encode_piece
 from musiccm.long_form.edited import Edited
+from musiccm.long_form.finishing import warn_of_silent_edit
 from musiccm.long_form.model import MusicModel
 from musiccm.long_form.prompts import Prompts
 from musiccm.long_form.splice import between, channel_gains, splice, spread, step_gain
@@ -178,6 +179,7 @@ class Editor:
         gains_C = _first(channel_gains(original.waveform_CS, new_S), self._balance(clip))
         new_CS = F.pad(new_S, (0, original.samples - len(new_S))) * gains_C[:, None]
         spliced = splice(original.waveform_CS, new_CS, 0, 0, 0, original.sample_rate_hz)
+        warn_of_silent_edit(clip.name, spliced.waveform_CS, original.sample_rate_hz)
         return Edited(spliced.waveform_CS, original.sample_rate_hz, original.form, [], [], [], _decibels(gains_C),
                       spliced.limited_db, made, torch.zeros(length, dtype=torch.bool))
 
@@ -257,6 +259,7 @@ class Editor:
         ends = ends if fade_in and fade_out else [ends[0]] * 2 if fade_in else [ends[1]] * 2
         new_CS = new_S[first - offset : last - offset] * between(ends[0], ends[1], last - first)
         spliced = splice(there_CS, new_CS, first, fade_in, fade_out, rate_hz)
+        warn_of_silent_edit(clip.name, spliced.waveform_CS[:, start:back], rate_hz)
         kept = [span for span in ((0, first), (last, original.samples)) if span[0] < span[1]]
         fades = [span for span in ((first, start), (back, last)) if span[0] < span[1]]
         seams_s = [place / rate_hz for place, there in ((start, fade_in), (back, fade_out)) if there]

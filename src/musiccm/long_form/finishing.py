@@ -34,6 +34,19 @@ def finished(waveform_S: Tensor, sample_rate_hz: int, level: str, name: str) -> 
     return levelled(waveform_S, sample_rate_hz, level, lufs)
 
 
+def warn_of_silent_edit(name: str, new_CS: Tensor, sample_rate_hz: int) -> None:
+    """Warn where the new sound of an edit is near silence, in its loudest channel.
+
+    Args:
+        name: Of the clip that was edited.
+        new_CS: What was made, as it is in the result, on the CPU.
+        sample_rate_hz: Its rate.
+    """
+    loudest_S = new_CS[int(new_CS.abs().amax(dim=1).argmax())].float()
+    if found := near_silence(loudest_S, loudness_lufs(loudest_S, sample_rate_hz)):
+        warn_of_silence(f"the new sound in {name}", found)
+
+
 def warn_of_silence(name: str, found: str) -> None:
     """Say that music is near silence.
 

@@ -21,7 +21,9 @@ from musiccm.texts import load_json, read_text
 
 #: Raised whenever the same (seed, index) would sound different.
 COMPOSER_VERSION = 1
-#: The same of the world of events, whose captions count too.
+#: The same of the same music under more captions (`paraphrases`), whose words count too.
+PARAPHRASED_VERSION = 1
+#: And of the world of events, likewise.
 EVENTS_VERSION = 1
 
 

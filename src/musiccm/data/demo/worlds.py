@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from musiccm.data.demo import tracks
 from musiccm.data.demo.captions import tags
 from musiccm.data.demo.events.tracks import make_event_track, other_event_rendering
 from musiccm.data.demo.events.world import BPM_RANGE, DRUMS, INSTRUMENTS, MOST_STROKES
-from musiccm.data.demo.folder import COMPOSER_VERSION, EVENTS_VERSION
+from musiccm.data.demo.folder import COMPOSER_VERSION, EVENTS_VERSION, PARAPHRASED_VERSION
+from musiccm.data.demo.paraphrases import paraphrases
+from musiccm.data.demo.world import track_rng
 from musiccm.errors import MusiccmError
 
 
@@ -57,11 +59,22 @@ class DemoWorld:
 
 
 def _music(seed: int, split: str, index: int) -> Composed:
-    track = tracks.make_track(seed, split, index)
+    return _composed(tracks.make_track(seed, split, index))
+
+
+def _composed(track: tracks.Track) -> Composed:
     attributes = track.attributes
     facts = {"title": track.texts[-1], "bpm": attributes.bpm, "root": attributes.root,
              "attributes": attributes.labels()}
     return Composed(track.waveform_S, track.texts, tags(attributes), facts)
+
+
+def _paraphrased(seed: int, split: str, index: int) -> Composed:
+    track = tracks.make_track(seed, split, index)
+    plain = _composed(track)
+    # A generator apart from that of notes and room: the music stays what it is in the first world.
+    drawn = paraphrases(track.attributes, track_rng(seed, split, index, _WORDING))
+    return replace(plain, texts=[*plain.texts, *drawn])
 
 
 def _events(seed: int, split: str, index: int) -> Composed:
@@ -77,9 +90,16 @@ def _events(seed: int, split: str, index: int) -> Composed:
 
 
 FIRST = "music"
+#: The first world's music under captions of everyday words too: what text towers are trained on.
+PARAPHRASED = "music_paraphrased"
+#: Where the wording of a track is drawn: no other rendering has this number.
+_WORDING = 1_000_003
+_ASKS = "Captions name some of instrument, backing, drums, texture, register, metre, mode and tempo class"
 WORLDS: Mapping[str, DemoWorld] = {world.name: world for world in (
     DemoWorld(FIRST, COMPOSER_VERSION, _music, tracks.other_rendering,
-              "Captions name some of instrument, backing, drums, texture, register, metre, mode and tempo class."),
+              f"{_ASKS}."),
+    DemoWorld(PARAPHRASED, PARAPHRASED_VERSION, _paraphrased, tracks.other_rendering,
+              f"{_ASKS}, also in everyday words, as genres, uses and moods."),
     DemoWorld("events", EVENTS_VERSION, _events, other_event_rendering,
               f"Captions tell one to three events: melodies or one to {MOST_STROKES} strokes of {len(INSTRUMENTS)} "
               f"instruments ({', '.join(INSTRUMENTS)}), and drums ({', '.join(DRUMS)}); alone, together, one after the "

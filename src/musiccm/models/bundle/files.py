@@ -27,6 +27,8 @@ from musiccm.texts import read_json
 SETTINGS_FILE = "musiccm.json"
 #: The folder with the index of what a bundle's teacher was trained on (`musiccm.similarity.index`); it may be missing.
 TRAINING_INDEX = "training_index"
+#: The folder with what the training captions speak of (`musiccm.models.bundle.training_words`); it may be missing.
+WORDS = "words"
 #: A second CLAP, which conditions nothing: students that were tuned by the first are scored by it. Its tokenizer and
 #: its feature extractor lie in the same folder.
 SECOND_CLAP = "evaluators/clap_second"
@@ -147,7 +149,7 @@ def base_folder(bundle: Path, path: str, where: Path, parts: Iterable[str]) -> P
 def _from_hub(name: str, parts: Iterable[str] | None, here: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    folders = [*(PARTS if parts is None else parts), TRAINING_INDEX]
+    folders = [*(PARTS if parts is None else parts), TRAINING_INDEX, WORDS]
     kinds = ("*.json", "*.txt", "*.model", "*.safetensors")
     patterns = [f"{folder}/{kind}" for folder in folders for kind in kinds]
     try:
