@@ -16,8 +16,8 @@ from musiccm.errors import MusiccmError
 from musiccm.texts import escaped
 
 SPLITS = ("train", "validation", "test")
-OTHER_LAYOUT = ("A corpus of another layout says so: data.init_args.layout, such as manifest for train.csv and test.csv "
-                "(docs/data.md)")
+OTHER_LAYOUT = ("A corpus of another layout says so: data.init_args.layout, such as manifest for train.csv and "
+                "test.csv (docs/data.md)")
 
 
 def read_audiostock(
@@ -112,8 +112,8 @@ def _scan(root: Path, split: str) -> FolderScan:
         )
     for name in (split, "label"):
         if not (root / name).is_dir():
-            raise MusiccmError(f"{root / name}: no such folder; a corpus in Audiostock's layout needs train/, test/ and "
-                               f"label/. {OTHER_LAYOUT}")
+            raise MusiccmError(f"{root / name}: no such folder; a corpus in Audiostock's layout needs train/, test/ "
+                               f"and label/. {OTHER_LAYOUT}")
     scan = scan_folder(root / split)
     here = [path for path in scan.audio if path.parent == root / split]
     if not here:
