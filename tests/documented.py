@@ -13,7 +13,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.M | re.S)
 #: Languages of blocks that are no commands: those that have none are commands if their first word is a program.
 NO_SHELL = {"python", "yaml", "bibtex", "json", "toml"}
-PROGRAMS = {"musiccm", "make", "pip", "torchrun", "python", "pytest", "export", "srun", "git", "cp"}
+PROGRAMS = {"musiccm", "make", "pip", "torchrun", "python", "pytest", "export", "srun", "git", "cp", "tensorboard"}
 INLINE = re.compile(r"`([^`\n]*(?:\n[^`\n]+)*)`")
 
 

@@ -15,6 +15,7 @@ import shlex
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
+from pydoc import locate
 
 import pytest
 from documented import PAGES, PROGRAMS, ROOT, Command, blocks, commands, name_of, own_experiment, python_blocks
@@ -42,7 +43,7 @@ NOT_RUN = {
     r"README.md: musiccm generate .*--stream": "half an hour of sound for a loudspeaker; streams of seconds are tested",
     r"docs/evaluate.md: musiccm (evaluate|compare)": "a synopsis; the README's commands are run",
     r"docs/attm.md: (git|cp|python) ": DOWNLOADS,
-    r"docs/launch.md: (torchrun|srun) ": "several GPUs or machines; e2e/test_ranks.py and e2e/test_slurm.py start two processes",
+    r"docs/launch.md: (torchrun|srun) ": "several GPUs or machines; tests/e2e starts two processes (ranks, slurm)",
     r"docs/security.md: ": "classes of somebody's own; tests/e2e/test_bad_input.py allows some",
     r"docs/(data.md: (musiccm|torchrun).*latents --config demo|plagiarism.md: .*--config demo)": HOURS,
     r"docs/(dual_path|semantic_tokens|train_a_teacher)\.md: |docs/objectives/|docs/recipe.md: ": HOURS,
@@ -168,6 +169,8 @@ def check_program(command: Command) -> None:
         if command.page == "docs/attm.md":
             return  # of MTG's repository
         text = (ROOT / words[1]).read_text()
+    elif words[0] == "tensorboard":
+        text = Path(str(locate("tensorboard.plugins.core.core_plugin").__file__)).read_text()
     elif words[0] == "pytest":
         text = (ROOT / "tests/conftest.py").read_text() + "-m"
     else:

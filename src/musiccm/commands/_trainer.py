@@ -18,13 +18,14 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from musiccm import signals
 from musiccm.callbacks.divergence import Divergence
-from musiccm.callbacks.last_checkpoint import LastStep
+from musiccm.callbacks.last_checkpoint import LastStep, newest
 from musiccm.callbacks.preemption import Preemption, without_lightnings_handlers
 from musiccm.callbacks.progress_lines import ProgressLines
 from musiccm.callbacks.provenance import SaveConfigWithProvenance
 from musiccm.callbacks.training_time import TrainingTime
 from musiccm.commands._checkpoints import with_our_files
 from musiccm.commands._imports import check_classes, only_known_imports, take_allowed
+from musiccm.commands._run_end import closing_words
 from musiccm.commands._run_folder import RunTrainer
 from musiccm.commands._trainer_options import check_trainer_options, class_name, listed, named_class
 from musiccm.config import check_run_name, no_resolvers
@@ -32,7 +33,7 @@ from musiccm.errors import MusiccmError
 from musiccm.files import sweep_below
 from musiccm.locks import held_run
 from musiccm.systems.distillation import DistilledSystem
-from musiccm.terminal import interactive
+from musiccm.terminal import interactive, say
 
 LOG_FOLDER = "lightning_logs"
 
@@ -122,6 +123,13 @@ class TrainerCLI(LightningCLI):
             version = _version_of(options.ckpt_path, self.runs_folder)
             if version is not None:
                 self.held.enter_context(held_run(self.runs_folder / version))
+
+    def after_fit(self) -> None:
+        """Say what the run's files take, what can go, and how the student becomes a model."""
+        trainer = self.trainer
+        checkpoint = None if trainer.fast_dev_run else newest(trainer)
+        if trainer.is_global_zero and isinstance(self.model, DistilledSystem) and checkpoint is not None:
+            say("", closing_words(Path(trainer.log_dir or "."), checkpoint))
 
     def instantiate_trainer(self, **kwargs) -> Trainer:
         """Build the Trainer, with the run's folder, our checkpoint files and, in logs, our progress lines."""

@@ -82,10 +82,11 @@ def unknown_corpus(found: Mapping[str, float] | None, of_teacher: bool) -> str |
     """
     if found is None or (found["low"] > CHANCE and found["high"] >= HARDLY):
         return None
-    whose, remedy = "the teacher's CLAP", ("a student of this teacher will not follow these captions: take a teacher of "
-                                           "such music (model.init_args.bundle), or train one (docs/train_a_teacher.md)")
+    whose, remedy = "the teacher's CLAP", ("a student of this teacher will not follow these captions: take a teacher "
+                                           "of such music (model.init_args.bundle), or train one "
+                                           "(docs/train_a_teacher.md)")
     if not of_teacher:
         whose, remedy = "the CLAP that measures", "its similarities say nothing here: name another by text_audio"
-    return (f"{whose} does not know this corpus: real clips are nearer to their own caption than to another clip's in {found['share']:.2f} "
-            f"[{found['low']:.2f}, {found['high']:.2f}] of the pairs, where chance is {CHANCE} (n = {found['n']:,}); "
-            f"{remedy}")
+    return (f"{whose} does not know this corpus: real clips are nearer to their own caption than to another clip's in "
+            f"{found['share']:.2f} [{found['low']:.2f}, {found['high']:.2f}] of the pairs, where chance is {CHANCE} "
+            f"(n = {found['n']:,}); {remedy}")
