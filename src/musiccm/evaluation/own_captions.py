@@ -42,7 +42,8 @@ def own_caption_preferred(audio_ND: Tensor, text_ND: Tensor, captions: Sequence[
         pairs = other_NN[chosen]
         return {"share": float(preferred_NN[chosen][pairs].mean()) if pairs.any() else CHANCE}
 
-    return jackknife(share, [str(place) for place in range(len(captions))], draws)["share"]
+    found = jackknife(share, [str(place) for place in range(len(captions))], draws)["share"]
+    return found._replace(low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
 def of_real_clips(

@@ -137,6 +137,6 @@ def tokenize(tokenizer: Any, texts: list[str], max_tokens: int, **options: Any) 
                        **options)
     for text, length in zip(texts, tokens.attention_mask.sum(dim=1).tolist(), strict=True):
         # only a text that fills the encoder may be a longer one
-        if length == max_tokens and (count := len(tokenizer(text).input_ids)) > length:
+        if length == max_tokens and (count := len(tokenizer(text, verbose=False).input_ids)) > length:
             log.warning("a text of %d tokens is cut to the %d that the text tower reads: %.60s...", count, length, text)
     return tokens

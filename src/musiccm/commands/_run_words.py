@@ -1,4 +1,4 @@
-"""What `musiccm fit` says when it is done: what the run takes, what of it can go, how a model is made of it."""
+"""What `musiccm fit | validate | test` say in Lightning's place: what is trained, where, what came out, what can go."""
 
 from __future__ import annotations
 
@@ -8,8 +8,53 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
+
+from musiccm.texts import number_text
+
+
+def opening_words(command: str, trainer: pl.Trainer, model: pl.LightningModule, ckpt_path: str | None) -> str:
+    """What begins.
+
+    Args:
+        command: `fit`, `validate` or `test`.
+        trainer: On which devices.
+        model: What is trained or measured.
+        ckpt_path: From which checkpoint; None for none.
+
+    Returns:
+        A line.
+    """
+    devices = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
+    said = f"{command}: {type(model).__name__} on {devices}{trainer.strategy.root_device}"
+    trained = {name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in
+               model.named_children()}
+    if command == "fit" and any(trained.values()):
+        parts = ", ".join(f"{name} {count:,} parameters" for name, count in trained.items() if count)
+        said += f", trains {parts}"
+    return said + (f", from {ckpt_path}" if ckpt_path else "")
+
+
+def metric_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """The metrics of a loop, a line each.
+
+    Args:
+        metrics: What a trainer's callbacks are told.
+
+    Returns:
+        Lines in the order of their names.
+    """
+    return [f"{name} {number_text(float(value))}" for name, value in sorted(metrics.items())]
+
+
+def unfinished(trainer: pl.Trainer) -> str | None:
+    """That a run ended before its last step, in a line; None where it did not, or has none."""
+    if trainer.max_steps == -1 or trainer.global_step >= trainer.max_steps:
+        return None
+    return (f"fit: ended at step {trainer.global_step} of {trainer.max_steps}, by trainer.max_time, max_epochs or a "
+            "callback")
 
 
 def closing_words(folder: Path, checkpoint: Path) -> str:
