@@ -32,7 +32,7 @@ RUN = {
     r"docs/levels.md: musiccm generate": "e2e/test_documented_runs.py",
     r"docs/plagiarism.md: musiccm (prepare index --root|plagiarism)": "e2e/test_documented_runs.py",
     r"docs/data.md: musiccm prepare demo": "e2e/test_documented_runs.py",
-    r"README.md: musiccm (fit|test|compare|export)": "e2e/test_researcher.py",
+    r"README.md: musiccm (compare|export)": "e2e/test_researcher.py",
     r"docs/data.md: musiccm .*my.yaml": "e2e/test_researcher.py",
     r"docs/attm.md: (musiccm|torchrun)": "e2e/test_attm.py",
 }
@@ -41,6 +41,7 @@ NOT_RUN = {
     r"[^:]*: pip ": "installs; tests/test_wheel.py installs the wheel and each extra",
     r"[^:]*: export ": "sets a variable of the shell",
     r"README.md: musiccm generate .*--stream": "half an hour of sound for a loudspeaker; streams of seconds are tested",
+    r"README.md: musiccm (fit|test) --config demo ": "minutes; e2e/test_researcher.py runs both over demo",
     r"docs/evaluate.md: musiccm (evaluate|compare)": "a synopsis; the README's commands are run",
     r"docs/attm.md: (git|cp|python) ": DOWNLOADS,
     r"docs/launch.md: (torchrun|srun) ": "several GPUs or machines; tests/e2e starts two processes (ranks, slurm)",

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.e2e
 HERE = "e2e/test_documented_runs.py"
 #: Arguments that take the place of a page's, or stand behind them: the last one counts.
 SMALLER = {
-    r"musiccm prepare demo": ("--tracks", "2", "--test-tracks", "3", "--validation-tracks", "1", "--workers", "1"),
+    r"musiccm prepare demo": ("--tracks", "1", "--test-tracks", "3", "--validation-tracks", "0", "--workers", "1"),
     r"musiccm prepare index --root /music/train": ("--root", "music/train"),
     r"musiccm plagiarism": ("--train-clips", "2"),
 }
