@@ -72,8 +72,8 @@ def closing_words(folder: Path, checkpoint: Path) -> str:
     run = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     here, shown = (Path(os.path.relpath(path)) for path in (checkpoint, folder))
     command = shlex.join(["musiccm", "export", "--checkpoint", str(here), "--out", f"{folder.parent.name}-student"])
-    return (f"{shown}: {_megabytes(run)}, of which {here.name} {_megabytes(checkpoint.stat().st_size)}: student and "
-            f"averages {_megabytes(weights)}, optimizers {_megabytes(moments)}. The student alone is made a model by\n"
+    return (f"{shown}: {_megabytes(run)}, of which {here.name} {_megabytes(checkpoint.stat().st_size)}: networks "
+            f"{_megabytes(weights)}, optimizers {_megabytes(moments)}. The student alone is made a model by\n"
             f"  {command}\n"
             f"Then, and after `musiccm test`, {here.name} can go, unless the run is to go on")
 

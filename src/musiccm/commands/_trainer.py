@@ -147,8 +147,8 @@ class TrainerCLI(LightningCLI):
 
     def after_validate(self) -> None:
         """Say what the validation came to."""
-        if self.trainer.is_global_zero:
-            say(*metric_lines(self.trainer.callback_metrics))
+        if self.trainer.is_global_zero and (lines := metric_lines(self.trainer.callback_metrics)):
+            say(*lines)
 
     def after_test(self) -> None:
         """The same, where no table has said it."""
