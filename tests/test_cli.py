@@ -35,11 +35,12 @@ def test_help_and_usage_errors_never_load_torch(tmp_path):
     code = f"""if True:
         import sys
         from musiccm.cli import main
-        calls = [["--help"], ["--version"], [], ["fti"], ["fit"], ["test", "-c", {str(tmp_path / "no.yaml")!r}]]
+        calls = [["--help"], ["--version"], [], ["fti"], ["fit"], ["test", "-c", {str(tmp_path / "no.yaml")!r}],
+                 ["fit", "--help"]]
         print([main(call) for call in calls], "torch" in sys.modules)
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == "[0, 0, 2, 2, 2, 2] False", done.stderr
+    assert done.stdout.splitlines()[-1] == "[0, 0, 2, 2, 2, 2, 0] False", done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -124,6 +124,10 @@ def test_an_experiment_of_the_package_is_found_by_name(write, tmp_path, monkeypa
     ours = load_experiment(write("mine.yaml", "base: demo\ntrainer: {max_steps: 7}\n"))
     assert ours["experiment"] == "mine" and ours["trainer"]["max_steps"] == 7
     assert ours["data"] == load_experiment("demo")["data"]
+    assert load_experiment(write("mine.yaml", "base: demo.yaml\ntrainer: {max_steps: 7}\n")) == ours
+    write("demo.yaml", "trainer: {max_steps: 9}\n")
+    beside = load_experiment(write("mine.yaml", "base: demo.yaml\n"))
+    assert beside == {"trainer": {"max_steps": 9}, "experiment": "mine"}, "what lies beside the file goes first"
     (tmp_path / "demo").write_text("trainer: {max_steps: 8}\n")
     assert load_experiment("demo") == {"trainer": {"max_steps": 8}, "experiment": "demo"}, "a file goes before a name"
 

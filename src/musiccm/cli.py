@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from musiccm import __version__, commands, signals
+from musiccm.commands._trainer_help import ALL_OPTIONS, page
 from musiccm.config import merge_config_arguments
 from musiccm.errors import MusiccmError, missing_extra, reason
 from musiccm.failures import error_number, name_too_long, why_not_written
@@ -104,7 +105,10 @@ def _dispatch(arguments: list[str]) -> int:
         raise MusiccmError(f"there is no command {name!r}{hint}\nCommands: {', '.join(known)} (musiccm --help)")
     quiet_libraries()
     if name in commands.TRAINER_COMMANDS:
-        rest = merge_config_arguments(name, rest)
+        if {"-h", "--help"} & set(rest):
+            print(page(name, known[name]))
+            return 0
+        rest = merge_config_arguments(name, ["--help" if word == ALL_OPTIONS else word for word in rest])
     try:
         code = commands.load(name)(rest)
     except SystemExit:

@@ -1,7 +1,7 @@
 """Experiment files: YAML that states only its difference from a base.
 
 A file may open with ``base: ../demo.yaml`` (a path relative to itself), ``base: demo`` (the name of an experiment that
-the package brings) or a list of these. The base is read first,
+the package brings, also as ``demo.yaml`` where no such file lies beside it) or a list of these. The base is read first,
 and then the file is laid over it: mappings merge key by key, everything else replaces, ``key+:`` appends to the base's
 list, and a block whose ``class_path`` differs replaces the base's block whole, since the arguments belong to the class.
 The base's ``experiment``, the name of its runs' folder, is not passed on.
@@ -241,12 +241,13 @@ def _bases(path: Path, stated: Any) -> list[Path]:
         raise MusiccmError(f"{path}: `base` must be a path or a list of paths relative to this file, found {bases!r}")
     found = []
     for base in bases:
-        beside = path.parent / base
-        if Path(base).suffix in SUFFIXES or beside.is_file():
+        beside, suffix = path.parent / base, Path(base).suffix
+        name = base.removesuffix(suffix)
+        if beside.is_file() or suffix in SUFFIXES and name not in packaged_experiments():
             found.append(beside)
             continue
         try:
-            found.append(experiment_file(base))
+            found.append(experiment_file(name if suffix in SUFFIXES else base))
         except MusiccmError as error:
             raise MusiccmError(f"{path}: `base`: {error}") from error
     return found

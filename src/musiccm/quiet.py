@@ -35,11 +35,13 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # this package logs what users should know
-    # Lightning's advertisements.
-    lightning = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    if _no_tips not in lightning.filters:
-        lightning.addFilter(_no_tips)
+    # Lightning's notes (seed, devices, why a run ended, advertisements): commands say what of it is of use
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero",
+                 "lightning_fabric.utilities.seed"):
+        logger = logging.getLogger(name)
+        if _warnings_alone not in logger.filters:
+            logger.addFilter(_warnings_alone)
 
 
-def _no_tips(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage()
+def _warnings_alone(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING and "Tip:" not in record.getMessage()

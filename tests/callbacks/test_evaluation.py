@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
@@ -307,6 +308,10 @@ def test_panels_show_the_teacher_once_and_the_student_as_it_goes(bundle: Path, t
     ]
     assert [event.step for event in events.Audio("teacher@2/audio_0")] == [0]
     assert [event.step for event in events.Images("student@1/mels")] == [0, 2, 4, 5]
+    for i, prompt in enumerate(CAPTIONS[:2]):
+        assert events.SummaryMetadata(f"student@1/audio_{i}").display_name == prompt, "what the card is headed with"
+    waveform, rate = soundfile.read(io.BytesIO(events.Audio("teacher@2/audio_1")[0].encoded_audio_string))
+    assert rate == 16000 and len(waveform) == SAMPLES and abs(waveform).max() > 0
 
 
 def test_panels_are_files_where_no_tensorboard_is(bundle: Path, tmp_path: Path, caplog) -> None:

@@ -1,7 +1,9 @@
 """Experiments through `musiccm fit` and `musiccm test`, with a toy model in place of the real ones."""
 
+import inspect
 import logging
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -13,9 +15,13 @@ from pytorch_lightning.trainer.connectors import checkpoint_connector
 from musiccm import cli, locks, signals
 from musiccm.commands._checkpoints import CheckpointFiles
 from musiccm.commands._trainer import find_checkpoint
+from musiccm.commands._trainer_help import named_options
 from musiccm.config import load_experiment
+from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
 from musiccm.locks import locked_folder
+from musiccm.systems.musiccm import MusicCM
+from musiccm.systems.settings import Distillation, Optimization
 from tests.leftovers import leave_half_file
 
 TOY = """
@@ -323,9 +329,35 @@ def test_clips_to_score_are_refused_where_nothing_scores_them(here, capsys, comm
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test"])
 def test_help_names_the_checkpoints_that_are_taken(here, capsys, command):
-    assert cli.main([command, "--help"]) == 0
+    assert cli.main([command, "--help-all"]) == 0
     said = " ".join(capsys.readouterr().out.split()).split("--ckpt_path", 2)[-1].split(" --")[0]
     assert "newest" in said and "auto" in said and "registry" not in said and "hpc" not in said
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_help_is_a_page_of_options_that_are_there(here, capsys, command):
+    """As long as a page, and every option on it is the Trainer's, the command's, or an argument of the classes."""
+    assert cli.main([command, "--help"]) == 0
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    assert len(lines) <= 60 and max(map(len, lines)) <= 100 and f"musiccm {command} --help-all" in printed
+    assert cli.main([command, "--help-all"]) == 0
+    every = set(re.findall(r"--[\w.]+", capsys.readouterr().out))
+    known = {"--data.init_args": MusicDataModule, "--model.init_args.optimization": Optimization,
+             "--model.init_args.distillation": Distillation, "--model.init_args": MusicCM}
+    for option in re.findall(r"^  (--\S+) ", printed, flags=re.M):
+        owner, _, name = option.rpartition(".")
+        if owner in known:
+            assert name in inspect.signature(known[owner]).parameters, option
+        else:
+            assert option in every | {"--allow-import", "--config"}, option
+    assert set(re.findall(r"^  (--\S+) ", printed, flags=re.M)) == set(named_options(command))
+
+
+def test_help_of_a_class_is_as_the_page_says(here, capsys):
+    assert cli.main(["fit", "--model.help", "musiccm.systems.musiccm.MusicCM"]) == 0
+    printed = capsys.readouterr().out
+    assert "--model.distillation" in printed and "--model.bundle" in printed
 
 
 def test_newest_checkpoint_is_the_last_written(tmp_path):

@@ -217,6 +217,42 @@ def test_root_or_corpora():
         MusicDataModule("x", corpora=[{"layout": "audiostock", "root": "x"}])
 
 
+def manifest(root, clips=("a", "b")):
+    for split, first in (("train", 0), ("test", 100)):
+        for n, name in enumerate(clips):
+            write_clip(root, split, name, sound(first + n))
+        (root / f"{split}.csv").write_text("path,caption\n" + "".join(f"{split}/{n}.flac,song {n}\n" for n in clips))
+    shutil.rmtree(root / "label")
+    return root
+
+
+def test_a_root_alone_with_a_manifest_is_read_as_one(folder, tmp_path):
+    root = str(manifest(tmp_path / "mine"))
+    for given in ({}, {"layout": "manifest"}):
+        data = MusicDataModule(root, clip_samples=SAMPLES, max_bad_fraction=0.0, **given)
+        data.setup("test")
+        assert {clip.id: clip.captions for clip in (*data.train_clips, *data.val_clips, *data.test_clips)} == {
+            f"{split}/{name}": [f"song {name}"] for split in ("train", "test") for name in "ab"}
+    assert MusicDataModule(str(folder / "mtat"), layout="magnatagatune").corpora.specs[0].layout == "magnatagatune"
+    stock = tmp_path / "stock"
+    shutil.copytree(folder / "stock", stock)
+    (stock / "train.csv").write_text("a list of somebody's own\n")
+    assert MusicDataModule(str(stock)).corpora.specs[0].layout == "audiostock", "label/ says what it is"
+
+
+def test_a_layout_that_cannot_be_is_named_and_a_wrong_one_says_where_to_set_it(tmp_path):
+    with pytest.raises(MusiccmError, match=r"data.layout must be one of .*manifest.*, found 'csv'"):
+        MusicDataModule("x", layout="csv")
+    with pytest.raises(MusiccmError, match="data.layout: manifest goes with data.root"):
+        MusicDataModule(corpora=[{"layout": "audiostock", "root": "x"}], layout="manifest")
+    root = manifest(tmp_path / "mine")
+    with pytest.raises(MusiccmError, match=r"label: no such folder.* data.init_args.layout, such as manifest"):
+        MusicDataModule(str(root), layout="audiostock").setup("fit")
+    (root / "train.csv").write_text("audiocap_id,youtube_id,start_time,caption\n1,x,0,rain\n")
+    with pytest.raises(MusiccmError, match=r"no column path.*AudioCaps', needs data.init_args.layout"):
+        MusicDataModule(str(root)).setup("fit")
+
+
 def test_the_experiment_that_documents_this_builds_its_data_module():
     path = Path(__file__).parents[2] / "experiments" / "audiostock_magnatagatune.yaml"
     data = MusicDataModule(**load_experiment(path)["data"]["init_args"])

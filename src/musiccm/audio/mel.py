@@ -54,16 +54,25 @@ def slaney_filters(config: MelConfig) -> Tensor:
     Returns:
         filters_FN: Weights of shape [n_fft // 2 + 1, n_mels].
     """
-    ends = [hz / _HZ_PER_MEL if hz < _BREAK_HZ else _BREAK_MEL + math.log(hz / _BREAK_HZ) / _LOG_STEP
-            for hz in (config.fmin_hz, config.fmax_hz)]
-    mels = torch.linspace(*ends, config.n_mels + 2)
-    corners = torch.where(mels >= _BREAK_MEL, _BREAK_HZ * torch.exp(_LOG_STEP * (mels - _BREAK_MEL)),
-                          _HZ_PER_MEL * mels)
+    corners = _corners_hz(config)
     frequencies = torch.linspace(0, config.sample_rate_hz // 2, config.n_fft // 2 + 1)
     widths = corners.diff()
     distances = corners - frequencies[:, None]
     filters_FN = torch.minimum(-distances[:, :-2] / widths[:-1], distances[:, 2:] / widths[1:]).clamp(min=0)
     return filters_FN * (2.0 / (corners[2:] - corners[:-2]))
+
+
+def _corners_hz(config: MelConfig) -> Tensor:
+    """Where the triangles begin, peak and end: those of bin n at n, n + 1 and n + 2."""
+    ends = [hz / _HZ_PER_MEL if hz < _BREAK_HZ else _BREAK_MEL + math.log(hz / _BREAK_HZ) / _LOG_STEP
+            for hz in (config.fmin_hz, config.fmax_hz)]
+    mels = torch.linspace(*ends, config.n_mels + 2)
+    return torch.where(mels >= _BREAK_MEL, _BREAK_HZ * torch.exp(_LOG_STEP * (mels - _BREAK_MEL)), _HZ_PER_MEL * mels)
+
+
+def bin_centres_hz(config: MelConfig) -> list[float]:
+    """The frequency at which each mel bin is most sensitive, lowest first."""
+    return _corners_hz(config)[1:-1].tolist()
 
 
 class LogMel(nn.Module):

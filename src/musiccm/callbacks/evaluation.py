@@ -39,12 +39,14 @@ from musiccm.evaluation.candidates import (
     present_name,
 )
 from musiccm.evaluation.clip_budget import ClipBudget
+from musiccm.evaluation.clip_features import ClipFeatures
 from musiccm.evaluation.distilled import Distilled, SystemTeacher, as_distilled
 from musiccm.evaluation.evaluator import Asked, Evaluator, Outcome
 from musiccm.evaluation.feature_cache import machine
 from musiccm.evaluation.floor import SAME_CAPTIONS, FloorClips, floor_clips, renamed
 from musiccm.evaluation.galleries import ALL, Galleries, described, galleries_of, warn_of_training_clips
 from musiccm.evaluation.headlines import compare_outcomes
+from musiccm.evaluation.own_captions import of_real_clips, unknown_corpus
 from musiccm.evaluation.packaged import check_packaged
 from musiccm.evaluation.registry import find, metric_row, optional_metrics
 from musiccm.evaluation.table import Keeping, run_floor, run_table, write_samples, write_table
@@ -304,15 +306,22 @@ class Evaluation(pl.Callback):
         if floor is None or floor[0].kind != SAME_CAPTIONS:  # which is the better one
             references |= real_distance(trainer, data, evaluator, count)
         lacking = compare_outcomes(outcomes, evaluator.real, keeping.gather, self.draws, self.seed)
+        real = ClipFeatures.of_ranks(keeping.gather(evaluator.real))
+        prompts = {name: prompt for part in keeping.gather(dict(zip(evaluator.ids, evaluator.prompts, strict=True)))
+                   for name, prompt in part.items()}
         folder, experiment = run_folder(trainer)
         names = list(evaluator.extractor.embedders)
         pl_module.log_dict(_headlines(outcomes, names), sync_dist=True)
         if not trainer.is_global_zero:
             return
         about = galleries.about if galleries else {}
+        measured = real.clap_ND if real.text_audio_ND is None else real.text_audio_ND
+        known = of_real_clips(real.ids, measured, prompts, evaluator.clap, self.draws)
+        unknown = unknown_corpus(known, evaluator.clap is not None and evaluator.clap.of_bundle)
         text = write_table(
             folder, experiment, outcomes, references, names[0],
-            notes=[*described(about), *shortfalls(shares), *self._lacks(system), *lacking],
+            notes=[*described(about), *shortfalls(shares), *self._lacks(system), *lacking, *filter(None, [unknown])],
+            own_captions=known,
             floor=floor[0].kind if floor else None,
             sim_aa_gallery=about, test_clips=shares, test_clips_of_the_teachers_training=seen,
             machine=machine(system.device), checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,

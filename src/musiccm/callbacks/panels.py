@@ -132,17 +132,23 @@ class Panels(pl.Callback):
     def _write(
         self, logger: TensorBoardLogger, step: int, label: str, made_BS: Tensor, log_mel: LogMel, rate: int
     ) -> None:
+        from torch.utils.tensorboard.summary import audio
+
         board = logger.experiment
-        for i, waveform in enumerate(made_BS):
-            board.add_audio(f"{label}/audio_{i}", waveform.clamp(-1, 1), step, sample_rate=rate)
-        picture = mel_image(self._titled(log_mel(made_BS)), label)
+        for i, (prompt, waveform) in enumerate(zip(self.prompts, made_BS, strict=True)):
+            summary = audio(f"{label}/audio_{i}", waveform.clamp(-1, 1), rate)
+            # what the card is headed with; its tag stays, so that a run that goes on has one series
+            summary.value[0].metadata.display_name = prompt
+            summary.value[0].metadata.summary_description = f"{label}, by the seed {self.seed} and the prompt: {prompt}"
+            board.file_writer.add_summary(summary, step)
+        picture = mel_image(self._titled(log_mel(made_BS)), log_mel.config, label)
         board.add_image(f"{label}/mels", picture, step, dataformats="HWC")
 
     def _save(self, folder: Path, label: str, made_BS: Tensor, log_mel: LogMel, rate: int) -> None:
         stem = label.replace("@", "_")
         for i, waveform in enumerate(made_BS):
             write_audio(folder / f"{stem}_{i}.wav", waveform, rate)
-        save_mels(folder / f"{stem}.png", self._titled(log_mel(made_BS)), label)
+        save_mels(folder / f"{stem}.png", self._titled(log_mel(made_BS)), log_mel.config, label)
 
-    def _titled(self, mels: Tensor) -> dict[str, Tensor]:
-        return {prompt[:40]: mel for prompt, mel in zip(self.prompts, mels, strict=True)}
+    def _titled(self, mels: Tensor) -> list[tuple[str, Tensor]]:
+        return list(zip(self.prompts, mels, strict=True))

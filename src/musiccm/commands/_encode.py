@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Sequence
 from datetime import timedelta
@@ -134,8 +133,6 @@ def make_trainer(device: str) -> pl.Trainer:
     Returns:
         The Trainer; it keeps no logs and no checkpoints.
     """
-    # Lightning's hints about GPUs and loader workers are not for the people who encode a corpus.
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     name, _, number = device.partition(":")
     settings: dict[str, Any] = {"devices": [int(number)] if number else 1}
     if "TORCHELASTIC_RUN_ID" in os.environ:

@@ -18,7 +18,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from musiccm import signals
 from musiccm.callbacks.divergence import Divergence
-from musiccm.callbacks.last_checkpoint import LastStep
+from musiccm.callbacks.evaluation import Evaluation
+from musiccm.callbacks.last_checkpoint import LastStep, newest
 from musiccm.callbacks.preemption import Preemption, without_lightnings_handlers
 from musiccm.callbacks.progress_lines import ProgressLines
 from musiccm.callbacks.provenance import SaveConfigWithProvenance
@@ -26,13 +27,14 @@ from musiccm.callbacks.training_time import TrainingTime
 from musiccm.commands._checkpoints import with_our_files
 from musiccm.commands._imports import check_classes, only_known_imports, take_allowed
 from musiccm.commands._run_folder import RunTrainer
+from musiccm.commands._run_words import closing_words, metric_lines, opening_words, unfinished
 from musiccm.commands._trainer_options import check_trainer_options, class_name, listed, named_class
 from musiccm.config import check_run_name, no_resolvers
 from musiccm.errors import MusiccmError
 from musiccm.files import sweep_below
 from musiccm.locks import held_run
 from musiccm.systems.distillation import DistilledSystem
-from musiccm.terminal import interactive
+from musiccm.terminal import interactive, say
 
 LOG_FOLDER = "lightning_logs"
 
@@ -62,6 +64,7 @@ class TrainerCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             trainer_class=RunTrainer,
+            trainer_defaults={"enable_model_summary": False},  # `opening_words` has what of it is of use
             save_config_callback=SaveConfigWithProvenance,
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -84,9 +87,11 @@ class TrainerCLI(LightningCLI):
             "Clips that `test` scores: short for `limit` of the Evaluation callback."))
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs) -> LightningArgumentParser:
-        """Let the help of `--ckpt_path` say what is taken here; Lightning's names `best`, `hpc` and a registry."""
+        """Let the help of `--ckpt_path` say what is taken here, where Lightning's names a registry; show no box."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         for action in parser._actions:
+            if action.dest == "verbose":
+                action.default = False  # a box of what the table or the lines of this command say
             if action.dest == "ckpt_path":
                 action.help = "Checkpoint file; `newest` of this experiment, or `auto`: the newest, or none."
         return parser
@@ -122,6 +127,33 @@ class TrainerCLI(LightningCLI):
             version = _version_of(options.ckpt_path, self.runs_folder)
             if version is not None:
                 self.held.enter_context(held_run(self.runs_folder / version))
+
+    def _begin(self) -> None:
+        if self.trainer.is_global_zero:
+            say(opening_words(self.subcommand, self.trainer, self.model, self.config[self.subcommand].ckpt_path))
+
+    before_fit = before_validate = before_test = _begin
+
+    def after_fit(self) -> None:
+        """Say what the run's files take, what can go, and how the student becomes a model."""
+        trainer = self.trainer
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        if (said := unfinished(trainer)) is not None:
+            say(said)
+        checkpoint = newest(trainer)
+        if isinstance(self.model, DistilledSystem) and checkpoint is not None:
+            say("", closing_words(Path(trainer.log_dir or "."), checkpoint))
+
+    def after_validate(self) -> None:
+        """Say what the validation came to."""
+        if self.trainer.is_global_zero and (lines := metric_lines(self.trainer.callback_metrics)):
+            say(*lines)
+
+    def after_test(self) -> None:
+        """The same, where no table has said it."""
+        if not any(isinstance(callback, Evaluation) for callback in self.trainer.callbacks):
+            self.after_validate()
 
     def instantiate_trainer(self, **kwargs) -> Trainer:
         """Build the Trainer, with the run's folder, our checkpoint files and, in logs, our progress lines."""

@@ -69,7 +69,7 @@ class MusicDataModule(pl.LightningDataModule):
     yields waveforms: they are the references that generated audio is measured against.
 
     Args:
-        root: A corpus in Audiostock's layout.
+        root: The folder of one corpus.
         kind: `"waveform"` for WaveformBatch, `"latent"` for LatentBatch in training and validation, `"tokens"` for
             TokenBatch.
         clip_samples: Samples in a window at `sample_rate_hz`.
@@ -103,6 +103,8 @@ class MusicDataModule(pl.LightningDataModule):
         tokens_dir: The cache of semantic tokens that `musiccm prepare tokens` wrote; needed for `kind="tokens"`.
             Batches of `kind="latent"` then have the tokens of their windows too.
         tokenizer: The bundle whose semantic tokenizer they must come from; left unchecked if not given.
+        layout: How `root` lies on the disk, a key of `LAYOUTS`; unless given, a manifest where it has one and no
+            `label/`, else Audiostock's. The layout's options are given in `corpora`.
     """
 
     def __init__(
@@ -134,9 +136,10 @@ class MusicDataModule(pl.LightningDataModule):
         mixtures: float = 0.0,
         tokens_dir: str | None = None,
         tokenizer: str | None = None,
+        layout: str | None = None,
     ) -> None:
         super().__init__()
-        specs = corpora_of({"root": root, "corpora": corpora, "demo_corpora": demo_corpora})
+        specs = corpora_of({"root": root, "layout": layout, "corpora": corpora, "demo_corpora": demo_corpora})
         world_named(demo_world)  # refuses an unknown one before anything is read
         if kind not in KINDS:
             raise MusiccmError(f"data.kind must be one of {', '.join(KINDS)}, found {kind!r}")

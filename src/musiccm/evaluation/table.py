@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from musiccm.audio import write_audio
+from musiccm.audio.mel import LogMel
 from musiccm.data.batch import WaveformBatch
 from musiccm.evaluation.candidates import Candidate, compared_model
 from musiccm.evaluation.clip_features import ClipFeatures
@@ -197,7 +198,7 @@ def write_samples(
     folder: Path,
     outcomes: Mapping[str, Outcome],
     prompt_of: Callable[[str], str],
-    log_mel: nn.Module,
+    log_mel: LogMel,
     sample_rate_hz: int,
 ) -> None:
     """Write the kept waveforms as `<clip>_<model>_<steps>.wav` and, for each clip, one picture of their mels.
@@ -217,7 +218,7 @@ def write_samples(
         stem = short_name(re.sub(r"[^\w.-]+", "_", clip_id), 180)  # label and suffix follow
         for label, waveform in waveforms.items():
             write_audio(folder / f"{stem}_{label.replace('@', '_')}.wav", waveform, sample_rate_hz)
-        mels = {label: log_mel(waveform[None])[0] for label, waveform in waveforms.items()}
-        save_mels(folder / f"{stem}.png", mels, prompt_of(clip_id))
+        mels = [(label, log_mel(waveform[None])[0]) for label, waveform in waveforms.items()]
+        save_mels(folder / f"{stem}.png", mels, log_mel.config, prompt_of(clip_id))
     if by_clip:
         write_json(folder / "prompts.json", {clip_id: prompt_of(clip_id) for clip_id in by_clip})

@@ -114,7 +114,7 @@ def _columns(rows: Sequence[dict[str, Any]], evaluator: str, hidden: Sequence[st
     baseline = baseline_of(rows)
     for key in [*first, *others]:
         columns += _with_ratios(key, rows, evaluator)
-        if key == first[0] and f"excess_fd_{evaluator}" not in shown:  # of versions 0.1 and 0.2
+        if key == first[0] and not any(f"excess_fd_{evaluator}" in row for row in rows):  # of versions 0.1 and 0.2
             anchor = baseline[key] if baseline else None
             columns.append(TextColumn("x teacher", partial(_over, key, anchor)))
     columns += [_column(key, evaluator)._replace(chance=f"{key}_chance") for key in groups]
@@ -143,7 +143,8 @@ def _column(key: str, evaluator: str) -> TextColumn:
 
     def cell(row: Mapping[str, Any]) -> str:
         text = _number(row.get(key), digits)
-        return text if deviation is None or text == "-" else f"{text} ± {_number(row.get(deviation), digits)}"
+        spread = _number(row.get(deviation), digits) if deviation else "-"
+        return text if "-" in (text, spread) else f"{text} ± {spread}"
 
     return TextColumn(head_of(key, evaluator), cell)
 

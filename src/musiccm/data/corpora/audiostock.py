@@ -16,6 +16,8 @@ from musiccm.errors import MusiccmError
 from musiccm.texts import escaped
 
 SPLITS = ("train", "validation", "test")
+OTHER_LAYOUT = ("A corpus of another layout says so: data.init_args.layout, such as manifest for train.csv and "
+                "test.csv (docs/data.md)")
 
 
 def read_audiostock(
@@ -106,11 +108,12 @@ def _scan(root: Path, split: str) -> FolderScan:
     if not root.is_dir():
         raise MusiccmError(
             f"{root}: no such corpus folder; expected Audiostock's layout: train/ and test/ with audio, "
-            "label/NAME.json with the words (docs/data.md)"
+            f"label/NAME.json with the words. {OTHER_LAYOUT}"
         )
     for name in (split, "label"):
         if not (root / name).is_dir():
-            raise MusiccmError(f"{root / name}: no such folder; a corpus needs train/, test/ and label/")
+            raise MusiccmError(f"{root / name}: no such folder; a corpus in Audiostock's layout needs train/, test/ "
+                               f"and label/. {OTHER_LAYOUT}")
     scan = scan_folder(root / split)
     here = [path for path in scan.audio if path.parent == root / split]
     if not here:

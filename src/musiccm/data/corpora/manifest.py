@@ -51,7 +51,8 @@ def list_manifest(root: str | Path, split: str, files: Mapping[str, str] | None 
     table = read_table(path, SUFFIXES[path.suffix] or ",", names=("path",))
     if missing := {"path", "caption"} - set(table.header):
         raise MusiccmError(f"{path}: no column {' or '.join(sorted(missing))}; expected path, caption and any others, "
-                           f"found {', '.join(table.header)}")
+                           f"found {', '.join(table.header)}. A table of another layout, such as AudioCaps', needs "
+                           "data.init_args.layout (docs/data.md)")
     collected.listing.bad += table.bad
     collected.listing.notes += table.notes
     for number, cells in table.rows:

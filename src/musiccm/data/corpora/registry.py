@@ -210,18 +210,46 @@ class Corpora:
         return self.reports[self._report_name(spec, split)]
 
 
-def single_corpus(root: str | Path) -> list[CorpusSpec]:
-    """The specification of one corpus in Audiostock's layout."""
-    return [CorpusSpec("audiostock", str(root), name="audiostock")]
+def layout_of(root: str | Path) -> str:
+    """The layout of a corpus that an experiment names by its root alone.
+
+    Args:
+        root: Its folder, which need not be there yet.
+
+    Returns:
+        `manifest` where there is a manifest of the training clips and no `label/`, which Audiostock's layout must have;
+        else `audiostock`.
+    """
+    labelled = (Path(root) / "label").is_dir()
+    return "manifest" if not labelled and manifest_has(root, split="train") else "audiostock"
+
+
+def single_corpus(root: str | Path, layout: str | None = None) -> list[CorpusSpec]:
+    """The specification of one corpus, without options of its layout.
+
+    Args:
+        root: Its folder.
+        layout: A key of `LAYOUTS`; looked up in the folder unless given.
+
+    Returns:
+        A list of one.
+
+    Raises:
+        MusiccmError: There is no such layout.
+    """
+    if layout is not None and layout not in LAYOUTS:
+        raise MusiccmError(f"data.layout must be one of {', '.join(LAYOUTS)}, found {layout!r}")
+    found = layout or layout_of(root)
+    return [CorpusSpec(found, str(root), name=found)]
 
 
 def corpora_of(settings: Mapping[str, Any]) -> list[CorpusSpec]:
     """The corpora that the data section of an experiment names.
 
     Args:
-        settings: `root` or `corpora`, and `demo_corpora`: which of their folders hold the demo corpus. A folder that is
-            not among the corpora counts for nothing, so that an experiment that only names another `root` than its base
-            is no longer the demo's.
+        settings: `root`, perhaps with `layout`, or `corpora`; and `demo_corpora`: which of their folders hold the demo
+            corpus. A folder that is not among the corpora counts for nothing, so that an experiment that only names
+            another `root` than its base is no longer the demo's.
 
     Returns:
         A specification for each.
@@ -229,12 +257,14 @@ def corpora_of(settings: Mapping[str, Any]) -> list[CorpusSpec]:
     Raises:
         MusiccmError: Neither or both of `root` and `corpora`, or a corpus that cannot be.
     """
-    root, items, demo = (settings.get(key) for key in ("root", "corpora", "demo_corpora"))
+    root, items, demo, layout = (settings.get(key) for key in ("root", "corpora", "demo_corpora", "layout"))
     if (root is None) == (items is None):
-        raise MusiccmError(f"data: expected either root, a corpus in Audiostock's layout, or corpora, a list of "
+        raise MusiccmError(f"data: expected either root, the folder of one corpus, or corpora, a list of "
                            f"them, found {'neither' if root is None else 'both'}")
+    if items is not None and layout is not None:
+        raise MusiccmError(f"data.layout: {layout} goes with data.root; each of data.corpora has a layout of its own")
     if demo is not None and (isinstance(demo, str) or not all(isinstance(folder, str) for folder in demo)):
         raise MusiccmError(f"data.demo_corpora: expected a list of folders, found {demo!r}")
-    specs = single_corpus(root) if root is not None else parse_corpora(items or [])
+    specs = single_corpus(root, layout) if root is not None else parse_corpora(items or [])
     folders = {Path(folder) for folder in demo or []}
     return [replace(spec, demo=Path(spec.root) in folders) for spec in specs]

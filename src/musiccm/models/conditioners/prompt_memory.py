@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from typing import Any, TypeVar
@@ -137,6 +138,11 @@ def tokenize(tokenizer: Any, texts: list[str], max_tokens: int, **options: Any) 
                        **options)
     for text, length in zip(texts, tokens.attention_mask.sum(dim=1).tolist(), strict=True):
         # only a text that fills the encoder may be a longer one
-        if length == max_tokens and (count := len(tokenizer(text).input_ids)) > length:
-            log.warning("a text of %d tokens is cut to the %d that the text tower reads: %.60s...", count, length, text)
+        if length == max_tokens and (count := len(tokenizer(text, verbose=False).input_ids)) > length:
+            _warn_of_cut(count, length, text)
     return tokens
+
+
+@functools.lru_cache(maxsize=4096)  # each once: an evaluation reads the same captions for every model
+def _warn_of_cut(count: int, length: int, text: str) -> None:
+    log.warning("a text of %d tokens is cut to the %d that the text tower reads: %.60s...", count, length, text)
