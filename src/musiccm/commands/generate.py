@@ -76,7 +76,8 @@ def _generate(args: argparse.Namespace) -> int:
         made_s = _stream(pipeline, args, paths)
     else:
         made_s = _write(pipeline, args, paths)
-    _say(args, f"{len(args.prompts)} clip(s) of {made_s:g} s in {time.perf_counter() - start:.2f} s")
+    _say(args, f"{len(args.prompts)} clip(s) of {made_s:g} s in {time.perf_counter() - start:.2f} s, "
+               f"{pipeline.evaluations}")
     return 0
 
 
