@@ -259,7 +259,7 @@ def candidate_of(
 
 def kind_of(codec: Any) -> str:
     """Whether a codec makes sound by a fast decoder or by the original ones: `fast` or `original`."""
-    return "original" if getattr(codec, "decoder", None) is None else "fast"
+    return getattr(codec, "decoded_by", "original")
 
 
 def codecs(model: Any, decoders: Sequence[str]) -> dict[str, Any]:
@@ -280,7 +280,7 @@ def codecs(model: Any, decoders: Sequence[str]) -> dict[str, Any]:
     for name in decoders:
         if name == kind_of(own):
             found[name] = own
-        elif bundle is not None and (name != "fast" or bundle.has("decoder")):
+        elif bundle is not None and name in bundle.kind.decoding and (name != "fast" or bundle.has("decoder")):
             found[name] = bundle.codec(name).to(model.device).eval()
     if not found:
         raise MusiccmError(f"evaluation.decoders: {bundle.path if bundle else type(model).__name__} has none of "

@@ -115,12 +115,12 @@ class _PartOfSystem:
     @property
     def sample_rate_hz(self) -> int:
         """Rate of the waveforms."""
-        return self.system.bundle.mel.sample_rate_hz
+        return self.system.bundle.sample_rate_hz
 
     @property
     def frame_samples(self) -> int:
         """Samples of a latent frame."""
-        return self.codec.downsampling * self.system.bundle.mel.hop_length
+        return self.codec.frame_samples
 
     @property
     def duration_s(self) -> float:

@@ -245,14 +245,11 @@ class SoundEncoder(nn.Module):
 
     Args:
         codec: A `LatentCodec`, or an audio VAE.
-        mel: The bundle's mel front end, which the latter makes no use of.
-        sample_rate_hz: Rate of the sound.
     """
 
-    def __init__(self, codec: Any, mel: MelConfig, sample_rate_hz: int) -> None:
+    def __init__(self, codec: Any) -> None:
         super().__init__()
-        self.codec, self.sample_rate_hz = codec, sample_rate_hz
-        self.mel = LogMel(mel) if codec.reads_mel else None
+        self.codec, self.mel = codec, LogMel(codec.mel) if codec.reads_mel else None
 
     def front(self, waveform_BS: Tensor) -> Tensor:
         """What the encoder takes: a mel, or the sound itself."""
@@ -260,7 +257,9 @@ class SoundEncoder(nn.Module):
 
     def moments(self, front: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the raw latents, of what `front` gives."""
-        return self.codec.encode(front) if self.mel is not None else self.codec.encode(front, self.sample_rate_hz)
+        if self.mel is not None:
+            return self.codec.encode(front)
+        return self.codec.encode(front, self.codec.config.sample_rate_hz)
 
     def forward(self, waveform_BS: Tensor) -> Tensor:
         """The posterior's mean, normalised."""

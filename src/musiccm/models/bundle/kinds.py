@@ -30,6 +30,8 @@ class BundleKind(Protocol):
     needed: tuple[str, ...]
     #: Parts whose hash says what makes latents of captions.
     teaching: tuple[str, ...]
+    #: Keys of `musiccm.json` that a student takes over of its teacher.
+    settings: tuple[str, ...]
     #: Parts whose hash says what makes sound of latents, by the decoder's name.
     decoding: Mapping[str, tuple[str, ...]]
 
@@ -44,6 +46,9 @@ class BundleKind(Protocol):
 
     def latent_shape(self, bundle: Bundle) -> tuple[int, int, int]:
         """The [C, T, F] of a clip of the trained length."""
+
+    def unlisted(self, bundle: Bundle) -> list[str]:
+        """Parts that a student needs of its teacher and that `model_index.json`, for diffusers' eyes, does not list."""
 
     def codec(self, bundle: Bundle, decoder: str | None) -> Any:
         """See `Bundle.codec`."""
@@ -61,6 +66,7 @@ class MelKind:
     network, autoencoder = "unet", "vae"
     needed = ("unet", "vae", "vocoder")
     teaching = ("unet", "scheduler", "text_encoder", "tokenizer")
+    settings = ()
     decoding: Mapping[str, tuple[str, ...]] = {"fast": ("vae", "decoder"), "original": ("vae", "vocoder")}
 
     def sample_rate_hz(self, bundle: Bundle) -> int:
@@ -101,6 +107,10 @@ class MelKind:
             return channels, size, bundle.mel.n_mels // factor
         return channels, size[0], size[1]
 
+    def unlisted(self, bundle: Bundle) -> list[str]:
+        """The fast decoder, where there is one."""
+        return ["decoder"] if bundle.has("decoder") else []
+
     def codec(self, bundle: Bundle, decoder: str | None) -> nn.Module:
         """The `LatentCodec`."""
         from musiccm.models.codec import LatentCodec
@@ -124,10 +134,14 @@ class MelKind:
         return bundle.conditioner()
 
 
+def kinds() -> tuple[BundleKind, ...]:
+    """All of them; the first is that of a bundle with no part of another's."""
+    from musiccm.models.melody.kind import MelodyKind
+
+    return MelKind(), MelodyKind()
+
+
 def kind_of(bundle: Bundle) -> BundleKind:
     """The kind of a bundle, also of one that stages have not filled yet: by the parts that only one kind has."""
-    if bundle.has("audio_vae") or bundle.has("dual_path"):
-        from musiccm.models.melody.kind import MelodyKind
-
-        return MelodyKind()
-    return MelKind()
+    first, *others = kinds()
+    return next((kind for kind in others if bundle.has(kind.network) or bundle.has(kind.autoencoder)), first)

@@ -25,6 +25,7 @@ class MelodyKind:
     network, autoencoder = "dual_path", "audio_vae"
     needed = ("audio_vae", "semantic_tokenizer", "semantic_lm", "dual_path")
     teaching = ("dual_path", "scheduler", "text_encoder", "tokenizer", "semantic_tokenizer", "semantic_lm")
+    settings = (SETTING,)
     decoding: Mapping[str, tuple[str, ...]] = {"original": ("audio_vae",)}
 
     def sample_rate_hz(self, bundle: Bundle) -> int:
@@ -63,6 +64,12 @@ class MelodyKind:
         """Channels and frames of the network's clips, and one bin."""
         channels, frames = bundle.stated("dual_path", "channels", "frames")
         return channels, frames, 1
+
+    def unlisted(self, bundle: Bundle) -> list[str]:
+        """Audio VAE, tokenizer and language model; the tagger that tokens of a clip that goes on are made by."""
+        parts = ["audio_vae", "semantic_tokenizer", "semantic_lm"]
+        source = bundle.stated("semantic_tokenizer", "source")[0]
+        return [part for part in [*parts, *(["evaluators/tagger"] if source == "tagger" else [])] if bundle.has(part)]
 
     def codec(self, bundle: Bundle, decoder: str | None) -> nn.Module:
         """The audio VAE, which needs neither vocoder nor fast decoder."""

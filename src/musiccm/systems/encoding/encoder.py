@@ -131,7 +131,7 @@ class Encoder(CorpusEncoder):
     def __init__(self, bundle: Bundle, work: EncodingData) -> None:
         codec, parts = bundle.codec("none"), TOKEN_PARTS if bundle.gives_tokens else PARTS
         super().__init__(bundle, work, tuple(part for part in parts if part != "mel" or codec.reads_mel))
-        self.encoder = SoundEncoder(codec, bundle.mel, bundle.sample_rate_hz)
+        self.encoder = SoundEncoder(codec)
         self._check_fit(bundle, work.data)
 
     def _check_fit(self, bundle: Bundle, data: MusicDataModule) -> None:
