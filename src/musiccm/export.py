@@ -36,7 +36,6 @@ from musiccm.models.denoiser import takes_scale
 from musiccm.samplers import SamplerSpec, suited_sampler
 
 
-
 @dataclass(frozen=True)
 class StudentInfo:
     """How a student was trained, as far as whoever loads it must know.

@@ -189,7 +189,7 @@ def test_what_needs_a_mel_or_a_u_net_is_refused(world: Path) -> None:
         DMD2(bundle, Distillation(**SHORT), Matching(steps=[1]))
     with pytest.raises(MusiccmError, match="adversarial.weight.*set it to 0"):
         DMD2(bundle, Distillation(**SHORT), Matching(steps=[1], gan_weight=0.0), Adversarial(weight=1.0))
-    with pytest.raises(MusiccmError, match="variable needs a U-Net"):
+    with pytest.raises(MusiccmError, match="variable: needs a U-Net"):
         LCM(bundle, Distillation(**{**SHORT, "guidance": "variable"}))
     with pytest.raises(MusiccmError, match="audio_condition_share: expected 0"):
         LCM(bundle, Distillation(**{**SHORT, "audio_condition_share": 0.5}))

@@ -71,7 +71,8 @@ def probes(bundle: Bundle, batch: WaveformBatch, present: set[str]) -> dict[str,
 
     def audio_vae_probe(vae: nn.Module) -> list[Tensor]:
         mean_BCTF, std_BCTF = SoundEncoder(vae).moments(batch.waveform_BS)
-        return [mean_BCTF, std_BCTF, log_mel(vae.decode(vae.normalise(mean_BCTF)))]
+        noise_BCTF = torch.randn(mean_BCTF.shape, generator=torch.Generator().manual_seed(0))
+        return [mean_BCTF + std_BCTF * noise_BCTF, log_mel(vae.decode(vae.normalise(mean_BCTF)))]
 
     found |= {"vae": vae_probe, "audio_vae": audio_vae_probe}
     if "vae" in present:
@@ -88,8 +89,8 @@ def probes(bundle: Bundle, batch: WaveformBatch, present: set[str]) -> dict[str,
         found["text_encoder"] = _clap_probe(bundle, batch, bundle.tokenizer, bundle.feature_extractor)
     if SECOND_CLAP in present:
         found[SECOND_CLAP] = _clap_probe(bundle, batch, *load_readers(bundle.root_of(SECOND_CLAP) / SECOND_CLAP))
-    if "scheduler" in present:
-        found[bundle.kind.network] = lambda network: [_sampled(bundle, network, batch, present)]
+    if "scheduler" in present and all(bundle.has(part) for part in bundle.kind.needed if part != "vocoder"):
+        found[bundle.kind.network] = lambda network: [_sampled(bundle, network, batch)]
     return {name: probe for name, probe in found.items() if name in present}
 
 
@@ -101,10 +102,11 @@ def _clap_probe(bundle: Bundle, batch: WaveformBatch, tokenizer: Any, feature_ex
     return probe
 
 
-def _sampled(bundle: Bundle, unet: nn.Module, batch: WaveformBatch, present: set[str]) -> Tensor:
+def _sampled(bundle: Bundle, unet: nn.Module, batch: WaveformBatch) -> Tensor:
     schedule = noise_process(bundle.scheduler_config)
     denoise = bundle.kind.denoiser(unet, schedule, bundle.prediction_type)
-    if {"text_encoder", "tokenizer", *(() if bundle.gives_tokens else ("feature_extractor",))} <= present:
+    told_by = ["text_encoder", "tokenizer", *(() if bundle.gives_tokens else ("feature_extractor",))]
+    if all(bundle.has(part) for part in told_by):
         conditioner = bundle.network_conditioner()
         cond_BD, null_BD = conditioner.text(batch.captions), conditioner.null(len(batch))
     else:  # any unit vectors serve to compare two networks, where it attends to tokens as one token each

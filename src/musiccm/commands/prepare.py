@@ -258,9 +258,8 @@ def _parser() -> argparse.ArgumentParser:
     bundle.add_argument("--base", required=True, help="whose: a packaged name, ../NAME beside --out, or a hub id")
     bundle.add_argument("--out", required=True, help="folder to write; the stages fill it")
     bundle.add_argument("--borrow", choices=("sound", "clap"), default="sound",
-                        help="beside the evaluators: autoencoder, vocoder and decoder, for a bundle with a text encoder "
-                             "of its own (sound); or CLAP, for one with latents of its own, as MeLoDy's (clap) "
-                             "(default %(default)s)")
+                        help="beside the evaluators: autoencoder, vocoder and decoder, for a text encoder of its own "
+                             "(sound); or CLAP, for latents of its own, as MeLoDy's (clap) (default %(default)s)")
     latents = commands.add_parser("latents", help="encode an experiment's corpus with its VAE and text encoder",
                                   epilog="On several GPUs: torchrun --nproc-per-node 8 -m musiccm prepare latents ...")
     latents.add_argument("--cache-dir", help="cache, in place of data.cache_dir")

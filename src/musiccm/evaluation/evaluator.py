@@ -394,7 +394,7 @@ class Evaluator:
         seeds = [clip_seed(self.seed, clip_id) for clip_id in ids]
         noise = initial_noise(seeds, candidate.latent_shape, self.device)
         clock = [self._now()]
-        condition = candidate.encode(prompts)
+        condition = candidate.condition(prompts, seeds)
         clock.append(self._now())
         latents = candidate.sample(condition, noise, seeds)
         clock.append(self._now())
@@ -429,6 +429,7 @@ class Evaluator:
             row |= {} if candidate.sampler is None else {"sampler": str(candidate.sampler)}
             row |= {"guidance_scale": candidate.guidance_scale,
                     "network_calls": None if made.calls is None else round(made.calls, 6)}
+            row |= {"tokens": candidate.tokens} if candidate.tokens else {}
         row |= {} if made.kept_from is None else {"from_cache": True, "features_from": made.kept_from}
         row |= {key: value for key, value in metrics.items() if key != "n"}
         return row | made.times | {"n": metrics["n"]}

@@ -107,7 +107,7 @@ class DistilledSystem(Resuming, StepNetworks):
         self._unfinished: dict[str, Tensor] = {}
         self._half: dict[str, nn.Module] = {}
 
-        if self.bundle.gives_tokens or self.bundle.kind.network != "unet":
+        if self.bundle.gives_tokens:
             self.bundle.check_condition()
         conditioner = self.bundle.network_conditioner()
         check_audio_share("model.init_args.distillation.audio_condition_share",
@@ -264,9 +264,7 @@ class DistilledSystem(Resuming, StepNetworks):
         """
         unet = self.bundle.network
         if self.distillation.guidance == "variable" and not takes_scale(unet.config):
-            if self.bundle.kind.network != "unet":
-                raise MusiccmError("distillation.guidance: variable needs a U-Net, which alone can have a guidance branch; "
-                                   "expected fixed or direct")
+            self.bundle.require_unet("distillation.guidance: variable", "expected fixed or direct")
             return with_guidance_branch(unet, self.seed, "model.init_args.bundle").requires_grad_(True)
         return copy.deepcopy(unet).requires_grad_(True)
 

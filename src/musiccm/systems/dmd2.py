@@ -95,9 +95,7 @@ class DMD2(CriticSystem):
         self.critic = self.bundle.kind.denoiser(unet, self.schedule, self.bundle.prediction_type)
         self.head: LatentHead | None = None
         if own.gan_weight > 0:
-            if self.bundle.kind.network != "unet":
-                raise MusiccmError("matching.gan_weight: the head stands on the middle of a U-Net, and this teacher is none; "
-                                   "set it to 0")
+            self.bundle.require_unet("matching.gan_weight", "set it to 0")
             config: Any = self.bundle.unet.config
             self.head = self.make_head(config.block_out_channels[-1])
         self.finish_init()

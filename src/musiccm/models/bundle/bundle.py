@@ -182,14 +182,34 @@ class Bundle:
         """The network that denoises: the U-Net, or the dual-path network of MeLoDy's kind."""
         return self.part(self.kind.network)
 
+    def require_unet(self, key: str, advice: str) -> None:
+        """Refuse a setting that only a U-Net on the latents of a mel can follow.
+
+        Args:
+            key: The setting.
+            advice: What to do about it.
+
+        Raises:
+            MusiccmError: The network is another one.
+        """
+        if self.kind.network != "unet":
+            raise MusiccmError(f"{key}: needs a U-Net on the latents of a mel, and the network of {self.path} is "
+                               f"{self.kind.network}/; {advice}")
+
     @property
     def unet(self) -> nn.Module:
-        """The `UNet2DConditionModel`."""
+        """The `UNet2DConditionModel`.
+
+        Raises:
+            MusiccmError: The bundle is of another kind, whatever its base has.
+        """
+        self.require_unet("unet", "name a bundle of that kind")
         return self.part("unet")
 
     @property
     def vae(self) -> nn.Module:
-        """The `AutoencoderKL`."""
+        """The `AutoencoderKL`; errors as `unet`."""
+        self.require_unet("vae", "name a bundle of that kind")
         return self.part("vae")
 
     @property

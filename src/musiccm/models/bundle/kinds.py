@@ -64,9 +64,9 @@ class MelKind:
     """A U-Net on the latents of a mel's VAE, told what the text encoder gives: MusicLDM's kind, and TANGO's."""
 
     network, autoencoder = "unet", "vae"
-    needed = ("unet", "vae", "vocoder")
-    teaching = ("unet", "scheduler", "text_encoder", "tokenizer")
-    settings = ()
+    needed: tuple[str, ...] = ("unet", "vae", "vocoder")
+    teaching: tuple[str, ...] = ("unet", "scheduler", "text_encoder", "tokenizer")
+    settings: tuple[str, ...] = ()
     decoding: Mapping[str, tuple[str, ...]] = {"fast": ("vae", "decoder"), "original": ("vae", "vocoder")}
 
     def sample_rate_hz(self, bundle: Bundle) -> int:
@@ -121,7 +121,7 @@ class MelKind:
         if decoder is None:
             decoder = "fast" if bundle.has("decoder") else "original"
         return LatentCodec(
-            bundle.vae, bundle.vocoder if decoder == "original" else None, bundle.mel, bundle.latent_patch,
+            bundle.part("vae"), bundle.vocoder if decoder == "original" else None, bundle.mel, bundle.latent_patch,
             bundle.part("decoder") if decoder == "fast" else None,
         )
 

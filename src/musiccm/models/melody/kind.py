@@ -23,9 +23,9 @@ class MelodyKind:
     """`audio_vae/`, `semantic_tokenizer/`, `semantic_lm/` and `dual_path/`; see `BundleKind`."""
 
     network, autoencoder = "dual_path", "audio_vae"
-    needed = ("audio_vae", "semantic_tokenizer", "semantic_lm", "dual_path")
-    teaching = ("dual_path", "scheduler", "text_encoder", "tokenizer", "semantic_tokenizer", "semantic_lm")
-    settings = (SETTING,)
+    needed: tuple[str, ...] = ("audio_vae", "semantic_tokenizer", "semantic_lm", "dual_path")
+    teaching: tuple[str, ...] = ("dual_path", "scheduler", "text_encoder", "tokenizer", "semantic_tokenizer", "semantic_lm")
+    settings: tuple[str, ...] = (SETTING,)
     decoding: Mapping[str, tuple[str, ...]] = {"original": ("audio_vae",)}
 
     def sample_rate_hz(self, bundle: Bundle) -> int:
@@ -89,6 +89,7 @@ class MelodyKind:
         from musiccm.models.melody.conditioner import SemanticConditioner
         from musiccm.models.melody.features import FeatureSource, load_source
 
+        self.check_condition(bundle, None)
         tokenizer, lm = bundle.part("semantic_tokenizer"), None
         if bundle.has("semantic_lm"):
             lm = bundle.part("semantic_lm")

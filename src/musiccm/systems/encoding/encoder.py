@@ -141,8 +141,8 @@ class Encoder(CorpusEncoder):
         if (bundle.path / bundle.kind.network).is_dir():
             samples = bundle.latent_shape()[1] * self.encoder.codec.frame_samples
             if samples != data.clip_samples:
-                raise MusiccmError(f"data.clip_samples is {data.clip_samples}, but the network ({bundle.kind.network}/) "
-                                   f"of {bundle.path} was trained on {samples}; set it to that")
+                raise MusiccmError(f"data.clip_samples is {data.clip_samples}, but {bundle.kind.network}/ of "
+                                   f"{bundle.path} was trained on {samples}; set it to that")
 
     def encode_audio(self, waveform_BS: Tensor) -> dict[str, Tensor]:
         """Mean and deviation of the raw latents."""
