@@ -33,7 +33,8 @@ SECOND_CLAP = "evaluators/clap_second"
 #: Keys of an encoder-decoder's weights that are no part of its encoder: `text_encoder/` may be a whole T5.
 BEYOND_THE_ENCODER = ("decoder.", "lm_head.")
 PACKAGED = {"musiccm-tiny": "tiny", "musiccm-tiny-student": "tiny-student",
-            "musiccm-tiny-tango": "tiny-tango", "musiccm-tiny-tango-student": "tiny-tango-student"}
+            "musiccm-tiny-tango": "tiny-tango", "musiccm-tiny-tango-student": "tiny-tango-student",
+            "musiccm-tiny-melody": "tiny-melody", "musiccm-tiny-melody-student": "tiny-melody-student"}
 
 
 #: What reads every text encoder but CLAP, by its configuration.
@@ -117,7 +118,8 @@ def resolve_bundle(path: str | Path, parts: Iterable[str] | None = None, here: b
     if (folder := _packaged(name)) is not None:
         if not folder.is_dir():
             raise MusiccmError(f"the packaged bundle '{name}' is not in this installation ({folder}); reinstall "
-                               "musiccm, or build it in a clone (`make bundle`, `make bundle-tango`)")
+                               "musiccm, or build it in a clone (`make bundle`, `make bundle-tango`, `make "
+                               "bundle-melody`)")
         return folder
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _from_hub(name, parts, here)
