@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,10 @@ from musiccm.models.conditioners.prompt_memory import Conditioner, check_texts
 from musiccm.models.melody.features import FeatureSource
 from musiccm.models.melody.semantic_lm import SemanticLM
 from musiccm.models.melody.tokenizer import SemanticTokenizer
+
+
+#: Plans of clips that are remembered, a number a token each: more than an evaluation asks of several models.
+REMEMBERED_PLANS = 16384
 
 
 class SemanticConditioner(Conditioner):
@@ -42,8 +47,14 @@ class SemanticConditioner(Conditioner):
         self.width, self._features = tokenizer.width, features
         #: Tokens that were written so far, one network evaluation each.
         self.written = 0
+        self._plans: dict[tuple[str, int, int], list[int]] = {}  # least recently asked for first
 
     draws = True
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SemanticConditioner:
+        """Forget the plans of weights that are moved or cast."""
+        self._plans.clear()
+        return super()._apply(fn, recurse)
 
     @property
     def device(self) -> torch.device:
@@ -93,8 +104,14 @@ class SemanticConditioner(Conditioner):
         return self.vectors(semantic_BL)
 
     def write(self, text: str, count: int, seed: int) -> Tensor:
-        """The first tokens of a piece, ids [count]."""
-        return self.writer(lambda number: (text, seed)).ids(0, count)
+        """The first tokens of a piece, ids [count]; those that were asked for before are remembered."""
+        plan = self._plans.pop((text, count, seed), None)
+        if plan is None:
+            plan = self.writer(lambda number: (text, seed)).ids(0, count).tolist()
+        self._plans[text, count, seed] = plan
+        if len(self._plans) > REMEMBERED_PLANS:
+            self._plans.pop(next(iter(self._plans)), None)
+        return torch.tensor(plan, device=self.device)
 
     def stream(self, text: str, seed: int, before: Sequence[int] = ()) -> Callable[[], int]:
         """What gives the next token after some others at each call.
