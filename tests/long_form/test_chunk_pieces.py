@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from tiny_melody import FRAMES, PER, SAMPLES, TOKENS, build_random_melody
@@ -106,9 +104,13 @@ def test_edits_keep_samples_and_tell_tokens_of_what_is_kept(
 ) -> None:
     sound = (0.3 * torch.sin(torch.arange(20000) * 0.05)).round(decimals=4)[None]
     clip = SourceClip.of(model, Original(sound, 16000, "FLOAT"), "it")
-    asked = []
-    monkeypatch.setattr(planner, "writer", lambda told_at, known=None: asked.append(known) or SemanticConditioner.writer(
-        planner, told_at, known))
+    asked: list[Any] = []
+
+    def watched(told_at: Any, known: Any = None) -> Any:
+        asked.append(known)
+        return SemanticConditioner.writer(planner, told_at, known)
+
+    monkeypatch.setattr(planner, "writer", watched)
     longer = model.editor(2).extend(clip, PROMPT, 1.8)
     (kept,) = longer.kept
     assert torch.equal(longer.waveform_CS[:, : kept[1]], sound[:, : kept[1]]) and longer.waveform_CS.shape[1] == 28800

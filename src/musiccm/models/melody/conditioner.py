@@ -16,7 +16,6 @@ from musiccm.models.melody.features import FeatureSource
 from musiccm.models.melody.semantic_lm import SemanticLM
 from musiccm.models.melody.tokenizer import SemanticTokenizer
 
-
 #: Plans of clips that are remembered, a number a token each: more than an evaluation asks of several models.
 REMEMBERED_PLANS = 16384
 

@@ -24,7 +24,8 @@ class MelodyKind:
 
     network, autoencoder = "dual_path", "audio_vae"
     needed: tuple[str, ...] = ("audio_vae", "semantic_tokenizer", "semantic_lm", "dual_path")
-    teaching: tuple[str, ...] = ("dual_path", "scheduler", "text_encoder", "tokenizer", "semantic_tokenizer", "semantic_lm")
+    teaching: tuple[str, ...] = ("dual_path", "scheduler", "text_encoder", "tokenizer", "semantic_tokenizer",
+                                 "semantic_lm")
     settings: tuple[str, ...] = (SETTING,)
     decoding: Mapping[str, tuple[str, ...]] = {"original": ("audio_vae",)}
 
