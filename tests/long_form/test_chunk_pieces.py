@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny_melody import FRAMES, PER, SAMPLES, TOKENS, build_random_melody
