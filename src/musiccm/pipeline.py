@@ -48,9 +48,6 @@ from musiccm.samplers import (
 )
 from musiccm.samplers.steppers import TEACHER_SAMPLER
 
-TEACHER_STEPS = 50
-TEACHER_GUIDANCE_SCALE = 3.0  # MusicCM's w = 2
-
 
 class Pipeline(LongMusic):
     """Makes music with a bundle: few-step with a distilled student, guided DDIM with a teacher.
@@ -132,7 +129,7 @@ class Pipeline(LongMusic):
     @property
     def default_steps(self) -> int:
         """Sampling steps where none are asked for."""
-        return int(self.record.get("default_steps", DEFAULT_STEPS)) if self.is_student else TEACHER_STEPS
+        return int(self.record.get("default_steps", DEFAULT_STEPS)) if self.is_student else self.bundle.kind.steps
 
     @property
     def accelerated(self) -> bool:
@@ -231,12 +228,13 @@ class Pipeline(LongMusic):
 
         Args:
             prompts: One text or several.
-            steps: Sampling steps; by default what a student was exported with (4), or 50 for a teacher.
+            steps: Sampling steps; by default what a student was exported with (4), or 50 for a teacher, 20 for one of
+                MeLoDy's kind.
             seed: Of the noise: one number, or a list of one for each prompt.
             seconds: Length, by default the one that the model was trained on; see `compose` for others.
-            guidance_scale: For a teacher, 3 by default. For a student that was exported with one to choose, from the
-                range that it was trained on (`guidance` is `variable`) or by a second network call each step
-                (`direct`), and by default as exported; any other takes none.
+            guidance_scale: For a teacher, 3 by default, 2.5 for one of MeLoDy's kind. For a student that was exported
+                with one to choose, from the range that it was trained on (`guidance` is `variable`) or by a second
+                network call each step (`direct`), and by default as exported; any other takes none.
             sampler: A sampler, its name, or its name and fields, such as `{"name": "lcm", "gamma": 0.6}`
                 (`make_sampler`); by default the one that a student was exported with, and `ddim` for a teacher.
             batch_size: Clips computed at once.
@@ -304,7 +302,7 @@ class Pipeline(LongMusic):
         else:
             stepper = teacher_stepper(
                 self.denoiser, self.schedule, self.conditioner.null, steps,
-                TEACHER_GUIDANCE_SCALE if guidance_scale is None else guidance_scale, rule, strength,
+                self.bundle.kind.guidance_scale if guidance_scale is None else guidance_scale, rule, strength,
             )
         return self._spent.counting(stepper)
 

@@ -53,6 +53,8 @@ def test_clips_pieces_and_streams_cost_what_is_printed(
     # 16 tokens; five steps of two calls
     assert "26 network evaluations (16 tokens, 10 of the denoiser)" in capsys.readouterr().out
     assert soundfile.info(out).frames == SAMPLES
+    assert generate(world, PROMPT, "--out", out) == 0
+    assert "56 network evaluations (16 tokens, 40 of the denoiser)" in capsys.readouterr().out  # 20 guided steps
     assert generate(world, PROMPT, "--steps", "5", "--seconds", "1.6", "--guidance-scale", "1", "--out", out) == 0
     # 40 tokens; windows at 0, 80, 160 and 240 of 400 latent frames, five unguided calls each
     assert "60 network evaluations (40 tokens, 20 of the denoiser)" in capsys.readouterr().out

@@ -13,7 +13,6 @@ from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.student_record import DEFAULT_STEPS
 from musiccm.models.codec import LatentCodec
-from musiccm.pipeline import TEACHER_STEPS
 from musiccm.samplers import SamplerSpec, Stepper, student_stepper, teacher_stepper
 from musiccm.samplers.steppers import STUDENT_SAMPLER, TEACHER_SAMPLER
 
@@ -150,7 +149,7 @@ class SystemTeacher(_PartOfSystem):
         """See `Pipeline.stepper`."""
         m = self.system
         return teacher_stepper(
-            m.teacher, m.schedule, m.conditioner.null, TEACHER_STEPS if steps is None else steps,
+            m.teacher, m.schedule, m.conditioner.null, m.bundle.kind.steps if steps is None else steps,
             self.scale if guidance_scale is None else guidance_scale, sampler or TEACHER_SAMPLER, strength,
         )
 

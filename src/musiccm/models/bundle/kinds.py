@@ -30,6 +30,9 @@ class BundleKind(Protocol):
     needed: tuple[str, ...]
     #: Parts whose hash says what makes latents of captions.
     teaching: tuple[str, ...]
+    #: How a teacher is sampled where nothing else is asked for: steps, and the usual guidance scale.
+    steps: int
+    guidance_scale: float
     #: Keys of `musiccm.json` that a student takes over of its teacher.
     settings: tuple[str, ...]
     #: Parts whose hash says what makes sound of latents, by the decoder's name.
@@ -66,6 +69,7 @@ class MelKind:
     network, autoencoder = "unet", "vae"
     needed: tuple[str, ...] = ("unet", "vae", "vocoder")
     teaching: tuple[str, ...] = ("unet", "scheduler", "text_encoder", "tokenizer")
+    steps, guidance_scale = 50, 3.0  # MusicCM's w = 2
     settings: tuple[str, ...] = ()
     decoding: Mapping[str, tuple[str, ...]] = {"fast": ("vae", "decoder"), "original": ("vae", "vocoder")}
 

@@ -26,6 +26,7 @@ class MelodyKind:
     needed: tuple[str, ...] = ("audio_vae", "semantic_tokenizer", "semantic_lm", "dual_path")
     teaching: tuple[str, ...] = ("dual_path", "scheduler", "text_encoder", "tokenizer", "semantic_tokenizer",
                                  "semantic_lm")
+    steps, guidance_scale = 20, 2.5  # the most of the paper's, and its guidance
     settings: tuple[str, ...] = (SETTING,)
     decoding: Mapping[str, tuple[str, ...]] = {"original": ("audio_vae",)}
 
