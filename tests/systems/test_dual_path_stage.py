@@ -201,6 +201,10 @@ def test_bad_data_and_settings_are_refused(tmp_path: Path) -> None:
         stage.loss(short, generator)
     with pytest.raises(MusiccmError, match="dual_path.token_width is 4, and the tokenizer's vectors have 3"):
         DualPathStage({**SHAPE, "token_width": 4}, bundle=str(tmp_path))
+    plain = make_stage(tmp_path)
+    save_part(tmp_path, "audio_vae", AudioVae({**vars(stage._vae[0].config), "latents_mean": None, "latents_std": None}))
+    with pytest.raises(MusiccmError, match="has no latents_mean and latents_std"):
+        plain.loss(make_batch(2, 0), generator)
     with pytest.raises(MusiccmError, match="no semantic tokenizer here"):
         DualPathStage(SHAPE, bundle=str(tmp_path), tokenizer=str(tmp_path / "semantic_tokenizer"))
     for changed, message in (({"held_chunks": [4]}, "held_chunks: expected numbers from 1 to below chunks = 4"),

@@ -143,9 +143,8 @@ class SemanticConditioner(Conditioner):
         Raises:
             MusiccmError: The tokenizer's features are not to be had.
         """
-        if self._features is not None:
+        if self._features is not None and not self.tokenizer.has_source:
             self.tokenizer.use(self._features())
-            self._features = None
         return self.tokenizer.ids(waveform_BS, sample_rate_hz)
 
 

@@ -103,7 +103,12 @@ class MelodyKind:
                                f"{unknown if isinstance(how, dict) else how!r}")
 
         def features() -> FeatureSource:
-            return load_source(tokenizer.config.source, bundle.path, tokenizer.config.layer)
+            source, layer = tokenizer.config.source, tokenizer.config.layer
+            if source not in ("tagger", "clap"):
+                raise MusiccmError(f"{bundle.path}: tokens of a clip that is there are made by {source}, which no bundle "
+                                   "holds; give it by `pipeline.conditioner.tokenizer.use(load_source(...))` "
+                                   "(musiccm.models.melody.features)")
+            return load_source(source, bundle.path, layer)
 
         return SemanticConditioner(bundle.conditioner(), tokenizer, lm, frames // per, f"{bundle.path}/", **how,
                                    features=features)

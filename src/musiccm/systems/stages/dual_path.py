@@ -124,14 +124,20 @@ class DualPathStage(Stage):
         """The clean latents of a batch, normalised as the network sees them.
 
         Raises:
-            MusiccmError: They are of another length than the network's clips, or the bundle has no audio VAE.
+            MusiccmError: They are of another length than the network's clips, or the bundle's audio VAE is missing or
+                does not state their moments.
         """
         frames = self.part.shape.frames
         if batch.latents_BCTF.shape[2] != frames:
             raise MusiccmError(f"model.init_args.dual_path.frames: expected clips of {frames} latent frames, found "
                                f"{batch.latents_BCTF.shape[2]} in the latent cache")
         if not self._vae:
-            self._vae = [Bundle.from_pretrained(self.bundle, ["audio_vae"]).part("audio_vae")]
+            vae = Bundle.from_pretrained(self.bundle, ["audio_vae"]).part("audio_vae")
+            if vae.config.latents_std is None:
+                raise MusiccmError(f"{self.bundle}/audio_vae/config.json: has no latents_mean and latents_std, without "
+                                   "which the latents' deviation is not that of the noise; its stage measures them when "
+                                   "it ends: run it again from its last checkpoint (--ckpt_path)")
+            self._vae = [vae]
         return self._vae[0].to(batch.latents_BCTF.device).normalise(batch.latents_BCTF)
 
     def predict(
