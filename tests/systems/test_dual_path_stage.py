@@ -202,7 +202,8 @@ def test_bad_data_and_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MusiccmError, match="dual_path.token_width is 4, and the tokenizer's vectors have 3"):
         DualPathStage({**SHAPE, "token_width": 4}, bundle=str(tmp_path))
     plain = make_stage(tmp_path)
-    save_part(tmp_path, "audio_vae", AudioVae({**vars(stage._vae[0].config), "latents_mean": None, "latents_std": None}))
+    none = {"latents_mean": None, "latents_std": None}
+    save_part(tmp_path, "audio_vae", AudioVae({**vars(stage._vae[0].config), **none}))
     with pytest.raises(MusiccmError, match="has no latents_mean and latents_std"):
         plain.loss(make_batch(2, 0), generator)
     with pytest.raises(MusiccmError, match="no semantic tokenizer here"):

@@ -105,8 +105,8 @@ class MelodyKind:
         def features() -> FeatureSource:
             source, layer = tokenizer.config.source, tokenizer.config.layer
             if source not in ("tagger", "clap"):
-                raise MusiccmError(f"{bundle.path}: tokens of a clip that is there are made by {source}, which no bundle "
-                                   "holds; give it by `pipeline.conditioner.tokenizer.use(load_source(...))` "
+                raise MusiccmError(f"{bundle.path}: tokens of a clip that is there are made by {source}, which no "
+                                   "bundle holds; give it by `pipeline.conditioner.tokenizer.use(load_source(...))` "
                                    "(musiccm.models.melody.features)")
             return load_source(source, bundle.path, layer)
 

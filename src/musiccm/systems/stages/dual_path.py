@@ -135,8 +135,8 @@ class DualPathStage(Stage):
             vae = Bundle.from_pretrained(self.bundle, ["audio_vae"]).part("audio_vae")
             if vae.config.latents_std is None:
                 raise MusiccmError(f"{self.bundle}/audio_vae/config.json: has no latents_mean and latents_std, without "
-                                   "which the latents' deviation is not that of the noise; its stage measures them when "
-                                   "it ends: run it again from its last checkpoint (--ckpt_path)")
+                                   "which the latents' deviation is not that of the noise; its stage measures them "
+                                   "when it ends: run it again from its last checkpoint (--ckpt_path)")
             self._vae = [vae]
         return self._vae[0].to(batch.latents_BCTF.device).normalise(batch.latents_BCTF)
 
