@@ -71,6 +71,12 @@ def test_a_bundle_says_what_it_is_and_borrows_clap_and_evaluators(world: Path) -
     assert {path.name for path in bundle.path.iterdir() if path.is_dir()} == {
         "audio_vae", "semantic_tokenizer", "semantic_lm", "dual_path", "scheduler"}
     assert type(bundle.kind.denoiser(bundle.network, Angle(), "v_prediction")) is FrameDenoiser
+    # the base has a U-Net and a mel's VAE, which are not this bundle's
+    for part in ("unet", "vae"):
+        assert bundle.has(part)
+        with pytest.raises(MusiccmError, match=f"{part}: needs a U-Net on the latents of a mel"):
+            getattr(bundle, part)
+    assert Bundle.from_pretrained(world / "base").kind.network == "unet"
 
 
 def test_the_latent_cache_holds_the_moments_of_sound_with_its_tokens_beside(world: Path) -> None:

@@ -146,6 +146,12 @@ def kinds() -> tuple[BundleKind, ...]:
 
 
 def kind_of(bundle: Bundle) -> BundleKind:
-    """The kind of a bundle, also of one that stages have not filled yet: by the parts that only one kind has."""
-    first, *others = kinds()
+    """The kind of a bundle, also of one that stages have not filled yet: by the parts that only one kind has.
+
+    A bundle's own parts decide before those that its base has, whether they are borrowed or not.
+    """
+    first, *others = every = kinds()
+    for kind in every:
+        if any((bundle.path / part).is_dir() for part in (kind.network, kind.autoencoder)):
+            return kind
     return next((kind for kind in others if bundle.has(kind.network) or bundle.has(kind.autoencoder)), first)
