@@ -44,7 +44,14 @@ PACK_TANGO = $(BIN)/musiccm pack --from data/bundle-tango --to src/musiccm/bundl
   --corpus $(TANGO_CORPUS) --stages experiments/tta/stages $(ARGS)
 TANGO_RUN = $$(ls -td lightning_logs/student_tango/version_* | head -n 1)
 
-.PHONY: help setup train eval bundle bundle-tango student student-tango smoke test test-all test-gpu test-wheel lint docs bench clean
+# The bundle of MeLoDy's kind borrows musiccm-tiny's CLAP and evaluators, and is of the same music.
+MELODY_STAGES ?= audio_vae semantic_tokens semantic_lm dual_path
+PACK_MELODY = $(BIN)/musiccm pack --from data/bundle-melody --to src/musiccm/bundles/tiny-melody --name musiccm-tiny-melody --base ../tiny \
+  --corpus $(BUNDLE_CORPUS) --stages experiments/melody/stages $(ARGS)
+MELODY_START = $$(ls -td lightning_logs/melody_demo/version_* | head -n 1)/checkpoints/last.ckpt
+MELODY_RUN = $$(ls -td lightning_logs/student_melody/version_* | head -n 1)
+
+.PHONY: help setup train eval bundle bundle-tango bundle-melody student student-tango student-melody smoke test test-all test-gpu test-wheel lint docs bench clean
 
 help:  ## show this help
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -69,6 +76,7 @@ $(READY): setup.cfg pyproject.toml
 train: $(READY)  ## corpus (the demo's is written), latents, distillation and its table
 	$(BIN)/musiccm prepare corpus --config $(CONFIG) --tracks $(TRACKS) --test-tracks $(TEST_TRACKS) --seed 0
 	$(BIN)/musiccm prepare latents --config $(CONFIG) --split train --overwrite
+	$(if $(filter melody/%,$(EXPERIMENT)),$(BIN)/musiccm prepare tokens --config $(CONFIG) --split train --overwrite)
 	$(if $(filter objectives/cmt,$(EXPERIMENT)),$(BIN)/musiccm prepare trajectories --config $(CONFIG))
 	$(BIN)/musiccm fit --config $(CONFIG) --seed_everything $(SEED) $(ARGS)
 	$(BIN)/musiccm test --config $(CONFIG) --ckpt_path newest
@@ -110,6 +118,22 @@ bundle-tango: $(READY)  ## train and pack text encoder and teacher of the bundle
 	$(BIN)/musiccm pack words --to data/bundle-tango --config experiments/tta/stages/teacher.yaml
 	$(PACK_TANGO)
 
+bundle-melody: $(READY)  ## train and pack audio VAE, tokens, language model and renderer of MeLoDy's kind (hours; goes on where it stopped)
+	$(BIN)/musiccm prepare demo --out $(BUNDLE_CORPUS) --tracks $(BUNDLE_TRACKS) --test-tracks 1000 --validation-tracks 0 --seed 0
+	$(BIN)/musiccm prepare bundle --base musiccm-tiny --out data/bundle-melody --borrow clap
+	@mkdir -p out/bundle-melody
+	@for stage in $(MELODY_STAGES); do \
+	  if [ -e out/bundle-melody/$$stage.done ]; then echo "$$stage: done already"; continue; fi; \
+	  echo "$$stage: see out/bundle-melody/$$stage.log"; \
+	  { case $$stage in \
+	    semantic_lm) $(BIN)/musiccm prepare tokens --config experiments/melody/stages/semantic_lm.yaml --split train --overwrite;; \
+	    dual_path) $(BIN)/musiccm prepare latents --config experiments/melody/stages/dual_path.yaml --split train --overwrite;; esac && \
+	    $(BIN)/musiccm fit --config experiments/melody/stages/$$stage.yaml --ckpt_path auto; } >> out/bundle-melody/$$stage.log 2>&1 \
+	    || { tail -n 5 out/bundle-melody/$$stage.log >&2; exit 1; }; \
+	  touch out/bundle-melody/$$stage.done; \
+	done
+	$(PACK_MELODY)
+
 student: $(READY)  ## distill, measure and pack the embedded student (the last part of `make bundle`; goes on where it stopped)
 	$(BIN)/musiccm prepare corpus --config experiments/demo_long.yaml --tracks $(TRACKS) --test-tracks $(STUDENT_TEST_TRACKS) --seed 0
 	$(BIN)/musiccm prepare latents --config experiments/demo_long.yaml --split train --overwrite
@@ -128,6 +152,17 @@ student-tango: $(READY)  ## distill, measure and pack the student of musiccm-tin
 	  --dtype float16 --overwrite --out src/musiccm/bundles/tiny-tango-student
 	$(PACK_TANGO) --results $(TANGO_RUN)/results.json
 	$(BIN)/musiccm pack features --to src/musiccm/bundles/tiny-tango --rows floor@0 teacher@50
+
+student-melody: $(READY)  ## distill, measure and pack the student of musiccm-tiny-melody (after bundle-melody; goes on where it stopped)
+	$(BIN)/musiccm prepare corpus --config experiments/melody/demo.yaml --tracks $(TRACKS) --test-tracks $(STUDENT_TEST_TRACKS) --seed 0
+	$(BIN)/musiccm prepare latents --config experiments/melody/demo.yaml --split train --overwrite
+	$(BIN)/musiccm prepare tokens --config experiments/melody/demo.yaml --split train --overwrite
+	$(BIN)/musiccm fit --config experiments/melody/demo.yaml --ckpt_path auto
+	$(BIN)/musiccm fit --config experiments/melody/student_melody.yaml --ckpt_path auto --model.init_args.distillation.start $(MELODY_START)
+	$(BIN)/musiccm test --config experiments/melody/student_melody.yaml --ckpt_path newest --n $(STUDENT_TEST_TRACKS)
+	$(BIN)/musiccm export --checkpoint $(MELODY_RUN)/checkpoints/last.ckpt --bundle musiccm-tiny-melody --base ../tiny-melody \
+	  --dtype float16 --overwrite --out src/musiccm/bundles/tiny-melody-student
+	$(PACK_MELODY) --results $(MELODY_RUN)/results.json
 
 smoke: $(READY)  ## the whole of `make train`, tiny: does everything run?
 	$(MAKE) train EXPERIMENT=smoke TRACKS=64 TEST_TRACKS=32

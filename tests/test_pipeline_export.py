@@ -98,7 +98,8 @@ def test_each_decoder_is_the_one_that_was_asked_for(student_dir: Path, teacher_d
 
 
 @pytest.mark.parametrize(("names", "bytes_at_most"), [
-    (["tiny", "tiny-student"], 50e6), (["tiny-tango", "tiny-tango-student"], 35e6)])
+    (["tiny", "tiny-student"], 50e6), (["tiny-tango", "tiny-tango-student"], 35e6),
+    (["tiny-melody", "tiny-melody-student"], 40e6)])
 def test_packaged_bundles_fit_into_a_wheel(names: list[str], bytes_at_most: float) -> None:
     """Features for evaluations included; together below what a package index takes, 100 MB a file."""
     folder = Path(str(importlib.resources.files("musiccm"))) / "bundles"
@@ -109,8 +110,8 @@ def test_packaged_bundles_fit_into_a_wheel(names: list[str], bytes_at_most: floa
 
 @pytest.mark.parametrize("name", list(PACKAGED))
 def test_packaged_bundles_make_sound(name: str) -> None:
-    if name.startswith("musiccm-tiny-tango") and local_bundle(name) is None:
-        pytest.skip("not built in this clone: make bundle-tango")
+    if name.startswith(("musiccm-tiny-tango", "musiccm-tiny-melody")) and local_bundle(name) is None:
+        pytest.skip(f"not built in this clone: make bundle-{name.split('-')[2]}")
     pipeline = Pipeline.from_pretrained(name)
     waveform = pipeline("a calm piano melody over soft strings", steps=2, seed=0)[0]
     assert len(waveform) == round(pipeline.duration_s * pipeline.sample_rate_hz) == 81920

@@ -37,8 +37,6 @@ from musiccm.models.bundle.training_words import words_folder
 from musiccm.models.denoiser import takes_scale
 from musiccm.samplers import SamplerSpec, suited_sampler
 
-STUDENTS_OWN = ("unet", "scheduler")
-
 
 @dataclass(frozen=True)
 class StudentInfo:
@@ -187,9 +185,9 @@ def _write(
 ) -> None:
     """Fill `partial` with what will be `folder`."""
     partial.mkdir(parents=True)
-    others = [part for part in teacher.index if part in PARTS and part not in STUDENTS_OWN]
-    # not in the index, which is for diffusers' eyes
-    others += [part for part in ("decoder",) if teacher.has(part)]
+    network = teacher.kind.network
+    others = [part for part in teacher.index if part in PARTS and part not in (network, "scheduler")]
+    others += [part for part in teacher.kind.unlisted(teacher) if part not in others]
     borrowed = {} if base is None else {"base": borrowed_parts(base, folder, teacher, others)}
     for part in others:
         if part in teacher.index:
@@ -203,8 +201,9 @@ def _write(
         if base is None and found is not None and found.is_dir():
             with naming_full_disk(folder / name):
                 shutil.copytree(found, partial / name)
-    save_part(partial, "unet", unet, dtype)
-    save_settings(partial, **own_heads(unet.config))  # type: ignore[arg-type]
+    save_part(partial, network, unet, dtype)
+    if network == "unet":
+        save_settings(partial, **own_heads(unet.config))  # type: ignore[arg-type]
     save_part(partial, "scheduler", scheduler)
     if teacher.gives_tokens:  # a borrowed encoder does not lie here to tell
         update_json(partial / "model_index.json", {"_class_name": pipeline_class(teacher.root_of("text_encoder"))})
@@ -215,8 +214,9 @@ def _write(
         "recipe": dict(info.recipe),
     }
     rows = [dict(row) for row in info.rows]
+    kept = {key: teacher.settings[key] for key in teacher.kind.settings if key in teacher.settings}
     save_settings(
-        partial, mel=teacher.mel, latent_patch=teacher.latent_patch, distillation=record, results=rows,
+        partial, **kept, mel=teacher.mel, latent_patch=teacher.latent_patch, distillation=record, results=rows,
         results_notes=list(info.notes), **borrowed
     )
     write_card(partial / "README.md", folder.name, record, rows, teacher.latent_shape(), base, info.notes,

@@ -35,8 +35,9 @@ from musiccm.models.bundle.student_record import (
     recorded_sampler,
 )
 from musiccm.models.bundle.training_words import TrainingWords, Unfamiliar
-from musiccm.models.denoiser import Consistency, Denoiser, takes_scale
+from musiccm.models.denoiser import Consistency, takes_scale
 from musiccm.samplers import (
+    Evaluations,
     Sampler,
     SamplerSpec,
     Stepper,
@@ -48,9 +49,6 @@ from musiccm.samplers import (
     teacher_stepper,
 )
 from musiccm.samplers.steppers import TEACHER_SAMPLER
-
-TEACHER_STEPS = 50
-TEACHER_GUIDANCE_SCALE = 3.0  # MusicCM's w = 2
 
 
 class Pipeline(LongMusic):
@@ -81,8 +79,7 @@ class Pipeline(LongMusic):
 
     def __init__(self, bundle: Bundle, decoder: str | None = None) -> None:
         self.bundle = bundle
-        _check_channels(bundle)
-        bundle.check_condition()
+        bundle.kind.check(bundle)
         scheduler = bundle.scheduler_config
         self.is_student = is_student(scheduler)
         self.record: dict[str, Any] = bundle.settings.get("distillation") or {}
@@ -97,10 +94,11 @@ class Pipeline(LongMusic):
             _check_branch(bundle, self.guidance.kind)
         self.schedule = noise_process(scheduler)
         self.prediction_type = bundle.prediction_type
-        self.conditioner = bundle.conditioner()
+        self.conditioner = bundle.network_conditioner()
         self.codec = bundle.codec(decoder)
         self.latent_shape = bundle.latent_shape()
-        self.denoiser = Denoiser(bundle.unet, self.schedule, self.prediction_type).eval()
+        self.denoiser = bundle.kind.denoiser(bundle.network, self.schedule, self.prediction_type).eval()
+        self._spent = Evaluations()
         self.device = torch.device("cpu")
         if self.is_student:
             self.grid = recorded_grid(scheduler)
@@ -126,19 +124,19 @@ class Pipeline(LongMusic):
 
     def __repr__(self) -> str:
         kind = "student" if self.is_student else "teacher"
-        decoder = "fast" if self.codec.decoder is not None else "original"
+        decoder = self.codec.decoded_by
         return (f"Pipeline({self.bundle.path.name}: {kind}, {self.default_steps} steps, clips of {self.duration_s:g} s "
                 f"at {self.sample_rate_hz} Hz, {decoder} decoder, on {self.device})")
 
     @property
     def default_steps(self) -> int:
         """Sampling steps where none are asked for."""
-        return int(self.record.get("default_steps", DEFAULT_STEPS)) if self.is_student else TEACHER_STEPS
+        return int(self.record.get("default_steps", DEFAULT_STEPS)) if self.is_student else self.bundle.kind.steps
 
     @property
     def accelerated(self) -> bool:
         """Whether `accelerate` was called, on this pipeline or another of the same `Bundle`: they share the U-Net."""
-        return getattr(self.bundle.unet, "accelerated", False)
+        return getattr(self.bundle.network, "accelerated", False)
 
     def to(self, device: str | torch.device) -> Pipeline:
         """Move the networks.
@@ -182,7 +180,7 @@ class Pipeline(LongMusic):
             raise MusiccmError("this pipeline was accelerated before; make another one to do it in another way")
         if not callable(backend):
             check_backend("backend", backend)
-        self.bundle.unet.accelerated = True  # type: ignore[assignment]
+        self.bundle.network.accelerated = True  # type: ignore[assignment]
         if half:
             to_bfloat16(self.denoiser.unet)
         if self.device.type == "cpu" and backend is None:
@@ -196,12 +194,12 @@ class Pipeline(LongMusic):
     @property
     def sample_rate_hz(self) -> int:
         """Rate of the waveforms."""
-        return self.bundle.mel.sample_rate_hz
+        return self.bundle.sample_rate_hz
 
     @property
     def frame_samples(self) -> int:
         """Samples of a latent frame."""
-        return self.codec.downsampling * self.bundle.mel.hop_length
+        return self.codec.frame_samples
 
     @property
     def duration_s(self) -> float:
@@ -267,12 +265,13 @@ class Pipeline(LongMusic):
 
         Args:
             prompts: One text or several.
-            steps: Sampling steps; by default what a student was exported with (4), or 50 for a teacher.
+            steps: Sampling steps; by default what a student was exported with (4), or 50 for a teacher, 20 for one of
+                MeLoDy's kind.
             seed: Of the noise: one number, or a list of one for each prompt.
             seconds: Length, by default the one that the model was trained on; see `compose` for others.
-            guidance_scale: For a teacher, 3 by default. For a student that was exported with one to choose, from the
-                range that it was trained on (`guidance` is `variable`) or by a second network call each step
-                (`direct`), and by default as exported; any other takes none.
+            guidance_scale: For a teacher, 3 by default, 2.5 for one of MeLoDy's kind. For a student that was exported
+                with one to choose, from the range that it was trained on (`guidance` is `variable`) or by a second
+                network call each step (`direct`), and by default as exported; any other takes none.
             sampler: A sampler, its name, or its name and fields, such as `{"name": "lcm", "gamma": 0.6}`
                 (`make_sampler`); by default the one that a student was exported with, and `ddim` for a teacher.
             batch_size: Clips computed at once.
@@ -296,7 +295,7 @@ class Pipeline(LongMusic):
             return self._finished([compose(self, text, seconds, stepper, own, batch_size=batch_size)
                                    for text, own in zip(texts, seeds, strict=True)], texts, level)
         with torch.inference_mode():
-            cond_BD = self.conditioner.prompts(texts)
+            cond_BD = self.conditioner.prompts(texts, seeds)
             clips = []
             for start in range(0, len(texts), batch_size):
                 part = slice(start, start + batch_size)
@@ -335,12 +334,19 @@ class Pipeline(LongMusic):
             raise MusiccmError(f"guidance_scale: expected a number, found {guidance_scale!r}")
         steps = self.default_steps if steps is None else steps
         if self.is_student:
-            return student_stepper(self.consistency, self.schedule, self.grid, steps, rule, guidance_scale, strength,
-                                   guidance=self.guidance, null=self.conditioner.null)
-        return teacher_stepper(
-            self.denoiser, self.schedule, self.conditioner.null, steps,
-            TEACHER_GUIDANCE_SCALE if guidance_scale is None else guidance_scale, rule, strength,
-        )
+            stepper = student_stepper(self.consistency, self.schedule, self.grid, steps, rule, guidance_scale, strength,
+                                      guidance=self.guidance, null=self.conditioner.null)
+        else:
+            stepper = teacher_stepper(
+                self.denoiser, self.schedule, self.conditioner.null, steps,
+                self.bundle.kind.guidance_scale if guidance_scale is None else guidance_scale, rule, strength,
+            )
+        return self._spent.counting(stepper)
+
+    @property
+    def evaluations(self) -> Evaluations:
+        """Network evaluations so far, of all clips and threads together: two for a guided call, one for each token."""
+        return Evaluations(tokens=self.conditioner.written, denoising=self._spent.denoising)
 
     def sampler(self, spec: SamplerSpec | None = None) -> Sampler:
         """The rule by which this bundle is sampled.
@@ -390,18 +396,9 @@ class Pipeline(LongMusic):
 
 def _check_branch(bundle: Bundle, kind: str) -> None:
     """What the U-Net's configuration and the student's record say of a guidance branch, before any weights are read."""
-    has = takes_scale(bundle.config("unet"))
+    has = takes_scale(bundle.config(bundle.kind.network))
     if has != (kind == "variable"):
         raise MusiccmError(
             f"{bundle.path}: unet/config.json {'states' if has else 'lacks'} the guidance branch (addition_embed_type: "
             f"guidance), but {SETTINGS_FILE} says distillation.guidance: {kind}; restore the two files, or export the "
             "student again")
-
-
-def _check_channels(bundle: Bundle) -> None:
-    """The U-Net's channels against the VAE's, before any weights are read."""
-    (taken,), (raw,) = bundle.stated("unet", "in_channels"), bundle.stated("vae", "latent_channels")
-    given = raw * bundle.latent_patch**2
-    if taken != given:
-        raise MusiccmError(f"{bundle.path}: unet takes {taken} channels, vae gives {given} (latent_patch "
-                           f"{bundle.latent_patch}); the two are from different models")

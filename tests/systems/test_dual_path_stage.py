@@ -16,26 +16,36 @@ from torch.utils.data import DataLoader
 
 from musiccm.data.batch import LatentBatch
 from musiccm.data.sampling import KeyedLoader, ShuffledSampler
-from musiccm.diffusion import Angle, Condition, noise_process
+from musiccm.diffusion import Angle, noise_process
 from musiccm.errors import MusiccmError
 from musiccm.losses.velocity import draw_angles, si_snr, velocity_loss
 from musiccm.models.bundle import Bundle
+from musiccm.models.bundle.files import save_part
+from musiccm.models.melody.audio_vae import AudioVae
 from musiccm.models.melody.dual_path import DualPath
+from musiccm.models.melody.tokenizer import SemanticTokenizer, SemanticTokenizerConfig
 from musiccm.systems.stages.dual_path import SCHEDULER, DualPathStage, no_tokens
 
 FRAMES, TOKENS, WIDTH = 16, 4, 3
 SHAPE: dict[str, Any] = {
     "channels": 2, "width": 16, "merged": [8], "segment": 8, "heads": 2, "coarse_layers": 1, "feed_forward": 16,
-    "recurrent_width": 8, "angle_width": 8, "token_width": WIDTH, "frames_per_token": 4, "frames": FRAMES}
+    "recurrent_width": 8, "angle_width": 8, "frames_per_token": 4, "frames": FRAMES}
+
+
+def make_tokenizer(width: int = WIDTH) -> SemanticTokenizer:
+    tokenizer = SemanticTokenizer(SemanticTokenizerConfig("tagger", "none", width, 64, width))
+    tokenizer.centroids_KD.normal_(generator=torch.Generator().manual_seed(3))
+    return tokenizer
 
 
 def make_batch(items: int, seed: int, frames: int = FRAMES) -> LatentBatch:
     """Latents that the tokens say all about: in each channel the first two numbers of the token's vector."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randn(items, frames // 4, WIDTH, generator=generator)
-    latents = tokens[..., :2].repeat_interleave(4, dim=1).transpose(1, 2)[..., None].contiguous()
-    cond = Condition(tokens, torch.ones(items, frames // 4, dtype=torch.bool))
-    return LatentBatch(latents, cond, None, [str(i) for i in range(items)], [""] * items)
+    generator, tokenizer = torch.Generator().manual_seed(seed), make_tokenizer()
+    ids = torch.randint(tokenizer.codebook, (items, frames // 4), generator=generator)
+    latents = tokenizer.vectors(ids)[..., :2].repeat_interleave(4, dim=1).transpose(1, 2)[..., None].contiguous()
+    # raw, see `make_stage`
+    return LatentBatch(20.0 * latents + 5.0, torch.zeros(items, 1), None, [str(i) for i in range(items)], [""] * items,
+                       ids)
 
 
 class Toy(pl.LightningDataModule):
@@ -46,10 +56,10 @@ class Toy(pl.LightningDataModule):
         self.clips, self.items = make_batch(clips, 0), items
 
     def collate(self, drawn: list[int]) -> LatentBatch:
-        cond = self.clips.text_BD
-        assert isinstance(cond, Condition)
-        return LatentBatch(self.clips.latents_BCTF[drawn], cond[torch.tensor(drawn)], None,
-                           [str(i) for i in drawn], [""] * len(drawn))
+        ids = self.clips.semantic_BL
+        assert ids is not None
+        return LatentBatch(self.clips.latents_BCTF[drawn], torch.zeros(len(drawn), 1), None,
+                           [str(i) for i in drawn], [""] * len(drawn), ids[drawn])
 
     def train_dataloader(self) -> KeyedLoader:
         size = len(self.clips)
@@ -62,7 +72,14 @@ class Toy(pl.LightningDataModule):
 
 
 def make_stage(bundle: Path, **changed: Any) -> DualPathStage:
+    """A stage whose bundle has a tokenizer, and an audio VAE with the moments of `make_batch`'s latents."""
     torch.manual_seed(1)
+    save_part(bundle, "semantic_tokenizer", make_tokenizer())
+    save_part(bundle, "audio_vae", AudioVae({
+        "latent_channels": 2, "strides": [2], "kernel_sizes": [3], "channels": [2], "depths": [0],
+        "decoder_strides": [2], "decoder_kernel_sizes": [3], "decoder_channels": [2], "decoder_depths": [0],
+        "divisor": 100.0, "latents_mean": [0.05, 0.05], "latents_std": [0.2, 0.2]}))
+    (bundle / "model_index.json").write_text("{}")
     return DualPathStage(SHAPE, bundle=str(bundle), **({"warmup_steps": 1, "lr": 1e-2, "ema_decay": 0.9} | changed))
 
 
@@ -83,7 +100,7 @@ def test_it_learns_what_the_tokens_say_and_leaves_a_part_and_its_process(tmp_pat
     assert quality["mse"] < 0.6 * quality["mse_null"] and quality["mse_continuation"] < 0.4
     assert quality["si_snri"] > 8
     assert {f"mse_quarter_{i}" for i in range(4)} <= set(quality)
-    bundle = Bundle(tmp_path, {}, {}, torch.float32)
+    bundle = Bundle.from_pretrained(tmp_path, [])
     assert isinstance(bundle.part("dual_path"), DualPath)
     assert isinstance(noise_process(json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())), Angle)
     assert noise_process(SCHEDULER).num_train_timesteps == 1000
@@ -156,7 +173,18 @@ def test_tokens_are_dropped_in_the_stated_share(tmp_path: Path) -> None:
     stage.part.forward = watched  # type: ignore[method-assign, assignment]
     stage.loss(make_batch(2000, 0), torch.Generator().manual_seed(0))
     assert (~seen[0]).float().mean() == pytest.approx(0.3, abs=0.03)
-    assert not no_tokens(make_batch(2, 0).text_BD).mask_BL.any()  # type: ignore[arg-type, union-attr]
+    assert not no_tokens(stage.condition(make_batch(2, 0))).mask_BL.any()  # type: ignore[union-attr]
+
+
+def test_tokens_are_told_by_their_centroids_and_latents_normalised(tmp_path: Path) -> None:
+    stage, batch = make_stage(tmp_path), make_batch(3, 5)
+    assert stage.part.shape.token_width == WIDTH  # of the tokenizer, where it is not stated
+    assert batch.semantic_BL is not None
+    cond = stage.condition(batch)
+    assert cond.tokens_BLD is not None and cond.mask_BL is not None and cond.mask_BL.all()
+    torch.testing.assert_close(cond.tokens_BLD[2, 1], make_tokenizer().centroids_KD[batch.semantic_BL[2, 1]])
+    # raw = 20 z + 5, and the audio VAE's moments say so
+    torch.testing.assert_close(stage.latents(batch), (batch.latents_BCTF - 5.0) / 20.0)
 
 
 def test_bad_data_and_settings_are_refused(tmp_path: Path) -> None:
@@ -164,13 +192,22 @@ def test_bad_data_and_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MusiccmError, match="dual_path.frames: expected clips of 16 latent frames, found 20"):
         stage.loss(make_batch(2, 0, 20), generator)
     short = make_batch(2, 0)
-    assert isinstance(short.text_BD, Condition)
-    short.text_BD = Condition(short.text_BD.tokens_BLD[:, :3], short.text_BD.mask_BL[:, :3])  # type: ignore[index]
+    assert short.semantic_BL is not None
+    short.semantic_BL = short.semantic_BL[:, :3]
     with pytest.raises(MusiccmError, match="16 latent frames need 4 semantic tokens"):
         stage.loss(short, generator)
-    short.text_BD = torch.zeros(2, 3)
-    with pytest.raises(MusiccmError, match="found one without tokens"):
+    short.semantic_BL = None
+    with pytest.raises(MusiccmError, match="data.tokens_dir: expected batches with semantic tokens"):
         stage.loss(short, generator)
+    with pytest.raises(MusiccmError, match="dual_path.token_width is 4, and the tokenizer's vectors have 3"):
+        DualPathStage({**SHAPE, "token_width": 4}, bundle=str(tmp_path))
+    plain = make_stage(tmp_path)
+    none = {"latents_mean": None, "latents_std": None}
+    save_part(tmp_path, "audio_vae", AudioVae({**vars(stage._vae[0].config), **none}))
+    with pytest.raises(MusiccmError, match="has no latents_mean and latents_std"):
+        plain.loss(make_batch(2, 0), generator)
+    with pytest.raises(MusiccmError, match="no semantic tokenizer here"):
+        DualPathStage(SHAPE, bundle=str(tmp_path), tokenizer=str(tmp_path / "semantic_tokenizer"))
     for changed, message in (({"held_chunks": [4]}, "held_chunks: expected numbers from 1 to below chunks = 4"),
                              ({"held_chunks": [0]}, "held_chunks"), ({"held_chunks": []}, "held_chunks"),
                              ({"chunks": 1}, "set continuation_share: 0"),

@@ -127,7 +127,7 @@ def build_evaluator(
     if clap is None or not clap.of_bundle:  # SIM_AA compares with what the bundle's CLAP made of the training clips
         compared = bundle_clap(system.bundle) if galleries else None
     extractor = FeatureExtractor(
-        embedders, compared.to(system.device).audio if compared else None, system.codec.mel.sample_rate_hz
+        embedders, compared.to(system.device).audio if compared else None, system.bundle.sample_rate_hz
     ).to(system.device)
     tagger = extractor.tagger
     metrics = MetricSuite(
@@ -182,7 +182,7 @@ def keeping_of(trainer: pl.Trainer, system: Distilled, evaluator: Evaluator, fol
     bundle, clap = system.bundle, evaluator.clap
     if getattr(system, "given_teacher", False):  # of which the bundle's files say nothing
         return Keeping(gather=partial(gathered, trainer), writes=trainer.is_global_zero)
-    packed = bundle.root_of("unet") / PACKED
+    packed = bundle.root_of(bundle.kind.network) / PACKED
     key = {
         "teacher": teacher_hash(bundle),
         "embedders": {name: embedder.fingerprint for name, embedder in evaluator.extractor.embedders.items()},

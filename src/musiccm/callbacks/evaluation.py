@@ -329,8 +329,8 @@ class Evaluation(pl.Callback):
             seed=self.seed, sampler=self.sampler.spec, text_audio=evaluator.clap.name if evaluator.clap else None,
             embedders={name: embedder.fingerprint for name, embedder in evaluator.extractor.embedders.items()},
         )
-        mel = system.codec.mel
-        write_samples(folder / "samples", outcomes, evaluator.prompt_of, LogMel(mel), mel.sample_rate_hz)
+        write_samples(folder / "samples", outcomes, evaluator.prompt_of, LogMel(system.bundle.mel),
+                      system.bundle.sample_rate_hz)
         say(f"\n{text}\nwritten to {folder}")
 
     def _watch(

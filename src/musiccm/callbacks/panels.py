@@ -120,10 +120,11 @@ class Panels(pl.Callback):
             return
         system = as_distilled(pl_module)
         seeds = [clip_seed(self.seed, prompt) for prompt in self.prompts]
-        log_mel, rate = LogMel(system.codec.mel), system.codec.mel.sample_rate_hz
+        log_mel, rate = LogMel(system.bundle.mel), system.bundle.sample_rate_hz
         for candidate in candidates(Comparison(system, self.sampler, system.guidance_scale), steps):
             noise = initial_noise(seeds, candidate.latent_shape, system.device)
-            made = candidate.decode(candidate.sample(candidate.encode(self.prompts), noise, seeds)).float().cpu()
+            told = candidate.condition(self.prompts, seeds)
+            made = candidate.decode(candidate.sample(told, noise, seeds)).float().cpu()
             for logger in loggers:
                 self._write(logger, trainer.global_step, candidate.label, made, log_mel, rate)
             if not loggers and self._folder is not None:

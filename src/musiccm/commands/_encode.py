@@ -14,11 +14,17 @@ from pytorch_lightning.strategies import DDPStrategy
 from musiccm.callbacks.preemption import without_lightnings_handlers
 from musiccm.callbacks.progress_lines import ProgressLines
 from musiccm.data.experiment import data_module
-from musiccm.data.latent_cache.fingerprint import ENCODING_PARTS, bundle_fingerprint, joint_fingerprint
+from musiccm.data.latent_cache.fingerprint import (
+    TEXT_PARTS,
+    bundle_fingerprint,
+    encoding_parts,
+    joint_fingerprint,
+)
 from musiccm.device import choose_device
 from musiccm.errors import MusiccmError
 from musiccm.locks import locked_folder
 from musiccm.models.bundle import Bundle
+from musiccm.models.bundle.files import check_part, local_bundle
 from musiccm.models.melody.features import load_source
 from musiccm.models.melody.tokenizer import tokenizer_of
 from musiccm.systems.encoding.data import SPLITS, EncodingData
@@ -58,7 +64,10 @@ def encode_corpus(
     _check_options(batch_size, shard_size, device)
     data = data_module(configs, {**overrides, "kind": "waveform"})
     require_utf8(str(data.cache_dir), "data.cache_dir")
-    bundle = Bundle.from_pretrained(str(data.bundle), parts=ENCODING_PARTS)
+    # of one on this disk its configurations say which parts encode
+    bundle = Bundle.from_pretrained(str(data.bundle), parts=() if local_bundle(str(data.bundle)) else None)
+    for part in encoding_parts(bundle):
+        check_part(bundle.root_of(part), part)
     work = EncodingData(data, bundle_fingerprint(bundle), batch_size, shard_size, overwrite, bundle.gives_tokens,
                         splits)
     _encode(Encoder(bundle, work), work, device)
@@ -107,7 +116,7 @@ def encode_tokens(
     tokenizer = tokenizer_of(data.tokenizer)
     stated = tokenizer.config
     tokenizer.use(load_source(stated.source, features or str(data.bundle), stated.layer, non_commercial))
-    bundle = Bundle.from_pretrained(str(data.bundle), parts=ENCODING_PARTS[1:])
+    bundle = Bundle.from_pretrained(str(data.bundle), parts=TEXT_PARTS)
     work = EncodingData(data, joint_fingerprint(bundle), batch_size, shard_size, overwrite, splits=splits,
                         tokenizer=tokenizer.fingerprint)
     _encode(TokenEncoder(bundle, tokenizer, work), work, device)

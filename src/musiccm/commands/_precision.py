@@ -14,10 +14,9 @@ from musiccm.data.batch import WaveformBatch
 from musiccm.diffusion import Condition, expand_condition, noise_process
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import SECOND_CLAP, load_readers
-from musiccm.models.codec import LatentCodec
+from musiccm.models.codec import LatentCodec, SoundEncoder
 from musiccm.models.conditioners.clap import ClapConditioner
 from musiccm.models.conditioners.text_encoder import TextEncoderConditioner
-from musiccm.models.denoiser import Denoiser
 from musiccm.models.sections import PLACES, section_window
 from musiccm.samplers import INITIAL, sample_noise, teacher_stepper
 
@@ -70,7 +69,12 @@ def probes(bundle: Bundle, batch: WaveformBatch, present: set[str]) -> dict[str,
         mean_BCTF, std_BCTF = codec.encode(mel_BMN)
         return [mean_BCTF, std_BCTF, codec.decode_mel(codec.normalise(mean_BCTF))]
 
-    found["vae"] = vae_probe
+    def audio_vae_probe(vae: nn.Module) -> list[Tensor]:
+        mean_BCTF, std_BCTF = SoundEncoder(vae).moments(batch.waveform_BS)
+        noise_BCTF = torch.randn(mean_BCTF.shape, generator=torch.Generator().manual_seed(0))
+        return [mean_BCTF + std_BCTF * noise_BCTF, log_mel(vae.decode(vae.normalise(mean_BCTF)))]
+
+    found |= {"vae": vae_probe, "audio_vae": audio_vae_probe}
     if "vae" in present:
         codec = bundle.codec("none")
         latents_BCTF = codec.standardise(codec.encode(mel_BMN)[0])
@@ -85,8 +89,8 @@ def probes(bundle: Bundle, batch: WaveformBatch, present: set[str]) -> dict[str,
         found["text_encoder"] = _clap_probe(bundle, batch, bundle.tokenizer, bundle.feature_extractor)
     if SECOND_CLAP in present:
         found[SECOND_CLAP] = _clap_probe(bundle, batch, *load_readers(bundle.root_of(SECOND_CLAP) / SECOND_CLAP))
-    if "scheduler" in present:
-        found["unet"] = lambda unet: [_sampled(bundle, unet, batch, present)]
+    if "scheduler" in present and all(bundle.has(part) for part in bundle.kind.needed if part != "vocoder"):
+        found[bundle.kind.network] = lambda network: [_sampled(bundle, network, batch)]
     return {name: probe for name, probe in found.items() if name in present}
 
 
@@ -98,11 +102,12 @@ def _clap_probe(bundle: Bundle, batch: WaveformBatch, tokenizer: Any, feature_ex
     return probe
 
 
-def _sampled(bundle: Bundle, unet: nn.Module, batch: WaveformBatch, present: set[str]) -> Tensor:
+def _sampled(bundle: Bundle, unet: nn.Module, batch: WaveformBatch) -> Tensor:
     schedule = noise_process(bundle.scheduler_config)
-    denoise = Denoiser(unet, schedule, bundle.prediction_type)
-    if {"text_encoder", "tokenizer", *(() if bundle.gives_tokens else ("feature_extractor",))} <= present:
-        conditioner = bundle.conditioner()
+    denoise = bundle.kind.denoiser(unet, schedule, bundle.prediction_type)
+    told_by = ["text_encoder", "tokenizer", *(() if bundle.gives_tokens else ("feature_extractor",))]
+    if all(bundle.has(part) for part in told_by):
+        conditioner = bundle.network_conditioner()
         cond_BD, null_BD = conditioner.text(batch.captions), conditioner.null(len(batch))
     else:  # any unit vectors serve to compare two networks, where it attends to tokens as one token each
         config = bundle.config("unet")

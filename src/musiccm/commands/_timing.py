@@ -98,5 +98,6 @@ def row(
 
 def student_of(bundle: str) -> str:
     """The student that a few-step benchmark samples: the packaged one for the packaged teacher, else the bundle."""
-    packaged = {"musiccm-tiny": "musiccm-tiny-student", "musiccm-tiny-tango": "musiccm-tiny-tango-student"}
+    packaged = {"musiccm-tiny": "musiccm-tiny-student", "musiccm-tiny-tango": "musiccm-tiny-tango-student",
+                "musiccm-tiny-melody": "musiccm-tiny-melody-student"}
     return packaged.get(bundle, bundle)

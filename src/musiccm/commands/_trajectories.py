@@ -21,6 +21,7 @@ from musiccm.errors import MusiccmError
 from musiccm.locks import locked_folder
 from musiccm.progress import Progress
 from musiccm.systems.cmt import CMT
+from musiccm.systems.conditions import window_condition
 from musiccm.systems.teacher_paths import kept_timesteps, roll_out
 from musiccm.terminal import say
 from musiccm.texts import require_utf8
@@ -73,7 +74,9 @@ def roll_trajectories(
                 for first in range(unit.first, unit.last, batch_size):
                     signals.check()
                     numbers = range(first, min(first + batch_size, unit.last))
-                    cond_BD = windows.__getitems__([items[n] for n in numbers]).text_BD.to(where)
+                    batch = windows.__getitems__([items[n] for n in numbers]).to(where)
+                    captions_B = torch.zeros(len(batch), dtype=torch.bool)  # no item's sound in its caption's place
+                    cond_BD = window_condition(batch, captions_B, system.conditioner)
                     # Keyed by the path's number: the same paths for any batch and device.
                     noise = [torch.randn(shape, generator=keyed_generator(system.seed, "path", n)) for n in numbers]
                     teacher = system.guided_teacher(cond_BD)

@@ -79,7 +79,8 @@ def _generate(args: argparse.Namespace) -> int:
         made_s = _stream(pipeline, args, paths)
     else:
         made_s = _write(pipeline, args, paths)
-    _say(args, f"{len(args.prompts)} clip(s) of {made_s:g} s in {time.perf_counter() - start:.2f} s")
+    _say(args, f"{len(args.prompts)} clip(s) of {made_s:g} s in {time.perf_counter() - start:.2f} s, "
+               f"{pipeline.evaluations}")
     return 0
 
 
@@ -255,13 +256,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--force", action="store_true", help="replace files that are there")
     parser.add_argument("--model", default="musiccm-tiny-student",
                         help="directory, packaged bundle or hub id (default %(default)s)")
-    parser.add_argument("--steps", type=int, help="sampling steps (default 4 for a student, 50 for a teacher)")
+    parser.add_argument("--steps", type=int, help="sampling steps (default 4 for a student, 50 for a teacher, 20 for "
+                                                  "one of MeLoDy's kind)")
     parser.add_argument("--seed", type=_seed, default=0,
                         help="of the noise; of one number each prompt gets noise of its own by its place, several, as "
                              "in 3,5,7, are one a prompt, which makes the clip that this prompt and seed make alone "
                              "(default %(default)s)")
-    parser.add_argument("--guidance-scale", type=float, help="for a teacher (default 3), or a student that has one "
-                                                                "to choose (default: as exported)")
+    parser.add_argument("--guidance-scale", type=float, help="for a teacher (default 3, or 2.5 of MeLoDy's kind), or a "
+                                                             "student that has one to choose (default: as exported)")
     parser.add_argument("--sampler", choices=SAMPLER_NAMES,
                         help="lcm, tcd or ddim for a student; ddim, heun or dpm-solver++ for a teacher")
     parser.add_argument("--gamma", type=float, help="for a student: share of fresh noise between steps, 0 to 1")

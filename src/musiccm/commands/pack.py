@@ -115,14 +115,17 @@ def parts_of(bundle: Bundle) -> tuple[set[str], list[str]]:
         MusiccmError: It has none.
     """
     from musiccm.models.bundle.files import PARTS
+    from musiccm.models.bundle.kinds import kinds
 
     stated = (bundle.settings.get("base") or {}).get("parts", ())
     present = {name for name in PARTS if (bundle.path / name).is_dir()
                or (bundle.has(name) and (name in stated or name.startswith("evaluators/")))}
     if not present:
         raise MusiccmError(f"{bundle.path}: none of {', '.join(PARTS)} is there; run the stages first (make bundle)")
-    needed = [name for name, kind in PARTS.items()
-              if not kind.optional and not (name == "feature_extractor" and bundle.gives_tokens)]
+    others = [kind for kind in kinds() if kind.network != bundle.kind.network]
+    unneeded = {part for kind in others for part in kind.needed}
+    needed = [name for name, kind in PARTS.items() if (name in bundle.kind.needed or not kind.optional)
+              and name not in unneeded and not (name == "feature_extractor" and bundle.gives_tokens)]
     return present, [name for name in needed if name not in present]
 
 
@@ -160,16 +163,17 @@ def corpus(root: str, bundle: Bundle, present: set[str], limit: int, clip_sample
     """
     from musiccm.data.module import MusicDataModule
 
-    if {"unet", "vae"} <= present and clip_samples is None:
-        codec = bundle.codec("none")
-        clip_samples = bundle.latent_shape()[1] * codec.downsampling * bundle.mel.hop_length
+    network, autoencoder = bundle.kind.network, bundle.kind.autoencoder
+    if {network, autoencoder} <= present and clip_samples is None:
+        clip_samples = bundle.latent_shape()[1] * bundle.codec("none").frame_samples
     if clip_samples is None:
-        raise MusiccmError(f"{bundle.path}: without unet/ and vae/ the clip length is unknown; state --clip-samples")
+        raise MusiccmError(f"{bundle.path}: without {network}/ and {autoencoder}/ the clip length is unknown; state "
+                           "--clip-samples")
     if limit < 2:
         raise MusiccmError(f"--n must be at least 2, found {limit}")
     tags = bundle.root_of("evaluators/tagger") / "evaluators" / "tagger" / "config.json"
     data = MusicDataModule(
-        root, clip_samples=clip_samples, sample_rate_hz=bundle.mel.sample_rate_hz, eval_batch_size=BATCH,
+        root, clip_samples=clip_samples, sample_rate_hz=bundle.sample_rate_hz, eval_batch_size=BATCH,
         eval_limit=limit, vocabulary=str(tags) if "evaluators/tagger" in present else None,
     )
     data.setup("test")
@@ -201,7 +205,9 @@ def write_parts(
     with Progress(len(names), "packing", "part") as bar:
         for name in names:
             part, dtype = bundle.part(name), None
-            if isinstance(part, torch.nn.Module):
+            if PARTS[name].as_it_is:
+                chosen[name] = {"dtype": "as its stage wrote it", "relative_change": None, "n": len(few)}
+            elif isinstance(part, torch.nn.Module):
                 record = choose(part, compared.get(name), tolerance)
                 chosen[name] = {**record, "n": len(few)}
                 dtype = getattr(torch, record["dtype"])
@@ -216,7 +222,7 @@ def write_parts(
 
 
 def keep_files(bundle: Bundle, own: set[str], folder: Path) -> None:
-    """Put parts without weights back as they were, byte by byte.
+    """Put parts without weights, and those that others are held to, back as they were, byte by byte.
 
     A tokenizer that is read and saved has other settings in its file, none of which alters a token; latent caches go by
     a hash of the files, and would have to be made again for the packed bundle.
@@ -224,7 +230,7 @@ def keep_files(bundle: Bundle, own: set[str], folder: Path) -> None:
     from musiccm.models.bundle.files import PARTS, part_files
 
     for name in sorted(own):
-        if PARTS[name].weights is None:
+        if PARTS[name].weights is None or PARTS[name].as_it_is:
             shutil.rmtree(folder / name)
             (folder / name).mkdir()
             for file in part_files(bundle.root_of(name) / name):

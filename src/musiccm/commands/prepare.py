@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     if args.what == "bundle":
         from musiccm.models.bundle.borrow import begin_bundle
 
-        parts = begin_bundle(args.out, args.base)
+        parts = begin_bundle(args.out, args.base, args.borrow)
         say(f"{args.out}: borrows {', '.join(parts)} of {args.base}")
         return 0
     if args.what == "index":
@@ -255,10 +255,12 @@ def _parser() -> argparse.ArgumentParser:
                                  "experiment's demo_world, or music)")
         writer.add_argument("--seed", type=int, default=0, help="decides every byte (default %(default)s)")
         writer.add_argument("--workers", type=int, help="processes (default one a core)")
-    bundle = commands.add_parser("bundle", help="begin a bundle with a text encoder of its own: all parts but this "
-                                                "and the U-Net are borrowed")
+    bundle = commands.add_parser("bundle", help="begin a bundle that borrows parts of another")
     bundle.add_argument("--base", required=True, help="whose: a packaged name, ../NAME beside --out, or a hub id")
     bundle.add_argument("--out", required=True, help="folder to write; the stages fill it")
+    bundle.add_argument("--borrow", choices=("sound", "clap"), default="sound",
+                        help="beside the evaluators: autoencoder, vocoder and decoder, for a text encoder of its own "
+                             "(sound); or CLAP, for latents of its own, as MeLoDy's (clap) (default %(default)s)")
     latents = commands.add_parser("latents", help="encode an experiment's corpus with its VAE and text encoder",
                                   epilog="On several GPUs: torchrun --nproc-per-node 8 -m musiccm prepare latents ...")
     latents.add_argument("--cache-dir", help="cache, in place of data.cache_dir")

@@ -11,16 +11,15 @@ from torch import Tensor
 from musiccm.audio import LogMel
 from musiccm.data.batch import WaveformBatch
 from musiccm.embedders import load_embedder
-from musiccm.evaluation.feature_cache import DECODER_PARTS
 from musiccm.losses.contrastive import recall_at_k
 from musiccm.metrics.attributes import AttributeAccuracy
 from musiccm.metrics.frechet import FrechetDistance
 from musiccm.metrics.readings import Reading
 from musiccm.models.bundle import Bundle
+from musiccm.models.codec import SoundEncoder
 from musiccm.progress import Progress
 
 TAGGER, EVENTS = {"evaluators/tagger"}, {"evaluators/sections"}
-SOUND = {name: set(DECODER_PARTS[name]) for name in ("original", "fast")}
 #: How the metrics of each decoder's reconstructions begin.
 PREFIX = {"original": "", "fast": "fast_"}
 CLAP = {"text_encoder", "tokenizer", "feature_extractor"}
@@ -29,7 +28,8 @@ RECALLED = 10
 
 def decoders(bundle: Bundle) -> list[str]:
     """The decoders that a bundle has, by the names that `Bundle.codec` takes: `original`, and `fast` where it is."""
-    return [name for name, parts in SOUND.items() if all(bundle.has(part) for part in parts)]
+    decoding = bundle.kind.decoding
+    return [name for name in PREFIX if name in decoding and all(bundle.has(part) for part in decoding[name])]
 
 
 def frechet(real_ED: Tensor, fake_ED: Tensor) -> float:
@@ -70,7 +70,8 @@ def embed_parts(
     """
     log_mel = LogMel(bundle.mel)
     tagger = bundle.evaluators["tagger"] if present >= TAGGER else None
-    codecs = {name: bundle.codec(name) for name, parts in SOUND.items() if present >= parts}
+    codecs = {name: bundle.codec(name) for name in decoders(bundle) if present >= set(bundle.kind.decoding[name])}
+    encoder = SoundEncoder(next(iter(codecs.values()))) if codecs else None
     conditioner = bundle.conditioner() if present >= CLAP else None
     ids: list[str] = []
     rows: dict[str, list[Tensor]] = {}
@@ -80,7 +81,7 @@ def embed_parts(
             rows.setdefault(name, []).append(tensor)
 
     def read(waveform_BS: Tensor) -> Tensor:
-        return events(waveform_BS, bundle.mel.sample_rate_hz).logits_BG
+        return events(waveform_BS, bundle.sample_rate_hz).logits_BG
 
     with Progress(total, "embedding", "clip") as bar:
         for batch in batches:
@@ -91,16 +92,17 @@ def embed_parts(
                 keep(tags=batch.tags_BG, real_embedding=embedding, real_logits=logits)
             if conditioner is not None:
                 keep(clap_text=conditioner.text(batch.captions),
-                     clap_audio=conditioner.audio(batch.waveform_BS, bundle.mel.sample_rate_hz))
+                     clap_audio=conditioner.audio(batch.waveform_BS, bundle.sample_rate_hz))
             if events is not None:
                 keep(asked=events.asked(batch.attributes or [{}] * len(batch)), real_read=read(batch.waveform_BS))
+            z_BCTF = encoder(batch.waveform_BS) if encoder is not None else None
             for name, codec in codecs.items():
-                sound_BS = codec.decode(codec.normalise(codec.encode(mel_BMN)[0]))
+                sound_BS = codec.decode(z_BCTF)
                 if tagger is not None:
                     embedding, logits = tagger(log_mel(sound_BS))
                     keep(**{f"{name}_embedding": embedding, f"{name}_logits": logits})
                 if conditioner is not None:
-                    keep(**{f"{name}_audio": conditioner.audio(sound_BS, bundle.mel.sample_rate_hz)})
+                    keep(**{f"{name}_audio": conditioner.audio(sound_BS, bundle.sample_rate_hz)})
                 if events is not None:
                     keep(**{f"{name}_read": read(sound_BS)})
             bar.update(len(batch.ids))

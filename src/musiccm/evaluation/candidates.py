@@ -142,23 +142,29 @@ class Candidate:
         model: Its name in `MODELS`.
         steps: Sampling steps.
         guidance_scale: None where there is none to choose, as of a student that one was distilled into.
-        encode: `captions -> conditions`.
+        encode: `captions -> conditions`; `(captions, seeds) -> conditions` where these are drawn.
         sample: `(conditions, noise_BCTF, seeds) -> z_BCTF`.
         decoders: `z_BCTF -> waveform_BS`, by the decoder's name; latents are sampled once for all of them.
         latent_shape: `(C, T, F)` of one clip.
         calls: Counts the samples that went through the network; None where it cannot be seen.
         sampler: The rule by which it is sampled; None where it is not known.
+        tokens: Tokens that are drawn for each clip, one network call each; 0 where conditions are not drawn.
     """
 
     model: str
     steps: int
     guidance_scale: float | None
-    encode: Callable[[list[str]], AnyCondition]
+    encode: Callable[..., AnyCondition]
     sample: Callable[[Any, Tensor, Sequence[int]], Tensor]
     decoders: Mapping[str, Callable[[Tensor], Tensor]]
     latent_shape: tuple[int, int, int]
     calls: CallCounter | None = None
     sampler: Sampler | None = None
+    tokens: int = 0
+
+    def condition(self, captions: list[str], seeds: Sequence[int]) -> AnyCondition:
+        """What the network is told of captions; of one that draws it, by the seeds of the clips."""
+        return self.encode(captions, seeds) if self.tokens else self.encode(captions)
 
     @property
     def label(self) -> str:
@@ -253,13 +259,14 @@ def candidate_of(
     made_by = {kind_of(model.codec): model.codec} if decoders is None else codecs(model, decoders)
     return Candidate(
         name, steps, stepper.scale, model.conditioner.text, sample,
-        {kind: codec.decode for kind, codec in made_by.items()}, shape, counted, stepper.sampler
+        {kind: codec.decode for kind, codec in made_by.items()}, shape, counted, stepper.sampler,
+        model.conditioner.tokens if getattr(model.conditioner, "draws", False) else 0,
     )
 
 
 def kind_of(codec: Any) -> str:
     """Whether a codec makes sound by a fast decoder or by the original ones: `fast` or `original`."""
-    return "original" if getattr(codec, "decoder", None) is None else "fast"
+    return getattr(codec, "decoded_by", "original")
 
 
 def codecs(model: Any, decoders: Sequence[str]) -> dict[str, Any]:
@@ -280,7 +287,7 @@ def codecs(model: Any, decoders: Sequence[str]) -> dict[str, Any]:
     for name in decoders:
         if name == kind_of(own):
             found[name] = own
-        elif bundle is not None and (name != "fast" or bundle.has("decoder")):
+        elif bundle is not None and name in bundle.kind.decoding and (name != "fast" or bundle.has("decoder")):
             found[name] = bundle.codec(name).to(model.device).eval()
     if not found:
         raise MusiccmError(f"evaluation.decoders: {bundle.path if bundle else type(model).__name__} has none of "

@@ -13,7 +13,6 @@ from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.student_record import DEFAULT_STEPS
 from musiccm.models.codec import LatentCodec
-from musiccm.pipeline import TEACHER_STEPS
 from musiccm.samplers import SamplerSpec, Stepper, student_stepper, teacher_stepper
 from musiccm.samplers.steppers import STUDENT_SAMPLER, TEACHER_SAMPLER
 
@@ -115,12 +114,12 @@ class _PartOfSystem:
     @property
     def sample_rate_hz(self) -> int:
         """Rate of the waveforms."""
-        return self.system.bundle.mel.sample_rate_hz
+        return self.system.bundle.sample_rate_hz
 
     @property
     def frame_samples(self) -> int:
         """Samples of a latent frame."""
-        return self.codec.downsampling * self.system.bundle.mel.hop_length
+        return self.codec.frame_samples
 
     @property
     def duration_s(self) -> float:
@@ -150,7 +149,7 @@ class SystemTeacher(_PartOfSystem):
         """See `Pipeline.stepper`."""
         m = self.system
         return teacher_stepper(
-            m.teacher, m.schedule, m.conditioner.null, TEACHER_STEPS if steps is None else steps,
+            m.teacher, m.schedule, m.conditioner.null, m.bundle.kind.steps if steps is None else steps,
             self.scale if guidance_scale is None else guidance_scale, sampler or TEACHER_SAMPLER, strength,
         )
 

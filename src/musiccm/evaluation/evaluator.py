@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from musiccm.audio.mel import LogMel
 from musiccm.data.batch import WaveformBatch
 from musiccm.embedders import Embeddings
 from musiccm.errors import MusiccmError
@@ -21,7 +20,7 @@ from musiccm.evaluation.clip_features import ClipFeatures
 from musiccm.evaluation.comparison import FLOOR
 from musiccm.evaluation.suite import FeatureExtractor, Features, MetricSuite
 from musiccm.evaluation.text_audio import MeasuringClap
-from musiccm.models.codec import LatentCodec
+from musiccm.models.codec import LatentCodec, SoundEncoder
 from musiccm.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -279,15 +278,13 @@ class Evaluator:
             The clips by decoder.
         """
         features: dict[str, list[tuple[list[str], Features]]] = {decoder: [] for decoder in codecs}
-        log_mel = LogMel(next(iter(codecs.values())).mel).to(self.device)
+        encode = SoundEncoder(next(iter(codecs.values()))).to(self.device)
         done = 0
         with self._bar(FLOOR, total) as bar, torch.no_grad():
             for batch in batches:
                 self.between(done)
-                mel_BMN = log_mel(batch.waveform_BS.to(self.device))
-                z_BCTF = None
+                z_BCTF = encode(batch.waveform_BS.to(self.device))
                 for decoder, codec in codecs.items():
-                    z_BCTF = codec.normalise(codec.encode(mel_BMN)[0]) if z_BCTF is None else z_BCTF
                     features[decoder].append((batch.ids, self._features(codec.decode(z_BCTF))))
                 done += len(batch.ids)
                 bar.update(len(batch.ids))
@@ -397,7 +394,7 @@ class Evaluator:
         seeds = [clip_seed(self.seed, clip_id) for clip_id in ids]
         noise = initial_noise(seeds, candidate.latent_shape, self.device)
         clock = [self._now()]
-        condition = candidate.encode(prompts)
+        condition = candidate.condition(prompts, seeds)
         clock.append(self._now())
         latents = candidate.sample(condition, noise, seeds)
         clock.append(self._now())
@@ -432,6 +429,7 @@ class Evaluator:
             row |= {} if candidate.sampler is None else {"sampler": str(candidate.sampler)}
             row |= {"guidance_scale": candidate.guidance_scale,
                     "network_calls": None if made.calls is None else round(made.calls, 6)}
+            row |= {"tokens": candidate.tokens} if candidate.tokens else {}
         row |= {} if made.kept_from is None else {"from_cache": True, "features_from": made.kept_from}
         row |= {key: value for key, value in metrics.items() if key != "n"}
         return row | made.times | {"n": metrics["n"]}

@@ -27,15 +27,13 @@ SOURCES = ("audio", "data/demo", "diffusion", "models", "samplers", "embedders",
            *(f"evaluation/{name}.py" for name in ("candidates", "clip_features", "distilled", "evaluator",
                                                   "feature_extraction", "floor", "text_audio")))
 LIBRARIES = ("torch", "diffusers", "transformers")
-#: Parts of a bundle that make sound, by the decoder's name.
-DECODER_PARTS = {"fast": ("vae", "decoder"), "original": ("vae", "vocoder")}
 #: Folder of a bundle that holds features of its teacher and of the floor.
 PACKED = "evaluation_features"
 
 
 def teacher_hash(bundle: Bundle) -> str:
     """A hash of what makes latents of captions."""
-    return bundle.content_hash(["unet", "scheduler", "text_encoder", "tokenizer"])
+    return bundle.content_hash(bundle.kind.teaching)
 
 
 def clap_hash(bundle: Bundle) -> str:
@@ -45,7 +43,7 @@ def clap_hash(bundle: Bundle) -> str:
 
 def decoder_hashes(bundle: Bundle) -> dict[str, str]:
     """A hash of what makes sound of latents, by the decoder's name; the encoder, which makes the floor's, is in it."""
-    return {name: bundle.content_hash(parts) for name, parts in DECODER_PARTS.items()
+    return {name: bundle.content_hash(parts) for name, parts in bundle.kind.decoding.items()
             if all(bundle.has(part) for part in parts)}
 
 

@@ -4,7 +4,6 @@ from musiccm.long_form.clip import SourceClip, read_clip
 from musiccm.long_form.compose import (
     MAX_STREAM_S,
     MAX_WHOLE_S,
-    Piece,
     check_batch,
     check_duration,
     compose,
@@ -14,9 +13,11 @@ from musiccm.long_form.decode import MelDecoder, PieceDecoder, encode_piece
 from musiccm.long_form.direct import DirectDecoder, piece_decoder
 from musiccm.long_form.edit import Editor
 from musiccm.long_form.edited import Edited
+from musiccm.long_form.encode import encode_sound
 from musiccm.long_form.finishing import finished
 from musiccm.long_form.methods import LongMusic
 from musiccm.long_form.model import MusicModel
+from musiccm.long_form.piece import Piece
 from musiccm.long_form.prompts import PromptPlan, Prompts, check_text, check_texts
 from musiccm.long_form.seams import SeamMetrics, seam_metrics
 from musiccm.long_form.stream import MusicStream
@@ -44,6 +45,7 @@ __all__ = [
     "compose",
     "decode_whole",
     "encode_piece",
+    "encode_sound",
     "finished",
     "piece_decoder",
     "read_clip",

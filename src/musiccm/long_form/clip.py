@@ -58,7 +58,7 @@ class SourceClip:
             raise BadAudio(name, "silent", "its channels cancel each other where they are mixed into one, which the "
                                            "model reads")
         waveform_S = resample(level(mono_S), original.sample_rate_hz, pipeline.sample_rate_hz, "soxr")
-        shortest = max(pipeline.frame_samples, pipeline.codec.mel.n_fft // 2 + 1)
+        shortest = pipeline.codec.shortest_samples
         if len(waveform_S) < shortest:
             raise BadAudio(name, "too_short", f"{len(waveform_S) / pipeline.sample_rate_hz:.3f} s, expected at least "
                                               f"{shortest / pipeline.sample_rate_hz:.3f} s")

@@ -9,18 +9,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from musiccm.audio.mel import MEL_FLOOR, LogMel
 from musiccm.audio.resample import resample
 from musiccm.errors import MusiccmError
+from musiccm.long_form.chunk_piece import ChunkPiece
 from musiccm.long_form.clip import SourceClip
-from musiccm.long_form.compose import Piece, check_duration, decode_whole
-from musiccm.long_form.decode import encode_piece
+from musiccm.long_form.compose import check_duration, decode_whole
 from musiccm.long_form.edited import Edited
+from musiccm.long_form.encode import encode_sound
 from musiccm.long_form.finishing import warn_of_silent_edit
+from musiccm.long_form.layout import lay_out, piece_kind
 from musiccm.long_form.model import MusicModel
+from musiccm.long_form.piece import Piece
 from musiccm.long_form.prompts import Prompts
 from musiccm.long_form.splice import between, channel_gains, splice, spread, step_gain
-from musiccm.samplers import INITIAL, SamplerSpec, needed_crops, sample_shared
+from musiccm.samplers import SamplerSpec
 
 FADE_S = 0.1
 """The clip's last or next samples beside new sound, over which one fades into the other."""
@@ -169,11 +171,8 @@ class Editor:
         """
         piece = self._piece(prompts, clip.samples, 0, strength)
         length = _length(piece)
-        piece.require_used()
         # a clip shorter than the window ends in silence, as in training
-        z_CTF = self._encode(clip.waveform_S, length, pad_value=math.log(MEL_FLOOR))
-        initial = self._noised(piece, z_CTF)
-        made = sample_shared(piece.process, piece.cond_of, self.batch_size, initial_CTF=initial)
+        made = piece.vary(self._encode(clip.waveform_S, length, silence=True), self.batch_size)
         original = clip.original
         new_S = self._sound(made, clip, math.ceil(clip.samples / self.pipeline.frame_samples))[: original.samples]
         gains_C = _first(channel_gains(original.waveform_CS, new_S), self._balance(clip))
@@ -186,18 +185,21 @@ class Editor:
     def _view(self, clip: SourceClip, start: int, new: int) -> _View:
         """What to look at where `new` latent frames are made from sample `start` on, at the model's rate."""
         per, window = self.pipeline.frame_samples, self.pipeline.latent_shape[1]
-        left = min(window, math.ceil(start / per))
+        grid = piece_kind(self.pipeline).grid(self.pipeline)
+        left, new = min(window, on_grid(math.ceil(start / per), grid)), on_grid(new, grid)
         rest = clip.samples - start - new * per
         # An end that is shorter than the fade into it is made anew with what lies before it.
-        right = min(window, math.ceil(rest / per)) if rest > FADE_S * self.pipeline.sample_rate_hz else 0
+        right = 0
+        if rest > FADE_S * self.pipeline.sample_rate_hz:
+            right = min(window, on_grid(math.ceil(rest / per), grid))
         return _View(start - left * per, left, new, right, per)
 
-    def _piece(self, prompts: Prompts, samples: int, begin: int, strength: float = 1.0) -> Piece:
+    def _piece(self, prompts: Prompts, samples: int, begin: int, strength: float = 1.0) -> Piece | ChunkPiece:
         """A piece of so many samples that begins at a sample of the clip, both at the model's rate."""
         rate_hz = self.pipeline.sample_rate_hz
         stepper = self.pipeline.stepper(self.steps, self.guidance_scale, strength=strength, sampler=self.sampler)
-        return Piece.of(self.pipeline, prompts, samples / rate_hz, stepper, self.noise_seed, self.overlap, self.fusion,
-                        begin / rate_hz)
+        return lay_out(self.pipeline, prompts, samples / rate_hz, stepper, self.noise_seed, self.overlap, self.fusion,
+                       begin / rate_hz)
 
     @torch.no_grad()
     def _fill(self, view: _View, clip: SourceClip, prompts: Prompts, start: int, length: int) -> Edited:
@@ -217,12 +219,8 @@ class Editor:
         kept_T = torch.zeros(_length(piece), dtype=torch.bool)
         kept_T[: view.left] = True
         kept_T[view.left + view.new : view.frames] = True
-        clean = self._encode(self._seen(view, clip), len(kept_T), pad_value=None)
-        piece.require_used(needed_crops(piece.process.crops, kept_T))
-        noise = piece.process.fresh(INITIAL, 0, len(kept_T))
-        initial = torch.where(kept_T[:, None].to(clean.device), self._noised(piece, clean), noise)
-        made = sample_shared(piece.process, piece.cond_of, self.batch_size, initial_CTF=initial, kept_CTF=clean,
-                             kept_T=kept_T)
+        seen_S = self._seen(view, clip)
+        made = piece.fill(self._encode(seen_S, len(kept_T)), kept_T, seen_S, self.batch_size)
         return self._joined(view, clip, made, kept_T, start, length)
 
     def _joined(
@@ -283,27 +281,19 @@ class Editor:
         beyond = max(0, last - clip.samples) if view.right else 0
         return F.pad(sound_S[None], (max(0, -view.begin), beyond), mode="reflect")[0]
 
-    def _noised(self, piece: Piece, clean_CTF: Tensor) -> Tensor:
-        """Clean latents at the sampler's first noise level."""
-        noise = piece.process.fresh(INITIAL, 0, clean_CTF.shape[1])
-        stepper = piece.process.stepper
-        return stepper.process.add_noise(clean_CTF, noise, torch.tensor(stepper.timesteps[0], device=noise.device))
-
-    def _encode(self, waveform_S: Tensor, length: int, pad_value: float | None) -> Tensor:
-        """Latents of sound, padded to `length`: by mels of `pad_value`, or by zeros that nobody reads."""
-        codec, window = self.pipeline.codec, self.pipeline.latent_shape[1]
-        per = codec.downsampling
-        mel_MN = LogMel(codec.mel)(waveform_S)[: length * per]
-        if pad_value is not None:
-            mel_MN = F.pad(mel_MN, (0, 0, 0, length * per - len(mel_MN)), value=pad_value)
-        elif len(mel_MN) % per:
-            mel_MN = torch.cat([mel_MN, mel_MN[-1:].expand(per - len(mel_MN) % per, -1)])
-        z_CTF = encode_piece(codec, mel_MN.to(self.pipeline.device), window)
-        return F.pad(z_CTF, (0, 0, 0, length - z_CTF.shape[1]))
+    def _encode(self, waveform_S: Tensor, length: int, silence: bool = False) -> Tensor:
+        """Latents of sound, padded to `length`: by silence, or by zeros that nobody reads."""
+        pipeline = self.pipeline
+        return encode_sound(pipeline.codec, waveform_S, length, pipeline.latent_shape[1], pipeline.device, silence)
 
 
-def _length(piece: Piece) -> int:
-    length = piece.process.crops.length
+def on_grid(frames: int, grid: int) -> int:
+    """The next multiple of `grid`."""
+    return -(-frames // grid) * grid
+
+
+def _length(piece: Piece | ChunkPiece) -> int:
+    length = piece.length
     assert length is not None
     return length
 

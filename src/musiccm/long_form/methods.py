@@ -8,9 +8,10 @@ from typing import Any, cast
 from torch import Tensor
 
 from musiccm.audio.output_level import check_level
-from musiccm.long_form.compose import MAX_STREAM_S, Piece, check_duration, compose
+from musiccm.long_form.compose import MAX_STREAM_S, check_duration, compose
 from musiccm.long_form.edit import Editor
 from musiccm.long_form.finishing import finished
+from musiccm.long_form.layout import lay_out
 from musiccm.long_form.model import MusicModel
 from musiccm.long_form.prompts import PromptPlan, Prompts
 from musiccm.long_form.stream import MusicStream
@@ -40,6 +41,8 @@ class LongMusic:
     ) -> Tensor:
         """Make one piece of any length, by the shared restricted process; at a clip's own length it is that clip.
 
+        A model that plans tokens makes it by windows that hold what is there (docs/melody.md).
+
         Args:
             prompts: One text, or `(start_s, text)` pairs for music that changes.
             seconds: Length, above 0 and up to an hour.
@@ -47,7 +50,7 @@ class LongMusic:
             seed: Of the noise; or a list of one for each text, of the noise from its start on. Another seed for a later
                 text leaves the noise of what comes before as it was.
             overlap: Shared part of neighbouring windows, from 0 to below 1.
-            fusion: `uniform`, `triangular` or `swap`.
+            fusion: `uniform`, `triangular` or `swap`; of a model that plans tokens none.
             guidance_scale: See `Pipeline.__call__`.
             sampler: See `Pipeline.__call__`.
             batch_size: Windows a network call.
@@ -101,7 +104,7 @@ class LongMusic:
             check_duration(seconds, MAX_STREAM_S, "None streams without end")
         stepper = self._model.stepper(steps, guidance_scale, sampler=sampler)
         noise_seed = _noise_seed(seed, PromptPlan(prompts))
-        piece = Piece.of(self._model, prompts, seconds, stepper, noise_seed, overlap, fusion)
+        piece = lay_out(self._model, prompts, seconds, stepper, noise_seed, overlap, fusion)
         return MusicStream(self._model, piece, level)
 
     def editor(self, steps: int | None = None, seed: int = 0, **options: Any) -> Editor:

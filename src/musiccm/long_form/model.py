@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from musiccm.models.codec import LatentCodec
+from musiccm.models.melody.audio_vae import AudioVae
 from musiccm.samplers import SamplerSpec, Stepper
 
 
@@ -14,12 +15,12 @@ class MusicModel(Protocol):
     """A model that makes music from text by denoising latents; `Pipeline` is one."""
 
     @property
-    def codec(self) -> LatentCodec:
+    def codec(self) -> LatentCodec | AudioVae:
         """Between latents and sound."""
 
     @property
     def conditioner(self) -> Any:
-        """Has `text(list[str])`, `prompts(list[str])`, both to a batch of `AnyCondition`, and `null(B)`."""
+        """Has `text(list[str])`, `prompts(list[str], seeds)`, both to a batch of `AnyCondition`, and `null(B)`."""
 
     @property
     def device(self) -> torch.device:

@@ -12,10 +12,11 @@ from torch import Tensor
 from musiccm import signals
 from musiccm.audio.level_stream import LevelStream
 from musiccm.errors import MusiccmError
-from musiccm.long_form.compose import Piece
+from musiccm.long_form.chunk_piece import ChunkFront, ChunkPiece
 from musiccm.long_form.direct import Decoding, piece_decoder
 from musiccm.long_form.finishing import warn_of_silence
 from musiccm.long_form.model import MusicModel
+from musiccm.long_form.piece import Piece
 from musiccm.samplers import Wavefront
 
 WATCH_S = 10.0
@@ -50,15 +51,14 @@ class MusicStream:
         MusiccmError: The level is unknown, or no window would use some text.
     """
 
-    def __init__(self, pipeline: MusicModel, piece: Piece, level: str = "none") -> None:
+    def __init__(self, pipeline: MusicModel, piece: Piece | ChunkPiece, level: str = "none") -> None:
         self.sample_rate_hz = pipeline.sample_rate_hz
         self.calls = 0
         self._piece = piece
-        crops = piece.process.crops
         piece.require_used()
         self._level = LevelStream(pipeline.sample_rate_hz, level)
-        self._front: Wavefront | None = Wavefront(piece.process, piece.cond_of)
-        self._decoder: Decoding | None = piece_decoder(pipeline.codec, crops.window, crops.length)
+        self._front: Wavefront | ChunkFront | None = piece.front()
+        self._decoder: Decoding | None = piece_decoder(pipeline.codec, piece.window, piece.length)
         self._left = piece.samples
         self._warned = False
 
@@ -70,7 +70,7 @@ class MusicStream:
     @property
     def prompts(self) -> list[tuple[float, str]]:
         """The texts along time as they were played so far and are planned; `compose` of these is the same music."""
-        return list(self._piece.condition.plan.entries)
+        return list(self._piece.plan.entries)
 
     def set_prompt(self, text: str) -> float:
         """Change the text for all that has not begun, in place of what was planned from there on.
@@ -84,12 +84,11 @@ class MusicStream:
         Raises:
             MusiccmError: The text is no description, or the last window of the piece has begun.
         """
-        begun = None if self._front is None else self._front.begun
-        if begun is None or not self._piece.process.crops.exists(begun):
+        time_s = None if self._front is None else self._piece.change_at(self._front.begun)
+        if time_s is None:
             raise MusiccmError("set_prompt: the last window of the piece has begun, no window would use a new text; "
                                "start another stream")
-        time_s = self._piece.centre_s(begun) if begun else 0.0
-        self._piece.condition.plan.change(time_s, text)
+        self._piece.plan.change(time_s, text)
         return time_s
 
     def __iter__(self) -> MusicStream:
@@ -154,4 +153,4 @@ class MusicStream:
         found = None if self._warned else self._level.silent_so_far(WATCH_S, ended)
         if found is not None:
             self._warned = True
-            warn_of_silence(f"the stream of {self._piece.condition.plan.name}", found)
+            warn_of_silence(f"the stream of {self._piece.plan.name}", found)

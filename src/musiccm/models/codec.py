@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from musiccm.audio.mel import MelConfig
+from musiccm.audio.mel import LogMel, MelConfig
 from musiccm.errors import MusiccmError
 from musiccm.models.fast_decoder import FastDecoder
 
@@ -32,6 +33,9 @@ class LatentCodec(nn.Module):
     Raises:
         MusiccmError: If the VAE's channels are no square, vocoder and mel disagree, or the decoder takes other latents.
     """
+
+    #: What its encoder takes.
+    reads_mel = True
 
     latents_mean: Tensor
     latents_std: Tensor
@@ -99,6 +103,16 @@ class LatentCodec(nn.Module):
     def frame_samples(self) -> int:
         """Samples that a frame of z covers."""
         return self.downsampling * self.mel.hop_length
+
+    @property
+    def shortest_samples(self) -> int:
+        """Samples of the shortest sound that can be encoded: a frame, and what the mel's mirrored edges need."""
+        return max(self.frame_samples, self.mel.n_fft // 2 + 1)
+
+    @property
+    def decoded_by(self) -> str:
+        """What makes its sound, by the names of `Bundle.codec`: `fast` or `original`."""
+        return "original" if self.decoder is None else "fast"
 
     def encode(self, mel_BMN: Tensor) -> tuple[Tensor, Tensor]:
         """Encode a mel.
@@ -224,3 +238,29 @@ class LatentCodec(nn.Module):
         """The [C, T, F] of the z that holds at least `duration_s` seconds."""
         frames = math.ceil(duration_s * self.mel.sample_rate_hz / self.mel.hop_length - 1e-6)
         return self.latent_channels, math.ceil(frames / self.downsampling), self.mel.n_mels // self.downsampling
+
+
+class SoundEncoder(nn.Module):
+    """Sound to the posterior of the raw latents, by way of a mel where the codec's encoder takes one.
+
+    Args:
+        codec: A `LatentCodec`, or an audio VAE.
+    """
+
+    def __init__(self, codec: Any) -> None:
+        super().__init__()
+        self.codec, self.mel = codec, LogMel(codec.mel) if codec.reads_mel else None
+
+    def front(self, waveform_BS: Tensor) -> Tensor:
+        """What the encoder takes: a mel, or the sound itself."""
+        return waveform_BS if self.mel is None else self.mel(waveform_BS)
+
+    def moments(self, front: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the raw latents, of what `front` gives."""
+        if self.mel is not None:
+            return self.codec.encode(front)
+        return self.codec.encode(front, self.codec.config.sample_rate_hz)
+
+    def forward(self, waveform_BS: Tensor) -> Tensor:
+        """The posterior's mean, normalised."""
+        return self.codec.normalise(self.moments(self.front(waveform_BS))[0])

@@ -197,18 +197,19 @@ class Consistency(nn.Module):
         self.sigma_data = sigma_data
         self.timestep_scaling = timestep_scaling
 
-    def forward(self, z_BCTF: Tensor, t_B: Tensor, cond_BD: AnyCondition) -> Tensor:
+    def forward(self, z_BCTF: Tensor, t_B: Tensor, cond_BD: AnyCondition, **told: Any) -> Tensor:
         """Map noisy latents at any timestep to the clean end of their trajectory.
 
         Args:
             z_BCTF: noisy latents; at t = 0 they are returned as they are.
             t_B: timesteps, which may lie between whole ones.
             cond_BD: vectors, or a `Condition`.
+            **told: what such a denoiser takes beside, as `held_BT` of a `FrameDenoiser`.
 
         Returns:
             The clean estimate, float32 or better.
         """
         clean = [torch.zeros_like(t_B)] if getattr(self.denoiser, "second_time", None) is not None else []
-        x0 = self.denoiser(z_BCTF, t_B, cond_BD, *clean)
+        x0 = self.denoiser(z_BCTF, t_B, cond_BD, *clean, **told)
         c_skip, c_out = consistency_boundary(t_B, self.sigma_data, self.timestep_scaling)
         return expand_to(c_skip, z_BCTF) * z_BCTF + expand_to(c_out, z_BCTF) * x0

@@ -32,7 +32,8 @@ class Evaluations:
         return self.tokens + self.denoising
 
     def __str__(self) -> str:
-        return f"{self.total} network evaluations ({self.tokens} tokens, {self.denoising} of the denoiser)"
+        told = f" ({self.tokens} tokens, {self.denoising} of the denoiser)" if self.tokens else ""
+        return f"{self.total} network evaluation{'s' if self.total != 1 else ''}{told}"
 
     def written(self, tokens: int) -> None:
         """Count tokens that the language model has written for each piece."""

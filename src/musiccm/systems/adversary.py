@@ -41,6 +41,7 @@ class AdversarialSystem(DistilledSystem):
         loss = adversarial.loss
         self.adversarial_loss = ADVERSARIAL_LOSSES[loss] if isinstance(loss, str) else loss
         if adversarial.weight > 0:
+            self.bundle.require_unet("adversarial.weight", "set it to 0")
             features = self._feature_network()
             self.frozen["features"] = features
             cond_width = self.frozen["conditioner"].width + features.embed_width

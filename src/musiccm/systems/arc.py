@@ -77,9 +77,9 @@ class ARC(CriticSystem):
             optimization=optimization or Optimization(), seed=seed, teacher=teacher,
         )
         self.arc = self.rules
+        config: Any = self.bundle.unet.config
         half = encoder_half(self.copied_unet())
         self.critic = Denoiser(half, self.schedule, self.bundle.prediction_type)
-        config: Any = self.bundle.unet.config
         self.head = self.make_head(config.block_out_channels[-1])
         self.finish_init()
 

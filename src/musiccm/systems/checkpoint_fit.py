@@ -172,7 +172,8 @@ def identity(
 
 def bundle_identity(bundle: Bundle) -> str:
     """The teacher's bundle as checkpoints state it: by its bytes, wherever it lies."""
-    return f"U-Net and schedule {bundle.content_hash(['unet', 'scheduler'])[:12]}"
+    name = "U-Net" if bundle.kind.network == "unet" else bundle.kind.network
+    return f"{name} and schedule {bundle.content_hash([bundle.kind.network, 'scheduler'])[:12]}"
 
 
 def check_fit(

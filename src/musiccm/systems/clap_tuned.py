@@ -83,6 +83,7 @@ class ClapTunedSystem(DistilledSystem):
         super().__init__(**system)
         self.clap = clap or self.default_clap
         if self.clap.weight > 0:
+            self.bundle.require_unet("clap.weight", "set it to 0")
             self.frozen["clap"] = self._clap_network()
             if self.clap.decoder == "fast":
                 try:

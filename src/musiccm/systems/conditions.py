@@ -26,6 +26,23 @@ def check_audio_share(key: str, share: float, conditioner: Conditioner) -> None:
                            "take the place of a caption. Set it to 0")
 
 
+def window_condition(batch: LatentBatch, audio_B: Tensor, conditioner: Conditioner) -> AnyCondition:
+    """What the network of a bundle is told of each item in training.
+
+    Args:
+        batch: The batch.
+        audio_B: Where an item's own audio takes the place of its caption; without effect in a batch that has none.
+        conditioner: The network's.
+
+    Returns:
+        A batch of conditions.
+
+    Raises:
+        MusiccmError: The batch lacks what such a network is told.
+    """
+    return conditioner.of_windows(batch.text_BD, batch.audio_BD, batch.semantic_BL, audio_B)
+
+
 def caption_or_audio(batch: LatentBatch, audio_B: Tensor) -> AnyCondition:
     """The condition of each item.
 

@@ -193,6 +193,6 @@ class ConsistencyTTA(ClapTunedSystem):
         z0 = self.codec.normalise(batch.latents_BCTF)
         index_B = torch.cat([sample_grid_index(1, len(self.grid), g) for g in generators])
         noise = torch.stack([torch.randn(z0.shape[1:], generator=g) for g in generators]).to(z0.device)
-        found = self.at(index_B, z0, noise, self.default_condition(batch.text_BD), "ddim", "slow", "slow")
+        found = self.at(index_B, z0, noise, self.default_condition(batch), "ddim", "slow", "slow")
         loss, _ = self.loss(found._replace(weight_B=None))
         self.log("val/loss_distil", loss, batch_size=len(batch), sync_dist=True)

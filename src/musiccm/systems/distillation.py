@@ -35,7 +35,7 @@ from musiccm.models.ema import Ema
 from musiccm.models.guidance_branch import with_guidance_branch
 from musiccm.models.lora import with_adapter
 from musiccm.systems.checkpoint_fit import SHARED, arguments, plain
-from musiccm.systems.conditions import caption_or_audio, check_audio_share
+from musiccm.systems.conditions import check_audio_share, window_condition
 from musiccm.systems.curve import learning_rate_factor
 from musiccm.systems.parallel import mean_over_ranks, own_rows
 from musiccm.systems.parallel import normal_like as normal_like  # where objectives have always imported it from
@@ -94,7 +94,9 @@ class DistilledSystem(Resuming, StepNetworks):
                 f"model.init_args.bundle: {bundle} is a distilled student, which must not be guided and so cannot "
                 "teach; name a teacher's bundle"
             )
-        if self.distillation.guidance != "variable" and takes_scale(self.bundle.config("unet")):
+        if self.distillation.guidance != "variable" and takes_scale(
+            self.bundle.config(self.bundle.kind.network)
+        ):
             raise MusiccmError(f"distillation.guidance: expected variable, as the U-Net of {bundle} has a guidance "
                                f"branch and must be told a scale, found {self.distillation.guidance!r}")
         self.schedule = noise_process(self.bundle.scheduler_config)
@@ -107,10 +109,10 @@ class DistilledSystem(Resuming, StepNetworks):
 
         if self.bundle.gives_tokens:
             self.bundle.check_condition()
-        conditioner = self.bundle.conditioner()
+        conditioner = self.bundle.network_conditioner()
         check_audio_share("model.init_args.distillation.audio_condition_share",
                           self.distillation.audio_condition_share, conditioner)
-        taught = Denoiser(self.bundle.unet, self.schedule, self.bundle.prediction_type)
+        taught = self.bundle.kind.denoiser(self.bundle.network, self.schedule, self.bundle.prediction_type)
         self.given_teacher = teacher is not None
         self.frozen = nn.ModuleDict(
             {"teacher": taught if teacher is None else teacher, "codec": self.bundle.codec("original"),
@@ -119,8 +121,8 @@ class DistilledSystem(Resuming, StepNetworks):
         if self.distillation.lora is None:
             self.student, shared = self.copied_unet(), []
         else:  # the teacher's own weights, held once by teacher, student and both averages
-            self.student = with_adapter(self.bundle.unet, self.distillation.lora, seed, "distillation.lora")
-            shared = [*self.bundle.unet.parameters(), *self.bundle.unet.buffers()]
+            self.student = with_adapter(self.bundle.network, self.distillation.lora, seed, "distillation.lora")
+            shared = [*self.bundle.network.parameters(), *self.bundle.network.buffers()]
         if isinstance(self.distillation.distance, nn.Module):
             self.frozen["distance"] = self.distillation.distance
         self.student_ema_target = Ema(self.student, self.distillation.target_ema_decay, shared)
@@ -224,7 +226,7 @@ class DistilledSystem(Resuming, StepNetworks):
         """The student as a denoiser: its `slow` (evaluated) or `target` average, or the `online` weights."""
         networks = {"slow": self.student_ema_slow.module, "target": self.student_ema_target.module}
         network = self.student if which == "online" else networks[which]
-        return Denoiser(network, self.schedule, self.distillation.prediction_type)
+        return self.bundle.kind.denoiser(network, self.schedule, self.distillation.prediction_type)
 
     def consistency(self, which: str = "slow") -> Consistency:
         """The consistency function of the same weights."""
@@ -243,24 +245,26 @@ class DistilledSystem(Resuming, StepNetworks):
     def _condition(self, batch: LatentBatch, generator: torch.Generator) -> AnyCondition:
         share = self.distillation.audio_condition_share
         audio_B = own_rows(lambda n: torch.rand(n, 1, generator=generator), len(batch))[:, 0] < share
-        cond_BD = caption_or_audio(batch, audio_B)
+        cond_BD = window_condition(batch, audio_B, self.conditioner)
         if self.distillation.guidance != "variable":
             return cond_BD
         low, high = self.distillation.guidance_range
         share_B = own_rows(lambda n: torch.rand(n, generator=generator), len(batch))
         return told_scale(cond_BD, low + (high - low) * share_B)
 
-    def default_condition(self, cond_BD: AnyCondition) -> AnyCondition:
+    def default_condition(self, batch: LatentBatch) -> AnyCondition:
         """Conditions as the student takes them, of one that is told a scale with its default: for validation."""
+        cond_BD = window_condition(batch, torch.zeros(len(batch), dtype=torch.bool), self.conditioner)
         return told_scale(cond_BD, self.guidance_scale) if self.distillation.guidance == "variable" else cond_BD
 
     def copied_unet(self) -> nn.Module:
-        """A copy of the teacher's U-Net to be trained, which takes the conditions of this run.
+        """A copy of the teacher's network to be trained, which takes the conditions of this run.
 
         Where the student is told a guidance scale it has a branch for it, of no effect yet.
         """
-        unet = self.bundle.unet
+        unet = self.bundle.network
         if self.distillation.guidance == "variable" and not takes_scale(unet.config):
+            self.bundle.require_unet("distillation.guidance: variable", "expected fixed or direct")
             return with_guidance_branch(unet, self.seed, "model.init_args.bundle").requires_grad_(True)
         return copy.deepcopy(unet).requires_grad_(True)
 

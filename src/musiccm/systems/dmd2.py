@@ -88,14 +88,15 @@ class DMD2(CriticSystem):
             optimization=optimization or Optimization(), seed=seed, teacher=teacher,
         )
         own = self.matching = self.rules
-        config: Any = self.bundle.unet.config
         if own.critic_lora is None:
             unet = self.copied_unet()
         else:
-            unet = with_adapter(self.bundle.unet, own.critic_lora, seed, "matching.critic_lora")
-        self.critic = Denoiser(unet, self.schedule, self.bundle.prediction_type)
+            unet = with_adapter(self.bundle.network, own.critic_lora, seed, "matching.critic_lora")
+        self.critic = self.bundle.kind.denoiser(unet, self.schedule, self.bundle.prediction_type)
         self.head: LatentHead | None = None
         if own.gan_weight > 0:
+            self.bundle.require_unet("matching.gan_weight", "set it to 0")
+            config: Any = self.bundle.unet.config
             self.head = self.make_head(config.block_out_channels[-1])
         self.finish_init()
 

@@ -371,7 +371,7 @@ class CriticSystem(AdversarialSystem):
         shape, device = self.codec.normalise(batch.latents_BCTF).shape[1:], batch.latents_BCTF.device
         noise, eps = torch.stack([torch.randn((2, *shape), generator=g) for g in generators], 1).to(device)
         t_B = torch.cat([torch.randint(len(self.grid), (1,), generator=g) for g in generators])
-        cond_BD = self.default_condition(batch.text_BD)
+        cond_BD = self.default_condition(batch)
         x = self.consistency("slow")(noise, self.grid[-1:].to(device).expand(len(noise)), cond_BD)
         t_B = self.grid[t_B].to(device)
         real = self.guided_teacher(cond_BD)(self.schedule.add_noise(x, eps, t_B), t_B)

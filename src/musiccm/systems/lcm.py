@@ -112,7 +112,7 @@ class LCM(DistilledSystem):
         phase, settings = self.distillation.phase(1.0), self.distillation
         # A jump to clean may have any size; one on the grid is needed here, where the student answers at both ends.
         one = Phase(skip=int(self.grid[0]) + 1 if phase.jumps == "to_zero" else phase.skip)
-        cond_BD = self.default_condition(batch.text_BD)
+        cond_BD = self.default_condition(batch)
         ends = self.both_ends(z, t_B, cond_BD, one, "ddim", "slow", "slow")
         loss, _ = distillation_loss(*ends, settings.distance, settings.huber_h)
         self.log("val/loss_distil", loss, batch_size=len(batch), sync_dist=True)

@@ -45,7 +45,8 @@ class StepNetworks(pl.LightningModule):
             for network in (self.student, self.student_ema_target.module, self.student_ema_slow.module):
                 network.load_state_dict(weights)
         if stage == "fit" and self.optimization.gradient_checkpointing:
-            speed.recompute_activations([self.student, self.frozen["codec"].vae])  # type: ignore[list-item]
+            decoders = [self.frozen["codec"].vae] if self.bundle.kind.network == "unet" else []
+            speed.recompute_activations([self.student, *decoders])  # type: ignore[list-item]
         if stage == "fit" and self.optimization.channels_last:
             averages = [self.student_ema_target, self.student_ema_slow]
             channels_last([self.student, *averages, self.frozen["teacher"], self.frozen["codec"]])
@@ -60,7 +61,7 @@ class StepNetworks(pl.LightningModule):
             )
         if mesh is not None:
             averages = (self.student_ema_target.module, self.student_ema_slow.module)
-            teacher = [] if self.given_teacher else [self.bundle.unet]  # any other stays whole
+            teacher = [] if self.given_teacher else [self.bundle.network]  # any other stays whole
             for unet in (self.student, *averages, *teacher):
                 shard(unet, mesh["data_parallel"])
 

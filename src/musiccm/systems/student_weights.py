@@ -81,16 +81,16 @@ def load_student(
         if bundle_identity(teacher) != trained_on:
             raise MusiccmError(f"{path}: its adapter was trained on {trained_on}, but {teacher.path} has "
                                f"{bundle_identity(teacher)}; name the bundle of the run by --bundle")
-        adapted = with_adapter(teacher.unet, lora)
+        adapted = with_adapter(teacher.network, lora)
         load_adapter(adapted, state)
         return merged(adapted)
     from musiccm.models.denoiser import takes_scale
     from musiccm.models.guidance_branch import is_branch, with_guidance_branch
 
-    if any(map(is_branch, state)) and not takes_scale(teacher.unet.config):
+    if any(map(is_branch, state)) and not takes_scale(teacher.config(teacher.kind.network)):
         unet: Any = with_guidance_branch(teacher.unet, 0, str(path))
     else:
-        unet = copy.deepcopy(teacher.unet)
+        unet = copy.deepcopy(teacher.network)
     try:
         unet.load_state_dict(state)
     except RuntimeError as error:
@@ -143,11 +143,11 @@ def starting_weights(start: str, teacher: Any, prediction_type: str, network: An
         unet = load_student(teacher, state, Path(start), lora and Lora(**lora), identity.get("bundle"))
         predicts = identity.get("distillation.prediction_type", identity.get("prediction_type"))
     else:
-        student = Bundle.from_pretrained(start, ["unet", "scheduler"])
+        student = Bundle.from_pretrained(start, [teacher.kind.network, "scheduler"])
         if not is_student(student.scheduler_config):
             raise MusiccmError(f"distillation.start: {start} is no distilled student; leave the key out to start from "
                                "the teacher")
-        unet, predicts = load_student(teacher, student.unet.state_dict(), Path(start)), student.prediction_type
+        unet, predicts = load_student(teacher, student.network.state_dict(), Path(start)), student.prediction_type
     if predicts != prediction_type:
         raise MusiccmError(f"distillation.start: {start} predicts {predicts!r}, but distillation.prediction_type is "
                            f"{prediction_type!r}; set it to what the student predicts")

@@ -117,7 +117,7 @@ def test_a_stream_holds_a_bounded_number_of_latents_and_is_behind_by_the_recepti
 
 def test_latents_are_divided_and_clipped(vae: AudioVae) -> None:
     raw = torch.tensor([-6.0, -3.0, -1.5, 0.0, 1.5, 3.0, 4.5]).view(1, 1, 7, 1)
-    assert vae.normalise(raw).flatten().tolist() == [-1.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.0]
+    assert vae.normalise(raw)[0, 2].flatten().tolist() == [-1.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.0]
     assert vae.clipped(raw).item() == pytest.approx(2 / 7)
     inside = latents(5)[None]
     torch.testing.assert_close(vae.normalise(vae.denormalise(inside)), inside)
@@ -125,10 +125,29 @@ def test_latents_are_divided_and_clipped(vae: AudioVae) -> None:
     assert torch.equal(vae.decode(5.0 * torch.ones(1, 3, 4, 1)), vae.decode(torch.ones(1, 3, 4, 1)))
 
 
+def test_latents_of_known_moments_have_unit_deviation_and_sound_as_before(vae: AudioVae, tmp_path: Any) -> None:
+    other, raw = copy.deepcopy(vae), 2.0 * torch.randn(8, 3, 500, 1, generator=torch.Generator().manual_seed(4)) + 0.5
+    bounded = (raw / 3.0).clamp(-1, 1)
+    other.set_moments(bounded.mean((0, 2, 3)), bounded.std((0, 2, 3)))
+    z = other.normalise(raw)
+    torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(z.std((0, 2, 3)), torch.ones(3))
+    torch.testing.assert_close(other.denormalise(z), 3.0 * bounded)
+    torch.testing.assert_close(other.decode(z), vae.decode(vae.normalise(raw)))
+    save_part(tmp_path, "audio_vae", other)
+    torch.testing.assert_close(load_part(tmp_path, "audio_vae").normalise(raw), z)
+    other.set_divisor(2.0)  # they were those of the other divisor
+    assert other.config.latents_std is None
+    torch.testing.assert_close(other.normalise(raw), (raw / 2.0).clamp(-1, 1))
+    for mean, std in (([0.0] * 3, None), ([0.0] * 2, [1.0] * 2), ([0.0] * 3, [1.0, 0.0, 1.0])):
+        with pytest.raises(MusiccmError, match="latents_mean and latents_std"):
+            AudioVae({**SMALL, "latents_mean": mean, "latents_std": std})
+
+
 def test_another_divisor_changes_what_is_clipped_and_no_sound(vae: AudioVae, tmp_path: Any) -> None:
     other, raw = copy.deepcopy(vae), latents(9)[None]
     other.set_divisor(5.0)
-    assert other.normalise(4.0 * torch.ones(1)).item() == pytest.approx(0.8)
+    torch.testing.assert_close(other.normalise(torch.full((1, 3, 1, 1), 4.0)), torch.full((1, 3, 1, 1), 0.8))
     torch.testing.assert_close(other.decode(other.normalise(raw)), vae.decode(vae.normalise(raw)))
     # as a part of a bundle
     save_part(tmp_path, "audio_vae", other)

@@ -11,8 +11,13 @@ from musiccm.data.corpora.labels import Clip
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
 
-# The parts that latents and their conditions come out of; the last is CLAP's alone.
-ENCODING_PARTS = ("vae", "text_encoder", "tokenizer", "feature_extractor")
+# What conditions come out of; the last is CLAP's alone.
+TEXT_PARTS = ("text_encoder", "tokenizer", "feature_extractor")
+
+
+def encoding_parts(bundle: Bundle) -> tuple[str, ...]:
+    """The parts that latents and their conditions come out of."""
+    return (bundle.kind.autoencoder, *(TEXT_PARTS[:-1] if bundle.gives_tokens else TEXT_PARTS))
 
 
 def bundle_fingerprint(bundle: Bundle) -> str:
@@ -28,7 +33,7 @@ def bundle_fingerprint(bundle: Bundle) -> str:
         MusiccmError: One of the parts is missing.
     """
     digest = hashlib.blake2b(digest_size=16)
-    parts = ENCODING_PARTS[:-1] if bundle.gives_tokens else ENCODING_PARTS
+    parts = encoding_parts(bundle)
     for part in parts:
         folder = bundle.root_of(part)
         files = sorted(
@@ -58,7 +63,7 @@ def joint_fingerprint(bundle: Bundle) -> str:
     if bundle.gives_tokens:
         raise MusiccmError(f"{bundle.path}: its text encoder embeds no audio; semantic tokens are planned from a "
                            "CLAP's embedding, so name a bundle with one")
-    return bundle.content_hash(ENCODING_PARTS[1:])
+    return bundle.content_hash(TEXT_PARTS)
 
 
 def clips_fingerprint(clips: Sequence[Clip]) -> str:

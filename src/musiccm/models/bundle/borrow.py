@@ -11,8 +11,10 @@ from musiccm.models.bundle.bundle import Bundle, save_settings
 from musiccm.models.bundle.files import PARTS, SETTINGS_FILE, base_folder, update_json
 from musiccm.texts import read_json
 
-#: What a bundle with a text encoder of its own makes anew.
-OF_THE_TEXT = ("text_encoder", "tokenizer", "feature_extractor", "unet", "scheduler")
+#: What a new bundle can borrow, and what of the other's it makes anew instead: a bundle that borrows `sound` has a text
+#: encoder of its own, one that borrows `clap` latents of its own, as MeLoDy's kind has.
+ANEW = {"sound": ("text_encoder", "tokenizer", "feature_extractor", "unet", "scheduler"),
+        "clap": ("vae", "vocoder", "decoder", "unet", "scheduler")}
 
 
 def borrowed_parts(lender: str, folder: Path, source: Bundle, parts: Sequence[str]) -> dict[str, Any]:
@@ -37,12 +39,13 @@ def borrowed_parts(lender: str, folder: Path, source: Bundle, parts: Sequence[st
     return {"path": lender, "parts": list(parts), "content_hash": found}
 
 
-def begin_bundle(folder: str | Path, base: str) -> list[str]:
-    """Write a bundle that borrows its autoencoder, vocoder, decoder and evaluators, for stages to fill with the rest.
+def begin_bundle(folder: str | Path, base: str, borrow: str = "sound") -> list[str]:
+    """Write a bundle that borrows parts, for stages to fill with the rest.
 
     Args:
         folder: Directory to write; one that was begun with the same base stays as it is.
         base: The other bundle: `../NAME` beside `folder`, a packaged name or a hub id.
+        borrow: What is borrowed beside the evaluators: `sound`, autoencoder, vocoder and decoder; or `clap`.
 
     Returns:
         The parts that are borrowed.
@@ -52,8 +55,10 @@ def begin_bundle(folder: str | Path, base: str) -> list[str]:
     """
     folder = Path(folder)
     where = folder / SETTINGS_FILE
-    found = base_folder(folder, base, where, [part for part in PARTS if part not in OF_THE_TEXT])
-    parts = [part for part in PARTS if part not in OF_THE_TEXT and (found / part).is_dir()]
+    if borrow not in ANEW:
+        raise MusiccmError(f"--borrow: expected one of {', '.join(ANEW)}, found {borrow!r}")
+    found = base_folder(folder, base, where, [part for part in PARTS if part not in ANEW[borrow]])
+    parts = [part for part in PARTS if part not in ANEW[borrow] and (found / part).is_dir()]
     lender = Bundle.from_pretrained(found, parts)
     record = {"path": base, "parts": parts, "content_hash": lender.content_hash(parts)}
     if (folder / "model_index.json").is_file() or where.is_file():

@@ -31,14 +31,12 @@ from musiccm.models.bundle.files import (
     need,
     part_files,
     resolve_bundle,
-    token_width,
     update_json,
 )
+from musiccm.models.bundle.kinds import DECODERS, BundleKind, kind_of
 from musiccm.models.bundle.untrusted import check_index, check_links
 from musiccm.texts import read_json
 
-#: What can make sound of latents.
-DECODERS = ("fast", "original")
 # Attribute of Bundle -> folder of the layout.
 ATTRIBUTES = {"clap": "text_encoder"}
 
@@ -169,14 +167,49 @@ class Bundle:
             self._loaded[name] = load_part(root, name, self.dtype, **kwargs)
         return self._loaded[name]
 
+    @cached_property
+    def kind(self) -> BundleKind:
+        """Which parts denoise, encode and condition."""
+        return kind_of(self)
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Rate of its sound."""
+        return self.kind.sample_rate_hz(self)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that denoises: the U-Net, or the dual-path network of MeLoDy's kind."""
+        return self.part(self.kind.network)
+
+    def require_unet(self, key: str, advice: str) -> None:
+        """Refuse a setting that only a U-Net on the latents of a mel can follow.
+
+        Args:
+            key: The setting.
+            advice: What to do about it.
+
+        Raises:
+            MusiccmError: The network is another one.
+        """
+        if self.kind.network != "unet":
+            raise MusiccmError(f"{key}: needs a U-Net on the latents of a mel, and the network of {self.path} is "
+                               f"{self.kind.network}/; {advice}")
+
     @property
     def unet(self) -> nn.Module:
-        """The `UNet2DConditionModel`."""
+        """The `UNet2DConditionModel`.
+
+        Raises:
+            MusiccmError: The bundle is of another kind, whatever its base has.
+        """
+        self.require_unet("unet", "name a bundle of that kind")
         return self.part("unet")
 
     @property
     def vae(self) -> nn.Module:
-        """The `AutoencoderKL`."""
+        """The `AutoencoderKL`; errors as `unet`."""
+        self.require_unet("vae", "name a bundle of that kind")
         return self.part("vae")
 
     @property
@@ -275,7 +308,7 @@ class Bundle:
         return (self.root_of(name) / name).is_dir()
 
     def codec(self, decoder: str | None = None) -> nn.Module:
-        """The `LatentCodec` of this bundle.
+        """Between sound and the latents of this bundle: a `LatentCodec`, or the audio VAE of MeLoDy's kind.
 
         Args:
             decoder: What makes its sound: `fast`, the bundle's fast decoder; `original`, VAE decoder and vocoder;
@@ -285,19 +318,9 @@ class Bundle:
         Raises:
             MusiccmError: Another name, or a fast decoder is asked for that the bundle lacks or that is not for its VAE.
         """
-        from musiccm.models.codec import LatentCodec
-
         if decoder not in (None, "none", *DECODERS):
             raise MusiccmError(f"decoder: expected one of {', '.join(DECODERS)}, found {decoder!r}")
-        if decoder == "fast" and not self.has("decoder"):
-            raise MusiccmError(f"{self.path}: has no fast decoder (no decoder/ folder); use decoder 'original', or "
-                               "train one by experiments/stages/decoder.yaml")
-        if decoder is None:
-            decoder = "fast" if self.has("decoder") else "original"
-        return LatentCodec(
-            self.vae, self.vocoder if decoder == "original" else None, self.mel, self.latent_patch,
-            self.part("decoder") if decoder == "fast" else None,
-        )
+        return self.kind.codec(self, decoder)
 
     def conditioner(self) -> nn.Module:
         """The `ClapConditioner` of this bundle; a `TextEncoderConditioner` where its text encoder gives tokens.
@@ -314,6 +337,14 @@ class Bundle:
         extractor = None if reads_alone else self.feature_extractor
         return ClapConditioner(self.clap, self.tokenizer, extractor, f"{self.path}/")
 
+    def network_conditioner(self) -> nn.Module:
+        """What the network is told of texts: `conditioner`, or for MeLoDy's kind tokens that are planned with it.
+
+        Raises:
+            MusiccmError: Parts are missing, or do not belong together.
+        """
+        return self.kind.conditioner(self)
+
     def second_clap(self) -> nn.Module:
         """The `ClapConditioner` of `evaluators/clap_second`, which scores and conditions nothing.
 
@@ -329,36 +360,19 @@ class Bundle:
         return ClapConditioner(clap, *load_readers(folder), f"{folder}: ")
 
     def check_condition(self, unet: Mapping[str, Any] | None = None) -> None:
-        """Refuse a U-Net that does not take what the text encoder gives, before any weights are read.
+        """Refuse a network that does not take what it is conditioned by, before any weights are read.
 
         Args:
-            unet: Its configuration; the bundle's own if not given.
+            unet: Its configuration; that of the bundle's own if not given.
 
         Raises:
             MusiccmError: Naming both widths.
         """
-        if self.gives_tokens:
-            from musiccm.models.conditioners.text_encoder import check_attends
-
-            tokens = token_width(self.root_of("text_encoder"))
-            check_attends(self.config("unet") if unet is None else unet, tokens, str(self.path))
-            return
-        where = self.root_of("unet") / "unet" / PARTS["unet"].config_file
-        width = need(self.config("unet") if unet is None else unet, "projection_class_embeddings_input_dim", where)
-        (embedded,) = self.stated("text_encoder", "projection_dim")
-        if width != embedded:
-            raise MusiccmError(f"{self.path}: unet takes a condition of width {width}, text_encoder gives "
-                               f"{embedded}; the two are from different models")
+        self.kind.check_condition(self, unet)
 
     def latent_shape(self) -> tuple[int, int, int]:
-        """The [C, T, F] that the U-Net was trained on, from its configuration."""
-        channels, size = self.stated("unet", "in_channels", "sample_size")
-        if isinstance(size, int):
-            # An int is the height, here time; the width follows from the mel bins and the VAE's factor.
-            blocks, images = self.stated("vae", "block_out_channels", "in_channels")
-            factor = 2 ** (len(blocks) - 1) * math.isqrt(images) * self.latent_patch
-            return channels, size, self.mel.n_mels // factor
-        return channels, size[0], size[1]
+        """The [C, T, F] that the network was trained on, from its configuration."""
+        return self.kind.latent_shape(self)
 
     def content_hash(self, parts: Iterable[str] | None = None) -> str:
         """A hash of the files of some parts: the key under which what they computed may be cached.

@@ -35,7 +35,8 @@ SECOND_CLAP = "evaluators/clap_second"
 #: Keys of an encoder-decoder's weights that are no part of its encoder: `text_encoder/` may be a whole T5.
 BEYOND_THE_ENCODER = ("decoder.", "lm_head.")
 PACKAGED = {"musiccm-tiny": "tiny", "musiccm-tiny-student": "tiny-student",
-            "musiccm-tiny-tango": "tiny-tango", "musiccm-tiny-tango-student": "tiny-tango-student"}
+            "musiccm-tiny-tango": "tiny-tango", "musiccm-tiny-tango-student": "tiny-tango-student",
+            "musiccm-tiny-melody": "tiny-melody", "musiccm-tiny-melody-student": "tiny-melody-student"}
 
 
 #: What reads every text encoder but CLAP, by its configuration.
@@ -46,7 +47,8 @@ TOKEN_ENCODER = "AutoModelForTextEncoding"
 class PartKind:
     """What a folder of the layout holds: the class that reads it, its configuration and its weights (None: none).
 
-    A bundle does without an optional part.
+    A bundle does without an optional part. One that is `as_it_is` has weights of the types that its stage chose, and a
+    hash that others are held to: it is copied and not written anew.
     """
 
     library: str
@@ -54,6 +56,7 @@ class PartKind:
     config_file: str = "config.json"
     weights: str | None = None
     optional: bool = False
+    as_it_is: bool = False
 
     def load_class(self) -> Any:
         """Import the class; heavy libraries are paid for only by those who use the part."""
@@ -75,8 +78,9 @@ PARTS = {
     "evaluators/audiomae": PartKind("musiccm.models.features", "ViTFeatures", weights="model"),
     SECOND_CLAP: PartKind("transformers", "ClapModel", weights="model", optional=True),
     "semantic_tokenizer": PartKind("musiccm.models.melody.tokenizer", "SemanticTokenizer", weights="model",
-                                   optional=True),
-    "semantic_lm": PartKind("musiccm.models.melody.semantic_lm", "SemanticLM", weights="model", optional=True),
+                                   optional=True, as_it_is=True),
+    "semantic_lm": PartKind("musiccm.models.melody.semantic_lm", "SemanticLM", weights="model", optional=True,
+                            as_it_is=True),
     "dual_path": PartKind("musiccm.models.melody.dual_path", "DualPath", weights="model", optional=True),
 }
 
@@ -116,7 +120,8 @@ def resolve_bundle(path: str | Path, parts: Iterable[str] | None = None, here: b
     if (folder := _packaged(name)) is not None:
         if not folder.is_dir():
             raise MusiccmError(f"the packaged bundle '{name}' is not in this installation ({folder}); reinstall "
-                               "musiccm, or build it in a clone (`make bundle`, `make bundle-tango`)")
+                               "musiccm, or build it in a clone (`make bundle`, `make bundle-tango`, `make "
+                               "bundle-melody`)")
         return folder
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _from_hub(name, parts, here)
@@ -466,8 +471,9 @@ def load_readers(folder: Path) -> tuple[Any, Any]:
 
 
 def pipeline_class(bundle: Path) -> str:
-    """The pipeline of diffusers that `model_index.json` names; none of theirs makes music by tokens alone."""
-    return "DiffusionPipeline" if has_token_encoder(bundle) else "MusicLDMPipeline"
+    """The pipeline of diffusers that `model_index.json` names; none of theirs makes music by tokens."""
+    own = has_token_encoder(bundle) or any((bundle / part).is_dir() for part in ("audio_vae", "dual_path"))
+    return "DiffusionPipeline" if own else "MusicLDMPipeline"
 
 
 def _forget_origin(config: Path) -> None:

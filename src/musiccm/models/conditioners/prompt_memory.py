@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from musiccm.diffusion import AnyCondition, cat_conditions, expand_condition
+from musiccm.diffusion import AnyCondition, cat_conditions, choose_condition, expand_condition
 from musiccm.errors import MusiccmError
 
 log = logging.getLogger(__name__)
@@ -29,14 +30,19 @@ AnyConditioner = TypeVar("AnyConditioner", bound="Conditioner")
 class Conditioner(nn.Module):
     """A bundle's frozen text encoder, as systems, pipelines and long music see it.
 
-    A subclass sets `width`, of a vector or of a token, and implements `text`.
+    A subclass sets `width`, of a vector or of a token, and implements `text`; one that `draws` what it tells takes
+    seeds there.
     """
 
     width: int
+    #: Whether a condition is drawn, so that it depends on a seed too.
+    draws = False
+    #: Network evaluations by which what it tells was written so far, of one that draws token by token.
+    written = 0
 
     def __init__(self) -> None:
         super().__init__()
-        self._remembered: dict[str, AnyCondition] = {}  # least recently asked for first
+        self._remembered: dict[tuple[str, int | None], AnyCondition] = {}  # least recently asked for first
 
     def _apply(self: AnyConditioner, fn: Any, recurse: bool = True) -> AnyConditioner:
         """Forget the conditions of weights that are moved or cast."""
@@ -66,7 +72,7 @@ class Conditioner(nn.Module):
         """
         raise NotImplementedError
 
-    def prompts(self, texts: list[str]) -> AnyCondition:
+    def prompts(self, texts: list[str], seeds: Sequence[int] | None = None) -> AnyCondition:
         """Encode texts one by one, and remember them: what a pipeline asks for, from any thread.
 
         Each is encoded at its own length: padding costs time and alters the last bits, so that a condition would depend
@@ -74,6 +80,7 @@ class Conditioner(nn.Module):
 
         Args:
             texts: See `text`.
+            seeds: One a text, of what is drawn (`draws`); without effect where nothing is.
 
         Returns:
             A batch of conditions, without gradients.
@@ -83,15 +90,16 @@ class Conditioner(nn.Module):
         """
         check_texts(texts)
         with _ENCODING:
-            return cat_conditions([self._row(text) for text in texts])
+            drawn = [None] * len(texts) if seeds is None or not self.draws else list(seeds)
+            return cat_conditions([self._row(text, seed) for text, seed in zip(texts, drawn, strict=True)])
 
-    def _row(self, text: str) -> AnyCondition:
-        row = self._remembered.pop(text, None)
+    def _row(self, text: str, seed: int | None) -> AnyCondition:
+        row = self._remembered.pop((text, seed), None)
         if row is None:
             # Lightning validates in inference mode, and a row made there could not be used in training.
             with torch.inference_mode(False), torch.no_grad():
-                row = self.text([text])
-        self._remembered[text] = row
+                row = self.text([text]) if seed is None else self.text([text], [seed])  # type: ignore[call-arg]
+        self._remembered[text, seed] = row
         if len(self._remembered) > REMEMBERED:
             del self._remembered[next(iter(self._remembered))]
         return row
@@ -106,6 +114,25 @@ class Conditioner(nn.Module):
             A batch of conditions, all the same.
         """
         return expand_condition(self.prompts([""]), batch)
+
+    def of_windows(
+        self, text_BD: AnyCondition, audio_BD: Tensor | None, semantic_BL: Tensor | None, audio_B: Tensor
+    ) -> AnyCondition:
+        """What a network is told of recordings in training.
+
+        Args:
+            text_BD: Conditions of their captions.
+            audio_BD: Embeddings of their own sound, where the cache has them.
+            semantic_BL: Their semantic tokens, where the cache has them.
+            audio_B: Where the sound takes the place of the caption; without effect where there is no embedding of it.
+
+        Returns:
+            A batch of conditions.
+
+        Raises:
+            MusiccmError: What such a network is told is not there.
+        """
+        return text_BD if audio_BD is None else choose_condition(audio_B, audio_BD, text_BD)
 
 
 def check_texts(texts: Any) -> None:

@@ -49,6 +49,8 @@ class AudioVaeConfig:
         residual_dilations: Of each of these blocks.
         edge_kernel_size: Of the encoder's last layer and the decoder's first and last, odd.
         divisor: Latents are divided by it and clipped to [-1, 1].
+        latents_mean: Mean of each channel of what comes of that, over training clips; none before it was measured.
+        latents_std: Its deviation.
     """
 
     sample_rate_hz: int = 24000
@@ -65,6 +67,8 @@ class AudioVaeConfig:
     residual_dilations: list[list[int]] = field(default_factory=lambda: [[1, 3, 5, 7], [1, 3, 5]])
     edge_kernel_size: int = 7
     divisor: float = 3.0
+    latents_mean: list[float] | None = None
+    latents_std: list[float] | None = None
 
     def check(self, where: str = "audio VAE: ") -> None:
         """Refuse numbers that do not fit together.
@@ -101,6 +105,12 @@ class AudioVaeConfig:
                                f"{self.residual_kernel_sizes} and residual_dilations {self.residual_dilations}")
         if not (self.divisor > 0 and math.isfinite(self.divisor)):
             raise MusiccmError(f"{where}expected a divisor above 0, found {self.divisor}")
+        mean, std = self.latents_mean, self.latents_std
+        if (mean is None) != (std is None) or (mean is not None and std is not None and (
+                not len(mean) == len(std) == self.latent_channels
+                or not all(map(math.isfinite, [*mean, *std])) or min(std) <= 0)):
+            raise MusiccmError(f"{where}expected latents_mean and latents_std, a number and one above 0 for each of "
+                               f"{self.latent_channels} channels, or neither, found {mean} and {std}")
 
 
 class Encoder(nn.Module):
@@ -160,7 +170,8 @@ class AudioVae(nn.Module):
     """A waveform VAE, with the conventions of `LatentCodec` for what denoisers, samplers and caches take.
 
     Raw latents are what the encoder gives, `[B, C, T, 1]`. Normalised latents, written z, are what a denoiser sees and
-    the decoder takes: `clip(raw / divisor, -1, 1)`.
+    the decoder takes: `clip(raw / divisor, -1, 1)`, and once the moments of that are known
+    (`latents_mean`, `latents_std`) of mean 0 and deviation 1 in every channel, as diffusion takes latents to be.
 
     Args:
         config: Shape, as an object or a mapping.
@@ -169,16 +180,34 @@ class AudioVae(nn.Module):
         MusiccmError: If its numbers do not fit together.
     """
 
+    #: What its encoder takes: sound, where `LatentCodec`'s takes a mel.
+    reads_mel = False
+    #: What makes sound of its latents, by the names of `Bundle.codec`: the autoencoder's own decoder.
+    decoded_by = "original"
+
+    latents_mean: Tensor
+    latents_std: Tensor
+
     def __init__(self, config: AudioVaeConfig | Mapping[str, Any]) -> None:
         super().__init__()
         self.config = make_config(AudioVaeConfig, config)
         self.config.check()
         self.encoder, self.decoder = Encoder(self.config), Decoder(self.config)
+        channels = self.config.latent_channels
+        self.register_buffer("latents_mean", torch.zeros(1, channels, 1, 1), persistent=False)
+        self.register_buffer("latents_std", torch.ones(1, channels, 1, 1), persistent=False)
+        if self.config.latents_mean is not None and self.config.latents_std is not None:
+            self.set_moments(torch.tensor(self.config.latents_mean), torch.tensor(self.config.latents_std))
 
     @property
     def frame_samples(self) -> int:
         """Samples that a latent frame covers."""
         return math.prod(self.config.strides)
+
+    @property
+    def shortest_samples(self) -> int:
+        """Samples of the shortest sound that it encodes."""
+        return self.frame_samples
 
     @property
     def receptive_field(self) -> int:
@@ -265,18 +294,22 @@ class AudioVae(nn.Module):
 
     def normalise(self, raw_BCTF: Tensor) -> Tensor:
         """The z of raw latents."""
+        return (self.bounded(raw_BCTF) - self.latents_mean) / self.latents_std
+
+    def bounded(self, raw_BCTF: Tensor) -> Tensor:
+        """Raw latents divided and clipped to [-1, 1]: what the decoder's first layer sees."""
         return (raw_BCTF / self.config.divisor).clamp(-1.0, 1.0)
 
     def denormalise(self, z_BCTF: Tensor) -> Tensor:
         """Raw latents of z."""
-        return z_BCTF * self.config.divisor
+        return (z_BCTF * self.latents_std + self.latents_mean) * self.config.divisor
 
     def clipped(self, raw_BCTF: Tensor) -> Tensor:
         """The share of raw latents that `normalise` clips, a scalar."""
         return (raw_BCTF.abs() > self.config.divisor).float().mean()
 
     def decode(self, z_BCTF: Tensor) -> Tensor:
-        """Turn z into sound; what lies beyond [-1, 1] is clipped, as it was in training.
+        """Turn z into sound; what lies beyond what `normalise` gives is clipped, as it was in training.
 
         Args:
             z_BCTF: Normalised latents `[B, C, T, 1]`.
@@ -291,11 +324,12 @@ class AudioVae(nn.Module):
         if z_BCTF.dim() != 4 or z_BCTF.shape[1] != channels or z_BCTF.shape[3] != 1:
             raise MusiccmError(f"audio VAE: expected latents of shape [B, {channels}, T, 1], found "
                                f"{tuple(z_BCTF.shape)}")
-        return self.decoder(z_BCTF.squeeze(3).clamp(-1.0, 1.0))
+        bounded_BCTF = (z_BCTF * self.latents_std + self.latents_mean).clamp(-1.0, 1.0)
+        return self.decoder(bounded_BCTF.squeeze(3))
 
     @torch.no_grad()
     def set_divisor(self, divisor: float) -> None:
-        """Take another divisor; what is not clipped by either is decoded as before.
+        """Take another divisor; what is not clipped by either is decoded as before. Moments are to be measured anew.
 
         Args:
             divisor: Above 0.
@@ -306,6 +340,25 @@ class AudioVae(nn.Module):
         old, self.config.divisor = self.config.divisor, divisor
         self.config.check()
         self.decoder.layers[0].weight.mul_(divisor / old)
+        self.config.latents_mean = self.config.latents_std = None
+        self.latents_mean.zero_()
+        self.latents_std.fill_(1.0)
+
+    @torch.no_grad()
+    def set_moments(self, mean_C: Tensor, std_C: Tensor) -> None:
+        """Give z mean 0 and deviation 1.
+
+        Args:
+            mean_C: Mean of each channel of `bounded` latents.
+            std_C: Their deviation, above 0.
+
+        Raises:
+            MusiccmError: They are not numbers of that kind, one a channel.
+        """
+        self.config.latents_mean, self.config.latents_std = mean_C.tolist(), std_C.tolist()
+        self.config.check()
+        self.latents_mean.copy_(mean_C.view(1, -1, 1, 1))
+        self.latents_std.copy_(std_C.view(1, -1, 1, 1))
 
     @torch.no_grad()
     def start_posterior_at(self, std: float) -> None:

@@ -96,6 +96,11 @@ class SemanticTokenizer(nn.Module):
         return digest.hexdigest()
 
     @property
+    def has_source(self) -> bool:
+        """Whether it can make tokens of sound."""
+        return bool(self._source)
+
+    @property
     def source(self) -> FeatureSource:
         """What gives the features.
 

@@ -10,17 +10,17 @@ import torch
 from pytorch_lightning.strategies import Strategy
 from torch import Tensor
 
-from musiccm.audio import LogMel
 from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
 from musiccm.files import write_json
 from musiccm.models.bundle import Bundle
+from musiccm.models.codec import SoundEncoder
 from musiccm.models.melody.token_rate import token_count
 from musiccm.models.melody.tokenizer import SemanticTokenizer
 from musiccm.systems.encoding.data import EncodingData, WorkBatch
 
 #: What encoding consists of: reading (decode, resample, level), the log-mel, the VAE, both CLAP towers, writing; and of
-#: a bundle whose text encoder gives tokens; and where semantic tokens are made.
+#: a bundle whose text encoder gives tokens; and where semantic tokens are made. An audio VAE takes no mel.
 PARTS = ("read", "mel", "vae", "clap_audio", "clap_text", "write")
 TOKEN_PARTS = ("read", "mel", "vae", "text", "write")
 SEMANTIC_PARTS = ("read", "tokens", "clap_audio", "clap_text", "write")
@@ -129,24 +129,25 @@ class Encoder(CorpusEncoder):
     """
 
     def __init__(self, bundle: Bundle, work: EncodingData) -> None:
-        super().__init__(bundle, work, TOKEN_PARTS if bundle.gives_tokens else PARTS)
-        self.codec = bundle.codec("none")
-        self.mel = LogMel(bundle.mel)
+        codec, parts = bundle.codec("none"), TOKEN_PARTS if bundle.gives_tokens else PARTS
+        super().__init__(bundle, work, tuple(part for part in parts if part != "mel" or codec.reads_mel))
+        self.encoder = SoundEncoder(codec)
         self._check_fit(bundle, work.data)
 
     def _check_fit(self, bundle: Bundle, data: MusicDataModule) -> None:
-        if data.sample_rate_hz != bundle.mel.sample_rate_hz:
+        if data.sample_rate_hz != bundle.sample_rate_hz:
             raise MusiccmError(f"data.sample_rate_hz is {data.sample_rate_hz}, but {bundle.path} works at "
-                               f"{bundle.mel.sample_rate_hz}; set it to that")
-        if (bundle.path / "unet").is_dir():
-            samples = bundle.latent_shape()[1] * self.codec.downsampling * bundle.mel.hop_length
+                               f"{bundle.sample_rate_hz}; set it to that")
+        if (bundle.path / bundle.kind.network).is_dir():
+            samples = bundle.latent_shape()[1] * self.encoder.codec.frame_samples
             if samples != data.clip_samples:
-                raise MusiccmError(f"data.clip_samples is {data.clip_samples}, but the U-Net of {bundle.path} was "
-                                   f"trained on {samples}; set it to that")
+                raise MusiccmError(f"data.clip_samples is {data.clip_samples}, but {bundle.kind.network}/ of "
+                                   f"{bundle.path} was trained on {samples}; set it to that")
 
     def encode_audio(self, waveform_BS: Tensor) -> dict[str, Tensor]:
         """Mean and deviation of the raw latents."""
-        mean, std = self._timed("vae", self.codec.encode, self._timed("mel", self.mel, waveform_BS))
+        front = self._timed("mel", self.encoder.front, waveform_BS) if "mel" in self.parts else waveform_BS
+        mean, std = self._timed("vae", self.encoder.moments, front)
         return {"mean": mean, "std": std}
 
 

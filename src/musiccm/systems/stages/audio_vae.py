@@ -326,23 +326,26 @@ class AudioVaeStage(Stage):
         return quality | ({"tagger_kept": reconstructed / real} if real else {})
 
     @torch.no_grad()
-    def magnitudes(self) -> Tensor:
-        """How large the latents of training windows are, posterior noise included, one after the other."""
+    def raw_latents(self) -> Tensor:
+        """Latents of training windows, posterior noise included, one after the other, [C, N]."""
         vae, found = self.best.eval(), []
         device = next(vae.parameters()).device
         for index, batch in enumerate(islice(self.trainer.datamodule.train_dataloader(), self.moments_batches)):
             posterior = vae.posterior(batch.waveform_BS.to(device))
             noise = torch.randn(posterior.mean.shape, generator=self.generator("divisor", index)).to(posterior.mean)
-            found.append((posterior.mean + posterior.std * noise).abs().flatten().cpu())
-        return torch.cat(found)
+            found.append((posterior.mean + posterior.std * noise).transpose(0, 1).flatten(1).cpu())
+        return torch.cat(found, dim=1)
 
     def save(self) -> None:
-        """Write `audio_vae/`, with a divisor from the data where that is asked for."""
-        vae, sizes = copy.deepcopy(self.best), self.magnitudes()
+        """Write `audio_vae/`, with the moments of its latents, and a divisor from the data where that is asked for."""
+        vae, raw_CN = copy.deepcopy(self.best).cpu(), self.raw_latents()
+        sizes = raw_CN.abs().flatten()
         if self.divisor_quantile is not None:
             place = math.ceil(self.divisor_quantile * len(sizes))
             vae.set_divisor(sizes.kthvalue(place).values.item())
         elif (share := (sizes > vae.config.divisor).double().mean().item()) > CLIPPED_LIMIT:
             warn(f"the audio VAE's divisor of {vae.config.divisor:g} clips {share:.2%} of its latents, and the paper's "
                  f"less than {CLIPPED_LIMIT:.1%}; set model.init_args.divisor_quantile, such as 0.999")
+        bounded_CN = vae.bounded(raw_CN).double()
+        vae.set_moments(bounded_CN.mean(1), bounded_CN.std(1))
         save_part(self.bundle, "audio_vae", vae)

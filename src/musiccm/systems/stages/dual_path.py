@@ -11,11 +11,13 @@ from torch import Tensor
 
 from musiccm.data.batch import LatentBatch
 from musiccm.diffusion import Condition, choose_condition, noised_at, spread_chunks
-from musiccm.diffusion.condition import AnyCondition
 from musiccm.errors import MusiccmError
 from musiccm.losses.velocity import draw_angles, si_snr, velocity_loss
+from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import save_part
+from musiccm.models.melody.audio_vae import AudioVae
 from musiccm.models.melody.dual_path import DUAL_PATH, DualPath
+from musiccm.models.melody.tokenizer import tokenizer_of
 from musiccm.systems.stages.base import Stage, mean_of
 
 #: How its samplers read it: the angle process, at whose timesteps the network is told the angle.
@@ -33,16 +35,18 @@ class DualPathStage(Stage):
     """Trains a `DualPath` on velocities, each clip cut into chunks that have noise levels of their own.
 
     Args:
-        dual_path: `DualPathConfig` fields.
+        dual_path: `DualPathConfig` fields; `token_width` follows from the tokenizer and need not be there.
         chunks: Chunks M of a clip.
         continuation_share: Share of the items whose first chunks are clean, as a continuation has them.
         held_chunks: How many of them are, one of these numbers each time; all but the last if not given.
         inpainting_share: Share of the items of which one chunk is noisy and all others are clean.
         condition_dropout: Share of the items that see no tokens, for classifier-free guidance.
+        tokenizer: The bundle whose semantic tokenizer made the tokens; the bundle that is written by default.
         **stage: Arguments of `Stage`.
 
     Raises:
-        MusiccmError: `held_chunks` are none of the clip's, or the shares are more than all.
+        MusiccmError: `held_chunks` are none of the clip's, the shares are more than all, there is no tokenizer, or its
+            tokens have another width than is stated.
     """
 
     stage = "dual_path"
@@ -58,10 +62,18 @@ class DualPathStage(Stage):
         held_chunks: Sequence[int] | None = None,
         inpainting_share: float = 0.0,
         condition_dropout: float = 0.1,
+        tokenizer: str | None = None,
         **stage: Any,
     ) -> None:
         super().__init__(**stage)
-        self.part = DualPath(dual_path)
+        # held outside the module tree, as the audio VAE: frozen, not trained, not in this stage's checkpoints
+        self._tokenizer = [tokenizer_of(self.bundle if tokenizer is None else tokenizer)]
+        self._vae: list[AudioVae] = []
+        self.settings["tokenizer"], width = self._tokenizer[0].fingerprint, self._tokenizer[0].width
+        if dual_path.get("token_width", width) != width:
+            raise MusiccmError(f"model.init_args.dual_path.token_width is {dual_path['token_width']}, and the "
+                               f"tokenizer's vectors have {width}; leave it out, or name another tokenizer")
+        self.part = DualPath({**dual_path, "token_width": width})
         self.chunks = chunks
         self.held_chunks = [max(1, chunks - 1)] if held_chunks is None else list(held_chunks)
         self.continuation_share, self.inpainting_share = continuation_share, inpainting_share
@@ -77,26 +89,56 @@ class DualPathStage(Stage):
                                f"clip, found {chunks}")
         self.finish_init()
 
+    def setup(self, stage: str) -> None:
+        """Refuse tokens of another tokenizer.
+
+        Raises:
+            MusiccmError: The data have none, or others.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None or not hasattr(data, "token_cache"):
+            return
+        if data.tokens_dir is None:
+            raise MusiccmError("data.tokens_dir: expected the cache of semantic tokens that the network is conditioned "
+                               "on (`musiccm prepare tokens`), found none")
+        found, expected = data.token_cache("train").key["tokenizer"], self.settings["tokenizer"]
+        if found != expected:
+            raise MusiccmError(f"data.tokens_dir: {data.tokens_dir} holds tokens of another tokenizer (fingerprint "
+                               f"{found}, expected {expected}); set model.init_args.tokenizer to the bundle that has "
+                               "it, or make the tokens anew")
+
     def condition(self, batch: LatentBatch) -> Condition:
         """The semantic tokens of a batch.
 
         Raises:
             MusiccmError: It has none, or they do not fit the latents or the network.
         """
-        found: AnyCondition = batch.text_BD
-        return self.part.check_condition(found, batch.latents_BCTF.shape[2])
+        if batch.semantic_BL is None:
+            raise MusiccmError("data.tokens_dir: expected batches with semantic tokens, found none in them")
+        tokenizer = self._tokenizer[0].to(batch.semantic_BL.device)
+        vectors_BLD = tokenizer.vectors(batch.semantic_BL)
+        mask_BL = torch.ones(vectors_BLD.shape[:2], dtype=torch.bool, device=vectors_BLD.device)
+        return self.part.check_condition(Condition(vectors_BLD, mask_BL), batch.latents_BCTF.shape[2])
 
     def latents(self, batch: LatentBatch) -> Tensor:
-        """The clean latents of a batch, as the network sees them.
+        """The clean latents of a batch, normalised as the network sees them.
 
         Raises:
-            MusiccmError: They are of another length than the network's clips.
+            MusiccmError: They are of another length than the network's clips, or the bundle's audio VAE is missing or
+                does not state their moments.
         """
         frames = self.part.shape.frames
         if batch.latents_BCTF.shape[2] != frames:
             raise MusiccmError(f"model.init_args.dual_path.frames: expected clips of {frames} latent frames, found "
                                f"{batch.latents_BCTF.shape[2]} in the latent cache")
-        return batch.latents_BCTF
+        if not self._vae:
+            vae = Bundle.from_pretrained(self.bundle, ["audio_vae"]).part("audio_vae")
+            if vae.config.latents_std is None:
+                raise MusiccmError(f"{self.bundle}/audio_vae/config.json: has no latents_mean and latents_std, without "
+                                   "which the latents' deviation is not that of the noise; its stage measures them "
+                                   "when it ends: run it again from its last checkpoint (--ckpt_path)")
+            self._vae = [vae]
+        return self._vae[0].to(batch.latents_BCTF.device).normalise(batch.latents_BCTF)
 
     def predict(
         self, network: torch.nn.Module, z0_BCTF: Tensor, angle_BM: Tensor, cond: Condition, generator: torch.Generator
