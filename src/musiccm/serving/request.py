@@ -45,7 +45,7 @@ class MusicRequest:
         steps: Sampling steps; None for the model's own.
         seed: Of the noise; `resolved` draws one where it is None.
         guidance_scale: See `Pipeline.__call__`.
-        sampler: Name and fields, see `make_sampler`; None for the model's own.
+        sampler: Name and fields, see `make_sampler`; fields alone change the model's own.
         level: `none`, `peak` or `loudness`; edits keep the level of their clip.
         overlap: See `compose`.
         fusion: See `compose`.
@@ -143,7 +143,7 @@ class MusicRequest:
         _number("strength", self.strength, 0.0, 1.0, above=True)
         if self.fusion is not None and not isinstance(self.fusion, str):
             raise MusiccmError(f"fusion: expected a name, found {self.fusion!r}")
-        if self.sampler is not None:
+        if self.sampler is not None and "name" in self.sampler:
             make_sampler(dict(self.sampler))
         if self.level is not None:
             check_level(self.level)

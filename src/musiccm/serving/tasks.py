@@ -11,7 +11,7 @@ from torch import Tensor
 
 from musiccm.errors import MusiccmError
 from musiccm.long_form import LongMusic, MusicModel, MusicStream, Piece, SourceClip, read_clip, seam_metrics
-from musiccm.samplers import make_sampler
+from musiccm.samplers import Sampler, make_sampler
 from musiccm.serving.at_work import ModelAtWork, call_count
 from musiccm.serving.request import DEFAULT_STRENGTH, MusicRequest
 
@@ -70,9 +70,11 @@ def planned(model: MusicModel, request: MusicRequest) -> Plan:
         MusiccmError: The model takes no such steps, sampler, guidance or texts.
     """
     steps = getattr(model, "default_steps", None) if request.steps is None else request.steps
-    request = replace(request, steps=steps)
     strength = (request.strength or DEFAULT_STRENGTH) if request.task == "vary" else 1.0
-    stepper = model.stepper(steps, request.guidance_scale, strength=strength, sampler=_sampler(model, request))
+    rule = chosenchosen_sampler(model, request)
+    stepper = model.stepper(steps, request.guidance_scale, strength=strength, sampler=rule)
+    # all that fixes the samples is stated, so that a later version with other defaults makes them again
+    request = replace(request, steps=steps, sampler=rule.spec, guidance_scale=stepper.scale)
     steps = len(stepper.timesteps)
     if request.task in ("generate", "compose") and one_window(model, request):
         return Plan(request, steps, call_count(stepper, 1, BATCH))
@@ -103,7 +105,7 @@ def perform(model: ModelAtWork, request: MusicRequest, source: Path | None) -> M
         Cancelled: The job is to end.
     """
     assert request.seed is not None and request.level is not None
-    options: dict[str, Any] = {"guidance_scale": request.guidance_scale, "sampler": _sampler(model, request)}
+    options: dict[str, Any] = {"guidance_scale": request.guidance_scale, "sampler": chosen_sampler(model, request)}
     if request.is_edit:
         assert source is not None
         return _edited(model, request, read_clip(model, source), options)
@@ -128,7 +130,7 @@ def streamed(model: ModelAtWork, request: MusicRequest) -> MusicStream:
     """
     assert request.seed is not None and request.level is not None
     return model.stream(_entries(request), request.seconds, request.steps, request.seed, overlap=request.overlap,
-                        fusion=request.fusion, guidance_scale=request.guidance_scale, sampler=_sampler(model, request),
+                        fusion=request.fusion, guidance_scale=request.guidance_scale, sampler=chosen_sampler(model, request),
                         level=request.level)
 
 
@@ -155,9 +157,18 @@ def _entries(request: MusicRequest) -> list[tuple[float, str]]:
     return [(start, text) for start, text in request.prompts]
 
 
-def _sampler(model: Any, request: MusicRequest) -> Any:
-    """The sampler that was asked for; its fields alone change the model's own."""
-    if request.sampler is None:
-        return None
-    fields = dict(request.sampler)
-    return make_sampler(fields)
+def chosen_sampler(model: MusicModel, request: MusicRequest) -> Sampler:
+    """The sampler that was asked for; without a name, the model's own with the fields that were.
+
+    Args:
+        model: The model.
+        request: The request.
+
+    Returns:
+        The sampler.
+
+    Raises:
+        MusiccmError: There is no such sampler or field.
+    """
+    fields = dict(request.sampler or {})
+    return make_sampler(fields if "name" in fields else {**model.stepper(1).sampler.spec, **fields})

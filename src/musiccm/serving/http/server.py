@@ -1,0 +1,101 @@
+"""uvicorn around the app: one process, which ends in good order."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from musiccm import signals
+from musiccm.errors import MusiccmError
+from musiccm.serving.engine import Engine
+from musiccm.terminal import say
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where the server listens, and how long it waits at its end.
+
+    Args:
+        host: Address.
+        port: Port; 0 for any that is free.
+        drain_s: How long jobs that run may go on after a signal.
+        max_connections: Connections and requests at once.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    drain_s: float = 30.0
+    max_connections: int = 512
+
+
+class _Server(uvicorn.Server):
+    """A server whose signals are those of `musiccm.signals`: it looks for one several times a second."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+        super().__init__(config)
+        self._engine = engine
+
+    def capture_signals(self) -> Any:
+        """A stretch without handlers of uvicorn's: the command's own stay."""
+        return contextlib.nullcontext()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end; called ten times a second."""
+        if signals.received() is not None and not self.should_exit:
+            say(f"{signals.name_of(signals.received() or 0)}: no more jobs are taken; those that run are finished, "
+                "those that wait are kept", to_stderr=True)
+            self._engine.drain()
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        host: Address.
+        port: Port.
+
+    Returns:
+        It.
+
+    Raises:
+        MusiccmError: The address is not here, or the port is taken.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        raise MusiccmError(f"--host {host} --port {port}: cannot be listened on ({error.strerror or error}); choose "
+                           "another port, or 0 for any that is free") from error
+    return listening
+
+
+def serve(app: FastAPI, engine: Engine, where: Listening, listening: socket.socket) -> None:
+    """Serve until a signal comes, then end in good order.
+
+    Jobs that run are given `drain_s`; what is not done by then, and what waits, is taken up at the next start.
+
+    Args:
+        app: The app.
+        engine: Its engine, which is closed in the end.
+        where: How to serve.
+        listening: What to listen on.
+    """
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, lifespan="off",
+        limit_concurrency=where.max_connections, timeout_keep_alive=15,
+        timeout_graceful_shutdown=max(1, round(where.drain_s)))
+    signals.hold()  # from here on a signal is noted, and answered by `on_tick`
+    try:
+        _Server(config, engine).run(sockets=[listening])
+        engine.close(where.drain_s)
+    finally:
+        signals.release()
