@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from musiccm import locks
-from musiccm.errors import MusiccmError, reason
+from musiccm.errors import MusiccmError
 from musiccm.files import file_sha256
 from musiccm.serving.at_work import ModelAtWork
 from musiccm.serving.device_queue import DeviceQueue

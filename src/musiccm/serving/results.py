@@ -1,4 +1,4 @@
-"""Results on disk: a folder a job, with the samples as they were made and the sidecar; other formats as they are asked for."""
+"""Results on disk: a folder a job, with the samples as they were made, the sidecar, and what was asked for of them."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def planned(model: MusicModel, request: MusicRequest) -> Plan:
     """
     steps = getattr(model, "default_steps", None) if request.steps is None else request.steps
     strength = (request.strength or DEFAULT_STRENGTH) if request.task == "vary" else 1.0
-    rule = chosenchosen_sampler(model, request)
+    rule = chosen_sampler(model, request)
     stepper = model.stepper(steps, request.guidance_scale, strength=strength, sampler=rule)
     # all that fixes the samples is stated, so that a later version with other defaults makes them again
     request = replace(request, steps=steps, sampler=rule.spec, guidance_scale=stepper.scale)
@@ -129,8 +129,9 @@ def streamed(model: ModelAtWork, request: MusicRequest) -> MusicStream:
         The stream; nothing is computed yet.
     """
     assert request.seed is not None and request.level is not None
+    sampler = chosen_sampler(model, request)
     return model.stream(_entries(request), request.seconds, request.steps, request.seed, overlap=request.overlap,
-                        fusion=request.fusion, guidance_scale=request.guidance_scale, sampler=chosen_sampler(model, request),
+                        fusion=request.fusion, guidance_scale=request.guidance_scale, sampler=sampler,
                         level=request.level)
 
 

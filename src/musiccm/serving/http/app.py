@@ -30,7 +30,7 @@ from musiccm.serving.streams import LiveStream
 MEDIA_TYPES = {"wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg", "mp3": "audio/mpeg"}
 _LOOK_S = 0.5  # how often it is looked whether a client is still there
 
-_ALWAYS = problems.documented(401, 413, 415, 422, 429, 500, 503, 507)
+_ALWAYS = problems.documented(400, 401, 413, 415, 422, 429, 500, 503, 507)
 _READS = problems.documented(401, 404, 422, 500)
 
 

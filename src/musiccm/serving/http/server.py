@@ -1,4 +1,4 @@
-"""uvicorn around the app: one process, which ends in good order."""
+"""What runs the app, uvicorn: one process, which ends in good order."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from musiccm import signals
 from musiccm.errors import MusiccmError
 from musiccm.serving.engine import Engine
 from musiccm.terminal import say
+
+SEND_BUFFER_BYTES = 2**18
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,31 @@ def bound_socket(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # A small buffer, so that it is noticed soon where a client takes nothing; connections inherit it.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         listening.bind(address)
     except OSError as error:
         raise MusiccmError(f"--host {host} --port {port}: cannot be listened on ({error.strerror or error}); choose "
                            "another port, or 0 for any that is free") from error
     return listening
+
+
+def make_server(app: FastAPI, engine: Engine, where: Listening) -> uvicorn.Server:
+    """A server of uvicorn's, without lifespan, access log or belief in forwarded addresses.
+
+    Args:
+        app: The app.
+        engine: Its engine.
+        where: How to serve.
+
+    Returns:
+        The server; it runs on sockets that it is given.
+    """
+    config = uvicorn.Config(
+        app, log_level="critical", access_log=False, server_header=False, proxy_headers=False, lifespan="off",
+        limit_concurrency=where.max_connections, timeout_keep_alive=15,
+        timeout_graceful_shutdown=max(1, round(where.drain_s)))
+    return _Server(config, engine)
 
 
 def serve(app: FastAPI, engine: Engine, where: Listening, listening: socket.socket) -> None:
@@ -89,13 +111,9 @@ def serve(app: FastAPI, engine: Engine, where: Listening, listening: socket.sock
         where: How to serve.
         listening: What to listen on.
     """
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, lifespan="off",
-        limit_concurrency=where.max_connections, timeout_keep_alive=15,
-        timeout_graceful_shutdown=max(1, round(where.drain_s)))
     signals.hold()  # from here on a signal is noted, and answered by `on_tick`
     try:
-        _Server(config, engine).run(sockets=[listening])
+        make_server(app, engine, where).run(sockets=[listening])
         engine.close(where.drain_s)
     finally:
         signals.release()
