@@ -37,8 +37,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Served:
-    def __init__(self, model: Path, folder: Path, port: int) -> None:
-        self.process = Command(["serve", "--model", f"m={model}", "--port", port, "--running", 2, "--drain", 20],
+    def __init__(self, model: Path, folder: Path, port: int, *more: object) -> None:
+        self.process = Command(["serve", "--model", f"m={model}", "--port", port, "--running", 2, "--drain", 20, *more],
                                folder, variables={"MUSICCM_KEYS": KEY})
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30,
                                    headers={"Authorization": f"Bearer {KEY}"})
@@ -106,3 +106,31 @@ def test_kills_lose_nothing_and_sigterm_ends_in_good_order(model, tmp_path, proc
         assert db.execute("SELECT COUNT(*), COUNT(DISTINCT id) FROM jobs").fetchone() == (31, 31)
     after = {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "served/results").glob("*/samples.wav")}
     assert before.items() <= after.items()  # what was done was left alone
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_a_thousand_jobs_and_twenty_kills(model, tmp_path, processes):
+    """Jobs come while the server is killed over and over; each that was taken is made, once."""
+    port, taken, kills = free_port(), [], 20
+    for kill in range(kills + 1):
+        processes.append(Served(model, tmp_path, port, "--queue", 2000))
+        served = processes[-1]
+        for _ in range(50 if kill < kills else 0):
+            answer = served.client.post("/v1/jobs", json={"prompt": "x", "seed": len(taken), "steps": 1, "seconds": 0.3})
+            assert answer.status_code == 202
+            taken.append(answer.json()["id"])
+        if kill < kills:
+            time.sleep(0.05 * (kill % 5))
+            served.process.kill()
+            served.process.communicate(20)
+    until = time.monotonic() + 1200
+    while served.client.get("/health").json()["queued"] or served.client.get("/health").json()["running"]:
+        assert time.monotonic() < until
+        time.sleep(0.5)
+    served.process.terminate()
+    assert served.process.communicate(60) and served.process.returncode == 0
+    with sqlite3.connect(tmp_path / "served/jobs.sqlite") as db:
+        rows = db.execute("SELECT id, state FROM jobs ORDER BY number").fetchall()
+    assert rows == [(job, "done") for job in taken] and len(taken) == len(set(taken)) == 1000
+    assert {path.name for path in (tmp_path / "served/results").iterdir() if not path.name.startswith(".")} == set(taken)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import io
 import queue
@@ -244,10 +245,15 @@ async def _run(work: Callable[..., Any], *args: Any) -> Any:
     return await anyio.to_thread.run_sync(functools.partial(work, *args))
 
 
+def _set_soon(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:
+    with contextlib.suppress(RuntimeError):  # the server ends, and its loop is closed
+        loop.call_soon_threadsafe(changed.set)
+
+
 async def _changes(engine: Engine, job: str, owner: str) -> AsyncIterator[JobView]:
     """A job now and after every change, of which those that come faster than they are taken are one."""
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
-    end = engine.listen(job, lambda: loop.call_soon_threadsafe(changed.set))
+    end = engine.listen(job, functools.partial(_set_soon, loop, changed))
     try:
         while True:
             view = await _run(engine.job, job, owner)
@@ -263,7 +269,7 @@ async def _changes(engine: Engine, job: str, owner: str) -> AsyncIterator[JobVie
 async def _ended(engine: Engine, view: JobView, owner: str, request: Request) -> JobView:
     """Wait for a job whose client waits; it is cancelled where that goes away."""
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
-    end = engine.listen(view.id, lambda: loop.call_soon_threadsafe(changed.set))
+    end = engine.listen(view.id, functools.partial(_set_soon, loop, changed))
     try:
         while True:
             view = await _run(engine.job, view.id, owner)

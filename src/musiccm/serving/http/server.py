@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
         super().__init__(config)
         self._engine = engine
+        self.ends_at_s: float | None = None
 
     def capture_signals(self) -> Any:
         """A stretch without handlers of uvicorn's: the command's own stay."""
@@ -52,6 +54,7 @@ class _Server(uvicorn.Server):
             say(f"{signals.name_of(signals.received() or 0)}: no more jobs are taken; those that run are finished, "
                 "those that wait are kept", to_stderr=True)
             self._engine.drain()
+            self.ends_at_s = time.monotonic()
             self.should_exit = True
         return await super().on_tick(counter)
 
@@ -82,7 +85,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
     return listening
 
 
-def make_server(app: FastAPI, engine: Engine, where: Listening) -> uvicorn.Server:
+def make_server(app: FastAPI, engine: Engine, where: Listening) -> _Server:
     """A server of uvicorn's, without lifespan, access log or belief in forwarded addresses.
 
     Args:
@@ -113,7 +116,9 @@ def serve(app: FastAPI, engine: Engine, where: Listening, listening: socket.sock
     """
     signals.hold()  # from here on a signal is noted, and answered by `on_tick`
     try:
-        make_server(app, engine, where).run(sockets=[listening])
-        engine.close(where.drain_s)
+        server = make_server(app, engine, where)
+        server.run(sockets=[listening])
+        spent_s = 0.0 if server.ends_at_s is None else time.monotonic() - server.ends_at_s
+        engine.close(max(0.0, where.drain_s - spent_s))
     finally:
         signals.release()
