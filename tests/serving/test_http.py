@@ -48,6 +48,7 @@ class Server:
         self.app = make_app(self.engine, metrics, Keys([]), self.patience)
         self.keyed = make_app(self.engine, metrics, Keys(KEYS))
         listening = bound_socket("127.0.0.1", 0)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # it is soon full, also on this machine
         self.port = listening.getsockname()[1]
         self._server = make_server(self.app, self.engine, Listening(drain_s=2))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listening]}, daemon=True)

@@ -104,6 +104,9 @@ def test_one_engine_a_folder_and_no_later_tables(make_engine, served, tmp_path):
         db.execute("PRAGMA user_version = 99")
     with pytest.raises(MusiccmError, match="later musiccm"):
         Engine([served], tmp_path / "engine")
+    db.close()
+    for path in (tmp_path / "engine").glob("jobs.sqlite*"):
+        path.unlink()
     (tmp_path / "engine/jobs.sqlite").write_bytes(b"no table" * 200)
     with pytest.raises(MusiccmError, match="cannot be opened"):
         Engine([served], tmp_path / "engine")
