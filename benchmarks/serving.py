@@ -73,7 +73,8 @@ class Side:
         status = Path(f"/proc/{self.process.pid}/status")
         if not status.is_file():
             return float("nan")
-        return int(next(line for line in status.read_text().splitlines() if line.startswith("VmRSS:")).split()[1]) / 1024
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS:"))
+        return int(line.split()[1]) / 1024
 
     def end(self) -> None:
         self.process.send_signal(signal.SIGTERM)
