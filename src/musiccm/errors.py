@@ -8,12 +8,14 @@ from collections.abc import Mapping
 
 #: What of setup.cfg's extras brings a module, by the module's name; the first is named where several do.
 EXTRAS: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("jsonargparse", "lightning_fabric", "matplotlib", "omegaconf", "peft", "pytorch_lightning",
+    **dict.fromkeys(("jsonargparse", "lightning_fabric", "omegaconf", "peft", "pytorch_lightning",
                      "sklearn", "tensorboard"), ("train",)),
     **dict.fromkeys(("timm", "torchaudio", "torchmetrics", "torchvision"), ("train", "eval")),
     **dict.fromkeys(("librosa", "resampy", "skimage", "torchlibrosa"), ("eval",)),
+    "matplotlib": ("train", "serve"),
     "av": ("formats",),
     "faiss": ("faiss",),
+    **dict.fromkeys(("fastapi", "prometheus_client", "starlette", "uvicorn"), ("serve",)),
 }
 
 

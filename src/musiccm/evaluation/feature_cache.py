@@ -107,7 +107,8 @@ class FeatureCache:
 
     def __init__(self, folder: Path | None, packed: Path | None = None) -> None:
         if folder is not None and folder.exists() and not folder.is_dir():
-            raise MusiccmError(f"{folder}: expected a folder for the features that are kept, found a file; move it away")
+            raise MusiccmError(f"{folder}: expected a folder for the features that are kept, found a file; "
+                               "move it away")
         self.folder, self.packed = folder, packed
 
     def path(self, key: Mapping[str, Any]) -> Path | None:

@@ -1,0 +1,109 @@
+"""serve models over HTTP: queue, streams, edits (docs/serving.md)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from musiccm.errors import MusiccmError
+from musiccm.terminal import say
+
+KEYS_VARIABLE = "MUSICCM_KEYS"
+
+
+def main(argv: list[str]) -> int:
+    """Run `musiccm serve`.
+
+    Args:
+        argv: The arguments behind `serve`.
+
+    Returns:
+        The exit code.
+    """
+    args = _parser().parse_args(argv)
+    from musiccm.serving.http.app import make_app
+    from musiccm.serving.http.gate import Keys, is_loopback
+    from musiccm.serving.http.metrics import Metrics
+    from musiccm.serving.http.server import Listening, bound_socket, serve
+
+    keys = Keys.read(args.key_file) if args.key_file else Keys(os.environ.get(KEYS_VARIABLE, "").split())
+    if not is_loopback(args.host) and not keys and not args.public:
+        raise MusiccmError(f"--host {args.host}: others can reach that address, and there are no keys; name a file of "
+                           f"keys by --key-file, set {KEYS_VARIABLE}, or add --public to let everybody in")
+    from musiccm.device import choose_device
+    from musiccm.models.acceleration.networks import check_backend
+    from musiccm.serving import Engine, EngineSettings, Limits, load_model
+
+    device = choose_device(args.device)
+    check_backend("--compile", args.compile)
+    limits = Limits(max_seconds=args.max_seconds, max_upload_bytes=args.max_upload_mb * 2**20,
+                    max_upload_s=args.max_seconds)
+    settings = EngineSettings(
+        max_queued=args.queue, max_running=args.running, max_streams=args.streams, max_batch=args.batch,
+        exact=False if args.together else None, keep_jobs=args.keep, keep_bytes=args.keep_gb * 2**30, limits=limits)
+    listening = bound_socket(args.host, args.port)
+    named = args.model or ["musiccm-tiny-student"]
+    served = [load_model(one, device, args.decoder, args.half, args.compile) for one in named]
+    metrics = Metrics()
+    engine = Engine(served, args.folder, settings, metrics.told)
+    try:
+        engine.start()
+        app = make_app(engine, metrics, keys, any_host=args.public)
+        host, port = listening.getsockname()[:2]
+        say(f"serving {', '.join(engine.models)} at http://{f'[{host}]' if ':' in host else host}:{port} (OpenAPI: "
+            f"/openapi.json; {'with' if keys else 'without'} keys; jobs and results in {args.folder})")
+        serve(app, engine, Listening(args.host, port, args.drain, args.connections), listening)
+    finally:
+        engine.close()
+        listening.close()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="musiccm serve", description=__doc__)
+    parser.add_argument("--model", action="append", metavar="[NAME=]MODEL",
+                        help="directory, packaged bundle or hub id, and the name that clients use; may be repeated, "
+                             "the first is the default (default: musiccm-tiny-student)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    parser.add_argument("--port", type=_whole(0, 65535), default=8000, help="0 takes any (default %(default)s)")
+    parser.add_argument("--key-file", type=Path, metavar="FILE",
+                        help=f"keys that clients send, one a line; or {KEYS_VARIABLE}, with spaces between them")
+    parser.add_argument("--public", action="store_true", help="serve others without keys")
+    parser.add_argument("--folder", type=Path, default=Path("served"),
+                        help="where jobs, results and uploads lie (default %(default)s)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
+    parser.add_argument("--decoder", choices=["fast", "original"], help="see `musiccm generate`")
+    parser.add_argument("--half", action="store_true", help="U-Net in bf16, for GPUs")
+    parser.add_argument("--compile", metavar="BACKEND", help="compile the U-Net, see `musiccm generate`")
+    parser.add_argument("--together", action="store_true",
+                        help="on a CPU, too, make network calls of several jobs as one: faster for small models; clips "
+                             "then differ by rounding from those made alone")
+    parser.add_argument("--batch", type=_whole(1, 1024), default=8, help="windows of such a call (default %(default)s)")
+    parser.add_argument("--queue", type=_whole(1, 100_000), default=64,
+                        help="jobs that may wait; others are told to come again (default %(default)s)")
+    parser.add_argument("--running", type=_whole(1, 256), default=4, help="jobs at work at once (default %(default)s)")
+    parser.add_argument("--streams", type=_whole(0, 256), default=4, help="streams at once (default %(default)s)")
+    parser.add_argument("--connections", type=_whole(1, 100_000), default=512, help="at once (default %(default)s)")
+    parser.add_argument("--max-seconds", type=_whole(1, 3600), default=600,
+                        help="longest piece and upload (default %(default)s)")
+    parser.add_argument("--max-upload-mb", type=_whole(1, 4096), default=64, help="(default %(default)s)")
+    parser.add_argument("--keep", type=_whole(1, 10**9), default=1000,
+                        help="finished jobs that are kept (default %(default)s)")
+    parser.add_argument("--keep-gb", type=_whole(1, 10**6), default=4,
+                        help="disk for results, from which on the oldest go (default %(default)s)")
+    parser.add_argument("--drain", type=_whole(0, 3600), default=30, metavar="SECONDS",
+                        help="how long running jobs may go on after SIGTERM (default %(default)s)")
+    return parser
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    """A whole number of a range, as an option's type."""
+
+    def number(text: str) -> int:
+        if not text.lstrip("-").isdigit() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {high}, found {text!r}")
+        return int(text)
+
+    return number

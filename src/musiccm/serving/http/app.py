@@ -1,0 +1,353 @@
+"""The endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import io
+import queue
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio.to_thread
+from fastapi import Depends, FastAPI, Query, Request, Response, status
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.security import HTTPBearer
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.types import Receive, Scope, Send
+
+from musiccm import __version__
+from musiccm.audio.wav_stream import WavStream
+from musiccm.failures import error_number
+from musiccm.serving.engine import Engine
+from musiccm.serving.errors import NoRoom, NotFound
+from musiccm.serving.http import problems, schema
+from musiccm.serving.http.gate import Gate, Keys, Patience
+from musiccm.serving.http.metrics import Metrics
+from musiccm.serving.jobs import JobView
+from musiccm.serving.streams import LiveStream
+
+MEDIA_TYPES = {"wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg", "mp3": "audio/mpeg"}
+_LOOK_S = 0.5  # how often it is looked whether a client is still there
+
+_ALWAYS = problems.documented(400, 401, 413, 415, 422, 429, 500, 503, 507)
+_READS = problems.documented(401, 404, 422, 500)
+
+
+def make_app(
+    engine: Engine, metrics: Metrics, keys: Keys, patience: Patience | None = None, any_host: bool = False
+) -> FastAPI:
+    """The app in front of an engine.
+
+    Args:
+        engine: The engine, started; whoever made it closes it.
+        metrics: What the engine tells its events.
+        keys: Who may come in; none for everybody who reaches it.
+        patience: How long clients are waited for.
+        any_host: See `Gate`.
+
+    Returns:
+        An ASGI app.
+    """
+    app = FastAPI(
+        title="musiccm", version=__version__, docs_url=None, redoc_url=None, responses=problems.documented(421),
+        summary="Text to music in a few steps", dependencies=[Depends(HTTPBearer(auto_error=False))] if keys else [])
+    app.add_middleware(Gate, keys=keys, upload_bytes=engine.limits.max_upload_bytes, patience=patience,
+                       any_host=any_host)
+    problems.install(app)
+    metrics.state = engine.state
+    app.state.engine = engine
+    app.state.metrics = metrics
+    app.state.default_model = next(iter(engine.models))
+    _add_state(app)
+    _add_generate(app)
+    _add_jobs(app)
+    _add_results(app)
+    return app
+
+
+def _engine(request: Request) -> Engine:
+    return request.app.state.engine
+
+
+def _owner(request: Request) -> str:
+    return request.scope.get("state", {}).get("owner") or ""
+
+
+def _own_job(job: str, engine: EngineOf, owner: OwnerOf) -> JobView:
+    return engine.job(job, owner)
+
+
+EngineOf = Annotated[Engine, Depends(_engine)]
+OwnerOf = Annotated[str, Depends(_owner)]
+JobOf = Annotated[JobView, Depends(_own_job)]
+
+
+def _add_state(app: FastAPI) -> None:
+    @app.get("/health", tags=["server"])
+    def health(engine: EngineOf) -> schema.Health:
+        """Whether the server lives."""
+        state = engine.state()
+        return schema.Health(status="draining" if engine.draining else "ok", version=__version__, queued=state.queued,
+                             running=state.running, streams=state.streams)
+
+    @app.get("/ready", tags=["server"], responses=problems.documented(503))
+    def ready(engine: EngineOf) -> Response:
+        """Whether it takes jobs."""
+        if engine.ready and not engine.draining:
+            return JSONResponse({"status": "ready"})
+        return problems.problem(503, "the server begins or ends", "draining", {"Retry-After": "5"})
+
+    @app.get("/metrics", tags=["server"], response_class=Response, responses=problems.documented(401))
+    def metrics() -> Response:
+        """Counts and times for Prometheus."""
+        return Response(app.state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/v1/models", tags=["models"], responses=problems.documented(401))
+    def models(engine: EngineOf) -> schema.ModelList:
+        """The models that are served."""
+        return schema.ModelList(data=[
+            schema.Model(id=name, content_hash=served.content_hash, default=name == app.state.default_model,
+                         facts={**served.facts, **served.settings})
+            for name, served in engine.models.items()])
+
+
+def _add_generate(app: FastAPI) -> None:
+    audio = {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()},
+             "description": "the sound; X-Musiccm-Job and X-Musiccm-Seed name job and seed"}
+
+    @app.post("/v1/audio/generate", tags=["generate"], response_class=Response, responses={**_ALWAYS, 200: audio})
+    async def generate(body: schema.GenerateBody, request: Request, engine: EngineOf, owner: OwnerOf) -> Response:
+        """Make music and wait for it; with `stream`, hear it while it is made. A client that goes away ends it."""
+        asked = body.request(app.state.default_model)
+        if body.stream:
+            stream = await _run(engine.stream, asked, owner)
+            return _Wav(stream)
+        view = await _run(engine.submit, asked, owner)
+        view = await _ended(engine, view, owner, request)
+        if view.state != "done":
+            return _unmade(view)
+        path = await _run(engine.results.audio, view.id, body.response_format)
+        return FileResponse(path, media_type=MEDIA_TYPES[body.response_format],
+                            headers=_named(view.id, view.request.seed))
+
+
+def _add_jobs(app: FastAPI) -> None:
+    @app.post("/v1/jobs", tags=["jobs"], status_code=status.HTTP_202_ACCEPTED,
+              responses={**_ALWAYS, **problems.documented(404)})
+    def submit(body: schema.JobBody, response: Response, engine: EngineOf, owner: OwnerOf) -> schema.Job:
+        """Ask for music, which waits in the queue."""
+        view = engine.submit(body.request(app.state.default_model), owner, body.priority)
+        response.headers["Location"] = f"/v1/jobs/{view.id}"
+        return schema.Job.of(view)
+
+    @app.get("/v1/jobs", tags=["jobs"], responses=problems.documented(401, 422))
+    def jobs(engine: EngineOf, owner: OwnerOf, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> schema.JobList:
+        """The last jobs, the newest first."""
+        return schema.JobList(jobs=[schema.Job.of(view) for view in engine.jobs(owner, limit)])
+
+    @app.get("/v1/jobs/{job}", tags=["jobs"], responses=_READS)
+    def job(found: JobOf) -> schema.Job:
+        """A job as it is now."""
+        return schema.Job.of(found)
+
+    @app.delete("/v1/jobs/{job}", tags=["jobs"], responses=_READS)
+    def cancel(job: str, engine: EngineOf, owner: OwnerOf) -> schema.Job:
+        """End a job: one that waits at once, one that runs before its next network call."""
+        return schema.Job.of(engine.cancel(job, owner))
+
+    @app.get("/v1/jobs/{job}/events", tags=["jobs"], response_class=EventSourceResponse, responses=_READS)
+    async def events(found: JobOf, engine: EngineOf, owner: OwnerOf) -> AsyncIterator[ServerSentEvent]:
+        """Every change of a job until it has ended: queued, running, then done, failed or cancelled."""
+        number = 0
+        async for view in _changes(engine, found.id, owner):
+            number += 1
+            yield ServerSentEvent(data=schema.Job.of(view).model_dump(), event=view.state, id=str(number))
+
+    @app.post("/v1/jobs/{job}/prompt", tags=["jobs"], responses={**_ALWAYS, **_READS})
+    def change(job: str, body: schema.PromptBody, engine: EngineOf, owner: OwnerOf) -> dict[str, float]:
+        """Change the text of a stream that plays; says from which second on it holds."""
+        return {"from": engine.set_prompt(job, body.prompt, owner)}
+
+    content: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "binary"}}
+                               for kind in ("audio/*", "application/octet-stream")}
+
+    @app.post("/v1/uploads", tags=["jobs"], status_code=status.HTTP_201_CREATED,
+              responses={**_ALWAYS, **problems.documented(408)},
+              openapi_extra={"requestBody": {"required": True, "content": content}})
+    async def upload(request: Request, engine: EngineOf, owner: OwnerOf) -> schema.Upload:
+        """Bring a clip to edit, as the body: wav, flac, ogg or mp3."""
+        path = await _run(engine.new_upload)
+        try:
+            await _receive(request, path)
+            return schema.Upload(**await _run(engine.add_upload, path, owner))
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _add_results(app: FastAPI) -> None:
+    audio = {"content": {kind: {} for kind in MEDIA_TYPES.values()}, "description": "the sound"}
+    reads = {**_READS, **problems.documented(409, 507)}
+
+    @app.get("/v1/jobs/{job}/audio", tags=["results"], response_class=FileResponse, responses={**reads, 200: audio})
+    def sound(
+        found: JobOf, engine: EngineOf, form: Annotated[schema.Format, Query(alias="format")] = "wav"
+    ) -> Response:
+        """What a job made; ranges of bytes can be asked for."""
+        return _result(found, lambda: FileResponse(
+            engine.results.audio(found.id, form), media_type=MEDIA_TYPES[form], filename=f"{found.id[:12]}.{form}",
+            content_disposition_type="inline"))
+
+    @app.get("/v1/jobs/{job}/spectrogram.png", tags=["results"], response_class=FileResponse,
+             responses={**reads, 200: {"content": {"image/png": {}}, "description": "time to the right"}})
+    def spectrogram(found: JobOf, engine: EngineOf) -> Response:
+        """A picture of what a job made."""
+        return _result(found, lambda: FileResponse(engine.results.spectrogram(found.id), media_type="image/png"))
+
+    @app.get("/v1/jobs/{job}/sidecar", tags=["results"], response_class=FileResponse,
+             responses={**reads, 200: {"content": {"application/json": {}}, "description": "all parameters"}})
+    def sidecar(found: JobOf, engine: EngineOf) -> Response:
+        """What `musiccm generate --from-sidecar` makes the same samples from."""
+        return _result(found, lambda: FileResponse(engine.results.sidecar(found.id), media_type="application/json",
+                                                   filename=f"{found.id[:12]}.json"))
+
+
+def _result(view: JobView, answer: Callable[[], Response]) -> Response:
+    if view.state == "done":
+        if view.request.task == "stream":
+            raise NotFound("a stream's sound is kept nowhere")
+        return answer()
+    if not view.finished:
+        return problems.problem(409, f"the job is {view.state}; its result is there once it is done", "not_done")
+    return _unmade(view, 409)
+
+
+def _unmade(view: JobView, otherwise: int | None = None) -> Response:
+    """What is said of a job that made nothing."""
+    if view.state == "cancelled":
+        return problems.problem(otherwise or 409, "the job was cancelled", "cancelled")
+    if not view.finished:
+        return problems.problem(503, "the server ends; the job is made when it is there again, under its id "
+                                     f"{view.id}", "draining", {"Retry-After": "5"})
+    error = view.error or {"kind": "failed", "message": "the job failed"}
+    status_of = {"no_room": 507, "internal": 500}
+    return problems.problem(otherwise or status_of.get(error["kind"], 422), error["message"], error["kind"])
+
+
+def _named(job: str, seed: int | None) -> dict[str, str]:
+    return {"X-Musiccm-Job": job, "X-Musiccm-Seed": str(seed)}
+
+
+async def _run(work: Callable[..., Any], *args: Any) -> Any:
+    """Do on another thread what may wait for the disk or a lock."""
+    return await anyio.to_thread.run_sync(functools.partial(work, *args))
+
+
+def _set_soon(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:
+    with contextlib.suppress(RuntimeError):  # the server ends, and its loop is closed
+        loop.call_soon_threadsafe(changed.set)
+
+
+async def _changes(engine: Engine, job: str, owner: str) -> AsyncIterator[JobView]:
+    """A job now and after every change, of which those that come faster than they are taken are one."""
+    loop, changed = asyncio.get_running_loop(), asyncio.Event()
+    end = engine.listen(job, functools.partial(_set_soon, loop, changed))
+    try:
+        while True:
+            view = await _run(engine.job, job, owner)
+            yield view
+            if view.finished or (engine.draining and view.state == "queued"):
+                return
+            await changed.wait()
+            changed.clear()
+    finally:
+        end()
+
+
+async def _ended(engine: Engine, view: JobView, owner: str, request: Request) -> JobView:
+    """Wait for a job whose client waits; it is cancelled where that goes away."""
+    loop, changed = asyncio.get_running_loop(), asyncio.Event()
+    end = engine.listen(view.id, functools.partial(_set_soon, loop, changed))
+    try:
+        while True:
+            view = await _run(engine.job, view.id, owner)
+            if view.finished or (engine.draining and view.state == "queued"):
+                return view
+            try:
+                await asyncio.wait_for(changed.wait(), _LOOK_S)
+            except (TimeoutError, asyncio.TimeoutError):
+                pass
+            changed.clear()
+            if await request.is_disconnected():
+                return await _run(engine.cancel, view.id, owner)
+    except asyncio.CancelledError:
+        engine.cancel(view.id, owner)
+        raise
+    finally:
+        end()
+
+
+class _Sink(io.RawIOBase):
+    """What a wav is written to before it is sent."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: Any) -> int:
+        self._parts.append(bytes(data))
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+    def taken(self) -> bytes:
+        found = b"".join(self._parts)
+        self._parts.clear()
+        return found
+
+
+class _Wav(StreamingResponse):
+    """A stream as a wav; it is closed however its client ends."""
+
+    def __init__(self, stream: LiveStream) -> None:
+        super().__init__(_wav(stream), media_type="audio/wav", headers=_named(stream.job.id, stream.job.request.seed))
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._stream.close()
+
+
+async def _wav(stream: LiveStream) -> AsyncIterator[bytes]:
+    sink = _Sink()
+    wav = WavStream(sink, stream.sample_rate_hz, stream.samples)  # type: ignore[arg-type]
+    yield sink.taken()
+    while True:
+        try:
+            chunk = await _run(stream.take, _LOOK_S)
+        except queue.Empty:
+            continue
+        if chunk is None:
+            return
+        wav.write(chunk)
+        yield sink.taken()
+
+
+async def _receive(request: Request, path: Path) -> None:
+    """Write a body to a file.
+
+    Raises:
+        NoRoom: The disk is full.
+    """
+    try:
+        async with await anyio.open_file(path, "xb") as file:
+            async for chunk in request.stream():
+                await file.write(chunk)
+    except OSError as error:
+        if error_number(error) is None:
+            raise
+        raise NoRoom("the server's disk is full or takes no files; try again later") from error

@@ -1,0 +1,109 @@
+"""Every answer that is no success is a problem of RFC 9457, and says what to do."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from musiccm.errors import MusiccmError
+from musiccm.serving.errors import NoRoom, NotFound, Rejected, TooLarge, UnsupportedAudio
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+SCHEMA = {
+    "type": "object", "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string"}, "title": {"type": "string"}, "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "errors": {"type": "array", "items": {"type": "object", "properties": {
+            "field": {"type": "string"}, "message": {"type": "string"}}}},
+    },
+}
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of the problems that an endpoint may answer with."""
+    return {status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": SCHEMA}}}
+            for status in statuses}
+
+
+def problem(
+    status: int, detail: str, kind: str | None = None, headers: Mapping[str, str] | None = None,
+    errors: Sequence[Mapping[str, str]] = (),
+) -> JSONResponse:
+    """A problem.
+
+    Args:
+        status: Of HTTP.
+        detail: What is wrong, and what to do.
+        kind: What machines tell it by; by default the status' own name.
+        headers: Of the answer.
+        errors: Fields that are wrong, with a message each.
+
+    Returns:
+        The answer.
+    """
+    phrase = HTTPStatus(status).phrase
+    content: dict[str, Any] = {
+        "type": f"urn:musiccm:problem:{(kind or phrase).lower().replace(' ', '-').replace('_', '-')}",
+        "title": phrase, "status": status, "detail": detail,
+    }
+    if errors:
+        content["errors"] = list(errors)
+    return JSONResponse(content, status, dict(headers or {}), MEDIA_TYPE)
+
+
+def of_error(error: MusiccmError) -> JSONResponse:
+    """The problem that an error of the engine is to clients."""
+    detail = str(error)
+    if isinstance(error, Rejected):
+        status = 503 if error.kind == "draining" else 429
+        return problem(status, detail, error.kind, {"Retry-After": str(math.ceil(error.retry_after_s))})
+    if isinstance(error, NoRoom):
+        return problem(507, detail, "no_room", {"Retry-After": "60"})
+    for kind, status in ((NotFound, 404), (TooLarge, 413), (UnsupportedAudio, 415)):
+        if isinstance(error, kind):
+            return problem(status, detail)
+    field, found, rest = detail.partition(": ")
+    named = found and field.replace(".", "").replace("_", "").replace(", ", "").isidentifier()
+    return problem(422, detail, "refused", errors=[{"field": field, "message": rest}] if named else ())
+
+
+def install(app: FastAPI) -> None:
+    """Let an app answer with problems alone."""
+
+    @app.exception_handler(MusiccmError)
+    async def refused(request: Request, error: MusiccmError) -> JSONResponse:
+        return of_error(error)
+
+    @app.exception_handler(HTTPException)
+    async def plain(request: Request, error: HTTPException) -> JSONResponse:
+        return problem(error.status_code, str(error.detail), headers=error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        errors = [{"field": ".".join(map(str, one["loc"][1:])) or str(one["loc"][0]), "message": one["msg"]}
+                  for one in error.errors()]
+        first = errors[0]
+        return problem(422, f"{first['field']}: {first['message']}", "invalid", errors=errors)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> JSONResponse:
+        log.info("%s %s: the client has gone", request.method, request.url.path)
+        return problem(400, "the body ended before it was whole")
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return problem(500, "the server failed; its log says how")

@@ -1,0 +1,84 @@
+"""A model that is served: its networks, and what a client and a sidecar are told of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from musiccm.errors import MusiccmError
+from musiccm.long_form import MusicModel
+from musiccm.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model under the name that clients know.
+
+    Args:
+        name: The name.
+        model: The model.
+        content_hash: Of its weights; empty where that is not known.
+        facts: What `/v1/models` says beside.
+        settings: How it was loaded, beyond its weights, as far as that changes samples: `decoder`, `half`.
+    """
+
+    name: str
+    model: MusicModel
+    content_hash: str
+    facts: dict[str, Any]
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, name: str, model: MusicModel, half: bool = False) -> ServedModel:
+        """Describe a model.
+
+        Args:
+            name: The name that clients will use.
+            model: The model.
+            half: Whether its U-Net computes in bf16.
+
+        Returns:
+            It with its facts.
+        """
+        bundle = getattr(model, "bundle", None)
+        student = getattr(model, "is_student", None)
+        facts: dict[str, Any] = {
+            "sample_rate_hz": model.sample_rate_hz, "clip_seconds": model.duration_s,
+            "default_steps": getattr(model, "default_steps", None), "student": student,
+        }
+        record = getattr(model, "record", None) or {}
+        if student:
+            facts |= {"steps": record.get("sampling_steps"), "guidance": record.get("guidance", "fixed")}
+        # codecs of other kinds say by themselves what `Pipeline` calls their decoder
+        fast = getattr(model.codec, "decoder", None) is not None
+        decoder = getattr(model.codec, "decoded_by", "fast" if fast else "original")
+        return cls(name, model, "" if bundle is None else bundle.content_hash(), facts,
+                   {"decoder": decoder, "half": half})
+
+
+def load_model(
+    named: str, device: str = "cpu", decoder: str | None = None, half: bool = False, backend: str | None = None
+) -> ServedModel:
+    """Read a model to serve, in the form that its device computes fastest.
+
+    Args:
+        named: `NAME=WHERE`, or what `Pipeline.from_pretrained` takes, whose last part is then the name.
+        device: Where it computes.
+        decoder: See `Pipeline`.
+        half: See `Pipeline.accelerate`.
+        backend: See `Pipeline.accelerate`.
+
+    Returns:
+        The model.
+
+    Raises:
+        MusiccmError: There is no such model, or the name is none.
+    """
+    name, found, where = named.partition("=")
+    if not found:
+        name, where = Path(named).name or named, named
+    if not name or not where or len(name) > 100 or not name.isprintable() or "/" in name:
+        raise MusiccmError(f"--model {named}: expected NAME=FOLDER, a folder, a packaged name or a hub id")
+    pipeline = Pipeline.from_pretrained(where, decoder=decoder).to(device).accelerate(half, backend)
+    return ServedModel.of(name, pipeline, half)

@@ -1,0 +1,179 @@
+"""Jobs and uploads in SQLite: what is written here outlives the process, however it ends."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from musiccm.errors import MusiccmError
+from musiccm.serving.errors import NoRoom
+from musiccm.serving.jobs import FINISHED, JobView
+from musiccm.serving.request import MusicRequest
+
+VERSION = 1
+_TABLES = """
+CREATE TABLE IF NOT EXISTS jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL, state TEXT NOT NULL,
+    priority INTEGER NOT NULL, request TEXT NOT NULL, created_s REAL NOT NULL, started_s REAL, finished_s REAL,
+    starts INTEGER NOT NULL DEFAULT 0, calls INTEGER NOT NULL DEFAULT 0, error TEXT, result TEXT);
+CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, number);
+CREATE TABLE IF NOT EXISTS uploads (
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, created_s REAL NOT NULL, bytes INTEGER NOT NULL, seconds REAL NOT NULL,
+    sha256 TEXT NOT NULL);
+"""
+
+
+class Store:
+    """The tables of jobs and uploads.
+
+    Args:
+        path: The database; it is made where there is none.
+
+    Raises:
+        MusiccmError: It is damaged, of a later version, or cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        try:
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._db.row_factory = sqlite3.Row
+            found = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if found not in (0, VERSION):
+                raise MusiccmError(f"{path}: expected version {VERSION} of the table of jobs, found {found}; it is of "
+                                   "a later musiccm, name another folder")
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.executescript(_TABLES)
+            self._db.execute(f"PRAGMA user_version = {VERSION}")
+        except sqlite3.Error as error:
+            raise MusiccmError(f"{path}: the table of jobs cannot be opened ({error}); move the folder away, or name "
+                               "another") from error
+
+    def close(self) -> None:
+        """Close the database."""
+        with self._lock:
+            self._db.close()
+
+    def add(self, view: JobView) -> int:
+        """Write a new job.
+
+        Args:
+            view: The job.
+
+        Returns:
+            Its number, in order of arrival.
+
+        Raises:
+            NoRoom: The disk is full.
+        """
+        with self._changing() as db:
+            found = db.execute(
+                "INSERT INTO jobs (id, owner, state, priority, request, created_s) VALUES (?, ?, ?, ?, ?, ?)",
+                (view.id, view.owner, view.state, view.priority, json.dumps(view.request.to_json()), view.created_s))
+            assert found.lastrowid is not None
+            return found.lastrowid
+
+    def started(self, job: str, at_s: float) -> None:
+        """A job was taken up."""
+        with self._changing() as db:
+            db.execute("UPDATE jobs SET state = 'running', started_s = ?, starts = starts + 1 WHERE id = ?",
+                       (at_s, job))
+
+    def requeued(self, job: str) -> None:
+        """A job waits again, as if it had not been taken up."""
+        with self._changing() as db:
+            db.execute("UPDATE jobs SET state = 'queued', started_s = NULL, starts = MAX(0, starts - 1) WHERE id = ?",
+                       (job,))
+
+    def finished(
+        self, job: str, state: str, at_s: float, calls: int, error: dict[str, str] | None, result: dict[str, Any] | None
+    ) -> None:
+        """A job has ended; one that has ended before stays as it is."""
+        with self._changing() as db:
+            db.execute(
+                "UPDATE jobs SET state = ?, finished_s = ?, calls = ?, error = ?, result = ? "
+                "WHERE id = ? AND state IN ('queued', 'running')",
+                (state, at_s, calls, _json(error), _json(result), job))
+
+    def get(self, job: str) -> JobView | None:
+        """A job by its id."""
+        with self._lock:
+            row = self._db.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
+        return None if row is None else _view(row)
+
+    def recent(self, owner: str, limit: int) -> list[JobView]:
+        """Somebody's last jobs, the newest first."""
+        with self._lock:
+            rows = self._db.execute("SELECT * FROM jobs WHERE owner = ? ORDER BY number DESC LIMIT ?",
+                                    (owner, limit)).fetchall()
+        return [_view(row) for row in rows]
+
+    def unfinished(self) -> list[tuple[int, int, JobView]]:
+        """`(number, starts, job)` of those that wait or ran, in order of arrival."""
+        with self._lock:
+            found = self._db.execute("SELECT * FROM jobs WHERE state IN ('queued', 'running') ORDER BY number")
+            rows = found.fetchall()
+        return [(row["number"], row["starts"], _view(row)) for row in rows]
+
+    def ended(self) -> list[str]:
+        """Ids of the jobs that have ended, the oldest end first."""
+        with self._lock:
+            rows = self._db.execute(f"SELECT id FROM jobs WHERE state IN {FINISHED!r} ORDER BY finished_s, number")
+            return [row["id"] for row in rows.fetchall()]
+
+    def forget(self, jobs: Sequence[str]) -> None:
+        """Remove jobs."""
+        with self._changing() as db:
+            db.executemany("DELETE FROM jobs WHERE id = ?", [(job,) for job in jobs])
+
+    def add_upload(self, upload: str, owner: str, at_s: float, size: int, seconds: float, sha256: str) -> None:
+        """Write a new upload."""
+        with self._changing() as db:
+            db.execute("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?)", (upload, owner, at_s, size, seconds, sha256))
+
+    def upload(self, upload: str, owner: str) -> str | None:
+        """SHA-256 of somebody's upload; None where there is none."""
+        with self._lock:
+            row = self._db.execute("SELECT sha256 FROM uploads WHERE id = ? AND owner = ?", (upload, owner)).fetchone()
+        return None if row is None else row["sha256"]
+
+    def uploads(self) -> list[tuple[str, float]]:
+        """`(id, created)` of all uploads, the oldest first."""
+        with self._lock:
+            rows = self._db.execute("SELECT id, created_s FROM uploads ORDER BY created_s").fetchall()
+        return [(row["id"], row["created_s"]) for row in rows]
+
+    def forget_upload(self, upload: str) -> None:
+        """Remove an upload."""
+        with self._changing() as db:
+            db.execute("DELETE FROM uploads WHERE id = ?", (upload,))
+
+    @contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                with self._db:
+                    yield self._db
+            except sqlite3.OperationalError as error:
+                raise NoRoom(f"the server's table of jobs cannot be written ({error}); try again later") from error
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else json.dumps(value)
+
+
+def _view(row: sqlite3.Row) -> JobView:
+    error, result = (None if row[key] is None else json.loads(row[key]) for key in ("error", "result"))
+    request = MusicRequest.from_json(json.loads(row["request"]), "the table of jobs")
+    done = row["state"] == "done"
+    steps = request.steps or 0
+    return JobView(row["id"], row["owner"], row["state"], row["priority"], request, row["created_s"], row["started_s"],
+                   row["finished_s"], None, None, row["calls"], row["calls"] if done else None, steps if done else 0,
+                   steps, error, result)

@@ -1,0 +1,63 @@
+"""Clips that clients bring: bounded, checked, and kept under names of the engine's own."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from musiccm.audio.content import content_of
+from musiccm.audio.io import BadAudio, open_audio
+from musiccm.errors import MusiccmError
+from musiccm.serving.errors import TooLarge, UnsupportedAudio
+from musiccm.serving.limits import Limits
+
+_FORMATS = "expected wav, flac, ogg or mp3"
+
+
+def check_upload(path: Path, limits: Limits) -> float:
+    """Refuse what is no clip that can be edited, by its header, before it is decoded.
+
+    Args:
+        path: The file.
+        limits: Bounds.
+
+    Returns:
+        Its seconds.
+
+    Raises:
+        UnsupportedAudio: It is of no format that libsndfile reads; other decoders are not let near uploads.
+        TooLarge: It lasts too long, or has too many channels.
+        MusiccmError: It is damaged, empty or silent.
+    """
+    try:
+        with path.open("rb") as file:
+            content = content_of(file)
+        if content.demuxer is not None or content.foreign is not None:
+            raise UnsupportedAudio(f"the upload is {content.foreign}; {_FORMATS}")
+        with open_audio(path) as sound:
+            frames, rate_hz, channels = sound.frames, sound.samplerate, sound.channels
+            if frames > limits.max_upload_s * rate_hz:
+                raise TooLarge(f"the upload lasts {frames / rate_hz:.0f} s; expected at most {limits.max_upload_s:g}")
+            if channels > limits.max_upload_channels:
+                raise TooLarge(f"the upload has {channels} channels; expected at most {limits.max_upload_channels}")
+            # the header may say less than there is
+            read = 0
+            while count := len(sound.read(rate_hz * 10, dtype="float32", always_2d=True)):
+                read += count
+                if read > limits.max_upload_s * rate_hz:
+                    raise TooLarge(f"the upload lasts more than {limits.max_upload_s:g} s, the most that is taken")
+    except BadAudio as error:
+        if error.reason in ("unreadable", "missing"):
+            raise UnsupportedAudio(f"the upload cannot be read ({error.detail}); {_FORMATS}") from error
+        raise MusiccmError(f"the upload is {error.reason.replace('_', ' ')}"
+                           f"{f' ({error.detail})' if error.detail else ''}; send another") from error
+    except (OSError, RuntimeError) as error:
+        raise UnsupportedAudio(f"the upload cannot be decoded; {_FORMATS}") from error
+    if not read:
+        raise MusiccmError("the upload is empty; send a clip")
+    return read / rate_hz
+
+
+def secret_hash(secret: str) -> str:
+    """What stands for a key where jobs say whose they are; the key itself is kept nowhere."""
+    return hashlib.sha256(b"musiccm owner\0" + secret.encode()).hexdigest()[:32]
