@@ -45,9 +45,10 @@ PACK_TANGO = $(BIN)/musiccm pack --from data/bundle-tango --to src/musiccm/bundl
 TANGO_RUN = $$(ls -td lightning_logs/student_tango/version_* | head -n 1)
 
 # The bundle of MeLoDy's kind borrows musiccm-tiny's CLAP and evaluators, and is of the same music.
+MELODY_CORPUS := data/melody-corpus
 MELODY_STAGES ?= audio_vae semantic_tokens semantic_lm dual_path
 PACK_MELODY = $(BIN)/musiccm pack --from data/bundle-melody --to src/musiccm/bundles/tiny-melody --name musiccm-tiny-melody --base ../tiny \
-  --corpus $(BUNDLE_CORPUS) --stages experiments/melody/stages $(ARGS)
+  --corpus $(MELODY_CORPUS) --stages experiments/melody/stages $(ARGS)
 MELODY_START = $$(ls -td lightning_logs/melody_demo/version_* | head -n 1)/checkpoints/last.ckpt
 MELODY_RUN = $$(ls -td lightning_logs/student_melody/version_* | head -n 1)
 
@@ -119,7 +120,7 @@ bundle-tango: $(READY)  ## train and pack text encoder and teacher of the bundle
 	$(PACK_TANGO)
 
 bundle-melody: $(READY)  ## train and pack audio VAE, tokens, language model and renderer of MeLoDy's kind (hours; goes on where it stopped)
-	$(BIN)/musiccm prepare demo --out $(BUNDLE_CORPUS) --tracks $(BUNDLE_TRACKS) --test-tracks 1000 --validation-tracks 0 --seed 0
+	$(BIN)/musiccm prepare demo --out $(MELODY_CORPUS) --tracks $(BUNDLE_TRACKS) --test-tracks 1000 --validation-tracks 0 --seed 0
 	$(BIN)/musiccm prepare bundle --base musiccm-tiny --out data/bundle-melody --borrow clap
 	@mkdir -p out/bundle-melody
 	@for stage in $(MELODY_STAGES); do \
