@@ -218,3 +218,12 @@ def test_labels_cover_neither_each_other_nor_points_nor_bars(make: Callable[[], 
         assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
     legend = figure.legends[0].get_window_extent(renderer)
     assert not legend.overlaps(inside)
+
+
+def test_without_a_floor_there_is_no_ratio_of_distances_and_no_deviation_that_is_none() -> None:
+    """A ratio of distances without their floor is mostly one of biases; rows of version 0.2 state nothing else."""
+    rows = [row("teacher", 50, 20.0, 100.0, decoder="fast", excess_fd_tagger=None, is_tagger_std=None),
+            row("student", 4, 26.0, 4.0, decoder="fast", excess_fd_tagger=None, is_tagger_mean=None)]
+    table = format_table(rows, {})
+    assert "26.00" in table and "1.30" not in table and "±" not in table
+    assert "1.30" in format_table([row("teacher", 50, 20.0, 100.0), row("student", 4, 26.0, 4.0)], {})
