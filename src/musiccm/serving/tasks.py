@@ -71,7 +71,7 @@ def planned(model: MusicModel, request: MusicRequest) -> Plan:
     """
     steps = getattr(model, "default_steps", None) if request.steps is None else request.steps
     strength = (request.strength or DEFAULT_STRENGTH) if request.task == "vary" else 1.0
-    rule = chosenchosen_sampler(model, request)
+    rule = chosen_sampler(model, request)
     stepper = model.stepper(steps, request.guidance_scale, strength=strength, sampler=rule)
     # all that fixes the samples is stated, so that a later version with other defaults makes them again
     request = replace(request, steps=steps, sampler=rule.spec, guidance_scale=stepper.scale)
