@@ -14,7 +14,7 @@ export const tookS = (view) => view.result?.device_s ?? view.finished_s - view.s
 
 const near = new IntersectionObserver((entries) => {
   for (const entry of entries) if (entry.isIntersecting) entry.target.nearby();
-}, { rootMargin: "400px" });
+}, { rootMargin: "1000px" });
 
 export class MusicTake extends HTMLElement {
   /**
@@ -30,10 +30,10 @@ export class MusicTake extends HTMLElement {
       return result;
     });
     const variants = [...new Set(take.jobs.map((entry) => entry.variant))].sort((a, b) => a - b);
-    const check = h("button", { type: "button", class: "plain", text: "Check", title: "Compare with the text and the training clips",
-      "aria-label": `Check ${take.title} against its text and the training clips`, onclick: () => this.check() });
+    const check = h("button", { type: "button", class: "plain", text: "Scores", title: "How well it answers its text, and the training clip that it is nearest to",
+      "aria-label": `Scores of ${take.title}`, onclick: () => this.check() });
     const tools = h("div", { class: "take-tools" }, check,
-      take.settings ? h("button", { type: "button", class: "plain", text: "Use again", "aria-label": `Use the settings of ${take.title} again`,
+      take.settings ? h("button", { type: "button", class: "plain", text: "Use again", "aria-label": `Use again the settings of ${take.title}`,
         onclick: () => actions.use(take) }) : null,
       h("button", { type: "button", class: "plain", text: "Forget", "aria-label": `Forget ${take.title}`, onclick: () => actions.forget(take) }));
     this.summary = h("p", { class: "summary small", hidden: true });
