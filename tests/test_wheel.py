@@ -156,7 +156,7 @@ def test_every_import_comes_with_the_plain_install_or_is_in_the_table_of_extras(
 def test_the_table_of_extras_is_that_of_the_wheel(ours: PathDistribution, bringers: dict[str, set[str]]) -> None:
     wanted: dict[str, set[str]] = {}
     for requirement in map(Requirement, ours.requires or []):
-        for extra in ("train", "eval", "faiss", "formats"):
+        for extra in ("train", "eval", "faiss", "formats", "serve"):
             if requirement.marker is not None and requirement.marker.evaluate({"extra": extra}):
                 wanted.setdefault(canonicalize_name(requirement.name), set()).add(extra)
     table: dict[str, set[str]] = {}
@@ -169,7 +169,7 @@ def test_the_table_of_extras_is_that_of_the_wheel(ours: PathDistribution, bringe
 def test_all_is_every_extra_that_users_want(ours: PathDistribution) -> None:
     (everything,) = [requirement for requirement in map(Requirement, ours.requires or [])
                      if requirement.marker is not None and requirement.marker.evaluate({"extra": "all"})]
-    assert everything.name == "musiccm" and everything.extras == {"train", "eval", "faiss", "formats"}
+    assert everything.name == "musiccm" and everything.extras == {"train", "eval", "faiss", "formats", "serve"}
 
 
 def check(found: dict, where: Path, folder: Path) -> None:

@@ -13,6 +13,7 @@ from musiccm import signals
 from musiccm.commands._edits import DEFAULT_STRENGTH, edit_of, edited_clips, write_edits
 from musiccm.commands._generate_options import check_numbers, naming_options
 from musiccm.commands._outputs import FORMATS, STDOUT, checked_files, checked_outputs, output_name, output_paths
+from musiccm.commands._sidecar import check_model, says, take_over
 from musiccm.errors import MusiccmError
 from musiccm.terminal import say
 
@@ -27,6 +28,7 @@ __all__ = ["main", "output_paths"]
 # Those of musiccm.samplers, which is not imported before the options are known to be good.
 SAMPLER_NAMES = ("ddim", "lcm", "tcd", "heun", "dpm-solver++")
 SCHEDULE_NAMES = ("trailing", "angle_uniform", "angle_proposed")
+DEFAULT_MODEL = "musiccm-tiny-student"
 # Those of musiccm.audio.output_level.
 LEVEL_NAMES = ("none", "peak", "loudness")
 
@@ -41,6 +43,7 @@ def main(argv: list[str]) -> int:
         The exit code.
     """
     args = _parser().parse_args(argv)
+    args.sidecar = None if args.from_sidecar is None else take_over(args, DEFAULT_MODEL)
     if args.prompts_file is None or args.out is None:
         args.out = output_name(args.out, args.format)
     _check_together(args)
@@ -71,6 +74,8 @@ def _generate(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
     check_backend("--compile", args.compile)
     pipeline = Pipeline.from_pretrained(args.model, decoder=args.decoder).to(device).accelerate(args.half, args.compile)
+    if args.sidecar is not None:
+        check_model(pipeline, args.sidecar, args.from_sidecar)
     start = time.perf_counter()
     if args.stream:
         made_s = _stream(pipeline, args, paths)
@@ -109,8 +114,12 @@ def _write(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> f
 
     if edit_of(args):
         edits = edited_clips(pipeline, args, _sampler(pipeline, args), _changes(args))
+        if args.sidecar is not None:
+            _say(args, says(args.sidecar, [edited.waveform_CS for edited in edits]))
         return write_edits(edits, args, paths, lambda line: _say(args, line))
     waveforms = _make(pipeline, args)
+    if args.sidecar is not None:
+        _say(args, says(args.sidecar, [waveform_S[None] for waveform_S in waveforms]))
     for path, prompt, waveform in zip(paths, args.prompts, waveforms, strict=False):
         write_audio(path, waveform, pipeline.sample_rate_hz, args.force)
         _say(args, f"{path}: {prompt}")
@@ -241,6 +250,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", dest="prompts_file", metavar="FILE",
                         help="prompts by id (.csv, .tsv, .json, as for `evaluate --captions`); writes ID.wav into the "
                              "folder --out")
+    parser.add_argument("--from-sidecar", metavar="FILE",
+                        help="make again what `musiccm serve` made, from the JSON that it gave beside the sound; edits "
+                             "need their clip too, as by --continue FILE")
     parser.add_argument("--only", metavar="COLUMN=VALUE", help="of --prompts, the rows alone that have this value")
     parser.add_argument("--out", help="file to write, a .wav, .flac, .ogg or .mp3 (a stream: .wav), numbered for "
                                       "several; - writes to the standard output (default out.wav)")
@@ -250,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
                              "that cut a wave; none: the model's own samples, as evaluations need them (default: "
                              "loudness, and none for edits)")
     parser.add_argument("--force", action="store_true", help="replace files that are there")
-    parser.add_argument("--model", default="musiccm-tiny-student",
+    parser.add_argument("--model", default=DEFAULT_MODEL,
                         help="directory, packaged bundle or hub id (default %(default)s)")
     parser.add_argument("--steps", type=int, help="sampling steps (default 4 for a student, 50 for a teacher)")
     parser.add_argument("--seed", type=_seed, default=0,

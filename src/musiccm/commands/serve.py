@@ -44,7 +44,8 @@ def main(argv: list[str]) -> int:
         max_queued=args.queue, max_running=args.running, max_streams=args.streams, max_batch=args.batch,
         exact=False if args.together else None, keep_jobs=args.keep, keep_bytes=args.keep_gb * 2**30, limits=limits)
     listening = bound_socket(args.host, args.port)
-    served = [load_model(named, device, args.decoder, args.half, args.compile) for named in args.model or ["musiccm-tiny-student"]]
+    named = args.model or ["musiccm-tiny-student"]
+    served = [load_model(one, device, args.decoder, args.half, args.compile) for one in named]
     metrics = Metrics()
     engine = Engine(served, args.folder, settings, metrics.told)
     try:
@@ -63,8 +64,8 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="musiccm serve", description=__doc__)
     parser.add_argument("--model", action="append", metavar="[NAME=]MODEL",
-                        help="directory, packaged bundle or hub id, and the name that clients use; may be repeated, the "
-                             "first is the default (default: musiccm-tiny-student)")
+                        help="directory, packaged bundle or hub id, and the name that clients use; may be repeated, "
+                             "the first is the default (default: musiccm-tiny-student)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=_whole(0, 65535), default=8000, help="0 takes any (default %(default)s)")
     parser.add_argument("--key-file", type=Path, metavar="FILE",

@@ -41,7 +41,21 @@ class QueuedCodec:
         return lambda *args, **options: self._queue.run(self._job, lambda: found(*args, **options))
 
 
-class ModelAtWork(LongMusic):
+class Unserved(LongMusic):
+    """A `MusicModel` with the methods of `LongMusic`.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: MusicModel) -> None:
+        self._inner = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class ModelAtWork(Unserved):
     """A `MusicModel` for one job, with all that `LongMusic` makes of one.
 
     Args:
@@ -51,11 +65,9 @@ class ModelAtWork(LongMusic):
     """
 
     def __init__(self, model: MusicModel, queue: DeviceQueue, job: Job) -> None:
-        self._inner, self._queue, self._job = model, queue, job
+        super().__init__(model)
+        self._queue, self._job = queue, job
         self.codec = QueuedCodec(model.codec, queue, job)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
 
     def stepper(
         self,
@@ -72,10 +84,10 @@ class ModelAtWork(LongMusic):
     def _queued(self, stepper: Stepper) -> Callable[..., Tensor]:
         network, timesteps = stepper.network, list(stepper.timesteps)
 
-        def queued(z: Tensor, t: Tensor, cond: Any, *more: Tensor) -> Tensor:
+        def queued(z: Tensor, t: Tensor, cond: Any, *more: Tensor, **named: Tensor) -> Tensor:
             latest = float(t.min())  # of a stream, whose calls mix noise levels, the furthest
             self._job.begun(sum(1 for level in timesteps if level >= latest - 1e-6), len(timesteps))
-            return self._queue.call(self._job, network, z, t, cond, *more)
+            return self._queue.call(self._job, self._inner, network, z, t, cond, *more, **named)
 
         return queued
 
@@ -105,7 +117,9 @@ class ModelAtWork(LongMusic):
         model = self._inner
         stepper, seeds = self.stepper(steps, guidance_scale, sampler=sampler), prompt_seeds(seed, 1)
         with torch.inference_mode():
-            cond = model.conditioner.prompts([text])
+            # a conditioner that draws what it plans is told the seed as well
+            drawn = [seeds] if getattr(model.conditioner, "draws", False) else []
+            cond = model.conditioner.prompts([text], *drawn)
             noise = sample_noise(seeds, model.latent_shape).to(model.device)
             z = stepper.sample(cond, noise, seeded_noise_fn(seeds, model.latent_shape))
             sound_S = self.codec.decode(z).float().cpu()[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -41,7 +41,7 @@ class _Task:
     z: Tensor | None = None
     t: Tensor | None = None
     cond: AnyCondition | None = None
-    more: tuple[Tensor, ...] = ()
+    more: Mapping[str | int, Tensor] = field(default_factory=dict)
     done: threading.Event = field(default_factory=threading.Event)
     result: Any = None
     error: BaseException | None = None
@@ -91,17 +91,21 @@ class DeviceQueue:
         self._thread.start()
 
     def call(
-        self, caller: Caller, network: Callable[..., Tensor], z: Tensor, t: Tensor, cond: AnyCondition, *more: Tensor
+        self, caller: Caller, model: object, network: Callable[..., Tensor], z: Tensor, t: Tensor, cond: AnyCondition,
+        *more: Tensor, **named: Tensor,
     ) -> Tensor:
         """Make one network call, and wait for it.
 
         Args:
             caller: For whom.
+            model: Whose network it is: calls of one model may be made together, also where each of its samplers holds
+                the network in a wrapping of its own.
             network: `(z, t, cond, ...) -> x0`.
             z: Noisy latents.
             t: Timesteps.
             cond: Conditions.
             *more: Further tensors with the batch first, such as second times.
+            **named: The same by name, such as held frames.
 
         Returns:
             The estimates.
@@ -110,8 +114,9 @@ class DeviceQueue:
             Cancelled: The caller is to end.
             MusiccmError: There is not enough memory for a single window.
         """
-        key = (id(network), z.shape[1:], z.dtype, t.dtype, _kind(cond), len(more))
-        return self._wait(_Task(caller, key, None, network, z, t, cond, more))
+        further: dict[str | int, Tensor] = {**dict(enumerate(more)), **named}
+        key = (id(model), z.shape[1:], z.dtype, t.dtype, _kind(cond), tuple(further))
+        return self._wait(_Task(caller, key, None, network, z, t, cond, further))
 
     def run(self, caller: Caller, work: Callable[[], Any]) -> Any:
         """Do other work on the device, such as decoding, and wait for it.
@@ -245,17 +250,22 @@ def _computed(tasks: Sequence[_Task]) -> list[Tensor]:
     network = tasks[0].network
     assert network is not None
     if len(tasks) == 1:
-        return [network(tasks[0].z, tasks[0].t, tasks[0].cond, *tasks[0].more)]
+        return [_call(network, tasks[0].z, tasks[0].t, tasks[0].cond, tasks[0].more)]
     z, t = torch.cat([task.z for task in tasks]), torch.cat([task.t for task in tasks])
     cond = cat_conditions([task.cond for task in tasks if task.cond is not None])
-    more = [torch.cat(parts) for parts in zip(*(task.more for task in tasks), strict=True)]
-    return list(network(z, t, cond, *more).split([task.rows for task in tasks]))
+    more = {name: torch.cat([task.more[name] for task in tasks]) for name in tasks[0].more}
+    return list(_call(network, z, t, cond, more).split([task.rows for task in tasks]))
+
+
+def _call(network: Callable[..., Tensor], z: Any, t: Any, cond: Any, more: Mapping[str | int, Tensor]) -> Tensor:
+    placed = [tensor for name, tensor in more.items() if isinstance(name, int)]
+    return network(z, t, cond, *placed, **{name: tensor for name, tensor in more.items() if isinstance(name, str)})
 
 
 def _rows(task: _Task, part: slice) -> _Task:
     assert task.z is not None and task.t is not None and task.cond is not None
     return _Task(task.caller, task.key, None, task.network, task.z[part], task.t[part], task.cond[part],
-                 tuple(extra[part] for extra in task.more))
+                 {name: tensor[part] for name, tensor in task.more.items()})
 
 
 def _kind(cond: AnyCondition) -> Hashable:

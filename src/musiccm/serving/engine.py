@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from musiccm import locks
-from musiccm.errors import MusiccmError, reason
+from musiccm.errors import MusiccmError
 from musiccm.files import file_sha256
 from musiccm.serving.at_work import ModelAtWork
 from musiccm.serving.device_queue import DeviceQueue
@@ -420,7 +420,10 @@ class Engine:
             self._tell("started", {"wait_s": job.started_s - job.created_s})
             for other in (job.id, *others):
                 self._notify(other)
-            self._make(job)
+            try:
+                self._make(job)
+            except Exception:  # the table of jobs is damaged, or worse: the thread goes on with the next one
+                log.exception("job %s was lost sight of; it is begun anew at the next start", job.id)
 
     def _make(self, job: Job) -> None:
         served = self.models[job.request.model]

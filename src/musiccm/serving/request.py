@@ -179,8 +179,8 @@ def _number(name: str, value: Any, low: float, high: float, above: bool = False)
         return
     fits = isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high  # false of NaN
     if not fits or (above and value == low):
-        raise MusiccmError(f"{_shown(name)}: expected a number {'above' if above else 'from'} {low:g} {'and up ' if above else ''}"
-                           f"to {high:g}, found {value!r}")
+        span = f"above {low:g} and up to {high:g}" if above else f"from {low:g} to {high:g}"
+        raise MusiccmError(f"{_shown(name)}: expected a number {span}, found {value!r}")
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> None:

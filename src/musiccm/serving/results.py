@@ -1,9 +1,10 @@
-"""Results on disk: a folder a job, with the samples as they were made and the sidecar; other formats as they are asked for."""
+"""Results on disk: a folder a job, with the samples as they were made, the sidecar, and what was asked for of them."""
 
 from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterable
@@ -18,14 +19,14 @@ from musiccm.audio.io import encoded_audio
 from musiccm.audio.original import encoded
 from musiccm.errors import MusiccmError
 from musiccm.failures import error_number
-from musiccm.files import replacing_folder, write_bytes
+from musiccm.files import write_bytes
 from musiccm.serving.errors import NoRoom, NotFound
 from musiccm.serving.spectrogram import spectrogram_png
 from musiccm.serving.tasks import Made
 from musiccm.texts import json_text
 
 FORMATS = ("wav", "flac", "ogg", "mp3")
-_SAMPLES, _SIDECAR, _FACTS = "samples.wav", "sidecar.json", "facts.json"
+_SAMPLES, _SIDECAR, _FACTS, _STAGING = "samples.wav", "sidecar.json", "facts.json", ".new"
 
 
 class Results:
@@ -40,6 +41,8 @@ class Results:
         self._writing = threading.Lock()
         with no_room():
             folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f".*{_STAGING}"):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         self._sizes = {path.name: _bytes_in(path) for path in self._folders()}
 
     def write(self, job: str, made: Made, sidecar: dict[str, Any]) -> dict[str, Any]:
@@ -59,11 +62,19 @@ class Results:
         """
         facts = {**sidecar["made"], **made.facts, "form": made.form}
         content = encoded(made.waveform_CS, made.sample_rate_hz, made.form or "FLOAT", ".wav", "the result")
-        with no_room(), replacing_folder(self.folder / job) as staging:
-            staging.mkdir()
-            (staging / _SAMPLES).write_bytes(content)
-            (staging / _SIDECAR).write_text(json_text(sidecar) + "\n", encoding="utf-8")
-            (staging / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
+        files = {_SAMPLES: content, _SIDECAR: (json_text(sidecar) + "\n").encode(), _FACTS: json.dumps(facts).encode()}
+        staging = self.folder / f".{job}{_STAGING}"
+        with no_room():
+            try:
+                staging.mkdir()
+                for name, data in files.items():
+                    (staging / name).write_bytes(data)
+                    _confirm(staging / name)
+                # a folder is there only where the process ended before it could say that the job is done
+                shutil.rmtree(self.folder / job, ignore_errors=True)
+                staging.rename(self.folder / job)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
         self._sizes[job] = _bytes_in(self.folder / job)
         return facts
 
@@ -160,6 +171,12 @@ class Results:
         with no_room():
             write_bytes(path, content)
         self._sizes[path.parent.name] = _bytes_in(path.parent)
+
+
+def _confirm(path: Path) -> None:
+    """Wait until a file is on the disk: some file systems say only now that they are full."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _bytes_in(folder: Path) -> int:

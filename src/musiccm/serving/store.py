@@ -46,8 +46,8 @@ class Store:
             self._db.row_factory = sqlite3.Row
             found = self._db.execute("PRAGMA user_version").fetchone()[0]
             if found not in (0, VERSION):
-                raise MusiccmError(f"{path}: expected version {VERSION} of the table of jobs, found {found}; it is of a "
-                                   "later musiccm, name another folder")
+                raise MusiccmError(f"{path}: expected version {VERSION} of the table of jobs, found {found}; it is of "
+                                   "a later musiccm, name another folder")
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_TABLES)
@@ -118,7 +118,8 @@ class Store:
     def unfinished(self) -> list[tuple[int, int, JobView]]:
         """`(number, starts, job)` of those that wait or ran, in order of arrival."""
         with self._lock:
-            rows = self._db.execute("SELECT * FROM jobs WHERE state IN ('queued', 'running') ORDER BY number").fetchall()
+            found = self._db.execute("SELECT * FROM jobs WHERE state IN ('queued', 'running') ORDER BY number")
+            rows = found.fetchall()
         return [(row["number"], row["starts"], _view(row)) for row in rows]
 
     def ended(self) -> list[str]:

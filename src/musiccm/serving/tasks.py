@@ -10,11 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
-from musiccm.long_form import LongMusic, MusicModel, MusicStream, Piece, SourceClip, read_clip, seam_metrics
-from musiccm.samplers import Sampler, make_sampler
-from musiccm.serving.at_work import ModelAtWork, call_count
+from musiccm.long_form import LongMusic, MusicModel, MusicStream, SourceClip, read_clip, seam_metrics
+from musiccm.samplers import Crops, Sampler, make_sampler
+from musiccm.serving.at_work import ModelAtWork, Unserved, call_count
 from musiccm.serving.request import DEFAULT_STRENGTH, MusicRequest
 
+OVERLAP = 0.5  # of windows where none is asked for
 BATCH = 8  # windows of one piece a network call, as `compose` has it
 
 
@@ -75,18 +76,22 @@ def planned(model: MusicModel, request: MusicRequest) -> Plan:
     stepper = model.stepper(steps, request.guidance_scale, strength=strength, sampler=rule)
     # all that fixes the samples is stated, so that a later version with other defaults makes them again
     request = replace(request, steps=steps, sampler=rule.spec, guidance_scale=stepper.scale)
-    steps = len(stepper.timesteps)
     if request.task in ("generate", "compose") and one_window(model, request):
-        return Plan(request, steps, call_count(stepper, 1, BATCH))
+        return Plan(request, len(stepper.timesteps), call_count(stepper, 1, BATCH))
     stepper.needs_no_memory()
     if request.is_edit:  # its windows are those beside the part that is made anew
         windows = max(2, math.ceil(2 * (request.seconds or 2 * model.duration_s) / model.duration_s))
-        return Plan(request, steps * windows, None)
-    seconds = model.duration_s if request.seconds is None and request.task != "stream" else request.seconds
-    piece = Piece.of(model, _entries(request), seconds, stepper, 0, request.overlap, request.fusion)
-    piece.require_used()
-    count = piece.process.crops.count or 1
-    return Plan(request, steps * count, call_count(stepper, count, BATCH) if request.task != "stream" else None)
+        return Plan(request, len(stepper.timesteps) * windows, None)
+    # laid out as a stream, of which nothing is computed: texts that no window would use are refused now
+    LongMusic.stream(Unserved(model), _entries(request), request.seconds, steps, 0, overlap=request.overlap,
+                     fusion=request.fusion, guidance_scale=request.guidance_scale, sampler=rule).close()
+    seconds = model.duration_s if request.seconds is None else request.seconds
+    frames = max(model.latent_shape[1], math.ceil(round(seconds * model.sample_rate_hz) / model.frame_samples))
+    shared = not getattr(model.conditioner, "draws", False)  # windows that each hold what is there have other calls
+    windows = Crops.overlapping(frames, model.latent_shape[1], OVERLAP if request.overlap is None else request.overlap)
+    count = windows.count or 1
+    known = shared and request.task != "stream"
+    return Plan(request, len(stepper.timesteps) * count, call_count(stepper, count, BATCH) if known else None)
 
 
 def perform(model: ModelAtWork, request: MusicRequest, source: Path | None) -> Made:
@@ -129,8 +134,9 @@ def streamed(model: ModelAtWork, request: MusicRequest) -> MusicStream:
         The stream; nothing is computed yet.
     """
     assert request.seed is not None and request.level is not None
+    sampler = chosen_sampler(model, request)
     return model.stream(_entries(request), request.seconds, request.steps, request.seed, overlap=request.overlap,
-                        fusion=request.fusion, guidance_scale=request.guidance_scale, sampler=chosen_sampler(model, request),
+                        fusion=request.fusion, guidance_scale=request.guidance_scale, sampler=sampler,
                         level=request.level)
 
 

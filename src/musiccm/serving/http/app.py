@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import io
 import queue
@@ -33,7 +34,7 @@ from musiccm.serving.streams import LiveStream
 MEDIA_TYPES = {"wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg", "mp3": "audio/mpeg"}
 _LOOK_S = 0.5  # how often it is looked whether a client is still there
 
-_ALWAYS = problems.documented(401, 413, 415, 422, 429, 500, 503, 507)
+_ALWAYS = problems.documented(400, 401, 413, 415, 422, 429, 500, 503, 507)
 _READS = problems.documented(401, 404, 422, 500)
 
 
@@ -252,10 +253,15 @@ async def _run(work: Callable[..., Any], *args: Any) -> Any:
     return await anyio.to_thread.run_sync(functools.partial(work, *args))
 
 
+def _set_soon(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:
+    with contextlib.suppress(RuntimeError):  # the server ends, and its loop is closed
+        loop.call_soon_threadsafe(changed.set)
+
+
 async def _changes(engine: Engine, job: str, owner: str) -> AsyncIterator[JobView]:
     """A job now and after every change, of which those that come faster than they are taken are one."""
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
-    end = engine.listen(job, lambda: loop.call_soon_threadsafe(changed.set))
+    end = engine.listen(job, functools.partial(_set_soon, loop, changed))
     try:
         while True:
             view = await _run(engine.job, job, owner)
@@ -271,7 +277,7 @@ async def _changes(engine: Engine, job: str, owner: str) -> AsyncIterator[JobVie
 async def _ended(engine: Engine, view: JobView, owner: str, request: Request) -> JobView:
     """Wait for a job whose client waits; it is cancelled where that goes away."""
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
-    end = engine.listen(view.id, lambda: loop.call_soon_threadsafe(changed.set))
+    end = engine.listen(view.id, functools.partial(_set_soon, loop, changed))
     try:
         while True:
             view = await _run(engine.job, view.id, owner)

@@ -61,8 +61,8 @@ class Keys:
     def __init__(self, keys: Sequence[str]) -> None:
         for key in keys:
             if len(key) < MIN_KEY_CHARS or not re.fullmatch(r"[\x21-\x7e]+", key):
-                raise MusiccmError(f"keys: expected at least {MIN_KEY_CHARS} printable characters without spaces a key, "
-                                   f"found one of {len(key)}; `openssl rand -hex 32` makes one")
+                raise MusiccmError(f"keys: expected at least {MIN_KEY_CHARS} printable characters without spaces a "
+                                   f"key, found one of {len(key)}; `openssl rand -hex 32` makes one")
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
 
     @classmethod

@@ -111,8 +111,8 @@ class GenerateBody(_Body):
         if self.negative_prompt:
             raise MusiccmError("negative_prompt: these models take none; leave it out")
         if self.stream and self.response_format != "wav":
-            raise MusiccmError(f"response_format: a stream is a wav, found {self.response_format}; leave out stream, or "
-                               "ask for wav")
+            raise MusiccmError(f"response_format: a stream is a wav, found {self.response_format}; leave out stream, "
+                               "or ask for wav")
         return MusicRequest(
             self.model or default_model, ((0.0, self.input),), "stream" if self.stream else "generate",
             self.audio_length, self.num_inference_steps, None if self.seed in (None, -1) else self.seed,

@@ -1,9 +1,10 @@
-"""uvicorn around the app: one process, which ends in good order."""
+"""What runs the app, uvicorn: one process, which ends in good order."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from musiccm import signals
 from musiccm.errors import MusiccmError
 from musiccm.serving.engine import Engine
 from musiccm.terminal import say
+
+SEND_BUFFER_BYTES = 2**18
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
         super().__init__(config)
         self._engine = engine
+        self.ends_at_s: float | None = None
 
     def capture_signals(self) -> Any:
         """A stretch without handlers of uvicorn's: the command's own stay."""
@@ -50,6 +54,7 @@ class _Server(uvicorn.Server):
             say(f"{signals.name_of(signals.received() or 0)}: no more jobs are taken; those that run are finished, "
                 "those that wait are kept", to_stderr=True)
             self._engine.drain()
+            self.ends_at_s = time.monotonic()
             self.should_exit = True
         return await super().on_tick(counter)
 
@@ -71,11 +76,31 @@ def bound_socket(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # A small buffer, so that it is noticed soon where a client takes nothing; connections inherit it.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         listening.bind(address)
     except OSError as error:
         raise MusiccmError(f"--host {host} --port {port}: cannot be listened on ({error.strerror or error}); choose "
                            "another port, or 0 for any that is free") from error
     return listening
+
+
+def make_server(app: FastAPI, engine: Engine, where: Listening) -> _Server:
+    """A server of uvicorn's, without lifespan, access log or belief in forwarded addresses.
+
+    Args:
+        app: The app.
+        engine: Its engine.
+        where: How to serve.
+
+    Returns:
+        The server; it runs on sockets that it is given.
+    """
+    config = uvicorn.Config(
+        app, log_level="critical", access_log=False, server_header=False, proxy_headers=False, lifespan="off",
+        limit_concurrency=where.max_connections, timeout_keep_alive=15,
+        timeout_graceful_shutdown=max(1, round(where.drain_s)))
+    return _Server(config, engine)
 
 
 def serve(app: FastAPI, engine: Engine, where: Listening, listening: socket.socket) -> None:
@@ -89,13 +114,11 @@ def serve(app: FastAPI, engine: Engine, where: Listening, listening: socket.sock
         where: How to serve.
         listening: What to listen on.
     """
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, lifespan="off",
-        limit_concurrency=where.max_connections, timeout_keep_alive=15,
-        timeout_graceful_shutdown=max(1, round(where.drain_s)))
     signals.hold()  # from here on a signal is noted, and answered by `on_tick`
     try:
-        _Server(config, engine).run(sockets=[listening])
-        engine.close(where.drain_s)
+        server = make_server(app, engine, where)
+        server.run(sockets=[listening])
+        spent_s = 0.0 if server.ends_at_s is None else time.monotonic() - server.ends_at_s
+        engine.close(max(0.0, where.drain_s - spent_s))
     finally:
         signals.release()

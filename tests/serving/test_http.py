@@ -1,0 +1,379 @@
+"""The HTTP API over real sockets: sound, streams, events, problems of every kind, and clients that misbehave."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import soundfile
+import torch
+from gated import Gate, Gated
+from tiny_bundle import build_random_student
+
+from musiccm.audio.io import encoded_audio
+from musiccm.errors import MusiccmError
+from musiccm.pipeline import Pipeline
+from musiccm.serving import Engine, EngineSettings, Limits, ServedModel
+from musiccm.serving.http.app import make_app
+from musiccm.serving.http.gate import Keys, Patience, is_loopback
+from musiccm.serving.http.metrics import Metrics
+from musiccm.serving.http.server import Listening, bound_socket, make_server
+
+PROBLEM = "application/problem+json"
+KEYS = ["k" * 32, "another-key-of-somebody"]
+TEXT = "a calm piano melody"
+
+
+class Server:
+    def __init__(self, folder: Path) -> None:
+        self.pipeline = Pipeline.from_pretrained(build_random_student(folder / "bundles")).accelerate()
+        self.slowed = Gated(self.pipeline)
+        self.gate = self.slowed.network
+        self.gate.open.set()
+        metrics = Metrics()
+        limits = Limits(max_seconds=20, max_upload_bytes=200_000, max_upload_s=5)
+        self.engine = Engine([ServedModel.of("student", self.slowed)], folder / "engine",
+                             EngineSettings(max_queued=2, max_running=1, max_streams=1, stall_s=5, limits=limits),
+                             metrics.told).start()
+        self.patience = Patience(chunk_s=0.5, body_s=2, send_s=1)
+        self.app = make_app(self.engine, metrics, Keys([]), self.patience)
+        self.keyed = make_app(self.engine, metrics, Keys(KEYS))
+        listening = bound_socket("127.0.0.1", 0)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # it is soon full, also on this machine
+        self.port = listening.getsockname()[1]
+        self._server = make_server(self.app, self.engine, Listening(drain_s=2))
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listening]}, daemon=True)
+        self._thread.start()
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+
+    def close(self) -> None:
+        self.client.close()
+        self._server.should_exit = True
+        self._thread.join(20)
+        self.engine.close()
+
+    def job(self, **body: Any) -> str:
+        answer = self.client.post("/v1/jobs", json={"prompt": TEXT, "seed": 3, "steps": 1, **body})
+        assert answer.status_code == 202, answer.text
+        assert answer.headers["location"] == f"/v1/jobs/{answer.json()['id']}"
+        return answer.json()["id"]
+
+    def done(self, job: str) -> dict[str, Any]:
+        assert self.engine.wait(job, timeout_s=30).state == "done"
+        return self.client.get(f"/v1/jobs/{job}").json()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def held(server: Server) -> Iterator[Gate]:
+    """Network calls wait until the test lets them go."""
+    server.gate.open.clear()
+    yield server.gate
+    server.gate.open.set()
+    until(lambda: server.engine.state().running + server.engine.state().queued + server.engine.state().streams == 0)
+
+
+def until(true: Any, timeout_s: float = 20.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.02)
+
+
+def problem(answer: httpx.Response, status: int, kind: str | None = None) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == PROBLEM
+    found = answer.json()
+    assert found["status"] == status and found["title"] and found["detail"]
+    if kind is not None:
+        assert found["type"] == f"urn:musiccm:problem:{kind}"
+    return found
+
+
+def test_generate_gives_the_bytes_that_the_command_writes(server):
+    own = server.pipeline([TEXT], 2, [3], level="loudness")[0]
+    for form in ("wav", "flac", "mp3"):
+        answer = server.client.post("/v1/audio/generate", json={
+            "input": TEXT, "model": "student", "response_format": form, "num_inference_steps": 2, "seed": 3,
+            "audio_start": 0, "negative_prompt": "", "guidance_scale": None})
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"].startswith("audio/") and answer.headers["x-musiccm-seed"] == "3"
+        assert answer.content == bytes(encoded_audio(own, 16000, f".{form}", "x"))
+    answer = server.client.post("/v1/audio/generate", json={"prompt": TEXT, "audio_length": 0.3, "seed": -1,
+                                                            "num_inference_steps": 1})
+    assert soundfile.info(io.BytesIO(answer.content)).frames == 4800
+    assert 0 <= int(answer.headers["x-musiccm-seed"]) < 2**31
+
+
+def test_a_chunked_stream_is_the_whole(server):
+    asked = {"input": TEXT, "stream": True, "seed": 3, "num_inference_steps": 2, "audio_length": 3.0}
+    with server.client.stream("POST", "/v1/audio/generate", json={**asked, "level": "none"}) as answer:
+        assert answer.status_code == 200 and answer.headers["transfer-encoding"] == "chunked"
+        chunks = list(answer.iter_raw())
+    found, _ = soundfile.read(io.BytesIO(b"".join(chunks)), dtype="float32")
+    whole = server.pipeline.compose(TEXT, 3.0, 2, 3)
+    assert len(chunks) > 2
+    torch.testing.assert_close(torch.from_numpy(found), whole.clamp(-1, 1), atol=1.5e-4, rtol=0)
+
+
+def test_events_tell_the_whole_life_of_a_job(server, held):
+    job = server.job(steps=4)
+    events: list[tuple[str, dict]] = []
+
+    def listen() -> None:
+        with server.client.stream("GET", f"/v1/jobs/{job}/events") as answer:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            kind = ""
+            for line in answer.iter_lines():
+                if line.startswith("event:"):
+                    kind = line[6:].strip()
+                elif line.startswith("data:"):
+                    events.append((kind, json.loads(line[5:])))
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    until(lambda: events and events[-1][0] == "running")
+    held.open.set()
+    listener.join(30)
+    states = [kind for kind, _ in events]
+    assert states[-1] == "done" and set(states) <= {"queued", "running", "done"}
+    assert all(kind == data["state"] for kind, data in events)
+    calls = [data["calls"] for _, data in events]
+    assert calls == sorted(calls) and calls[-1] == 4
+    last = events[-1][1]
+    assert last["progress"] == 1 and last["result"]["seconds"] == pytest.approx(0.64)
+    for name, kind in (("audio", "audio/wav"), ("spectrogram", "image/png"), ("sidecar", "application/json")):
+        answer = server.client.get(last["links"][name])
+        assert answer.status_code == 200 and answer.headers["content-type"] == kind
+    part = server.client.get(last["links"]["audio"], headers={"Range": "bytes=0-3"})
+    assert part.status_code == 206 and part.content == b"RIFF"
+
+
+def test_uploads_are_edited(server):
+    tone = encoded_audio(torch.sin(torch.arange(12000) / 9) / 2, 16000, ".flac", "x")
+    answer = server.client.post("/v1/uploads", content=bytes(tone), headers={"Content-Type": "audio/flac"})
+    assert answer.status_code == 201 and answer.json()["seconds"] == 0.75
+    source = answer.json()["id"]
+    longer = server.done(server.job(task="continue", source=source, seconds=1.2))
+    assert longer["result"]["seconds"] == 1.2 and "is kept to the sample" in longer["result"]["says"]
+    read, _ = soundfile.read(io.BytesIO(server.client.get(f"/v1/jobs/{longer['id']}/audio?format=flac").content))
+    original, _ = soundfile.read(io.BytesIO(bytes(tone)))
+    assert (read[:10_000] == original[:10_000]).all()
+    again = server.done(server.job(task="inpaint", source=longer["id"], **{"from": 0.3, "to": 0.6}))
+    assert again["request"]["from_s"] == 0.3
+    assert not any((server.engine.folder / "sources").iterdir())
+
+
+@pytest.mark.parametrize(("body", "status", "field"), [
+    ({"input": ""}, 422, "input"), ({}, 422, "input"), ({"input": TEXT, "dance": 1}, 422, "dance"),
+    ({"input": TEXT, "seed": "3"}, 422, "seed"), ({"input": TEXT, "seed": 2**63}, 422, "seed"),
+    ({"input": TEXT, "audio_length": 21}, 422, "seconds"), ({"input": TEXT, "audio_length": 0}, 422, "audio_length"),
+    ({"input": TEXT, "num_inference_steps": 51}, 422, "steps"), ({"input": TEXT, "guidance_scale": 2}, 422, None),
+    ({"input": TEXT, "model": "../../etc"}, 422, "model"), ({"input": TEXT, "negative_prompt": "x"}, 422, None),
+    ({"input": TEXT, "audio_start": 1}, 422, "audio_start"), ({"input": TEXT, "response_format": "aac"}, 422, None),
+    ({"input": TEXT, "stream": True, "response_format": "mp3"}, 422, "response_format"),
+    ({"input": "x" * 1001}, 422, None), ({"input": "\ud800"}, 422, None),
+])
+def test_a_bad_field_is_named(server, body, status, field):
+    content = json.dumps(body).encode()
+    found = problem(server.client.post("/v1/audio/generate", content=content,
+                                       headers={"Content-Type": "application/json"}), status)
+    if field is not None:
+        assert found["errors"][0]["field"] == field
+
+
+def test_other_bad_requests(server):
+    client = server.client
+    json_kind = {"Content-Type": "application/json"}
+    for content in (b"", b"{", b"[]", b"NaN", b"[" * 5000, b"\xff", b'{"input": NaN}'):
+        answer = client.post("/v1/jobs", content=content, headers=json_kind)
+        problem(answer, 400 if content in (b"\xff", b"[" * 5000) else 422)
+    problem(client.post("/v1/jobs", content=b"prompt=x"), 415)
+    problem(client.post("/v1/jobs", data={"prompt": "x"}), 415)
+    problem(client.post("/v1/uploads", json={}), 415)
+    problem(client.post("/v1/jobs", content=b" " * 300_000, headers=json_kind), 413)
+    problem(client.post("/v1/jobs", json={"prompt": TEXT, "prompts": [{"at": 0, "text": TEXT}]}), 422)
+    problem(client.post("/v1/jobs", json={"prompt": TEXT, "task": "vary", "source": "../jobs.sqlite"}), 404)
+    problem(client.get("/v1/jobs/%2e%2e%2fjobs.sqlite"), 404)
+    problem(client.get(f"/v1/jobs/{'0' * 32}/audio"), 404)
+    problem(client.put("/v1/jobs", json={}), 405)
+    problem(client.get("/nowhere"), 404)
+    problem(client.get("/v1/jobs?limit=0"), 422)
+    problem(client.get("/v1/models", headers={"Host": "music.example"}), 421)
+    audio = {"Content-Type": "audio/wav"}
+    problem(client.post("/v1/uploads", content=b"#!/bin/sh", headers=audio), 415)
+    problem(client.post("/v1/uploads", content=b"", headers=audio), 422)
+    problem(client.post("/v1/uploads", content=b"\0" * 200_001, headers=audio), 413)
+    long = bytes(encoded_audio(torch.sin(torch.arange(6 * 16000) / 9), 16000, ".mp3", "x"))
+    problem(client.post("/v1/uploads", content=long, headers=audio), 413)
+    assert list((server.engine.folder / "uploads").glob(".*")) == []
+    assert server.done(server.job())["state"] == "done"  # the next request is unharmed
+
+
+def test_a_full_queue_says_when_to_come_again(server, held):
+    jobs = [server.job()]
+    until(lambda: server.engine.state().running == 1)
+    jobs += [server.job(), server.job()]
+    answer = server.client.post("/v1/jobs", json={"prompt": TEXT})
+    problem(answer, 429, "queue-full")
+    assert int(answer.headers["retry-after"]) >= 1
+    problem(server.client.post("/v1/audio/generate", json={"input": TEXT}), 429, "queue-full")
+    positions = [server.client.get(f"/v1/jobs/{job}").json()["position"] for job in jobs]
+    assert positions == [None, 0, 1]
+    problem(server.client.get(f"/v1/jobs/{jobs[2]}/audio"), 409, "not-done")
+    assert server.client.delete(f"/v1/jobs/{jobs[2]}").json()["state"] == "cancelled"
+    problem(server.client.get(f"/v1/jobs/{jobs[2]}/audio"), 409, "cancelled")
+    before = held.begun
+    server.client.delete(f"/v1/jobs/{jobs[0]}")
+    server.client.delete(f"/v1/jobs/{jobs[1]}")
+    held.open.set()
+    until(lambda: server.engine.state().running == 0)
+    assert held.begun == before  # none was made for what was cancelled
+
+
+def test_a_client_that_goes_away_ends_its_work(server, held):
+    body = json.dumps({"input": TEXT, "num_inference_steps": 20}).encode()
+    head = (b"POST /v1/audio/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(body))
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(head + body)
+        until(lambda: server.engine.state().running == 1)
+        job = server.engine.jobs()[0].id
+    until(lambda: server.engine._live[job].cancelled.is_set() if job in server.engine._live else True)
+    before = held.begun
+    held.open.set()
+    assert server.engine.wait(job).state == "cancelled" and held.begun == before
+
+
+def test_one_stream_at_a_time_and_it_ends_with_its_client(server):
+    asked = {"input": TEXT, "stream": True, "num_inference_steps": 1}
+    with server.client.stream("POST", "/v1/audio/generate", json=asked) as answer:
+        chunks = answer.iter_raw()
+        assert next(chunks)[:4] == b"RIFF" and next(chunks)
+        problem(server.client.post("/v1/audio/generate", json=asked), 429, "streams-full")
+        job = answer.headers["x-musiccm-job"]
+        changed = server.client.post(f"/v1/jobs/{job}/prompt", json={"prompt": "drums"})
+        assert changed.status_code == 200 and changed.json()["from"] > 0
+    until(lambda: server.engine.state().streams == 0)
+    assert server.engine.job(job).state == "cancelled"
+    problem(server.client.post(f"/v1/jobs/{job}/prompt", json={"prompt": "drums"}), 404)
+
+
+def test_a_client_that_takes_nothing_is_let_go(server):
+    """Its stream is ended, so that another can begin."""
+    body = json.dumps({"input": TEXT, "stream": True, "num_inference_steps": 1}).encode()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.connect(("127.0.0.1", server.port))
+        client.sendall(b"POST /v1/audio/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                       b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        until(lambda: server.engine.state().streams == 1)
+        until(lambda: server.engine.state().streams == 0, 30)
+
+
+def test_slow_and_broken_bodies(server):
+    head = b"POST /v1/uploads HTTP/1.1\r\nHost: localhost\r\nContent-Type: audio/wav\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), 20) as client:  # it states a body and sends none
+        client.sendall(head + b"Content-Length: 1000\r\n\r\nRIFF")
+        assert client.recv(4096).startswith(b"HTTP/1.1 408")
+    with socket.create_connection(("127.0.0.1", server.port), 20) as client:  # a body without end
+        client.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
+        answer = b""
+        with contextlib.suppress(OSError):
+            for _ in range(40):
+                client.sendall(b"4000\r\n" + b"x" * 0x4000 + b"\r\n")
+        with contextlib.suppress(OSError):
+            answer = client.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 413") or answer == b""
+    with socket.create_connection(("127.0.0.1", server.port), 20) as client:  # it goes away in the middle
+        client.sendall(head + b"Content-Length: 1000\r\n\r\nRIFF")
+    until(lambda: not list((server.engine.folder / "uploads").glob(".*")))
+    assert server.client.get("/health").json()["status"] == "ok"
+
+
+def test_a_full_disk_is_said(server, monkeypatch):
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.write_bytes", full)
+        problem(server.client.post("/v1/audio/generate", json={"input": TEXT}), 507, "no-room")
+    with monkeypatch.context() as patched:
+        patched.setattr("anyio.open_file", full)
+        problem(server.client.post("/v1/uploads", content=b"x", headers={"Content-Type": "audio/wav"}), 507)
+    assert server.client.post("/v1/audio/generate", json={"input": TEXT}).status_code == 200
+
+
+def test_what_is_said_of_the_server(server):
+    client = server.client
+    server.done(server.job())
+    found = client.get("/v1/models").json()["data"]
+    assert [model["id"] for model in found] == ["student"] and found[0]["default"]
+    assert found[0]["content_hash"] == server.pipeline.bundle.content_hash()
+    assert client.get("/ready").json() == {"status": "ready"}
+    text = client.get("/metrics").text
+    for line in ('musiccm_jobs_finished_total{state="done",task="generate"}', "musiccm_queued 0.0",
+                 "musiccm_batch_calls_bucket", 'musiccm_rejected_total{reason="queue_full"}',
+                 "musiccm_realtime_factor"):
+        assert line in text
+    described = client.get("/openapi.json").json()
+    assert {"/v1/audio/generate", "/v1/jobs/{job}/events", "/v1/uploads"} <= described["paths"].keys()
+    assert client.get("/docs").status_code == 404  # which would load scripts from elsewhere
+    assert "access-control-allow-origin" not in client.get("/v1/models", headers={"Origin": "http://x"}).headers
+
+
+def test_keys_open_and_jobs_are_their_own(server):
+    import anyio
+
+    async def ask() -> None:
+        transport = httpx.ASGITransport(app=server.keyed)
+        async with httpx.AsyncClient(transport=transport, base_url="http://music.example") as client:
+            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEYS[0]},
+                            {"Authorization": f"Basic {KEYS[0]}"}, {"Authorization": f"Bearer {KEYS[0]}x"}):
+                for method, path in (("GET", "/v1/models"), ("GET", "/metrics"), ("POST", "/v1/uploads"),
+                                     ("GET", "/nowhere")):
+                    answer = await client.request(method, path, headers=headers)
+                    assert problem(answer, 401) and answer.headers["www-authenticate"] == "Bearer"
+            assert (await client.get("/health")).status_code == (await client.get("/ready")).status_code == 200
+            first, second = ({"Authorization": f"Bearer {key}"} for key in KEYS)
+            answer = await client.post("/v1/jobs", json={"prompt": TEXT, "steps": 1}, headers=first)
+            assert answer.status_code == 202
+            path = answer.headers["location"]
+            assert (await client.get(path, headers=first)).status_code == 200
+            for method in ("GET", "DELETE"):
+                problem(await client.request(method, path, headers=second), 404)
+            problem(await client.get(f"{path}/events", headers=second), 404)
+            assert (await client.get("/v1/jobs", headers=second)).json() == {"jobs": []}
+
+    anyio.run(ask)
+
+
+def test_keys_and_addresses(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text(f"# of the band\n{KEYS[0]}\n\n")
+    keys = Keys.read(path)
+    assert keys and keys.owner(f"bearer {KEYS[0]}") and keys.owner(f"Bearer {KEYS[1]}") is None
+    assert not Keys([]) and KEYS[0] not in str(vars(keys))
+    for content in ("", "short\n", "with spaces in between it\n"):
+        path.write_text(content)
+        with pytest.raises(MusiccmError):
+            Keys.read(path)
+    with pytest.raises(MusiccmError, match="keys"):
+        Keys.read(tmp_path / "missing")
+    assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "127.9.9.9")] == [True] * 4
+    assert [is_loopback(host) for host in ("0.0.0.0", "::", "192.168.0.2", "music.example")] == [False] * 4

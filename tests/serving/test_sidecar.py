@@ -1,0 +1,89 @@
+"""What a server made is made again by `generate --from-sidecar`, to the byte of the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from musiccm.audio.io import write_audio
+from musiccm.cli import main
+from musiccm.errors import MusiccmError
+from musiccm.serving import MusicRequest
+from musiccm.serving.sidecar import Sidecar
+
+SAME = "the samples are those of the sidecar, to the bit"
+
+
+@pytest.fixture
+def made(make_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Path, Path]]:
+    """Sidecar and wav of three tasks."""
+    monkeypatch.chdir(tmp_path)
+    engine = make_engine()
+    write_audio("clip.wav", torch.sin(torch.arange(12000) / 9) / 2, 16000)
+    part = engine.new_upload()
+    part.write_bytes(Path("clip.wav").read_bytes())
+    source = engine.add_upload(part)["id"]
+    requests = {
+        "clip": MusicRequest("student", ((0.0, "slow organ chords"),), steps=2),
+        "long": MusicRequest("student", ((0.0, "a bass"), (1.0, "drums")), "compose", 1.6, 2, 7,
+                             sampler={"name": "tcd", "gamma": 0.4}, overlap=0.25, fusion="uniform", level="peak"),
+        "inpaint": MusicRequest("student", ((0.0, "a bass"),), "inpaint", None, 1, 5, from_s=0.2, to_s=0.4,
+                                source=source),
+    }
+    views = {name: engine.wait(engine.submit(request).id) for name, request in requests.items()}
+    assert all(view.state == "done" for view in views.values())
+    return {name: (engine.results.sidecar(view.id), engine.results.audio(view.id, "wav"))
+            for name, view in views.items()}
+
+
+def test_the_same_samples_are_made_again(made, pipeline, capsys):
+    model = ["--model", str(pipeline.bundle.path)]
+    for name, more in (("clip", []), ("long", []), ("inpaint", ["--inpaint", "clip.wav"])):
+        sidecar, wav = made[name]
+        assert main(["generate", "--from-sidecar", str(sidecar), "--out", f"{name}2.wav", *model, *more]) == 0
+        shown = capsys.readouterr()
+        assert SAME in shown.out, shown
+        assert Path(f"{name}2.wav").read_bytes() == wav.read_bytes()
+    values = json.loads(made["clip"][0].read_text())
+    assert values["request"]["seed"] is not None and values["request"]["steps"] == 2  # also what was not asked for
+    assert values["request"]["sampler"] == {"name": "lcm", "gamma": 1.0} and values["request"]["level"] == "loudness"
+    assert values["model"]["content_hash"] == pipeline.bundle.content_hash()
+
+
+def test_what_does_not_fit_a_sidecar_is_refused(made, pipeline, capsys, tmp_path):
+    model = ["--model", str(pipeline.bundle.path)]
+    clip, inpaint = str(made["clip"][0]), str(made["inpaint"][0])
+    write_audio("other.wav", torch.sin(torch.arange(12000) / 7) / 2, 16000)
+    for arguments, said in (
+        (["--from-sidecar", clip, "a text", *model], "leave out the prompts"),
+        (["--from-sidecar", clip, "--steps", "3", *model], "leave out --steps"),
+        (["--from-sidecar", clip, "--model", str(pipeline.bundle.path.parent / "teacher")], "weights of the hash"),
+        (["--from-sidecar", clip, "--vary", "clip.wav", *model], "is of the task generate"),
+        (["--from-sidecar", inpaint, *model], "add --inpaint FILE"),
+        (["--from-sidecar", inpaint, "--inpaint", "other.wav", *model], "is not the clip"),
+        (["--from-sidecar", "none.json", *model], "none.json"),
+    ):
+        assert main(["generate", *arguments, "--out", "never.wav"]) == 2
+        assert said in capsys.readouterr().err
+    assert not Path("never.wav").exists()
+
+
+@pytest.mark.parametrize("change", [
+    {"format": 2}, {"model": None}, {"model": {"content_hash": 3, "decoder": "fast"}},
+    {"model": {"content_hash": "", "decoder": "../x"}}, {"made": []}, {"request": None}, {"request": {"model": "x"}},
+    {"request": {"model": "x", "prompts": "y"}}, {"request": {"model": "x", "prompts": [[0, "a"]], "dance": 1}},
+    {"request": {"model": "x", "prompts": [[0, "a"]], "sampler": "lcm"}},
+])
+def test_files_that_are_no_sidecars(tmp_path, change):
+    path = tmp_path / "s.json"
+    good = {"format": 1, "model": {"content_hash": "", "decoder": "fast", "half": False},
+            "made": {"samples_sha256": ""}, "request": {"model": "x", "prompts": [[0, "a"]]}}
+    path.write_text(json.dumps(good))
+    Sidecar.read(path)
+    path.write_text(json.dumps({**good, **change}))
+    with pytest.raises(MusiccmError, match="s.json"):
+        Sidecar.read(path)
