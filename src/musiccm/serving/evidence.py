@@ -140,8 +140,11 @@ def _measure_of(name: str, bundle: Bundle | None) -> _Measure:
     notes = [] if index is not None else [f"{name} does not bring an index of its training clips: no nearest one"]
     conditioner: Any = found.network.eval()
     fingerprint = bundle.content_hash(CLAP_PARTS)
-    window = None if index is None else index.key["window_samples"]
-    return _Measure(ClapWindows.of_conditioner(conditioner, fingerprint, window_samples=window), found.text, index, notes)
+    windows: dict[str, Any] = {}
+    if index is not None:  # as `musiccm plagiarism` embeds what it searches for
+        windows = {"hop_s": index.key["hop_samples"] / index.key["sample_rate_hz"],
+                   "window_samples": index.key["window_samples"]}
+    return _Measure(ClapWindows.of_conditioner(conditioner, fingerprint, **windows), found.text, index, notes)
 
 
 def _evidence(measure: _Measure, path: str, prompts: tuple[tuple[float, str], ...]) -> Evidence:

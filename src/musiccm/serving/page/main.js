@@ -65,7 +65,7 @@ function drawSteps() {
 function drawModels() {
   const before = $("model").value || readSettings().model;
   $("model").replaceChildren(...models.map((model) =>
-    h("option", { value: model.id, text: `${model.id} (${roleOf(model)})` })));
+    h("option", { value: model.id, text: model.id.includes(roleOf(model)) ? model.id : `${model.id} (${roleOf(model)})` })));
   $("model").value = models.some((model) => model.id === before) ? before : (models.find((model) => model.default) || models[0]).id;
   lengths.clip ??= chosen().facts.clip_seconds;
   if (mode in lengths) $("seconds").value = String(lengths[mode]);
