@@ -12,6 +12,12 @@ const ROLES = { student: "Student", teacher: "Teacher" };
 /** What a job took: time of the device for it alone where the server says so, else its time from start to end. */
 export const tookS = (view) => view.result?.device_s ?? view.finished_s - view.started_s;
 
+/** Network calls as the papers count them: a guided teacher makes two a step, with the text and without it. */
+function calls(view, role) {
+  const guided = role === "teacher" && ![null, 1].includes(view.request.guidance_scale);
+  return { count: view.calls * (guided ? 2 : 1), guided };
+}
+
 const near = new IntersectionObserver((entries) => {
   for (const entry of entries) if (entry.isIntersecting) entry.target.nearby();
 }, { rootMargin: "1000px" });
@@ -57,15 +63,16 @@ export class MusicTake extends HTMLElement {
   /** A job of it has changed. */
   changed() {
     const done = this.results.filter((result) => result.view?.state === "done");
-    const of = (role) => done.filter((result) => result.entry.role === role).map((result) => result.view);
+    const of = (role) => done.filter((result) => result.entry.role === role);
     const [students, teachers] = [of("student"), of("teacher")];
     this.summary.hidden = !(students.length && teachers.length);
     if (this.summary.hidden) return;
-    const mean = (views, value) => views.reduce((sum, view) => sum + value(view), 0) / views.length;
-    const [quick, slow] = [mean(students, tookS), mean(teachers, tookS)];
-    const calls = (views) => plural(Math.round(mean(views, (view) => view.calls)), "network call");
+    const mean = (results, value) => results.reduce((sum, result) => sum + value(result), 0) / results.length;
+    const took = (result) => tookS(result.view);
+    const [quick, slow] = [mean(students, took), mean(teachers, took)];
+    const made = (results) => plural(Math.round(mean(results, ({ view, entry }) => calls(view, entry.role).count)), "network call");
     const times = slow / quick;
-    this.summary.textContent = `The student took ${seconds(quick)} for ${calls(students)}, the teacher ${seconds(slow)} for ${calls(teachers)}` +
+    this.summary.textContent = `The student took ${seconds(quick)} for ${made(students)}, the teacher ${seconds(slow)} for ${made(teachers)}` +
       (times > 1.05 ? `: ${times.toFixed(times < 10 ? 1 : 0)} times as long.` : ".");
   }
 
@@ -162,7 +169,7 @@ export class MusicResult extends HTMLElement {
       this.line.textContent = `${view.position ? `${plural(view.position, "job")} before it` : "Next in the queue"}${eta}`;
       this.#announce(`${this.label} waits.`);
     } else if (view.state === "running") {
-      this.line.textContent = (view.total_calls ? `Network call ${view.calls} of ${view.total_calls}` : `${plural(view.calls, "network call")} so far`) + eta;
+      this.line.textContent = (view.total_calls ? `Call ${view.calls} of ${view.total_calls}` : `${plural(view.calls, "call")} so far`) + eta;
     } else this.line.textContent = view.text || "Asking the server";
   }
 
@@ -186,7 +193,8 @@ export class MusicResult extends HTMLElement {
     if (this.#loaded || this.#loading) return;
     this.#loading = true;
     const view = this.view;
-    this.facts.textContent = `${plural(view.calls, "network call")} · ${seconds(tookS(view))}`;
+    const { count, guided } = calls(view, this.entry.role);
+    this.facts.textContent = `${plural(count, "network call")}${guided ? ", 2 a step" : ""} · ${seconds(tookS(view))}`;
     this.facts.title = "Time that the device worked for this result alone";
     try {
       const [sound, picture] = await Promise.all([api.audio(view.id, "wav"), api.spectrogram(view.id)]);
