@@ -108,7 +108,9 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
     assert wrong == []
 
 
-def make(page: Any, prompt: str = PROMPT, button: str = "#make", seed: int | None = 7, results: int = 1, **fields: str) -> Any:
+def make(
+    page: Any, prompt: str = PROMPT, button: str = "#make", seed: int | None = 7, results: int = 1, **fields: str
+) -> Any:
     """Fill the form, click, and wait; the newest take."""
     expect(page.locator("#make")).to_be_enabled()
     page.locator("#prompt").fill(prompt)
@@ -190,7 +192,8 @@ def test_a_clip_is_made_played_marked_scored_and_saved(served, visit):
 
     take.get_by_role("button", name="Scores").click()
     for line in take.locator(".evidence").all():
-        expect(line).to_contain_text(re.compile(r"Text score 0\.\d\d; nearest of 5,744 training clips: train_\d+, cosine 0\.\d+"))
+        expect(line).to_contain_text(re.compile(
+            r"Text score 0\.\d\d; nearest of 5,744 training clips: train_\d+, cosine 0\.\d+"))
 
     first = take.locator("music-result").first
     first.locator("summary").click()

@@ -1,4 +1,4 @@
-"""The page's files: how they are served, that they speak to the API alone, and what is said of a result beside its sound."""
+"""The page's files: how they are served, that they speak to the API alone; and the evidence on a result."""
 
 from __future__ import annotations
 
@@ -134,7 +134,8 @@ def test_the_package_brings_every_file():
     package = ROOT / "src/musiccm"
     packed = {path for pattern in config["options.package_data"]["musiccm"].split() for path in package.glob(pattern)}
     assert {path for path in FOLDER.iterdir() if path.is_file()} <= packed
-    assert {path.name for path in FOLDER.iterdir()} == {Path(path).name for path in page_files() if path != "/"} | {"index.html"}
+    shown = {Path(path).name for path in page_files() if path != "/"}
+    assert {path.name for path in FOLDER.iterdir()} == shown | {"index.html"}
 
 
 def test_a_job_says_how_long_the_device_worked_for_it(engine):
@@ -204,7 +205,8 @@ def test_evidence_says_what_the_bundle_lacks(engine, served, tmp_path):
         assert view.state == "done", view.error
         answer = opened(other).get(f"/v1/jobs/{view.id}/evidence").json()
     assert answer["text_audio"] is None and answer["nearest"] is None
-    assert answer["notes"] == ["other brings no CLAP with text and audio: neither text-audio score nor nearest training clip"]
+    assert answer["notes"] == ["other brings no CLAP with text and audio: neither text-audio score nor nearest "
+                               "training clip"]
 
 
 def test_evidence_waits_for_the_result(engine):

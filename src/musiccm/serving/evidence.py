@@ -1,4 +1,4 @@
-"""What can be said of a result beside its sound: how well it answers its text, and which training clip it is nearest to."""
+"""Evidence on a result: how well it answers its text, and which training clip it is nearest to."""
 
 from __future__ import annotations
 

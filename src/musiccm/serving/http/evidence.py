@@ -51,5 +51,5 @@ def add_evidence(app: FastAPI, of: EvidenceOf, answered: Callable[[JobView, Call
     @app.get("/v1/jobs/{job}/evidence", tags=["results"], response_model=JobEvidence,
              responses=problems.documented(401, 404, 409, 422, 500))
     def evidence(found: FoundJob) -> Response:
-        """How well a result answers its text, and which training clip it is nearest to; computed when it is asked for."""
+        """How well a result answers its text, and the training clip it is nearest to; computed when asked for."""
         return answered(found, lambda: JSONResponse(of(found).to_json()))

@@ -1,4 +1,4 @@
-"""The page to make music on: files of the package, read once, under a policy that lets them speak to this server alone."""
+"""The page to make music on: files of the package, under a policy that lets them speak to this server alone."""
 
 from __future__ import annotations
 

@@ -98,7 +98,10 @@ function mended(clip, player) {
       [from.value, to.value] = player.range.map((at) => at.toFixed(2));
     });
     for (const input of [from, to]) {
-      input.addEventListener("change", () => (player.range = [numberOf(from) ?? 0, numberOf(to) ?? 0]));
+      input.addEventListener("change", () => {
+        const [begin, end] = [numberOf(from) ?? 0, numberOf(to) ?? 0];
+        player.range = end > begin ? [begin, end] : null; // the server says what is wrong with another
+      });
     }
   }
   return {
