@@ -292,7 +292,7 @@ def test_results_and_files_are_continued_mended_and_varied(served, visit, tmp_pa
     assert newest.locator("music-player").evaluate("player => player.seconds") == pytest.approx(6, abs=0.01)
     (tmp_path / "no.wav").write_text("no sound")
     page.locator("#file").set_input_files(tmp_path / "no.wav")
-    expect(box.get_by_role("alert")).to_contain_text("audio")
+    expect(box.get_by_role("alert")).to_contain_text("expected wav, flac, ogg or mp3")
 
 
 def test_prompts_along_a_timeline(served, visit):

@@ -6,7 +6,7 @@ import { chunks } from "./follow.js";
 
 const HEADER_BYTES = 44;
 const AHEAD_S = 6; // what is fetched before it is played; the server waits beyond
-const BEHIND_S = 0.3;
+const BEHIND_S = 1; // between the first sound that comes and its playing
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class StreamPlayer {
