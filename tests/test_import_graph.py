@@ -117,6 +117,14 @@ def test_what_needs_no_lightning_reaches_none(room):
     assert lightning == {}
 
 
+def test_the_engine_of_serving_knows_nothing_of_the_web():
+    source = ROOT / "src/musiccm"
+    found = {module for path in (source / "serving").glob("*.py") for module in imported_modules(path, source)}
+    assert "musiccm.serving.device_queue" in found
+    web = {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "anyio", "httpx"}
+    assert not {name for name in found if name.startswith("musiccm.serving.http") or name.split(".")[0] in web}
+
+
 def test_the_walk_sees_what_is_reached_by_others():
     source = ROOT / "src/musiccm"
     # the index of an experiment's clips needs its data module, which is a Lightning one

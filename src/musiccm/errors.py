@@ -15,7 +15,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "matplotlib": ("train", "serve"),
     "av": ("formats",),
     "faiss": ("faiss",),
-    **dict.fromkeys(("anyio", "fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"), ("serve",)),
+    **dict.fromkeys(("fastapi", "prometheus_client", "starlette", "uvicorn"), ("serve",)),
 }
 
 

@@ -290,7 +290,7 @@ def test_uploads_are_bounded_and_checked(make_engine, tmp_path):
         (b"#!/bin/sh\n", UnsupportedAudio, "expected wav"), (b"PK\x03\x04" * 30, UnsupportedAudio, "expected wav"),
         (b"#EXTM3U\nhttp://127.0.0.1/", UnsupportedAudio, "expected wav"),
         (bytes(encoded_audio(sound, 16000, ".flac", "x")), TooLarge, "lasts 2 s"),
-        ((tmp_path / "three.wav").read_bytes(), TooLarge, "3 channels"), (wav[:20], UnsupportedAudio, ""),
+        ((tmp_path / "three.wav").read_bytes(), TooLarge, "3 channels"), (wav[:20], UnsupportedAudio, "wav"),
     ):
         with pytest.raises(kind, match=said):
             upload(content)

@@ -286,7 +286,7 @@ def test_a_client_that_takes_nothing_is_let_go(server):
         until(lambda: server.engine.state().streams == 0, 30)
 
 
-def test_slow_and_broken_bodies(server):
+def test_slow_and_broken_bodies(server, caplog):
     head = b"POST /v1/uploads HTTP/1.1\r\nHost: localhost\r\nContent-Type: audio/wav\r\n"
     with socket.create_connection(("127.0.0.1", server.port), 20) as client:  # it states a body and sends none
         client.sendall(head + b"Content-Length: 1000\r\n\r\nRIFF")
@@ -303,6 +303,7 @@ def test_slow_and_broken_bodies(server):
     with socket.create_connection(("127.0.0.1", server.port), 20) as client:  # it goes away in the middle
         client.sendall(head + b"Content-Length: 1000\r\n\r\nRIFF")
     until(lambda: not list((server.engine.folder / "uploads").glob(".*")))
+    assert "Traceback" not in caplog.text
     assert server.client.get("/health").json()["status"] == "ok"
 
 

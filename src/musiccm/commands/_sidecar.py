@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from musiccm.commands._edits import EDITS
 from musiccm.errors import MusiccmError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from musiccm.serving.sidecar import Sidecar
 
 #: What the sidecar states, so that the command line must not, with the value that says that it does not.
-_STATED = {
+_STATED: dict[str, Any] = {
     "prompts": [], "prompts_file": None, "only": None, "level": None, "steps": None, "seed": 0, "guidance_scale": None,
     "sampler": None, "gamma": None, "schedule": None, "decoder": None, "half": False, "seconds": None, "at": [],
     "stream": False, "overlap": None, "fusion": None, "from_": None, "to": None, "strength": None,

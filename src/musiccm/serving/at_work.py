@@ -30,7 +30,7 @@ class QueuedCodec:
     def __init__(self, codec: Any, queue: DeviceQueue, job: Job) -> None:
         self._codec, self._queue, self._job = codec, queue, job
 
-    @property  # long music asks which kind of codec it has
+    @property  # type: ignore[misc]  # long music asks which kind of codec it has
     def __class__(self) -> type:
         return type(self._codec)
 
@@ -67,7 +67,7 @@ class ModelAtWork(Unserved):
     def __init__(self, model: MusicModel, queue: DeviceQueue, job: Job) -> None:
         super().__init__(model)
         self._queue, self._job = queue, job
-        self.codec = QueuedCodec(model.codec, queue, job)
+        self.codec: Any = QueuedCodec(model.codec, queue, job)
 
     def stepper(
         self,

@@ -114,7 +114,8 @@ class DeviceQueue:
             Cancelled: The caller is to end.
             MusiccmError: There is not enough memory for a single window.
         """
-        further: dict[str | int, Tensor] = {**dict(enumerate(more)), **named}
+        further: dict[str | int, Tensor] = dict(enumerate(more))
+        further.update(named.items())
         key = (id(model), z.shape[1:], z.dtype, t.dtype, _kind(cond), tuple(further))
         return self._wait(_Task(caller, key, None, network, z, t, cond, further))
 

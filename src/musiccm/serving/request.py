@@ -6,7 +6,6 @@ import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Real
 from typing import Any
 
 from musiccm.audio.output_level import check_level
@@ -167,7 +166,7 @@ class MusicRequest:
             raise MusiccmError(f"prompt: expected at most {limits.max_prompt_chars} characters, found {longest}")
         if self.task == "generate" and len(self.prompts) > 1:
             raise MusiccmError(f"prompts: the task generate takes one text, found {len(self.prompts)}; use compose")
-        PromptPlan([list(entry) for entry in self.prompts])
+        PromptPlan(self.prompts)
 
 
 def _shown(name: str) -> str:
@@ -177,7 +176,7 @@ def _shown(name: str) -> str:
 def _number(name: str, value: Any, low: float, high: float, above: bool = False) -> None:
     if value is None:
         return
-    fits = isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high  # false of NaN
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high  # false of NaN
     if not fits or (above and value == low):
         span = f"above {low:g} and up to {high:g}" if above else f"from {low:g} to {high:g}"
         raise MusiccmError(f"{_shown(name)}: expected a number {span}, found {value!r}")

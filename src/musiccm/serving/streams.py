@@ -16,7 +16,8 @@ from musiccm.serving.errors import Cancelled
 from musiccm.serving.jobs import Job
 
 LEAD_S = 5.0
-"""A stream that is less than this ahead of who listens comes before all jobs; beyond, it takes its turn among them."""
+"""A stream that is less than this ahead of who listens comes before all jobs, and beyond, behind all: a client that
+takes sound faster than it plays keeps nobody waiting."""
 
 CHUNKS = 8
 """Chunks that wait for a client; then the stream waits for it, too."""
@@ -37,9 +38,9 @@ class StreamJob(Job):
     heard_from_s: float | None = field(default=None)
 
     def urgency(self) -> tuple[int, int]:
-        """Before all others while it is hardly ahead of real time."""
+        """Before all others while it is hardly ahead of real time, and then behind them."""
         played_s = 0.0 if self.heard_from_s is None else time.monotonic() - self.heard_from_s
-        return (-2**31, self.number) if self.made_s - played_s < LEAD_S else self.order
+        return (-2**31 if self.made_s - played_s < LEAD_S else 2**31), self.number
 
 
 class LiveStream:

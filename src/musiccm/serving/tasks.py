@@ -88,8 +88,8 @@ def planned(model: MusicModel, request: MusicRequest) -> Plan:
     seconds = model.duration_s if request.seconds is None else request.seconds
     frames = max(model.latent_shape[1], math.ceil(round(seconds * model.sample_rate_hz) / model.frame_samples))
     shared = not getattr(model.conditioner, "draws", False)  # windows that each hold what is there have other calls
-    windows = Crops.overlapping(frames, model.latent_shape[1], OVERLAP if request.overlap is None else request.overlap)
-    count = windows.count or 1
+    crops = Crops.overlapping(frames, model.latent_shape[1], OVERLAP if request.overlap is None else request.overlap)
+    count = crops.count or 1
     known = shared and request.task != "stream"
     return Plan(request, len(stepper.timesteps) * count, call_count(stepper, count, BATCH) if known else None)
 

@@ -16,6 +16,7 @@ from fastapi import Depends, FastAPI, Query, Request, Response, status
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.types import Receive, Scope, Send
 
 from musiccm import __version__
 from musiccm.audio.wav_stream import WavStream
@@ -131,8 +132,7 @@ def _add_generate(app: FastAPI) -> None:
         asked = body.request(app.state.default_model)
         if body.stream:
             stream = await _run(engine.stream, asked, owner)
-            return StreamingResponse(_wav(stream, engine.settings.stall_s), media_type="audio/wav",
-                                     headers=_named(stream.job.id, stream.job.request.seed))
+            return _Wav(stream)
         view = await _run(engine.submit, asked, owner)
         view = await _ended(engine, view, owner, request)
         if view.state != "done":
@@ -316,23 +316,33 @@ class _Sink(io.RawIOBase):
         return found
 
 
-async def _wav(stream: LiveStream, stall_s: float) -> AsyncIterator[bytes]:
-    """A stream as a wav."""
+class _Wav(StreamingResponse):
+    """A stream as a wav; it is closed however its client ends."""
+
+    def __init__(self, stream: LiveStream) -> None:
+        super().__init__(_wav(stream), media_type="audio/wav", headers=_named(stream.job.id, stream.job.request.seed))
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._stream.close()
+
+
+async def _wav(stream: LiveStream) -> AsyncIterator[bytes]:
     sink = _Sink()
-    try:
-        wav = WavStream(sink, stream.sample_rate_hz, stream.samples)  # type: ignore[arg-type]
+    wav = WavStream(sink, stream.sample_rate_hz, stream.samples)  # type: ignore[arg-type]
+    yield sink.taken()
+    while True:
+        try:
+            chunk = await _run(stream.take, _LOOK_S)
+        except queue.Empty:
+            continue
+        if chunk is None:
+            return
+        wav.write(chunk)
         yield sink.taken()
-        while True:
-            try:
-                chunk = await _run(stream.take, _LOOK_S)
-            except queue.Empty:
-                continue
-            if chunk is None:
-                return
-            wav.write(chunk)
-            yield sink.taken()
-    finally:
-        stream.close()
 
 
 async def _receive(request: Request, path: Path) -> None:

@@ -24,7 +24,7 @@ class Metrics(Collector):
     def __init__(self) -> None:
         self.state: Callable[[], EngineState] | None = None
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry, "namespace": "musiccm"}
+        own: dict[str, Any] = {"registry": self.registry, "namespace": "musiccm"}
         self._submitted = Counter("jobs_submitted", "Jobs that were taken.", ["task"], **own)
         self._finished = Counter("jobs_finished", "Jobs that ended.", ["task", "state"], **own)
         self._rejected = Counter("rejected", "Requests for which there was no room.", ["reason"], **own)

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from musiccm.errors import MusiccmError
 from musiccm.serving.errors import NoRoom, NotFound, Rejected, TooLarge, UnsupportedAudio
@@ -96,6 +97,11 @@ def install(app: FastAPI) -> None:
                   for one in error.errors()]
         first = errors[0]
         return problem(422, f"{first['field']}: {first['message']}", "invalid", errors=errors)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> JSONResponse:
+        log.info("%s %s: the client has gone", request.method, request.url.path)
+        return problem(400, "the body ended before it was whole")
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
