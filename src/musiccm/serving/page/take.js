@@ -196,6 +196,8 @@ export class MusicResult extends HTMLElement {
     const { count, guided } = calls(view, this.entry.role);
     this.facts.textContent = `${plural(count, "network call")}${guided ? ", 2 a step" : ""} · ${seconds(tookS(view))}`;
     this.facts.title = "Time that the device worked for this result alone";
+    this.#waiting({ state: "fetched", progress: 1, text: "Fetching the sound" });
+    this.stop.hidden = true;
     try {
       const [sound, picture] = await Promise.all([api.audio(view.id, "wav"), api.spectrogram(view.id)]);
       this.#loaded = true;
