@@ -36,15 +36,15 @@ expect = playwright.expect
 class Served:
     """`musiccm serve` with the embedded student and teacher; it can be killed and begun again."""
 
-    def __init__(self, folder: Path, **variables: str) -> None:
-        self.folder, self.port, self.variables = folder, free_port(), variables
+    def __init__(self, folder: Path, *more: object, **variables: str) -> None:
+        self.folder, self.port, self.more, self.variables = folder, free_port(), more, variables
         self.address = f"http://127.0.0.1:{self.port}"
         folder.mkdir(exist_ok=True)
         self.start()
 
     def start(self) -> None:
         self.process = Command(["serve", "--model", "musiccm-tiny-student", "--model", "musiccm-tiny", "--port",
-                                self.port, "--drain", 2], self.folder, variables=self.variables)
+                                self.port, "--drain", 2, *self.more], self.folder, variables=self.variables)
         until(lambda: self.process.poll() is None and self._ready(), 120)
 
     def _ready(self) -> bool:
@@ -368,6 +368,17 @@ def test_reload_and_two_tabs(served, visit):
     page.locator("music-take").first.get_by_role("button", name="Forget").click()
     expect(second.locator("music-take")).to_have_count(1)
 
+    page.evaluate("""() => {
+      const take = JSON.parse(localStorage.getItem(Object.keys(localStorage).find(key => key.startsWith("musiccm.take."))));
+      for (let n = 0; n < 24; n++) localStorage.setItem(`musiccm.take.${n}`, JSON.stringify({...take, id: String(n)}));
+      localStorage.setItem("musiccm.take.bad", "{no take");
+    }""")
+    page.reload()
+    expect(page.locator("music-take")).to_have_count(20)
+    page.get_by_role("button", name="Show older results").click()
+    expect(page.locator("music-take")).to_have_count(25)
+    expect(page.locator("#older")).to_be_hidden()
+
 
 def test_a_server_that_dies_and_returns(visit, tmp_path):
     served = Served(tmp_path / "server")
@@ -399,8 +410,8 @@ def test_a_server_that_dies_and_returns(visit, tmp_path):
         served.kill()
 
 
-def test_a_server_with_keys(visit, tmp_path):
-    served = Served(tmp_path / "server", MUSICCM_KEYS="k" * 20)
+def test_a_server_with_keys_and_little_room(visit, tmp_path):
+    served = Served(tmp_path / "server", "--queue", 1, "--running", 1, MUSICCM_KEYS="k" * 20)
     try:
         page = visit(served)
         expect(page.locator("#trouble")).to_contain_text("This server wants a key")
@@ -410,10 +421,10 @@ def test_a_server_with_keys(visit, tmp_path):
         expect(page.locator("#trouble")).to_contain_text("This server wants a key")
         page.locator("#key").fill("k" * 20)
         page.locator("#key").press("Tab")
-        make(page)
+        make(page, variants="6", results=6)  # four of them come to a full queue at first
         assert "k" * 20 not in page.evaluate("() => JSON.stringify(localStorage)")
         page.reload()
-        expect(page.locator("music-player")).to_have_count(1)
+        expect(page.locator("music-player")).to_have_count(6)
         stranger = visit(served)
         expect(stranger.locator("#trouble")).to_contain_text("This server wants a key")
     finally:

@@ -209,6 +209,16 @@ def test_evidence_says_what_the_bundle_lacks(engine, served, tmp_path):
                                "training clip"]
 
 
+def test_evidence_names_the_extra_that_it_needs(engine, monkeypatch):
+    def missing(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'torchmetrics'", name="torchmetrics")
+
+    monkeypatch.setattr("musiccm.serving.evidence._measure_of", missing)
+    view = engine.wait(engine.submit(MusicRequest("student", ((0.0, "a bass"),), steps=1, seed=0)).id)
+    assert EvidenceOf(engine)(view).notes == [
+        'evidence needs torchmetrics, which is not installed: pip install "musiccm[eval]"']
+
+
 def test_evidence_waits_for_the_result(engine):
     client = opened(engine)
     job = client.post("/v1/jobs", json={"prompt": "a bass", "steps": 8, "seconds": 60}).json()["id"]
