@@ -50,7 +50,9 @@ class ServedModel:
         record = getattr(model, "record", None) or {}
         if student:
             facts |= {"steps": record.get("sampling_steps"), "guidance": record.get("guidance", "fixed")}
-        decoder = "fast" if getattr(model.codec, "decoder", None) is not None else "original"
+        # codecs of other kinds say by themselves what `Pipeline` calls their decoder
+        fast = getattr(model.codec, "decoder", None) is not None
+        decoder = getattr(model.codec, "decoded_by", "fast" if fast else "original")
         return cls(name, model, "" if bundle is None else bundle.content_hash(), facts,
                    {"decoder": decoder, "half": half})
 

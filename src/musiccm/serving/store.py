@@ -172,5 +172,8 @@ def _json(value: Any) -> str | None:
 def _view(row: sqlite3.Row) -> JobView:
     error, result = (None if row[key] is None else json.loads(row[key]) for key in ("error", "result"))
     request = MusicRequest.from_json(json.loads(row["request"]), "the table of jobs")
+    done = row["state"] == "done"
+    steps = request.steps or 0
     return JobView(row["id"], row["owner"], row["state"], row["priority"], request, row["created_s"], row["started_s"],
-                   row["finished_s"], None, None, row["calls"], None, 0, 0, error, result)
+                   row["finished_s"], None, None, row["calls"], row["calls"] if done else None, steps if done else 0,
+                   steps, error, result)
