@@ -301,7 +301,7 @@ def test_prompts_along_a_timeline(served, visit):
     page.locator("#seconds").fill("12")
     page.get_by_role("button", name="Add a prompt").click()
     page.get_by_label("Prompt", exact=True).last.fill("bells")
-    page.get_by_label("From second").last.fill("8")
+    page.get_by_label("Second", exact=True).last.fill("8")
     page.get_by_role("button", name="Remove").nth(1).click()
     expect(page.locator("#strip span")).to_have_count(2)
     page.locator("#make").click()

@@ -32,7 +32,7 @@ export class Timeline {
     const what = h("input", { type: "text", maxlength: "1000", id: freshId("text") });
     [when.value, what.value] = [String(at), text];
     const row = h("li", {},
-      h("div", {}, h("label", { for: when.id, text: "From second" }), when),
+      h("div", {}, h("label", { for: when.id, text: "Second" }), when),
       h("div", {}, h("label", { for: what.id, text: "Prompt" }), what),
       h("button", { type: "button", text: "Remove", onclick: () => {
         const beside = row.previousElementSibling || row.nextElementSibling;
