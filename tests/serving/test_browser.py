@@ -369,7 +369,8 @@ def test_reload_and_two_tabs(served, visit):
     expect(second.locator("music-take")).to_have_count(1)
 
     page.evaluate("""() => {
-      const take = JSON.parse(localStorage.getItem(Object.keys(localStorage).find(key => key.startsWith("musiccm.take."))));
+      const key = Object.keys(localStorage).find(key => key.startsWith("musiccm.take."));
+      const take = JSON.parse(localStorage.getItem(key));
       for (let n = 0; n < 24; n++) localStorage.setItem(`musiccm.take.${n}`, JSON.stringify({...take, id: String(n)}));
       localStorage.setItem("musiccm.take.bad", "{no take");
     }""")
