@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,13 +28,22 @@ def samples(engine: Engine, view: JobView) -> Tensor:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A lane has its part of the threads, and another number of them rounds otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def gated(pipeline: Pipeline) -> Gated:
     return Gated(pipeline)
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_three_clips_at_once_are_the_pipelines_own(make_engine, pipeline, gated, exact):
-    engine = gather(make_engine, gated, exact=exact)
+@pytest.mark.parametrize(("exact", "lanes"), [(True, 1), (True, 2), (False, 1)])
+def test_three_clips_at_once_are_the_pipelines_own(make_engine, pipeline, gated, exact, lanes, one_thread):
+    engine = gather(make_engine, gated, exact=exact, lanes=lanes)
     pairs = list(zip(TEXTS, (3, 5, 7), strict=True))
     views = [engine.submit(asked(text, seed=seed, steps=2, level="loudness")) for text, seed in pairs]
     assert gated.network.called.wait(30)

@@ -103,5 +103,5 @@ def says(sidecar: Sidecar, waveforms_CS: Sequence[Tensor]) -> str:
 
     if [samples_sha256(waveform_CS) for waveform_CS in waveforms_CS] == [sidecar.samples_sha256]:
         return "the samples are those of the sidecar, to the bit"
-    return ("the samples are not those of the sidecar to the bit: another machine, device or version rounds otherwise "
-            "(see computed_by and version there)")
+    return ("the samples are not those of the sidecar to the bit: another machine, device, version or number of "
+            "threads rounds otherwise (see computed_by and version there)")

@@ -42,7 +42,8 @@ def main(argv: list[str]) -> int:
                     max_upload_s=args.max_seconds)
     settings = EngineSettings(
         max_queued=args.queue, max_running=args.running, max_streams=args.streams, max_batch=args.batch,
-        exact=False if args.together else None, keep_jobs=args.keep, keep_bytes=args.keep_gb * 2**30, limits=limits)
+        exact=False if args.together else None, lanes=args.lanes, keep_jobs=args.keep,
+        keep_bytes=args.keep_gb * 2**30, limits=limits)
     listening = bound_socket(args.host, args.port)
     named = args.model or ["musiccm-tiny-student"]
     served = [load_model(one, device, args.decoder, args.half, args.compile) for one in named]
@@ -82,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
                         help="on a CPU, too, make network calls of several jobs as one: faster for small models; clips "
                              "then differ by rounding from those made alone")
     parser.add_argument("--batch", type=_whole(1, 1024), default=8, help="windows of such a call (default %(default)s)")
+    parser.add_argument("--lanes", type=_whole(1, 256), default=1,
+                        help="network calls that a CPU computes side by side, each on its part of the threads: as many "
+                             "as cores for small models and many clients (default %(default)s)")
     parser.add_argument("--queue", type=_whole(1, 100_000), default=64,
                         help="jobs that may wait; others are told to come again (default %(default)s)")
     parser.add_argument("--running", type=_whole(1, 256), default=4, help="jobs at work at once (default %(default)s)")

@@ -1,4 +1,4 @@
-"""One thread that computes: network calls of several jobs, the most urgent first, together where they fit together."""
+"""The threads that compute: network calls of several jobs, the most urgent first, together where they fit together."""
 
 from __future__ import annotations
 
@@ -75,10 +75,12 @@ class DeviceQueue:
         max_batch: Rows of one network call made of several.
         window_s: How long a turn waits for further calls of jobs that are at work; 0 with `exact`.
         on_batch: Told the number of calls of each turn.
+        lanes: Turns that are computed side by side, for CPUs; each has its part of the threads that one would have.
     """
 
     def __init__(
-        self, exact: bool, max_batch: int = 8, window_s: float = 0.003, on_batch: Callable[[int], None] | None = None
+        self, exact: bool, max_batch: int = 8, window_s: float = 0.003, on_batch: Callable[[int], None] | None = None,
+        lanes: int = 1,
     ) -> None:
         self.exact, self.max_batch, self.window_s = exact, max_batch, 0.0 if exact else window_s
         self._on_batch = on_batch or (lambda calls: None)
@@ -87,8 +89,11 @@ class DeviceQueue:
         self._active = 0
         self._closed = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._serve, name="device", daemon=True)
-        self._thread.start()
+        threads = max(1, torch.get_num_threads() // lanes) if lanes > 1 else None
+        self._threads = [threading.Thread(target=self._serve, args=(threads,), name=f"device {lane}", daemon=True)
+                         for lane in range(lanes)]
+        for thread in self._threads:
+            thread.start()
 
     def call(
         self, caller: Caller, model: object, network: Callable[..., Tensor], z: Tensor, t: Tensor, cond: AnyCondition,
@@ -145,7 +150,8 @@ class DeviceQueue:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _wait(self, task: _Task) -> Any:
         task.caller.check()
@@ -160,7 +166,9 @@ class DeviceQueue:
         task.caller.check()
         return task.result
 
-    def _serve(self) -> None:
+    def _serve(self, threads: int | None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)  # of this thread, and of those that begin later
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)

@@ -99,5 +99,6 @@ def sidecar_json(
         "made": {"samples_sha256": samples_sha256(waveform_CS), "samples": waveform_CS.shape[1],
                  "channels": len(waveform_CS), "sample_rate_hz": sample_rate_hz,
                  "seconds": waveform_CS.shape[1] / sample_rate_hz},
-        "computed_by": {"torch": torch.__version__, "device": str(served.model.device), "machine": platform.machine()},
+        "computed_by": {"torch": torch.__version__, "device": str(served.model.device), "machine": platform.machine(),
+                        "threads": torch.get_num_threads()},
     }
