@@ -17,6 +17,7 @@ TRACKS ?= 2000
 TEST_TRACKS ?= 512
 N ?=
 BENCH ?= all
+PORT ?= 8000
 ARGS ?=
 # The order in which the parts of the embedded bundle need each other.
 STAGES ?= clap vae tagger vocoder decoder audiomae clap_second teacher
@@ -52,7 +53,7 @@ PACK_MELODY = $(BIN)/musiccm pack --from data/bundle-melody --to src/musiccm/bun
 MELODY_START = $$(ls -td lightning_logs/melody_demo/version_* | head -n 1)/checkpoints/last.ckpt
 MELODY_RUN = $$(ls -td lightning_logs/student_melody/version_* | head -n 1)
 
-.PHONY: help setup train eval bundle bundle-tango bundle-melody student student-tango student-melody smoke test test-all test-gpu test-wheel lint docs bench clean
+.PHONY: help setup app train eval bundle bundle-tango bundle-melody student student-tango student-melody smoke test test-all test-gpu test-wheel lint docs bench clean
 
 help:  ## show this help
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -73,6 +74,9 @@ $(READY): setup.cfg pyproject.toml
 # Their declared dependencies cannot be built on Python 3 and are not needed; what is, stands in setup.cfg under `eval`.
 	@$(PIP) install --no-deps "audioldm_eval==0.0.3" "ssr-eval==0.0.7"
 	@touch $@
+
+app: $(READY)  ## serve the page to make music on, with the embedded student and teacher: PORT=8000, ARGS="--host ..."
+	$(BIN)/musiccm serve --model musiccm-tiny-student --model musiccm-tiny --port $(PORT) --folder out/served $(ARGS)
 
 train: $(READY)  ## corpus (the demo's is written), latents, distillation and its table
 	$(BIN)/musiccm prepare corpus --config $(CONFIG) --tracks $(TRACKS) --test-tracks $(TEST_TRACKS) --seed 0

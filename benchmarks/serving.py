@@ -2,9 +2,9 @@
 
 Each server is a process of its own, and all take the same requests in turn, of 1, 8 and 64 clients that each ask again
 when they are answered. The plain endpoint is a FastAPI function that makes a clip and encodes it, in threads that run
-side by side. Of ours, one computes each clip by itself, to the bit, and one (`--together`) calls of several as one; both
-with a lane a core. Seconds of a processor a clip are told beside the clips a second, as a busy machine gives more of
-itself to whoever has more threads.
+side by side. Of ours, one computes each clip by itself, to the bit, and one (`--together`) calls of several as one;
+both with a lane a core. Seconds of a processor a clip are told beside the clips a second, as a busy machine gives more
+of itself to whoever has more threads.
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ def main() -> int:
 
 def start_page(readme: str) -> str:
     """The README, whose mentions of `docs/NAME.md` become links, and whose neighbours stay names."""
-    return re.sub(r"`docs/([a-z_]+\.md)`", r"[\1](\1)", readme)
+    beside = re.sub(r"\]\(docs/((?:images|sounds)/[\w.-]+)\)", r"](\1)", readme)
+    return re.sub(r"`docs/([a-z_]+\.md)`", r"[\1](\1)", beside)
 
 
 def sounds_page(pages: Path) -> str:

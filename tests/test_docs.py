@@ -61,6 +61,8 @@ def test_the_readme_links_to_pages_that_are_there(site: Any) -> None:
     text = site.start_page((ROOT / "README.md").read_text(encoding="utf-8"))
     linked = set(re.findall(r"\]\(([a-z_]+\.md)\)", text))
     assert len(linked) > 5 and linked <= {path.name for path in (ROOT / "docs").glob("*.md")}
+    files = re.findall(r"\]\(((?:images|sounds)/[^)]+)\)", text)
+    assert len(files) >= 4 and all((ROOT / "docs" / file).is_file() for file in files)
 
 
 def test_the_citation_is_of_this_version() -> None:

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     engine = Engine(served, args.folder, settings, metrics.told)
     try:
         engine.start()
-        app = make_app(engine, metrics, keys, any_host=args.public)
+        app = make_app(engine, metrics, keys, any_host=args.public, page=not args.no_page)
         host, port = listening.getsockname()[:2]
         say(f"serving {', '.join(engine.models)} at http://{f'[{host}]' if ':' in host else host}:{port} (OpenAPI: "
             f"/openapi.json; {'with' if keys else 'without'} keys; jobs and results in {args.folder})")
@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--key-file", type=Path, metavar="FILE",
                         help=f"keys that clients send, one a line; or {KEYS_VARIABLE}, with spaces between them")
     parser.add_argument("--public", action="store_true", help="serve others without keys")
+    parser.add_argument("--no-page", action="store_true", help="serve the API alone, without the page at /")
     parser.add_argument("--folder", type=Path, default=Path("served"),
                         help="where jobs, results and uploads lie (default %(default)s)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")

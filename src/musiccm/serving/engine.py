@@ -450,7 +450,7 @@ class Engine:
             rate = job.device_s / max(1, job.units)
             before = self._rates.get(served.name, rate)
             self._rates[served.name] = before + _SMOOTHING * (rate - before)
-            self._finish(job, "done", result=facts)
+            self._finish(job, "done", result={**facts, "device_s": round(job.device_s, 4)})
         finally:
             queue.at_work(-1)
 

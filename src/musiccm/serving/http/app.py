@@ -23,9 +23,12 @@ from musiccm.audio.wav_stream import WavStream
 from musiccm.failures import error_number
 from musiccm.serving.engine import Engine
 from musiccm.serving.errors import NoRoom, NotFound
+from musiccm.serving.evidence import EvidenceOf
 from musiccm.serving.http import problems, schema
+from musiccm.serving.http.evidence import add_evidence
 from musiccm.serving.http.gate import Gate, Keys, Patience
 from musiccm.serving.http.metrics import Metrics
+from musiccm.serving.http.page import add_page, page_files
 from musiccm.serving.jobs import JobView
 from musiccm.serving.streams import LiveStream
 
@@ -37,7 +40,8 @@ _READS = problems.documented(401, 404, 422, 500)
 
 
 def make_app(
-    engine: Engine, metrics: Metrics, keys: Keys, patience: Patience | None = None, any_host: bool = False
+    engine: Engine, metrics: Metrics, keys: Keys, patience: Patience | None = None, any_host: bool = False,
+    page: bool = False,
 ) -> FastAPI:
     """The app in front of an engine.
 
@@ -47,6 +51,7 @@ def make_app(
         keys: Who may come in; none for everybody who reaches it.
         patience: How long clients are waited for.
         any_host: See `Gate`.
+        page: Serve the page to make music on at `/`, to everybody; it asks for the key.
 
     Returns:
         An ASGI app.
@@ -54,8 +59,9 @@ def make_app(
     app = FastAPI(
         title="musiccm", version=__version__, docs_url=None, redoc_url=None, responses=problems.documented(421),
         summary="Text to music in a few steps", dependencies=[Depends(HTTPBearer(auto_error=False))] if keys else [])
+    files = page_files() if page else {}
     app.add_middleware(Gate, keys=keys, upload_bytes=engine.limits.max_upload_bytes, patience=patience,
-                       any_host=any_host)
+                       any_host=any_host, open_paths=files)
     problems.install(app)
     metrics.state = engine.state
     app.state.engine = engine
@@ -65,6 +71,8 @@ def make_app(
     _add_generate(app)
     _add_jobs(app)
     _add_results(app)
+    add_evidence(app, EvidenceOf(engine), _result)
+    add_page(app, files)
     return app
 
 

@@ -9,7 +9,7 @@ import ipaddress
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,13 +121,16 @@ class Gate:
         upload_bytes: Size of an upload.
         patience: How long clients are waited for.
         any_host: Take requests to any name also without keys.
+        open_paths: Paths that need no key, beside `OPEN_PATHS`.
     """
 
     def __init__(
-        self, app: ASGIApp, keys: Keys, upload_bytes: int, patience: Patience | None = None, any_host: bool = False
+        self, app: ASGIApp, keys: Keys, upload_bytes: int, patience: Patience | None = None, any_host: bool = False,
+        open_paths: Collection[str] = (),
     ) -> None:
         self.app, self.keys, self.upload_bytes = app, keys, upload_bytes
         self.patience, self.any_host = patience or Patience(), any_host
+        self.open_paths = frozenset((*OPEN_PATHS, *open_paths))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -154,7 +157,7 @@ class Gate:
             if name not in _LOCAL_NAMES:
                 return problem(421, "without keys, requests are taken under the names localhost and 127.0.0.1 alone")
         owner: str | None = ""
-        if self.keys and path not in OPEN_PATHS:
+        if self.keys and path not in self.open_paths:
             owner = self.keys.owner(headers.get("authorization"))
             if owner is None:
                 return problem(401, "expected the header `Authorization: Bearer KEY` with a key of this server",
