@@ -125,6 +125,30 @@ def test_calls_that_fit_are_made_together(calls, rows, exact):
         assert torch.equal(result, Network.expected(*call))
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_lanes_side_by_side_answer_every_call_once(exact):
+    rows, both = [], threading.Barrier(2, timeout=20)
+
+    def network(z: Tensor, t: Tensor, cond: Any) -> Tensor:
+        rows.append(len(z))
+        if len(rows) <= 2:
+            both.wait()  # two are computed at the same time
+        return Network.expected(z, t, cond, None)
+
+    queue = DeviceQueue(exact, max_batch=3, window_s=0.002, lanes=2)
+    callers = [Asking(place) for place in range(8)]
+    for caller in callers:
+        queue.at_work(1)
+        caller.begin(lambda caller=caller: [queue.call(caller, "model", network, *asked(caller.place + turn)[:3])
+                                            for turn in range(20)])
+    for caller in callers:
+        for turn, result in enumerate(caller.end()):
+            assert torch.equal(result, Network.expected(*asked(caller.place + turn)))
+    queue.close()
+    assert sum(rows) == 160 and all(caller.calls == 20 for caller in callers)
+    assert set(rows) == {1} if exact else 1 < max(rows) <= 3
+
+
 def test_who_is_cancelled_while_waiting_is_not_computed_for():
     network, queue = Network(), DeviceQueue(True)
     first, second = Asking(0), Asking(1)

@@ -41,7 +41,7 @@ def gated(pipeline: Pipeline) -> Gated:
     return Gated(pipeline)
 
 
-@pytest.mark.parametrize(("exact", "lanes"), [(True, 1), (True, 2), (False, 1)])
+@pytest.mark.parametrize(("exact", "lanes"), [(True, 1), (True, 2), (False, 1), (False, 2)])
 def test_three_clips_at_once_are_the_pipelines_own(make_engine, pipeline, gated, exact, lanes, one_thread):
     engine = gather(make_engine, gated, exact=exact, lanes=lanes)
     pairs = list(zip(TEXTS, (3, 5, 7), strict=True))
@@ -55,7 +55,7 @@ def test_three_clips_at_once_are_the_pipelines_own(make_engine, pipeline, gated,
         assert torch.equal(whole, alone)
         assert gated.network.rows == [1] * 6
     else:  # together: the first call went alone, then they met
-        assert max(gated.network.rows) >= 2 and sum(gated.network.rows) == 6
+        assert (max(gated.network.rows) >= 2 or lanes > 1) and sum(gated.network.rows) == 6
         torch.testing.assert_close(whole, alone, atol=2e-4, rtol=0)
 
 

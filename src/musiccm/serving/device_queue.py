@@ -86,7 +86,7 @@ class DeviceQueue:
         self._on_batch = on_batch or (lambda calls: None)
         self._waiting: list[_Task] = []
         self._limits: dict[Hashable, int] = {}
-        self._active = 0
+        self._active = self._computing = 0
         self._closed = False
         self._changed = threading.Condition()
         threads = max(1, torch.get_num_threads() // lanes) if lanes > 1 else None
@@ -178,15 +178,22 @@ class DeviceQueue:
                     self._waiting.clear()
                     return
                 turn = self._turn()
-            self._compute(turn)
+                self._computing += len(turn)
+            if turn:
+                self._compute(turn)
+                with self._changed:
+                    self._computing -= len(turn)
             del turn  # nothing is held while there is nothing to do
 
     def _turn(self) -> list[_Task]:
-        """The calls of a turn; the lock is held."""
+        """The calls of a turn, perhaps none; the lock is held, but for the time that further calls are waited for."""
+        if self.window_s and not any(task.work for task in self._waiting):
+            self._changed.wait_for(
+                lambda: len(self._waiting) + self._computing >= self._active or self._closed, self.window_s)
+        if not self._waiting:  # another lane took them meanwhile
+            return []
         first = min(self._waiting, key=lambda task: task.caller.urgency())
         if first.work is None and not self.exact:
-            if self.window_s and len(self._waiting) < self._active:
-                self._changed.wait_for(lambda: len(self._waiting) >= self._active or self._closed, self.window_s)
             limit = self._limits.get(first.key, self.max_batch)
             mates = sorted((task for task in self._waiting if task.key == first.key and task is not first),
                            key=lambda task: task.caller.urgency())
