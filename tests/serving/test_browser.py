@@ -29,7 +29,7 @@ pytestmark = [
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 PATIENCE_MS = 120_000
-PROMPT = "a calm piano melody over soft strings, 80 bpm"
+PROMPT = "a calm piano melody over soft strings"
 expect = playwright.expect
 
 
