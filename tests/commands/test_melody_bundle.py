@@ -85,6 +85,7 @@ def test_a_continuation_keeps_every_sample(world: Path, tmp_path: Path, capsys: 
     assert "continuation: expected at least 0.32 s to go on from" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_is_packed_borrows_and_makes_the_same_music(world: Path, tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", train=2, test=12)
     source, target = world / "melody", world / "packed"
