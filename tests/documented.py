@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections.abc import Iterator
@@ -65,6 +66,7 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
         yield "", re.sub("^ {4}", "", body, flags=re.M)
 
 
+@functools.cache
 def commands() -> list[Command]:
     """All commands of all pages, in their order; a fenced block of a shell counts line by line."""
     found = []

@@ -92,7 +92,7 @@ def check_experiments(words: list[str]) -> None:
     """Experiments that a command names are there; paths count from the folder that it is run in."""
     for option, value in zip(words, words[1:], strict=False):
         if option == "--config" and value not in PLACEHOLDERS:
-            load(experiment_file(value).resolve())
+            load(experiment_file(value).resolve(), resolve=False)
 
 
 def parse_trainer(words: list[str]) -> None:
