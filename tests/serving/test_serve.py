@@ -12,6 +12,9 @@ import pytest
 from tiny_bundle import build_random_student
 
 from musiccm.cli import main
+from musiccm.pipeline import Pipeline
+from musiccm.serving import Engine, ServedModel
+from musiccm.serving.uploads import secret_hash
 from tests.forked import Command, free_port
 
 KEY = "0123456789abcdef"
@@ -90,18 +93,11 @@ def test_kills_lose_nothing_and_sigterm_ends_in_good_order(model, tmp_path, proc
     printed, _ = second.process.communicate(60)
     assert second.process.returncode == 0, printed
     assert "no more jobs are taken" in printed and "Traceback" not in printed
-    processes.append(Served(model, tmp_path, port))
-    third = processes[-1]
-    for job in [*ids, last]:
-        for _ in range(1200):
-            found = third.client.get(f"/v1/jobs/{job}").json()
-            if found["state"] not in ("queued", "running"):
-                break
-            time.sleep(0.02)
-        assert found["state"] == "done", found
-    assert [third.client.get(f"/v1/jobs/{job}").json()["seed"] for job in ids] == list(range(12))
-    third.process.terminate()
-    assert third.process.communicate(60) and third.process.returncode == 0
+    served = ServedModel.of("m", Pipeline.from_pretrained(model).accelerate())
+    with Engine([served], tmp_path / "served") as third:
+        views = [third.wait(job, secret_hash(KEY)) for job in [*ids, last]]
+    assert [view.state for view in views] == ["done"] * 13
+    assert [view.request.seed for view in views[:-1]] == list(range(12))
     with sqlite3.connect(tmp_path / "served/jobs.sqlite") as db:
         assert db.execute("SELECT COUNT(*), COUNT(DISTINCT id) FROM jobs").fetchone() == (13, 13)
     after = {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "served/results").glob("*/samples.wav")}
