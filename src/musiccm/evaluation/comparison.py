@@ -101,8 +101,7 @@ def compare_sets(
           what the number of clips still adds to the excess, which the interval leaves out;
           With too few clips for that bias to be known the excess has no interval, and `excess_fd_<e>_why` says so;
         - `<key>_ratio` to the baseline with `_ratio_low`, `_ratio_high`, of excess, `kad` and `coverage`; null where
-          the denominator is not clearly above 0, of an excess without an interval, and of fewer clips than the
-          features have dimensions; `<key>_ratio_why` says why;
+          the denominator is not clearly above 0, and of an excess without an interval; `<key>_ratio_why` says why;
         - `excess_fd_<e>_equal_calls_ratio` with `_low`, `_high`, to the teacher's row with the lowest excess among
           those with no more network calls (chosen once, from all clips), which `equal_calls_teacher` names, and
           `excess_fd_<e>_equal_calls_teacher`, for another network may choose another;
@@ -126,9 +125,7 @@ def compare_sets(
     for label, found in sets.items():
         measured[label] = _measure(network, halves, found, also, measured.get(FLOOR))
     rows = {label: _row(network, label, measured, count) for label in sets}
-    width = reference.rows_RD.shape[1]
-    _add_ratios(network, rows, measured, baseline, None if fewest >= width else (
-        f"{fewest:,} clips are fewer than the {width:,} dimensions of the features"))
+    _add_ratios(network, rows, measured, baseline)
     _add_equal_calls(network, rows, measured, models)
     return rows
 
@@ -216,10 +213,9 @@ def ratio_keys(key: str, found: Ratio) -> dict[str, Any]:
 
 
 def _add_ratios(
-    network: str, rows: Mapping[str, dict[str, Any]], measured: Mapping[str, _Measured], baseline: str | None,
-    too_few: str | None,
+    network: str, rows: Mapping[str, dict[str, Any]], measured: Mapping[str, _Measured], baseline: str | None
 ) -> None:
-    """Ratios to the baseline; `too_few` says why there is none of the other figures either."""
+    """Ratios to the baseline."""
     if baseline is None:
         return
     other = measured[baseline]
@@ -230,8 +226,7 @@ def _add_ratios(
         for name, smooth in (("kad", True), ("coverage", False)):
             top, bottom = measured[label].halved.get(name), other.halved.get(name)
             if top is not None and bottom is not None:
-                found = Ratio(None, None, None, too_few) if too_few else ratio(top, bottom, smooth, biased=False)
-                row |= ratio_keys(f"{name}_{network}_ratio", found)
+                row |= ratio_keys(f"{name}_{network}_ratio", ratio(top, bottom, smooth, biased=False))
 
 
 def _add_equal_calls(
