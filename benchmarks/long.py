@@ -23,7 +23,7 @@ from musiccm.device import choose_device
 from musiccm.diffusion import to_eps, to_x0
 from musiccm.evaluation.bundle_quality import decoders, frechet
 from musiccm.long_form import MelDecoder, piece_decoder
-from musiccm.long_form.compose import Piece
+from musiccm.long_form.piece import Piece
 from musiccm.pipeline import Pipeline
 from musiccm.samplers import INITIAL, Crops, FrameNoise, SharedProcess, sample_seeds, sample_shared
 from musiccm.samplers.shared_restricted import CondOf

@@ -15,6 +15,7 @@ import torch
 from gaussian import MUSICLDM
 from one_step import batch_of
 from tiny_bundle import CAPTIONS, build_random_bundle, make_unet
+from tiny_melody import DPD, build_random_melody
 from tiny_tokens import build_token_bundle, make_token_unet
 from torch.utils._pytree import tree_map
 
@@ -35,6 +36,7 @@ from musiccm.losses.spectral import MultiResolutionStft
 from musiccm.losses.waveform_adversarial import waveform_adversarial
 from musiccm.models.bundle import Bundle
 from musiccm.models.melody.frame_denoiser import FrameDenoiser
+from musiccm.models.melody.tokenizer import tokenizer_of
 from musiccm.models.spectrogram_discriminator import SpectrogramDiscriminator
 from musiccm.pipeline import Pipeline
 from musiccm.samplers import (
@@ -356,34 +358,32 @@ def test_losses_of_waveforms(other: str) -> None:
     same(losses, other, rtol=1e-3)
 
 
-def test_dual_path(other: str) -> None:
+def test_dual_path(other: str, tmp_path: Path) -> None:
     """Its loss and measures, and a piece that goes on chunk by chunk, guided."""
-    shape = {"channels": 2, "width": 16, "merged": [8], "segment": 8, "heads": 2, "coarse_layers": 1,
-             "feed_forward": 16, "recurrent_width": 8, "angle_width": 8, "token_width": 3, "frames_per_token": 4,
-             "frames": 16}
-    latents = torch.randn(4, 2, 24, 1, generator=torch.Generator().manual_seed(0))
-    tokens = Condition(torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(1)),
-                       torch.ones(4, 6, dtype=torch.bool))
+    bundle = build_random_melody(tmp_path)
+    latents = torch.randn(2, 4, 240, 1, generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(24, (2, 24), generator=torch.Generator().manual_seed(1))
 
     def compute(device: str) -> list[Any]:
         torch.manual_seed(0)
-        stage = DualPathStage(shape, condition_dropout=0.5, inpainting_share=0.5)
+        stage = DualPathStage(DPD, bundle=str(bundle), condition_dropout=0.5, inpainting_share=0.5)
         torch.nn.init.normal_(stage.part.out.weight)
         stage = stage.to(device)
-        cond = tokens.to(device)
-        clips = LatentBatch(latents[:, :, :16], Condition(tokens.tokens_BLD[:, :4], tokens.mask_BL[:, :4]), None,
-                            list("abcd"), list("abcd")).to(device)
+        clips = LatentBatch(latents[:, :, :160], torch.zeros(2, 1), None, ["a", "b"], ["a", "b"],
+                            ids[:, :16]).to(device)
         total, parts = stage.loss(clips, keyed_generator(0, "loss"))
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(stage.part.parameters(), 1e9)
         measured = stage.summarise([stage.measure(clips, keyed_generator(0, "measure"))])
+        vectors = tokenizer_of(bundle).vectors(ids).to(device)
+        cond = Condition(vectors, torch.ones(vectors.shape[:2], dtype=torch.bool, device=device))
         denoiser = FrameDenoiser(stage.part, Angle(), "v_prediction")
         stepper = teacher_stepper(denoiser, Angle(), lambda count: no_tokens(cond), 3, 2.0,
                                   {"name": "dpm-solver++", "schedule": "angle_proposed"})
-        windows, noises = ChunkWindows(16, 8, 4), [FrameNoise(seed, (2, 16, 1)) for seed in range(4)]
-        before, asked = latents[:, :, :10].to(device), tokens_of(cond, 24, 4)
-        piece = fill_piece(stepper, windows, asked, noises, latents.to(device), torch.arange(24) < 10)
-        streamed = list(stream_piece(stepper, windows, asked, noises, (2, 1), 24, before, device))
+        windows, noises = ChunkWindows(160, 80, 10), [FrameNoise(seed, (4, 160, 1)) for seed in range(2)]
+        before, asked = latents[:, :, :100].to(device), tokens_of(cond, 240, 10)
+        piece = fill_piece(stepper, windows, asked, noises, latents.to(device), torch.arange(240) < 100)
+        streamed = list(stream_piece(stepper, windows, asked, noises, (4, 1), 240, before, device))
         return [total, parts["mse_BT"], norm, measured, piece, streamed]
 
     same(compute, other, rtol=1e-3, atol=1e-3)

@@ -35,6 +35,10 @@ RUN = {
     r"README.md: musiccm (compare|export)": "e2e/test_researcher.py",
     r"docs/data.md: musiccm .*my.yaml": "e2e/test_researcher.py",
     r"docs/attm.md: (musiccm|torchrun)": "e2e/test_attm.py",
+    r"README.md: musiccm words": "e2e/test_musician.py",
+    r"docs/words.md: musiccm (words|generate)": "commands/test_words.py",
+    r"(README|docs/listening).md: musiccm listen": "evaluation/listening/test_report.py",
+    r"docs/serving.md: musiccm generate": "serving/test_sidecar.py",
 }
 #: Why no test runs the others; all of them are parsed here.
 NOT_RUN = {
@@ -44,12 +48,17 @@ NOT_RUN = {
     r"README.md: musiccm (fit|test) --config demo ": "minutes; e2e/test_researcher.py runs both over demo",
     r"docs/evaluate.md: musiccm (evaluate|compare)": "a synopsis; the README's commands are run",
     r"docs/attm.md: (git|cp|python) ": DOWNLOADS,
+    r"docs/(serving|studio).md: musiccm serve": "runs until it is ended; tests/serving starts servers",
+    r"docs/words.md: musiccm pack": "of somebody's own corpus; tests/commands/test_pack.py packs words",
     r"docs/launch.md: (torchrun|srun) ": "several GPUs or machines; tests/e2e starts two processes (ranks, slurm)",
     r"docs/security.md: ": "classes of somebody's own; tests/e2e/test_bad_input.py allows some",
     r"docs/(data.md: (musiccm|torchrun).*latents --config demo|plagiarism.md: .*--config demo)": HOURS,
-    r"docs/(dual_path|semantic_tokens|train_a_teacher)\.md: |docs/objectives/|docs/recipe.md: ": HOURS,
+    r"docs/(dual_path|melody|semantic_tokens|train_a_teacher)\.md: |docs/objectives/|docs/recipe.md: ": HOURS,
     r"docs/(teachers|metrics)\.md: ": DOWNLOADS,
 }
+#: Commands of two words that have a parser each.
+PARSERS = {("pack", "features"): ("_features", "_parser"), ("pack", "words"): ("_words", "_parser"),
+           **{("listen", name): ("_listening", f"{name}_parser") for name in ("plan", "collect", "report")}}
 #: Words of documents that stand for somebody's own.
 PLACEHOLDERS = {"NAME", "FILE", "EXPERIMENT"}
 #: Not Python: a list of signatures, by which tests/test_import_graph.py names the rooms.
@@ -69,14 +78,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.yaml").write_text(own_experiment())
     (tmp_path / "mine.yaml").write_text("base: demo\n")
+    (tmp_path / "my_teacher.yaml").write_text("base: stages/teacher\n")
     return tmp_path
 
 
 def parser_of(words: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     """The parser of a command and what it is given."""
     name, rest = words[0], words[1:]
-    if words[:2] == ["pack", "features"]:
-        return importlib.import_module("musiccm.commands._features")._parser(), words[2:]
+    if where := PARSERS.get(tuple(words[:2])):
+        module, made = where
+        return getattr(importlib.import_module(f"musiccm.commands.{module}"), made)(), words[2:]
     parser = importlib.import_module(f"musiccm.commands.{name}")._parser()
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction) and rest and rest[0] in action.choices:

@@ -216,7 +216,8 @@ def test_the_demo_corpus_is_written_only_where_an_experiment_says_that_it_reads_
         assert "data.init_args.root, the folder of the corpus" in message
     elif name not in expected and command == "corpus":
         folders = (["data/second-corpus"] if name == "stages/clap_second.yaml" else ["data/bundle-corpus"]
-                   if name.startswith(("stages/", "melody/stages/")) else ["data/events-corpus"]
+                   if name.startswith("stages/") else ["data/melody-corpus"]
+                   if name.startswith("melody/stages/") else ["data/events-corpus"]
                    if name.startswith(("tta/stages/", "tta/student_tango")) else ["data/audiocaps"]
                    if name.startswith(("tta/audiocaps", "tta/consistencytta", "tta/clap_tuning.yaml"))
                    else ["data/mtg-jamendo"]

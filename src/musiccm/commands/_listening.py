@@ -16,6 +16,15 @@ _OPTIONS = {"port": "--port"}
 _QUESTIONS = {"prefer": "preferred", "text": "fits the text better", "ovl": "OVL", "rel": "REL"}
 
 
+def plan_parser() -> argparse.ArgumentParser:
+    """What `plan` takes."""
+    parser = argparse.ArgumentParser(prog="musiccm listen plan", description="how many pairs a preference test needs "
+                                     "for 80 % power at 5 %, two-sided")
+    parser.add_argument("--ties", type=float, default=0.0, help="share of answers without a preference, as expected")
+    parser.add_argument("--per-listener", type=int, default=20, help="pairs that each hears (default %(default)s)")
+    return parser
+
+
 def plan(argv: list[str]) -> int:
     """Run `musiccm listen plan`: how many pairs a difference needs.
 
@@ -28,11 +37,7 @@ def plan(argv: list[str]) -> int:
     Raises:
         MusiccmError: A number out of its range.
     """
-    parser = argparse.ArgumentParser(prog="musiccm listen plan", description="how many pairs a preference test needs "
-                                     "for 80 % power at 5 %, two-sided")
-    parser.add_argument("--ties", type=float, default=0.0, help="share of answers without a preference, as expected")
-    parser.add_argument("--per-listener", type=int, default=20, help="pairs that each hears (default %(default)s)")
-    args = parser.parse_args(argv)
+    args = plan_parser().parse_args(argv)
     if not 0 <= args.ties < 1:
         raise MusiccmError(f"--ties: expected a share from 0 to below 1, found {args.ties}")
     if args.per_listener < 1:
@@ -49,6 +54,17 @@ def plan(argv: list[str]) -> int:
     return 0
 
 
+def collect_parser() -> argparse.ArgumentParser:
+    """What `collect` takes."""
+    parser = argparse.ArgumentParser(prog="musiccm listen collect", description="take the answers that pages made with "
+                                     "--collect send, on the loopback address alone")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for a file a listener")
+    parser.add_argument("--key", metavar="FILE", help="key.json: refuse answers of other tests")
+    parser.add_argument("--port", type=int, default=8765, help="(default %(default)s; 0: a free one)")
+    parser.add_argument("--most", type=int, default=10_000, help="listeners at most (default %(default)s)")
+    return parser
+
+
 def collect(argv: list[str]) -> int:
     """Run `musiccm listen collect`: take answers on the loopback address until it is ended.
 
@@ -58,13 +74,7 @@ def collect(argv: list[str]) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(prog="musiccm listen collect", description="take the answers that pages made with "
-                                     "--collect send, on the loopback address alone")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for a file a listener")
-    parser.add_argument("--key", metavar="FILE", help="key.json: refuse answers of other tests")
-    parser.add_argument("--port", type=int, default=8765, help="(default %(default)s; 0: a free one)")
-    parser.add_argument("--most", type=int, default=10_000, help="listeners at most (default %(default)s)")
-    args = parser.parse_args(argv)
+    args = collect_parser().parse_args(argv)
     from musiccm.evaluation.listening.answers import read_key
     from musiccm.evaluation.listening.collecting import AnswerStore, answer_server
 
@@ -75,6 +85,17 @@ def collect(argv: list[str]) -> int:
         say(f"taking answers at http://127.0.0.1:{server.server_address[1]}/answers into {args.out}; Ctrl-C ends it")
         server.serve_forever()
     return 0
+
+
+def report_parser() -> argparse.ArgumentParser:
+    """What `report` takes."""
+    parser = argparse.ArgumentParser(prog="musiccm listen report", description="say what listeners answered")
+    parser.add_argument("answers", nargs="+", help="files that the page saved, or folders of them")
+    parser.add_argument("--key", required=True, metavar="FILE", help="key.json, which was written with the page")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for report.json, report.md and report.png")
+    parser.add_argument("--allowed-misses", type=int, default=0, help="checks that each may get wrong (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the resampling behind intervals (default %(default)s)")
+    return parser
 
 
 def report(argv: list[str]) -> int:
@@ -89,13 +110,7 @@ def report(argv: list[str]) -> int:
     Raises:
         MusiccmError: A number out of its range, or files that cannot be read.
     """
-    parser = argparse.ArgumentParser(prog="musiccm listen report", description="say what listeners answered")
-    parser.add_argument("answers", nargs="+", help="files that the page saved, or folders of them")
-    parser.add_argument("--key", required=True, metavar="FILE", help="key.json, which was written with the page")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for report.json, report.md and report.png")
-    parser.add_argument("--allowed-misses", type=int, default=0, help="checks that each may get wrong (default 0)")
-    parser.add_argument("--seed", type=int, default=0, help="of the resampling behind intervals (default %(default)s)")
-    args = parser.parse_args(argv)
+    args = report_parser().parse_args(argv)
     for option in ("allowed_misses", "seed"):
         if getattr(args, option) < 0:
             raise MusiccmError(f"--{option.replace('_', '-')}: expected a whole number from 0 on, found "

@@ -221,8 +221,9 @@ def test_written_and_read_again(tmp_path: Path) -> None:
 def test_sizes_of_both_experiments() -> None:
     """The paper's 296.6 M, as far as its numbers are published, and a twentieth of a hundred million."""
     with torch.device("meta"):
-        for name, millions in (("melody/dual_path", 294.9), ("melody/stages/dual_path", 5.0)):
-            shape = load_experiment(name)["model"]["init_args"]["dual_path"]
+        for name, millions, width in (("melody/dual_path", 294.9, 1024), ("melody/stages/dual_path", 5.0, 64)):
+            # vectors of the tokenizer's default source
+            shape = load_experiment(name)["model"]["init_args"]["dual_path"] | {"token_width": width}
             network = DualPath(shape)
             assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
             frames, tokens = shape["frames"], shape["frames"] // shape["frames_per_token"]
