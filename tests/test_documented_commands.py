@@ -39,6 +39,7 @@ RUN = {
     r"docs/words.md: musiccm (words|generate)": "commands/test_words.py",
     r"(README|docs/listening).md: musiccm listen": "evaluation/listening/test_report.py",
     r"docs/serving.md: musiccm generate": "serving/test_sidecar.py",
+    r"docs/serving.md: curl ": "serving/test_http.py",
 }
 #: Why no test runs the others; all of them are parsed here.
 NOT_RUN = {
