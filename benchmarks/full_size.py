@@ -238,7 +238,7 @@ def memory_rows(system: MusicCM, one: Any, mode: FakeTensorMode) -> list[dict]:
                        for x in (one.latents_BCTF, one.text_BD, one.audio_BD, one.ids, one.captions)))
     null_BD = many.text_BD[:1].to("cpu")
     with mode:
-        system.conditioner._remembered[""] = null_BD.to("cuda")
+        system.conditioner._remembered["", None] = null_BD.to("cuda")
     names = ("teacher", "codec", "features")
     system._half = {name: half_copy(system.frozen[name], [system.schedule]) for name in names}
     rows = []

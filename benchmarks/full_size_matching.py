@@ -140,7 +140,7 @@ def counted(system: DMD2, name: str) -> list[dict]:
     many = type(one)(*(x.repeat(BATCH, *[1] * (x.ndim - 1)) if torch.is_tensor(x) else x * BATCH
                        for x in (one.latents_BCTF, one.text_BD, one.audio_BD, one.ids, one.captions)))
     with mode:
-        system.conditioner._remembered[""] = many.text_BD[:1].to("cuda")
+        system.conditioner._remembered["", None] = many.text_BD[:1].to("cuda")
         many = many.to("cuda")
     system._half = {"teacher": half_copy(system.teacher, [system.schedule])}
     rows.append(row(f"weights, gradients, moments, averages, {name}", [weights / 1e9], [], "GB"))
