@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from musiccm.config import FORMER, load_experiment, merge, merge_config_arguments, packaged_experiments
+from musiccm.config import FORMER, data_settings, load_experiment, merge, merge_config_arguments, packaged_experiments
 from musiccm.errors import MusiccmError
 
 
@@ -15,6 +15,15 @@ def write(tmp_path):
         return path
 
     return _write
+
+
+def test_a_setting_beside_init_args_is_refused_by_its_key(tmp_path):
+    path = tmp_path / "flat.yaml"
+    path.write_text("base: demo\ndata: {root: mine, layout: manifest}\n")
+    with pytest.raises(MusiccmError, match=r"flat.yaml: data.root: .* expected data.init_args.root"):
+        data_settings(path)
+    path.write_text("base: demo\ndata: {init_args: {root: mine}}\n")
+    assert data_settings(path)["root"] == "mine"
 
 
 def test_a_file_states_only_its_difference(write):

@@ -61,7 +61,7 @@ def _run(arguments: list[str]) -> int:
         sys.stdout.flush()
         return code
     except signals.Ended as end:
-        return _ended(end)
+        return _ended(end, arguments[0] if arguments else "")
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # how Lightning leaves after Ctrl-C
             return EXIT_INTERRUPTED
@@ -81,11 +81,13 @@ def _run(arguments: list[str]) -> int:
         return code
 
 
-def _ended(end: signals.Ended) -> int:
+def _ended(end: signals.Ended, command: str) -> int:
     code = int(end.code or 0)
     if not end.said:
         how = "interrupted" if code == EXIT_INTERRUPTED else f"ended by {signals.name_of(end.number)}"
-        more = f"; run the same command again to go on (exit code {code})" if code == signals.EXIT_REQUEUE else ""
+        again = " with --ckpt_path auto" if command == "fit" else ""  # which starts anew by itself
+        more = "" if code != signals.EXIT_REQUEUE else (
+            f"; run the same command again{again} to go on (exit code {code})")
         print(f"musiccm: {how}{more}", file=sys.stderr)
     return code
 

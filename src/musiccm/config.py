@@ -131,6 +131,27 @@ def load_experiment(*paths: str | Path, resolve: bool = True) -> dict[str, Any]:
     return resolved  # type: ignore[return-value]
 
 
+def data_settings(*paths: str | Path) -> dict[str, Any]:
+    """`data.init_args` of experiment files.
+
+    Args:
+        *paths: Experiment files, later ones laid over earlier ones.
+
+    Returns:
+        The settings; empty where the files have none.
+
+    Raises:
+        MusiccmError: See `load_experiment`; or a setting stands beside `init_args`, where nothing would read it.
+    """
+    data = load_experiment(*paths).get("data") or {}
+    if not isinstance(data, dict) or not isinstance(settings := data.get("init_args") or {}, dict):
+        raise MusiccmError(f"{paths[-1]}: expected a section data with class_path and init_args, found {data!r}")
+    if stray := [key for key in data if key not in ("class_path", "init_args")]:
+        raise MusiccmError(f"{paths[-1]}: data.{stray[0]}: settings of the data stand under data.init_args; expected "
+                           f"data.init_args.{stray[0]}")
+    return settings
+
+
 def bases_of(path: Path) -> list[Path]:
     """The files that an experiment file is laid over, without theirs.
 

@@ -16,7 +16,6 @@ from musiccm.audio.output_level import check_level
 from musiccm.diffusion import AnyCondition, noise_process
 from musiccm.errors import MusiccmError, reason
 from musiccm.long_form import LongMusic, check_batch, check_duration, check_texts, compose, finished
-from musiccm.long_form.prompts import short
 from musiccm.models.acceleration.networks import (
     CompiledNetwork,
     channels_last,
@@ -49,6 +48,7 @@ from musiccm.samplers import (
     teacher_stepper,
 )
 from musiccm.samplers.steppers import TEACHER_SAMPLER
+from musiccm.texts import short
 
 
 class Pipeline(LongMusic):

@@ -24,6 +24,19 @@ _BYTE_ORDER_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32
                      codecs.BOM_UTF16_BE: "UTF-16"}
 
 
+def short(text: str, characters: int = 60) -> str:
+    """A text of any length as a message names it.
+
+    Args:
+        text: The text.
+        characters: What is shown at most.
+
+    Returns:
+        It, or its beginning and three dots.
+    """
+    return text if len(text) <= characters else text[: characters - 3] + "..."
+
+
 def number_text(value: Any, form: str = ".4g", none: str = "None") -> str:
     """A value of a table or a line as text.
 

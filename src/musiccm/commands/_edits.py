@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from musiccm.commands._outputs import STDOUT
+from musiccm.texts import short
 
 if TYPE_CHECKING:
     from musiccm.long_form import Edited, SeamMetrics
@@ -83,7 +84,7 @@ def write_edits(
         else:
             edited.write(path, args.force)
         name = STDOUT if path is None else str(path)
-        tell(f"{name}: {prompt}")
+        tell(f"{name}: {short(prompt)}")
         tell(f"{name}: {edited.says(suffix)}")
         for seam in seam_metrics(edited.waveform_CS, edited.sample_rate_hz, edited.fades, edited.kept):
             if seam.audible:

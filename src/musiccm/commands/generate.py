@@ -16,6 +16,7 @@ from musiccm.commands._outputs import FORMATS, STDOUT, checked_files, checked_ou
 from musiccm.commands._sidecar import check_model, says, take_over
 from musiccm.errors import MusiccmError
 from musiccm.terminal import say
+from musiccm.texts import short
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,7 +127,7 @@ def _write(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> f
         _say(args, says(args.sidecar, [waveform_S[None] for waveform_S in waveforms]))
     for path, prompt, waveform in zip(paths, args.prompts, waveforms, strict=False):
         write_audio(path, waveform, pipeline.sample_rate_hz, args.force)
-        _say(args, f"{path}: {prompt}")
+        _say(args, f"{path}: {short(prompt)}")
     if args.out == STDOUT and args.format not in (None, "wav"):
         sys.stdout.buffer.write(encoded_audio(waveforms[0], pipeline.sample_rate_hz, f".{args.format}", STDOUT))
         sys.stdout.buffer.flush()

@@ -153,13 +153,12 @@ def experiment_corpora(configs: list[str]) -> list[CorpusSpec]:
     Raises:
         MusiccmError: The file names none.
     """
-    from musiccm.config import load_experiment
+    from musiccm.config import data_settings
     from musiccm.data.corpora.registry import corpora_of
     from musiccm.errors import MusiccmError
 
-    data: Any = load_experiment(*configs).get("data")
-    settings = data.get("init_args") if isinstance(data, dict) else None
-    if not isinstance(settings, dict) or not (settings.get("root") or settings.get("corpora")):
+    settings = data_settings(*configs)
+    if not (settings.get("root") or settings.get("corpora")):
         raise MusiccmError(f"{configs[-1]}: expected data.init_args.root, the folder of the corpus, or corpora, found "
                            "neither; set one, or name the folder with --out")
     return corpora_of(settings)

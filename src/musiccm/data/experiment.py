@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from musiccm.config import load_experiment
+from musiccm.config import data_settings
 from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
 
@@ -23,10 +23,10 @@ def data_module(configs: list[str], overrides: dict[str, Any], cache: str = "cac
     Raises:
         MusiccmError: The file has no data section, or one with unknown or missing keys.
     """
-    data = load_experiment(*configs).get("data")
-    if not isinstance(data, dict) or not isinstance(data.get("init_args"), dict):
-        raise MusiccmError(f"{configs[-1]}: expected a section data with class_path and init_args, found {data!r}")
-    arguments = {**data["init_args"], **overrides}
+    settings = data_settings(*configs)
+    if not settings:
+        raise MusiccmError(f"{configs[-1]}: expected a section data with class_path and init_args, found none")
+    arguments = {**settings, **overrides}
     if overrides.get("kind") == "waveform":  # whoever reads the audio has no use for them
         arguments.pop("trajectories_dir", None)
     for key in ("root", "bundle", cache):

@@ -9,12 +9,10 @@ from typing import Any, TypeAlias
 
 from musiccm.diffusion import AnyCondition
 from musiccm.errors import MusiccmError
+from musiccm.texts import short
 
 Prompts: TypeAlias = "str | Sequence[tuple[float, str]]"
 """One text, or a list of (start in seconds, text), the first from 0 on."""
-
-NAME_CHARACTERS = 60
-"""Of a text that a message names."""
 
 
 def check_text(text: Any, name: str = "prompt") -> str:
@@ -59,11 +57,6 @@ def check_texts(prompts: str | Sequence[str]) -> list[str]:
     if not texts:
         raise MusiccmError("prompts: expected at least one text, found an empty list")
     return [check_text(text, f"prompt {i + 1} of {len(texts)}") for i, text in enumerate(texts)]
-
-
-def short(text: str) -> str:
-    """A text as a message names it."""
-    return text if len(text) <= NAME_CHARACTERS else text[: NAME_CHARACTERS - 3] + "..."
 
 
 class PromptPlan:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 STOP_WORDS = frozenset("""
 a an the and or but of with without in on at to from for by over under into as is are be it its this that there then
 first some any no not very more all both one own other its his her up out off bpm
+please make makes give me my i we you your us want need can could would like let lets do does don t so too really
+beautiful nice lovely good great cool
 music musical piece song track tune clip sound sounds recording playing played plays play featuring
 """.split())
 
@@ -54,8 +56,12 @@ heavy metal|punk|grunge|indie|lullaby|ballad|march|waltz|soundtrack|film music|c
 """.replace("\n", "|").strip("|").split("|")),
 }
 
-_TOKEN = re.compile(r"[^\W_]+")
+_TOKEN = re.compile(r"\d+|[^\W\d_]+")
 _BPM = re.compile(r"(?<![\d.])(\d{2,3}) ?bpm\b")
+
+
+#: Whoever asks for one of these asks for a sound; a mood is asked for beside one.
+NAMING, COLOURING = ("instruments", "drums", "genres"), ("moods",)
 
 
 def tokens(text: str) -> list[str]:
@@ -73,6 +79,11 @@ _STOPS = frozenset(_singular(word) for word in STOP_WORDS)
 def content_words(text: str) -> list[str]:
     """What of a text says something of the music: its words without numbers and without `STOP_WORDS`, each once."""
     return list(dict.fromkeys(word for word in tokens(text) if word not in _STOPS and not word.isdecimal()))
+
+
+def words_of(groups: Iterable[str]) -> frozenset[str]:
+    """The content words of the phrases of some of `GROUPS`."""
+    return frozenset(word for group in groups for phrase in GROUPS[group] for word in content_words(phrase))
 
 
 def count_words(captions: Iterable[str]) -> Counter[str]:

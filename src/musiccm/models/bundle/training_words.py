@@ -20,10 +20,18 @@ from musiccm.diffusion import pool_condition
 from musiccm.errors import MusiccmError
 from musiccm.files import write_atomically, write_json
 from musiccm.models.bundle.bundle import Bundle
-from musiccm.models.bundle.caption_words import bpm_range, content_words, count_phrases, count_words
+from musiccm.models.bundle.caption_words import (
+    COLOURING,
+    NAMING,
+    bpm_range,
+    content_words,
+    count_phrases,
+    count_words,
+    words_of,
+)
 from musiccm.models.bundle.files import WORDS
 from musiccm.models.bundle.untrusted import check_links
-from musiccm.texts import read_json
+from musiccm.texts import read_json, short
 
 SCHEMA = 1
 WORDS_FILE, EMBEDDINGS_FILE = "words.json", "captions.safetensors"
@@ -34,6 +42,10 @@ CAPTIONS, VOCABULARY, LISTED = 512, 20_000, 500
 QUANTILE = 0.995
 #: A prompt of whose content words so many are in no training caption is unfamiliar, however near its embedding.
 UNKNOWN_SHARE = 0.5
+#: What a message lists of unknown words.
+LISTED_UNKNOWN = 5
+_NAMING = words_of(NAMING)
+_COLOURING = words_of(COLOURING) - _NAMING
 #: Captions that are named for an unfamiliar prompt.
 NAMED = 3
 #: Captions by which it is checked that the embeddings are of the bundle's text encoder, and how alike they must be:
@@ -63,11 +75,13 @@ class Unfamiliar:
         why = f"no training caption says {_listed(self.unknown)}" if self.unknown else (
             f"it is further from all training captions ({self.distance:.2f}) than held-out ones are ({self.limit:.2f})")
         near = "; ".join(f"'{caption}'" for caption in self.nearest)
-        return f"the prompt {self.prompt!r} is unfamiliar to the model: {why}. It is nearest to {near}"
+        return f"the prompt {short(self.prompt)!r} is unfamiliar to the model: {why}. It is nearest to {near}"
 
 
 def _listed(words: Sequence[str]) -> str:
-    quoted = [repr(word) for word in words]
+    quoted = [repr(short(word)) for word in words]
+    if len(quoted) > LISTED_UNKNOWN:
+        quoted = [*quoted[: LISTED_UNKNOWN - 1], f"{len(quoted) - LISTED_UNKNOWN + 1} other words of it"]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
 
 
@@ -141,7 +155,8 @@ class TrainingWords:
     def unfamiliar(self, conditioner: nn.Module, prompts: Sequence[str]) -> list[Unfamiliar | None]:
         """Which prompts are unlike all training captions.
 
-        A prompt is unfamiliar where at least half of its content words are in no training caption, or where its
+        A prompt is unfamiliar where an instrument, a kind of drums or a genre that it names is in no training caption,
+        where at least half of its content words are in none (moods beside known words do not count), or where its
         embedding is further from every caption that is kept than `QUANTILE` of held-out captions are.
 
         Args:
@@ -160,11 +175,18 @@ class TrainingWords:
         found: list[Unfamiliar | None] = []
         for prompt, cosine_N in zip(prompts, cosine_BN, strict=True):
             top = cosine_N.topk(min(NAMED, len(self.examples)))
-            distance, words, unknown = 1 - float(top.values[0]), content_words(prompt), self.unknown(prompt)
-            strange = bool(unknown) and len(unknown) >= UNKNOWN_SHARE * len(words)
-            found.append(None if distance <= self.limit and not strange else Unfamiliar(
+            distance, unknown = 1 - float(top.values[0]), self.unknown(prompt)
+            found.append(None if distance <= self.limit and not self._strange(prompt, unknown) else Unfamiliar(
                 prompt, distance, self.limit, tuple(unknown), tuple(self.examples[int(i)] for i in top.indices)))
         return found
+
+    def _strange(self, prompt: str, unknown: Sequence[str]) -> bool:
+        if not unknown or _NAMING.intersection(unknown):
+            return bool(unknown)
+        words = content_words(prompt)
+        if len(unknown) < len(words):  # something is known, of which a mood says how it is to be
+            unknown = [word for word in unknown if word not in _COLOURING]
+        return bool(unknown) and len(unknown) >= UNKNOWN_SHARE * len(words)
 
 
 def words_folder(bundle: Bundle) -> Path | None:
