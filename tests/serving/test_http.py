@@ -22,7 +22,8 @@ from tiny_bundle import build_random_student
 from musiccm.audio.io import encoded_audio
 from musiccm.errors import MusiccmError
 from musiccm.pipeline import Pipeline
-from musiccm.serving import Engine, EngineSettings, Limits, ServedModel
+from musiccm.serving import Engine, EngineSettings, Limits, ServedModel, evidence
+from musiccm.serving.http import connection
 from musiccm.serving.http.app import make_app
 from musiccm.serving.http.gate import Keys, Patience, is_loopback
 from musiccm.serving.http.metrics import Metrics
@@ -305,6 +306,61 @@ def test_slow_and_broken_bodies(server, caplog):
     until(lambda: not list((server.engine.folder / "uploads").glob(".*")))
     assert "Traceback" not in caplog.text
     assert server.client.get("/health").json()["status"] == "ok"
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: "])
+def test_a_request_that_is_never_whole_is_let_go(server, monkeypatch, begun):
+    monkeypatch.setattr(connection, "HEADER_S", 0.4)
+    with socket.create_connection(("127.0.0.1", server.port), 20) as client:
+        client.sendall(begun)
+        assert client.recv(4096) == b""
+    with socket.create_connection(("127.0.0.1", server.port), 20) as client:  # one that is used stays
+        for _ in range(3):
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = b""
+            while b'"streams":' not in answer:
+                answer += (part := client.recv(4096))
+                assert part, "it was let go"
+            time.sleep(0.2)
+
+
+def test_a_header_without_end_is_refused_at_a_bound(server):
+    sent = 0
+    with socket.create_connection(("127.0.0.1", server.port), 20) as client, contextlib.suppress(OSError):
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: ")
+        while sent < 50_000_000:
+            sent += client.send(b"x" * 65536)
+    assert sent < 5_000_000  # of which most lay in the sockets' buffers
+    assert server.client.get("/health").status_code == 200
+
+
+def test_no_message_names_a_file_of_the_server(server):
+    silent = encoded_audio(torch.zeros(16000), 16000, ".wav", "silent")
+    upload = server.client.post("/v1/uploads", content=bytes(silent), headers={"Content-Type": "audio/wav"}).json()
+    job = server.job(task="vary", source=upload["id"])
+    assert server.engine.wait(job, timeout_s=30).state == "failed"
+    told = server.client.get(f"/v1/jobs/{job}").text
+    assert "the clip: silent" in told and str(server.engine.folder) not in told
+    path = server.engine.folder / "silent.wav"
+    path.write_bytes(silent)
+    with pytest.raises(MusiccmError, match="^the result is silent") as found:
+        evidence._evidence(evidence._Measure(clap=object(), text=None, index=None, notes=[]), str(path), ((0.0, TEXT),))
+    assert str(path) not in str(found.value)
+
+
+def test_who_waits_for_a_job_that_outlasts_the_end_is_told_so(tmp_path):
+    server = Server(tmp_path)
+    server.gate.open.clear()
+    answers: list[httpx.Response] = []
+    waiting = threading.Thread(target=lambda: answers.append(
+        server.client.post("/v1/audio/generate", json={"input": TEXT, "seed": 3})))
+    waiting.start()
+    until(lambda: server.engine.state().running == 1)
+    server.engine.drain(0.2)
+    waiting.join(20)
+    assert "under its id" in problem(answers[0], 503, "draining")["detail"]
+    server.gate.open.set()
+    server.close()
 
 
 def test_a_full_disk_is_said(server, monkeypatch):

@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -125,6 +126,7 @@ class Engine:
         self._threads: list[threading.Thread] = []
         self._queues: dict[str, DeviceQueue] = {}
         self._draining = self._closed = self.ready = False
+        self._overdue_at_s: float | None = None
 
     # ---- life
 
@@ -164,10 +166,21 @@ class Engine:
         """Whether it takes no more jobs."""
         return self._draining
 
-    def drain(self) -> None:
-        """Take no more jobs, and begin no waiting one: they are kept for the next start."""
+    @property
+    def overdue(self) -> bool:
+        """Whether the time is over that `drain` gave to jobs that run."""
+        return self._overdue_at_s is not None and time.monotonic() >= self._overdue_at_s
+
+    def drain(self, within_s: float | None = None) -> None:
+        """Take no more jobs, and begin no waiting one: they are kept for the next start.
+
+        Args:
+            within_s: After so many seconds nobody should wait any more for a job that runs (`overdue`).
+        """
         with self._changed:
             self._draining = True
+            if within_s is not None:
+                self._overdue_at_s = time.monotonic() + within_s
             self._changed.notify_all()
             ids = list(self._listeners)
         for job in ids:

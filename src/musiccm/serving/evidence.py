@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from musiccm.audio import scan_audio
+from musiccm.audio import BadAudio, scan_audio
 from musiccm.errors import MusiccmError, missing_extra
 from musiccm.serving.engine import Engine
 from musiccm.serving.errors import NotFound
@@ -155,11 +155,14 @@ def _evidence(measure: _Measure, path: str, prompts: tuple[tuple[float, str], ..
     from musiccm.similarity.nearest import Queries, nearest_clips
 
     clap = measure.clap
-    facts = scan_audio(path)
+    try:
+        facts = scan_audio(path)
+    except BadAudio as error:
+        raise MusiccmError(f"the result is {error.reason.replace('_', ' ')}: nothing can be said of it") from error
     starts = clap.starts(facts)
     rows_WD = clap.embed([FileWindows(path, facts, starts)])
-    heard = rows_WD.any(dim=1)
-    if not bool(heard.any()):
+    sounding_W = rows_WD.any(dim=1)
+    if not bool(sounding_W.any()):
         raise MusiccmError("the result is silent: nothing can be said of it")
     rate = clap.sample_rate_hz
     begins = [start for start, _ in prompts]
@@ -170,7 +173,7 @@ def _evidence(measure: _Measure, path: str, prompts: tuple[tuple[float, str], ..
         embedded = dict(zip(wanted, measure.text(wanted).float().cpu(), strict=True))
     text_WD = torch.stack([embedded[text] for text in texts])
     cosine_W = (unit_rows(rows_WD) * unit_rows(text_WD)).sum(dim=1)
-    score = float(cosine_W[heard].mean())
+    score = float(cosine_W[sounding_W].mean())
     if measure.index is None:
         return Evidence(score, notes=measure.notes)
     index = measure.index

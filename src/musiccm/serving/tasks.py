@@ -113,7 +113,11 @@ def perform(model: ModelAtWork, request: MusicRequest, source: Path | None) -> M
     options: dict[str, Any] = {"guidance_scale": request.guidance_scale, "sampler": chosen_sampler(model, request)}
     if request.is_edit:
         assert source is not None
-        return _edited(model, request, read_clip(model, source), options)
+        try:
+            clip = read_clip(model, source)
+        except MusiccmError as error:  # messages go to clients, whom the server's paths do not concern
+            raise MusiccmError(str(error).replace(str(source), "the clip")) from error
+        return _edited(model, request, clip, options)
     if one_window(model, request):
         sound_S = model.clip(request.text, request.steps, request.seed, level=request.level, **options)
     else:
@@ -141,7 +145,7 @@ def streamed(model: ModelAtWork, request: MusicRequest) -> MusicStream:
 
 
 def _edited(model: ModelAtWork, request: MusicRequest, clip: SourceClip, options: dict[str, Any]) -> Made:
-    clip = replace(clip, name="the clip")  # messages go to clients, whom the server's paths do not concern
+    clip = replace(clip, name="the clip")
     editor = LongMusic.editor(model, request.steps, request.seed or 0, overlap=request.overlap, fusion=request.fusion,
                               batch_size=BATCH, **options)
     entries = _entries(request)

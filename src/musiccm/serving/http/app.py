@@ -258,6 +258,19 @@ def _set_soon(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:
         loop.call_soon_threadsafe(changed.set)
 
 
+def _given_up(engine: Engine, view: JobView) -> bool:
+    """Whether a job that is not finished will not be before the server's next start."""
+    return engine.overdue or (engine.draining and view.state == "queued")
+
+
+async def _came(changed: asyncio.Event, within_s: float) -> bool:
+    try:
+        await asyncio.wait_for(changed.wait(), within_s)
+    except (TimeoutError, asyncio.TimeoutError):
+        return False
+    return True
+
+
 async def _changes(engine: Engine, job: str, owner: str) -> AsyncIterator[JobView]:
     """A job now and after every change, of which those that come faster than they are taken are one."""
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
@@ -266,9 +279,11 @@ async def _changes(engine: Engine, job: str, owner: str) -> AsyncIterator[JobVie
         while True:
             view = await _run(engine.job, job, owner)
             yield view
-            if view.finished or (engine.draining and view.state == "queued"):
+            if view.finished or _given_up(engine, view):
                 return
-            await changed.wait()
+            while not await _came(changed, _LOOK_S):
+                if engine.overdue:
+                    return
             changed.clear()
     finally:
         end()
@@ -281,12 +296,9 @@ async def _ended(engine: Engine, view: JobView, owner: str, request: Request) ->
     try:
         while True:
             view = await _run(engine.job, view.id, owner)
-            if view.finished or (engine.draining and view.state == "queued"):
+            if view.finished or _given_up(engine, view):
                 return view
-            try:
-                await asyncio.wait_for(changed.wait(), _LOOK_S)
-            except (TimeoutError, asyncio.TimeoutError):
-                pass
+            await _came(changed, _LOOK_S)
             changed.clear()
             if await request.is_disconnected():
                 return await _run(engine.cancel, view.id, owner)

@@ -14,9 +14,12 @@ from fastapi import FastAPI
 from musiccm import signals
 from musiccm.errors import MusiccmError
 from musiccm.serving.engine import Engine
+from musiccm.serving.http.connection import options
 from musiccm.terminal import say
 
 SEND_BUFFER_BYTES = 2**18
+#: Beyond the time that jobs are given at the end, for answers that say that it is over.
+LAST_WORDS_S = 5
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,9 @@ class Listening:
 class _Server(uvicorn.Server):
     """A server whose signals are those of `musiccm.signals`: it looks for one several times a second."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+    def __init__(self, config: uvicorn.Config, engine: Engine, drain_s: float) -> None:
         super().__init__(config)
-        self._engine = engine
+        self._engine, self._drain_s = engine, drain_s
         self.ends_at_s: float | None = None
 
     def capture_signals(self) -> Any:
@@ -53,7 +56,7 @@ class _Server(uvicorn.Server):
         if signals.received() is not None and not self.should_exit:
             say(f"{signals.name_of(signals.received() or 0)}: no more jobs are taken; those that run are finished, "
                 "those that wait are kept", to_stderr=True)
-            self._engine.drain()
+            self._engine.drain(self._drain_s)
             self.ends_at_s = time.monotonic()
             self.should_exit = True
         return await super().on_tick(counter)
@@ -99,8 +102,8 @@ def make_server(app: FastAPI, engine: Engine, where: Listening) -> _Server:
     config = uvicorn.Config(
         app, log_level="critical", access_log=False, server_header=False, proxy_headers=False, lifespan="off",
         limit_concurrency=where.max_connections, timeout_keep_alive=15,
-        timeout_graceful_shutdown=max(1, round(where.drain_s)))
-    return _Server(config, engine)
+        timeout_graceful_shutdown=round(where.drain_s) + LAST_WORDS_S, **options())
+    return _Server(config, engine, where.drain_s)
 
 
 def serve(app: FastAPI, engine: Engine, where: Listening, listening: socket.socket) -> None:

@@ -321,6 +321,7 @@ function begin() {
     });
   }
   $("seconds").addEventListener("change", () => (lengths[mode] = numberOf($("seconds")) ?? lengths[mode]));
+  $("seed").addEventListener("input", () => ($("lock").checked = numberOf($("seed")) !== undefined)); // who types one wants it
   $("model").addEventListener("change", drawSteps);
   $("composer").addEventListener("change", saveSettings);
   $("composer").addEventListener("submit", (event) => {
