@@ -223,6 +223,8 @@ def test_unusable_clips(student: Pipeline, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "brief.wav", torch.rand(900).numpy(), 16000)
     (tmp_path / "broken.wav").write_bytes(b"RIFF\0\0\0\0WAVE")
     (tmp_path / "empty.flac").write_bytes(b"")
+    with pytest.raises(MusiccmError, match="expected the path of a file, found None"):
+        read_clip(student, None)  # type: ignore[arg-type]
     for name, reason in (("silent.wav", "silent"), ("brief.wav", "too_short"), ("broken.wav", "unreadable"),
                          ("empty.flac", "empty"), ("none.mp3", "missing")):
         with pytest.raises(BadAudio) as caught:
@@ -240,6 +242,12 @@ def test_what_is_said_is_what_is_kept(student: Pipeline) -> None:
     assert "from 0.50 to 0.98 s is new" in mended.says()
     for suffix in (".flac", ".mp3"):  # of float samples
         assert not mended.holds(suffix) and "kept" not in mended.says(suffix)
+    assert "full scale" not in mended.says(".flac")
+    loud = clip_of(student, 6 * tune(1.6, 16000), 16000)
+    beyond = int((loud.original.waveform_CS[:, : round(1.5 * 16000)].abs() > 1).any(0).sum())
+    over = student.editor(1).extend(loud, PROMPT, 2.4)
+    assert beyond and f"({beyond:,} of its samples are beyond full scale and are clipped" in over.says(".flac")
+    assert "full scale" not in over.says(".wav")
 
 
 def test_a_seam_that_can_be_heard_is_seen() -> None:

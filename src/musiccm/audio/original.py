@@ -139,8 +139,9 @@ def encoded(waveform_CS: Tensor, sample_rate_hz: int, form: str, suffix: str, na
         # Through memory, so that a full disk is an OSError with its cause; soundfile would fail an assertion.
         soundfile.write(buffer, samples_SC, sample_rate_hz, subtype, format=suffix[1:].upper())
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise MusiccmError(f"{name}: {samples_SC.shape[1]} channel(s) at {sample_rate_hz} Hz could not be encoded: "
-                           f"{error}; choose another format, .wav takes any") from error
+        why = str(error).rpartition(">: ")[2]  # libsndfile names the buffer in memory
+        raise MusiccmError(f"{name}: {suffix[1:]} does not take {samples_SC.shape[1]} channel(s) at {sample_rate_hz} "
+                           f"Hz ({why.rstrip('.')}); choose another format, .wav takes any") from error
     return buffer.getvalue()
 
 

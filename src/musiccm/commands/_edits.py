@@ -26,7 +26,8 @@ def edit_of(args: argparse.Namespace) -> str | None:
 
 
 def edited_clips(
-    pipeline: Pipeline, args: argparse.Namespace, sampler: Sampler, changes: Sequence[tuple[float, str]]
+    pipeline: Pipeline, args: argparse.Namespace, sampler: Sampler, changes: Sequence[tuple[float, str]],
+    paths: Sequence[Path],
 ) -> list[Edited]:
     """Continue, mend or vary a clip, once a prompt.
 
@@ -35,15 +36,23 @@ def edited_clips(
         args: Of the command.
         sampler: The sampler.
         changes: Texts from later on.
+        paths: Files that it is for; none for the standard output.
 
     Returns:
         What was made, a prompt each.
+
+    Raises:
+        MusiccmError: The clip cannot be used, or a file's format does not take its channels or its rate.
     """
+    from musiccm.audio.original import encoded
     from musiccm.long_form import Editor, read_clip
     from musiccm.samplers import prompt_seeds
 
     kind = edit_of(args)
     clip = read_clip(pipeline, getattr(args, f"{kind}_"))
+    for path in paths:  # before anything is computed
+        own = clip.original
+        encoded(own.waveform_CS[:, :1024], own.sample_rate_hz, own.form, path.suffix, str(path))
     made = []
     for prompt, noise_seed in zip(args.prompts, prompt_seeds(args.seed, len(args.prompts)), strict=True):
         editor = Editor(pipeline, noise_seed, args.steps, args.guidance_scale, overlap=args.overlap,

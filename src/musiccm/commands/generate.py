@@ -118,7 +118,7 @@ def _write(pipeline: Pipeline, args: argparse.Namespace, paths: list[Path]) -> f
     from musiccm.audio.wav_stream import WavStream
 
     if edit_of(args):
-        edits = edited_clips(pipeline, args, _sampler(pipeline, args), _changes(args))
+        edits = edited_clips(pipeline, args, _sampler(pipeline, args), _changes(args), paths)
         if args.sidecar is not None:
             _say(args, says(args.sidecar, [edited.waveform_CS for edited in edits]))
         return write_edits(edits, args, paths, lambda line: _say(args, line))

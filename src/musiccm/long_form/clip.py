@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 from torch import Tensor
@@ -77,8 +78,10 @@ def read_clip(pipeline: MusicModel, path: str | Path) -> SourceClip:
 
     Raises:
         BadAudio: The file cannot be used, or is shorter than one latent frame.
-        MusiccmError: It is longer than `MAX_WHOLE_S`.
+        MusiccmError: It is longer than `MAX_WHOLE_S`, or no path.
     """
+    if not isinstance(path, str | PathLike):
+        raise MusiccmError(f"clip: expected the path of a file, found {path!r}")
     with open_audio(path) as file:  # its header, before hours of it are decoded
         if file.frames > MAX_WHOLE_S * file.samplerate:
             raise MusiccmError(f"{path}: at most {MAX_WHOLE_S:g} s can be edited, found "

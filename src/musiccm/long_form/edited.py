@@ -77,6 +77,9 @@ class Edited:
             return "all of it is new sound, and no sample of the clip is kept"
         held = "is kept to the sample" if self.holds(suffix) else \
             f"is the clip's own sound, which {suffix} does not hold to the sample"
+        clipped = sum(int((self.waveform_CS[:, first:last].abs() > 1).any(0).sum()) for first, last in self.kept)
+        if clipped and not self.holds(suffix):
+            held += f" ({clipped:,} of its samples are beyond full scale and are clipped; .wav would keep them)"
         return (f"what lies {_spans(self.kept_s)} {held}, what lies {_spans(self._new_s())} is new, and over the "
                 f"{self._fade_s():.2g} s between, one fades into the other")
 
