@@ -11,8 +11,8 @@ import pytest
 import soundfile
 
 from musiccm.audio import BadAudio, read_audio, scan_audio
+from musiccm.audio.containers import missing_end
 from musiccm.audio.io import read_range
-from musiccm.data.corpora.containers import missing_end
 from musiccm.data.corpora.scan import AudioFile, Fault, examine_file
 
 RATE_HZ = 16000

@@ -336,11 +336,16 @@ def test_a_header_without_end_is_refused_at_a_bound(server):
 
 def test_no_message_names_a_file_of_the_server(server):
     silent = encoded_audio(torch.zeros(16000), 16000, ".wav", "silent")
-    upload = server.client.post("/v1/uploads", content=bytes(silent), headers={"Content-Type": "audio/wav"}).json()
-    job = server.job(task="vary", source=upload["id"])
+    tone = bytes(encoded_audio(torch.sin(torch.arange(16000) / 9), 16000, ".wav", "tone"))
+    brief = bytes(encoded_audio(torch.sin(torch.arange(20.0)), 16000, ".wav", "brief"))
+    for body, said in ((bytes(silent), "silent"), (tone[: len(tone) // 2], "truncated")):
+        found = problem(server.client.post("/v1/uploads", content=body, headers={"Content-Type": "audio/wav"}), 422)
+        assert f"the upload is {said}" in found["detail"] and str(server.engine.folder) not in found["detail"]
+    upload = server.client.post("/v1/uploads", content=brief, headers={"Content-Type": "audio/wav"})
+    job = server.job(task="vary", source=upload.json()["id"])
     assert server.engine.wait(job, timeout_s=30).state == "failed"
     told = server.client.get(f"/v1/jobs/{job}").text
-    assert "the clip: silent" in told and str(server.engine.folder) not in told
+    assert "the clip: too short" in told and str(server.engine.folder) not in told
     path = server.engine.folder / "silent.wav"
     path.write_bytes(silent)
     with pytest.raises(MusiccmError, match="^the result is silent") as found:

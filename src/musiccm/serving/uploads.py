@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from musiccm.audio.containers import missing_end
 from musiccm.audio.content import content_of
+from musiccm.audio.facts import scan_audio
 from musiccm.audio.io import BadAudio, open_audio
 from musiccm.errors import MusiccmError
 from musiccm.serving.errors import TooLarge, UnsupportedAudio
@@ -46,6 +48,10 @@ def check_upload(path: Path, limits: Limits) -> float:
                 read += count
                 if read > limits.max_upload_s * rate_hz:
                     raise TooLarge(f"the upload lasts more than {limits.max_upload_s:g} s, the most that is taken")
+        if read:
+            scan_audio(path)  # which refuses what is silent or not finite
+        if content.suffix != ".flac" and (cut := missing_end(path)):  # a flac is whole if it can be decoded
+            raise BadAudio(path, "truncated", cut)
     except BadAudio as error:
         if error.reason in ("unreadable", "missing"):
             raise UnsupportedAudio(f"the upload cannot be read ({error.detail}); {_FORMATS}") from error

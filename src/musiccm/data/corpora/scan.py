@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from musiccm.audio import AudioFacts, BadAudio, ffmpeg_formats, scan_audio
+from musiccm.audio.containers import missing_end
 from musiccm.audio.content import content_of
 from musiccm.audio.io import OGG_SUFFIXES, SILENCE_PEAK
-from musiccm.data.corpora.containers import missing_end
 from musiccm.errors import MusiccmError
 from musiccm.files import write_json
 from musiccm.texts import escaped, load_json
