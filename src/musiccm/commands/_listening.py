@@ -21,7 +21,7 @@ def plan_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="musiccm listen plan", description="how many pairs a preference test needs "
                                      "for 80 % power at 5 %, two-sided")
     parser.add_argument("--ties", type=float, default=0.0, help="share of answers without a preference, as expected")
-    parser.add_argument("--per-listener", type=int, default=20, help="pairs that each hears (default %(default)s)")
+    parser.add_argument("--per-listener", type=int, default=20, help="pairs for each listener (default %(default)s)")
     return parser
 
 

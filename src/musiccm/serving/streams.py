@@ -27,7 +27,7 @@ _TICK_S = 0.25
 
 @dataclass(eq=False)
 class StreamJob(Job):
-    """A job that is heard while it is made.
+    """A job whose sound is sent while it is made.
 
     Args:
         made_s: Seconds of sound so far.

@@ -128,7 +128,7 @@ def _add_generate(app: FastAPI) -> None:
 
     @app.post("/v1/audio/generate", tags=["generate"], response_class=Response, responses={**_ALWAYS, 200: audio})
     async def generate(body: schema.GenerateBody, request: Request, engine: EngineOf, owner: OwnerOf) -> Response:
-        """Make music and wait for it; with `stream`, hear it while it is made. A client that goes away ends it."""
+        """Make music and wait for it; with `stream`, it comes while it is made. A client that goes away ends it."""
         asked = body.request(app.state.default_model)
         if body.stream:
             stream = await _run(engine.stream, asked, owner)
