@@ -316,7 +316,7 @@ def test_a_stream_plays_changes_its_prompt_and_stops(served, visit):
     page.get_by_role("tab", name="Stream").click()
     page.locator("#prompt").fill("slow organ chords")
     page.locator("#stream-start").click()
-    expect(page.locator("#stream-state")).to_contain_text(re.compile(r"[1-9]\d*\.\d heard"))
+    expect(page.locator("#stream-state")).to_contain_text(re.compile(r"[1-9]\d*\.\d played"))
     stream = next(job for job in served.jobs() if job["task"] == "stream")
     assert stream["state"] == "running" and stream["request"]["seconds"] is None
     assert page.locator("#stream canvas").evaluate(  # what is played is sound
@@ -516,6 +516,6 @@ def test_axe_finds_nothing(served, visit, axe, width, scheme):
     check("a file")
     page.get_by_role("tab", name="Stream").click()
     page.locator("#stream-start").click()
-    expect(page.locator("#stream-state")).to_contain_text("heard")
+    expect(page.locator("#stream-state")).to_contain_text("played")
     check("a stream")
     page.locator("#stream-stop").click()

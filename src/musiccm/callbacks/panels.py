@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 PROMPTS = (
     "a calm piano melody over soft strings",
-    "a lively marimba tune with a rock beat, 120 bpm",
+    "a lively marimba tune with a rock beat",
     "slow organ chords, no drums",
 )
 

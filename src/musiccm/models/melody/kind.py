@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +43,7 @@ class MelodyKind:
             raise MusiccmError(f"{bundle.path}: dual_path takes {taken} channels, audio_vae gives {given}; the two are "
                                "from different models")
         (strides,), rate_hz = bundle.stated("audio_vae", "strides"), self.sample_rate_hz(bundle)
-        covered = per * TOKEN_RATE_HZ
-        for stride in strides:
-            covered *= stride
+        covered = per * TOKEN_RATE_HZ * math.prod(strides)
         if covered != rate_hz:
             raise MusiccmError(f"{bundle.path}: dual_path has {per} latent frames a token; {rate_hz} Hz and "
                                f"{TOKEN_RATE_HZ} tokens a second with audio_vae's strides {strides} make "

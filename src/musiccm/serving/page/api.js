@@ -80,7 +80,7 @@ export async function call(path, { method, json, body, signal } = {}) {
 const wait = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 const BUSY_TRIES = 20;
 
-/** As `call`, and comes again where the server says that it is full; `told` hears of it. */
+/** As `call`, and comes again where the server says that it is full; `told` is called then. */
 export async function patientCall(path, options, told = () => {}) {
   for (let tries = 1; ; tries++) {
     try {

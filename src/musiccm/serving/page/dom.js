@@ -31,7 +31,7 @@ export function field(label, input, props = {}) {
   return h("div", props, h("label", { for: input.id, text: label }), input);
 }
 
-/** Tell who reads by ear. */
+/** Tell who uses a screen reader. */
 export function say(text) {
   $("said").textContent = text;
 }

@@ -127,17 +127,17 @@ export class StreamPlayer {
     if (!still.matches) this.#draw();
   }
 
-  /** Seconds of the stream that have been heard. */
-  get heard() {
+  /** Seconds of the stream that have been played. */
+  get position() {
     return this.next === undefined ? 0 : Math.max(0, this.played - Math.max(0, this.next - this.context.currentTime));
   }
 
   #tell() {
     if (this.next === undefined) return;
     const ahead = Math.max(0, this.next - this.context.currentTime);
-    const now = this.prompts.findLast((entry) => entry.from <= this.heard) || this.prompts[0];
-    const later = this.prompts.find((entry) => entry.from > this.heard);
-    this.line.textContent = [`${clock(this.heard)} heard, ${ahead.toFixed(0)} s ahead`, `now: ${now.text}`,
+    const now = this.prompts.findLast((entry) => entry.from <= this.position) || this.prompts[0];
+    const later = this.prompts.find((entry) => entry.from > this.position);
+    this.line.textContent = [`${clock(this.position)} played, ${ahead.toFixed(0)} s ahead`, `now: ${now.text}`,
       later ? `from ${clock(later.from)}: ${later.text}` : "",
       this.gaps ? `the server was too slow ${this.gaps === 1 ? "once" : `${this.gaps} times`}` : ""].filter(Boolean).join(" · ");
   }
@@ -150,7 +150,7 @@ export class StreamPlayer {
       const { from } = await api.changePrompt(this.job, text);
       this.prompts = [...this.prompts.filter((entry) => entry.from < from), { from, text }];
       this.#tell();
-      say(`The new prompt holds from second ${from.toFixed(0)} on; ${this.heard.toFixed(0)} are heard.`);
+      say(`The new prompt holds from second ${from.toFixed(0)} on; ${this.position.toFixed(0)} are played.`);
     } catch (error) {
       trouble(error.message);
     } finally {
