@@ -120,8 +120,9 @@ class LogMel(nn.Module):
                 flat, c.n_fft, c.hop_length, c.win_length, self.window, center=True, pad_mode="reflect",
                 return_complex=True,
             )
-            # Several times faster than the complex abs(); the constant keeps the root differentiable at silence.
-            power = torch.view_as_real(spectrum).square().sum(-1)
+            # Twice as fast as a sum over an axis of two, and several times as the complex abs(). The constant keeps the
+            # root differentiable at silence.
+            power = spectrum.real.square() + spectrum.imag.square()
             magnitude = (power + 1e-16).sqrt()
             mel = (magnitude.transpose(-1, -2) @ self.filters).clamp(min=MEL_FLOOR).log()
             mel = mel[:, : waveform_BS.shape[-1] // c.hop_length]

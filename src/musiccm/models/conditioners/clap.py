@@ -62,7 +62,7 @@ class ClapFrontEnd(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # the product with the filters would be cast
             spectrum = torch.stft(x, self.n_fft, self.hop_length, window=window, center=True, pad_mode="reflect",
                                   return_complex=True)
-            power = torch.view_as_real(spectrum).square().sum(-1).transpose(1, 2) @ self.filters
+            power = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2) @ self.filters
         return (10.0 * power.clamp(min=1e-10).log10()).unsqueeze(1).float()
 
 
