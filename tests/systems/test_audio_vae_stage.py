@@ -21,7 +21,7 @@ from musiccm.config import load_experiment
 from musiccm.data.batch import WaveformBatch
 from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
-from musiccm.losses.spectral import MagnitudeDistance
+from musiccm.losses.spectral import MagnitudeDistance, MultiResolutionStft
 from musiccm.models.bundle import Bundle
 from musiccm.models.melody.audio_vae import AudioVae, AudioVaeConfig
 from musiccm.systems.stages.audio_vae import AudioVaeStage
@@ -127,6 +127,11 @@ def test_the_loss_is_its_terms_under_their_weights(tmp_path: Path) -> None:
     raw = mean + std * torch.randn(mean.shape, generator=generator)
     sound = stage.part.decoder((raw / 3).clamp(-1, 1)[..., 0])
     torch.testing.assert_close(parts["stft"], MagnitudeDistance([512, 128])(sound, batch.waveform_BS)[0])
+    # and what the paper does not have
+    stage.log_stft_weight = 2.0
+    more, found = stage.loss(batch, keyed_generator(0))
+    torch.testing.assert_close(found["log_stft"], MultiResolutionStft([512, 128])(sound, batch.waveform_BS)[0])
+    torch.testing.assert_close(more, total + 2.0 * found["log_stft"])
     assert parts["clipped_share"].item() == pytest.approx((raw.abs() > 3).double().mean().item(), abs=1e-6)
 
 
@@ -214,6 +219,7 @@ def test_it_learns_a_tone(tmp_path: Path) -> None:
     ({"discriminator_lr": float("nan")}, "discriminator_lr"),
     ({"divisor_quantile": 1.0}, "divisor_quantile: expected a share"),
     ({"initial_posterior_std": 0.0}, "initial_posterior_std"),
+    ({"train_encoder": False}, "train_encoder: .* set model.init_args.start_from"),
 ])
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(MusiccmError, match=message):
@@ -244,6 +250,24 @@ def test_a_divisor_that_clips_too_much_is_told(corpus: Path, tmp_path: Path, cap
     assert "set model.init_args.divisor_quantile" in caplog.text
 
 
+def test_a_decoder_goes_on_alone_and_latents_stay_what_they_are(corpus: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "model_index.json").write_text("{}")
+    trainer(tmp_path, 2).fit(make_stage(bundle, divisor_quantile=0.9), datamodule=data(corpus))
+    before = Bundle.from_pretrained(bundle, ["audio_vae"]).part("audio_vae")
+    assert before.config.divisor != 3.0 and before.config.latents_mean is not None
+    stage = make_stage(bundle, start_from=str(bundle), train_encoder=False, divisor_quantile=0.99, seed=1)
+    assert stage.part.config.divisor == before.config.divisor
+    trainer(tmp_path, 2).fit(stage, datamodule=data(corpus, seed=1))
+    after = Bundle.from_pretrained(bundle, ["audio_vae"]).part("audio_vae")
+    assert after.config == before.config
+    waveform_BS = sounds().waveform_BS
+    assert torch.equal(after.posterior(waveform_BS).parameters, before.posterior(waveform_BS).parameters)
+    latents_BCTF = torch.randn(2, 4, 8, 1)
+    assert not torch.equal(after.decode(latents_BCTF), before.decode(latents_BCTF))
+
+
 def test_the_full_size_is_the_papers_and_the_small_one_its_own() -> None:
     full, small = (load_experiment(name) for name in ("melody/audio_vae", "melody/stages/audio_vae"))
     settings = full["model"]["init_args"]
@@ -256,13 +280,14 @@ def test_the_full_size_is_the_papers_and_the_small_one_its_own() -> None:
             vae = AudioVae(content["model"]["init_args"]["vae"])
         rate_hz = content["data"]["init_args"]["sample_rate_hz"]
         vae.check_rate(rate_hz)
-        assert rate_hz / vae.frame_samples == 250 and vae.config.latent_channels == 16
+        expected = (250, 16) if content is full else (50, 64)
+        assert (rate_hz / vae.frame_samples, vae.config.latent_channels) == expected
         assert content["data"]["init_args"]["clip_samples"] % vae.frame_samples == 0
         # the weights of the losses are the class' own, the paper's
         assert not {"stft_weight", "matching_weight", "adversarial_weight", "kl_weight"} & set(
             content["model"]["init_args"])
-    assert vae.latent_shape(5.12) == (16, 1280, 1)
-    assert sum(p.numel() for p in vae.parameters()) < 2e6
+    assert vae.latent_shape(5.12) == (64, 256, 1)
+    assert sum(p.numel() for p in vae.parameters()) < 4.5e6
 
 
 @pytest.mark.slow

@@ -227,7 +227,7 @@ def test_sizes_of_both_experiments() -> None:
             network = DualPath(shape)
             assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
             frames, tokens = shape["frames"], shape["frames"] // shape["frames_per_token"]
-            z = torch.empty(2, 16, frames, 1)
+            z = torch.empty(2, shape["channels"], frames, 1)
             (v,) = network(z, torch.empty(2), torch.empty(2, tokens, shape["token_width"]),
                            torch.empty(2, tokens, dtype=torch.bool), angle_BM=torch.empty(2, 4))
             assert v.shape == z.shape and v.is_meta

@@ -15,9 +15,10 @@ from musiccm.data.batch import WaveformBatch
 from musiccm.embedders import load_embedder
 from musiccm.errors import MusiccmError
 from musiccm.losses.reconstruction import gaussian_kl
-from musiccm.losses.spectral import MagnitudeDistance
+from musiccm.losses.spectral import MagnitudeDistance, MultiResolutionStft
 from musiccm.losses.waveform_adversarial import waveform_discriminator_loss, waveform_generator_loss
 from musiccm.metrics.attributes import AttributeAccuracy
+from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import save_part
 from musiccm.models.melody.audio_vae import AudioVae
 from musiccm.models.waveform_discriminator import WaveformDiscriminator
@@ -42,6 +43,9 @@ class AudioVaeStage(Stage):
         crop_samples: Samples of a training crop, a multiple of a latent frame.
         fft_sizes: Transforms of the MR-STFT, windows of half their length; none longer than the crop.
         stft_weight: Weight of the MR-STFT.
+        log_stft_weight: Weight of spectral convergence and log magnitudes at the same transforms
+            (`MultiResolutionStft`). Not the paper's: quiet partials tell what plays, and linear magnitudes say little
+            of them.
         matching_weight: Weight of feature matching.
         adversarial_weight: Weight of the adversarial loss. With this and `matching_weight` at 0 there is no
             discriminator.
@@ -52,6 +56,8 @@ class AudioVaeStage(Stage):
         clip_norm: Largest norm of either side's gradient; null leaves it as it is.
         initial_posterior_std: Standard deviation of every posterior before training.
         tagger_bundle: A bundle whose tagger reads held-out clips and their reconstructions; null measures none.
+        train_encoder: Whether the encoder is trained. If not, latents stay what they are, with their divisor and
+            moments: what was trained on them goes on to fit while the decoder of `start_from` becomes better.
         divisor_quantile: Share of the latents of training windows that the divisor is to leave unclipped, measured at
             the end; null keeps the configuration's.
         moments_batches: Training batches on which the size of the latents is measured at the end.
@@ -65,7 +71,7 @@ class AudioVaeStage(Stage):
     part_name = "audio_vae"
     part: AudioVae
     kinds = {"count": "crop_samples moments_batches", "index": "adversarial_start",
-             "not_negative": "stft_weight matching_weight adversarial_weight kl_weight",
+             "not_negative": "stft_weight log_stft_weight matching_weight adversarial_weight kl_weight",
              "positive": "initial_posterior_std"}
 
     def __init__(
@@ -74,6 +80,7 @@ class AudioVaeStage(Stage):
         crop_samples: int = 24000,
         fft_sizes: Sequence[int] = (8192, 4096, 2048, 512, 128, 64, 32),
         stft_weight: float = 50.0,
+        log_stft_weight: float = 0.0,
         matching_weight: float = 20.0,
         adversarial_weight: float = 1.0,
         kl_weight: float = 5e-3,
@@ -83,6 +90,7 @@ class AudioVaeStage(Stage):
         clip_norm: float | None = None,
         initial_posterior_std: float = 0.05,
         tagger_bundle: str | None = None,
+        train_encoder: bool = True,
         divisor_quantile: float | None = None,
         moments_batches: int = 32,
         **stage: Any,
@@ -94,12 +102,21 @@ class AudioVaeStage(Stage):
         if divisor_quantile is not None and not 0.5 < divisor_quantile < 1.0:
             raise MusiccmError("model.init_args.divisor_quantile: expected a share between 0.5 and 1, or null, found "
                                f"{divisor_quantile!r}.")
-        self.part = AudioVae(vae or {})
+        if not train_encoder and self.start_from is None:
+            raise MusiccmError("model.init_args.train_encoder: an encoder that is not trained has to come from "
+                               "somewhere; set model.init_args.start_from to the bundle that has it")
+        # the decoder's first layer is scaled by the divisor, so both come from the same place
+        self._start = None if self.start_from is None else Bundle.from_pretrained(
+            self.start_from, ["audio_vae"]).part("audio_vae").config
+        self.part = AudioVae((vae or {}) | ({} if self._start is None else {"divisor": self._start.divisor}))
         self.part.start_posterior_at(initial_posterior_std)
+        self.train_encoder = train_encoder
+        self.part.encoder.requires_grad_(train_encoder)
         self.crop_samples = crop_samples
         self._check_crop("fft_sizes", fft_sizes)
         self.stft = MagnitudeDistance(fft_sizes)
         self.stft_weight, self.kl_weight = stft_weight, kl_weight
+        self.log_stft, self.log_stft_weight = MultiResolutionStft(fft_sizes), log_stft_weight
         self.matching_weight, self.adversarial_weight = matching_weight, adversarial_weight
         self.adversarial_start = adversarial_start
         has_discriminator = adversarial_weight > 0 or matching_weight > 0
@@ -158,6 +175,7 @@ class AudioVaeStage(Stage):
         return [self._optimizer(list(module.parameters()), rate) for module, rate in sides]
 
     def _optimizer(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        parameters = [parameter for parameter in parameters if parameter.requires_grad]
         groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
                   {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr, self.betas, fused=True)
@@ -193,6 +211,9 @@ class AudioVaeStage(Stage):
         stft, _ = self.stft(predicted_BS, target_BS)
         parts = {"stft": stft, "kl": gaussian_kl(posterior.mean, posterior.logvar)}
         total = self.stft_weight * parts["stft"] + self.kl_weight * parts["kl"]
+        if self.log_stft_weight:
+            parts["log_stft"], _ = self.log_stft(predicted_BS, target_BS)
+            total = total + self.log_stft_weight * parts["log_stft"]
         with torch.no_grad():
             parts |= {"clipped_share": self.part.clipped(raw_BCTF), "latent_std": raw_BCTF.std(),
                       "posterior_std": posterior.std.mean()}
@@ -338,7 +359,14 @@ class AudioVaeStage(Stage):
 
     def save(self) -> None:
         """Write `audio_vae/`, with the moments of its latents, and a divisor from the data where that is asked for."""
-        vae, raw_CN = copy.deepcopy(self.best).cpu(), self.raw_latents()
+        vae = copy.deepcopy(self.best).cpu()
+        if not self.train_encoder:
+            assert self._start is not None
+            if self._start.latents_mean is not None and self._start.latents_std is not None:
+                vae.set_moments(torch.tensor(self._start.latents_mean), torch.tensor(self._start.latents_std))
+            save_part(self.bundle, "audio_vae", vae)
+            return
+        raw_CN = self.raw_latents()
         sizes = raw_CN.abs().flatten()
         if self.divisor_quantile is not None:
             place = math.ceil(self.divisor_quantile * len(sizes))
