@@ -137,7 +137,7 @@ def test_oracle_tokens_are_those_of_the_real_clip(bundle: Path, tmp_path: Path) 
     cond = system.conditioner.vectors(system.conditioner.ids(Clips()[0]["waveform_S"][None], 16000))
     null = system.conditioner.null(1)
     z = initial_noise([clip_seed(0, "clip/0")], system.bundle.latent_shape(), "cpu")
-    steps = [math.pi / 12 + 2 * math.pi * t / 18 for t in (2, 1)]  # pi / 6T + 2 pi t / (3 T (T + 1)), the noisiest first
+    steps = [math.pi / 12 + 2 * math.pi * t / 18 for t in (2, 1)]  # pi / 6T + 2 pi t / (3 T (T + 1)), noisiest first
     assert sum(steps) == pytest.approx(math.pi / 2)
     angle = math.pi / 2
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_a_model_that_is_told_captions_has_no_such_rows(bundle: Path, tmp_path: 
     system = System(bundle)
     system.conditioner = system.bundle.conditioner()  # CLAP's
     evaluation = Evaluation(more_models={"teacher_oracle_uniform": [2]}, progress=False)
-    with pytest.raises(MusiccmError, match="more_models.teacher_oracle_uniform: expected a model that renders semantic"):
+    with pytest.raises(MusiccmError, match="teacher_oracle_uniform: expected a model that renders semantic tokens"):
         evaluation.setup(pl.Trainer(default_root_dir=tmp_path, logger=False), system, "test")
 
 

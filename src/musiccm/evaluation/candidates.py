@@ -93,8 +93,8 @@ def _nobody(asked: Comparison) -> None:
 
 
 #: The models that are compared, in the order of the table. A further one is a row here. The teacher stands there in the
-#: configurations that make a fair baseline at few network calls: without guidance a step is one call and not two. One of
-#: MeLoDy's kind stands there by tokens and angle schedule, too.
+#: configurations that make a fair baseline at few network calls: without guidance a step is one call and not two. A
+#: teacher that renders semantic tokens stands there by where these come from and by angle schedule, too.
 MODELS: dict[str, ComparedModel] = {model.name: model for model in (
     ComparedModel(FLOOR, "real clips through the decoder", "_", _nobody),
     ComparedModel("teacher", "teacher, DDIM", "o", _teacher, teacher=True),
@@ -108,7 +108,8 @@ MODELS: dict[str, ComparedModel] = {model.name: model for model in (
                   sampler="dpm-solver++", guidance_scale=1.0),
     *(ComparedModel(f"teacher_{name}_{schedule}", f"teacher, {said}, {schedule} angles", marker, _teacher, teacher=True,
                     sampler={"name": "ddim", "schedule": f"angle_{schedule}"}, tokens=tokens)
-      for name, said, tokens, markers in (("lm", "LM tokens", WRITTEN, "Hd"), ("oracle", "oracle tokens", RECORDED, "8+"))
+      for name, said, tokens, markers in (
+          ("lm", "LM tokens", WRITTEN, "Hd"), ("oracle", "oracle tokens", RECORDED, "8+"))
       for schedule, marker in zip(ANGLE_SCHEDULES, markers, strict=True)),
     ComparedModel("student", "student", "s", _student),
     ComparedModel("student_scale1", "student, scale 1", "^", _student, guidance_scale=1.0),
@@ -153,8 +154,8 @@ class Candidate:
         model: Its name in `MODELS`.
         steps: Sampling steps.
         guidance_scale: None where there is none to choose, as of a student that one was distilled into.
-        encode: `captions -> conditions`; `(captions, seeds) -> conditions` where these are drawn; `ids_BL -> conditions`
-            where they are recorded tokens.
+        encode: `captions -> conditions`; `(captions, seeds) -> conditions` where these are drawn; of recorded tokens
+            `ids_BL -> conditions`.
         sample: `(conditions, noise_BCTF, seeds) -> z_BCTF`.
         decoders: `z_BCTF -> waveform_BS`, by the decoder's name; latents are sampled once for all of them.
         latent_shape: `(C, T, F)` of one clip.
