@@ -88,7 +88,7 @@ def random_bundle(folder: Path) -> Path:
     lm = SemanticLM(SemanticLMConfig(
         **settings("semantic_lm")["lm"], codebook=tokenizer.codebook, joint_width=joint,
         tokens=shape["frames"] // shape["frames_per_token"], tokenizer=tokenizer.fingerprint))
-    lm.rvq.fit(torch.nn.functional.normalize(torch.randn(4 * lm.config.prefix_codebook, joint), dim=1), 0)
+    lm.rvq.fit(torch.nn.functional.normalize(torch.randn(16 * lm.config.prefix_codebook, joint), dim=1), 0)
     vae = AudioVae(settings("audio_vae")["vae"])
     vae.set_moments(torch.zeros(shape["channels"]), torch.ones(shape["channels"]))
     for name, part in {"audio_vae": vae, "semantic_tokenizer": tokenizer, "semantic_lm": lm,
