@@ -77,7 +77,7 @@ def stage_records(named: str) -> dict[str, dict[str, Any]]:
 
 
 def laid_out(
-    paper: Paper, run: Mapping[str, Any], beside: Sequence[Mapping[str, Any]], stages: Mapping[str, Mapping[str, Any]]
+    paper: Paper, run: dict[str, Any], beside: Sequence[Mapping[str, Any]], stages: Mapping[str, Mapping[str, Any]]
 ) -> str:
     """The tables as Markdown.
 

@@ -51,7 +51,7 @@ class DualPathStage(Stage):
     """
 
     stage = "dual_path"
-    part_name = DUAL_PATH
+    part_name: str | None = DUAL_PATH
     part: DualPath | RendererUNet
     #: The argument with the network's shape, and its class.
     shape_key: str = DUAL_PATH
