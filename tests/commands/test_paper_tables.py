@@ -14,7 +14,7 @@ from musiccm.evaluation.candidates import MODELS
 from musiccm.evaluation.paper_tables import PAPERS
 
 ROWS = [("floor", 0, 10.0, None), ("teacher_lm_uniform", 10, 31.5, 20), ("teacher_lm_proposed", 5, 33.25, 10),
-        ("teacher_oracle_proposed", 10, 14.75, 20)]
+        ("teacher_oracle_proposed", 10, 14.75, 20), ("student", 4, 34.5, 4)]
 
 
 def write_run(runs: Path, experiment: str, rows: list[tuple[str, int, float, int | None]], n: int = 8) -> Path:
@@ -78,7 +78,8 @@ def test_figures_of_both_stand_side_by_side(world: dict[str, Path], capsys: pyte
     assert (oracle["ours: FD ↓"], oracle["theirs: FAD ↓"]) == ("14.75", "not known")
     assert line(text, "real clips")["theirs: MCC ↑"] == "0.43" and line(text, "real clips")["ours: FD ↓"] == "10"
     assert "teacher_lm_uniform@5, " in text and "no such rows in the run (`musiccm test --config melody/rows`" in text
-    # MusicCM's rows on the same clips
+    # rows that the paper has no line for, and MusicCM's on the same clips
+    assert line(text, "student@4")["ours: FD ↓"] == "34.5" and text.count("| student@4 ") == 1
     assert line(text, "demo: student@4")["ours: FD ↓"] == "13"
     speed = line(text, "5")
     assert (speed["ours: s a clip, all in all"], speed["theirs: CPU, samples/s"]) == ("1.25", "1472")

@@ -84,7 +84,8 @@ def laid_out(
     Args:
         paper: Whose.
         run: The evaluated run.
-        beside: Runs on the same clips whose rows stand below those of the first table.
+        beside: Runs on the same clips. Their rows, and those of the run that no line is for, stand below the first
+            table's.
         stages: Records of stages, by name.
 
     Returns:
@@ -96,8 +97,12 @@ def laid_out(
     lines = [f"# {paper.name} ({paper.said}), and {run['experiment']}: n = {run['n']} clips, FD of {network}"]
     for number, table in enumerate(paper.tables, 1):
         known = stages if table.of == "stages" else rows_of(run)
-        others = {} if table.of == "stages" or number > 1 else {
-            f"{other['experiment']}: {label}": row for other in beside for label, row in rows_of(other).items()}
+        others: dict[str, dict[str, Any]] = {}
+        if number == 1:  # what no line is for, such as a student
+            named = {line.ours for line in table.lines}
+            others = {label: row for label, row in rows_of(run).items() if label not in named}
+            others |= {f"{other['experiment']}: {label}": row for other in beside
+                       for label, row in rows_of(other).items()}
         lines += ["", f"## {number}. {table.title}", "", *one_table(table, known, others, network), ""]
         lines += [f"- {note}" for note in (*table.notes, *lacking(table, known))]
     machine = run.get("machine") or {}
