@@ -156,6 +156,16 @@ def run(bundle: str) -> list[dict]:
     models = {"student": (student_of(bundle), STEPS)}
     if student_of(bundle) != bundle:
         models["teacher"] = (bundle, TEACHER_STEPS)
+    return measured(models, bundle)
+
+
+def measured(models: dict[str, tuple[str, int]], bundle: str) -> list[dict]:
+    """The rows of some models.
+
+    Args:
+        models: Of each its bundle and its sampling steps.
+        bundle: Whose tagger reads drums.
+    """
     rows, listener = [], Listener(bundle)
     for name, (path, steps) in models.items():
         pipeline = Pipeline.from_pretrained(path).to(choose_device("auto"))

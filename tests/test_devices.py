@@ -62,6 +62,7 @@ from musiccm.systems.stages.audio_vae import AudioVaeStage
 from musiccm.systems.stages.audiomae import AudioMaeStage
 from musiccm.systems.stages.decoder import DecoderStage
 from musiccm.systems.stages.dual_path import DualPathStage, no_tokens
+from musiccm.systems.stages.renderer_unet import RendererUNetStage
 from musiccm.systems.stages.teacher import TeacherStage
 from musiccm.systems.stages.vae import VaeStage
 from musiccm.systems.stages.vocoder import VocoderStage
@@ -358,15 +359,20 @@ def test_losses_of_waveforms(other: str) -> None:
     same(losses, other, rtol=1e-3)
 
 
-def test_dual_path(other: str, tmp_path: Path) -> None:
-    """Its loss and measures, and a piece that goes on chunk by chunk, guided."""
+UNET = {"channels": 4, "widths": [16, 32], "attention": [], "told_width": 8, "angle_width": 8, "frames_per_token": 10,
+        "frames": 160}
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(DualPathStage, DPD), (RendererUNetStage, UNET)], ids=["dual", "unet"])
+def test_renderers(kind: type[DualPathStage], shape: dict[str, Any], other: str, tmp_path: Path) -> None:
+    """Their loss and measures, and a piece that goes on chunk by chunk, guided."""
     bundle = build_random_melody(tmp_path)
     latents = torch.randn(2, 4, 240, 1, generator=torch.Generator().manual_seed(0))
     ids = torch.randint(24, (2, 24), generator=torch.Generator().manual_seed(1))
 
     def compute(device: str) -> list[Any]:
         torch.manual_seed(0)
-        stage = DualPathStage(DPD, bundle=str(bundle), condition_dropout=0.5, inpainting_share=0.5)
+        stage = kind(shape, bundle=str(bundle), condition_dropout=0.5, inpainting_share=0.5)
         torch.nn.init.normal_(stage.part.out.weight)
         stage = stage.to(device)
         clips = LatentBatch(latents[:, :, :160], torch.zeros(2, 1), None, ["a", "b"], ["a", "b"],

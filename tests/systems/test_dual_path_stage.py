@@ -23,8 +23,10 @@ from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import save_part
 from musiccm.models.melody.audio_vae import AudioVae
 from musiccm.models.melody.dual_path import DualPath
+from musiccm.models.melody.renderer_unet import RendererUNet
 from musiccm.models.melody.tokenizer import SemanticTokenizer, SemanticTokenizerConfig
 from musiccm.systems.stages.dual_path import SCHEDULER, DualPathStage, no_tokens
+from musiccm.systems.stages.renderer_unet import RendererUNetStage
 
 FRAMES, TOKENS, WIDTH = 16, 4, 3
 SHAPE: dict[str, Any] = {
@@ -71,7 +73,9 @@ class Toy(pl.LightningDataModule):
         return DataLoader([make_batch(32, 1)], batch_size=None)
 
 
-def make_stage(bundle: Path, **changed: Any) -> DualPathStage:
+def make_stage(
+    bundle: Path, kind: type[DualPathStage] = DualPathStage, shape: dict[str, Any] = SHAPE, **changed: Any
+) -> DualPathStage:
     """A stage whose bundle has a tokenizer, and an audio VAE with the moments of `make_batch`'s latents."""
     torch.manual_seed(1)
     save_part(bundle, "semantic_tokenizer", make_tokenizer())
@@ -80,7 +84,7 @@ def make_stage(bundle: Path, **changed: Any) -> DualPathStage:
         "decoder_strides": [2], "decoder_kernel_sizes": [3], "decoder_channels": [2], "decoder_depths": [0],
         "divisor": 100.0, "latents_mean": [0.05, 0.05], "latents_std": [0.2, 0.2]}))
     (bundle / "model_index.json").write_text("{}")
-    return DualPathStage(SHAPE, bundle=str(bundle), **({"warmup_steps": 1, "lr": 1e-2, "ema_decay": 0.9} | changed))
+    return kind(shape, bundle=str(bundle), **({"warmup_steps": 1, "lr": 1e-2, "ema_decay": 0.9} | changed))
 
 
 def fit(stage: DualPathStage, steps: int, data: Toy, resume: Path | None = None, **options: Any) -> dict[str, Any]:
@@ -90,7 +94,7 @@ def fit(stage: DualPathStage, steps: int, data: Toy, resume: Path | None = None,
         val_check_interval=steps, check_val_every_n_epoch=None, enable_progress_bar=False, enable_model_summary=False,
         gradient_clip_val=1.0, **settings,
     ).fit(stage, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
-    return json.loads((stage.bundle / "quality" / "dual_path.json").read_text())
+    return json.loads((stage.bundle / "quality" / f"{stage.stage}.json").read_text())
 
 
 def test_it_learns_what_the_tokens_say_and_leaves_a_part_and_its_process(tmp_path: Path) -> None:
@@ -106,6 +110,24 @@ def test_it_learns_what_the_tokens_say_and_leaves_a_part_and_its_process(tmp_pat
     assert noise_process(SCHEDULER).num_train_timesteps == 1000
     again = make_stage(tmp_path / "again", start_from=str(tmp_path))
     torch.testing.assert_close(again.part.state_dict(), bundle.part("dual_path").state_dict())
+
+
+def test_a_u_net_in_its_place_is_trained_and_measured_alike(tmp_path: Path) -> None:
+    shape = {"channels": 2, "widths": [16, 32], "attention": [], "told_width": 16, "angle_width": 8,
+             "frames_per_token": 4, "frames": FRAMES}
+    stage = make_stage(tmp_path, RendererUNetStage, shape, held_chunks=[1, 2, 3])
+    quality = fit(stage, 150, Toy(clips=3200, items=32))
+    assert quality["n"] == 32 and quality["stage"] == "unet" and quality["mse"] < 0.4
+    assert quality["mse"] < 0.6 * quality["mse_null"] and quality["si_snri"] > 8
+    assert quality["parameters"] == sum(p.numel() for p in stage.part.parameters())
+    assert set(quality) >= {"mse_continuation", *(f"mse_quarter_{i}" for i in range(4))}
+    kept = RendererUNet.from_pretrained(tmp_path / "renderer_unet")
+    torch.testing.assert_close(kept.state_dict(), stage.best.state_dict())
+    assert not (tmp_path / "dual_path").exists(), "it is no part of the bundle"
+    with pytest.raises(MusiccmError, match="init_args.unet.frames: expected clips of 16 latent frames, found 24"):
+        stage.latents(make_batch(1, 0, 24))
+    with pytest.raises(MusiccmError, match="init_args.unet.token_width is 9"):
+        make_stage(tmp_path, RendererUNetStage, {**shape, "token_width": 9})
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:

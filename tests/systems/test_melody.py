@@ -167,6 +167,34 @@ def test_the_renderer_is_distilled_exported_and_sampled(world: Path, name: str) 
     torch.testing.assert_close(student.latents(cond, [3], steps=1), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_rows_of_the_renderer_need_no_checkpoint_and_are_laid_out(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The packaged experiment on a small bundle: `musiccm test`, then the paper's tables."""
+    data = yaml.safe_load((world / "x.yaml").read_text())["data"]["init_args"]
+    rows = [f"teacher_{tokens}_{angles}" for tokens in ("lm", "oracle") for angles in ("uniform", "proposed")]
+    evaluation = {"class_path": "musiccm.callbacks.evaluation.Evaluation", "init_args": {
+        "decoders": ["original"], "teacher_steps": [], "steps": [], "guidance_scale": 2.5, "limit": 4, "batch_size": 4,
+        "more_models": dict.fromkeys(rows, [5]), "panel_labels": [], "progress": False}}
+    config = tmp_path / "rows.yaml"
+    config.write_text(yaml.safe_dump({
+        "base": "melody/rows", "experiment": "rows", "model": {"init_args": {"bundle": str(world / "melody")}},
+        "trainer": {"accelerator": "cpu", "default_root_dir": str(tmp_path), "callbacks": [evaluation]},
+        "data": {"init_args": {**data, "demo_corpora": []}}}))
+    assert main(["test", "--config", str(config)]) == 0
+    capsys.readouterr()
+    assert main(["tables", "--protocol", "melody", "--config", str(config), "--runs",
+                 str(tmp_path / "lightning_logs")]) == 0
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    found = {tuple(cells[:3]): cells for cells in lines if len(cells) == 9}
+    for tokens in ("the real clip's", "language model's"):
+        for angles in ("uniform", "proposed"):
+            assert found[tokens, angles, "5"][3] == "10" and float(found[tokens, angles, "5"][4]) > 0
+            assert found[tokens, angles, "20"][4] == "-"
+    assert found["language model's", "proposed", "5"][7:] == ["7.23", "0.49"]
+    assert float(found["real clips", "", ""][4]) > 0
+
+
 def test_a_student_that_borrows_nothing_has_all_that_it_needs(world: Path, tmp_path: Path) -> None:
     teacher = Bundle.from_pretrained(world / "melody")
     folder = export_student(teacher.network, teacher, tmp_path / "student", StudentInfo("v_prediction", 2.0))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from musiccm.data.sampling import KeyedLoader
@@ -102,6 +103,7 @@ def build_evaluator(
     batch_size: int,
     progress: bool,
     between: Callable[[int], Any],
+    tokens: Callable[[Tensor, int], Tensor] | None = None,
     **suite: Any,
 ) -> Evaluator:
     """An evaluator with its reference.
@@ -118,6 +120,7 @@ def build_evaluator(
         batch_size: Clips generated together.
         progress: Whether rank zero shows progress bars.
         between: See `Evaluator`.
+        tokens: See `Evaluator`.
         **suite: Further arguments of `MetricSuite`.
 
     Returns:
@@ -136,7 +139,7 @@ def build_evaluator(
         tagger=tagger.name if tagger else "", **suite,
     )
     shown = progress and trainer.is_global_zero
-    evaluator = Evaluator(extractor, metrics, seed, batch_size, system.device, shown, between, clap)
+    evaluator = Evaluator(extractor, metrics, seed, batch_size, system.device, shown, between, clap, tokens)
     loader, mine = rank_loader(clips, count, trainer, batch_size)
     evaluator.set_reference(loader, mine)
     return evaluator

@@ -30,6 +30,7 @@ from musiccm.callbacks.training_time import training_record
 from musiccm.embedders import Embedder
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.candidates import (
+    RECORDED,
     Candidate,
     Comparison,
     candidates,
@@ -37,6 +38,7 @@ from musiccm.evaluation.candidates import (
     codecs,
     compared_model,
     present_name,
+    require_tokens,
 )
 from musiccm.evaluation.clip_budget import ClipBudget
 from musiccm.evaluation.clip_features import ClipFeatures
@@ -215,6 +217,7 @@ class Evaluation(pl.Callback):
         system = as_distilled(pl_module)
         self._check_steps(system)
         self._check_scales(system)
+        self._check_tokens(system)
         self._embedders(system)
         if self.packaged_student is not None:
             check_packaged(self.packaged_student)
@@ -243,6 +246,12 @@ class Evaluation(pl.Callback):
                     system.student_guidance.chosen(model.guidance_scale)
                 except MusiccmError as error:
                     raise MusiccmError(f"evaluation.more_models.{name}: {error}") from None
+
+    def _check_tokens(self, system: Distilled) -> None:
+        """Refuse rows by where semantic tokens come from, of a bundle that has none."""
+        for name in self.more_models:
+            if compared_model(name).tokens is not None:
+                require_tokens(system, name)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log `val/fd_tagger_4` and its like, which a `ModelCheckpoint` can monitor, with their `val/n_4`."""
@@ -374,9 +383,12 @@ class Evaluation(pl.Callback):
         named = dict(zip(self.embedders, (network.name for network in networks), strict=True))
         also = {name: [named[network] for network in asked] for name, asked in self.metrics.items()
                 if table or not metric_row(name).slow}
+        recorded = table and any(steps and compared_model(name).tokens == RECORDED
+                                 for name, steps in self.more_models.items())
         return build_evaluator(
             trainer, system, networks, self._clap, clips, count, galleries, self.seed, self.batch_size,
-            progress and self.progress, leaving_together(trainer, count), also=also,
+            progress and self.progress, leaving_together(trainer, count),
+            system.conditioner.ids if recorded else None, also=also,
         )
 
     def _embedders(self, system: Distilled) -> list[Embedder]:

@@ -31,8 +31,16 @@ def protocol_tables(args: argparse.Namespace) -> int:
     Raises:
         MusiccmError: Options that do not go together, or whatever evaluation refuses.
     """
-    from musiccm.evaluation.protocols import protocol_named
+    from musiccm.commands._paper_tables import paper_tables
+    from musiccm.evaluation.paper_tables import PAPERS
+    from musiccm.evaluation.protocols import PROTOCOLS, protocol_named
 
+    if args.protocol in PAPERS:
+        return paper_tables(PAPERS[args.protocol], args)
+    if args.protocol not in PROTOCOLS:
+        raise MusiccmError(f"--protocol: expected one of {', '.join([*PROTOCOLS, *PAPERS])}, found {args.protocol!r}")
+    if args.beside is not None:
+        raise MusiccmError(f"--beside: goes with --protocol {' or '.join(PAPERS)} alone; leave it out")
     with naming_options(OPTIONS):
         rules = protocol_named(args.protocol)
     if (args.config is None) == (args.generated is None):

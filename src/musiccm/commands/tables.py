@@ -42,9 +42,10 @@ def main(argv: list[str]) -> int:
         from musiccm.commands._protocol_tables import protocol_tables
 
         return protocol_tables(args)
-    if args.config is None or (stray := [option for option in FOLDERS if getattr(args, option) is not None]):
+    others = [option for option in (*FOLDERS, "beside") if getattr(args, option) is not None]
+    if args.config is None or others:
         raise MusiccmError("--config: expected an experiment file, found none" if args.config is None else
-                           f"--{stray[0].replace('_', '-')}: only goes with --protocol; leave it out")
+                           f"--{others[0].replace('_', '-')}: only goes with --protocol; leave it out")
     config, runs = experiment_file(args.config), Path(args.runs)
     own = evaluated_run(config, runs)
     ablations = {}
@@ -211,7 +212,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", default="lightning_logs", help="folder of the runs (default %(default)s)")
     other = parser.add_argument_group("another paper's table")
     other.add_argument("--protocol", metavar="NAME", help="consistencytta: FAD, FD, KLD, CLAP_T and CLAP_A of folders "
-                                                          "(--generated), or of the run of --config")
+                                                          "(--generated), or of the run of --config; melody: its "
+                                                          "authors' tables beside the run of --config")
     other.add_argument("--generated", action="append", metavar="[NAME=]FOLDER",
                        help="generated clips, named after their references; a row each, may be given several times")
     other.add_argument("--reference", metavar="FOLDER", help="the real clips")
@@ -219,7 +221,11 @@ def _parser() -> argparse.ArgumentParser:
     other.add_argument("--embedder", action="append", metavar="NAME[=FILE]",
                        help="vgg or pann, with its weights unless they lie in $MUSICCM_WEIGHTS")
     other.add_argument("--clap", metavar="FILE", help="the CLAP that measures (default LAION's in $MUSICCM_WEIGHTS)")
-    other.add_argument("--bundle", help="bundle that networks without weights come from")
+    other.add_argument("--bundle", help="bundle that networks without weights come from; of melody, the one whose "
+                                        "stages are compared")
+    other.add_argument("--beside", action="append", metavar="EXPERIMENT", help="of melody: an experiment whose run on "
+                                                                                "the same clips stands below, may be "
+                                                                                "given several times")
     other.add_argument("--batch-size", type=int, help="clips embedded together (default 16)")
     other.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     return parser

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musiccm.diffusion import AnyCondition
+from musiccm.diffusion import ANGLE_SCHEDULES, AnyCondition
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.comparison import FLOOR
 from musiccm.evaluation.distilled import Distilled, SystemStudent, SystemTeacher
@@ -23,6 +23,9 @@ from musiccm.models.bundle.bundle import DECODERS
 from musiccm.samplers import INITIAL, Sampler, SamplerSpec, sample_noise, seeded_noise_fn
 
 log = logging.getLogger(__name__)
+
+#: Where the semantic tokens of a model of MeLoDy's kind come from: its language model, or the real clip.
+WRITTEN, RECORDED = "written", "recorded"
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class ComparedModel:
         sampler: The sampler, where it is another than the generator's own.
         guidance_scale: The guidance, where it is another than the generator's own.
         own: Whether it is made by the run itself; others' rows do not go on the card of the run's export.
+        tokens: Of a model that renders semantic tokens, where these come from: `WRITTEN` by the bundle's language model
+            or `RECORDED`, the real clip's own. None where nothing depends on it.
     """
 
     name: str
@@ -68,6 +73,7 @@ class ComparedModel:
     sampler: SamplerSpec | None = None
     guidance_scale: float | None = None
     own: bool = True
+    tokens: str | None = None
 
 
 def _teacher(asked: Comparison) -> MusicModel:
@@ -87,7 +93,8 @@ def _nobody(asked: Comparison) -> None:
 
 
 #: The models that are compared, in the order of the table. A further one is a row here. The teacher stands there in the
-#: configurations that make a fair baseline at few network calls: without guidance a step is one call and not two.
+#: configurations that make a fair baseline at few network calls: without guidance a step is one call and not two. A
+#: teacher that renders semantic tokens stands there by where these come from and by angle schedule, too.
 MODELS: dict[str, ComparedModel] = {model.name: model for model in (
     ComparedModel(FLOOR, "real clips through the decoder", "_", _nobody),
     ComparedModel("teacher", "teacher, DDIM", "o", _teacher, teacher=True),
@@ -99,6 +106,11 @@ MODELS: dict[str, ComparedModel] = {model.name: model for model in (
                   sampler="dpm-solver++", guidance_scale=2.0),
     ComparedModel("teacher_dpm_unguided", "teacher, DPM-Solver++, unguided", ">", _teacher, teacher=True,
                   sampler="dpm-solver++", guidance_scale=1.0),
+    *(ComparedModel(f"teacher_{name}_{schedule}", f"teacher, {said}, {schedule} angles", marker, _teacher, teacher=True,
+                    sampler={"name": "ddim", "schedule": f"angle_{schedule}"}, tokens=tokens)
+      for name, said, tokens, markers in (
+          ("lm", "LM tokens", WRITTEN, "Hd"), ("oracle", "oracle tokens", RECORDED, "8+"))
+      for schedule, marker in zip(ANGLE_SCHEDULES, markers, strict=True)),
     ComparedModel("student", "student", "s", _student),
     ComparedModel("student_scale1", "student, scale 1", "^", _student, guidance_scale=1.0),
     ComparedModel("student_scale3", "student, scale 3", "*", _student, guidance_scale=3.0),
@@ -142,13 +154,15 @@ class Candidate:
         model: Its name in `MODELS`.
         steps: Sampling steps.
         guidance_scale: None where there is none to choose, as of a student that one was distilled into.
-        encode: `captions -> conditions`; `(captions, seeds) -> conditions` where these are drawn.
+        encode: `captions -> conditions`; `(captions, seeds) -> conditions` where these are drawn; of recorded tokens
+            `ids_BL -> conditions`.
         sample: `(conditions, noise_BCTF, seeds) -> z_BCTF`.
         decoders: `z_BCTF -> waveform_BS`, by the decoder's name; latents are sampled once for all of them.
         latent_shape: `(C, T, F)` of one clip.
         calls: Counts the samples that went through the network; None where it cannot be seen.
         sampler: The rule by which it is sampled; None where it is not known.
         tokens: Tokens that are drawn for each clip, one network call each; 0 where conditions are not drawn.
+        recorded: Whether it is told the semantic tokens of the real clips.
     """
 
     model: str
@@ -161,9 +175,18 @@ class Candidate:
     calls: CallCounter | None = None
     sampler: Sampler | None = None
     tokens: int = 0
+    recorded: bool = False
 
-    def condition(self, captions: list[str], seeds: Sequence[int]) -> AnyCondition:
-        """What the network is told of captions; of one that draws it, by the seeds of the clips."""
+    def condition(self, captions: list[str], seeds: Sequence[int], ids_BL: Tensor | None = None) -> AnyCondition:
+        """What the network is told of captions; of one that draws it, by the seeds of the clips.
+
+        Args:
+            captions: Of the clips.
+            seeds: Of the clips.
+            ids_BL: Semantic tokens of the real clips, of a candidate that is told these.
+        """
+        if self.recorded:
+            return self.encode(ids_BL)
         return self.encode(captions, seeds) if self.tokens else self.encode(captions)
 
     @property
@@ -232,6 +255,7 @@ def candidate_of(
     sampler: SamplerSpec | None = None,
     guidance_scale: float | None = None,
     decoders: Sequence[str] | None = None,
+    tokens: str | None = None,
 ) -> Candidate:
     """Any model that makes music, at some number of steps.
 
@@ -242,13 +266,16 @@ def candidate_of(
         sampler: See `MusicModel.stepper`.
         guidance_scale: See `MusicModel.stepper`.
         decoders: What makes its sound, see `codecs`; the model's own alone if not given.
+        tokens: See `ComparedModel`.
 
     Returns:
         The candidate; a guided step counts as two network calls.
 
     Raises:
-        MusiccmError: As `MusicModel.stepper`.
+        MusiccmError: As `MusicModel.stepper`; or semantic tokens of a model that takes none.
     """
+    if tokens is not None:
+        require_tokens(model, name)
     stepper = model.stepper(steps, guidance_scale, sampler=sampler)
     counted = CallCounter(stepper.network)
     at_work, shape = replace(stepper, network=counted), model.latent_shape
@@ -257,11 +284,29 @@ def candidate_of(
         return at_work.sample(cond, noise_BCTF, seeded_noise_fn(seeds, shape))
 
     made_by = {kind_of(model.codec): model.codec} if decoders is None else codecs(model, decoders)
+    recorded, draws = tokens == RECORDED, getattr(model.conditioner, "draws", False)
     return Candidate(
-        name, steps, stepper.scale, model.conditioner.text, sample,
+        name, steps, stepper.scale, model.conditioner.vectors if recorded else model.conditioner.text, sample,
         {kind: codec.decode for kind, codec in made_by.items()}, shape, counted, stepper.sampler,
-        model.conditioner.tokens if getattr(model.conditioner, "draws", False) else 0,
+        model.conditioner.tokens if draws and not recorded else 0, recorded,
     )
+
+
+def require_tokens(model: MusicModel | Distilled, name: str) -> None:
+    """Refuse a model without semantic tokens for a row that is about where they come from.
+
+    Args:
+        model: What generates, or the distillation that it is made of.
+        name: Of the row.
+
+    Raises:
+        MusiccmError: It has none.
+    """
+    if not getattr(model.conditioner, "draws", False):
+        bundle = getattr(model, "bundle", None)
+        raise MusiccmError(f"evaluation.more_models.{name}: expected a model that renders semantic tokens "
+                           f"(docs/melody.md), found {bundle.path if bundle else type(model).__name__}, which is told "
+                           "captions; leave it out")
 
 
 def kind_of(codec: Any) -> str:
@@ -317,7 +362,8 @@ def candidates(asked: Comparison, steps: Mapping[str, Sequence[int]]) -> list[Ca
             continue
         if not (decoders := alike_decoders(generator, asked, name)):
             continue
-        found += [candidate_of(generator, name, count, compared.sampler, compared.guidance_scale, decoders)
+        found += [candidate_of(generator, name, count, compared.sampler, compared.guidance_scale, decoders,
+                               compared.tokens)
                   for count in steps[name]]
     return found
 

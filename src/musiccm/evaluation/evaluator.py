@@ -107,6 +107,8 @@ class Evaluator:
         clap: What embeds the captions for text-audio similarity, and the clips where it is another CLAP than the
             extractor's. It is the evaluation's own: what conditions a model may be anything. None in a suite without
             text.
+        tokens: `(waveform_BS, sample_rate_hz) -> ids_BL`, semantic tokens of the reference clips, for candidates that
+            are told them; None where there is none.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class Evaluator:
         progress: bool = True,
         between: Callable[[int], Any] = lambda first: None,
         clap: MeasuringClap | None = None,
+        tokens: Callable[[Tensor, int], Tensor] | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.extractor = extractor.to(self.device)
@@ -126,6 +129,8 @@ class Evaluator:
         self.seed, self.batch_size, self.progress, self.between = seed, batch_size, progress, between
         self.clap = clap and clap.to(self.device)
         self._texts: dict[tuple[str, ...], Tensor] = {}
+        self.tokens = tokens
+        self._recorded: dict[str, Tensor] = {}
         self.real = ClipFeatures.joined([])
         self.ids: list[str] = []
         self.prompts: list[str] = []
@@ -152,6 +157,9 @@ class Evaluator:
                 features = self._features(waveforms)
                 self.suite.update_reference(features, self._text(batch.captions), batch.ids, targets_BG=wanted)
                 embedded.append((batch.ids, features))
+                if self.tokens is not None:
+                    ids_BL = self.tokens(waveforms, self.extractor.sample_rate_hz)
+                    self._recorded |= dict(zip(batch.ids, ids_BL.cpu(), strict=True))
                 self.ids += batch.ids
                 self.prompts += batch.captions
                 self.attributes += attributes
@@ -224,6 +232,26 @@ class Evaluator:
         first = list(zip(self.ids, self.prompts, strict=True))[:limit]
         again = [Asked(further_id(name, k), prompt) for name, prompt in first[:captions] for k in range(1, noises)]
         return [Asked(name, prompt) for name, prompt in first] + again
+
+    def told(self, candidate: Candidate, clips: Sequence[Asked]) -> list[Asked]:
+        """Clips with all that a candidate is told of them, which is what their features depend on.
+
+        Args:
+            candidate: What generates.
+            clips: What is asked for.
+
+        Returns:
+            The same; of a candidate that is told the real clips' tokens, with these beside the captions.
+        """
+        if not candidate.recorded:
+            return list(clips)
+        return [Asked(name, f"{prompt}\n{' '.join(map(str, self._tokens_of([name])[0].tolist()))}")
+                for name, prompt in clips]
+
+    def _tokens_of(self, ids: Sequence[str]) -> Tensor:
+        """Semantic tokens of the real clips that clips were asked for by, `ids_BL`."""
+        found = [self._recorded[name if name in self._recorded else first_id(name)] for name in ids]
+        return torch.stack(found).to(self.device)
 
     def make(
         self, candidate: Candidate, decoders: Sequence[str], clips: Sequence[Asked], keep: int = 0
@@ -394,7 +422,7 @@ class Evaluator:
         seeds = [clip_seed(self.seed, clip_id) for clip_id in ids]
         noise = initial_noise(seeds, candidate.latent_shape, self.device)
         clock = [self._now()]
-        condition = candidate.condition(prompts, seeds)
+        condition = candidate.condition(prompts, seeds, self._tokens_of(ids) if candidate.recorded else None)
         clock.append(self._now())
         latents = candidate.sample(condition, noise, seeds)
         clock.append(self._now())

@@ -32,8 +32,10 @@ PACKED = "evaluation_features"
 
 
 def teacher_hash(bundle: Bundle) -> str:
-    """A hash of what makes latents of captions."""
-    return bundle.content_hash(bundle.kind.teaching)
+    """A hash of what makes latents of captions: parts, and what `musiccm.json` says of how they are used."""
+    found, kind = bundle.content_hash(bundle.kind.teaching), bundle.kind
+    own = {key: bundle.settings[key] for key in kind.settings if key in bundle.settings}
+    return _hash({"parts": found, **own}) if own else found
 
 
 def clap_hash(bundle: Bundle) -> str:

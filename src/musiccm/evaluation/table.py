@@ -107,8 +107,8 @@ def run_table(
     outcomes: dict[str, Outcome] = {}
     for candidate in candidates:
         keep, first = n_panels if candidate.label in panels else 0, candidate.decoder
-        teacher = compared_model(candidate.model).teacher
-        found = {decoder: keeping.get(keeping.candidate_key(candidate, decoder), clips) if teacher else None
+        teacher, told = compared_model(candidate.model).teacher, evaluator.told(candidate, clips)
+        found = {decoder: keeping.get(keeping.candidate_key(candidate, decoder), told) if teacher else None
                  for decoder in candidate.decoders}
         made = {decoder: known for decoder, known in found.items() if known is not None}
         if made:
@@ -121,7 +121,7 @@ def run_table(
         if missing := [decoder for decoder in candidate.decoders if decoder not in made]:
             fresh = evaluator.make(candidate, missing, clips, keep)
             for decoder in missing if teacher else ():
-                keeping.put(keeping.candidate_key(candidate, decoder), fresh[decoder], clips)
+                keeping.put(keeping.candidate_key(candidate, decoder), fresh[decoder], told)
             made |= fresh
         for decoder in candidate.decoders:
             if decoder != first:

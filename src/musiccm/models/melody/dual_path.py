@@ -22,6 +22,7 @@ from musiccm.models.bundle.weights_folder import load_weights, make_config, read
 from musiccm.models.melody.coarse_path import CoarseLayer, Tokens, Turns
 from musiccm.models.melody.recurrence import BidirectionalSRU
 from musiccm.models.melody.segments import add_segments, cut_segments, segment_count
+from musiccm.models.melody.token_condition import check_tokens
 
 #: Its folder in a bundle.
 DUAL_PATH = "dual_path"
@@ -186,30 +187,8 @@ class DualPath(nn.Module):
         return {"_class_name": "DualPath", **asdict(c), "merged": list(c.merged)}
 
     def check_condition(self, condition: AnyCondition, frames: int) -> Condition:
-        """Refuse what is no sequence of semantic tokens for so many frames.
-
-        Args:
-            condition: Tokens; an item without any has no condition.
-            frames: Latent frames.
-
-        Returns:
-            The condition.
-
-        Raises:
-            MusiccmError: It has no tokens, others than the network takes, or not as many as cover the frames.
-        """
-        c = self.shape
-        if not isinstance(condition, Condition) or condition.tokens_BLD is None or condition.mask_BL is None:
-            raise MusiccmError("dual path: expected a condition of semantic tokens, found one without tokens")
-        if condition.tokens_BLD.shape[-1] != c.token_width:
-            raise MusiccmError(f"dual path: expected token vectors of width {c.token_width}, found "
-                               f"{condition.tokens_BLD.shape[-1]}; the semantic tokenizer is another one")
-        needed = -(-frames // c.frames_per_token)
-        counts = condition.mask_BL.sum(1).tolist()
-        if wrong := [count for count in counts if count not in (0, needed)]:
-            raise MusiccmError(f"dual path: {frames} latent frames need {needed} semantic tokens, one for "
-                               f"{c.frames_per_token} frames, or none for no condition; found {wrong[0]}")
-        return condition
+        """See `check_tokens`."""
+        return check_tokens(condition, frames, self.shape.token_width, self.shape.frames_per_token, "dual path")
 
     def forward(
         self,

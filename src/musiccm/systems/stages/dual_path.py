@@ -17,6 +17,7 @@ from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import save_part
 from musiccm.models.melody.audio_vae import AudioVae
 from musiccm.models.melody.dual_path import DUAL_PATH, DualPath
+from musiccm.models.melody.renderer_unet import RendererUNet
 from musiccm.models.melody.tokenizer import tokenizer_of
 from musiccm.systems.stages.base import Stage, mean_of
 
@@ -50,8 +51,11 @@ class DualPathStage(Stage):
     """
 
     stage = "dual_path"
-    part_name = DUAL_PATH
-    part: DualPath
+    part_name: str | None = DUAL_PATH
+    part: DualPath | RendererUNet
+    #: The argument with the network's shape, and its class.
+    shape_key: str = DUAL_PATH
+    network_class: type[DualPath] | type[RendererUNet] = DualPath
     kinds = {"count": "chunks", "share": "continuation_share inpainting_share condition_dropout"}
 
     def __init__(
@@ -71,9 +75,9 @@ class DualPathStage(Stage):
         self._vae: list[AudioVae] = []
         self.settings["tokenizer"], width = self._tokenizer[0].fingerprint, self._tokenizer[0].width
         if dual_path.get("token_width", width) != width:
-            raise MusiccmError(f"model.init_args.dual_path.token_width is {dual_path['token_width']}, and the "
+            raise MusiccmError(f"model.init_args.{self.shape_key}.token_width is {dual_path['token_width']}, and the "
                                f"tokenizer's vectors have {width}; leave it out, or name another tokenizer")
-        self.part = DualPath({**dual_path, "token_width": width})
+        self.part = self.network_class({**dual_path, "token_width": width})
         self.chunks = chunks
         self.held_chunks = [max(1, chunks - 1)] if held_chunks is None else list(held_chunks)
         self.continuation_share, self.inpainting_share = continuation_share, inpainting_share
@@ -129,8 +133,8 @@ class DualPathStage(Stage):
         """
         frames = self.part.shape.frames
         if batch.latents_BCTF.shape[2] != frames:
-            raise MusiccmError(f"model.init_args.dual_path.frames: expected clips of {frames} latent frames, found "
-                               f"{batch.latents_BCTF.shape[2]} in the latent cache")
+            raise MusiccmError(f"model.init_args.{self.shape_key}.frames: expected clips of {frames} latent frames, "
+                               f"found {batch.latents_BCTF.shape[2]} in the latent cache")
         if not self._vae:
             vae = Bundle.from_pretrained(self.bundle, ["audio_vae"]).part("audio_vae")
             if vae.config.latents_std is None:
