@@ -308,28 +308,3 @@ def test_uploads_are_bounded_and_checked(make_engine, tmp_path):
     with pytest.raises(Rejected) as refused:
         engine.new_upload()
     assert refused.value.kind == "uploads_full"
-    assert limits.upload_life_s - 60 < refused.value.retry_after_s <= limits.upload_life_s
-
-
-def test_uploads_are_bounded_for_each_owner_and_can_be_removed(make_engine):
-    engine = make_engine(start=False, limits=Limits(max_uploads=3, max_own_uploads=2))
-
-    def upload(owner: str) -> str:
-        path = engine.new_upload(owner)
-        path.write_bytes(bytes(encoded_audio(torch.sin(torch.arange(16000) / 20), 16000, ".wav", "x")))
-        return engine.add_upload(path, owner)["id"]
-
-    first, _ = upload("a"), upload("a")
-    with pytest.raises(Rejected, match="2 uploads of yours are kept"):
-        upload("a")
-    other = upload("b")
-    with pytest.raises(Rejected, match="3 uploads are kept"):
-        upload("b")
-    for owner, name in (("b", first), ("a", "nothing"), ("a", "../jobs.sqlite")):
-        with pytest.raises(NotFound, match="no such upload"):
-            engine.remove_upload(name, owner)
-    job = engine.submit(dataclasses.replace(asked(), task="vary", source=other, strength=0.5), "b")
-    engine.remove_upload(other, "b")
-    assert not (engine.folder / "uploads" / other).exists() and (engine.folder / "sources" / job.id).exists()
-    engine.remove_upload(first, "a")
-    upload("a")

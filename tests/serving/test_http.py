@@ -178,8 +178,6 @@ def test_uploads_are_edited(server):
     again = server.done(server.job(task="inpaint", source=longer["id"], **{"from": 0.3, "to": 0.6}))
     assert again["request"]["from_s"] == 0.3
     assert not any((server.engine.folder / "sources").iterdir())
-    assert server.client.delete(f"/v1/uploads/{source}").status_code == 204
-    problem(server.client.delete(f"/v1/uploads/{source}"), 404)
 
 
 @pytest.mark.parametrize(("body", "status", "field"), [
@@ -214,17 +212,10 @@ def test_other_bad_requests(server):
     problem(client.post("/v1/jobs", json={"prompt": TEXT, "task": "vary", "source": "../jobs.sqlite"}), 404)
     problem(client.get("/v1/jobs/%2e%2e%2fjobs.sqlite"), 404)
     problem(client.get(f"/v1/jobs/{'0' * 32}/audio"), 404)
-    for answer in (client.put("/v1/jobs", json={}), client.put("/v1/jobs"), client.options("/v1/jobs")):
-        problem(answer, 405)
-        assert "POST" in answer.headers["allow"]
-    found = problem(client.post("/v1/jobs", content=b'{"prompt"', headers=json_kind), 422)
-    assert found["errors"][0]["field"] == "body" and "character 9" in found["detail"]
+    problem(client.put("/v1/jobs", json={}), 405)
     problem(client.get("/nowhere"), 404)
     problem(client.get("/v1/jobs?limit=0"), 422)
     problem(client.get("/v1/models", headers={"Host": "music.example"}), 421)
-    problem(client.get("/v1/models", headers={"Host": "127.0.0.1.music.example"}), 421)
-    for host in ("127.0.0.2", "127.0.0.2:8000", "[::1]:8000", "LOCALHOST"):
-        assert client.get("/v1/models", headers={"Host": host}).status_code == 200
     audio = {"Content-Type": "audio/wav"}
     problem(client.post("/v1/uploads", content=b"#!/bin/sh", headers=audio), 415)
     problem(client.post("/v1/uploads", content=b"", headers=audio), 422)
@@ -404,10 +395,6 @@ def test_what_is_said_of_the_server(server):
         assert line in text
     described = client.get("/openapi.json").json()
     assert {"/v1/audio/generate", "/v1/jobs/{job}/events", "/v1/uploads"} <= described["paths"].keys()
-    body = described["components"]["schemas"]["JobBody"]["properties"]
-    bounds = Limits()
-    assert body["prompt"]["maxLength"] == bounds.max_prompt_chars and body["prompts"]["maxItems"] == bounds.max_prompts
-    assert body["steps"]["maximum"] == bounds.max_steps and body["seconds"]["maximum"] == bounds.max_seconds
     assert client.get("/docs").status_code == 404  # which would load scripts from elsewhere
     assert "access-control-allow-origin" not in client.get("/v1/models", headers={"Origin": "http://x"}).headers
 

@@ -383,25 +383,16 @@ class Engine:
             raise MusiccmError(f"prompt: expected at most {self.limits.max_prompt_chars} characters, found {len(text)}")
         return stream.set_prompt(text)
 
-    def new_upload(self, owner: str = "") -> Path:
+    def new_upload(self) -> Path:
         """Where the bytes of an upload go, before `add_upload`; whoever asks removes it if it comes to nothing.
 
-        Args:
-            owner: Whose it is to be.
-
         Raises:
-            Rejected: There are as many uploads as are kept, of all or of this owner.
+            Rejected: There are as many uploads as are kept.
         """
         self._sweep_uploads()
-        every = self._store.uploads()
-        own = [upload for upload in every if upload.owner == owner]
-        most_own, most_of_all = self.limits.max_own_uploads, self.limits.max_uploads
-        for kept, most, whose in ((own, most_own, " of yours"), (every, most_of_all, "")):
-            if len(kept) >= most:
-                left_s = max(1.0, kept[0].created_s + self.limits.upload_life_s - now_s())
-                self._refuse(f"{most} uploads{whose} are kept, the most that is taken; remove one that you no longer "
-                             f"need (DELETE /v1/uploads/ID), or wait {left_s:.0f} s, when the oldest of them goes",
-                             "uploads_full", left_s)
+        if len(self._store.uploads()) >= self.limits.max_uploads:
+            self._refuse(f"{self.limits.max_uploads} uploads are kept, the most that is taken; use them or try again "
+                         "later", "uploads_full", 60.0)
         return self.folder / "uploads" / f".{secrets.token_hex(16)}.part"
 
     def add_upload(self, path: Path, owner: str = "") -> dict[str, Any]:
@@ -426,21 +417,6 @@ class Engine:
             path.rename(self.folder / "uploads" / upload)
         self._store.add_upload(upload, owner, now_s(), size, seconds, file_sha256(self.folder / "uploads" / upload))
         return {"id": upload, "seconds": seconds, "bytes": size}
-
-    def remove_upload(self, upload: str, owner: str = "") -> None:
-        """Forget an upload. Jobs that were made of it keep a clip of their own.
-
-        Args:
-            upload: Its id.
-            owner: Whose it is.
-
-        Raises:
-            NotFound: There is none of that id, or it is somebody else's.
-        """
-        if self._store.upload(upload, owner) is None:
-            raise NotFound("there is no such upload")
-        self._store.forget_upload(upload)
-        (self.folder / "uploads" / upload).unlink(missing_ok=True)
 
     def state(self) -> EngineState:
         """What it does now."""
@@ -627,12 +603,12 @@ class Engine:
 
     def _sweep_uploads(self, all_parts: bool = False) -> None:
         folder, now = self.folder / "uploads", now_s()
-        for upload in self._store.uploads():
-            if now - upload.created_s > self.limits.upload_life_s:
-                (folder / upload.id).unlink(missing_ok=True)
-                self._store.forget_upload(upload.id)
+        for upload, created_s in self._store.uploads():
+            if now - created_s > self.limits.upload_life_s:
+                (folder / upload).unlink(missing_ok=True)
+                self._store.forget_upload(upload)
         if all_parts:
-            known = {upload.id for upload in self._store.uploads()}
+            known = {upload for upload, _ in self._store.uploads()}
             for path in folder.iterdir():
                 if path.name not in known:
                     path.unlink(missing_ok=True)

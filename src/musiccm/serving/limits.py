@@ -18,8 +18,7 @@ class Limits:
         max_upload_bytes: Bytes of an uploaded clip.
         max_upload_s: Seconds of an uploaded clip.
         max_upload_channels: Channels of an uploaded clip.
-        max_uploads: Uploaded clips that are kept at once, of all keys.
-        max_own_uploads: Of these, those of one key.
+        max_uploads: Uploaded clips that are kept at once.
         upload_life_s: How long an upload is kept that no waiting job needs.
     """
 
@@ -32,5 +31,4 @@ class Limits:
     max_upload_s: float = 600.0
     max_upload_channels: int = 8
     max_uploads: int = 64
-    max_own_uploads: int = 16
     upload_life_s: float = 3600.0

@@ -7,7 +7,6 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +26,6 @@ CREATE TABLE IF NOT EXISTS uploads (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, created_s REAL NOT NULL, bytes INTEGER NOT NULL, seconds REAL NOT NULL,
     sha256 TEXT NOT NULL);
 """
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A clip that a client brought.
-
-    Args:
-        id: Name of its file.
-        owner: Whose it is.
-        created_s: When it came, in seconds since the epoch.
-    """
-
-    id: str
-    owner: str
-    created_s: float
 
 
 class Store:
@@ -160,11 +144,11 @@ class Store:
             row = self._db.execute("SELECT sha256 FROM uploads WHERE id = ? AND owner = ?", (upload, owner)).fetchone()
         return None if row is None else row["sha256"]
 
-    def uploads(self) -> list[Upload]:
-        """All uploads, the oldest first."""
+    def uploads(self) -> list[tuple[str, float]]:
+        """`(id, created)` of all uploads, the oldest first."""
         with self._lock:
-            rows = self._db.execute("SELECT id, owner, created_s FROM uploads ORDER BY created_s").fetchall()
-        return [Upload(row["id"], row["owner"], row["created_s"]) for row in rows]
+            rows = self._db.execute("SELECT id, created_s FROM uploads ORDER BY created_s").fetchall()
+        return [(row["id"], row["created_s"]) for row in rows]
 
     def forget_upload(self, upload: str) -> None:
         """Remove an upload."""

@@ -29,6 +29,7 @@ UPLOADS = "/v1/uploads"
 JSON_BYTES = 256 * 2**10
 MIN_KEY_CHARS = 16
 
+_LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
 _AUDIO = re.compile(r"audio/[\w.+-]+|application/octet-stream|video/ogg|application/ogg")
 
 
@@ -153,9 +154,8 @@ class Gate:
     def _refusal(self, scope: Scope, headers: Headers, path: str):  # type: ignore[no-untyped-def]
         if not self.keys and not self.any_host:
             name = re.sub(r":\d+$", "", headers.get("host", "")).lower()
-            if not is_loopback(name):
-                return problem(421, "without keys, requests are taken under localhost and loopback addresses alone, "
-                                    "such as 127.0.0.1")
+            if name not in _LOCAL_NAMES:
+                return problem(421, "without keys, requests are taken under the names localhost and 127.0.0.1 alone")
         owner: str | None = ""
         if self.keys and path not in self.open_paths:
             owner = self.keys.owner(headers.get("authorization"))
@@ -163,7 +163,7 @@ class Gate:
                 return problem(401, "expected the header `Authorization: Bearer KEY` with a key of this server",
                                headers={"WWW-Authenticate": "Bearer"})
         scope.setdefault("state", {})["owner"] = owner
-        if scope["method"] != "POST":  # no other one takes a body, which the app says by a 405
+        if scope["method"] not in ("POST", "PUT", "PATCH"):
             return None
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if path == UPLOADS:

@@ -80,13 +80,6 @@ def of_error(error: MusiccmError) -> JSONResponse:
     return problem(422, detail, "refused", errors=[{"field": field, "message": rest}] if named else ())
 
 
-def _of_field(one: Mapping[str, Any]) -> dict[str, str]:
-    if one["type"] == "json_invalid":  # what stands in place of a field is a number of characters
-        reason = one.get("ctx", {}).get("error", one["msg"])
-        return {"field": "body", "message": f"expected JSON, found a mistake at character {one['loc'][-1]}: {reason}"}
-    return {"field": ".".join(map(str, one["loc"][1:])) or str(one["loc"][0]), "message": one["msg"]}
-
-
 def install(app: FastAPI) -> None:
     """Let an app answer with problems alone."""
 
@@ -100,7 +93,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        errors = [_of_field(one) for one in error.errors()]
+        errors = [{"field": ".".join(map(str, one["loc"][1:])) or str(one["loc"][0]), "message": one["msg"]}
+                  for one in error.errors()]
         first = errors[0]
         return problem(422, f"{first['field']}: {first['message']}", "invalid", errors=errors)
 

@@ -9,17 +9,10 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from musiccm.audio.output_level import LEVELS
 from musiccm.errors import MusiccmError
 from musiccm.serving.jobs import JobView
-from musiccm.serving.limits import Limits
 from musiccm.serving.request import EDITS, MAX_GUIDANCE_SCALE, MAX_SEED, MusicRequest
 from musiccm.serving.results import FORMATS
 
 MAX_PRIORITY = 10
-
-# What the engine checks; here it is told, so that clients can know it before they ask.
-_TEXT: dict[str, Any] = {"maxLength": Limits.max_prompt_chars}
-_TEXTS: dict[str, Any] = {"maxItems": Limits.max_prompts}
-_SECONDS: dict[str, Any] = {"maximum": Limits.max_seconds}
-_STEPS: dict[str, Any] = {"maximum": Limits.max_steps}
 
 Level = Literal["none", "peak", "loudness"]
 Format = Literal["wav", "flac", "ogg", "mp3"]
@@ -34,21 +27,18 @@ class PromptAt(_Body):
     """A text and when it begins."""
 
     at: float = Field(ge=0, description="seconds; 0 for the first text")
-    text: str = Field(min_length=1, json_schema_extra=_TEXT)
+    text: str = Field(min_length=1)
 
 
 class JobBody(_Body):
     """What `POST /v1/jobs` takes."""
 
     task: Literal["generate", "compose", "continue", "inpaint", "vary"] = "generate"
-    prompt: str | None = Field(None, min_length=1, description="what the music should be like", json_schema_extra=_TEXT)
-    prompts: list[PromptAt] | None = Field(None, min_length=1, description="texts along time, in place of `prompt`",
-                                           json_schema_extra=_TEXTS)
+    prompt: str | None = Field(None, min_length=1, description="what the music should be like")
+    prompts: list[PromptAt] | None = Field(None, min_length=1, description="texts along time, in place of `prompt`")
     model: str | None = Field(None, description="one of /v1/models; the first by default")
-    seconds: float | None = Field(None, gt=0, description="length; of `continue`, of clip and continuation together",
-                                  json_schema_extra=_SECONDS)
-    steps: int | None = Field(None, ge=1, description="sampling steps; the model's own by default",
-                              json_schema_extra=_STEPS)
+    seconds: float | None = Field(None, gt=0, description="length; of `continue`, of clip and continuation together")
+    steps: int | None = Field(None, ge=1, description="sampling steps; the model's own by default")
     seed: int | None = Field(None, ge=-1, le=MAX_SEED, description="of the noise; drawn where it is left out or -1")
     guidance_scale: float | None = Field(None, ge=0, le=MAX_GUIDANCE_SCALE)
     sampler: str | None = Field(None, description="ddim, lcm, tcd, heun or dpm-solver++, as suits the model")
@@ -91,16 +81,14 @@ class GenerateBody(_Body):
     """What `POST /v1/audio/generate` takes: the field names of vLLM-Omni, and `stream`."""
 
     input: str = Field(min_length=1, validation_alias=AliasChoices("input", "prompt"),
-                       description="what the music should be like; `prompt` is another name of it",
-                       json_schema_extra=_TEXT)
+                       description="what the music should be like; `prompt` is another name of it")
     model: str | None = Field(None, description="one of /v1/models; the first by default")
     response_format: Format = "wav"
-    audio_length: float | None = Field(None, gt=0, description="seconds; those of the model's clips by default",
-                                       json_schema_extra={"maximum": Limits.max_stream_s})
+    audio_length: float | None = Field(None, gt=0, description="seconds; those of the model's clips by default")
     audio_start: float | None = Field(None, description="0, or left out: these models have no such condition")
     negative_prompt: str | None = Field(None, description="empty, or left out: these models take none")
     guidance_scale: float | None = Field(None, ge=0, le=MAX_GUIDANCE_SCALE)
-    num_inference_steps: int | None = Field(None, ge=1, json_schema_extra=_STEPS)
+    num_inference_steps: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=-1, le=MAX_SEED)
     level: Level | None = None
     stream: bool = Field(False, description="send a wav while it is made")
@@ -134,7 +122,7 @@ class GenerateBody(_Body):
 class PromptBody(_Body):
     """What `POST /v1/jobs/{id}/prompt` takes."""
 
-    prompt: str = Field(min_length=1, json_schema_extra=_TEXT)
+    prompt: str = Field(min_length=1)
 
 
 class Job(BaseModel):

@@ -104,7 +104,6 @@ export const audio = async (id, format) => (await call(`/v1/jobs/${id}/audio?for
 export const spectrogram = async (id) => (await call(`/v1/jobs/${id}/spectrogram.png`)).blob();
 export const sidecar = async (id) => (await call(`/v1/jobs/${id}/sidecar`)).blob();
 export const upload = async (file) => (await call("/v1/uploads", { body: file })).json();
-export const removeUpload = (id) => call(`/v1/uploads/${id}`, { method: "DELETE" });
 export const changePrompt = async (id, prompt) =>
   (await call(`/v1/jobs/${id}/prompt`, { json: { prompt } })).json();
 export const openStream = (body, signal) => call("/v1/audio/generate", { json: { ...body, stream: true }, signal });

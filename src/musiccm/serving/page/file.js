@@ -11,19 +11,14 @@ import "./player.js";
  * @param {() => string} prompt what stands in the prompt
  */
 export function fileChooser(edit, prompt) {
-  let kept = null;
   $("file").addEventListener("change", async () => {
     const file = $("file").files[0];
     const box = $("file-result");
     if (!file) return box.replaceChildren();
     const line = h("p", { class: "quiet small", text: `Sending ${file.name}` });
     box.replaceChildren(line);
-    // only so many are kept for one key; jobs have a copy of their own
-    if (kept) api.removeUpload(kept).catch(() => {});
-    kept = null;
     try {
       const clip = await api.upload(file);
-      kept = clip.id;
       line.textContent = `${file.name}, ${seconds(clip.seconds)}. The server keeps it for an hour.`;
       const player = document.createElement("music-player");
       player.load({ sound: file, picture: await picture(file), seconds: clip.seconds, label: file.name });
