@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from musiccm.loading import loading
 
 #: Prints the exit code, and of the modules that are named first those that were loaded.
 COUNT = """
@@ -49,3 +52,36 @@ def test_what_is_wrong_is_refused_before_libraries_are_loaded(
     found, shown = loaded(tmp_path, HEAVY, *arguments)
     assert found == [code] and said in shown, shown
     assert list(tmp_path.iterdir()) == []
+
+
+#: Of training, of measuring and of serving: `generate` uses none of them.
+OF_OTHERS = ("pytorch_lightning", "lightning_fabric", "torchmetrics", "timm", "librosa", "sklearn", "matplotlib",
+             "fastapi", "uvicorn", "omegaconf", "jsonargparse", "tensorboard", "musiccm.systems", "musiccm.evaluation",
+             "musiccm.callbacks", "musiccm.serving", "musiccm.losses", "musiccm.embedders")
+
+
+def test_music_is_made_without_what_trains_measures_and_serves(tmp_path: Path) -> None:
+    found, shown = loaded(tmp_path, ("torch", *OF_OTHERS), "generate", "organ", "--steps", "1", "--out", "x.wav")
+    assert found == ["0", "torch"], shown
+    assert (tmp_path / "x.wav").is_file()
+
+
+def test_the_collector_rests_while_things_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen = gc.get_freeze_count()
+    with loading():
+        assert not gc.isenabled()
+    assert gc.isenabled() and gc.get_freeze_count() == frozen
+    gc.disable()
+    try:
+        with loading():
+            pass
+        assert not gc.isenabled(), "whoever had it off keeps it off"
+    finally:
+        gc.enable()
+    monkeypatch.setattr("musiccm.loading._stays", True)
+    try:
+        with pytest.raises(KeyError), loading():
+            raise KeyError
+        assert gc.isenabled() and gc.get_freeze_count() > frozen
+    finally:
+        gc.unfreeze()
