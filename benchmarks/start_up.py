@@ -1,7 +1,7 @@
 """Processor time of commands from their start to their end, against `import torch` in the same run.
 
-User and system time of a process each, which other work on the machine disturbs less than the clock; one thread. Byte
-code is kept in a folder of the benchmark, so that a first run, which is not counted, compiles it and no other does.
+User and system time of a process each, its end included, which other work on the machine disturbs less than the clock;
+one thread. Byte code is kept, as Python does by itself: a first run, which is not counted, compiles it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def processor_s(arguments: list[str], folder: Path, code: int = 0) -> float:
     Raises:
         MusiccmError: It ended with another one.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPYCACHEPREFIX": str(folder / "pyc")}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with (folder / "said").open("w+") as said:
         process = subprocess.Popen([sys.executable, *arguments], cwd=folder, stdout=said, stderr=said, env=environment)
