@@ -21,11 +21,12 @@ from musiccm.errors import MusiccmError
 from musiccm.evaluation.galleries import bundle_index
 from musiccm.export import StudentInfo, export_student, student_scheduler
 from musiccm.files import replacing_folder
+from musiccm.local_models import PACKAGED, local_bundle
 from musiccm.models import attention_heads
 from musiccm.models.acceleration.networks import CpuConv2d
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.card import write_card
-from musiccm.models.bundle.files import PACKAGED, TRAINING_INDEX, local_bundle
+from musiccm.models.bundle.files import TRAINING_INDEX
 from musiccm.models.bundle.student_record import sampler_record
 from musiccm.models.codec import LatentCodec
 from musiccm.models.denoiser import Consistency, Denoiser

@@ -22,6 +22,7 @@ from musiccm.commands._trainer_help import ALL_OPTIONS, page
 from musiccm.config import merge_config_arguments
 from musiccm.errors import MusiccmError, missing_extra, reason
 from musiccm.failures import error_number, name_too_long, why_not_written
+from musiccm.loading import loading, one_command
 from musiccm.quiet import quiet_libraries
 from musiccm.terminal import say
 from musiccm.texts import PRINTABLE
@@ -45,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         143 after another signal (docs/launch.md), 141 when the reader of our output has gone, 1 for everything else.
     """
     arguments = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        one_command()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end a run
             stream.reconfigure(errors=PRINTABLE)
@@ -112,7 +115,9 @@ def _dispatch(arguments: list[str]) -> int:
             return 0
         rest = merge_config_arguments(name, ["--help" if word == ALL_OPTIONS else word for word in rest])
     try:
-        code = commands.load(name)(rest)
+        with loading():
+            command = commands.load(name)
+        code = command(rest)
     except SystemExit:
         _leave_group()
         raise

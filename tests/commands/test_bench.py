@@ -13,6 +13,7 @@ from PIL import Image
 from musiccm.cli import main
 from musiccm.commands._timing import ROW_KEYS, alternating, row
 from musiccm.commands.bench import load
+from musiccm.errors import MusiccmError
 from musiccm.export import StudentInfo, export_student
 from musiccm.models.bundle import Bundle
 from musiccm.models.lora import Lora
@@ -326,3 +327,23 @@ def test_long_music_benchmarks_run_on_a_bundle_with_a_fast_decoder(student, monk
     assert figure["student, continued: level jump over 1 s, against a hard join"] > 0
     assert figure["student, mended: spectral change over 0.1 s, against a hard join"] > 0
     assert not any("mended" in case and "over 1 s" in case for case in figure), "what is made anew is shorter"
+
+
+def test_processor_time_of_commands(tmp_path, monkeypatch):
+    start_up = load(BENCHMARKS / "start_up.py")
+    busy = "import time\nwhile time.process_time() < 0.3: pass\nprint('so much', end='')\nraise SystemExit(3)"
+    assert 0.3 <= start_up.processor_s(["-c", busy], tmp_path, 3)
+    with pytest.raises(MusiccmError, match="expected exit code 0, found 3: so much"):
+        start_up.processor_s(["-c", busy], tmp_path)
+
+    calls = []
+
+    def fake(arguments, folder, code=0):
+        calls.append(arguments)
+        first = len({tuple(call) for call in calls}) == len(calls)
+        return 100.0 if first else (1.0 if arguments == start_up.TORCH else 4.0)
+
+    monkeypatch.setattr(start_up, "processor_s", fake)
+    rows = start_up.run("musiccm-tiny")
+    assert {r["ours"] for r in rows} == {4.0} and {r["ratio"] for r in rows} == {0.25}, "the first turn is not counted"
+    assert any("musiccm-tiny-student" in call for call in calls)

@@ -15,9 +15,8 @@ import pytest
 import soundfile
 
 from musiccm.audio.wav_stream import wav_header
+from musiccm.bounds import MAX_WHOLE_S, SAMPLER_NAMES
 from musiccm.cli import main
-from musiccm.commands.generate import SAMPLER_NAMES
-from musiccm.long_form import MAX_WHOLE_S
 from musiccm.pipeline import Pipeline
 from musiccm.samplers import SAMPLERS, Tcd
 

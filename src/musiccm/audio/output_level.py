@@ -10,9 +10,8 @@ from torch import Tensor
 
 from musiccm.audio.limiter import whole_gain
 from musiccm.audio.loudness import NEAR_SILENCE_LUFS, all_peaks, decibels, loudness_lufs
-from musiccm.errors import MusiccmError
+from musiccm.bounds import LEVELS, one_of
 
-LEVELS = ("none", "peak", "loudness")
 #: ReplayGain 2.0's reference, which leaves most music its peaks.
 TARGET_LUFS = -18.0
 #: Largest true peak; coders such as mp3 add some tenths of a dB, and streaming services ask for -1.
@@ -40,9 +39,7 @@ def check_level(level: str) -> str:
     Raises:
         MusiccmError: It is none of these.
     """
-    if level not in LEVELS:
-        raise MusiccmError(f"level: expected one of {', '.join(LEVELS)}, found {level!r}")
-    return level
+    return one_of("level", level, LEVELS)
 
 
 def levelled(waveform_S: Tensor, sample_rate_hz: int, level: str, lufs: float | None = None) -> Tensor:

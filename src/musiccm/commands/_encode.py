@@ -22,9 +22,10 @@ from musiccm.data.latent_cache.fingerprint import (
 )
 from musiccm.device import choose_device
 from musiccm.errors import MusiccmError
+from musiccm.local_models import local_bundle
 from musiccm.locks import locked_folder
 from musiccm.models.bundle import Bundle
-from musiccm.models.bundle.files import check_part, local_bundle
+from musiccm.models.bundle.files import check_part
 from musiccm.models.melody.features import load_source
 from musiccm.models.melody.tokenizer import tokenizer_of
 from musiccm.systems.encoding.data import SPLITS, EncodingData

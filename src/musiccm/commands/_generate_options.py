@@ -1,17 +1,28 @@
-"""Numbers that no piece can be made with, refused by the name of their option before a model is read."""
+"""Options that no piece can be made with, refused by their name before torch is loaded."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import math
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+from musiccm.bounds import (
+    FUSIONS,
+    MAX_GUIDANCE_SCALE,
+    MAX_STREAM_S,
+    MAX_WHOLE_S,
+    check_duration,
+    check_steps,
+    check_text,
+    check_texts,
+    one_of,
+)
+from musiccm.commands._edits import edit_of
 from musiccm.errors import MusiccmError
-
-MAX_GUIDANCE_SCALE = 100.0
-"""Published scales are below 10; far above, float32 overflows."""
+from musiccm.local_models import local_scheduler
 
 #: What the library calls an argument, and its option.
 OPTIONS = {
@@ -21,15 +32,35 @@ OPTIONS = {
 }
 
 
-def check_numbers(args: argparse.Namespace) -> None:
-    """Refuse what lies outside the range that an option has for every model.
+def check_options(args: argparse.Namespace, changes: Sequence[tuple[float, str]]) -> None:
+    """Refuse what no model takes, and steps that the one that is named has not.
 
     Args:
         args: The arguments of `generate`.
+        changes: Texts from later on, of `--at`.
 
     Raises:
         MusiccmError: Names the option, what was expected and what was found.
     """
+    _check_ranges(args)
+    if args.prompts:
+        check_texts(args.prompts)
+    for start, text in changes:
+        check_text(text, f"prompt at {start:g} s")
+    if args.seconds is not None and args.stream:
+        check_duration(args.seconds, MAX_STREAM_S, "without --seconds a stream goes on until it is interrupted")
+    elif args.seconds is not None:
+        check_duration(args.seconds, MAX_WHOLE_S, "--stream makes longer music")
+    if args.fusion is not None:
+        one_of("fusion", args.fusion, FUSIONS)
+    kind = edit_of(args)
+    if kind is not None and not os.path.exists(clip := getattr(args, f"{kind}_")):
+        raise MusiccmError(f"{clip}: missing: expected an audio file here; check the path")
+    if args.steps is not None and (scheduler := local_scheduler(args.model)) is not None:
+        check_steps(args.steps, scheduler)
+
+
+def _check_ranges(args: argparse.Namespace) -> None:
     ranges = {
         "steps": (1, math.inf, "a whole number from 1 on"),
         "seed": (0, math.inf, "a whole number from 0 on"),
@@ -46,6 +77,9 @@ def check_numbers(args: argparse.Namespace) -> None:
     for option, value in (("--from", args.from_), ("--to", args.to)):
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise MusiccmError(f"{option}: expected seconds, from 0 on, found {value}")
+    if args.from_ is not None and args.from_ >= args.to:
+        raise MusiccmError(f"--from, --to: expected a range that ends after its start, found from {args.from_:g} s to "
+                           f"{args.to:g} s")
 
 
 @contextlib.contextmanager

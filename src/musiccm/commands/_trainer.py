@@ -32,6 +32,7 @@ from musiccm.commands._trainer_options import check_trainer_options, class_name,
 from musiccm.config import check_run_name, no_resolvers
 from musiccm.errors import MusiccmError
 from musiccm.files import sweep_below
+from musiccm.loading import loading
 from musiccm.locks import held_run
 from musiccm.systems.distillation import DistilledSystem
 from musiccm.terminal import interactive, say
@@ -98,8 +99,13 @@ class TrainerCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args) -> None:
         """Parse, without Lightning's warning that `sys.argv` exists too."""
-        with no_resolvers():
+        with no_resolvers(), loading():
             self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        """Build the run, which imports what its networks are made of."""
+        with loading():
+            super().instantiate_classes()
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's hyperparameters override YAML and command line; here those win."""

@@ -22,8 +22,9 @@ def pack_words(argv: list[str]) -> int:
     """
     args = _parser().parse_args(argv)
     from musiccm.data.experiment import data_module
+    from musiccm.local_models import local_bundle
     from musiccm.models.bundle import Bundle
-    from musiccm.models.bundle.files import WORDS, local_bundle
+    from musiccm.models.bundle.files import WORDS
     from musiccm.models.bundle.training_words import EMBEDDINGS_FILE, WORDS_FILE, write_words
 
     folder = local_bundle(args.to)

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musiccm import signals
+from musiccm.bounds import FUSIONS, LEVELS, SAMPLER_NAMES, SCHEDULES, check_texts
 from musiccm.commands._edits import DEFAULT_STRENGTH, edit_of, edited_clips, write_edits
-from musiccm.commands._generate_options import check_numbers, naming_options
+from musiccm.commands._generate_options import check_options, naming_options
 from musiccm.commands._outputs import FORMATS, STDOUT, checked_files, checked_outputs, output_name, output_paths
 from musiccm.commands._sidecar import check_model, says, take_over
 from musiccm.errors import MusiccmError
+from musiccm.loading import loading
 from musiccm.terminal import say
 from musiccm.texts import short
 
@@ -26,12 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "output_paths"]
 
-# Those of musiccm.samplers, which is not imported before the options are known to be good.
-SAMPLER_NAMES = ("ddim", "lcm", "tcd", "heun", "dpm-solver++")
-SCHEDULE_NAMES = ("trailing", "angle_uniform", "angle_proposed")
 DEFAULT_MODEL = "musiccm-tiny-student"
-# Those of musiccm.audio.output_level.
-LEVEL_NAMES = ("none", "peak", "loudness")
 
 
 def main(argv: list[str]) -> int:
@@ -50,8 +47,8 @@ def main(argv: list[str]) -> int:
     _check_together(args)
     if args.level is None:
         args.level = "none" if edit_of(args) else "loudness"
-    check_numbers(args)
     with naming_options():
+        check_options(args, _changes(args))
         return _generate(args)
 
 
@@ -62,19 +59,8 @@ def _generate(args: argparse.Namespace) -> int:
         suffixes = [".wav"] if args.stream else [f".{name}" for name in FORMATS]
         paths = checked_outputs(args.out, len(args.prompts), suffixes, args.force)
 
-    from musiccm.device import choose_device
-    from musiccm.long_form import MAX_STREAM_S, MAX_WHOLE_S, check_duration, check_texts
-    from musiccm.models.acceleration.networks import check_backend
-    from musiccm.pipeline import Pipeline
-
-    check_texts(args.prompts)
-    if args.seconds is not None and args.stream:
-        check_duration(args.seconds, MAX_STREAM_S, "without --seconds a stream goes on until it is interrupted")
-    elif args.seconds is not None:
-        check_duration(args.seconds, MAX_WHOLE_S, "--stream makes longer music")
-    device = choose_device(args.device)
-    check_backend("--compile", args.compile)
-    pipeline = Pipeline.from_pretrained(args.model, decoder=args.decoder).to(device).accelerate(args.half, args.compile)
+    with loading():
+        pipeline = _open(args)
     if args.sidecar is not None:
         check_model(pipeline, args.sidecar, args.from_sidecar)
     for found in pipeline.unfamiliar(list(dict.fromkeys([*args.prompts, *(text for _, text in _changes(args))]))):
@@ -88,6 +74,17 @@ def _generate(args: argparse.Namespace) -> int:
     _say(args, f"{len(args.prompts)} clip(s) of {made_s:g} s in {time.perf_counter() - start:.2f} s, "
                f"{pipeline.evaluations}")
     return 0
+
+
+def _open(args: argparse.Namespace) -> Pipeline:
+    """The model, on its device."""
+    from musiccm.device import choose_device
+    from musiccm.models.acceleration.networks import check_backend
+    from musiccm.pipeline import Pipeline
+
+    device = choose_device(args.device)
+    check_backend("--compile", args.compile)
+    return Pipeline.from_pretrained(args.model, decoder=args.decoder).to(device).accelerate(args.half, args.compile)
 
 
 def _read_prompts(args: argparse.Namespace) -> list[Path]:
@@ -108,7 +105,7 @@ def _read_prompts(args: argparse.Namespace) -> list[Path]:
         if path in files:
             raise MusiccmError(f"{args.prompts_file}: the ids {files[path]!r} and {name!r} name one file, {path}")
         files[path] = name
-    args.prompts = list(captions.values())
+    args.prompts = check_texts(list(captions.values()))
     return checked_files(list(files), args.force)
 
 
@@ -262,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", help="file to write, a .wav, .flac, .ogg or .mp3 (a stream: .wav), numbered for "
                                       "several; - writes to the standard output (default out.wav)")
     parser.add_argument("--format", choices=FORMATS, help="in place of the ending of --out, and for --prompts and -")
-    parser.add_argument("--level", choices=LEVEL_NAMES,
+    parser.add_argument("--level", choices=LEVELS,
                         help="loudness: -18 LUFS, true peaks below -1 dBTP; peak: true peak at -1 dBTP; both fade ends "
                              "that cut a wave; none: the model's own samples, as evaluations need them (default: "
                              "loudness, and none for edits)")
@@ -280,7 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sampler", choices=SAMPLER_NAMES,
                         help="lcm, tcd or ddim for a student; ddim, heun or dpm-solver++ for a teacher")
     parser.add_argument("--gamma", type=float, help="for a student: share of fresh noise between steps, 0 to 1")
-    parser.add_argument("--schedule", choices=SCHEDULE_NAMES,
+    parser.add_argument("--schedule", choices=SCHEDULES,
                         help="for a teacher: noise levels at equal distances of timesteps (trailing, the default), "
                              "or by the angle of signal and noise")
     parser.add_argument("--decoder", choices=["fast", "original"],
@@ -298,7 +295,7 @@ def _parser() -> argparse.ArgumentParser:
     long.add_argument("--stream", action="store_true",
                       help="write while the music is made, in constant memory; without --seconds until interrupted")
     long.add_argument("--overlap", type=float, help="shared part of neighbouring windows, 0 to below 1 (default 0.5)")
-    long.add_argument("--fusion", help="how windows are fused: uniform, triangular or swap")
+    long.add_argument("--fusion", metavar="FUSION", help=f"how windows are fused: {', '.join(FUSIONS)}")
     edit = parser.add_argument_group("music that is there").add_mutually_exclusive_group()
     edit.add_argument("--continue", dest="continue_", metavar="FILE", help="go on where this ends: its samples stay "
                       "as they are but for a last tenth of a second; --seconds is the length of both together")

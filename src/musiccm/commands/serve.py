@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from musiccm.errors import MusiccmError
+from musiccm.loading import loading
 from musiccm.terminal import say
 
 KEYS_VARIABLE = "MUSICCM_KEYS"
@@ -46,7 +47,8 @@ def main(argv: list[str]) -> int:
         keep_bytes=args.keep_gb * 2**30, limits=limits)
     listening = bound_socket(args.host, args.port)
     named = args.model or ["musiccm-tiny-student"]
-    served = [load_model(one, device, args.decoder, args.half, args.compile) for one in named]
+    with loading():
+        served = [load_model(one, device, args.decoder, args.half, args.compile) for one in named]
     metrics = Metrics()
     engine = Engine(served, args.folder, settings, metrics.told)
     try:

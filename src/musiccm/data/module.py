@@ -34,8 +34,8 @@ from musiccm.data.trajectories.files import check_trajectories
 from musiccm.data.vocabulary import TagVocabulary
 from musiccm.data.waveforms import WaveformWindows, collate_waveforms
 from musiccm.errors import MusiccmError
+from musiccm.local_models import local_bundle
 from musiccm.models.bundle import Bundle
-from musiccm.models.bundle.files import local_bundle
 from musiccm.models.melody.tokenizer import tokenizer_of
 
 log = logging.getLogger(__name__)

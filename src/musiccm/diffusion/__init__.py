@@ -1,7 +1,7 @@
 """Diffusion maths on tensors: noise processes, prediction types, consistency boundary, solvers, guidance, grids."""
 
+from musiccm.bounds import ANGLE_SCHEDULES
 from musiccm.diffusion.angles import (
-    ANGLE_SCHEDULES,
     angle_timesteps,
     noised_at,
     rotate,

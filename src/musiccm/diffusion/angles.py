@@ -11,11 +11,9 @@ import math
 import torch
 from torch import Tensor
 
+from musiccm.bounds import ANGLE_SCHEDULES
 from musiccm.diffusion.process import NoiseProcess, compute_dtype
 from musiccm.errors import MusiccmError
-
-ANGLE_SCHEDULES = ("uniform", "proposed")
-"""`uniform` steps are alike; `proposed` ones (MeLoDy, section 4.3) grow linearly with the noise: large ones first."""
 
 #: The way from noise to clean.
 QUARTER = math.pi / 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from musiccm.bounds import check_student_steps
 from musiccm.errors import MusiccmError
 
 TIMESTEP_MODES = ("uniform", "stratified")
@@ -100,11 +101,7 @@ def sampling_timesteps(steps: int, grid: Tensor) -> Tensor:
         MusiccmError: if `steps` is outside that range.
     """
     points = grid.numel()
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= points:
-        raise MusiccmError(
-            f"steps: expected a whole number from 1 to {points}, the size of the grid that the student was trained on, "
-            f"found {steps!r}."
-        )
+    check_student_steps(steps, points)
     # Integer arithmetic: floor(i * N / steps) without the rounding of a float linspace.
     index = torch.arange(steps) * points // steps
     return grid.flip(0)[index.to(grid.device)]

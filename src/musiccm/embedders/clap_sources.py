@@ -10,8 +10,9 @@ from musiccm.embedders.clap import ClapEmbedder
 from musiccm.embedders.registry import load_embedder
 from musiccm.embedders.weights import PUBLISHED, weights_folder
 from musiccm.errors import MusiccmError
+from musiccm.local_models import local_bundle
 from musiccm.models.bundle import Bundle
-from musiccm.models.bundle.files import PARTS, SECOND_CLAP, has_token_encoder, local_bundle
+from musiccm.models.bundle.files import PARTS, SECOND_CLAP, has_token_encoder
 
 if TYPE_CHECKING:
     from musiccm.models.conditioners.clap import ClapConditioner

@@ -12,8 +12,8 @@ from musiccm.audio.io import SILENCE_PEAK, BadAudio, open_audio
 from musiccm.audio.original import Original, read_original
 from musiccm.audio.resample import resample
 from musiccm.audio.windows import PEAK, level
+from musiccm.bounds import MAX_WHOLE_S
 from musiccm.errors import MusiccmError
-from musiccm.long_form.compose import MAX_WHOLE_S
 from musiccm.long_form.model import MusicModel
 
 

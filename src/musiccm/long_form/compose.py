@@ -8,37 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from musiccm.bounds import check_duration
 from musiccm.errors import MusiccmError
 from musiccm.long_form.direct import piece_decoder
 from musiccm.long_form.layout import lay_out
 from musiccm.long_form.model import MusicModel
 from musiccm.long_form.prompts import Prompts
 from musiccm.samplers import Stepper
-
-MAX_WHOLE_S = 3600.0
-"""Longest piece that is made whole, whose latents and sound are held in memory; a stream has no such limit."""
-
-MAX_STREAM_S = 1e9
-"""Longest stream of a stated length, 32 years: far beyond any file, and its samples still are exact numbers."""
-
-def check_duration(duration_s: Any, longest_s: float = MAX_WHOLE_S, advice: str = "stream longer music") -> float:
-    """Refuse lengths that no piece can have.
-
-    Args:
-        duration_s: What was asked for.
-        longest_s: The limit.
-        advice: What to do about more.
-
-    Returns:
-        The seconds.
-
-    Raises:
-        MusiccmError: Not a number above 0 and up to the limit.
-    """
-    if isinstance(duration_s, bool) or not isinstance(duration_s, int | float) or not 0 < duration_s <= longest_s:
-        raise MusiccmError(f"duration: expected seconds above 0 and up to {longest_s:g}, found {duration_s!r}; "
-                           f"{advice}")
-    return float(duration_s)
 
 
 def check_batch(batch_size: Any) -> int:

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from musiccm.audio.resample import resample
+from musiccm.bounds import check_duration
 from musiccm.errors import MusiccmError
 from musiccm.long_form.chunk_piece import ChunkPiece
 from musiccm.long_form.clip import SourceClip
-from musiccm.long_form.compose import check_duration, decode_whole
+from musiccm.long_form.compose import decode_whole
 from musiccm.long_form.edited import Edited
 from musiccm.long_form.encode import encode_sound
 from musiccm.long_form.finishing import warn_of_silent_edit

@@ -8,7 +8,8 @@ from typing import Any, cast
 from torch import Tensor
 
 from musiccm.audio.output_level import check_level
-from musiccm.long_form.compose import MAX_STREAM_S, check_duration, compose
+from musiccm.bounds import MAX_STREAM_S, check_duration
+from musiccm.long_form.compose import compose
 from musiccm.long_form.edit import Editor
 from musiccm.long_form.finishing import finished
 from musiccm.long_form.layout import lay_out

@@ -4,59 +4,16 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from musiccm.bounds import check_text
 from musiccm.diffusion import AnyCondition
 from musiccm.errors import MusiccmError
 from musiccm.texts import short
 
 Prompts: TypeAlias = "str | Sequence[tuple[float, str]]"
 """One text, or a list of (start in seconds, text), the first from 0 on."""
-
-
-def check_text(text: Any, name: str = "prompt") -> str:
-    """Refuse what is no description.
-
-    Args:
-        text: What was given.
-        name: What it is called in the message.
-
-    Returns:
-        The text.
-
-    Raises:
-        MusiccmError: It is empty, no text, or holds characters that no text holds.
-    """
-    if not isinstance(text, str) or not text.strip():
-        raise MusiccmError(f"{name}: expected a description such as 'a calm piano melody', found {text!r}")
-    odd = next((c for c in text if "\ud800" <= c <= "\udfff" or (c < " " and c not in "\t\n\r")), None)
-    if odd is not None:
-        raise MusiccmError(f"{name}: expected text, found the character {odd!r} in {text[:60]!r}; was it read from "
-                           "something that is not UTF-8 text?")
-    return text
-
-
-def check_texts(prompts: str | Sequence[str]) -> list[str]:
-    """A list of descriptions from one or several.
-
-    Args:
-        prompts: One text or several.
-
-    Returns:
-        The texts.
-
-    Raises:
-        MusiccmError: There is none, or one of them is refused by `check_text`.
-    """
-    if isinstance(prompts, str):
-        return [check_text(prompts, "prompt 1 of 1")]
-    if isinstance(prompts, bytes) or not isinstance(prompts, Iterable):
-        raise MusiccmError(f"prompts: expected a text or a list of texts, found {prompts!r}")
-    texts = list(prompts)
-    if not texts:
-        raise MusiccmError("prompts: expected at least one text, found an empty list")
-    return [check_text(text, f"prompt {i + 1} of {len(texts)}") for i, text in enumerate(texts)]
 
 
 class PromptPlan:

@@ -1,8 +1,9 @@
 """Samplers over the denoiser contract, by name, and pieces of any length sampled crop by crop."""
 
+from musiccm.bounds import FUSIONS, SCHEDULES
 from musiccm.samplers.base import Guidance, Sampler, StepCallback, Stepper, renoise
 from musiccm.samplers.chunks import ChunkWindows, TokensOf, fill_piece, stream_piece, tokens_of
-from musiccm.samplers.crops import FUSIONS, Crops, fade_profile, fusion_profile
+from musiccm.samplers.crops import Crops, fade_profile, fusion_profile
 from musiccm.samplers.evaluations import Evaluations
 from musiccm.samplers.held import fill, holding
 from musiccm.samplers.noise import (
@@ -18,7 +19,6 @@ from musiccm.samplers.noise import (
 )
 from musiccm.samplers.rules import (
     SAMPLERS,
-    SCHEDULES,
     Ddim,
     DpmSolver,
     Heun,

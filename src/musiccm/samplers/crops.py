@@ -7,11 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from musiccm.bounds import FUSIONS
 from musiccm.errors import MusiccmError
-
-FUSIONS = ("uniform", "triangular", "swap")
-"""`uniform` is the plain mean over the crops that cover a frame (MusicCM, equation 10), `triangular` weighs each crop
-by the distance to its edge, `swap` takes alternate frames from alternate crops and averages nothing."""
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from musiccm.diffusion import ANGLE_SCHEDULES, BoundDenoise, NoiseProcess, compute_dtype, heun_jump
+from musiccm.bounds import SCHEDULES
+from musiccm.diffusion import BoundDenoise, NoiseProcess, compute_dtype, heun_jump
 from musiccm.errors import MusiccmError
 from musiccm.samplers.base import Sampler, StepCallback, check_gamma
 from musiccm.samplers.noise import NoiseFn
-
-SCHEDULES = ("trailing", *(f"angle_{kind}" for kind in ANGLE_SCHEDULES))
-"""How a teacher's noise levels lie: at equal distances of timesteps (`trailing_timesteps`), or by the angle of signal
-and noise (`angle_timesteps`)."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from musiccm.bounds import SCHEDULES, check_teacher_steps
 from musiccm.diffusion import (
     AnyCondition,
     ConsistencyFunction,
@@ -18,7 +19,7 @@ from musiccm.diffusion import (
 )
 from musiccm.errors import MusiccmError
 from musiccm.samplers.base import Guidance, Sampler, Stepper
-from musiccm.samplers.rules import SAMPLERS, SCHEDULES, SamplerSpec, TeacherRule, make_sampler
+from musiccm.samplers.rules import SAMPLERS, SamplerSpec, TeacherRule, make_sampler
 
 STUDENT_SAMPLER, TEACHER_SAMPLER = "lcm", "ddim"
 FIXED = StudentGuidance()
@@ -39,10 +40,7 @@ def trailing_timesteps(steps: int, num_train_timesteps: int) -> list[int]:
     Raises:
         MusiccmError: if `steps` is not a whole number from 1 to half of `num_train_timesteps`.
     """
-    # With more steps the lowest timestep would be 0, which as the target of a jump means clean already.
-    most = num_train_timesteps // 2
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
-        raise MusiccmError(f"steps: expected a whole number from 1 to {most}, found {steps!r}.")
+    check_teacher_steps(steps, num_train_timesteps)
     return [round((steps - i) * num_train_timesteps / steps) - 1 for i in range(steps)]
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from musiccm.audio.output_level import check_level
+from musiccm.bounds import MAX_GUIDANCE_SCALE
 from musiccm.errors import MusiccmError
 from musiccm.long_form import PromptPlan
 from musiccm.samplers import make_sampler
@@ -17,7 +18,6 @@ from musiccm.serving.limits import Limits
 TASKS = ("generate", "compose", "continue", "inpaint", "vary", "stream")
 EDITS = ("continue", "inpaint", "vary")
 MAX_SEED = 2**63 - 1
-MAX_GUIDANCE_SCALE = 100.0
 DEFAULT_STRENGTH = 0.4
 
 #: Fields that a task has no use for; naming one that would be ignored is refused.

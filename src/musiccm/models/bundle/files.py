@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
-import importlib.resources
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +18,7 @@ from torch import nn
 from musiccm.diffusion import gives_tokens
 from musiccm.errors import MusiccmError
 from musiccm.files import naming_full_disk, write_json, write_text
+from musiccm.local_models import PACKAGED, packaged_bundle
 from musiccm.locks import LOCK, turn
 from musiccm.models.bundle.untrusted import check_base, check_folder
 from musiccm.models.denoiser import takes_scale
@@ -34,10 +34,6 @@ WORDS = "words"
 SECOND_CLAP = "evaluators/clap_second"
 #: Keys of an encoder-decoder's weights that are no part of its encoder: `text_encoder/` may be a whole T5.
 BEYOND_THE_ENCODER = ("decoder.", "lm_head.")
-PACKAGED = {"musiccm-tiny": "tiny", "musiccm-tiny-student": "tiny-student",
-            "musiccm-tiny-tango": "tiny-tango", "musiccm-tiny-tango-student": "tiny-tango-student",
-            "musiccm-tiny-melody": "tiny-melody", "musiccm-tiny-melody-student": "tiny-melody-student"}
-
 
 #: What reads every text encoder but CLAP, by its configuration.
 TOKEN_ENCODER = "AutoModelForTextEncoding"
@@ -85,19 +81,6 @@ PARTS = {
 }
 
 
-def local_bundle(path: str | Path) -> Path | None:
-    """The directory of a bundle given by path or packaged name; None for anything else, such as a hub id."""
-    if Path(path).is_dir():
-        return Path(path)
-    packaged = _packaged(str(path))
-    return packaged if packaged is not None and packaged.is_dir() else None
-
-
-def _packaged(name: str) -> Path | None:
-    bundles = Path(str(importlib.resources.files("musiccm"))) / "bundles"
-    return bundles / PACKAGED[name] if name in PACKAGED else None
-
-
 def resolve_bundle(path: str | Path, parts: Iterable[str] | None = None, here: bool = True) -> Path:
     """Find a bundle: a directory, a packaged name, or a hub id, of which only the needed files are fetched.
 
@@ -117,7 +100,7 @@ def resolve_bundle(path: str | Path, parts: Iterable[str] | None = None, here: b
     if here and Path(path).is_dir():
         return Path(path)
     name = str(path)
-    if (folder := _packaged(name)) is not None:
+    if (folder := packaged_bundle(name)) is not None:
         if not folder.is_dir():
             raise MusiccmError(f"the packaged bundle '{name}' is not in this installation ({folder}); reinstall "
                                "musiccm, or build it in a clone (`make bundle`, `make bundle-tango`, `make "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from musiccm.errors import MusiccmError
-from musiccm.models.bundle.files import local_bundle
+from musiccm.local_models import local_bundle
 from musiccm.models.bundle.untrusted import check_folder
 from musiccm.models.bundle.weights_folder import load_weights, make_config, read_config, save_weights_folder
 from musiccm.models.melody.features import FeatureSource

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from musiccm.audio.output_level import LEVELS
+from musiccm.bounds import LEVELS, MAX_GUIDANCE_SCALE
 from musiccm.errors import MusiccmError
 from musiccm.serving.jobs import JobView
-from musiccm.serving.request import EDITS, MAX_GUIDANCE_SCALE, MAX_SEED, MusicRequest
+from musiccm.serving.request import EDITS, MAX_SEED, MusicRequest
 from musiccm.serving.results import FORMATS
 
 MAX_PRIORITY = 10
