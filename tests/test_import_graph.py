@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # "" is the package itself, for its version
-ALWAYS = {"bounds", "columns", "errors", "failures", "files", "local_models", "locks", "progress", "signals",
-          "terminal", "texts", ""}
+ALWAYS = {"bounds", "columns", "errors", "failures", "files", "loading", "local_models", "locks", "progress",
+          "signals", "terminal", "texts", ""}
 
 
 def read_table(text: str) -> dict[str, set[str]]:
