@@ -187,12 +187,18 @@ def _add_jobs(app: FastAPI) -> None:
               openapi_extra={"requestBody": {"required": True, "content": content}})
     async def upload(request: Request, engine: EngineOf, owner: OwnerOf) -> schema.Upload:
         """Bring a clip to edit, as the body: wav, flac, ogg or mp3."""
-        path = await _run(engine.new_upload)
+        path = await _run(engine.new_upload, owner)
         try:
             await _receive(request, path)
             return schema.Upload(**await _run(engine.add_upload, path, owner))
         finally:
             path.unlink(missing_ok=True)
+
+    @app.delete("/v1/uploads/{upload}", tags=["jobs"], status_code=status.HTTP_204_NO_CONTENT,
+                responses=problems.documented(401, 404, 422, 500, 507))
+    def remove_upload(upload: str, engine: EngineOf, owner: OwnerOf) -> None:
+        """Remove a clip that was brought; jobs that were asked for keep it."""
+        engine.remove_upload(upload, owner)
 
 
 def _add_results(app: FastAPI) -> None:
