@@ -1,4 +1,4 @@
-"""The clips that clients brought: so many a key and in all, the least recently used going first where room is needed."""
+"""The clips that clients brought: so many a key and in all; the least recently used makes room."""
 
 from __future__ import annotations
 

@@ -29,7 +29,6 @@ UPLOADS = "/v1/uploads"
 JSON_BYTES = 256 * 2**10
 MIN_KEY_CHARS = 16
 
-_LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
 _AUDIO = re.compile(r"audio/[\w.+-]+|application/octet-stream|video/ogg|application/ogg")
 
 
@@ -154,8 +153,9 @@ class Gate:
     def _refusal(self, scope: Scope, headers: Headers, path: str):  # type: ignore[no-untyped-def]
         if not self.keys and not self.any_host:
             name = re.sub(r":\d+$", "", headers.get("host", "")).lower()
-            if name not in _LOCAL_NAMES:
-                return problem(421, "without keys, requests are taken under the names localhost and 127.0.0.1 alone")
+            if not is_loopback(name):
+                return problem(421, "without keys, requests are taken under localhost and addresses of this machine "
+                                    "alone, such as 127.0.0.1")
         owner: str | None = ""
         if self.keys and path not in self.open_paths:
             owner = self.keys.owner(headers.get("authorization"))
@@ -163,7 +163,7 @@ class Gate:
                 return problem(401, "expected the header `Authorization: Bearer KEY` with a key of this server",
                                headers={"WWW-Authenticate": "Bearer"})
         scope.setdefault("state", {})["owner"] = owner
-        if scope["method"] not in ("POST", "PUT", "PATCH"):
+        if scope["method"] != "POST":  # no endpoint takes a body by another method
             return None
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if path == UPLOADS:
