@@ -1,7 +1,7 @@
 """musiccm behind LitServe: replicas that make music, and one server with queue, jobs and results in front of them.
 
-    python deploy/lit_serve.py replica --model musiccm-tiny-student --port 8001
-    python deploy/lit_serve.py server --model musiccm-tiny-student --replica http://127.0.0.1:8001 --port 8000
+python deploy/lit_serve.py replica --model musiccm-tiny-student --port 8001
+python deploy/lit_serve.py server --model musiccm-tiny-student --replica http://127.0.0.1:8001 --port 8000
 """
 
 from __future__ import annotations

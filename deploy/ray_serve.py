@@ -1,6 +1,6 @@
 """musiccm behind Ray Serve: one server with queue, jobs and results, and replicas of the models that make them.
 
-    python deploy/ray_serve.py --model musiccm-tiny-student --replicas 2 --max-replicas 8 --port 8000
+python deploy/ray_serve.py --model musiccm-tiny-student --replicas 2 --max-replicas 8 --port 8000
 """
 
 from __future__ import annotations

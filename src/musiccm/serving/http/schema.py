@@ -153,6 +153,7 @@ def bounded(described: dict[str, Any], limits: Limits, models: list[str]) -> dic
             _value(bodies[body]["properties"][name])[keyword] = getattr(limits, limit)
     for body in ("JobBody", "GenerateBody"):
         _value(bodies[body]["properties"]["model"])["enum"] = models
+        _value(bodies[body]["properties"]["seed"])["maximum"] = MAX_SEED  # which a float, as FastAPI writes it, is not
     length = bodies["GenerateBody"]["properties"]["audio_length"]
     length["description"] += f"; at most {limits.max_seconds:g} without `stream`"
     return described
