@@ -50,7 +50,6 @@ NOT_RUN = {
     r"docs/evaluate.md: musiccm (evaluate|compare)": "a synopsis; the README's commands are run",
     r"docs/attm.md: (git|cp|python) ": DOWNLOADS,
     r"docs/(serving|studio).md: musiccm serve": "runs until it is ended; tests/serving starts servers",
-    r"docs/deployment.md: (python deploy|podman) ": "runs until it is ended; serving/test_deploy.py begins replicas",
     r"docs/words.md: musiccm pack": "of somebody's own corpus; tests/commands/test_pack.py packs words",
     r"docs/launch.md: (torchrun|srun) ": "several GPUs or machines; tests/e2e starts two processes (ranks, slurm)",
     r"docs/security.md: ": "classes of somebody's own; tests/e2e/test_bad_input.py allows some",

@@ -216,6 +216,7 @@ def test_other_bad_requests(server):
     problem(client.get("/v1/jobs/%2e%2e%2fjobs.sqlite"), 404)
     problem(client.get(f"/v1/jobs/{'0' * 32}/audio"), 404)
     problem(client.get("/nowhere"), 404)
+    problem(client.post("/nowhere"), 404)
     problem(client.get("/v1/jobs?limit=0"), 422)
     problem(client.get("/v1/models", headers={"Host": "music.example"}), 421)
     audio = {"Content-Type": "audio/wav"}
@@ -231,7 +232,8 @@ def test_other_bad_requests(server):
 def test_a_method_that_a_path_lacks_is_said_before_all_else(server):
     for method, path, allowed in (("PUT", "/v1/jobs", "GET, POST"), ("OPTIONS", "/v1/jobs", "GET, POST"),
                                   ("PATCH", "/v1/uploads", "POST"), ("PUT", "/v1/jobs/x", "DELETE, GET"),
-                                  ("GET", "/v1/uploads/x", "DELETE"), ("OPTIONS", "/health", "GET")):
+                                  ("GET", "/v1/uploads/x", "DELETE"), ("OPTIONS", "/health", "GET"),
+                                  ("POST", "/health", "GET"), ("POST", "/v1/jobs/x", "DELETE, GET")):
         for options in ({}, {"json": {}}):
             answer = server.client.request(method, path, **options)
             problem(answer, 405)

@@ -30,7 +30,7 @@ from musiccm.serving.results import Results, no_room
 from musiccm.serving.sidecar import sidecar_json
 from musiccm.serving.store import Store
 from musiccm.serving.streams import LiveStream, StreamJob
-from musiccm.serving.tasks import Made, perform, planned, streamed
+from musiccm.serving.tasks import perform, planned, streamed
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,6 @@ class Engine:
         folder: Where jobs, results and uploads lie; one engine at a time.
         settings: How it works.
         on_event: Told what happens, for metrics: `("started", {"wait_s": ...})` and so on; must be quick.
-        elsewhere: Makes jobs in other processes (`replica.elsewhere`); streams are made here in any case.
 
     Raises:
         MusiccmError: The folder cannot be used, or another process uses it; or two models have one name.
@@ -100,7 +99,6 @@ class Engine:
     def __init__(
         self, models: Sequence[ServedModel], folder: str | Path, settings: EngineSettings | None = None,
         on_event: Callable[[str, dict[str, Any]], None] | None = None,
-        elsewhere: Callable[[Job, Path | None], Made] | None = None,
     ) -> None:
         self.models = {served.name: served for served in models}
         if not models or len(self.models) != len(models):
@@ -108,7 +106,6 @@ class Engine:
                                f"{', '.join(served.name for served in models) or 'none'}; NAME=FOLDER gives a name")
         self.folder, self.settings = Path(folder), settings or EngineSettings()
         self.limits = self.settings.limits
-        self._elsewhere = elsewhere
         self._tell = on_event or (lambda kind, values: None)
         with no_room():
             for name in ("uploads", "sources"):
@@ -459,10 +456,7 @@ class Engine:
             assert job.started_s is not None
             self._store.started(job.id, job.started_s)
             job.check()
-            if self._elsewhere is None:
-                made = perform(self._at_work(job), job.request, source)
-            else:
-                made = self._elsewhere(job, source)
+            made = perform(self._at_work(job), job.request, source)
             job.check()
             digest = None if source is None else file_sha256(source)
             sidecar = sidecar_json(job.request, served, made.waveform_CS, made.sample_rate_hz, digest)

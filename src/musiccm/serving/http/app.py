@@ -61,7 +61,7 @@ def make_app(
         summary="Text to music in a few steps", dependencies=[Depends(HTTPBearer(auto_error=False))] if keys else [])
     files = page_files() if page else {}
     app.add_middleware(Gate, keys=keys, upload_bytes=engine.limits.max_upload_bytes, patience=patience,
-                       any_host=any_host, open_paths=files)
+                       any_host=any_host, open_paths=files, posts=lambda scope: "POST" in problems.methods(app, scope))
     problems.install(app)
     _describe(app, engine)
     metrics.state = engine.state

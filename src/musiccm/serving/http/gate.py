@@ -9,7 +9,7 @@ import ipaddress
 import logging
 import re
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,14 +121,16 @@ class Gate:
         patience: How long clients are waited for.
         any_host: Take requests to any name also without keys.
         open_paths: Paths that need no key, beside `OPEN_PATHS`.
+        posts: Whether an endpoint takes POST where a request leads; others are answered by the app without a body.
     """
 
     def __init__(
         self, app: ASGIApp, keys: Keys, upload_bytes: int, patience: Patience | None = None, any_host: bool = False,
-        open_paths: Collection[str] = (),
+        open_paths: Collection[str] = (), posts: Callable[[Scope], bool] = lambda scope: True,
     ) -> None:
         self.app, self.keys, self.upload_bytes = app, keys, upload_bytes
         self.patience, self.any_host = patience or Patience(), any_host
+        self.posts = posts
         self.open_paths = frozenset((*OPEN_PATHS, *open_paths))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -163,7 +165,7 @@ class Gate:
                 return problem(401, "expected the header `Authorization: Bearer KEY` with a key of this server",
                                headers={"WWW-Authenticate": "Bearer"})
         scope.setdefault("state", {})["owner"] = owner
-        if scope["method"] != "POST":  # no endpoint takes a body by another method
+        if scope["method"] != "POST" or not self.posts(scope):  # no endpoint takes a body by another method
             return None
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if path == UPLOADS:

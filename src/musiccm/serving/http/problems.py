@@ -102,8 +102,16 @@ def naming(names: Mapping[str, str]) -> Iterator[None]:
         raise
 
 
-def _methods(app: FastAPI, scope: Scope) -> list[str]:
-    """What the endpoints of a path take."""
+def methods(app: FastAPI, scope: Scope) -> list[str]:
+    """What the endpoints of a path take.
+
+    Args:
+        app: The app.
+        scope: Of a request to the path.
+
+    Returns:
+        Names of methods, sorted.
+    """
     found: set[str] = set()
     for route in app.routes:
         match, _ = route.matches(scope)
@@ -131,7 +139,7 @@ def install(app: FastAPI) -> None:
     async def plain(request: Request, error: HTTPException) -> JSONResponse:
         headers = dict(error.headers or {})
         if error.status_code == 405:  # the router names the methods of the first endpoint of a path alone
-            headers["Allow"] = ", ".join(_methods(app, request.scope))
+            headers["Allow"] = ", ".join(methods(app, request.scope))
         return problem(error.status_code, str(error.detail), headers=headers)
 
     @app.exception_handler(RequestValidationError)
