@@ -114,7 +114,6 @@ def perform(model: ModelAtWork, request: MusicRequest, source: Path | None) -> M
         MusiccmError: The clip cannot be used, or the request does not fit it.
         Cancelled: The job is to end.
     """
-    assert request.seed is not None and request.level is not None
     with named_as_asked():
         return _performed(model, request, source)
 
@@ -136,6 +135,7 @@ def named_as_asked() -> Iterator[None]:
 
 
 def _performed(model: ModelAtWork, request: MusicRequest, source: Path | None) -> Made:
+    assert request.seed is not None and request.level is not None
     options: dict[str, Any] = {"guidance_scale": request.guidance_scale, "sampler": chosen_sampler(model, request)}
     if request.is_edit:
         assert source is not None
