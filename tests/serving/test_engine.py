@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -305,6 +306,99 @@ def test_uploads_are_bounded_and_checked(make_engine, tmp_path):
         with pytest.raises(kind, match=said):
             upload(content)
     assert upload(wav)["seconds"] == 1.0 and upload(wav)["bytes"] == len(wav)
+
+
+class Shelf:
+    """Uploads of one clip, each used a second after the one before."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.folder, self.used_s = engine, engine.folder / "uploads", 1000.0
+        self.wav = bytes(encoded_audio(torch.sin(torch.arange(8000) / 20), 16000, ".wav", "x"))
+
+    def upload(self, owner: str = "") -> str:
+        path = self.engine.new_upload(owner)
+        path.write_bytes(self.wav)
+        added = self.engine.add_upload(path, owner)["id"]
+        self.used_s += 1
+        os.utime(self.folder / added, (self.used_s, self.used_s))
+        return added
+
+    def kept(self) -> set[str]:
+        return {path.name for path in self.folder.iterdir()}
+
+
+def test_the_least_recently_used_upload_goes_but_none_that_a_job_needs(make_engine):
+    engine = make_engine(start=False, limits=Limits(max_uploads=8, max_uploads_a_key=3))  # jobs wait, as none begins
+    shelf = Shelf(engine)
+    needed, old, used = shelf.upload(), shelf.upload(), shelf.upload()
+    job = engine.submit(asked(task="vary", source=needed)).id
+    again = engine.submit(asked(task="vary", source=used)).id
+    engine.cancel(again)
+    os.utime(shelf.folder / needed, (0, 0))  # it is the least recently used, and needed
+    fourth = shelf.upload()
+    assert shelf.kept() == {needed, used, fourth}
+    with pytest.raises(NotFound):
+        engine.submit(asked(task="vary", source=old))
+    fifth = shelf.upload()  # the fourth was used before the one that a job named meanwhile
+    assert shelf.kept() == {needed, used, fifth}
+    jobs = [engine.submit(asked(task="vary", source=source)).id for source in (used, fifth)]
     with pytest.raises(Rejected) as refused:
         engine.new_upload()
     assert refused.value.kind == "uploads_full"
+    assert shelf.upload("another key") in shelf.kept()
+    engine.cancel(jobs[1])
+    assert shelf.upload() in shelf.kept() and fifth not in shelf.kept()
+    assert engine._source_of(job).read_bytes() == shelf.wav
+
+
+def test_room_for_all_is_made_by_who_has_most(make_engine):
+    engine = make_engine(start=False, limits=Limits(max_uploads=4, max_uploads_a_key=3))
+    shelf = Shelf(engine)
+    one = shelf.upload("one")
+    many = [shelf.upload("many") for _ in range(3)]
+    two = shelf.upload("two")
+    assert shelf.kept() == {one, *many[1:], two}
+    three = shelf.upload("three")
+    assert shelf.kept() == {one, many[2], two, three}
+
+
+def test_an_upload_is_removed_by_its_owner_alone(make_engine):
+    engine = make_engine(start=False)
+    shelf = Shelf(engine)
+    upload = shelf.upload("one")
+    job = engine.submit(asked(task="vary", source=upload), "one").id
+    with pytest.raises(NotFound):
+        engine.remove_upload(upload, "two")
+    engine.remove_upload(upload, "one")
+    assert shelf.kept() == set() and engine._source_of(job).read_bytes() == shelf.wav
+    for gone in (upload, "../jobs.sqlite"):
+        with pytest.raises(NotFound):
+            engine.remove_upload(gone, "one")
+
+
+def test_what_could_not_be_taken_in_leaves_nothing(make_engine, monkeypatch):
+    engine = make_engine(start=False)
+    shelf = Shelf(engine)
+    upload = shelf.upload()
+
+    def full(*args: Any, **options: Any) -> None:
+        raise NoRoom("full")
+
+    def no_links(*paths: Any) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    def half(source: Any, target: Any) -> None:
+        target.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine._store, "add_upload", full)
+        with pytest.raises(NoRoom):
+            shelf.upload()
+    assert shelf.kept() == {upload}
+    with monkeypatch.context() as patched:
+        patched.setattr("os.link", no_links)
+        patched.setattr("shutil.copyfile", half)
+        with pytest.raises(NoRoom):
+            engine.submit(asked(task="vary", source=upload))
+    assert list((engine.folder / "sources").iterdir()) == [] and engine.state().queued == 0

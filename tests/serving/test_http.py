@@ -24,7 +24,8 @@ from musiccm.errors import MusiccmError
 from musiccm.pipeline import Pipeline
 from musiccm.serving import Engine, EngineSettings, Limits, ServedModel, evidence
 from musiccm.serving.http import connection
-from musiccm.serving.http.app import make_app
+from musiccm.serving.http.app import MEDIA_TYPES, make_app
+from musiccm.serving.http.evidence import MAX_WAITING
 from musiccm.serving.http.gate import Keys, Patience, is_loopback
 from musiccm.serving.http.metrics import Metrics
 from musiccm.serving.http.server import Listening, bound_socket, make_server
@@ -183,12 +184,14 @@ def test_uploads_are_edited(server):
 @pytest.mark.parametrize(("body", "status", "field"), [
     ({"input": ""}, 422, "input"), ({}, 422, "input"), ({"input": TEXT, "dance": 1}, 422, "dance"),
     ({"input": TEXT, "seed": "3"}, 422, "seed"), ({"input": TEXT, "seed": 2**63}, 422, "seed"),
-    ({"input": TEXT, "audio_length": 21}, 422, "seconds"), ({"input": TEXT, "audio_length": 0}, 422, "audio_length"),
-    ({"input": TEXT, "num_inference_steps": 51}, 422, "steps"), ({"input": TEXT, "guidance_scale": 2}, 422, None),
+    ({"input": TEXT, "audio_length": 21}, 422, "audio_length"),
+    ({"input": TEXT, "audio_length": 0}, 422, "audio_length"),
+    ({"input": TEXT, "num_inference_steps": 51}, 422, "num_inference_steps"),
+    ({"input": TEXT, "guidance_scale": 2}, 422, None),
     ({"input": TEXT, "model": "../../etc"}, 422, "model"), ({"input": TEXT, "negative_prompt": "x"}, 422, None),
     ({"input": TEXT, "audio_start": 1}, 422, "audio_start"), ({"input": TEXT, "response_format": "aac"}, 422, None),
     ({"input": TEXT, "stream": True, "response_format": "mp3"}, 422, "response_format"),
-    ({"input": "x" * 1001}, 422, None), ({"input": "\ud800"}, 422, None),
+    ({"input": "x" * 1001}, 422, "input"), ({"input": "\ud800"}, 422, None),
 ])
 def test_a_bad_field_is_named(server, body, status, field):
     content = json.dumps(body).encode()
@@ -212,8 +215,8 @@ def test_other_bad_requests(server):
     problem(client.post("/v1/jobs", json={"prompt": TEXT, "task": "vary", "source": "../jobs.sqlite"}), 404)
     problem(client.get("/v1/jobs/%2e%2e%2fjobs.sqlite"), 404)
     problem(client.get(f"/v1/jobs/{'0' * 32}/audio"), 404)
-    problem(client.put("/v1/jobs", json={}), 405)
     problem(client.get("/nowhere"), 404)
+    problem(client.post("/nowhere"), 404)
     problem(client.get("/v1/jobs?limit=0"), 422)
     problem(client.get("/v1/models", headers={"Host": "music.example"}), 421)
     audio = {"Content-Type": "audio/wav"}
@@ -224,6 +227,89 @@ def test_other_bad_requests(server):
     problem(client.post("/v1/uploads", content=long, headers=audio), 413)
     assert list((server.engine.folder / "uploads").glob(".*")) == []
     assert server.done(server.job())["state"] == "done"  # the next request is unharmed
+
+
+def test_a_method_that_a_path_lacks_is_said_before_all_else(server):
+    for method, path, allowed in (("PUT", "/v1/jobs", "GET, POST"), ("OPTIONS", "/v1/jobs", "GET, POST"),
+                                  ("PATCH", "/v1/uploads", "POST"), ("PUT", "/v1/jobs/x", "DELETE, GET"),
+                                  ("GET", "/v1/uploads/x", "DELETE"), ("OPTIONS", "/health", "GET"),
+                                  ("POST", "/health", "GET"), ("POST", "/v1/jobs/x", "DELETE, GET")):
+        for options in ({}, {"json": {}}):
+            answer = server.client.request(method, path, **options)
+            problem(answer, 405)
+            assert answer.headers["allow"] == allowed
+
+
+def test_json_that_ends_too_early_is_pointed_at(server):
+    for content, place in ((b"{", "character 1"), (b'{"prompt": "x",,}', "character 15")):
+        found = problem(server.client.post("/v1/jobs", content=content, headers={"Content-Type": "application/json"}),
+                        422)
+        assert found["errors"][0]["field"] == "body" and f"expected JSON, found none at {place}" in found["detail"]
+
+
+def test_refusals_of_work_name_the_fields_that_were_sent(server):
+    tone = bytes(encoded_audio(torch.sin(torch.arange(16000) / 9), 16000, ".wav", "tone"))
+    source = server.client.post("/v1/uploads", content=tone, headers={"Content-Type": "audio/wav"}).json()["id"]
+    for body, said in (({"task": "continue", "seconds": 0.5}, "seconds: the clip lasts 1.00 s already"),
+                       ({"task": "inpaint", "from": 0.5, "to": 2}, "from, to: expected 0 <= from < to <= 1.00 s")):
+        job = server.job(source=source, **body)
+        assert server.engine.wait(job, timeout_s=30).error["message"].startswith(said)
+
+
+def test_the_description_states_the_bounds_of_this_server(server):
+    bodies = server.client.get("/openapi.json").json()["components"]["schemas"]
+    job, generate = (bodies[name]["properties"] for name in ("JobBody", "GenerateBody"))
+
+    def given(field: dict[str, Any]) -> dict[str, Any]:
+        return next(one for one in field.get("anyOf", [field]) if one.get("type") != "null")
+
+    assert given(job["seconds"])["maximum"] == 20 and given(job["steps"])["maximum"] == 200
+    assert given(job["seed"])["maximum"] == 2**63 - 1 and given(job["prompts"])["maxItems"] == 64
+    assert given(job["prompt"])["maxLength"] == generate["input"]["maxLength"] == 1000
+    assert given(generate["num_inference_steps"])["maximum"] == 200 and given(job["model"])["enum"] == ["student"]
+    for name, value in (("steps", 201), ("seconds", 20.5), ("prompt", "x" * 1001)):
+        problem(server.client.post("/v1/jobs", json={"prompt": TEXT, name: value}), 422)
+
+
+def test_evidence_has_a_short_queue_of_its_own(server, monkeypatch):
+    job = server.job()
+    server.done(job)
+    go, begun, answers = threading.Event(), threading.Event(), []
+
+    def slow(*args: Any) -> evidence.Evidence:
+        begun.set()
+        assert go.wait(30)
+        return evidence.Evidence()
+
+    monkeypatch.setattr(evidence, "_evidence", slow)
+    path = f"/v1/jobs/{job}/evidence"
+    asking = [threading.Thread(target=lambda: answers.append(server.client.get(path))) for _ in range(50)]
+    for thread in asking:
+        thread.start()
+    assert begun.wait(30)
+    until(lambda: len(answers) == 50 - MAX_WAITING)
+    assert all(answer.headers["retry-after"] == "5" and problem(answer, 429, "evidence-full") for answer in answers)
+    assert server.client.get(f"/v1/jobs/{job}").status_code == 200  # others are not held up
+    go.set()
+    for thread in asking:
+        thread.join(30)
+    assert [answer.status_code for answer in answers].count(200) == MAX_WAITING
+
+
+def test_an_upload_can_be_removed(server):
+    tone = bytes(encoded_audio(torch.sin(torch.arange(16000) / 9), 16000, ".wav", "tone"))
+    upload = server.client.post("/v1/uploads", content=tone, headers={"Content-Type": "audio/wav"}).json()["id"]
+    answer = server.client.delete(f"/v1/uploads/{upload}")
+    assert answer.status_code == 204 and answer.content == b""
+    problem(server.client.delete(f"/v1/uploads/{upload}"), 404)
+
+
+@pytest.mark.parametrize(("host", "status"), [
+    ("127.0.0.2", 200), ("127.1.2.3:80", 200), ("[::1]:8000", 200), ("localhost", 200), ("LOCALHOST:1", 200),
+    ("127.0.0.1.example", 421), ("10.0.0.1", 421), ("[::2]", 421), ("", 421),
+])
+def test_every_loopback_address_is_this_machine(server, host, status):
+    assert server.client.get("/health", headers={"Host": host}).status_code == status
 
 
 def test_a_full_queue_says_when_to_come_again(server, held):
@@ -378,6 +464,18 @@ def test_a_full_disk_is_said(server, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("anyio.open_file", full)
         problem(server.client.post("/v1/uploads", content=b"x", headers={"Content-Type": "audio/wav"}), 507)
+    job = server.job()
+    server.done(job)
+    with monkeypatch.context() as patched:  # what is made is had all the same
+        patched.setattr("musiccm.serving.results.write_bytes", full)
+        answers = [server.client.get(f"/v1/jobs/{job}/audio?format={form}") for form in MEDIA_TYPES]
+        problem(server.client.get(f"/v1/jobs/{job}/spectrogram.png"), 507, "no-room")
+    for answer, (form, kind) in zip(answers, MEDIA_TYPES.items(), strict=True):
+        assert answer.status_code == 200 and answer.headers["content-type"] == kind
+        assert answer.headers["content-disposition"].startswith("inline")
+        if form != "ogg":  # whose streams have serial numbers drawn
+            assert answer.content == server.client.get(f"/v1/jobs/{job}/audio?format={form}").content
+    assert not list(server.engine.results.folder.glob(".*")) and not list(server.engine.results.folder.glob("*/.*"))
     assert server.client.post("/v1/audio/generate", json={"input": TEXT}).status_code == 200
 
 

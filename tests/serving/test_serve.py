@@ -11,6 +11,7 @@ import httpx
 import pytest
 from tiny_bundle import build_random_student
 
+from musiccm import locks
 from musiccm.cli import main
 from musiccm.pipeline import Pipeline
 from musiccm.serving import Engine, ServedModel
@@ -32,6 +33,14 @@ def test_what_it_refuses(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("MUSICCM_KEYS", raising=False)
     assert main(["serve", *arguments]) == 2
     assert said in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_use_is_found_before_models_are_read(tmp_path, capsys):
+    (tmp_path / "served").mkdir()
+    lock = locks.hold(tmp_path / "served" / locks.LOCK, tmp_path)
+    assert main(["serve", "--folder", str(tmp_path / "served"), "--model", "no-such", "--port", "0"]) == 2
+    lock.release()
+    assert f"--folder {tmp_path / 'served'}: in use by" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from musiccm import locks
 from musiccm.errors import MusiccmError
 from musiccm.loading import loading
 from musiccm.terminal import say
@@ -45,13 +46,20 @@ def main(argv: list[str]) -> int:
         max_queued=args.queue, max_running=args.running, max_streams=args.streams, max_batch=args.batch,
         exact=False if args.together else None, lanes=args.lanes, keep_jobs=args.keep,
         keep_bytes=args.keep_gb * 2**30, limits=limits)
+    # what costs nothing to find is said before models are read; the engine takes the folder for good
+    if (user := locks.holder(args.folder / locks.LOCK)) is not None:
+        raise MusiccmError(f"--folder {args.folder}: in use by {user}; wait until that has ended, or name another "
+                           "folder")
     listening = bound_socket(args.host, args.port)
-    named = args.model or ["musiccm-tiny-student"]
+    served = []
     with loading():
-        served = [load_model(one, device, args.decoder, args.half, args.compile) for one in named]
+        for one in args.model or ["musiccm-tiny-student"]:
+            say(f"{one}: reading the model", to_stderr=True)
+            served.append(load_model(one, device, args.decoder, args.half, args.compile))
     metrics = Metrics()
     engine = Engine(served, args.folder, settings, metrics.told)
     try:
+        say("making each model's first sound", to_stderr=True)
         engine.start()
         app = make_app(engine, metrics, keys, any_host=args.public, page=not args.no_page)
         host, port = listening.getsockname()[:2]

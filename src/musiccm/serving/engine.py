@@ -9,7 +9,8 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from musiccm.serving.at_work import ModelAtWork
 from musiccm.serving.device_queue import DeviceQueue
 from musiccm.serving.errors import Cancelled, NoRoom, NotFound, Rejected
 from musiccm.serving.jobs import Job, JobView, now_s
+from musiccm.serving.kept_uploads import KeptUploads
 from musiccm.serving.limits import Limits
 from musiccm.serving.loading import ServedModel
 from musiccm.serving.request import MusicRequest
@@ -29,7 +31,6 @@ from musiccm.serving.sidecar import sidecar_json
 from musiccm.serving.store import Store
 from musiccm.serving.streams import LiveStream, StreamJob
 from musiccm.serving.tasks import perform, planned, streamed
-from musiccm.serving.uploads import check_upload
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +120,7 @@ class Engine:
         self._changed = threading.Condition()
         self._waiting: list[Job] = []
         self._live: dict[str, Job] = {}
+        self._uploads = KeptUploads(self.folder / "uploads", self._store, self.limits, self._changed, self._sources)
         self._streams: dict[str, LiveStream] = {}
         self._unsaved: dict[str, JobView] = {}
         self._listeners: dict[str, set[Callable[[], None]]] = {}
@@ -383,17 +385,14 @@ class Engine:
             raise MusiccmError(f"prompt: expected at most {self.limits.max_prompt_chars} characters, found {len(text)}")
         return stream.set_prompt(text)
 
-    def new_upload(self) -> Path:
+    def new_upload(self, owner: str = "") -> Path:
         """Where the bytes of an upload go, before `add_upload`; whoever asks removes it if it comes to nothing.
 
         Raises:
-            Rejected: There are as many uploads as are kept.
+            Rejected: There are as many uploads as are kept, and jobs that have not ended need them.
         """
-        self._sweep_uploads()
-        if len(self._store.uploads()) >= self.limits.max_uploads:
-            self._refuse(f"{self.limits.max_uploads} uploads are kept, the most that is taken; use them or try again "
-                         "later", "uploads_full", 60.0)
-        return self.folder / "uploads" / f".{secrets.token_hex(16)}.part"
+        with self._telling():
+            return self._uploads.part(owner)
 
     def add_upload(self, path: Path, owner: str = "") -> dict[str, Any]:
         """Take a clip in.
@@ -409,14 +408,19 @@ class Engine:
             UnsupportedAudio: It is no audio that is read.
             TooLarge: It lasts too long.
             MusiccmError: It is damaged, empty or silent.
+            Rejected: See `new_upload`.
             NoRoom: The disk is full.
         """
-        seconds, size = check_upload(path, self.limits), path.stat().st_size
-        upload = secrets.token_hex(16)
-        with no_room():
-            path.rename(self.folder / "uploads" / upload)
-        self._store.add_upload(upload, owner, now_s(), size, seconds, file_sha256(self.folder / "uploads" / upload))
-        return {"id": upload, "seconds": seconds, "bytes": size}
+        with self._telling():
+            return self._uploads.add(path, owner)
+
+    def remove_upload(self, upload: str, owner: str = "") -> None:
+        """Remove a clip that was brought; jobs that were asked for keep it.
+
+        Raises:
+            NotFound: There is none, or it is somebody else's.
+        """
+        self._uploads.remove(upload, owner)
 
     def state(self) -> EngineState:
         """What it does now."""
@@ -535,7 +539,7 @@ class Engine:
 
     def _take_up(self) -> None:
         """Jobs that an earlier process left: those that waited wait again, those that ran are begun anew."""
-        self._sweep_uploads(all_parts=True)
+        self._uploads.sweep(strays=True)
         for number, starts, view in self._store.unfinished():
             job = Job(view.id, view.owner, view.priority, view.request, number, view.created_s,
                       changed=self._progressed)
@@ -580,17 +584,29 @@ class Engine:
             self._refuse("the server is about to end; try again in a moment", "draining", 5.0)
 
     def _refuse(self, message: str, kind: str, retry_after_s: float) -> None:
-        self._tell("rejected", {"kind": kind})
-        raise Rejected(message, kind, max(1.0, retry_after_s))
+        with self._telling():
+            raise Rejected(message, kind, max(1.0, retry_after_s))
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Tells of what is refused within."""
+        try:
+            yield
+        except Rejected as error:
+            self._tell("rejected", {"kind": error.kind})
+            raise
+
+    def _sources(self) -> set[str]:
+        """What jobs that have not ended name as their clips; the lock is held."""
+        return {job.request.source for job in self._live.values() if job.request.source is not None}
 
     def _source_of(self, job: str) -> Path:
         return self.folder / "sources" / job
 
     def _take_source(self, named: str, owner: str, job: str) -> None:
         """Give a job a clip of its own, which stays where upload or result are removed meanwhile."""
-        if self._store.upload(named, owner) is not None:
-            path = self.folder / "uploads" / named
-        else:
+        path = self._uploads.find(named, owner)
+        if path is None:
             view = self._store.get(named)
             if view is None or view.owner != owner:
                 raise NotFound("source: there is no such upload or job")
@@ -599,19 +615,11 @@ class Engine:
             try:
                 os.link(path, self._source_of(job))
             except OSError:  # a file system without hard links
-                shutil.copyfile(path, self._source_of(job))
-
-    def _sweep_uploads(self, all_parts: bool = False) -> None:
-        folder, now = self.folder / "uploads", now_s()
-        for upload, created_s in self._store.uploads():
-            if now - created_s > self.limits.upload_life_s:
-                (folder / upload).unlink(missing_ok=True)
-                self._store.forget_upload(upload)
-        if all_parts:
-            known = {upload for upload, _ in self._store.uploads()}
-            for path in folder.iterdir():
-                if path.name not in known:
-                    path.unlink(missing_ok=True)
+                try:
+                    shutil.copyfile(path, self._source_of(job))
+                except BaseException:
+                    self._source_of(job).unlink(missing_ok=True)
+                    raise
 
     def _progressed(self, job: Job) -> None:
         self._notify(job.id)

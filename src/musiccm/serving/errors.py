@@ -10,7 +10,7 @@ class Rejected(MusiccmError):
 
     Args:
         message: What is full, and what to do.
-        kind: `queue_full`, `streams_full`, `uploads_full` or `draining`.
+        kind: `queue_full`, `streams_full`, `uploads_full`, `evidence_full` or `draining`.
         retry_after_s: When there may be room.
     """
 

@@ -19,7 +19,8 @@ class Limits:
         max_upload_s: Seconds of an uploaded clip.
         max_upload_channels: Channels of an uploaded clip.
         max_uploads: Uploaded clips that are kept at once.
-        upload_life_s: How long an upload is kept that no waiting job needs.
+        max_uploads_a_key: The same, of one key.
+        upload_life_s: How long an upload is kept, if no room is needed; jobs that have not ended keep theirs.
     """
 
     max_seconds: float = 600.0
@@ -31,4 +32,5 @@ class Limits:
     max_upload_s: float = 600.0
     max_upload_channels: int = 8
     max_uploads: int = 64
+    max_uploads_a_key: int = 32
     upload_life_s: float = 3600.0

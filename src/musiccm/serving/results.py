@@ -106,17 +106,26 @@ class Results:
 
         Raises:
             NotFound: There is no result.
-            NoRoom: The disk is full.
+            NoRoom: The disk is full; `in_memory` needs none.
             MusiccmError: There is no such format, or it does not hold this sound.
         """
-        if form not in FORMATS:
-            raise MusiccmError(f"format: expected one of {', '.join(FORMATS)}, found {form!r}")
-        samples = self._file(job, _SAMPLES)
+        samples = self._samples_for(job, form)
+        if form == "wav" and self._facts(samples)["form"] is not None:
+            return samples  # an edit's wav holds every bit already
         path = samples.with_name(f"audio.{form}")
         with self._writing:
             if not path.is_file():
                 self._keep(path, self._encoded(samples, f".{form}"))
         return path
+
+    def in_memory(self, job: str, form: str) -> bytes:
+        """What `audio` has in a file.
+
+        Raises:
+            NotFound: There is no result.
+            MusiccmError: There is no such format, or it does not hold this sound.
+        """
+        return bytes(self._encoded(self._samples_for(job, form), f".{form}"))
 
     def spectrogram(self, job: str) -> Path:
         """A picture of a result's log-mel.
@@ -150,6 +159,11 @@ class Results:
 
     def _folders(self) -> list[Path]:
         return [path for path in self.folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+    def _samples_for(self, job: str, form: str) -> Path:
+        if form not in FORMATS:
+            raise MusiccmError(f"format: expected one of {', '.join(FORMATS)}, found {form!r}")
+        return self._file(job, _SAMPLES)
 
     def _encoded(self, samples: Path, suffix: str) -> bytes | memoryview:
         form = self._facts(samples)["form"]

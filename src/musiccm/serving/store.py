@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ CREATE TABLE IF NOT EXISTS uploads (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, created_s REAL NOT NULL, bytes INTEGER NOT NULL, seconds REAL NOT NULL,
     sha256 TEXT NOT NULL);
 """
+
+
+@dataclass(frozen=True)
+class KeptUpload:
+    """An upload: its id, whose it is, and when it came, in seconds since 1970."""
+
+    id: str
+    owner: str
+    created_s: float
 
 
 class Store:
@@ -144,11 +154,11 @@ class Store:
             row = self._db.execute("SELECT sha256 FROM uploads WHERE id = ? AND owner = ?", (upload, owner)).fetchone()
         return None if row is None else row["sha256"]
 
-    def uploads(self) -> list[tuple[str, float]]:
-        """`(id, created)` of all uploads, the oldest first."""
+    def uploads(self) -> list[KeptUpload]:
+        """All uploads, the oldest first."""
         with self._lock:
-            rows = self._db.execute("SELECT id, created_s FROM uploads ORDER BY created_s").fetchall()
-        return [(row["id"], row["created_s"]) for row in rows]
+            rows = self._db.execute("SELECT id, owner, created_s FROM uploads ORDER BY created_s").fetchall()
+        return [KeptUpload(row["id"], row["owner"], row["created_s"]) for row in rows]
 
     def forget_upload(self, upload: str) -> None:
         """Remove an upload."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from musiccm.serving.request import DEFAULT_STRENGTH, MusicRequest
 
 OVERLAP = 0.5  # of windows where none is asked for
 BATCH = 8  # windows of one piece a network call, as `compose` has it
+#: What long music calls the fields of a request.
+_FIELDS = {"duration": "seconds", "range": "from, to"}
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,9 @@ def planned(model: MusicModel, request: MusicRequest) -> Plan:
         windows = max(2, math.ceil(2 * (request.seconds or 2 * model.duration_s) / model.duration_s))
         return Plan(request, len(stepper.timesteps) * windows, None)
     # laid out as a stream, of which nothing is computed: texts that no window would use are refused now
-    LongMusic.stream(Unserved(model), _entries(request), request.seconds, steps, 0, overlap=request.overlap,
-                     fusion=request.fusion, guidance_scale=request.guidance_scale, sampler=rule).close()
+    with named_as_asked():
+        LongMusic.stream(Unserved(model), _entries(request), request.seconds, steps, 0, overlap=request.overlap,
+                         fusion=request.fusion, guidance_scale=request.guidance_scale, sampler=rule).close()
     seconds = model.duration_s if request.seconds is None else request.seconds
     frames = max(model.latent_shape[1], math.ceil(round(seconds * model.sample_rate_hz) / model.frame_samples))
     shared = not getattr(model.conditioner, "draws", False)  # windows that each hold what is there have other calls
@@ -109,6 +114,27 @@ def perform(model: ModelAtWork, request: MusicRequest, source: Path | None) -> M
         MusiccmError: The clip cannot be used, or the request does not fit it.
         Cancelled: The job is to end.
     """
+    with named_as_asked():
+        return _performed(model, request, source)
+
+
+@contextlib.contextmanager
+def named_as_asked() -> Iterator[None]:
+    """Lets errors of long music name the fields of a request.
+
+    Raises:
+        MusiccmError: That error.
+    """
+    try:
+        yield
+    except MusiccmError as error:
+        field, found, rest = str(error).partition(": ")
+        if found and field in _FIELDS:
+            error.args = (f"{_FIELDS[field]}: {rest}",)
+        raise
+
+
+def _performed(model: ModelAtWork, request: MusicRequest, source: Path | None) -> Made:
     assert request.seed is not None and request.level is not None
     options: dict[str, Any] = {"guidance_scale": request.guidance_scale, "sampler": chosen_sampler(model, request)}
     if request.is_edit:

@@ -61,8 +61,9 @@ def make_app(
         summary="Text to music in a few steps", dependencies=[Depends(HTTPBearer(auto_error=False))] if keys else [])
     files = page_files() if page else {}
     app.add_middleware(Gate, keys=keys, upload_bytes=engine.limits.max_upload_bytes, patience=patience,
-                       any_host=any_host, open_paths=files)
+                       any_host=any_host, open_paths=files, posts=lambda scope: "POST" in problems.methods(app, scope))
     problems.install(app)
+    _describe(app, engine)
     metrics.state = engine.state
     app.state.engine = engine
     app.state.metrics = metrics
@@ -74,6 +75,18 @@ def make_app(
     add_evidence(app, EvidenceOf(engine), _result)
     add_page(app, files)
     return app
+
+
+def _describe(app: FastAPI, engine: Engine) -> None:
+    """Let OpenAPI state the bounds of this engine, beside what is the same of all."""
+    described = app.openapi
+
+    def bounded() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = schema.bounded(described(), engine.limits, list(engine.models))
+        return app.openapi_schema
+
+    app.openapi = bounded  # type: ignore[method-assign]
 
 
 def _engine(request: Request) -> Engine:
@@ -118,7 +131,7 @@ def _add_state(app: FastAPI) -> None:
         """The models that are served."""
         return schema.ModelList(data=[
             schema.Model(id=name, content_hash=served.content_hash, default=name == app.state.default_model,
-                         facts={**served.facts, **served.settings})
+                         facts={**served.facts, **served.settings, "max_seconds": engine.limits.max_seconds})
             for name, served in engine.models.items()])
 
 
@@ -130,16 +143,14 @@ def _add_generate(app: FastAPI) -> None:
     async def generate(body: schema.GenerateBody, request: Request, engine: EngineOf, owner: OwnerOf) -> Response:
         """Make music and wait for it; with `stream`, it comes while it is made. A client that goes away ends it."""
         asked = body.request(app.state.default_model)
-        if body.stream:
-            stream = await _run(engine.stream, asked, owner)
-            return _Wav(stream)
-        view = await _run(engine.submit, asked, owner)
+        with problems.naming(body.names):
+            if body.stream:
+                return _Wav(await _run(engine.stream, asked, owner))
+            view = await _run(engine.submit, asked, owner)
         view = await _ended(engine, view, owner, request)
         if view.state != "done":
             return _unmade(view)
-        path = await _run(engine.results.audio, view.id, body.response_format)
-        return FileResponse(path, media_type=MEDIA_TYPES[body.response_format],
-                            headers=_named(view.id, view.request.seed))
+        return await _run(_sound, engine, view.id, body.response_format, _named(view.id, view.request.seed))
 
 
 def _add_jobs(app: FastAPI) -> None:
@@ -187,12 +198,18 @@ def _add_jobs(app: FastAPI) -> None:
               openapi_extra={"requestBody": {"required": True, "content": content}})
     async def upload(request: Request, engine: EngineOf, owner: OwnerOf) -> schema.Upload:
         """Bring a clip to edit, as the body: wav, flac, ogg or mp3."""
-        path = await _run(engine.new_upload)
+        path = await _run(engine.new_upload, owner)
         try:
             await _receive(request, path)
             return schema.Upload(**await _run(engine.add_upload, path, owner))
         finally:
             path.unlink(missing_ok=True)
+
+    @app.delete("/v1/uploads/{upload}", tags=["jobs"], status_code=status.HTTP_204_NO_CONTENT,
+                responses=problems.documented(401, 404, 422, 500, 507))
+    def remove_upload(upload: str, engine: EngineOf, owner: OwnerOf) -> None:
+        """Remove a clip that was brought; jobs that were asked for keep it."""
+        engine.remove_upload(upload, owner)
 
 
 def _add_results(app: FastAPI) -> None:
@@ -204,9 +221,8 @@ def _add_results(app: FastAPI) -> None:
         found: JobOf, engine: EngineOf, form: Annotated[schema.Format, Query(alias="format")] = "wav"
     ) -> Response:
         """What a job made; ranges of bytes can be asked for."""
-        return _result(found, lambda: FileResponse(
-            engine.results.audio(found.id, form), media_type=MEDIA_TYPES[form], filename=f"{found.id[:12]}.{form}",
-            content_disposition_type="inline"))
+        named = {"Content-Disposition": f'inline; filename="{found.id[:12]}.{form}"'}
+        return _result(found, lambda: _sound(engine, found.id, form, named))
 
     @app.get("/v1/jobs/{job}/spectrogram.png", tags=["results"], response_class=FileResponse,
              responses={**reads, 200: {"content": {"image/png": {}}, "description": "time to the right"}})
@@ -230,6 +246,14 @@ def _result(view: JobView, answer: Callable[[], Response]) -> Response:
     if not view.finished:
         return problems.problem(409, f"the job is {view.state}; its result is there once it is done", "not_done")
     return _unmade(view, 409)
+
+
+def _sound(engine: Engine, job: str, form: str, headers: dict[str, str]) -> Response:
+    """A result in a format; where the disk has no room for it, from memory and as a whole."""
+    try:
+        return FileResponse(engine.results.audio(job, form), media_type=MEDIA_TYPES[form], headers=headers)
+    except NoRoom:
+        return Response(engine.results.in_memory(job, form), media_type=MEDIA_TYPES[form], headers=headers)
 
 
 def _unmade(view: JobView, otherwise: int | None = None) -> Response:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Annotated
 
+import anyio
+import anyio.to_thread
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+from musiccm.serving.errors import Rejected
 from musiccm.serving.evidence import EvidenceOf
 from musiccm.serving.http import problems
 from musiccm.serving.jobs import JobView
+
+MAX_WAITING = 8
+"""Requests for evidence at once, of which one is answered at a time."""
 
 
 class NearestClip(BaseModel):
@@ -47,9 +54,20 @@ def add_evidence(app: FastAPI, of: EvidenceOf, answered: Callable[[JobView, Call
         of: What computes it.
         answered: Answers for a job that has made nothing, and asks for the result of one that has.
     """
+    # A thread of its own: those that other endpoints run on are not to wait for evidence.
+    thread, waiting = anyio.CapacityLimiter(1), 0
 
     @app.get("/v1/jobs/{job}/evidence", tags=["results"], response_model=JobEvidence,
-             responses=problems.documented(401, 404, 409, 422, 500))
-    def evidence(found: FoundJob) -> Response:
+             responses=problems.documented(401, 404, 409, 422, 429, 500))
+    async def evidence(found: FoundJob) -> Response:
         """How well a result answers its text, and the training clip it is nearest to; computed when asked for."""
-        return answered(found, lambda: JSONResponse(of(found).to_json()))
+        nonlocal waiting
+        if waiting >= MAX_WAITING:
+            raise Rejected(f"{waiting} requests for evidence wait, the most that is taken; try again later",
+                           "evidence_full", 5.0)
+        waiting += 1
+        try:
+            answer = functools.partial(answered, found, lambda: JSONResponse(of(found).to_json()))
+            return await anyio.to_thread.run_sync(answer, limiter=thread)
+        finally:
+            waiting -= 1

@@ -9,7 +9,7 @@ import ipaddress
 import logging
 import re
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,6 @@ UPLOADS = "/v1/uploads"
 JSON_BYTES = 256 * 2**10
 MIN_KEY_CHARS = 16
 
-_LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
 _AUDIO = re.compile(r"audio/[\w.+-]+|application/octet-stream|video/ogg|application/ogg")
 
 
@@ -122,14 +121,16 @@ class Gate:
         patience: How long clients are waited for.
         any_host: Take requests to any name also without keys.
         open_paths: Paths that need no key, beside `OPEN_PATHS`.
+        posts: Whether an endpoint takes POST where a request leads; others are answered by the app without a body.
     """
 
     def __init__(
         self, app: ASGIApp, keys: Keys, upload_bytes: int, patience: Patience | None = None, any_host: bool = False,
-        open_paths: Collection[str] = (),
+        open_paths: Collection[str] = (), posts: Callable[[Scope], bool] = lambda scope: True,
     ) -> None:
         self.app, self.keys, self.upload_bytes = app, keys, upload_bytes
         self.patience, self.any_host = patience or Patience(), any_host
+        self.posts = posts
         self.open_paths = frozenset((*OPEN_PATHS, *open_paths))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -154,8 +155,9 @@ class Gate:
     def _refusal(self, scope: Scope, headers: Headers, path: str):  # type: ignore[no-untyped-def]
         if not self.keys and not self.any_host:
             name = re.sub(r":\d+$", "", headers.get("host", "")).lower()
-            if name not in _LOCAL_NAMES:
-                return problem(421, "without keys, requests are taken under the names localhost and 127.0.0.1 alone")
+            if not is_loopback(name):
+                return problem(421, "without keys, requests are taken under localhost and addresses of this machine "
+                                    "alone, such as 127.0.0.1")
         owner: str | None = ""
         if self.keys and path not in self.open_paths:
             owner = self.keys.owner(headers.get("authorization"))
@@ -163,7 +165,7 @@ class Gate:
                 return problem(401, "expected the header `Authorization: Bearer KEY` with a key of this server",
                                headers={"WWW-Authenticate": "Bearer"})
         scope.setdefault("state", {})["owner"] = owner
-        if scope["method"] not in ("POST", "PUT", "PATCH"):
+        if scope["method"] != "POST" or not self.posts(scope):  # no endpoint takes a body by another method
             return None
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if path == UPLOADS:

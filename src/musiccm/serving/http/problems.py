@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -13,6 +14,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
+from starlette.types import Scope
 
 from musiccm.errors import MusiccmError
 from musiccm.serving.errors import NoRoom, NotFound, Rejected, TooLarge, UnsupportedAudio
@@ -80,6 +83,51 @@ def of_error(error: MusiccmError) -> JSONResponse:
     return problem(422, detail, "refused", errors=[{"field": field, "message": rest}] if named else ())
 
 
+@contextlib.contextmanager
+def naming(names: Mapping[str, str]) -> Iterator[None]:
+    """Lets errors within name a field as the client sent it.
+
+    Args:
+        names: From the engine's names to the client's.
+
+    Raises:
+        MusiccmError: That of the engine, with the client's name.
+    """
+    try:
+        yield
+    except MusiccmError as error:
+        field, found, rest = str(error).partition(": ")
+        if found and field in names:
+            error.args = (f"{names[field]}: {rest}",)
+        raise
+
+
+def methods(app: FastAPI, scope: Scope) -> list[str]:
+    """What the endpoints of a path take.
+
+    Args:
+        app: The app.
+        scope: Of a request to the path.
+
+    Returns:
+        Names of methods, sorted.
+    """
+    found: set[str] = set()
+    for route in app.routes:
+        match, _ = route.matches(scope)
+        if match != Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return sorted(found)
+
+
+def _invalid(one: Mapping[str, Any]) -> dict[str, str]:
+    place, *path = one["loc"]
+    if one["type"] == "json_invalid":  # the path is how many characters could be read
+        at = f" at character {path[0]}" if path else ""
+        return {"field": str(place), "message": f"expected JSON, found none{at} ({one['ctx']['error']})"}
+    return {"field": ".".join(map(str, path)) or str(place), "message": one["msg"]}
+
+
 def install(app: FastAPI) -> None:
     """Let an app answer with problems alone."""
 
@@ -89,12 +137,14 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, str(error.detail), headers=error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # the router names the methods of the first endpoint of a path alone
+            headers["Allow"] = ", ".join(methods(app, request.scope))
+        return problem(error.status_code, str(error.detail), headers=headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        errors = [{"field": ".".join(map(str, one["loc"][1:])) or str(one["loc"][0]), "message": one["msg"]}
-                  for one in error.errors()]
+        errors = [_invalid(one) for one in error.errors()]
         first = errors[0]
         return problem(422, f"{first['field']}: {first['message']}", "invalid", errors=errors)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from musiccm.bounds import LEVELS, MAX_GUIDANCE_SCALE
 from musiccm.errors import MusiccmError
 from musiccm.serving.jobs import JobView
+from musiccm.serving.limits import Limits
 from musiccm.serving.request import EDITS, MAX_SEED, MusicRequest
 from musiccm.serving.results import FORMATS
 
@@ -80,6 +81,10 @@ class JobBody(_Body):
 class GenerateBody(_Body):
     """What `POST /v1/audio/generate` takes: the field names of vLLM-Omni, and `stream`."""
 
+    #: What the engine calls otherwise.
+    names: ClassVar[dict[str, str]] = {"prompt": "input", "prompts": "input", "seconds": "audio_length",
+                                       "steps": "num_inference_steps"}
+
     input: str = Field(min_length=1, validation_alias=AliasChoices("input", "prompt"),
                        description="what the music should be like; `prompt` is another name of it")
     model: str | None = Field(None, description="one of /v1/models; the first by default")
@@ -117,6 +122,46 @@ class GenerateBody(_Body):
             self.model or default_model, ((0.0, self.input),), "stream" if self.stream else "generate",
             self.audio_length, self.num_inference_steps, None if self.seed in (None, -1) else self.seed,
             self.guidance_scale, None, self.level)
+
+
+#: Bounds of an engine, by body and field: the keyword of JSON's schema, and the name in `Limits`.
+_BOUNDS = {
+    "JobBody": {"prompt": ("maxLength", "max_prompt_chars"), "prompts": ("maxItems", "max_prompts"),
+                "seconds": ("maximum", "max_seconds"), "steps": ("maximum", "max_steps"),
+                "from": ("maximum", "max_upload_s"), "to": ("maximum", "max_upload_s")},
+    "GenerateBody": {"input": ("maxLength", "max_prompt_chars"), "audio_length": ("maximum", "max_stream_s"),
+                     "num_inference_steps": ("maximum", "max_steps")},
+    "PromptAt": {"text": ("maxLength", "max_prompt_chars")},
+    "PromptBody": {"prompt": ("maxLength", "max_prompt_chars")},
+}
+
+
+def bounded(described: dict[str, Any], limits: Limits, models: list[str]) -> dict[str, Any]:
+    """Write what an engine takes into a description.
+
+    Args:
+        described: OpenAPI's description of the bodies above, which is changed.
+        limits: Bounds of the engine.
+        models: Names of its models.
+
+    Returns:
+        The description.
+    """
+    bodies = described["components"]["schemas"]
+    for body, fields in _BOUNDS.items():
+        for name, (keyword, limit) in fields.items():
+            _value(bodies[body]["properties"][name])[keyword] = getattr(limits, limit)
+    for body in ("JobBody", "GenerateBody"):
+        _value(bodies[body]["properties"]["model"])["enum"] = models
+        _value(bodies[body]["properties"]["seed"])["maximum"] = MAX_SEED  # which a float, as FastAPI writes it, is not
+    length = bodies["GenerateBody"]["properties"]["audio_length"]
+    length["description"] += f"; at most {limits.max_seconds:g} without `stream`"
+    return described
+
+
+def _value(field: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a field's value where it is given."""
+    return next((one for one in field.get("anyOf", ()) if one.get("type") != "null"), field)
 
 
 class PromptBody(_Body):

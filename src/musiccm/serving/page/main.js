@@ -68,6 +68,7 @@ function drawModels() {
     h("option", { value: model.id, text: model.id.includes(roleOf(model)) ? model.id : `${model.id} (${roleOf(model)})` })));
   $("model").value = models.some((model) => model.id === before) ? before : (models.find((model) => model.default) || models[0]).id;
   lengths.clip ??= chosen().facts.clip_seconds;
+  $("seconds").max = String(chosen().facts.max_seconds);
   if (mode in lengths) $("seconds").value = String(lengths[mode]);
   drawSteps();
 }
@@ -184,6 +185,7 @@ async function edit(fields, clip) {
   const model = models.find((one) => one.id === clip.model) || chosen();
   const body = { ...fields, ...manner(model), seed: nextSeed() };
   const job = await api.submit(body); // a refusal is shown where it was asked for
+  trouble("");
   const take = newTake({ title: fields.prompt, settings: null, says: [editTitle(fields, clip), `seed ${body.seed}`],
     jobs: [{ job: job.id, role: roleOf(model), variant: 0, body }] });
   remember(take);
@@ -265,6 +267,7 @@ function drawTakes() {
 async function meet() {
   try {
     models = await api.models();
+    trouble("");
     drawModels();
     for (const id of ["make", "beside", "stream-start"]) $(id).disabled = false;
   } catch (error) {

@@ -150,6 +150,7 @@ export class StreamPlayer {
       const { from } = await api.changePrompt(this.job, text);
       this.prompts = [...this.prompts.filter((entry) => entry.from < from), { from, text }];
       this.#tell();
+      trouble("");
       say(`The new prompt holds from second ${from.toFixed(0)} on; ${this.position.toFixed(0)} are played.`);
     } catch (error) {
       trouble(error.message);

@@ -36,9 +36,9 @@ export class MusicTake extends HTMLElement {
       return result;
     });
     const variants = [...new Set(take.jobs.map((entry) => entry.variant))].sort((a, b) => a - b);
-    const check = h("button", { type: "button", class: "plain", text: "Scores", title: "How well it answers its text, and the training clip that it is nearest to",
+    this.scores = h("button", { type: "button", class: "plain", text: "Scores", hidden: true, title: "How well it answers its text, and the training clip that it is nearest to",
       "aria-label": `Scores of ${take.title}`, onclick: () => this.check() });
-    const tools = h("div", { class: "take-tools" }, check,
+    const tools = h("div", { class: "take-tools" }, this.scores,
       take.settings ? h("button", { type: "button", class: "plain", text: "Use again", "aria-label": `Use again the settings of ${take.title}`,
         onclick: () => actions.use(take) }) : null,
       h("button", { type: "button", class: "plain", text: "Forget", "aria-label": `Forget ${take.title}`, onclick: () => actions.forget(take) }));
@@ -62,6 +62,7 @@ export class MusicTake extends HTMLElement {
 
   /** A job of it has changed. */
   changed() {
+    this.scores.hidden = !this.results.some((result) => result.sounds);
     const done = this.results.filter((result) => result.view?.state === "done");
     const of = (role) => done.filter((result) => result.entry.role === role);
     const [students, teachers] = [of("student"), of("teacher")];
@@ -183,6 +184,11 @@ export class MusicResult extends HTMLElement {
     }
   }
 
+  /** Whether its sound is here. */
+  get sounds() {
+    return Boolean(this.proof?.isConnected);
+  }
+
   #message(text, label, act) {
     this.bar = null;
     this.content.replaceChildren(h("div", { class: "waiting" }, h("div", {}, h("p", { class: "small", text })),
@@ -202,6 +208,7 @@ export class MusicResult extends HTMLElement {
       const [sound, picture] = await Promise.all([api.audio(view.id, "wav"), api.spectrogram(view.id)]);
       this.#loaded = true;
       this.#player(sound, picture);
+      this.owner.changed();
       if (Date.now() / 1000 - view.finished_s < 60) this.#announce(`${this.label} is done after ${seconds(tookS(view))}.`);
     } catch (error) {
       if (error.status === 404) this.#message("The server no longer has this sound.", "Make it again",
@@ -239,12 +246,16 @@ export class MusicResult extends HTMLElement {
   async #save(get, name) {
     try {
       download(await get(), name);
+      if (this.failed) this.proof.hidden = true;
+      this.failed = false;
     } catch (error) {
       this.#evident(error.message);
+      this.failed = true;
     }
   }
 
   #evident(text) {
+    this.failed = false;
     this.proof.hidden = false;
     this.proof.textContent = text;
   }
