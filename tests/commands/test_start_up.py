@@ -34,7 +34,7 @@ def loaded(folder: Path, watched: tuple[str, ...], *arguments: str) -> tuple[lis
 
 @pytest.mark.parametrize(("arguments", "code", "said"), [
     (["--help"], "0", "usage: musiccm COMMAND"),
-    (["generate", "--help"], "0", "how windows are fused: uniform, triangular or swap"),
+    (["generate", "--help"], "0", "how windows are fused: uniform, triangular, swap"),
     (["fit", "--help"], "0", "--ckpt_path"),
     (["generate", "x", "--steps", "3000"], "2", "--steps: expected a whole number from 1 to 50, the size of the grid"),
     (["generate", "x", "--steps", "501", "--model", "musiccm-tiny"], "2",
