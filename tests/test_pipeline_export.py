@@ -73,7 +73,8 @@ def test_export_and_reload_gives_equal_sound(
         teacher.conditioner().text(PROMPTS[:1]), sample_noise(seeds, (4, 4, 4)), seeded_noise_fn(seeds, (4, 4, 4)))
     with torch.no_grad():
         expected = teacher.codec().decode(z)
-    assert torch.equal(student(PROMPTS[0], steps=2, seed=3), expected)
+    # to rounding: the pipeline packs kernels for the processor, and on some these add up in another order
+    torch.testing.assert_close(student(PROMPTS[0], steps=2, seed=3), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_each_decoder_is_the_one_that_was_asked_for(student_dir: Path, teacher_dir: Path, tmp_path: Path) -> None:
