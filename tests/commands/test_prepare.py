@@ -202,7 +202,8 @@ def test_the_demo_corpus_is_written_only_where_an_experiment_says_that_it_reads_
     expected = {"demo.yaml": "data/demo", "demo_long.yaml": "data/demo", "dmd2.yaml": "data/demo",
                 "student_dmd2.yaml": "data/demo", "smoke.yaml": "data/smoke",
                 "tta/clap_tuning_demo.yaml": "data/demo", "tta/demo.yaml": "data/demo-events",
-                "melody/demo.yaml": "data/demo", "melody/student_melody.yaml": "data/demo",
+                "melody/demo.yaml": "data/demo", "melody/rows.yaml": "data/demo",
+                "melody/student_melody.yaml": "data/demo",
                 **{f"tta/ablations/{path.name}": "data/demo-events"
                    for path in (EXPERIMENTS / "tta/ablations").glob("*.yaml")},
                 **{f"ablations/{ablation}.yaml": "data/demo" for ablation in (

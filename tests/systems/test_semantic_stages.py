@@ -274,7 +274,7 @@ def test_what_a_language_model_cannot_read_is_refused(experiment: Path, corpus: 
 
 
 @pytest.mark.parametrize(
-    ("name", "millions", "tokens"), [("stages/semantic_lm", 5.93, 128), ("semantic_lm", 429.97, 250)]
+    ("name", "millions", "tokens"), [("stages/semantic_lm", 2.66, 128), ("semantic_lm", 429.97, 250)]
 )
 def test_experiments_state_the_sizes_that_they_say(name: str, millions: float, tokens: int) -> None:
     content, codes = load_experiment(f"melody/{name}"), load_experiment(f"melody/{name[:-2]}tokens")
