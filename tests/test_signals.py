@@ -207,11 +207,12 @@ class Slow:  # in place of libraries that the interpreter takes apart at its end
     def __del__(self):
         os.write(1, b"taken apart\\n")
 
-slow = Slow()
-slow.itself = slow
 atexit.register(print, "at exit")
 
 def work():
+    global slow  # made by the command: what is there when commands are loaded is never searched again
+    slow = Slow()
+    slow.itself = slow
     print("buffered")
     if sys.argv[1:] == ["broken"]:
         os.kill(os.getpid(), signal.SIGTERM)
