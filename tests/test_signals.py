@@ -210,8 +210,7 @@ class Slow:  # in place of libraries that the interpreter takes apart at its end
 atexit.register(print, "at exit")
 
 def work():
-    global slow  # made by the command: what is there when commands are loaded is never searched again
-    slow = Slow()
+    slow = Slow()  # of the command's own: what was there when it was loaded is never searched again
     slow.itself = slow
     print("buffered")
     if sys.argv[1:] == ["broken"]:
