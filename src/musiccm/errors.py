@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 #: What of setup.cfg's extras brings a module, by the module's name; the first is named where several do.
 EXTRAS: Mapping[str, tuple[str, ...]] = {
@@ -25,6 +26,25 @@ class MusiccmError(Exception):
     The message says what was expected, what was found and what to do, and names the file or the key. The command line
     prints it without a traceback and exits with a status other than 0.
     """
+
+
+@contextlib.contextmanager
+def naming(names: Mapping[str, str]) -> Iterator[None]:
+    """Let errors within, which begin with the name of an argument, name what the argument came from.
+
+    Args:
+        names: Of each argument, the option or field that people know.
+
+    Raises:
+        MusiccmError: As raised within, of the same kind, under the name that people know.
+    """
+    try:
+        yield
+    except MusiccmError as error:
+        name, found, rest = str(error).partition(": ")
+        if found and name in names:
+            error.args = (f"{names[name]}: {rest}",)
+        raise
 
 
 def reason(error: BaseException) -> str:

@@ -23,6 +23,7 @@ from musiccm.models.bundle.files import load_part, resolve_bundle, save_part
 from musiccm.models.bundle.training_words import TrainingWords, words_folder, write_words
 from musiccm.pipeline import Pipeline
 from tests.tiny_bundle import build_random_bundle, make_unet
+from tests.tiny_melody import build_random_melody
 from tests.tiny_tokens import build_token_bundle
 
 SPOKEN = [
@@ -125,6 +126,16 @@ def test_tokens_are_compared_by_their_mean(tmp_path: Path) -> None:
     mean = state.tokens_BLD[state.mask_BL].mean(0)
     assert torch.allclose(mean / mean.norm(), words.embedding_ND[2], atol=2e-3)
     assert words.unfamiliar(conditioner, ["heavy metal", "a piano"])[0].unknown == ("heavy", "metal")
+
+
+def test_a_model_that_draws_tokens_is_asked_how_it_reads_a_prompt(tmp_path: Path) -> None:
+    melody = build_random_melody(tmp_path)
+    lender = Bundle.from_pretrained(tmp_path / "base")
+    write_words(tmp_path / "base", lender, SPOKEN, HELD_OUT, kept=5)
+    pipeline = Pipeline.from_pretrained(melody)
+    said = ["heavy metal", "a calm piano melody"]
+    assert pipeline.unfamiliar(said) == Pipeline.from_pretrained(tmp_path / "base").unfamiliar(said)
+    assert pipeline.conditioner.written == 0, "nothing was planned to know it"
 
 
 def test_who_borrows_the_text_encoder_borrows_its_words(bundle: Path, tmp_path: Path) -> None:

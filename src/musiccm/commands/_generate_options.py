@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 from musiccm.bounds import (
     FUSIONS,
@@ -80,22 +78,3 @@ def _check_ranges(args: argparse.Namespace) -> None:
     if args.from_ is not None and args.from_ >= args.to:
         raise MusiccmError(f"--from, --to: expected a range that ends after its start, found from {args.from_:g} s to "
                            f"{args.to:g} s")
-
-
-@contextlib.contextmanager
-def naming_options(options: Mapping[str, str] = OPTIONS) -> Iterator[None]:
-    """Let errors of the library, which speaks of arguments, name the options that the arguments came from.
-
-    Args:
-        options: Of each argument, the command's option.
-
-    Raises:
-        MusiccmError: As raised within, under the option's name.
-    """
-    try:
-        yield
-    except MusiccmError as error:
-        named = re.match(r"([a-z_]+): ", str(error))
-        if type(error) is not MusiccmError or named is None or named[1] not in options:
-            raise
-        raise MusiccmError(f"{options[named[1]]}: {str(error)[named.end():]}") from error

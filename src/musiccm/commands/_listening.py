@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from musiccm.commands._generate_options import naming_options
-from musiccm.errors import MusiccmError
+from musiccm.errors import MusiccmError, naming
 from musiccm.terminal import say
 from musiccm.texts import number_text
 
@@ -79,7 +78,7 @@ def collect(argv: list[str]) -> int:
     from musiccm.evaluation.listening.collecting import AnswerStore, answer_server
 
     test = read_key(Path(args.key))["test"] if args.key else None
-    with naming_options(_OPTIONS):
+    with naming(_OPTIONS):
         server = answer_server(AnswerStore(Path(args.out), test, args.most), args.port)
     with server:
         say(f"taking answers at http://127.0.0.1:{server.server_address[1]}/answers into {args.out}; Ctrl-C ends it")

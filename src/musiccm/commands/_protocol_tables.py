@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from musiccm.commands._generate_options import naming_options
 from musiccm.commands._outputs import beside, require_room
-from musiccm.errors import MusiccmError
+from musiccm.errors import MusiccmError, naming
 from musiccm.terminal import say
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def protocol_tables(args: argparse.Namespace) -> int:
         raise MusiccmError(f"--protocol: expected one of {', '.join([*PROTOCOLS, *PAPERS])}, found {args.protocol!r}")
     if args.beside is not None:
         raise MusiccmError(f"--beside: goes with --protocol {' or '.join(PAPERS)} alone; leave it out")
-    with naming_options(OPTIONS):
+    with naming(OPTIONS):
         rules = protocol_named(args.protocol)
     if (args.config is None) == (args.generated is None):
         raise MusiccmError("--protocol: expected either --generated with folders or --config with an experiment, found "
@@ -65,7 +64,7 @@ def _of_folders(rules: Protocol, args: argparse.Namespace) -> int:
         require_room(out)
     rows, found = [], {}
     for name, folder in folders.items():
-        with naming_options(OPTIONS):
+        with naming(OPTIONS):
             scores = evaluate(
                 Path(folder), Path(args.reference), embedders=weights_of(args.embedder), bundle=args.bundle,
                 captions=args.captions, clap=args.clap, batch_size=args.batch_size or 16, device=args.device or "auto",

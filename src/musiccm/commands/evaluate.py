@@ -6,9 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from musiccm.commands._generate_options import naming_options
 from musiccm.commands._outputs import beside, require_room
-from musiccm.errors import MusiccmError
+from musiccm.errors import MusiccmError, naming
 from musiccm.terminal import say
 
 #: What `musiccm.evaluate` calls an argument, and its option.
@@ -43,7 +42,7 @@ def main(argv: list[str]) -> int:
         left_out = [name for name in metrics if metric_row(name).needs == "logits"]
         metrics = [name for name in metrics if name not in left_out]
         say(f"without {', '.join(left_out)}: none of the embedders classifies")
-    with naming_options(OPTIONS):
+    with naming(OPTIONS):
         scores = evaluate(
             Path(args.generated), Path(args.reference), metrics, embedders=embedders,
             bundle=args.bundle, captions=args.captions, clap=args.clap, train=args.train, seconds=args.seconds,

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from musiccm import signals
 from musiccm.bounds import FUSIONS, LEVELS, SAMPLER_NAMES, SCHEDULES, check_texts
 from musiccm.commands._edits import DEFAULT_STRENGTH, edit_of, edited_clips, write_edits
-from musiccm.commands._generate_options import check_options, naming_options
+from musiccm.commands._generate_options import OPTIONS, check_options
 from musiccm.commands._outputs import FORMATS, STDOUT, checked_files, checked_outputs, output_name, output_paths
 from musiccm.commands._sidecar import check_model, says, take_over
-from musiccm.errors import MusiccmError
+from musiccm.errors import MusiccmError, naming
 from musiccm.loading import loading
 from musiccm.terminal import say
 from musiccm.texts import short
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     _check_together(args)
     if args.level is None:
         args.level = "none" if edit_of(args) else "loudness"
-    with naming_options():
+    with naming(OPTIONS):
         check_options(args, _changes(args))
         return _generate(args)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from musiccm.commands._generate_options import naming_options
-from musiccm.errors import MusiccmError
+from musiccm.errors import MusiccmError, naming
 from musiccm.terminal import say
 
 #: What the library calls an argument, and its option.
@@ -39,7 +38,7 @@ def main(argv: list[str]) -> int:
     controls = Controls(args.anchors, args.checks, args.equal, args.anchor)
     settings = Settings(args.kind, args.seed, args.clips, args.seconds, args.per_listener, args.format, args.title,
                         args.collect, controls)
-    with naming_options(OPTIONS):
+    with naming(OPTIONS):
         key = make_listening_test(Path(args.out), folders, captions, args.captions or "", settings, args.force)
     say(f"{len(key['trials'])} pages of {key['items']} clips of {', '.join(key['systems'])}, at {key['lufs']:.1f} LUFS "
         f"and {key['sample_rate_hz']} Hz", *(f"note: {note}" for note in key["notes"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from musiccm.commands._generate_options import naming_options
+from musiccm.errors import naming
 from musiccm.terminal import say
 
 #: What `check_plagiarism` calls an argument, and its option.
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     from musiccm.locks import locked_folder
     from musiccm.similarity.check import check_plagiarism
 
-    with locked_folder(Path(args.out)), naming_options(OPTIONS):
+    with locked_folder(Path(args.out)), naming(OPTIONS):
         content = check_plagiarism(**vars(args))
     for line in summary(content):
         say(line)

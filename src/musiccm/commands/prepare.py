@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from musiccm.commands._generate_options import naming_options
 from musiccm.terminal import say
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def index_clips(args: argparse.Namespace) -> None:
     Raises:
         MusiccmError: Options that do not go together, or what cannot be indexed.
     """
-    from musiccm.errors import MusiccmError
+    from musiccm.errors import MusiccmError, naming
     from musiccm.similarity.indexing import index_experiment, index_folder
 
     for option in ("from_cache", "for_bundle"):
@@ -83,7 +82,7 @@ def index_clips(args: argparse.Namespace) -> None:
             raise MusiccmError(f"--{option.replace('_', '-')}: expected --config with an experiment, found --root")
     settings = {name: getattr(args, name)
                 for name in ("hop_s", "faiss", "batch_size", "workers", "device", "overwrite")}
-    with naming_options(INDEX_OPTIONS):
+    with naming(INDEX_OPTIONS):
         if args.root:
             index_folder(args.out, args.root, args.bundle or "musiccm-tiny", **settings)
         else:

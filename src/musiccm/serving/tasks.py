@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from musiccm.errors import MusiccmError
+from musiccm.errors import MusiccmError, naming
 from musiccm.long_form import LongMusic, MusicModel, MusicStream, SourceClip, read_clip, seam_metrics
 from musiccm.samplers import Crops, Sampler, make_sampler
 from musiccm.serving.at_work import ModelAtWork, Unserved, call_count
@@ -87,7 +85,7 @@ def planned(model: MusicModel, request: MusicRequest) -> Plan:
         windows = max(2, math.ceil(2 * (request.seconds or 2 * model.duration_s) / model.duration_s))
         return Plan(request, len(stepper.timesteps) * windows, None)
     # laid out as a stream, of which nothing is computed: texts that no window would use are refused now
-    with named_as_asked():
+    with naming(_FIELDS):
         LongMusic.stream(Unserved(model), _entries(request), request.seconds, steps, 0, overlap=request.overlap,
                          fusion=request.fusion, guidance_scale=request.guidance_scale, sampler=rule).close()
     seconds = model.duration_s if request.seconds is None else request.seconds
@@ -114,24 +112,8 @@ def perform(model: ModelAtWork, request: MusicRequest, source: Path | None) -> M
         MusiccmError: The clip cannot be used, or the request does not fit it.
         Cancelled: The job is to end.
     """
-    with named_as_asked():
+    with naming(_FIELDS):
         return _performed(model, request, source)
-
-
-@contextlib.contextmanager
-def named_as_asked() -> Iterator[None]:
-    """Lets errors of long music name the fields of a request.
-
-    Raises:
-        MusiccmError: That error.
-    """
-    try:
-        yield
-    except MusiccmError as error:
-        field, found, rest = str(error).partition(": ")
-        if found and field in _FIELDS:
-            error.args = (f"{_FIELDS[field]}: {rest}",)
-        raise
 
 
 def _performed(model: ModelAtWork, request: MusicRequest, source: Path | None) -> Made:

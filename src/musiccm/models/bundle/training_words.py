@@ -200,7 +200,7 @@ def words_folder(bundle: Bundle) -> Path | None:
 
 
 def embedded(conditioner: nn.Module, texts: Sequence[str]) -> Tensor:
-    """What a conditioner makes of texts, one vector of unit length a text; of tokens their mean.
+    """How a conditioner reads texts, one vector of unit length a text; of tokens their mean.
 
     Args:
         conditioner: A bundle's.
@@ -210,7 +210,7 @@ def embedded(conditioner: nn.Module, texts: Sequence[str]) -> Tensor:
         [B, D] on the CPU, float32.
     """
     with torch.inference_mode():
-        rows = [pool_condition(conditioner.prompts([text])) for text in texts]  # type: ignore[operator]
+        rows = [pool_condition(conditioner.reader.prompts([text])) for text in texts]  # type: ignore[operator,union-attr]
     return nn.functional.normalize(torch.cat(rows).float().cpu(), dim=-1)
 
 

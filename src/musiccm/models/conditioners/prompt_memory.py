@@ -58,6 +58,11 @@ class Conditioner(nn.Module):
         """Whether it embeds audio too."""
         return False
 
+    @property
+    def reader(self) -> Conditioner:
+        """What reads texts: itself, or that from whose reading it draws what it tells."""
+        return self
+
     def text(self, texts: list[str]) -> AnyCondition:
         """Encode texts together.
 

@@ -56,6 +56,11 @@ class SemanticConditioner(Conditioner):
         return super()._apply(fn, recurse)
 
     @property
+    def reader(self) -> Conditioner:
+        """The text encoder's conditioner, see `Conditioner.reader`."""
+        return self.joint
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.tokenizer.centroids_KD.device

@@ -9,20 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from musiccm.diffusion import AnyCondition, Condition, spread_chunks
+from musiccm.diffusion import spread_chunks
 from musiccm.errors import MusiccmError
-from musiccm.models.bundle.weights_folder import load_weights, make_config, read_config, save_weights_folder
+from musiccm.models.bundle.weights_folder import make_config
 from musiccm.models.melody.coarse_path import CoarseLayer, Tokens, Turns
 from musiccm.models.melody.recurrence import BidirectionalSRU
+from musiccm.models.melody.renderer import Renderer, TokenLayers
 from musiccm.models.melody.segments import add_segments, cut_segments, segment_count
-from musiccm.models.melody.token_condition import check_tokens
 
 #: Its folder in a bundle.
 DUAL_PATH = "dual_path"
@@ -155,7 +154,7 @@ class DualPathBlock(nn.Module):
         return self.fine_norm(x + self.fine(x, told_BSD))
 
 
-class DualPath(nn.Module):
+class DualPath(Renderer):
     """Noisy latents, angles and semantic tokens to a velocity; called as a U-Net of diffusers is (`Denoiser`).
 
     Args:
@@ -165,14 +164,16 @@ class DualPath(nn.Module):
         MusiccmError: Sizes that do not go together.
     """
 
+    called, config_class = "dual path", DualPathConfig
+    shape: DualPathConfig
+
     def __init__(self, config: DualPathConfig | Mapping[str, Any]) -> None:
         super().__init__()
         self.shape = c = make_config(DualPathConfig, config)
         c.check()
         self.inputs = nn.Linear(c.channels, c.width)
         self.angle = AngleEmbedding(c.angle_width, c.width)
-        self.tokens = nn.Sequential(
-            nn.Linear(c.token_width, c.width), nn.RMSNorm(c.width, eps=1e-6), nn.GELU(), nn.Linear(c.width, c.width))
+        self.tokens = TokenLayers(c.token_width, c.width)
         self.norm = nn.RMSNorm(c.width, eps=1e-6)
         self.blocks = nn.ModuleList([DualPathBlock(c, merged) for merged in c.merged])
         self.out_norm = nn.RMSNorm(c.width, eps=1e-6)
@@ -185,10 +186,6 @@ class DualPath(nn.Module):
         """Its configuration as a file has it."""
         c = self.shape
         return {"_class_name": "DualPath", **asdict(c), "merged": list(c.merged)}
-
-    def check_condition(self, condition: AnyCondition, frames: int) -> Condition:
-        """See `check_tokens`."""
-        return check_tokens(condition, frames, self.shape.token_width, self.shape.frames_per_token, "dual path")
 
     def forward(
         self,
@@ -219,24 +216,18 @@ class DualPath(nn.Module):
             MusiccmError: Latents or token vectors of another shape than the network's, or no tokens.
         """
         c = self.shape
-        if sample.ndim != 4 or sample.shape[1] != c.channels or sample.shape[3] != 1:
-            raise MusiccmError(f"dual path: expected latents of {c.channels} channels and one bin, found shape "
-                               f"{list(sample.shape)}")
-        if encoder_hidden_states is None or encoder_attention_mask is None or class_labels is not None:
-            raise MusiccmError("dual path: expected a condition of semantic tokens and no vector beside them")
-        if encoder_hidden_states.shape[-1] != c.token_width:
-            raise MusiccmError(f"dual path: expected token vectors of width {c.token_width}, found "
-                               f"{encoder_hidden_states.shape[-1]}")
+        vectors_BLD, mask_BL = self.check_inputs(
+            sample, encoder_hidden_states, encoder_attention_mask, class_labels)
         batch, _, frames, _ = sample.shape
         if angle_BM is None:
             angle_BM = timestep.reshape(-1, 1).expand(batch, 1)
         segments = segment_count(frames, c.segment)
         positions = torch.arange(segments, device=sample.device)
         head = c.width // c.heads
-        tokens = self._tokens(encoder_hidden_states, encoder_attention_mask, head)
+        tokens = self._tokens(vectors_BLD, mask_BL, head)
         angle_BLD = spread_chunks(self.angle(angle_BM), frames)
         # the angle that the middle of a segment has, and the mean of the tokens: what FiLM is told
-        mean_BD = tokens.states_BLD.sum(1) / encoder_attention_mask.sum(1, keepdim=True).clamp(min=1)
+        mean_BD = tokens.states_BLD.sum(1) / mask_BL.sum(1, keepdim=True).clamp(min=1)
         told_BSD = angle_BLD[:, positions * frames // segments] + mean_BD[:, None]
         x_BLD = self.norm(self.inputs(sample.squeeze(3).transpose(1, 2)) + angle_BLD)
         x_KBSD = cut_segments(x_BLD, c.segment)
@@ -251,27 +242,9 @@ class DualPath(nn.Module):
 
     def _tokens(self, vectors_BLD: Tensor, mask_BL: Tensor, head: int) -> Tokens:
         c = self.shape
-        # where, not a product: nothing that stands under padding may get through
-        vectors_BLD = torch.where(mask_BL[..., None], vectors_BLD, torch.zeros_like(vectors_BLD))
-        states_BLD = self.tokens(vectors_BLD)
-        states_BLD = torch.where(mask_BL[..., None], states_BLD, torch.zeros_like(states_BLD))
+        states_BLD = self.tokens(vectors_BLD, mask_BL)
         present_B1 = mask_BL.any(dim=1, keepdim=True)
         # the middle of a token's frames, counted in segments, whose middles are at 0, 1, ...
         places = (torch.arange(mask_BL.shape[1], device=mask_BL.device) + 0.5) * (c.frames_per_token * 2 / c.segment)
         return Tokens(states_BLD, (mask_BL | ~present_B1)[:, None, None], present_B1[..., None].to(states_BLD),
                       Turns.at(places, head))
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`."""
-        save_weights_folder(folder, self.config, self.state_dict())
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> DualPath:
-        """Read a folder written by `save_pretrained`; the network comes in eval mode.
-
-        Raises:
-            MusiccmError: A file is missing or the two do not belong together.
-        """
-        network = cls(make_config(DualPathConfig, read_config(folder), f"{folder}/config.json"))
-        load_weights(network, folder)
-        return network.eval()

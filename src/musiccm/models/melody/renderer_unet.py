@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers.models.unets.unet_1d_blocks import (
     AttnDownBlock1D,
     AttnUpBlock1D,
@@ -25,11 +23,11 @@ from diffusers.models.unets.unet_1d_blocks import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from musiccm.diffusion import AnyCondition, Condition, spread_chunks
+from musiccm.diffusion import spread_chunks
 from musiccm.errors import MusiccmError
-from musiccm.models.bundle.weights_folder import load_weights, make_config, read_config, save_weights_folder
+from musiccm.models.bundle.weights_folder import make_config
 from musiccm.models.melody.dual_path import AngleEmbedding
-from musiccm.models.melody.token_condition import check_tokens
+from musiccm.models.melody.renderer import Renderer, TokenLayers
 
 #: Width of an attention head of diffusers' 1-D blocks.
 HEAD = 32
@@ -100,7 +98,7 @@ class RendererUNetConfig:
                                f"found {frames}")
 
 
-class RendererUNet(nn.Module):
+class RendererUNet(Renderer):
     """Noisy latents, angles and semantic tokens to a velocity, called as a `DualPath` is.
 
     What is told stands beside the latents at every frame: the embedding of the frame's own angle plus that of the token
@@ -113,14 +111,15 @@ class RendererUNet(nn.Module):
         MusiccmError: Sizes that do not go together.
     """
 
+    called, config_class = "renderer U-Net", RendererUNetConfig
+    shape: RendererUNetConfig
+
     def __init__(self, config: RendererUNetConfig | Mapping[str, Any]) -> None:
         super().__init__()
         self.shape = c = make_config(RendererUNetConfig, config)
         c.check()
         self.angle = AngleEmbedding(c.angle_width, c.told_width)
-        self.tokens = nn.Sequential(
-            nn.Linear(c.token_width, c.told_width), nn.RMSNorm(c.told_width, eps=1e-6), nn.GELU(),
-            nn.Linear(c.told_width, c.told_width))
+        self.tokens = TokenLayers(c.token_width, c.told_width)
         lower = list(zip(c.widths, c.widths[1:], strict=False))
         self.down = nn.ModuleList([DownBlock1DNoSkip(c.widths[0], c.channels + c.told_width)])
         self.up = nn.ModuleList([UpBlock1DNoSkip(c.widths[0], c.widths[0])])
@@ -140,10 +139,6 @@ class RendererUNet(nn.Module):
         c = self.shape
         return {"_class_name": "RendererUNet", **asdict(c), "widths": list(c.widths), "attention": list(c.attention)}
 
-    def check_condition(self, condition: AnyCondition, frames: int) -> Condition:
-        """See `check_tokens`."""
-        return check_tokens(condition, frames, self.shape.token_width, self.shape.frames_per_token, "renderer U-Net")
-
     def forward(
         self,
         sample: Tensor,
@@ -160,20 +155,14 @@ class RendererUNet(nn.Module):
             MusiccmError: Latents or token vectors of another shape than the network's, or no tokens.
         """
         c = self.shape
-        if sample.ndim != 4 or sample.shape[1] != c.channels or sample.shape[3] != 1:
-            raise MusiccmError(f"renderer U-Net: expected latents of {c.channels} channels and one bin, found shape "
-                               f"{list(sample.shape)}")
-        if encoder_hidden_states is None or encoder_attention_mask is None or class_labels is not None:
-            raise MusiccmError("renderer U-Net: expected a condition of semantic tokens and no vector beside them")
-        if encoder_hidden_states.shape[-1] != c.token_width:
-            raise MusiccmError(f"renderer U-Net: expected token vectors of width {c.token_width}, found "
-                               f"{encoder_hidden_states.shape[-1]}")
+        vectors_BLD, mask_BL = self.check_inputs(
+            sample, encoder_hidden_states, encoder_attention_mask, class_labels)
         batch, _, frames, _ = sample.shape
         c.check_frames(frames)
         if angle_BM is None:
             angle_BM = timestep.reshape(-1, 1).expand(batch, 1)
         told_BTD = spread_chunks(self.angle(angle_BM), frames)
-        told_BTD = told_BTD + self._tokens(encoder_hidden_states, encoder_attention_mask, frames)
+        told_BTD = told_BTD + self._tokens(vectors_BLD, mask_BL, frames)
         told_BDT, x_BWT = told_BTD.transpose(1, 2), sample.squeeze(3)
         skips: list[Tensor] = []
         for block in self.down:
@@ -186,24 +175,6 @@ class RendererUNet(nn.Module):
 
     def _tokens(self, vectors_BLD: Tensor, mask_BL: Tensor, frames: int) -> Tensor:
         """What is told of the token at each frame, [B, T, told_width]; 0 where there is none."""
-        # where, not a product: nothing that stands under padding may get through
-        vectors_BLD = torch.where(mask_BL[..., None], vectors_BLD, torch.zeros_like(vectors_BLD))
-        states_BLD = self.tokens(vectors_BLD)
-        states_BLD = torch.where(mask_BL[..., None], states_BLD, torch.zeros_like(states_BLD))
+        states_BLD = self.tokens(vectors_BLD, mask_BL)
         spread_BTD = states_BLD.repeat_interleave(self.shape.frames_per_token, dim=1)[:, :frames]
         return F.pad(spread_BTD, (0, 0, 0, frames - spread_BTD.shape[1]))  # a null condition may be one empty token
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`."""
-        save_weights_folder(folder, self.config, self.state_dict())
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> RendererUNet:
-        """Read a folder written by `save_pretrained`; the network comes in eval mode.
-
-        Raises:
-            MusiccmError: A file is missing or the two do not belong together.
-        """
-        network = cls(make_config(RendererUNetConfig, read_config(folder), f"{folder}/config.json"))
-        load_weights(network, folder)
-        return network.eval()

@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from musiccm import __version__
 from musiccm.audio.wav_stream import WavStream
+from musiccm.errors import naming
 from musiccm.failures import error_number
 from musiccm.serving.engine import Engine
 from musiccm.serving.errors import NoRoom, NotFound
@@ -143,7 +144,7 @@ def _add_generate(app: FastAPI) -> None:
     async def generate(body: schema.GenerateBody, request: Request, engine: EngineOf, owner: OwnerOf) -> Response:
         """Make music and wait for it; with `stream`, it comes while it is made. A client that goes away ends it."""
         asked = body.request(app.state.default_model)
-        with problems.naming(body.names):
+        with naming(body.names):
             if body.stream:
                 return _Wav(await _run(engine.stream, asked, owner))
             view = await _run(engine.submit, asked, owner)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -81,25 +80,6 @@ def of_error(error: MusiccmError) -> JSONResponse:
     field, found, rest = detail.partition(": ")
     named = found and field.replace(".", "").replace("_", "").replace(", ", "").isidentifier()
     return problem(422, detail, "refused", errors=[{"field": field, "message": rest}] if named else ())
-
-
-@contextlib.contextmanager
-def naming(names: Mapping[str, str]) -> Iterator[None]:
-    """Lets errors within name a field as the client sent it.
-
-    Args:
-        names: From the engine's names to the client's.
-
-    Raises:
-        MusiccmError: That of the engine, with the client's name.
-    """
-    try:
-        yield
-    except MusiccmError as error:
-        field, found, rest = str(error).partition(": ")
-        if found and field in names:
-            error.args = (f"{names[field]}: {rest}",)
-        raise
 
 
 def methods(app: FastAPI, scope: Scope) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import save_part
 from musiccm.models.melody.audio_vae import AudioVae
 from musiccm.models.melody.dual_path import DUAL_PATH, DualPath
-from musiccm.models.melody.renderer_unet import RendererUNet
+from musiccm.models.melody.renderer import Renderer
 from musiccm.models.melody.tokenizer import tokenizer_of
 from musiccm.systems.stages.base import Stage, mean_of
 
@@ -52,10 +52,10 @@ class DualPathStage(Stage):
 
     stage = "dual_path"
     part_name: str | None = DUAL_PATH
-    part: DualPath | RendererUNet
+    part: Renderer
     #: The argument with the network's shape, and its class.
     shape_key: str = DUAL_PATH
-    network_class: type[DualPath] | type[RendererUNet] = DualPath
+    network_class: Callable[[dict[str, Any]], Renderer] = DualPath
     kinds = {"count": "chunks", "share": "continuation_share inpainting_share condition_dropout"}
 
     def __init__(
