@@ -51,6 +51,9 @@ def check_options(args: argparse.Namespace, changes: Sequence[tuple[float, str]]
         check_duration(args.seconds, MAX_WHOLE_S, "--stream makes longer music")
     if args.fusion is not None:
         one_of("fusion", args.fusion, FUSIONS)
+    if args.prompts_file is not None and not os.path.isfile(args.prompts_file):
+        raise MusiccmError(f"--prompts {args.prompts_file}: missing: expected a file of prompts by id (.csv, .tsv or "
+                           ".json); check the path")
     kind = edit_of(args)
     if kind is not None and not os.path.exists(clip := getattr(args, f"{kind}_")):
         raise MusiccmError(f"{clip}: missing: expected an audio file here; check the path")
