@@ -44,7 +44,7 @@ def loaded(folder: Path, watched: tuple[str, ...], *arguments: str) -> tuple[lis
     (["generate", " "], "2", "prompt 1 of 1: expected a description"),
     (["generate", "x", "--at", "2", ""], "2", "prompt at 2 s: expected a description"),
     (["generate", "x", "--vary", "gone.wav"], "2", "gone.wav: missing: expected an audio file here"),
-    (["generate", "--prompts", "gone.csv", "--out", "x"], "2", "--prompts gone.csv: missing: expected a file of prompts"),
+    (["generate", "--prompts", "gone.csv", "--out", "x"], "2", "--prompts gone.csv: missing: expected a file"),
     (["generate", "x", "--inpaint", __file__, "--from", "3", "--to", "3"], "2", "--from, --to: expected a range"),
 ])
 def test_what_is_wrong_is_refused_before_libraries_are_loaded(

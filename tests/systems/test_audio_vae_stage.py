@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from small_corpus import write_corpus
+from tiny_melody import build_random_melody
 from torch.distributions import Normal, kl_divergence
 
 from musiccm.audio.mel import LogMel
@@ -23,8 +24,10 @@ from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
 from musiccm.losses.spectral import MagnitudeDistance, MultiResolutionStft
 from musiccm.models.bundle import Bundle
+from musiccm.models.fast_decoder import FastDecoder
 from musiccm.models.melody.audio_vae import AudioVae, AudioVaeConfig
 from musiccm.systems.stages.audio_vae import AudioVaeStage
+from musiccm.systems.stages.decoder import DecoderStage
 from musiccm.systems.stages.tagger import group_accuracy
 
 VAE = {"sample_rate_hz": 16000, "latent_channels": 4, "strides": [4, 8], "kernel_sizes": [9, 17], "channels": [4, 8],
@@ -266,6 +269,32 @@ def test_a_decoder_goes_on_alone_and_latents_stay_what_they_are(corpus: Path, tm
     assert torch.equal(after.posterior(waveform_BS).parameters, before.posterior(waveform_BS).parameters)
     latents_BCTF = torch.randn(2, 4, 8, 1)
     assert not torch.equal(after.decode(latents_BCTF), before.decode(latents_BCTF))
+
+
+def test_a_fast_decoder_is_trained_on_its_latents(corpus: Path, tmp_path: Path) -> None:
+    path = build_random_melody(tmp_path)
+    vae = Bundle.from_pretrained(path, ["audio_vae"]).part("audio_vae")
+    sizes = {**vae.raw_latents(), "hop_length": 32, "n_fft": 128, "width": 8, "hidden": 12, "latent_blocks": 1,
+             "blocks": 1}
+    stage = DecoderStage(sizes, bundle=str(path), warmup_steps=1, fft_sizes=(256, 512), distilled_share=0.0)
+    latents_BCTF, target_BS = stage.pairs(sounds(), torch.Generator().manual_seed(5))
+    posterior = vae.posterior(sounds().waveform_BS)
+    noise_BCTF = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(target_BS, sounds().waveform_BS)
+    torch.testing.assert_close(latents_BCTF, vae.normalise(posterior.mean + posterior.std * noise_BCTF))
+    trainer(tmp_path, 2).fit(stage, datamodule=data(corpus))
+    quality = json.loads((path / "quality/decoder.json").read_text())
+    assert 0 < quality["mel_l1"] and 0 < quality["slow_mel_l1"] and quality["mel_l1"] != quality["slow_mel_l1"]
+    codec = Bundle.from_pretrained(path).codec()
+    assert codec.decoded_by == "fast"
+    torch.testing.assert_close(codec.decode(latents_BCTF), stage.best(latents_BCTF).clamp(-1, 1))
+
+
+def test_the_small_fast_decoder_takes_the_small_vaes_latents() -> None:
+    small, fast = (load_experiment(f"melody/stages/{name}")["model"]["init_args"] for name in (
+        "audio_vae", "fast_decoder"))
+    with torch.device("meta"):
+        FastDecoder(fast["decoder"]).check_latents(AudioVae(small["vae"]).raw_latents(), "")
 
 
 def test_the_full_size_is_the_papers_and_the_small_one_its_own() -> None:

@@ -273,7 +273,7 @@ class Evaluation(pl.Callback):
     def _comparison(self, pl_module: pl.LightningModule, decoders: int | None = None) -> Comparison:
         """What is compared, by all decoders or by the first few that there are."""
         system = as_distilled(pl_module)
-        there = [name for name in self.decoders if name != "fast" or system.bundle.has("decoder")]
+        there = [name for name in self.decoders if name != "fast" or system.bundle.has_fast_decoder]
         return Comparison(system, self.sampler, self.guidance_scale, self.packaged_student, there[:decoders])
 
     def _watched(

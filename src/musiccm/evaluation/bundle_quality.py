@@ -28,8 +28,7 @@ RECALLED = 10
 
 def decoders(bundle: Bundle) -> list[str]:
     """The decoders that a bundle has, by the names that `Bundle.codec` takes: `original`, and `fast` where it is."""
-    decoding = bundle.kind.decoding
-    return [name for name in PREFIX if name in decoding and all(bundle.has(part) for part in decoding[name])]
+    return [name for name in PREFIX if name in bundle.decoders]
 
 
 def frechet(real_ED: Tensor, fake_ED: Tensor) -> float:

@@ -45,8 +45,7 @@ def clap_hash(bundle: Bundle) -> str:
 
 def decoder_hashes(bundle: Bundle) -> dict[str, str]:
     """A hash of what makes sound of latents, by the decoder's name; the encoder, which makes the floor's, is in it."""
-    return {name: bundle.content_hash(parts) for name, parts in bundle.kind.decoding.items()
-            if all(bundle.has(part) for part in parts)}
+    return {name: bundle.content_hash(bundle.kind.decoding[name]) for name in bundle.decoders}
 
 
 @cache

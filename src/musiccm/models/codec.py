@@ -69,7 +69,7 @@ class LatentCodec(nn.Module):
         if config.latents_mean is not None and config.latents_std is not None:
             mean, std = torch.tensor(config.latents_mean), torch.tensor(config.latents_std)
         if decoder is not None:
-            self.check_decoder(decoder, "decoder/config.json: ")
+            decoder.check_latents(self.raw_latents(), "decoder/config.json: ")
         self.register_buffer("latents_mean", mean.view(1, -1, 1, 1), persistent=False)
         self.register_buffer("latents_std", std.view(1, -1, 1, 1), persistent=False)
 
@@ -82,22 +82,6 @@ class LatentCodec(nn.Module):
         factor = self.downsampling // self.latent_patch
         return {"latent_channels": self.vae.config.latent_channels, "latent_bins": self.mel.n_mels // factor,
                 "latent_hop": self.mel.hop_length * factor}
-
-    def check_decoder(self, decoder: FastDecoder, where: str) -> None:
-        """Refuse a fast decoder of other latents than the VAE's.
-
-        Args:
-            decoder: The decoder.
-            where: What its configuration was read from, as the message begins.
-
-        Raises:
-            MusiccmError: Names the first number that differs.
-        """
-        for key, expected in self.raw_latents().items():
-            found = getattr(decoder.config, key)
-            if found != expected:
-                raise MusiccmError(f"{where}{key} is {found}, but the VAE's latents have {expected}; the decoder must "
-                                   "be trained for this VAE")
 
     @property
     def frame_samples(self) -> int:

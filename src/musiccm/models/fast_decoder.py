@@ -100,6 +100,22 @@ class FastDecoder(nn.Module):
         samples = side * c.blocks * c.hop_length + c.n_fft // 2
         return 1 + side * c.latent_blocks + -(-samples // c.latent_hop)
 
+    def check_latents(self, given: Mapping[str, int], where: str) -> None:
+        """Refuse other latents than those that it was made for.
+
+        Args:
+            given: Channels, bins and hop of the autoencoder's latents, by the configuration's names.
+            where: What its configuration was read from, as the message begins.
+
+        Raises:
+            MusiccmError: Names the first number that differs.
+        """
+        for key, expected in given.items():
+            found = getattr(self.config, key)
+            if found != expected:
+                raise MusiccmError(f"{where}{key} is {found}, but the VAE's latents have {expected}; the decoder must "
+                                   "be trained for this VAE")
+
     def forward(self, latents_BCTF: Tensor) -> Tensor:
         """Decode.
 

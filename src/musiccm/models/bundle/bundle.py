@@ -307,6 +307,26 @@ class Bundle:
         """Whether a part's folder is there, here or in the base."""
         return (self.root_of(name) / name).is_dir()
 
+    @property
+    def has_fast_decoder(self) -> bool:
+        """Whether there is a fast decoder of its own autoencoder's latents.
+
+        A base may have one of another autoencoder: it counts only where the autoencoder is borrowed as well.
+        """
+        bundle: Bundle | None = self
+        while bundle is not None:
+            if (bundle.path / "decoder").is_dir():
+                return True
+            bundle = None if (bundle.path / self.kind.autoencoder).is_dir() else bundle.base
+        return False
+
+    @property
+    def decoders(self) -> tuple[str, ...]:
+        """What can make its sound, by the names that `codec` takes."""
+        decoding = self.kind.decoding
+        return tuple(name for name in decoding if all(map(self.has, decoding[name]))
+                     and (name != "fast" or self.has_fast_decoder))
+
     def codec(self, decoder: str | None = None) -> nn.Module:
         """Between sound and the latents of this bundle: a `LatentCodec`, or the audio VAE of MeLoDy's kind.
 

@@ -113,17 +113,17 @@ class MelKind:
 
     def unlisted(self, bundle: Bundle) -> list[str]:
         """The fast decoder, where there is one."""
-        return ["decoder"] if bundle.has("decoder") else []
+        return ["decoder"] if bundle.has_fast_decoder else []
 
     def codec(self, bundle: Bundle, decoder: str | None) -> nn.Module:
         """The `LatentCodec`."""
         from musiccm.models.codec import LatentCodec
 
-        if decoder == "fast" and not bundle.has("decoder"):
+        if decoder == "fast" and not bundle.has_fast_decoder:
             raise MusiccmError(f"{bundle.path}: has no fast decoder (no decoder/ folder); use decoder 'original', or "
                                "train one by experiments/stages/decoder.yaml")
         if decoder is None:
-            decoder = "fast" if bundle.has("decoder") else "original"
+            decoder = "fast" if bundle.has_fast_decoder else "original"
         return LatentCodec(
             bundle.part("vae"), bundle.vocoder if decoder == "original" else None, bundle.mel, bundle.latent_patch,
             bundle.part("decoder") if decoder == "fast" else None,

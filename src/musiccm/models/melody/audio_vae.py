@@ -182,6 +182,8 @@ class AudioVae(nn.Module):
 
     #: What its encoder takes: sound, where `LatentCodec`'s takes a mel.
     reads_mel = False
+    #: Side of the blocks of raw latents that are one position of z: they are not folded.
+    latent_patch = 1
     #: What makes sound of its latents, by the names of `Bundle.codec`: the autoencoder's own decoder.
     decoded_by = "original"
 
@@ -208,6 +210,10 @@ class AudioVae(nn.Module):
     def shortest_samples(self) -> int:
         """Samples of the shortest sound that it encodes."""
         return self.frame_samples
+
+    def raw_latents(self) -> dict[str, int]:
+        """Channels and bins of its latents, and samples a frame of them covers: as a fast decoder's keys."""
+        return {"latent_channels": self.config.latent_channels, "latent_bins": 1, "latent_hop": self.frame_samples}
 
     @property
     def receptive_field(self) -> int:
@@ -296,6 +302,10 @@ class AudioVae(nn.Module):
         """The z of raw latents."""
         return (self.bounded(raw_BCTF) - self.latents_mean) / self.latents_std
 
+    def standardise(self, raw_BCTF: Tensor) -> Tensor:
+        """The same: what a fast decoder takes."""
+        return self.normalise(raw_BCTF)
+
     def bounded(self, raw_BCTF: Tensor) -> Tensor:
         """Raw latents divided and clipped to [-1, 1]: what the decoder's first layer sees."""
         return (raw_BCTF / self.config.divisor).clamp(-1.0, 1.0)
@@ -324,7 +334,10 @@ class AudioVae(nn.Module):
         if z_BCTF.dim() != 4 or z_BCTF.shape[1] != channels or z_BCTF.shape[3] != 1:
             raise MusiccmError(f"audio VAE: expected latents of shape [B, {channels}, T, 1], found "
                                f"{tuple(z_BCTF.shape)}")
-        bounded_BCTF = (z_BCTF * self.latents_std + self.latents_mean).clamp(-1.0, 1.0)
+        return self.sound((z_BCTF * self.latents_std + self.latents_mean).clamp(-1.0, 1.0))
+
+    def sound(self, bounded_BCTF: Tensor) -> Tensor:
+        """Waveforms of latents as `bounded` gives them."""
         return self.decoder(bounded_BCTF.squeeze(3))
 
     @torch.no_grad()

@@ -29,7 +29,7 @@ class MelodyKind:
                                  "semantic_lm")
     steps, guidance_scale = 20, 2.5  # the most of the paper's, and its guidance
     settings: tuple[str, ...] = (SETTING,)
-    decoding: Mapping[str, tuple[str, ...]] = {"original": ("audio_vae",)}
+    decoding: Mapping[str, tuple[str, ...]] = {"fast": ("audio_vae", "decoder"), "original": ("audio_vae",)}
 
     def sample_rate_hz(self, bundle: Bundle) -> int:
         """That of the audio VAE; before there is one, that of the borrowed parts."""
@@ -67,17 +67,23 @@ class MelodyKind:
         return channels, frames, 1
 
     def unlisted(self, bundle: Bundle) -> list[str]:
-        """Audio VAE, tokenizer and language model; the tagger that tokens of a clip that goes on are made by."""
-        parts = ["audio_vae", "semantic_tokenizer", "semantic_lm"]
+        """Audio VAE, tokenizer, language model and fast decoder; the tagger that reads clips that go on."""
+        parts = ["audio_vae", "semantic_tokenizer", "semantic_lm", *(["decoder"] if bundle.has_fast_decoder else [])]
         source = bundle.stated("semantic_tokenizer", "source")[0]
         return [part for part in [*parts, *(["evaluators/tagger"] if source == "tagger" else [])] if bundle.has(part)]
 
     def codec(self, bundle: Bundle, decoder: str | None) -> nn.Module:
-        """The audio VAE, which needs neither vocoder nor fast decoder."""
-        if decoder == "fast":
-            raise MusiccmError(f"{bundle.path}: has no fast decoder: its audio VAE makes sound itself; use decoder "
-                               "'original'")
-        return bundle.part("audio_vae")
+        """The audio VAE, which needs no vocoder; with the fast decoder in place of its own where that is asked for."""
+        there = bundle.has_fast_decoder
+        if decoder == "fast" and not there:
+            raise MusiccmError(f"{bundle.path}: has no fast decoder (no decoder/ folder): its audio VAE makes sound "
+                               "itself; use decoder 'original', or train one by "
+                               "experiments/melody/stages/fast_decoder.yaml")
+        if decoder in ("original", "none") or not there:
+            return bundle.part("audio_vae")
+        from musiccm.models.melody.fast_audio_vae import FastAudioVae
+
+        return FastAudioVae(bundle.part("audio_vae"), bundle.part("decoder"))
 
     def denoiser(self, network: nn.Module, process: NoiseProcess, prediction_type: str) -> Denoiser:
         """The network, which takes frames that are clean already."""

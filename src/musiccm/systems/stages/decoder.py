@@ -18,14 +18,14 @@ from musiccm.losses.spectral import MultiResolutionStft
 from musiccm.losses.waveform_adversarial import waveform_adversarial
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import save_part
-from musiccm.models.codec import LatentCodec
+from musiccm.models.codec import SoundEncoder
 from musiccm.models.fast_decoder import FastDecoder
 from musiccm.models.spectrogram_discriminator import SpectrogramDiscriminator
 from musiccm.systems.stages.base import Stage, mean_of
 
 
 class DecoderStage(Stage):
-    """Trains a `FastDecoder` on the latents of the bundle's VAE.
+    """Trains a `FastDecoder` on the latents of the bundle's VAE, of a mel or of sound.
 
     Most clips are encoded and have themselves for a target. The others' latents are pushed off the data by noise, as a
     sampler's may be; what the slow pair makes of these is the target.
@@ -63,12 +63,13 @@ class DecoderStage(Stage):
         **stage: Any,
     ) -> None:
         super().__init__(**stage)
-        bundle = Bundle.from_pretrained(self.bundle, parts=["vae", "vocoder"])
+        bundle = Bundle.from_pretrained(self.bundle, parts=[])
+        bundle = Bundle.from_pretrained(self.bundle, parts=bundle.kind.decoding["original"])
         # held outside the module tree: frozen, not trained, not in this stage's checkpoints
-        self._codec: list[LatentCodec] = [bundle.codec("original")]
+        self._encoder = [SoundEncoder(bundle.codec("original")).requires_grad_(False)]
         self.part = FastDecoder(decoder)
-        self.codec.check_decoder(self.part, "model.init_args.decoder.")
-        self.mel = LogMel(self.codec.mel)
+        self.part.check_latents(self.codec.raw_latents(), "model.init_args.decoder.")
+        self.mel, self.sample_rate_hz = LogMel(bundle.mel), bundle.sample_rate_hz
         self.stft = MultiResolutionStft(fft_sizes)
         self.stft_weight, self.mel_weight = stft_weight, mel_weight
         self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
@@ -77,9 +78,14 @@ class DecoderStage(Stage):
         self.finish_init()
 
     @property
-    def codec(self) -> LatentCodec:
-        """The slow pair."""
-        return self._codec[0]
+    def codec(self) -> Any:
+        """The slow pair, a `LatentCodec`; an `AudioVae`, which has a decoder of its own."""
+        return self._encoder[0].codec
+
+    def encode(self, waveform_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the raw latents."""
+        (encoder,) = self._encoder
+        return encoder.moments(encoder.front(waveform_BS))
 
     def trained(self) -> list[nn.Module]:
         """The decoder and its discriminator."""
@@ -93,13 +99,13 @@ class DecoderStage(Stage):
 
     def on_fit_start(self) -> None:
         """Bring the slow pair to the device."""
-        self.codec.to(self.device)
+        self._encoder[0].to(self.device)
 
     @torch.no_grad()
     def pairs(self, batch: WaveformBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Standardised latents `[B, C, T, F]`, and what they are to sound like, `[B, S]`."""
         target_BS = batch.waveform_BS.clone()
-        mean_BCTF, std_BCTF = self.codec.encode(self.mel(target_BS))
+        mean_BCTF, std_BCTF = self.encode(target_BS)
         noise_BCTF = torch.randn(mean_BCTF.shape, generator=generator).to(mean_BCTF.device)
         distilled_B = torch.rand(len(target_BS), generator=generator) < self.distilled_share
         latents_BCTF = self.codec.standardise(mean_BCTF + std_BCTF * noise_BCTF)
@@ -130,7 +136,7 @@ class DecoderStage(Stage):
 
     def measure(self, batch: WaveformBatch, generator: torch.Generator) -> dict[str, Any]:
         """Distances from the clips, of this decoder and of the slow pair, by the mean of the posterior."""
-        raw_BCTF, _ = self.codec.encode(self.mel(batch.waveform_BS))
+        raw_BCTF, _ = self.encode(batch.waveform_BS)
         latents_BCTF = self.codec.standardise(raw_BCTF)
         sides = {"": self.best(latents_BCTF), "slow_": self.codec.decode(self.codec.normalise(raw_BCTF))}
         result: dict[str, Any] = {}
@@ -147,7 +153,7 @@ class DecoderStage(Stage):
     @torch.no_grad()
     def cost(self, repeats: int = 3) -> dict[str, float]:
         """GFLOP (two a multiply-add) and best-of-`repeats` seconds a second of sound, of both."""
-        c, rate_hz = self.part.config, self.codec.mel.sample_rate_hz
+        c, rate_hz = self.part.config, self.sample_rate_hz
         frames = self.codec.latent_patch * round(4 * rate_hz / c.latent_hop / self.codec.latent_patch)
         duration_s = frames * c.latent_hop / rate_hz
         latents_BCTF = torch.zeros(1, c.latent_channels, frames, c.latent_bins, device=self.device)
