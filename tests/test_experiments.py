@@ -148,6 +148,11 @@ def test_an_ablation_differs_in_one_thing(name: str, base: str, differences: dic
         ("v_head", "theirs", {".distillation.prediction_type": "v_prediction"}),
         ("ours", "theirs", {".distillation.prediction_type": "v_prediction", ".distillation.solver": "ddim",
                             ".intervals.weighting": "tail"}),
+        ("ours_heun", "ours", {".distillation.solver": "heun"}),
+        ("ours_snr", "ours", {".intervals.weighting": "snr"}),
+        ("ours_uniform", "ours", {".intervals.weighting": "uniform"}),
+        ("ours_fixed", "ours", {".distillation.guidance": "fixed"}),
+        ("ours_direct", "ours", {".distillation.guidance": "direct"}),
         ("clap", "longer", {".clap.weight": 0.1, ".clap.network": "musiccm-tiny", ".clap.decoder": "fast"}),
     ],
 )
