@@ -99,11 +99,12 @@ export const job = async (id) => (await call(`/v1/jobs/${id}`)).json();
 export const jobs = async () => (await (await call("/v1/jobs?limit=200")).json()).jobs;
 export const submit = async (body, told) => (await patientCall("/v1/jobs", { json: body }, told)).json();
 export const cancel = async (id) => (await call(`/v1/jobs/${id}`, { method: "DELETE" })).json();
-export const evidence = async (id) => (await call(`/v1/jobs/${id}/evidence`)).json();
+export const evidence = async (id, told) => (await patientCall(`/v1/jobs/${id}/evidence`, {}, told)).json();
 export const audio = async (id, format) => (await call(`/v1/jobs/${id}/audio?format=${format}`)).blob();
 export const spectrogram = async (id) => (await call(`/v1/jobs/${id}/spectrogram.png`)).blob();
 export const sidecar = async (id) => (await call(`/v1/jobs/${id}/sidecar`)).blob();
 export const upload = async (file) => (await call("/v1/uploads", { body: file })).json();
+export const removeUpload = (id) => call(`/v1/uploads/${id}`, { method: "DELETE" });
 export const changePrompt = async (id, prompt) =>
   (await call(`/v1/jobs/${id}/prompt`, { json: { prompt } })).json();
 export const openStream = (body, signal) => call("/v1/audio/generate", { json: { ...body, stream: true }, signal });

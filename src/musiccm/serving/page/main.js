@@ -168,8 +168,18 @@ function says(jobs) {
     jobs.length === 1 ? body.model : ""].filter(Boolean);
 }
 
+/** Whether all fields that are shown hold what they may; the first that does not says so. */
+function fits() {
+  const wrong = [...$("composer").elements].find((one) => !one.closest("[hidden]") && !one.checkValidity());
+  if (!wrong) return true;
+  if ($("more").contains(wrong)) $("more").open = true;
+  wrong.reportValidity();
+  return false;
+}
+
 async function make(used) {
   trouble("");
+  if (!fits()) return;
   let take;
   try {
     take = asked(used);
@@ -361,6 +371,7 @@ function begin() {
 
 function startStream() {
   trouble("");
+  if (!fits()) return;
   const input = $("prompt").value.trim();
   if (!input) {
     $("prompt").focus();
