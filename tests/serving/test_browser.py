@@ -521,6 +521,32 @@ def test_a_server_that_dies_and_returns(visit, tmp_path):
         served.kill()
 
 
+def test_an_answer_that_is_lost_makes_no_second_job(served, visit):
+    page = visit(served)
+    expect(page.locator("#make")).to_be_enabled()
+    lost = []
+
+    def lose(route: Any) -> None:
+        if route.request.method == "POST" and not lost:
+            lost.append(route.fetch().status)
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route("**/v1/jobs", lose)
+    page.locator("#prompt").fill(PROMPT)
+    page.locator("#seed").fill("4711")
+    page.locator("#make").click()
+    take = page.locator("music-take")
+    expect(take).to_contain_text("The server does not answer")
+    assert lost == [202]
+    page.reload()
+    expect(take).to_contain_text("This was not sent.")
+    take.get_by_role("button", name="Make it: Student").click()
+    expect(take.locator("music-player")).to_have_count(1)
+    assert [job["seed"] for job in served.jobs()].count(4711) == 1
+
+
 def test_a_server_with_keys_and_little_room(visit, tmp_path):
     served = Served(tmp_path / "server", "--queue", 1, "--running", 1, MUSICCM_KEYS="k" * 20)
     try:

@@ -304,6 +304,54 @@ def test_an_upload_can_be_removed(server):
     problem(server.client.delete(f"/v1/uploads/{upload}"), 404)
 
 
+def test_a_request_that_comes_again_is_made_once(server, held):
+    body = {"prompt": TEXT, "steps": 1}
+    answers: list[httpx.Response] = []
+
+    def ask(key: str, path: str = "/v1/jobs", **body: Any) -> httpx.Response:
+        return server.client.post(path, json=body, headers={"Idempotency-Key": key})
+
+    asking = [threading.Thread(target=lambda: answers.append(ask('"one"', **body))) for _ in range(6)]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join(30)
+    assert {answer.status_code for answer in answers} == {202}
+    (path,) = {answer.headers["location"] for answer in answers}
+    until(lambda: server.engine.state().running == 1)
+    second = ask("two", **body)
+    problem(ask("two", **body, priority=1), 422, "key-reused")
+    problem(ask("two", "/v1/audio/generate", input=TEXT), 422, "key-reused")
+    assert server.engine.state().queued == 1
+    server.job()
+    assert problem(ask("three", **body), 429) and ask("two", **body, seed=None).json()["id"] == second.json()["id"]
+    held.open.set()
+    server.done(path.rpartition("/")[2])
+    again = ask("one", **body)
+    assert again.status_code == 202 and again.headers["location"] == path and again.json()["state"] == "done"
+    for bad in ("", "two words", "x" * 129, "caf\xe9"):
+        answer = server.client.post("/v1/jobs", json=body, headers={"Idempotency-Key": bad.encode("latin-1")})
+        assert problem(answer, 422)["errors"][0]["field"] == "Idempotency-Key"
+    problem(ask("four", "/v1/audio/generate", input=TEXT, stream=True), 422)
+
+
+def test_a_client_that_goes_away_finds_its_work_again_by_its_key(server, held):
+    asked = {"input": TEXT, "num_inference_steps": 2}
+    body = json.dumps(asked).encode()
+    head = (b"POST /v1/audio/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b'Idempotency-Key: "gone"\r\nContent-Length: %d\r\n\r\n' % len(body))
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(head + body)
+        until(lambda: server.engine.state().running == 1)
+        job = server.engine.jobs()[0].id
+    until(lambda: not server.engine._listeners.get(job))  # it is noticed that the client has gone
+    held.open.set()
+    assert server.engine.wait(job, timeout_s=30).state == "done"
+    answer = server.client.post("/v1/audio/generate", json=asked, headers={"Idempotency-Key": "gone"})
+    assert answer.status_code == 200 and answer.headers["x-musiccm-job"] == job
+    assert answer.content == server.client.get(f"/v1/jobs/{job}/audio").content
+
+
 @pytest.mark.parametrize(("host", "status"), [
     ("127.0.0.2", 200), ("127.1.2.3:80", 200), ("[::1]:8000", 200), ("localhost", 200), ("LOCALHOST:1", 200),
     ("127.0.0.1.example", 421), ("10.0.0.1", 421), ("[::2]", 421), ("", 421),

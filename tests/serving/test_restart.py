@@ -15,6 +15,8 @@ from musiccm.errors import MusiccmError
 from musiccm.pipeline import Pipeline
 from musiccm.serving import Engine, EngineSettings, NotFound, ServedModel
 from musiccm.serving.engine import MAX_STARTS
+from musiccm.serving.errors import KeyReused
+from musiccm.serving.store import Once
 
 
 @pytest.fixture
@@ -57,6 +59,28 @@ def test_jobs_outlive_a_kill(killed, served, pipeline):
         assert len(engine.jobs()) == len({view.id for view in engine.jobs()}) == 6
     with Engine([served], folder) as engine:  # nothing is made twice
         assert engine.state().queued == 0 and engine.job(ids["running"]) == views["running"]
+
+
+def test_a_key_names_one_job_across_restarts(served, tmp_path):
+    once, other = Once("mine", "1"), Once("mine", "2")
+    with Engine([served], tmp_path, EngineSettings(keep_jobs=2)) as engine:
+        first = engine.submit(asked(steps=1), "me", once=once)
+        strangers = engine.submit(asked(steps=1), "you", once=other)
+        assert engine.submit(asked(steps=1), "me", once=once).id == first.id != strangers.id
+        with pytest.raises(KeyReused, match="Idempotency-Key: mine came before with another request"):
+            engine.submit(asked(steps=2), "me", once=other)
+        assert engine.wait(first.id, "me").state == engine.wait(strangers.id, "you").state == "done"
+    with Engine([served], tmp_path, EngineSettings(keep_jobs=2)) as engine:
+        assert engine.submit(asked(steps=1), "me", once=once) == engine.job(first.id, "me")
+        engine.drain()  # what was asked for before is told also where nothing new is taken
+        assert engine.submit(asked(steps=1), "me", once=once).state == "done"
+    with Engine([served], tmp_path, EngineSettings(keep_jobs=1)) as engine:
+        later = engine.submit(asked(steps=1), "me", once=Once("later", "1"))
+        engine.wait(later.id, "me")
+        engine.close()  # what ends a job also removes what is no longer kept
+    with Engine([served], tmp_path) as engine:
+        assert len(engine.jobs("me")) == 1
+        assert engine.submit(asked(steps=2), "me", once=other).id != first.id  # its job is forgotten, and so is the key
 
 
 def test_what_ends_the_process_each_time_is_not_begun_for_ever(killed, served):

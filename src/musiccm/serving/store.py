@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from musiccm.errors import MusiccmError
-from musiccm.serving.errors import NoRoom
+from musiccm.serving.errors import KeyReused, NoRoom
 from musiccm.serving.jobs import FINISHED, JobView
 from musiccm.serving.request import MusicRequest
 
@@ -26,6 +26,9 @@ CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, number);
 CREATE TABLE IF NOT EXISTS uploads (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, created_s REAL NOT NULL, bytes INTEGER NOT NULL, seconds REAL NOT NULL,
     sha256 TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS idempotency_keys (
+    owner TEXT NOT NULL, key TEXT NOT NULL, request_sha256 TEXT NOT NULL, job TEXT NOT NULL UNIQUE,
+    PRIMARY KEY (owner, key));
 """
 
 
@@ -38,8 +41,21 @@ class KeptUpload:
     created_s: float
 
 
+@dataclass(frozen=True)
+class Once:
+    """What a client names a request by, so that it can send it again without having it made again.
+
+    Args:
+        key: The client's name for it.
+        request_sha256: Of the request as it came, so that a key that names two requests is noticed.
+    """
+
+    key: str
+    request_sha256: str
+
+
 class Store:
-    """The tables of jobs and uploads.
+    """The tables of jobs, of the keys that clients gave them, and of uploads.
 
     Args:
         path: The database; it is made where there is none.
@@ -71,11 +87,12 @@ class Store:
         with self._lock:
             self._db.close()
 
-    def add(self, view: JobView) -> int:
+    def add(self, view: JobView, once: Once | None = None) -> int:
         """Write a new job.
 
         Args:
             view: The job.
+            once: What its client names it by, which is written with it or not at all.
 
         Returns:
             Its number, in order of arrival.
@@ -84,11 +101,38 @@ class Store:
             NoRoom: The disk is full.
         """
         with self._changing() as db:
+            if once is not None:
+                db.execute("REPLACE INTO idempotency_keys VALUES (?, ?, ?, ?)",
+                           (view.owner, once.key, once.request_sha256, view.id))
             found = db.execute(
                 "INSERT INTO jobs (id, owner, state, priority, request, created_s) VALUES (?, ?, ?, ?, ?, ?)",
                 (view.id, view.owner, view.state, view.priority, json.dumps(view.request.to_json()), view.created_s))
             assert found.lastrowid is not None
             return found.lastrowid
+
+    def made_before(self, once: Once, owner: str) -> str | None:
+        """The job that somebody's key named before.
+
+        Args:
+            once: The key, and the request that it names now.
+            owner: Whose it is.
+
+        Returns:
+            The job's id; None where the key is new.
+
+        Raises:
+            KeyReused: It named another request.
+        """
+        with self._lock:
+            row = self._db.execute(
+                "SELECT request_sha256, job FROM idempotency_keys AS keys JOIN jobs ON jobs.id = keys.job "
+                "WHERE keys.owner = ? AND keys.key = ?", (owner, once.key)).fetchone()
+        if row is None:
+            return None
+        if row["request_sha256"] != once.request_sha256:
+            raise KeyReused(f"Idempotency-Key: {once.key} came before with another request; give each request a key "
+                            "of its own, and send the same one again only with the same body")
+        return row["job"]
 
     def started(self, job: str, at_s: float) -> None:
         """A job was taken up."""
@@ -141,7 +185,8 @@ class Store:
     def forget(self, jobs: Sequence[str]) -> None:
         """Remove jobs."""
         with self._changing() as db:
-            db.executemany("DELETE FROM jobs WHERE id = ?", [(job,) for job in jobs])
+            for table, column in (("jobs", "id"), ("idempotency_keys", "job")):
+                db.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(job,) for job in jobs])
 
     def add_upload(self, upload: str, owner: str, at_s: float, size: int, seconds: float, sha256: str) -> None:
         """Write a new upload."""

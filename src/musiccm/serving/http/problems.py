@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -17,7 +18,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from musiccm.errors import MusiccmError
-from musiccm.serving.errors import NoRoom, NotFound, Rejected, TooLarge, UnsupportedAudio
+from musiccm.serving.errors import KeyReused, NoRoom, NotFound, Rejected, TooLarge, UnsupportedAudio
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +75,13 @@ def of_error(error: MusiccmError) -> JSONResponse:
         return problem(status, detail, error.kind, {"Retry-After": str(math.ceil(error.retry_after_s))})
     if isinstance(error, NoRoom):
         return problem(507, detail, "no_room", {"Retry-After": "60"})
-    for kind, status in ((NotFound, 404), (TooLarge, 413), (UnsupportedAudio, 415)):
-        if isinstance(error, kind):
+    for of, status in ((NotFound, 404), (TooLarge, 413), (UnsupportedAudio, 415)):
+        if isinstance(error, of):
             return problem(status, detail)
     field, found, rest = detail.partition(": ")
-    named = found and field.replace(".", "").replace("_", "").replace(", ", "").isidentifier()
-    return problem(422, detail, "refused", errors=[{"field": field, "message": rest}] if named else ())
+    named = found and re.sub(r"[._-]|, ", "", field).isidentifier()
+    kind = "key_reused" if isinstance(error, KeyReused) else "refused"
+    return problem(422, detail, kind, errors=[{"field": field, "message": rest}] if named else ())
 
 
 def methods(app: FastAPI, scope: Scope) -> list[str]:

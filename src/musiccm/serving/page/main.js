@@ -216,10 +216,13 @@ async function send(take) {
 async function sendOne(take, element, n) {
   const result = element.results[n];
   try {
-    take.jobs[n].job = null;
+    const entry = take.jobs[n];
+    entry.job = null;
+    entry.key ??= api.freshKey(); // kept until there is an answer: who sends it again gets the same job
+    remember(take);
     result.delayed("Sending");
-    const job = await api.submit(take.jobs[n].body, (text) => result.delayed(text));
-    take.jobs[n].job = job.id;
+    entry.job = (await api.submit(entry.body, (text) => result.delayed(text), entry.key)).id;
+    delete entry.key;
     remember(take);
     result.sent();
   } catch (error) {
