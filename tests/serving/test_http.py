@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import socket
 import threading
 import time
@@ -95,6 +96,12 @@ def until(true: Any, timeout_s: float = 20.0) -> None:
     while not true():
         assert time.monotonic() < end, "it did not come about"
         time.sleep(0.02)
+
+
+def rejected(server: Server, reason: str) -> float:
+    """How often the metrics say that there was no room for a request."""
+    found = re.search(rf'^musiccm_rejected_total{{reason="{reason}"}} (.+)$', server.client.get("/metrics").text, re.M)
+    return float(found[1]) if found else 0.0
 
 
 def problem(answer: httpx.Response, status: int, kind: str | None = None) -> dict[str, Any]:
@@ -272,7 +279,7 @@ def test_the_description_states_the_bounds_of_this_server(server):
 
 
 def test_evidence_has_a_short_queue_of_its_own(server, monkeypatch):
-    job = server.job()
+    job, before = server.job(), rejected(server, "evidence_full")
     server.done(job)
     go, begun, answers = threading.Event(), threading.Event(), []
 
@@ -290,6 +297,7 @@ def test_evidence_has_a_short_queue_of_its_own(server, monkeypatch):
     until(lambda: len(answers) == 50 - MAX_WAITING)
     assert all(answer.headers["retry-after"] == "5" and problem(answer, 429, "evidence-full") for answer in answers)
     assert server.client.get(f"/v1/jobs/{job}").status_code == 200  # others are not held up
+    assert rejected(server, "evidence_full") == before + 50 - MAX_WAITING
     go.set()
     for thread in asking:
         thread.join(30)
@@ -361,13 +369,14 @@ def test_every_loopback_address_is_this_machine(server, host, status):
 
 
 def test_a_full_queue_says_when_to_come_again(server, held):
-    jobs = [server.job()]
+    jobs, counted = [server.job()], rejected(server, "queue_full")
     until(lambda: server.engine.state().running == 1)
     jobs += [server.job(), server.job()]
     answer = server.client.post("/v1/jobs", json={"prompt": TEXT})
     problem(answer, 429, "queue-full")
     assert int(answer.headers["retry-after"]) >= 1
     problem(server.client.post("/v1/audio/generate", json={"input": TEXT}), 429, "queue-full")
+    assert rejected(server, "queue_full") == counted + 2
     positions = [server.client.get(f"/v1/jobs/{job}").json()["position"] for job in jobs]
     assert positions == [None, 0, 1]
     problem(server.client.get(f"/v1/jobs/{jobs[2]}/audio"), 409, "not-done")
@@ -400,7 +409,9 @@ def test_one_stream_at_a_time_and_it_ends_with_its_client(server):
     with server.client.stream("POST", "/v1/audio/generate", json=asked) as answer:
         chunks = answer.iter_raw()
         assert next(chunks)[:4] == b"RIFF" and next(chunks)
+        counted = rejected(server, "streams_full")
         problem(server.client.post("/v1/audio/generate", json=asked), 429, "streams-full")
+        assert rejected(server, "streams_full") == counted + 1
         job = answer.headers["x-musiccm-job"]
         changed = server.client.post(f"/v1/jobs/{job}/prompt", json={"prompt": "drums"})
         assert changed.status_code == 200 and changed.json()["from"] > 0
@@ -536,8 +547,7 @@ def test_what_is_said_of_the_server(server):
     assert client.get("/ready").json() == {"status": "ready"}
     text = client.get("/metrics").text
     for line in ('musiccm_jobs_finished_total{state="done",task="generate"}', "musiccm_queued 0.0",
-                 "musiccm_batch_calls_bucket", 'musiccm_rejected_total{reason="queue_full"}',
-                 "musiccm_realtime_factor"):
+                 "musiccm_batch_calls_bucket", "musiccm_realtime_factor"):
         assert line in text
     described = client.get("/openapi.json").json()
     assert {"/v1/audio/generate", "/v1/jobs/{job}/events", "/v1/uploads"} <= described["paths"].keys()
