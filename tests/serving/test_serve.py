@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import resource
 import sqlite3
 import threading
 import time
@@ -116,6 +118,42 @@ def test_kills_lose_nothing_and_sigterm_ends_in_good_order(model, tmp_path, proc
         assert db.execute("SELECT COUNT(*), COUNT(DISTINCT id) FROM jobs").fetchone() == (13, 13)
     after = {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "served/results").glob("*/samples.wav")}
     assert before.items() <= after.items()  # what was done was left alone
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux")
+def test_files_that_cannot_grow_harm_nothing_that_comes_later(model, tmp_path, processes):
+    """As on a full disk, but for every user and without one: the kernel lets no file of the server grow."""
+    processes.append(Served(model, tmp_path, free_port()))
+    client, folder = processes[-1].client, tmp_path / "served"
+    tone = io.BytesIO()
+    soundfile.write(tone, torch.sin(torch.arange(16000) / 9).numpy() / 2, 16000, format="WAV")
+
+    def answers() -> list[int]:
+        asked = {"input": "x", "num_inference_steps": 1}
+        found = [client.post("/v1/audio/generate", json=asked),
+                 client.post("/v1/audio/generate", json={**asked, "stream": True, "audio_length": 1.0}),
+                 client.post("/v1/jobs", json={"prompt": "x", "steps": 1}),
+                 client.post("/v1/uploads", content=tone.getvalue(), headers={"Content-Type": "audio/wav"})]
+        assert not any(answer.status_code == 507 and "no-room" not in answer.text for answer in found)
+        return [answer.status_code for answer in found]
+
+    def grow_to(size: int) -> None:
+        resource.prlimit(processes[-1].process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    assert answers() == [200, 200, 202, 201]
+    upload = next((folder / "uploads").iterdir()).name
+    grow_to(200_000)  # enough for the table, too little for a result
+    assert client.post("/v1/audio/generate", json={"input": "x", "audio_length": 20}).status_code == 507
+    grow_to(0)
+    assert answers() == [507] * 4 and client.get("/v1/jobs").status_code == 200
+    assert client.delete(f"/v1/uploads/{upload}").status_code == 507  # which cannot be noted, but makes room
+    assert [path for path in folder.rglob(".*") if path.name != locks.LOCK] == []
+    assert list((folder / "uploads").iterdir()) == []
+    grow_to(resource.RLIM_INFINITY)
+    asked = {"prompt": "x", "steps": 1, "task": "vary", "source": upload}
+    assert client.post("/v1/jobs", json=asked).status_code == 404
+    assert answers() == [200, 200, 202, 201]
 
 
 class Clients:

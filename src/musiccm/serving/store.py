@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,15 +99,11 @@ class Store:
         Raises:
             NoRoom: The disk is full.
         """
-        with self._changing() as db:
-            if once is not None:
-                db.execute("REPLACE INTO idempotency_keys VALUES (?, ?, ?, ?)",
-                           (view.owner, once.key, once.request_sha256, view.id))
-            found = db.execute(
-                "INSERT INTO jobs (id, owner, state, priority, request, created_s) VALUES (?, ?, ?, ?, ?, ?)",
-                (view.id, view.owner, view.state, view.priority, json.dumps(view.request.to_json()), view.created_s))
-            assert found.lastrowid is not None
-            return found.lastrowid
+        named = [] if once is None else [("REPLACE INTO idempotency_keys VALUES (?, ?, ?, ?)",
+                                          (view.owner, once.key, once.request_sha256, view.id))]
+        return self._change(*named, (
+            "INSERT INTO jobs (id, owner, state, priority, request, created_s) VALUES (?, ?, ?, ?, ?, ?)",
+            (view.id, view.owner, view.state, view.priority, json.dumps(view.request.to_json()), view.created_s)))
 
     def made_before(self, once: Once, owner: str) -> str | None:
         """The job that somebody's key named before.
@@ -136,25 +131,22 @@ class Store:
 
     def started(self, job: str, at_s: float) -> None:
         """A job was taken up."""
-        with self._changing() as db:
-            db.execute("UPDATE jobs SET state = 'running', started_s = ?, starts = starts + 1 WHERE id = ?",
-                       (at_s, job))
+        self._change(("UPDATE jobs SET state = 'running', started_s = ?, starts = starts + 1 WHERE id = ?",
+                      (at_s, job)))
 
     def requeued(self, job: str) -> None:
         """A job waits again, as if it had not been taken up."""
-        with self._changing() as db:
-            db.execute("UPDATE jobs SET state = 'queued', started_s = NULL, starts = MAX(0, starts - 1) WHERE id = ?",
-                       (job,))
+        self._change(("UPDATE jobs SET state = 'queued', started_s = NULL, starts = MAX(0, starts - 1) WHERE id = ?",
+                      (job,)))
 
     def finished(
         self, job: str, state: str, at_s: float, calls: int, error: dict[str, str] | None, result: dict[str, Any] | None
     ) -> None:
         """A job has ended; one that has ended before stays as it is."""
-        with self._changing() as db:
-            db.execute(
-                "UPDATE jobs SET state = ?, finished_s = ?, calls = ?, error = ?, result = ? "
-                "WHERE id = ? AND state IN ('queued', 'running')",
-                (state, at_s, calls, _json(error), _json(result), job))
+        self._change((
+            "UPDATE jobs SET state = ?, finished_s = ?, calls = ?, error = ?, result = ? "
+            "WHERE id = ? AND state IN ('queued', 'running')",
+            (state, at_s, calls, _json(error), _json(result), job)))
 
     def get(self, job: str) -> JobView | None:
         """A job by its id."""
@@ -184,14 +176,12 @@ class Store:
 
     def forget(self, jobs: Sequence[str]) -> None:
         """Remove jobs."""
-        with self._changing() as db:
-            for table, column in (("jobs", "id"), ("idempotency_keys", "job")):
-                db.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(job,) for job in jobs])
+        self._change(*((f"DELETE FROM {table} WHERE {column} = ?", (job,)) for job in jobs
+                       for table, column in (("jobs", "id"), ("idempotency_keys", "job"))))
 
     def add_upload(self, upload: str, owner: str, at_s: float, size: int, seconds: float, sha256: str) -> None:
         """Write a new upload."""
-        with self._changing() as db:
-            db.execute("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?)", (upload, owner, at_s, size, seconds, sha256))
+        self._change(("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?)", (upload, owner, at_s, size, seconds, sha256)))
 
     def upload(self, upload: str, owner: str) -> str | None:
         """SHA-256 of somebody's upload; None where there is none."""
@@ -207,17 +197,37 @@ class Store:
 
     def forget_upload(self, upload: str) -> None:
         """Remove an upload."""
-        with self._changing() as db:
-            db.execute("DELETE FROM uploads WHERE id = ?", (upload,))
+        self._change(("DELETE FROM uploads WHERE id = ?", (upload,)))
 
-    @contextmanager
-    def _changing(self) -> Iterator[sqlite3.Connection]:
+    def _change(self, *statements: tuple[str, tuple[Any, ...]]) -> int:
+        """Do all of them or none.
+
+        Args:
+            statements: SQL, and what stands in its places.
+
+        Returns:
+            The number of the row that was written last.
+
+        Raises:
+            NoRoom: The disk is full.
+        """
         with self._lock:
             try:
-                with self._db:
-                    yield self._db
+                try:
+                    return self._done(statements)
+                except sqlite3.OperationalError:  # where the log cannot grow, it is begun anew, which needs no room
+                    self._db.execute("PRAGMA wal_checkpoint(RESTART)")
+                    return self._done(statements)
             except sqlite3.OperationalError as error:
                 raise NoRoom(f"the server's table of jobs cannot be written ({error}); try again later") from error
+
+    def _done(self, statements: Sequence[tuple[str, tuple[Any, ...]]]) -> int:
+        row: int | None = None
+        with self._db as db:
+            db.execute("BEGIN IMMEDIATE")
+            for statement, values in statements:
+                row = db.execute(statement, values).lastrowid
+        return row or 0
 
 
 def _json(value: Any) -> str | None:
