@@ -195,7 +195,8 @@ def test_uploads_are_edited(server):
     ({"input": TEXT, "audio_length": 0}, 422, "audio_length"),
     ({"input": TEXT, "num_inference_steps": 51}, 422, "num_inference_steps"),
     ({"input": TEXT, "guidance_scale": 2}, 422, None),
-    ({"input": TEXT, "model": "../../etc"}, 422, "model"), ({"input": TEXT, "negative_prompt": "x"}, 422, None),
+    ({"input": TEXT, "model": "../../etc"}, 422, "model"), ({"input": TEXT, "model": ""}, 422, "model"),
+    ({"input": TEXT, "negative_prompt": "x"}, 422, None),
     ({"input": TEXT, "audio_start": 1}, 422, "audio_start"), ({"input": TEXT, "response_format": "aac"}, 422, None),
     ({"input": TEXT, "stream": True, "response_format": "mp3"}, 422, "response_format"),
     ({"input": "x" * 1001}, 422, "input"), ({"input": "\ud800"}, 422, None),
@@ -234,6 +235,15 @@ def test_other_bad_requests(server):
     problem(client.post("/v1/uploads", content=long, headers=audio), 413)
     assert list((server.engine.folder / "uploads").glob(".*")) == []
     assert server.done(server.job())["state"] == "done"  # the next request is unharmed
+
+
+@pytest.mark.parametrize("body", [
+    {"prompt": TEXT, "sampler": "x" * 100_000}, {"prompt": TEXT, "x" * 100_000: 1},
+    {"prompt": TEXT, **{f"k{number}": 1 for number in range(5000)}},
+])
+def test_a_problem_is_brief_whatever_it_quotes(server, body):
+    answer = server.client.post("/v1/jobs", json=body)
+    assert problem(answer, 422)["errors"] and len(answer.content) < 5000
 
 
 def test_a_method_that_a_path_lacks_is_said_before_all_else(server):
@@ -477,6 +487,13 @@ def test_a_header_without_end_is_refused_at_a_bound(server):
             sent += client.send(b"x" * 65536)
     assert sent < 5_000_000  # of which most lay in the sockets' buffers
     assert server.client.get("/health").status_code == 200
+
+
+def test_who_wants_another_protocol_is_answered_in_this_one(server):
+    headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+               "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+    assert server.client.get("/health", headers=headers).json()["status"] == "ok"
+    problem(server.client.get("/nowhere", headers=headers), 404)
 
 
 def test_no_message_names_a_file_of_the_server(server):

@@ -23,6 +23,8 @@ from musiccm.serving.errors import KeyReused, NoRoom, NotFound, Rejected, TooLar
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+#: Fields that one problem names, and characters of each of its texts.
+MAX_ERRORS, MAX_CHARS = 20, 1000
 
 SCHEMA = {
     "type": "object", "required": ["type", "title", "status", "detail"],
@@ -60,10 +62,10 @@ def problem(
     phrase = HTTPStatus(status).phrase
     content: dict[str, Any] = {
         "type": f"urn:musiccm:problem:{(kind or phrase).lower().replace(' ', '-').replace('_', '-')}",
-        "title": phrase, "status": status, "detail": detail,
+        "title": phrase, "status": status, "detail": _brief(detail),
     }
     if errors:
-        content["errors"] = list(errors)
+        content["errors"] = [{key: _brief(text) for key, text in one.items()} for one in errors[:MAX_ERRORS]]
     return JSONResponse(content, status, dict(headers or {}), MEDIA_TYPE)
 
 
@@ -82,6 +84,11 @@ def of_error(error: MusiccmError) -> JSONResponse:
     named = found and re.sub(r"[._-]|, ", "", field).isidentifier()
     kind = "key_reused" if isinstance(error, KeyReused) else "refused"
     return problem(422, detail, kind, errors=[{"field": field, "message": rest}] if named else ())
+
+
+def _brief(text: str) -> str:
+    """A text that may quote what a client sent, whatever the length of that."""
+    return text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS - 1]}…"
 
 
 def methods(app: FastAPI, scope: Scope) -> list[str]:
