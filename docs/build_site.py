@@ -64,7 +64,7 @@ def sounds_page(pages: Path) -> str:
     """Write a clip for each caption and number of steps, and the picture of the distances; return their page."""
     student, teacher = Pipeline.from_pretrained(STUDENT), Pipeline.from_pretrained(TEACHER)
     results = Bundle.from_pretrained(STUDENT, parts=["scheduler"]).settings["results"]
-    plot_metric(pages / "distances.png", results, "fd_tagger")
+    plot_metric(pages / "images/distances.png", results, "fd_tagger")
     scale = float(student.bundle.settings["distillation"]["guidance_scale"])
     text = ["# Sounds and distances", "",
             "Clips of the package's own small teacher and its student, made when this page was built: the same "
@@ -83,7 +83,7 @@ def sounds_page(pages: Path) -> str:
         text.append("")
     text += ["## Distances", "", "Frechet distance to held-out clips against network calls, from the results that the "
              "student's export carries; [metrics.md](metrics.md) says how it is measured.", "",
-             "![Frechet distance against network calls of teacher and student](distances.png)", ""]
+             "![Frechet distance against network calls of teacher and student](images/distances.png)", ""]
     return "\n".join(text)
 
 

@@ -97,6 +97,10 @@ class Command:
         self._process.start()
 
     @property
+    def pid(self) -> int:
+        return self._process.pid or 0
+
+    @property
     def returncode(self) -> int | None:
         return self._process.exitcode
 
@@ -105,7 +109,7 @@ class Command:
 
     def send_signal(self, number: int) -> None:
         if self._process.is_alive():
-            os.kill(self._process.pid or 0, number)
+            os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)

@@ -9,6 +9,7 @@ from pydoc import locate
 from typing import Any
 
 import pytest
+import soundfile
 import yaml
 
 import musiccm
@@ -62,7 +63,13 @@ def test_the_readme_links_to_pages_that_are_there(site: Any) -> None:
     linked = set(re.findall(r"\]\(([a-z_]+\.md)\)", text))
     assert len(linked) > 5 and linked <= {path.name for path in (ROOT / "docs").glob("*.md")}
     files = re.findall(r"\]\(((?:images|sounds)/[^)]+)\)", text)
-    assert len(files) >= 4 and all((ROOT / "docs" / file).is_file() for file in files)
+    assert all((ROOT / "docs" / file).is_file() for file in files)
+    sounds = [f"sounds/{name}.ogg" for name in ("teacher-50", "student-4", "student-1")]
+    assert files == ["images/studio.png", *sounds, "images/distances.png"]
+    assert text.index(files[-1]) < text.index("## ")  # it opens with them
+    for sound in sounds:
+        samples, rate_hz = soundfile.read(ROOT / "docs" / sound)
+        assert (len(samples), rate_hz) == (81_920, 16_000) and abs(samples).max() > 0.1
 
 
 def test_the_citation_is_of_this_version() -> None:

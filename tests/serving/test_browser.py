@@ -16,6 +16,7 @@ import httpx
 import pytest
 import soundfile
 import torch
+from PIL import Image
 
 from musiccm.audio.io import write_audio
 from tests.forked import Command, free_port
@@ -290,6 +291,26 @@ def test_results_and_files_are_continued_mended_and_varied(served, visit, tmp_pa
     expect(newest).to_contain_text("Continued of mine.wav to 6 s")
     expect(newest.locator("music-player")).to_have_count(1)
     assert newest.locator("music-player").evaluate("player => player.seconds") == pytest.approx(6, abs=0.01)
+    for name, button, about in (("Mend", "Mend it", "Mended of mine.wav from 0.9 to 1.8 s"),
+                                ("Vary", "Vary it", "Varied of mine.wav by 40 percent")):
+        box.get_by_role("button", name=name).click()
+        box.get_by_role("button", name=button).click()
+        newest = page.locator("music-take").first
+        expect(newest).to_contain_text(about)
+        expect(newest.locator("music-player")).to_have_count(1)
+    upload = served.jobs()[0]["request"]["source"]
+    box.get_by_role("button", name="Remove mine.wav from the server").click()
+    expect(box).to_be_empty()
+    expect(page.locator("#said")).to_have_text("mine.wav is no longer on the server.")
+    assert page.locator("#file").input_value() == ""
+    assert httpx.delete(f"{served.address}/v1/uploads/{upload}").status_code == 404
+    page.locator("#file").set_input_files(tmp_path / "mine.wav")  # the same one again, which somebody else removes
+    expect(box).to_contain_text("mine.wav, 3.00 s")
+    with page.expect_response("**/v1/uploads/*") as gone:
+        page.route("**/v1/uploads/*", lambda route: route.continue_(url=re.sub(r"\w+$", "0" * 32, route.request.url)))
+        box.get_by_role("button", name="Remove").click()
+    assert gone.value.status == 404
+    expect(box).to_be_empty()
     (tmp_path / "no.wav").write_text("no sound")
     page.locator("#file").set_input_files(tmp_path / "no.wav")
     expect(box.get_by_role("alert")).to_contain_text("expected wav, flac, ogg or mp3")
@@ -326,6 +347,11 @@ def test_a_stream_plays_changes_its_prompt_and_stops(served, visit):
     expect(page.locator("#said")).to_contain_text("The new prompt holds from second")
     expect(page.locator("#stream-state")).to_contain_text("a fast synth lead with dance drums")
     page.get_by_label("Volume").fill("0.3")
+    page.get_by_role("button", name="Start anew").click()
+    until(lambda: next(job for job in served.jobs() if job["id"] == stream["id"])["state"] == "cancelled")
+    expect(page.locator("#stream-state")).to_contain_text(re.compile(r"[1-9]\d*\.\d played"))
+    stream = next(job for job in served.jobs() if job["task"] == "stream")
+    assert stream["state"] == "running"
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("#stream")).to_be_hidden()
     until(lambda: next(job for job in served.jobs() if job["id"] == stream["id"])["state"] == "cancelled")
@@ -341,9 +367,93 @@ def test_a_job_can_be_cancelled(served, visit):
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("music-take")).to_contain_text("Cancelled.")
     assert served.jobs()[0]["state"] == "cancelled"
-    page.locator("#seconds").fill("100000")  # more than the server takes: said at its place
+    page.get_by_role("button", name="Make it: Student").click()
+    expect(page.locator("music-take")).to_contain_text(re.compile(r"Call \d+ of \d+"))
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("music-take")).to_contain_text("Cancelled.")
+    first, second = served.jobs()[:2]
+    assert first["id"] != second["id"] and first["seed"] == second["seed"]
+
+
+def test_what_cannot_be_is_said_at_its_place(served, visit):
+    page = visit(served)
+    expect(page.locator("#make")).to_be_enabled()
+    before = len(served.jobs())
+    page.locator("#prompt").fill(PROMPT)
+    page.locator("#seconds").fill("100000")  # more than the server takes
+    for button in ("#make", "#beside"):
+        page.locator("#prompt").focus()
+        page.locator(button).click()
+        expect(page.locator("#seconds")).to_be_focused()
+    page.locator("#seconds").fill("3")
+    page.locator("#more > summary").click()
+    page.locator("#guidance").fill("-1")
+    page.locator("#more > summary").click()
+    page.get_by_role("tab", name="Stream").click()
+    for button in ("#stream-start", "#make"):
+        if button == "#make":
+            page.get_by_role("tab", name="Clip").click()
+            page.locator("#more > summary").click()
+        page.locator(button).click()
+        expect(page.locator("#guidance")).to_be_focused()  # under More, which opens
+    assert page.locator("music-take").count() == 0 and len(served.jobs()) == before
+    page.locator("#guidance").fill("")
+    page.get_by_role("tab", name="Timeline").click()
+    page.locator("#seconds").fill("6")  # what only the server can say: the second prompt begins later
     page.locator("#make").click()
-    expect(page.locator("music-take").first).to_contain_text("seconds: expected a number above 0")
+    take = page.locator("music-take")
+    expect(take).to_contain_text("(from 10 s) would not be used")
+    page.get_by_role("tab", name="Clip").click()  # a row of the timeline that is none is not in the way of a clip
+    take.get_by_role("button", name="Forget").click()
+    make(page)
+
+
+def test_every_setting_reaches_the_server(served, visit):
+    page = visit(served)
+    expect(page.locator("#make")).to_be_enabled()
+    examples = page.locator("#examples button")
+    assert examples.count() == 6
+    for example in examples.all():
+        example.click()
+        expect(page.locator("#prompt")).to_have_value(example.inner_text())
+        expect(page.locator("#prompt")).to_be_focused()
+    page.locator("#model").select_option("musiccm-tiny")
+    expect(page.locator("#steps-note")).to_be_visible()
+    page.locator("#more > summary").click()
+    page.locator("#teacher-steps").fill("3")
+    page.locator("#guidance").fill("2.5")
+    page.locator("#level").select_option("peak")
+    make(page, seconds="2")
+    request = served.jobs()[0]["request"]
+    assert (request["model"], request["steps"], request["guidance_scale"]) == ("musiccm-tiny", 3, 2.5)
+    assert (request["level"], request["seconds"], request["seed"]) == ("peak", 2, 7)
+    page.locator("#model").select_option("musiccm-tiny-student")
+    expect(page.locator("#steps-note")).to_be_hidden()
+    for steps in (1, 2, 4, 8):
+        page.get_by_role("radio", name=f"{steps} step{'s' if steps > 1 else ''}", exact=True).check(force=True)
+        make(page, seconds="2")
+        expect(page.locator("music-player")).to_have_count(2 + (1, 2, 4, 8).index(steps))
+        assert served.jobs()[0]["request"]["steps"] == steps
+
+
+def test_scores_wait_for_room_and_say_so(served, visit):
+    page = visit(served)
+    take = make(page)
+    full, asked = {"type": "urn:musiccm:problem:evidence-full", "status": 429, "detail": "8 requests wait"}, []
+
+    def answer(route: Any) -> None:
+        asked.append(route.request.url)
+        if len(asked) > 1:
+            route.continue_()
+        else:
+            route.fulfill(status=429, content_type="application/problem+json", body=json.dumps(full),
+                          headers={"Retry-After": "2"})
+
+    page.route("**/evidence", answer)
+    take.get_by_role("button", name="Scores").click()
+    expect(take.locator(".evidence")).to_contain_text("The server is full and is asked again in 2 s.")
+    expect(take.locator(".evidence")).to_contain_text("Text score 0.")
+    assert len(asked) == 2
 
 
 def test_reload_and_two_tabs(served, visit):
@@ -409,6 +519,32 @@ def test_a_server_that_dies_and_returns(visit, tmp_path):
         expect(page.locator("music-take").last.locator("music-player")).to_have_count(1)
     finally:
         served.kill()
+
+
+def test_an_answer_that_is_lost_makes_no_second_job(served, visit):
+    page = visit(served)
+    expect(page.locator("#make")).to_be_enabled()
+    lost = []
+
+    def lose(route: Any) -> None:
+        if route.request.method == "POST" and not lost:
+            lost.append(route.fetch().status)
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route("**/v1/jobs", lose)
+    page.locator("#prompt").fill(PROMPT)
+    page.locator("#seed").fill("4711")
+    page.locator("#make").click()
+    take = page.locator("music-take")
+    expect(take).to_contain_text("The server does not answer")
+    assert lost == [202]
+    page.reload()
+    expect(take).to_contain_text("This was not sent.")
+    take.get_by_role("button", name="Make it: Student").click()
+    expect(take.locator("music-player")).to_have_count(1)
+    assert [job["seed"] for job in served.jobs()].count(4711) == 1
 
 
 def test_a_server_with_keys_and_little_room(visit, tmp_path):
@@ -478,7 +614,7 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (360, "light"), (360, "dark")])
-def test_axe_finds_nothing(served, visit, axe, width, scheme):
+def test_axe_finds_nothing(served, visit, axe, width, scheme, tmp_path):
     page = visit(served, viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce")
     session = page.context.new_cdp_session(page)  # the page's own policy lets no other script in
     session.send("Runtime.evaluate", {"expression": axe})
@@ -513,9 +649,41 @@ def test_axe_finds_nothing(served, visit, axe, width, scheme):
     page.get_by_role("tab", name="Timeline").click()
     check("the timeline")
     page.get_by_role("tab", name="Your file").click()
+    check("no file yet")
+    time_s = torch.arange(2 * 16000) / 16000
+    path = tmp_path / f"{'a_long_name_' * 6}.wav"
+    write_audio(path, 0.5 * torch.sin(2 * torch.pi * 220 * time_s), 16000)
+    page.locator("#file").set_input_files(path)
+    expect(page.locator("#file-result")).to_contain_text("2.00 s")
     check("a file")
     page.get_by_role("tab", name="Stream").click()
     page.locator("#stream-start").click()
     expect(page.locator("#stream-state")).to_contain_text("played")
     check("a stream")
     page.locator("#stream-stop").click()
+
+
+def test_pictures_of_the_page(served, visit, tmp_path):
+    """What the documents show; `MUSICCM_TEST_PICTURES=docs/images` makes them anew."""
+    folder = Path(os.environ.get("MUSICCM_TEST_PICTURES") or tmp_path)
+    page = visit(served, viewport={"width": 1080, "height": 800}, device_scale_factor=1.2, reduced_motion="reduce")
+    take = make(page, button="#beside", results=2)
+    take.get_by_role("button", name="Scores").click()
+    for line in take.locator(".evidence").all():
+        expect(line).to_contain_text("cosine")
+    slider = take.get_by_role("slider").first
+    box = slider.bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 0.4, box["y"] + 20)
+    page.locator("h1").click()
+    page.screenshot(path=folder / "studio.png", full_page=True)
+    kept = page.context.storage_state()
+    phone = visit(served, viewport={"width": 360, "height": 860}, device_scale_factor=1.5, color_scheme="dark",
+                  reduced_motion="reduce", storage_state=kept)
+    expect(phone.locator("music-player")).to_have_count(2)
+    phone.locator("#results").evaluate("part => scrollTo(0, part.offsetTop - 140)")
+    phone.screenshot(path=folder / "studio-phone.png")
+    for name, width in (("studio.png", 1296), ("studio-phone.png", 540)):
+        with Image.open(folder / name) as picture:
+            assert picture.width == width
+            picture.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE).save(folder / name, optimize=True)
+        assert (folder / name).stat().st_size < 200_000  # the README shows it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import socket
 import threading
 import time
@@ -95,6 +96,12 @@ def until(true: Any, timeout_s: float = 20.0) -> None:
     while not true():
         assert time.monotonic() < end, "it did not come about"
         time.sleep(0.02)
+
+
+def rejected(server: Server, reason: str) -> float:
+    """How often the metrics say that there was no room for a request."""
+    found = re.search(rf'^musiccm_rejected_total{{reason="{reason}"}} (.+)$', server.client.get("/metrics").text, re.M)
+    return float(found[1]) if found else 0.0
 
 
 def problem(answer: httpx.Response, status: int, kind: str | None = None) -> dict[str, Any]:
@@ -188,7 +195,8 @@ def test_uploads_are_edited(server):
     ({"input": TEXT, "audio_length": 0}, 422, "audio_length"),
     ({"input": TEXT, "num_inference_steps": 51}, 422, "num_inference_steps"),
     ({"input": TEXT, "guidance_scale": 2}, 422, None),
-    ({"input": TEXT, "model": "../../etc"}, 422, "model"), ({"input": TEXT, "negative_prompt": "x"}, 422, None),
+    ({"input": TEXT, "model": "../../etc"}, 422, "model"), ({"input": TEXT, "model": ""}, 422, "model"),
+    ({"input": TEXT, "negative_prompt": "x"}, 422, None),
     ({"input": TEXT, "audio_start": 1}, 422, "audio_start"), ({"input": TEXT, "response_format": "aac"}, 422, None),
     ({"input": TEXT, "stream": True, "response_format": "mp3"}, 422, "response_format"),
     ({"input": "x" * 1001}, 422, "input"), ({"input": "\ud800"}, 422, None),
@@ -227,6 +235,15 @@ def test_other_bad_requests(server):
     problem(client.post("/v1/uploads", content=long, headers=audio), 413)
     assert list((server.engine.folder / "uploads").glob(".*")) == []
     assert server.done(server.job())["state"] == "done"  # the next request is unharmed
+
+
+@pytest.mark.parametrize("body", [
+    {"prompt": TEXT, "sampler": "x" * 100_000}, {"prompt": TEXT, "x" * 100_000: 1},
+    {"prompt": TEXT, **{f"k{number}": 1 for number in range(5000)}},
+])
+def test_a_problem_is_brief_whatever_it_quotes(server, body):
+    answer = server.client.post("/v1/jobs", json=body)
+    assert problem(answer, 422)["errors"] and len(answer.content) < 5000
 
 
 def test_a_method_that_a_path_lacks_is_said_before_all_else(server):
@@ -272,7 +289,7 @@ def test_the_description_states_the_bounds_of_this_server(server):
 
 
 def test_evidence_has_a_short_queue_of_its_own(server, monkeypatch):
-    job = server.job()
+    job, before = server.job(), rejected(server, "evidence_full")
     server.done(job)
     go, begun, answers = threading.Event(), threading.Event(), []
 
@@ -290,6 +307,7 @@ def test_evidence_has_a_short_queue_of_its_own(server, monkeypatch):
     until(lambda: len(answers) == 50 - MAX_WAITING)
     assert all(answer.headers["retry-after"] == "5" and problem(answer, 429, "evidence-full") for answer in answers)
     assert server.client.get(f"/v1/jobs/{job}").status_code == 200  # others are not held up
+    assert rejected(server, "evidence_full") == before + 50 - MAX_WAITING
     go.set()
     for thread in asking:
         thread.join(30)
@@ -304,6 +322,54 @@ def test_an_upload_can_be_removed(server):
     problem(server.client.delete(f"/v1/uploads/{upload}"), 404)
 
 
+def test_a_request_that_comes_again_is_made_once(server, held):
+    body = {"prompt": TEXT, "steps": 1}
+    answers: list[httpx.Response] = []
+
+    def ask(key: str, path: str = "/v1/jobs", **body: Any) -> httpx.Response:
+        return server.client.post(path, json=body, headers={"Idempotency-Key": key})
+
+    asking = [threading.Thread(target=lambda: answers.append(ask('"one"', **body))) for _ in range(6)]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join(30)
+    assert {answer.status_code for answer in answers} == {202}
+    (path,) = {answer.headers["location"] for answer in answers}
+    until(lambda: server.engine.state().running == 1)
+    second = ask("two", **body)
+    problem(ask("two", **body, priority=1), 422, "key-reused")
+    problem(ask("two", "/v1/audio/generate", input=TEXT), 422, "key-reused")
+    assert server.engine.state().queued == 1
+    server.job()
+    assert problem(ask("three", **body), 429) and ask("two", **body, seed=None).json()["id"] == second.json()["id"]
+    held.open.set()
+    server.done(path.rpartition("/")[2])
+    again = ask("one", **body)
+    assert again.status_code == 202 and again.headers["location"] == path and again.json()["state"] == "done"
+    for bad in ("", "two words", "x" * 129, "caf\xe9"):
+        answer = server.client.post("/v1/jobs", json=body, headers={"Idempotency-Key": bad.encode("latin-1")})
+        assert problem(answer, 422)["errors"][0]["field"] == "Idempotency-Key"
+    problem(ask("four", "/v1/audio/generate", input=TEXT, stream=True), 422)
+
+
+def test_a_client_that_goes_away_finds_its_work_again_by_its_key(server, held):
+    asked = {"input": TEXT, "num_inference_steps": 2}
+    body = json.dumps(asked).encode()
+    head = (b"POST /v1/audio/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b'Idempotency-Key: "gone"\r\nContent-Length: %d\r\n\r\n' % len(body))
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(head + body)
+        until(lambda: server.engine.state().running == 1)
+        job = server.engine.jobs()[0].id
+    until(lambda: not server.engine._listeners.get(job))  # it is noticed that the client has gone
+    held.open.set()
+    assert server.engine.wait(job, timeout_s=30).state == "done"
+    answer = server.client.post("/v1/audio/generate", json=asked, headers={"Idempotency-Key": "gone"})
+    assert answer.status_code == 200 and answer.headers["x-musiccm-job"] == job
+    assert answer.content == server.client.get(f"/v1/jobs/{job}/audio").content
+
+
 @pytest.mark.parametrize(("host", "status"), [
     ("127.0.0.2", 200), ("127.1.2.3:80", 200), ("[::1]:8000", 200), ("localhost", 200), ("LOCALHOST:1", 200),
     ("127.0.0.1.example", 421), ("10.0.0.1", 421), ("[::2]", 421), ("", 421),
@@ -313,13 +379,14 @@ def test_every_loopback_address_is_this_machine(server, host, status):
 
 
 def test_a_full_queue_says_when_to_come_again(server, held):
-    jobs = [server.job()]
+    jobs, counted = [server.job()], rejected(server, "queue_full")
     until(lambda: server.engine.state().running == 1)
     jobs += [server.job(), server.job()]
     answer = server.client.post("/v1/jobs", json={"prompt": TEXT})
     problem(answer, 429, "queue-full")
     assert int(answer.headers["retry-after"]) >= 1
     problem(server.client.post("/v1/audio/generate", json={"input": TEXT}), 429, "queue-full")
+    assert rejected(server, "queue_full") == counted + 2
     positions = [server.client.get(f"/v1/jobs/{job}").json()["position"] for job in jobs]
     assert positions == [None, 0, 1]
     problem(server.client.get(f"/v1/jobs/{jobs[2]}/audio"), 409, "not-done")
@@ -352,7 +419,9 @@ def test_one_stream_at_a_time_and_it_ends_with_its_client(server):
     with server.client.stream("POST", "/v1/audio/generate", json=asked) as answer:
         chunks = answer.iter_raw()
         assert next(chunks)[:4] == b"RIFF" and next(chunks)
+        counted = rejected(server, "streams_full")
         problem(server.client.post("/v1/audio/generate", json=asked), 429, "streams-full")
+        assert rejected(server, "streams_full") == counted + 1
         job = answer.headers["x-musiccm-job"]
         changed = server.client.post(f"/v1/jobs/{job}/prompt", json={"prompt": "drums"})
         assert changed.status_code == 200 and changed.json()["from"] > 0
@@ -418,6 +487,13 @@ def test_a_header_without_end_is_refused_at_a_bound(server):
             sent += client.send(b"x" * 65536)
     assert sent < 5_000_000  # of which most lay in the sockets' buffers
     assert server.client.get("/health").status_code == 200
+
+
+def test_who_wants_another_protocol_is_answered_in_this_one(server):
+    headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+               "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+    assert server.client.get("/health", headers=headers).json()["status"] == "ok"
+    problem(server.client.get("/nowhere", headers=headers), 404)
 
 
 def test_no_message_names_a_file_of_the_server(server):
@@ -488,8 +564,7 @@ def test_what_is_said_of_the_server(server):
     assert client.get("/ready").json() == {"status": "ready"}
     text = client.get("/metrics").text
     for line in ('musiccm_jobs_finished_total{state="done",task="generate"}', "musiccm_queued 0.0",
-                 "musiccm_batch_calls_bucket", 'musiccm_rejected_total{reason="queue_full"}',
-                 "musiccm_realtime_factor"):
+                 "musiccm_batch_calls_bucket", "musiccm_realtime_factor"):
         assert line in text
     described = client.get("/openapi.json").json()
     assert {"/v1/audio/generate", "/v1/jobs/{job}/events", "/v1/uploads"} <= described["paths"].keys()

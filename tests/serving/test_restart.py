@@ -15,6 +15,8 @@ from musiccm.errors import MusiccmError
 from musiccm.pipeline import Pipeline
 from musiccm.serving import Engine, EngineSettings, NotFound, ServedModel
 from musiccm.serving.engine import MAX_STARTS
+from musiccm.serving.errors import KeyReused, NoRoom
+from musiccm.serving.store import Once
 
 
 @pytest.fixture
@@ -59,6 +61,28 @@ def test_jobs_outlive_a_kill(killed, served, pipeline):
         assert engine.state().queued == 0 and engine.job(ids["running"]) == views["running"]
 
 
+def test_a_key_names_one_job_across_restarts(served, tmp_path):
+    once, other = Once("mine", "1"), Once("mine", "2")
+    with Engine([served], tmp_path, EngineSettings(keep_jobs=2)) as engine:
+        first = engine.submit(asked(steps=1), "me", once=once)
+        strangers = engine.submit(asked(steps=1), "you", once=other)
+        assert engine.submit(asked(steps=1), "me", once=once).id == first.id != strangers.id
+        with pytest.raises(KeyReused, match="Idempotency-Key: mine came before with another request"):
+            engine.submit(asked(steps=2), "me", once=other)
+        assert engine.wait(first.id, "me").state == engine.wait(strangers.id, "you").state == "done"
+    with Engine([served], tmp_path, EngineSettings(keep_jobs=2)) as engine:
+        assert engine.submit(asked(steps=1), "me", once=once) == engine.job(first.id, "me")
+        engine.drain()  # what was asked for before is told also where nothing new is taken
+        assert engine.submit(asked(steps=1), "me", once=once).state == "done"
+    with Engine([served], tmp_path, EngineSettings(keep_jobs=1)) as engine:
+        later = engine.submit(asked(steps=1), "me", once=Once("later", "1"))
+        engine.wait(later.id, "me")
+        engine.close()  # what ends a job also removes what is no longer kept
+    with Engine([served], tmp_path) as engine:
+        assert len(engine.jobs("me")) == 1
+        assert engine.submit(asked(steps=2), "me", once=other).id != first.id  # its job is forgotten, and so is the key
+
+
 def test_what_ends_the_process_each_time_is_not_begun_for_ever(killed, served):
     folder, ids = killed
     with sqlite3.connect(folder / "jobs.sqlite") as db:
@@ -77,6 +101,25 @@ def test_a_model_that_is_no_longer_served(killed, pipeline):
     with Engine([ServedModel.of("other", pipeline)], folder) as engine:
         assert "model: expected one of other" in engine.job(ids["low"]).error["message"]
         assert engine.job(ids["done"]).state == "done"
+
+
+def test_a_full_table_takes_no_job_and_loses_none(make_engine, tmp_path):
+    engine = make_engine(max_queued=1000)
+    done = engine.submit(asked(steps=1)).id
+    assert engine.wait(done).state == "done"
+    database, taken = engine._store._db, []
+    database.execute("PRAGMA max_page_count = 1")  # SQLite's own bound: no page more than there are
+    with pytest.raises(NoRoom, match="database or disk is full"):
+        for seed in range(1000):
+            taken.append(engine.submit(asked("long " * 150, seed=seed, steps=1), once=Once(str(seed), "")).id)
+    states = {engine.wait(job).state for job in taken}  # how they ended is known, if not written
+    assert states <= {"done", "failed"} and engine.job(done).state == "done"
+    database.execute("PRAGMA max_page_count = 100000")
+    last = engine.submit(asked(steps=1), once=Once(str(len(taken)), "")).id  # the key of the one that was refused
+    assert engine.wait(last).state == "done" and len(engine.jobs()) == len(taken) + 2
+    engine.close()
+    with sqlite3.connect(tmp_path / "engine/jobs.sqlite") as db:
+        assert db.execute("SELECT COUNT(*) FROM jobs WHERE state IN ('queued', 'running')").fetchone() == (0,)
 
 
 def test_closing_keeps_what_is_not_done(make_engine, pipeline, served, tmp_path):

@@ -28,7 +28,7 @@ from musiccm.serving.loading import ServedModel
 from musiccm.serving.request import MusicRequest
 from musiccm.serving.results import Results, no_room
 from musiccm.serving.sidecar import sidecar_json
-from musiccm.serving.store import Store
+from musiccm.serving.store import Once, Store
 from musiccm.serving.streams import LiveStream, StreamJob
 from musiccm.serving.tasks import perform, planned, streamed
 
@@ -215,20 +215,24 @@ class Engine:
 
     # ---- what clients do
 
-    def submit(self, request: MusicRequest, owner: str = "", priority: int = 0) -> JobView:
+    def submit(
+        self, request: MusicRequest, owner: str = "", priority: int = 0, once: Once | None = None
+    ) -> JobView:
         """Ask for music.
 
         Args:
             request: What to make.
             owner: Whose it is.
             priority: Larger ones are made first.
+            once: What the client names the request by, if it may send it again.
 
         Returns:
-            The job, which waits.
+            The job, which waits; where the request came before, the job of then as it is now.
 
         Raises:
             MusiccmError: The request cannot be met by its model.
             NotFound: Its source is not there.
+            KeyReused: `once` named another request before.
             Rejected: There is no room in the queue.
             NoRoom: The disk is full.
         """
@@ -237,6 +241,8 @@ class Engine:
             raise MusiccmError("task: a stream is opened, not queued")
         plan = planned(self.models[request.model].model, request)
         with self._changed:
+            if once is not None and (before := self._store.made_before(once, owner)) is not None:
+                return self.job(before, owner)
             self._require_open()
             if len(self._waiting) >= self.settings.max_queued:
                 self._refuse(f"{len(self._waiting)} jobs wait, the most that is taken; try again later", "queue_full",
@@ -245,7 +251,7 @@ class Engine:
             if request.source is not None:
                 self._take_source(request.source, owner, view.id)
             try:
-                number = self._store.add(view)
+                number = self._store.add(view, once)
             except NoRoom:
                 self._source_of(view.id).unlink(missing_ok=True)
                 raise

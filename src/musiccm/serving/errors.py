@@ -35,5 +35,9 @@ class NoRoom(MusiccmError):
     """The disk is full, or takes no more files."""
 
 
+class KeyReused(MusiccmError):
+    """An idempotency key came again with another request."""
+
+
 class Cancelled(Exception):
     """A job is to end now: somebody asked for it, or the engine closes."""

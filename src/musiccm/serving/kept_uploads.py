@@ -89,9 +89,9 @@ class KeptUploads:
         Returns:
             The file; None where there is none.
         """
-        if self._store.upload(upload, owner) is None:
-            return None
         path = self._folder / upload
+        if self._store.upload(upload, owner) is None or not path.is_file():
+            return None
         os.utime(path)
         return path
 
@@ -151,8 +151,8 @@ class KeptUploads:
             return 0.0  # somebody removed the file: the first to go
 
     def _drop(self, upload: str) -> None:
+        (self._folder / upload).unlink(missing_ok=True)  # first, as a full disk has no room for the table's change
         self._store.forget_upload(upload)
-        (self._folder / upload).unlink(missing_ok=True)
 
 
 def _full(what: str) -> Rejected:

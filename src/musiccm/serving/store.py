@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from musiccm.errors import MusiccmError
-from musiccm.serving.errors import NoRoom
+from musiccm.serving.errors import KeyReused, NoRoom
 from musiccm.serving.jobs import FINISHED, JobView
 from musiccm.serving.request import MusicRequest
 
@@ -26,6 +25,9 @@ CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, number);
 CREATE TABLE IF NOT EXISTS uploads (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, created_s REAL NOT NULL, bytes INTEGER NOT NULL, seconds REAL NOT NULL,
     sha256 TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS idempotency_keys (
+    owner TEXT NOT NULL, key TEXT NOT NULL, request_sha256 TEXT NOT NULL, job TEXT NOT NULL UNIQUE,
+    PRIMARY KEY (owner, key));
 """
 
 
@@ -38,8 +40,21 @@ class KeptUpload:
     created_s: float
 
 
+@dataclass(frozen=True)
+class Once:
+    """What a client names a request by, so that it can send it again without having it made again.
+
+    Args:
+        key: The client's name for it.
+        request_sha256: Of the request as it came, so that a key that names two requests is noticed.
+    """
+
+    key: str
+    request_sha256: str
+
+
 class Store:
-    """The tables of jobs and uploads.
+    """The tables of jobs, of the keys that clients gave them, and of uploads.
 
     Args:
         path: The database; it is made where there is none.
@@ -71,11 +86,12 @@ class Store:
         with self._lock:
             self._db.close()
 
-    def add(self, view: JobView) -> int:
+    def add(self, view: JobView, once: Once | None = None) -> int:
         """Write a new job.
 
         Args:
             view: The job.
+            once: What its client names it by, which is written with it or not at all.
 
         Returns:
             Its number, in order of arrival.
@@ -83,34 +99,54 @@ class Store:
         Raises:
             NoRoom: The disk is full.
         """
-        with self._changing() as db:
-            found = db.execute(
-                "INSERT INTO jobs (id, owner, state, priority, request, created_s) VALUES (?, ?, ?, ?, ?, ?)",
-                (view.id, view.owner, view.state, view.priority, json.dumps(view.request.to_json()), view.created_s))
-            assert found.lastrowid is not None
-            return found.lastrowid
+        named = [] if once is None else [("REPLACE INTO idempotency_keys VALUES (?, ?, ?, ?)",
+                                          (view.owner, once.key, once.request_sha256, view.id))]
+        return self._change(*named, (
+            "INSERT INTO jobs (id, owner, state, priority, request, created_s) VALUES (?, ?, ?, ?, ?, ?)",
+            (view.id, view.owner, view.state, view.priority, json.dumps(view.request.to_json()), view.created_s)))
+
+    def made_before(self, once: Once, owner: str) -> str | None:
+        """The job that somebody's key named before.
+
+        Args:
+            once: The key, and the request that it names now.
+            owner: Whose it is.
+
+        Returns:
+            The job's id; None where the key is new.
+
+        Raises:
+            KeyReused: It named another request.
+        """
+        with self._lock:
+            row = self._db.execute(
+                "SELECT request_sha256, job FROM idempotency_keys AS keys JOIN jobs ON jobs.id = keys.job "
+                "WHERE keys.owner = ? AND keys.key = ?", (owner, once.key)).fetchone()
+        if row is None:
+            return None
+        if row["request_sha256"] != once.request_sha256:
+            raise KeyReused(f"Idempotency-Key: {once.key} came before with another request; give each request a key "
+                            "of its own, and send the same one again only with the same body")
+        return row["job"]
 
     def started(self, job: str, at_s: float) -> None:
         """A job was taken up."""
-        with self._changing() as db:
-            db.execute("UPDATE jobs SET state = 'running', started_s = ?, starts = starts + 1 WHERE id = ?",
-                       (at_s, job))
+        self._change(("UPDATE jobs SET state = 'running', started_s = ?, starts = starts + 1 WHERE id = ?",
+                      (at_s, job)))
 
     def requeued(self, job: str) -> None:
         """A job waits again, as if it had not been taken up."""
-        with self._changing() as db:
-            db.execute("UPDATE jobs SET state = 'queued', started_s = NULL, starts = MAX(0, starts - 1) WHERE id = ?",
-                       (job,))
+        self._change(("UPDATE jobs SET state = 'queued', started_s = NULL, starts = MAX(0, starts - 1) WHERE id = ?",
+                      (job,)))
 
     def finished(
         self, job: str, state: str, at_s: float, calls: int, error: dict[str, str] | None, result: dict[str, Any] | None
     ) -> None:
         """A job has ended; one that has ended before stays as it is."""
-        with self._changing() as db:
-            db.execute(
-                "UPDATE jobs SET state = ?, finished_s = ?, calls = ?, error = ?, result = ? "
-                "WHERE id = ? AND state IN ('queued', 'running')",
-                (state, at_s, calls, _json(error), _json(result), job))
+        self._change((
+            "UPDATE jobs SET state = ?, finished_s = ?, calls = ?, error = ?, result = ? "
+            "WHERE id = ? AND state IN ('queued', 'running')",
+            (state, at_s, calls, _json(error), _json(result), job)))
 
     def get(self, job: str) -> JobView | None:
         """A job by its id."""
@@ -140,13 +176,12 @@ class Store:
 
     def forget(self, jobs: Sequence[str]) -> None:
         """Remove jobs."""
-        with self._changing() as db:
-            db.executemany("DELETE FROM jobs WHERE id = ?", [(job,) for job in jobs])
+        self._change(*((f"DELETE FROM {table} WHERE {column} = ?", (job,)) for job in jobs
+                       for table, column in (("jobs", "id"), ("idempotency_keys", "job"))))
 
     def add_upload(self, upload: str, owner: str, at_s: float, size: int, seconds: float, sha256: str) -> None:
         """Write a new upload."""
-        with self._changing() as db:
-            db.execute("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?)", (upload, owner, at_s, size, seconds, sha256))
+        self._change(("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?)", (upload, owner, at_s, size, seconds, sha256)))
 
     def upload(self, upload: str, owner: str) -> str | None:
         """SHA-256 of somebody's upload; None where there is none."""
@@ -162,17 +197,37 @@ class Store:
 
     def forget_upload(self, upload: str) -> None:
         """Remove an upload."""
-        with self._changing() as db:
-            db.execute("DELETE FROM uploads WHERE id = ?", (upload,))
+        self._change(("DELETE FROM uploads WHERE id = ?", (upload,)))
 
-    @contextmanager
-    def _changing(self) -> Iterator[sqlite3.Connection]:
+    def _change(self, *statements: tuple[str, tuple[Any, ...]]) -> int:
+        """Do all of them or none.
+
+        Args:
+            statements: SQL, and what stands in its places.
+
+        Returns:
+            The number of the row that was written last.
+
+        Raises:
+            NoRoom: The disk is full.
+        """
         with self._lock:
             try:
-                with self._db:
-                    yield self._db
+                try:
+                    return self._done(statements)
+                except sqlite3.OperationalError:  # where the log cannot grow, it is begun anew, which needs no room
+                    self._db.execute("PRAGMA wal_checkpoint(RESTART)")
+                    return self._done(statements)
             except sqlite3.OperationalError as error:
                 raise NoRoom(f"the server's table of jobs cannot be written ({error}); try again later") from error
+
+    def _done(self, statements: Sequence[tuple[str, tuple[Any, ...]]]) -> int:
+        row: int | None = None
+        with self._db as db:
+            db.execute("BEGIN IMMEDIATE")
+            for statement, values in statements:
+                row = db.execute(statement, values).lastrowid
+        return row or 0
 
 
 def _json(value: Any) -> str | None:

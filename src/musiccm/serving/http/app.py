@@ -5,32 +5,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import hashlib
 import io
+import json
 import queue
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import anyio.to_thread
-from fastapi import Depends, FastAPI, Query, Request, Response, status
+from fastapi import Depends, FastAPI, Header, Query, Request, Response, status
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from musiccm import __version__
 from musiccm.audio.wav_stream import WavStream
-from musiccm.errors import naming
+from musiccm.errors import MusiccmError, naming
 from musiccm.failures import error_number
 from musiccm.serving.engine import Engine
 from musiccm.serving.errors import NoRoom, NotFound
 from musiccm.serving.evidence import EvidenceOf
 from musiccm.serving.http import problems, schema
 from musiccm.serving.http.evidence import add_evidence
-from musiccm.serving.http.gate import Gate, Keys, Patience
+from musiccm.serving.http.gate import OPEN_PATHS, Gate, Keys, Patience
 from musiccm.serving.http.metrics import Metrics
 from musiccm.serving.http.page import add_page, page_files
 from musiccm.serving.jobs import JobView
+from musiccm.serving.store import Once
 from musiccm.serving.streams import LiveStream
 
 MEDIA_TYPES = {"wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg", "mp3": "audio/mpeg"}
@@ -79,12 +83,15 @@ def make_app(
 
 
 def _describe(app: FastAPI, engine: Engine) -> None:
-    """Let OpenAPI state the bounds of this engine, beside what is the same of all."""
+    """Let OpenAPI state the bounds of this engine, beside what is the same of all, and which paths need no key."""
     described = app.openapi
 
     def bounded() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = schema.bounded(described(), engine.limits, list(engine.models))
+            for path in OPEN_PATHS:
+                for operation in app.openapi_schema["paths"].get(path, {}).values():
+                    operation.pop("security", None)
         return app.openapi_schema
 
     app.openapi = bounded  # type: ignore[method-assign]
@@ -105,6 +112,18 @@ def _own_job(job: str, engine: EngineOf, owner: OwnerOf) -> JobView:
 EngineOf = Annotated[Engine, Depends(_engine)]
 OwnerOf = Annotated[str, Depends(_owner)]
 JobOf = Annotated[JobView, Depends(_own_job)]
+KeyOf = Annotated[str | None, Header(
+    alias="Idempotency-Key", pattern=r'^"?[A-Za-z0-9._:~+/=-]{1,128}"?$',
+    description="a name of the client's for the request: sent again with it, a request gives the same job, as long as "
+                "the server keeps that")]
+
+
+def _once(key: str | None, endpoint: str, body: BaseModel) -> Once | None:
+    """What names a request for its client; the draft of the header has it in quotes, which many leave out."""
+    if key is None:
+        return None
+    stated = json.dumps([endpoint, body.model_dump(exclude_none=True)], sort_keys=True)
+    return Once(key.strip('"'), hashlib.sha256(stated.encode()).hexdigest())
 
 
 def _add_state(app: FastAPI) -> None:
@@ -141,14 +160,21 @@ def _add_generate(app: FastAPI) -> None:
              "description": "the sound; X-Musiccm-Job and X-Musiccm-Seed name job and seed"}
 
     @app.post("/v1/audio/generate", tags=["generate"], response_class=Response, responses={**_ALWAYS, 200: audio})
-    async def generate(body: schema.GenerateBody, request: Request, engine: EngineOf, owner: OwnerOf) -> Response:
-        """Make music and wait for it; with `stream`, it comes while it is made. A client that goes away ends it."""
-        asked = body.request(app.state.default_model)
+    async def generate(
+        body: schema.GenerateBody, request: Request, engine: EngineOf, owner: OwnerOf, key: KeyOf = None
+    ) -> Response:
+        """Make music and wait for it; with `stream`, it comes while it is made.
+
+        A client that goes away ends it, but for one that named it by an `Idempotency-Key` and may come again.
+        """
+        asked, once = body.request(app.state.default_model), _once(key, "generate", body)
         with naming(body.names):
+            if body.stream and once is not None:
+                raise MusiccmError("stream: a stream plays once; leave out Idempotency-Key")
             if body.stream:
                 return _Wav(await _run(engine.stream, asked, owner))
-            view = await _run(engine.submit, asked, owner)
-        view = await _ended(engine, view, owner, request)
+            view = await _run(engine.submit, asked, owner, 0, once)
+        view = await _ended(engine, view, owner, request, stays=once is not None)
         if view.state != "done":
             return _unmade(view)
         return await _run(_sound, engine, view.id, body.response_format, _named(view.id, view.request.seed))
@@ -157,9 +183,11 @@ def _add_generate(app: FastAPI) -> None:
 def _add_jobs(app: FastAPI) -> None:
     @app.post("/v1/jobs", tags=["jobs"], status_code=status.HTTP_202_ACCEPTED,
               responses={**_ALWAYS, **problems.documented(404)})
-    def submit(body: schema.JobBody, response: Response, engine: EngineOf, owner: OwnerOf) -> schema.Job:
+    def submit(
+        body: schema.JobBody, response: Response, engine: EngineOf, owner: OwnerOf, key: KeyOf = None
+    ) -> schema.Job:
         """Ask for music, which waits in the queue."""
-        view = engine.submit(body.request(app.state.default_model), owner, body.priority)
+        view = engine.submit(body.request(app.state.default_model), owner, body.priority, _once(key, "jobs", body))
         response.headers["Location"] = f"/v1/jobs/{view.id}"
         return schema.Job.of(view)
 
@@ -194,8 +222,10 @@ def _add_jobs(app: FastAPI) -> None:
     content: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "binary"}}
                                for kind in ("audio/*", "application/octet-stream")}
 
+    created = {"links": {"remove": {"operationId": "remove_upload", "parameters": {"upload": "$response.body#/id"}}}}
+
     @app.post("/v1/uploads", tags=["jobs"], status_code=status.HTTP_201_CREATED,
-              responses={**_ALWAYS, **problems.documented(408)},
+              responses={**_ALWAYS, **problems.documented(408), 201: created},
               openapi_extra={"requestBody": {"required": True, "content": content}})
     async def upload(request: Request, engine: EngineOf, owner: OwnerOf) -> schema.Upload:
         """Bring a clip to edit, as the body: wav, flac, ogg or mp3."""
@@ -207,6 +237,7 @@ def _add_jobs(app: FastAPI) -> None:
             path.unlink(missing_ok=True)
 
     @app.delete("/v1/uploads/{upload}", tags=["jobs"], status_code=status.HTTP_204_NO_CONTENT,
+                operation_id="remove_upload",
                 responses=problems.documented(401, 404, 422, 500, 507))
     def remove_upload(upload: str, engine: EngineOf, owner: OwnerOf) -> None:
         """Remove a clip that was brought; jobs that were asked for keep it."""
@@ -314,8 +345,8 @@ async def _changes(engine: Engine, job: str, owner: str) -> AsyncIterator[JobVie
         end()
 
 
-async def _ended(engine: Engine, view: JobView, owner: str, request: Request) -> JobView:
-    """Wait for a job whose client waits; it is cancelled where that goes away."""
+async def _ended(engine: Engine, view: JobView, owner: str, request: Request, stays: bool) -> JobView:
+    """Wait for a job whose client waits; where that goes away, the job is cancelled unless it `stays`."""
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
     end = engine.listen(view.id, functools.partial(_set_soon, loop, changed))
     try:
@@ -326,9 +357,10 @@ async def _ended(engine: Engine, view: JobView, owner: str, request: Request) ->
             await _came(changed, _LOOK_S)
             changed.clear()
             if await request.is_disconnected():
-                return await _run(engine.cancel, view.id, owner)
+                return view if stays else await _run(engine.cancel, view.id, owner)
     except asyncio.CancelledError:
-        engine.cancel(view.id, owner)
+        if not stays:
+            engine.cancel(view.id, owner)
         raise
     finally:
         end()

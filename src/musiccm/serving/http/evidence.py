@@ -50,7 +50,7 @@ def add_evidence(app: FastAPI, of: EvidenceOf, answered: Callable[[JobView, Call
     """Add the endpoint.
 
     Args:
-        app: The app.
+        app: The app, whose metrics are told of who finds no room.
         of: What computes it.
         answered: Answers for a job that has made nothing, and asks for the result of one that has.
     """
@@ -63,6 +63,7 @@ def add_evidence(app: FastAPI, of: EvidenceOf, answered: Callable[[JobView, Call
         """How well a result answers its text, and the training clip it is nearest to; computed when asked for."""
         nonlocal waiting
         if waiting >= MAX_WAITING:
+            app.state.metrics.told("rejected", {"kind": "evidence_full"})
             raise Rejected(f"{waiting} requests for evidence wait, the most that is taken; try again later",
                            "evidence_full", 5.0)
         waiting += 1

@@ -136,8 +136,6 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         if scope["type"] != "http":
-            if scope["type"] == "websocket":
-                return
             await self.app(scope, receive, send)
             return
         headers, path = Headers(scope=scope), scope["path"]

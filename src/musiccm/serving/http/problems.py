@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -17,11 +18,13 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from musiccm.errors import MusiccmError
-from musiccm.serving.errors import NoRoom, NotFound, Rejected, TooLarge, UnsupportedAudio
+from musiccm.serving.errors import KeyReused, NoRoom, NotFound, Rejected, TooLarge, UnsupportedAudio
 
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+#: Fields that one problem names, and characters of each of its texts.
+MAX_ERRORS, MAX_CHARS = 20, 1000
 
 SCHEMA = {
     "type": "object", "required": ["type", "title", "status", "detail"],
@@ -59,10 +62,10 @@ def problem(
     phrase = HTTPStatus(status).phrase
     content: dict[str, Any] = {
         "type": f"urn:musiccm:problem:{(kind or phrase).lower().replace(' ', '-').replace('_', '-')}",
-        "title": phrase, "status": status, "detail": detail,
+        "title": phrase, "status": status, "detail": _brief(detail),
     }
     if errors:
-        content["errors"] = list(errors)
+        content["errors"] = [{key: _brief(text) for key, text in one.items()} for one in errors[:MAX_ERRORS]]
     return JSONResponse(content, status, dict(headers or {}), MEDIA_TYPE)
 
 
@@ -74,12 +77,18 @@ def of_error(error: MusiccmError) -> JSONResponse:
         return problem(status, detail, error.kind, {"Retry-After": str(math.ceil(error.retry_after_s))})
     if isinstance(error, NoRoom):
         return problem(507, detail, "no_room", {"Retry-After": "60"})
-    for kind, status in ((NotFound, 404), (TooLarge, 413), (UnsupportedAudio, 415)):
-        if isinstance(error, kind):
+    for of, status in ((NotFound, 404), (TooLarge, 413), (UnsupportedAudio, 415)):
+        if isinstance(error, of):
             return problem(status, detail)
     field, found, rest = detail.partition(": ")
-    named = found and field.replace(".", "").replace("_", "").replace(", ", "").isidentifier()
-    return problem(422, detail, "refused", errors=[{"field": field, "message": rest}] if named else ())
+    named = found and re.sub(r"[._-]|, ", "", field).isidentifier()
+    kind = "key_reused" if isinstance(error, KeyReused) else "refused"
+    return problem(422, detail, kind, errors=[{"field": field, "message": rest}] if named else ())
+
+
+def _brief(text: str) -> str:
+    """A text that may quote what a client sent, whatever the length of that."""
+    return text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS - 1]}…"
 
 
 def methods(app: FastAPI, scope: Scope) -> list[str]:

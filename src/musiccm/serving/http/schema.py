@@ -73,7 +73,7 @@ class JobBody(_Body):
         given = {"name": self.sampler, "gamma": self.gamma, "schedule": self.schedule}
         sampler = {key: value for key, value in given.items() if value is not None} or None
         return MusicRequest(
-            self.model or default_model, entries, self.task, self.seconds, self.steps,
+            default_model if self.model is None else self.model, entries, self.task, self.seconds, self.steps,
             None if self.seed in (None, -1) else self.seed, self.guidance_scale, sampler, self.level, self.overlap,
             self.fusion, self.strength, self.from_, self.to, self.source)
 
@@ -119,7 +119,8 @@ class GenerateBody(_Body):
             raise MusiccmError(f"response_format: a stream is a wav, found {self.response_format}; leave out stream, "
                                "or ask for wav")
         return MusicRequest(
-            self.model or default_model, ((0.0, self.input),), "stream" if self.stream else "generate",
+            default_model if self.model is None else self.model, ((0.0, self.input),),
+            "stream" if self.stream else "generate",
             self.audio_length, self.num_inference_steps, None if self.seed in (None, -1) else self.seed,
             self.guidance_scale, None, self.level)
 

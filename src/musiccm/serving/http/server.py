@@ -89,7 +89,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 def make_server(app: FastAPI, engine: Engine, where: Listening) -> _Server:
-    """A server of uvicorn's, without lifespan, access log or belief in forwarded addresses.
+    """A server of uvicorn's, without lifespan, WebSockets, access log or belief in forwarded addresses.
 
     Args:
         app: The app.
@@ -101,7 +101,7 @@ def make_server(app: FastAPI, engine: Engine, where: Listening) -> _Server:
     """
     config = uvicorn.Config(
         app, log_level="critical", access_log=False, server_header=False, proxy_headers=False, lifespan="off",
-        limit_concurrency=where.max_connections, timeout_keep_alive=15,
+        ws="none", limit_concurrency=where.max_connections, timeout_keep_alive=15,
         timeout_graceful_shutdown=round(where.drain_s) + LAST_WORDS_S, **options())
     return _Server(config, engine, where.drain_s)
 

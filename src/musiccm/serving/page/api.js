@@ -45,12 +45,12 @@ function missed() {
 /**
  * Ask the server.
  * @param {string} path of the API
- * @param {{method?: string, json?: any, body?: Blob, signal?: AbortSignal}} options what to send
+ * @param {{method?: string, json?: any, body?: Blob, signal?: AbortSignal, headers?: Object}} options what to send
  * @returns {Promise<Response>} the answer, which is a success
  * @throws {ApiError|Unreachable}
  */
-export async function call(path, { method, json, body, signal } = {}) {
-  const headers = {};
+export async function call(path, { method, json, body, signal, headers: more } = {}) {
+  const headers = { ...more };
   if (apiKey.get()) headers.Authorization = `Bearer ${apiKey.get()}`;
   if (json !== undefined) headers["Content-Type"] = "application/json";
   if (body) headers["Content-Type"] = body.type.startsWith("audio/") ? body.type : "application/octet-stream";
@@ -97,13 +97,18 @@ export async function patientCall(path, options, told = () => {}) {
 export const models = async () => (await (await call("/v1/models")).json()).data;
 export const job = async (id) => (await call(`/v1/jobs/${id}`)).json();
 export const jobs = async () => (await (await call("/v1/jobs?limit=200")).json()).jobs;
-export const submit = async (body, told) => (await patientCall("/v1/jobs", { json: body }, told)).json();
+/** Ask for a job; the same key gives the same job, however often the answer is lost. */
+export const submit = async (body, told, key = freshKey()) =>
+  (await patientCall("/v1/jobs", { json: body, headers: { "Idempotency-Key": key } }, told)).json();
+export const freshKey = () =>
+  [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 export const cancel = async (id) => (await call(`/v1/jobs/${id}`, { method: "DELETE" })).json();
-export const evidence = async (id) => (await call(`/v1/jobs/${id}/evidence`)).json();
+export const evidence = async (id, told) => (await patientCall(`/v1/jobs/${id}/evidence`, {}, told)).json();
 export const audio = async (id, format) => (await call(`/v1/jobs/${id}/audio?format=${format}`)).blob();
 export const spectrogram = async (id) => (await call(`/v1/jobs/${id}/spectrogram.png`)).blob();
 export const sidecar = async (id) => (await call(`/v1/jobs/${id}/sidecar`)).blob();
 export const upload = async (file) => (await call("/v1/uploads", { body: file })).json();
+export const removeUpload = (id) => call(`/v1/uploads/${id}`, { method: "DELETE" });
 export const changePrompt = async (id, prompt) =>
   (await call(`/v1/jobs/${id}/prompt`, { json: { prompt } })).json();
 export const openStream = (body, signal) => call("/v1/audio/generate", { json: { ...body, stream: true }, signal });

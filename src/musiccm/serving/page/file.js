@@ -27,7 +27,9 @@ export function fileChooser(edit, prompt) {
         about: () => ({ source: clip.id, prompt: prompt(), seconds: clip.seconds }),
         send: (fields) => edit(fields, { name: file.name, model: null, seconds: clip.seconds }),
       });
-      box.append(player, h("div", { class: "tools" }, ...buttons), panel);
+      const remove = h("button", { type: "button", text: "Remove", "aria-label": `Remove ${file.name} from the server`,
+        onclick: () => removed(clip.id, file.name, line, remove) });
+      box.append(player, h("div", { class: "tools" }, ...buttons, remove), panel);
       say(`${file.name} can be edited now.`);
     } catch (error) {
       line.className = "trouble";
@@ -35,6 +37,25 @@ export function fileChooser(edit, prompt) {
       line.textContent = error.message;
     }
   });
+}
+
+/** Take a clip off the server, and out of the page; edits of it that were asked for go on. */
+async function removed(id, name, line, button) {
+  button.disabled = true;
+  try {
+    await api.removeUpload(id);
+  } catch (error) {
+    if (error.status !== 404) {
+      line.textContent = error.message;
+      button.disabled = false;
+      return;
+    }
+  }
+  say(`${name} is no longer on the server.`);
+  if (!button.isConnected) return; // another file was chosen meanwhile
+  $("file").value = "";
+  $("file-result").replaceChildren();
+  $("file").focus();
 }
 
 /** Loudness over time, drawn here: the server draws what it made itself. Null where the browser cannot decode it. */

@@ -168,8 +168,18 @@ function says(jobs) {
     jobs.length === 1 ? body.model : ""].filter(Boolean);
 }
 
+/** Whether all fields that are shown hold what they may; the first that does not says so. */
+function fits() {
+  const wrong = [...$("composer").elements].find((one) => !one.closest("[hidden]") && !one.checkValidity());
+  if (!wrong) return true;
+  if ($("more").contains(wrong)) $("more").open = true;
+  wrong.reportValidity();
+  return false;
+}
+
 async function make(used) {
   trouble("");
+  if (!fits()) return;
   let take;
   try {
     take = asked(used);
@@ -206,10 +216,13 @@ async function send(take) {
 async function sendOne(take, element, n) {
   const result = element.results[n];
   try {
-    take.jobs[n].job = null;
+    const entry = take.jobs[n];
+    entry.job = null;
+    entry.key ??= api.freshKey(); // kept until there is an answer: who sends it again gets the same job
+    remember(take);
     result.delayed("Sending");
-    const job = await api.submit(take.jobs[n].body, (text) => result.delayed(text));
-    take.jobs[n].job = job.id;
+    entry.job = (await api.submit(entry.body, (text) => result.delayed(text), entry.key)).id;
+    delete entry.key;
     remember(take);
     result.sent();
   } catch (error) {
@@ -361,6 +374,7 @@ function begin() {
 
 function startStream() {
   trouble("");
+  if (!fits()) return;
   const input = $("prompt").value.trim();
   if (!input) {
     $("prompt").focus();

@@ -265,7 +265,7 @@ export class MusicResult extends HTMLElement {
     if (this.view?.state !== "done" || !this.proof) return;
     this.#evident("Comparing");
     try {
-      const found = await api.evidence(this.view.id);
+      const found = await api.evidence(this.view.id, (text) => this.#evident(text));
       const parts = [];
       if (found.text_audio !== null) parts.push(`Text score ${found.text_audio.toFixed(2)}`);
       if (found.nearest) {

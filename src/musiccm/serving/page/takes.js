@@ -6,7 +6,10 @@
 const PREFIX = "musiccm.take.";
 const KEPT = 200;
 
-/** A take: `{id, created, title, says, settings, jobs: [{job, body, role, variant}]}`; `job` is null until it is sent. */
+/**
+ * A take: `{id, created, title, says, settings, jobs: [{job, body, role, variant, key}]}`; `job` is null until it is
+ * sent, and `key` names it to the server from then until that has answered.
+ */
 export function newTake(values) {
   const created = Date.now();
   return { id: `${created}-${Math.random().toString(36).slice(2, 8)}`, created, ...values };
