@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from musiccm import locks
 from musiccm.errors import MusiccmError
 from musiccm.loading import loading
 from musiccm.terminal import say
 
+if TYPE_CHECKING:
+    from musiccm.serving import ServedModel
+    from musiccm.serving.http.gate import Keys
+
 KEYS_VARIABLE = "MUSICCM_KEYS"
+DEFAULT_MODEL = "musiccm-tiny-student"
+
+Load = Callable[[str], "ServedModel"]
+"""Takes what `--model` names to a model."""
 
 
 def main(argv: list[str]) -> int:
@@ -24,38 +35,79 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code.
     """
-    args = _parser().parse_args(argv)
-    from musiccm.serving.http.app import make_app
+    return serve(_parser().parse_args(argv), models_here)
+
+
+@contextmanager
+def models_here(args: argparse.Namespace) -> Iterator[Load]:
+    """Models that compute in this process.
+
+    Args:
+        args: The options.
+
+    Yields:
+        What loads one.
+    """
+    from musiccm.device import choose_device
+    from musiccm.models.acceleration.networks import check_backend
+    from musiccm.serving import load_model
+
+    device = choose_device(args.device)
+    check_backend("--compile", args.compile)
+    yield lambda one: load_model(one, device, args.decoder, args.half, args.compile)
+
+
+def serve(args: argparse.Namespace, models: Callable[[argparse.Namespace], AbstractContextManager[Load]]) -> int:
+    """Serve until a signal comes.
+
+    Args:
+        args: The options.
+        models: Gives what loads models, for as long as they are served; called when the options were checked.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        MusiccmError: An option is none that can be met.
+    """
     from musiccm.serving.http.gate import Keys, is_loopback
-    from musiccm.serving.http.metrics import Metrics
-    from musiccm.serving.http.server import Listening, bound_socket, serve
+    from musiccm.serving.http.server import bound_socket
 
     keys = Keys.read(args.key_file) if args.key_file else Keys(os.environ.get(KEYS_VARIABLE, "").split())
     if not is_loopback(args.host) and not keys and not args.public:
         raise MusiccmError(f"--host {args.host}: others can reach that address, and there are no keys; name a file of "
                            f"keys by --key-file, set {KEYS_VARIABLE}, or add --public to let everybody in")
-    from musiccm.device import choose_device
-    from musiccm.models.acceleration.networks import check_backend
-    from musiccm.serving import Engine, EngineSettings, Limits, load_model
+    # what costs nothing to find is said before models are read; the engine takes the folder for good
+    if (user := locks.holder(args.folder / locks.LOCK)) is not None:
+        raise MusiccmError(f"--folder {args.folder}: in use by {user}; wait until that has ended, or name another "
+                           "folder")
+    listening = bound_socket(args.host, args.port)
+    try:
+        with models(args) as load:
+            served = []
+            with loading():
+                for one in args.model or [DEFAULT_MODEL]:
+                    say(f"{one}: reading the model", to_stderr=True)
+                    served.append(load(one))
+            _serve(args, served, keys, listening)
+    finally:
+        listening.close()
+    return 0
 
-    device = choose_device(args.device)
-    check_backend("--compile", args.compile)
+
+def _serve(args: argparse.Namespace, served: list[ServedModel], keys: Keys, listening: socket.socket) -> None:
+    from musiccm.serving import Engine, EngineSettings, Limits
+    from musiccm.serving.http.app import make_app
+    from musiccm.serving.http.metrics import Metrics
+    from musiccm.serving.http.server import Listening
+    from musiccm.serving.http.server import serve as run
+
     limits = Limits(max_seconds=args.max_seconds, max_upload_bytes=args.max_upload_mb * 2**20,
                     max_upload_s=args.max_seconds)
     settings = EngineSettings(
         max_queued=args.queue, max_running=args.running, max_streams=args.streams, max_batch=args.batch,
         exact=False if args.together else None, lanes=args.lanes, keep_jobs=args.keep,
         keep_bytes=args.keep_gb * 2**30, limits=limits)
-    # what costs nothing to find is said before models are read; the engine takes the folder for good
-    if (user := locks.holder(args.folder / locks.LOCK)) is not None:
-        raise MusiccmError(f"--folder {args.folder}: in use by {user}; wait until that has ended, or name another "
-                           "folder")
-    listening = bound_socket(args.host, args.port)
-    served = []
-    with loading():
-        for one in args.model or ["musiccm-tiny-student"]:
-            say(f"{one}: reading the model", to_stderr=True)
-            served.append(load_model(one, device, args.decoder, args.half, args.compile))
     metrics = Metrics()
     engine = Engine(served, args.folder, settings, metrics.told)
     try:
@@ -65,11 +117,9 @@ def main(argv: list[str]) -> int:
         host, port = listening.getsockname()[:2]
         say(f"serving {', '.join(engine.models)} at http://{f'[{host}]' if ':' in host else host}:{port} (OpenAPI: "
             f"/openapi.json; {'with' if keys else 'without'} keys; jobs and results in {args.folder})")
-        serve(app, engine, Listening(args.host, port, args.drain, args.connections), listening)
+        run(app, engine, Listening(args.host, port, args.drain, args.connections), listening)
     finally:
         engine.close()
-        listening.close()
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
