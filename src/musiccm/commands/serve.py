@@ -61,7 +61,7 @@ def serve(args: argparse.Namespace, models: Callable[[argparse.Namespace], Abstr
     """Serve until a signal comes.
 
     Args:
-        args: The options.
+        args: The options of `make_parser`, and `lanes`.
         models: Gives what loads models, for as long as they are served; called when the options were checked.
 
     Returns:
@@ -123,12 +123,29 @@ def _serve(args: argparse.Namespace, served: list[ServedModel], keys: Keys, list
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="musiccm serve", description=__doc__)
+    parser = make_parser("musiccm serve", __doc__)
+    parser.add_argument("--lanes", type=whole(1, 256), default=1,
+                        help="network calls that a CPU computes side by side, each on its part of the threads: as many "
+                             "as cores for small models and many clients (default %(default)s)")
+    return parser
+
+
+def make_parser(program: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser of what `serve` reads, but for `--lanes`.
+
+    Args:
+        program: The program's name.
+        description: What it does.
+
+    Returns:
+        The parser.
+    """
+    parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument("--model", action="append", metavar="[NAME=]MODEL",
                         help="directory, packaged bundle or hub id, and the name that clients use; may be repeated, "
                              "the first is the default (default: musiccm-tiny-student)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    parser.add_argument("--port", type=_whole(0, 65535), default=8000, help="0 takes any (default %(default)s)")
+    parser.add_argument("--port", type=whole(0, 65535), default=8000, help="0 takes any (default %(default)s)")
     parser.add_argument("--key-file", type=Path, metavar="FILE",
                         help=f"keys that clients send, one a line; or {KEYS_VARIABLE}, with spaces between them")
     parser.add_argument("--public", action="store_true", help="serve others without keys")
@@ -142,29 +159,34 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--together", action="store_true",
                         help="on a CPU, too, make network calls of several jobs as one: faster for small models; clips "
                              "then differ by rounding from those made alone")
-    parser.add_argument("--batch", type=_whole(1, 1024), default=8, help="windows of such a call (default %(default)s)")
-    parser.add_argument("--lanes", type=_whole(1, 256), default=1,
-                        help="network calls that a CPU computes side by side, each on its part of the threads: as many "
-                             "as cores for small models and many clients (default %(default)s)")
-    parser.add_argument("--queue", type=_whole(1, 100_000), default=64,
+    parser.add_argument("--batch", type=whole(1, 1024), default=8, help="windows of such a call (default %(default)s)")
+    parser.add_argument("--queue", type=whole(1, 100_000), default=64,
                         help="jobs that may wait; others are told to come again (default %(default)s)")
-    parser.add_argument("--running", type=_whole(1, 256), default=4, help="jobs at work at once (default %(default)s)")
-    parser.add_argument("--streams", type=_whole(0, 256), default=4, help="streams at once (default %(default)s)")
-    parser.add_argument("--connections", type=_whole(1, 100_000), default=512, help="at once (default %(default)s)")
-    parser.add_argument("--max-seconds", type=_whole(1, 3600), default=600,
+    parser.add_argument("--running", type=whole(1, 256), default=4, help="jobs at work at once (default %(default)s)")
+    parser.add_argument("--streams", type=whole(0, 256), default=4, help="streams at once (default %(default)s)")
+    parser.add_argument("--connections", type=whole(1, 100_000), default=512, help="at once (default %(default)s)")
+    parser.add_argument("--max-seconds", type=whole(1, 3600), default=600,
                         help="longest piece and upload (default %(default)s)")
-    parser.add_argument("--max-upload-mb", type=_whole(1, 4096), default=64, help="(default %(default)s)")
-    parser.add_argument("--keep", type=_whole(1, 10**9), default=1000,
+    parser.add_argument("--max-upload-mb", type=whole(1, 4096), default=64, help="(default %(default)s)")
+    parser.add_argument("--keep", type=whole(1, 10**9), default=1000,
                         help="finished jobs that are kept (default %(default)s)")
-    parser.add_argument("--keep-gb", type=_whole(1, 10**6), default=4,
+    parser.add_argument("--keep-gb", type=whole(1, 10**6), default=4,
                         help="disk for results, from which on the oldest go (default %(default)s)")
-    parser.add_argument("--drain", type=_whole(0, 3600), default=30, metavar="SECONDS",
+    parser.add_argument("--drain", type=whole(0, 3600), default=30, metavar="SECONDS",
                         help="how long running jobs may go on after SIGTERM (default %(default)s)")
     return parser
 
 
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    """A whole number of a range, as an option's type."""
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A whole number of a range, as an option's type.
+
+    Args:
+        low: The least.
+        high: The most.
+
+    Returns:
+        What reads one.
+    """
 
     def number(text: str) -> int:
         if not text.lstrip("-").isdigit() or not low <= int(text) <= high:
