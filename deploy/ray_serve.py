@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import sys
 import threading
@@ -57,10 +58,12 @@ class Replicas:
     @cached_property
     def _handle(self) -> Any:
         args = self._args
+        handlers = {number: signal.getsignal(number) for number in signals.SIGNALS}
         ray.init(address=args.address, namespace=NAME, include_dashboard=False, log_to_driver=False,
                  logging_level="warning", **({} if args.address else {"num_cpus": args.cores}))
-        for number in signals.SIGNALS:  # below Python's handlers Ray has put its own, which abort
-            signal.signal(number, signal.getsignal(number))
+        for number, handler in handlers.items():  # Ray has put its own in their place, which end the process at once
+            signal.signal(number, handler)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled")  # the only way in is this process
         several = ({"num_replicas": args.replicas} if args.max_replicas is None else {"autoscaling_config": {
             "min_replicas": args.replicas, "max_replicas": args.max_replicas, "target_ongoing_requests": args.ongoing,
