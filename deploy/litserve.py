@@ -14,7 +14,8 @@ from multiprocessing.connection import wait
 from typing import Annotated, Any
 
 # Run as a file, this one is found by its own name, before the library.
-sys.path[:] = [path for path in sys.path if os.path.realpath(path or ".") != os.path.dirname(os.path.realpath(__file__))]
+HERE = os.path.dirname(os.path.realpath(__file__))
+sys.path[:] = [path for path in sys.path if os.path.realpath(path or ".") != HERE]
 
 import litserve  # noqa: E402
 from fastapi import Body, Header, HTTPException, Response  # noqa: E402
@@ -169,10 +170,10 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
     """Serve until a signal comes."""
-    return server.serve(parser().parse_args(), models_in_workers)
+    return server.serve(parser().parse_args(argv), models_in_workers)
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "serve"))
+    sys.exit(run(lambda: main(sys.argv[1:]), "serve"))

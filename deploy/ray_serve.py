@@ -138,10 +138,10 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
     """Serve until a signal comes."""
-    return server.serve(parser().parse_args(), models_in_ray)
+    return server.serve(parser().parse_args(argv), models_in_ray)
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "serve"))
+    sys.exit(run(lambda: main(sys.argv[1:]), "serve"))

@@ -21,6 +21,7 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
     begun.end()
 
 
+@pytest.mark.slow  # processes that each import for ten seconds begin one behind the other
 @pytest.mark.e2e
 def test_a_worker_is_killed_under_load_and_nothing_is_lost_or_made_twice(fleet: Fleet) -> None:
     lose_a_replica_under_load(fleet, fleet.folder / "bundles/student")
