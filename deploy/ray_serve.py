@@ -59,7 +59,7 @@ class Replicas:
     def _handle(self) -> Any:
         args = self._args
         handlers = {number: signal.getsignal(number) for number in signals.SIGNALS}
-        ray.init(address=args.address, namespace=NAME, include_dashboard=False, log_to_driver=False,
+        ray.init(address=args.address or "local", namespace=NAME, include_dashboard=False, log_to_driver=False,
                  logging_level="warning", **({} if args.address else {"num_cpus": args.cores}))
         for number, handler in handlers.items():  # Ray has put its own in their place, which end the process at once
             signal.signal(number, handler)
@@ -87,9 +87,13 @@ class Replicas:
 
     def close(self) -> None:
         """End the replicas, and Ray if it was begun here."""
-        if ray.is_initialized():
-            serve.delete(NAME) if self._args.address else serve.shutdown()
-            ray.shutdown()
+        if not ray.is_initialized():
+            return
+        if self._args.address:  # others may serve there, too
+            serve.delete(NAME)
+        else:
+            serve.shutdown()
+        ray.shutdown()
 
 
 @contextmanager

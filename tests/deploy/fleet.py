@@ -107,7 +107,7 @@ class Fleet:
 
 def lose_a_replica_under_load(fleet: Fleet, model: Path) -> None:
     """Ask for some dozens of clips from several threads, kill one of two replicas, and compare what comes."""
-    fleet.until(fleet.ready, 500)
+    fleet.until(fleet.ready, 900)
     first = fleet.replicas()
     assert len(first) == 2, fleet.said()
     clips: dict[int, bytes] = {}

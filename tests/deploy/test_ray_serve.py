@@ -16,7 +16,7 @@ pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[Fleet]:
     model = build_random_student(tmp_path / "bundles")
-    begun = Fleet("ray_serve.py", model, tmp_path, lambda line: line.startswith("ray::ServeReplica:"), "--cores", "4")
+    begun = Fleet("ray_serve.py", model, tmp_path, lambda line: line.startswith("ray::ServeReplica:"), "--cores", "2")
     yield begun
     begun.end()
 
