@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import signal
@@ -29,6 +30,7 @@ from musiccm.serving import Engine, EngineSettings, JobView, ServedModel, load_m
 from musiccm.serving.elsewhere import load_elsewhere
 from musiccm.serving.replica import MAX_ASKED, Ask, Replica, ReplicaLost
 from musiccm.serving.replica import asked as ask_for
+from musiccm.serving.wire import packed, unpacked
 from tests import forked
 
 
@@ -167,7 +169,13 @@ def test_what_ends_every_replica_is_not_asked_for_ever(begin, student, tmp_path)
 def test_every_task_is_the_pipelines_own(student, pipeline, tmp_path):
     path = tmp_path / "clip.wav"
     write_audio(path, pipeline(["slow organ chords"], 1, [9], level="peak")[0], 16000)
-    served = load_elsewhere(f"student={student}", in_this_process(load_model(f"student={student}")))
+    compute = in_this_process(load_model(f"student={student}"))
+
+    def ask(question: bytes) -> bytes:
+        answer = unpacked(compute(question))
+        return packed({**answer, "by": {**answer["by"], "device": "cuda:3"}})
+
+    served = load_elsewhere(f"student={student}", ask)
     with Engine([served], tmp_path / "engine") as engine:
         upload = engine.new_upload()
         upload.write_bytes(path.read_bytes())
@@ -175,6 +183,8 @@ def test_every_task_is_the_pipelines_own(student, pipeline, tmp_path):
         long = engine.submit(asked(seconds=1.7, steps=2, sampler={"name": "tcd", "gamma": 0.2}))
         edited = engine.submit(asked(task="inpaint", from_s=0.2, to_s=0.36, steps=2, source=source))
         found = [samples(engine, engine.wait(view.id)) for view in (long, edited)]
+        sidecar = json.loads(engine.results.sidecar(long.id).read_text())
+    assert sidecar["computed_by"]["device"] == "cuda:3"  # the replica's, and not the engine's
     own = pipeline(TEXTS[0], 2, [3], seconds=1.7, sampler={"name": "tcd", "gamma": 0.2}, level="loudness")
     assert torch.equal(found[0], own)
     own = pipeline.editor(2, 3).inpaint(read_clip(pipeline, path), TEXTS[0], 0.2, 0.36).waveform_CS
@@ -225,7 +235,8 @@ def test_what_a_replica_refuses(pipeline, changed, said):
     served = ServedModel.of("student", pipeline)
     question = {"model": "student", "identity": served.identity, "part": "conditioner", "method": "prompts",
                 "args": ([TEXTS[0]],), "options": {}}
-    assert torch.equal(ask_for(in_this_process(served), question), pipeline.conditioner.prompts([TEXTS[0]]))
+    found, by = ask_for(in_this_process(served), question)
+    assert torch.equal(found, pipeline.conditioner.prompts([TEXTS[0]])) and by["device"] == "cpu"
     with pytest.raises(MusiccmError, match=said):
         ask_for(in_this_process(served), {**question, **changed})
 

@@ -32,6 +32,8 @@ class ModelElsewhere(Unserved):
     def __init__(self, model: MusicModel, name: str, identity: str, ask: Ask) -> None:
         super().__init__(model)
         self._about, self._ask = {"model": name, "identity": identity}, ask
+        #: Of the replica that answered last, see `sidecar.computed_by`.
+        self.computed_by: dict[str, Any] | None = None
         self.codec: Any = Part(model.codec, CODEC, lambda *call: self._asked("codec", *call))
         self.conditioner: Any = Part(model.conditioner, CONDITIONER, lambda *call: self._asked("conditioner", *call))
 
@@ -51,7 +53,9 @@ class ModelElsewhere(Unserved):
         return self._asked("network", "call", args, options)
 
     def _asked(self, part: str, method: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        return asked(self._ask, {**self._about, "part": part, "method": method, "args": args, "options": options})
+        question = {**self._about, "part": part, "method": method, "args": args, "options": options}
+        result, self.computed_by = asked(self._ask, question)
+        return result
 
 
 def load_elsewhere(named: str, ask: Ask, decoder: str | None = None, half: bool = False) -> ServedModel:

@@ -17,6 +17,7 @@ from musiccm.errors import MusiccmError
 from musiccm.serving.device_queue import free_memory, out_of_memory
 from musiccm.serving.loading import ServedModel
 from musiccm.serving.parts import CODEC, CONDITIONER
+from musiccm.serving.sidecar import computed_by
 from musiccm.serving.wire import moved, packed, unpacked
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Replica:
             What `asked` reads: the result, or why there is none.
         """
         try:
-            result: dict[str, Any] = {"result": self._computed(unpacked(question))}
+            result = self._computed(unpacked(question))
         except MusiccmError as error:
             result = {"failed": "refused", "message": str(error)}
         except Exception as error:
@@ -66,9 +67,8 @@ class Replica:
             free_memory()
         return packed(result)
 
-    @torch.no_grad()
-    def _computed(self, question: dict[str, Any]) -> Any:
-        name, part, method = question["model"], question["part"], question["method"]
+    def _computed(self, question: dict[str, Any]) -> dict[str, Any]:
+        name = question["model"]
         if name not in self._models:
             raise MusiccmError(f"a replica has the models {', '.join(self._models)}, and was asked for {name!r}; give "
                                "engine and replicas the same models")
@@ -76,7 +76,11 @@ class Replica:
         if served.identity != question["identity"]:
             raise MusiccmError(f"{name}: a replica has {served.identity}, and the engine {question['identity']}; give "
                                "them the same musiccm, weights and options")
-        model: Any = served.model
+        return {"result": self._result(served.model, question), "by": computed_by(served.model.device)}
+
+    @torch.no_grad()
+    def _result(self, model: Any, question: dict[str, Any]) -> Any:
+        part, method = question["part"], question["method"]
         args, options = moved((question["args"], question["options"]), model.device)
         if part == "network" and method == "call":
             return model.stepper(1).network(*args, **options)
@@ -85,7 +89,7 @@ class Replica:
         raise MusiccmError(f"a replica computes no {part}.{method}; give engine and replicas the same musiccm")
 
 
-def asked(ask: Ask, question: dict[str, Any]) -> Any:
+def asked(ask: Ask, question: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Have a question answered, by another replica where one is lost.
 
     Args:
@@ -93,7 +97,7 @@ def asked(ask: Ask, question: dict[str, Any]) -> Any:
         question: `model`, `identity`, `part`, `method`, `args` and `options`.
 
     Returns:
-        The result, on the CPU.
+        The result, on the CPU, and `computed_by` of the replica.
 
     Raises:
         MusiccmError: The replica refuses the question, or `MAX_ASKED` of them were lost over it.
@@ -108,7 +112,7 @@ def asked(ask: Ask, question: dict[str, Any]) -> Any:
             log.warning("a replica was lost over %s.%s (%s)", question["part"], question["method"], error)
             continue
         if "result" in answer:
-            return answer["result"]
+            return answer["result"], answer["by"]
         if answer["failed"] == "refused":
             raise MusiccmError(answer["message"])
         raise (MemoryError if answer["failed"] == "memory" else RuntimeError)(f"a replica: {answer['message']}")
