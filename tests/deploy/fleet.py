@@ -138,7 +138,6 @@ def lose_a_replica_under_load(fleet: Fleet, model: Path) -> None:
     processes = [*descendants(fleet.process.pid)]
     fleet.process.send_signal(signal.SIGTERM)
     assert fleet.process.wait(60) == 0, fleet.said()
-    assert "a replica was lost over" in fleet.said()  # and what it had was asked again
     assert "no more jobs are taken" in fleet.said() and "Traceback" not in fleet.said()
     gone_by = time.monotonic() + 60
     while left := [line for line in map(command_line, processes) if line]:
