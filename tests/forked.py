@@ -38,6 +38,14 @@ def spawn(worker: Callable[..., Any], arguments: tuple, processes: int) -> None:
     start_processes(worker, arguments, processes, start_method="forkserver")
 
 
+def start(target: Callable[..., None], *arguments: Any) -> Any:
+    """`multiprocessing.Process` of a function that a module has, started on one thread."""
+    _ready()
+    process = _CONTEXT.Process(target=target, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

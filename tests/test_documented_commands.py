@@ -51,6 +51,7 @@ NOT_RUN = {
     r"docs/attm.md: (git|cp|python) ": DOWNLOADS,
     r"docs/(serving|studio).md: musiccm serve": "runs until it is ended; tests/serving starts servers",
     r"docs/words.md: musiccm pack": "of somebody's own corpus; tests/commands/test_pack.py packs words",
+    r"docs/deployment.md: python deploy/": "run until they are ended; tests/deploy starts both with two replicas",
     r"docs/launch.md: (torchrun|srun) ": "several GPUs or machines; tests/e2e starts two processes (ranks, slurm)",
     r"docs/security.md: ": "classes of somebody's own; tests/e2e/test_bad_input.py allows some",
     r"docs/(data.md: (musiccm|torchrun).*latents --config demo|plagiarism.md: .*--config demo)": HOURS,
@@ -182,6 +183,8 @@ def check_program(command: Command) -> None:
         if command.page == "docs/attm.md":
             return  # of MTG's repository
         text = (ROOT / words[1]).read_text()
+        if words[1].startswith("deploy/"):  # which have the server's options, too
+            text += (ROOT / "src/musiccm/commands/serve.py").read_text()
     elif words[0] == "tensorboard":
         text = Path(str(locate("tensorboard.plugins.core.core_plugin").__file__)).read_text()
     elif words[0] == "pytest":

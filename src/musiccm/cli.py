@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from musiccm import __version__, commands, signals
@@ -46,25 +46,39 @@ def main(argv: list[str] | None = None) -> int:
         143 after another signal (docs/launch.md), 141 when the reader of our output has gone, 1 for everything else.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    if argv is None:
+    return run(lambda: _dispatch(arguments), arguments[0] if arguments else "", whole=argv is None)
+
+
+def run(command: Callable[[], int], name: str, whole: bool = True) -> int:
+    """Run a function as a command: signals are answered, and failures told in one message.
+
+    Args:
+        command: What to run; gives the exit code.
+        name: The subcommand that it is, or is like.
+        whole: Whether it is all that this process does.
+
+    Returns:
+        See `main`.
+    """
+    if whole:
         one_command()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end a run
             stream.reconfigure(errors=PRINTABLE)
-    with signals.handled(resumes=bool(arguments) and arguments[0] in commands.RESUMES):
-        code = _run(arguments)
-        if argv is None and signals.received() is not None:
+    with signals.handled(resumes=name in commands.RESUMES):
+        code = _run(command, name)
+        if whole and signals.received() is not None:
             signals.leave(code)
     return code
 
 
-def _run(arguments: list[str]) -> int:
+def _run(command: Callable[[], int], name: str) -> int:
     try:
-        code = _dispatch(arguments)
+        code = command()
         sys.stdout.flush()
         return code
     except signals.Ended as end:
-        return _ended(end, arguments[0] if arguments else "")
+        return _ended(end, name)
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # how Lightning leaves after Ctrl-C
             return EXIT_INTERRUPTED
@@ -79,7 +93,7 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("MUSICCM_DEBUG") == "1":
             raise
-        message, code = describe(error, arguments[0] if arguments else "")
+        message, code = describe(error, name)
         say(f"musiccm: {message}", to_stderr=True)
         return code
 

@@ -13,32 +13,7 @@ from musiccm.long_form import LongMusic, MusicModel, finished
 from musiccm.samplers import SamplerSpec, Stepper, prompt_seeds, sample_noise, seeded_noise_fn
 from musiccm.serving.device_queue import DeviceQueue
 from musiccm.serving.jobs import Job
-
-#: What of a codec computes.
-_COMPUTES = {"decode", "decode_mel", "encode", "reconstruct", "vocode"}
-
-
-class QueuedCodec:
-    """A codec whose networks run on the device's thread; all else is the codec's own.
-
-    Args:
-        codec: The codec.
-        queue: The device's thread.
-        job: For whom.
-    """
-
-    def __init__(self, codec: Any, queue: DeviceQueue, job: Job) -> None:
-        self._codec, self._queue, self._job = codec, queue, job
-
-    @property  # type: ignore[misc]  # long music asks which kind of codec it has
-    def __class__(self) -> type:
-        return type(self._codec)
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._codec, name)
-        if name not in _COMPUTES:
-            return found
-        return lambda *args, **options: self._queue.run(self._job, lambda: found(*args, **options))
+from musiccm.serving.parts import CODEC, Part
 
 
 class Unserved(LongMusic):
@@ -67,7 +42,7 @@ class ModelAtWork(Unserved):
     def __init__(self, model: MusicModel, queue: DeviceQueue, job: Job) -> None:
         super().__init__(model)
         self._queue, self._job = queue, job
-        self.codec: Any = QueuedCodec(model.codec, queue, job)
+        self.codec: Any = Part(model.codec, CODEC, self._queued_part)
 
     def stepper(
         self,
@@ -80,6 +55,9 @@ class ModelAtWork(Unserved):
         """See `MusicModel.stepper`; the network's calls go through the queue."""
         stepper = self._inner.stepper(steps, guidance_scale, strength=strength, sampler=sampler)
         return replace(stepper, network=self._queued(stepper))
+
+    def _queued_part(self, method: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return self._queue.run(self._job, lambda: getattr(self._inner.codec, method)(*args, **options))
 
     def _queued(self, stepper: Stepper) -> Callable[..., Tensor]:
         network, timesteps = stepper.network, list(stepper.timesteps)

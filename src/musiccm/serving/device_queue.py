@@ -250,7 +250,7 @@ class DeviceQueue:
                 if not out_of_memory(error):
                     raise
                 cause = error
-            _free()
+            free_memory()
             if rows < 2:
                 raise MusiccmError("memory: there is not enough for one window of this model; use a smaller model, or "
                                    "another device") from cause
@@ -298,7 +298,8 @@ def out_of_memory(error: BaseException) -> bool:
             or (isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)))
 
 
-def _free() -> None:
+def free_memory() -> None:
+    """Give back what a GPU's allocator keeps."""
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()

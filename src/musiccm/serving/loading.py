@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from musiccm import __version__
 from musiccm.errors import MusiccmError
 from musiccm.long_form import MusicModel
 from musiccm.pipeline import Pipeline
@@ -28,6 +29,12 @@ class ServedModel:
     content_hash: str
     facts: dict[str, Any]
     settings: dict[str, Any]
+
+    @property
+    def identity(self) -> str:
+        """What makes the same samples of the same request, but for rounding."""
+        options = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        return f"musiccm {__version__}, weights {self.content_hash[:16]}, {options}"
 
     @classmethod
     def of(cls, name: str, model: MusicModel, half: bool = False) -> ServedModel:
@@ -75,10 +82,26 @@ def load_model(
     Raises:
         MusiccmError: There is no such model, or the name is none.
     """
+    name, where = named_model(named)
+    pipeline = Pipeline.from_pretrained(where, decoder=decoder).to(device).accelerate(half, backend)
+    return ServedModel.of(name, pipeline, half)
+
+
+def named_model(named: str) -> tuple[str, str]:
+    """The two parts of `NAME=WHERE`.
+
+    Args:
+        named: See `load_model`.
+
+    Returns:
+        The name, and what `Pipeline.from_pretrained` takes.
+
+    Raises:
+        MusiccmError: The name is none.
+    """
     name, found, where = named.partition("=")
     if not found:
         name, where = Path(named).name or named, named
     if not name or not where or len(name) > 100 or not name.isprintable() or "/" in name:
         raise MusiccmError(f"--model {named}: expected NAME=FOLDER, a folder, a packaged name or a hub id")
-    pipeline = Pipeline.from_pretrained(where, decoder=decoder).to(device).accelerate(half, backend)
-    return ServedModel.of(name, pipeline, half)
+    return name, where

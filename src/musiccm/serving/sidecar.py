@@ -99,6 +99,18 @@ def sidecar_json(
         "made": {"samples_sha256": samples_sha256(waveform_CS), "samples": waveform_CS.shape[1],
                  "channels": len(waveform_CS), "sample_rate_hz": sample_rate_hz,
                  "seconds": waveform_CS.shape[1] / sample_rate_hz},
-        "computed_by": {"torch": torch.__version__, "device": str(served.model.device), "machine": platform.machine(),
-                        "threads": torch.get_num_threads()},
+        "computed_by": getattr(served.model, "computed_by", None) or computed_by(served.model.device),
     }
+
+
+def computed_by(device: torch.device) -> dict[str, Any]:
+    """What of this process and machine changes the last bits of samples.
+
+    Args:
+        device: Where the networks are.
+
+    Returns:
+        Plain values.
+    """
+    return {"torch": torch.__version__, "device": str(device), "machine": platform.machine(),
+            "threads": torch.get_num_threads()}

@@ -1,0 +1,69 @@
+"""The programs of deploy/ before their replicas begin; and that the image's recipe fits the repository."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from starlette.testclient import TestClient
+
+from musiccm.commands import serve
+from musiccm.errors import MusiccmError
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
+def program(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A program as a module; its name is its library's, too."""
+    spec = importlib.util.spec_from_file_location(f"deploy_{name}", DEPLOY / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    monkeypatch.setattr("sys.path", [str(DEPLOY), *sys.path])  # as it is where the file is run
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_nobody_else_on_the_machine_is_answered_by_workers(monkeypatch):
+    pytest.importorskip("litserve", reason="LitServe is not installed")
+    lit = program("litserve", monkeypatch)
+    args = lit.parser().parse_args(["--replicas", "3", "--device", "cpu"])
+    workers = lit.Workers(args)
+    assert (workers.count, workers.on_gpu) == (3, False)
+    client = TestClient(workers._server.app)
+    for headers in ({}, {lit.KEY_HEADER: "x"}):
+        assert client.get("/health", headers=headers).status_code == 401
+        assert client.post(lit.PATH, content=b"?", headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize(("name", "library"), [("litserve", "litserve"), ("ray_serve", "ray.serve")])
+def test_a_model_that_is_not_there_is_told_before_replicas_begin(name, library, monkeypatch, tmp_path):
+    pytest.importorskip(library, reason="it is not installed")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MusiccmError, match="no-such"):
+        program(name, monkeypatch).main(["--model", "no-such", "--port", "0"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fewer_replicas_than_the_least_are_refused(monkeypatch):
+    pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
+    with pytest.raises(MusiccmError, match="--max-replicas 2: expected at least --replicas, 3"):
+        program("ray_serve", monkeypatch).main(["--replicas", "3", "--max-replicas", "2", "--port", "0"])
+
+
+def test_the_image_is_made_of_what_is_there():
+    recipe = (DEPLOY / "Containerfile").read_text().replace("\\\n", " ")
+    copied = [source for line in re.findall(r"^COPY (.*)$", recipe, re.M) for source in line.split()[:-1]]
+    assert {"src", "experiments", "setup.cfg"} <= set(copied)
+    assert all((DEPLOY.parent / source).exists() for source in copied), copied
+    (entry,) = re.findall(r"^ENTRYPOINT (.*)$", recipe, re.M)
+    program, command, *options = json.loads(entry)
+    args = serve._parser().parse_args(options)
+    (volume,) = re.findall(r"^VOLUME (.*)$", recipe, re.M)
+    assert (program, command, str(args.folder)) == ("musiccm", "serve", volume)
+    assert f"127.0.0.1:{args.port}/ready" in recipe and args.key_file.is_absolute() and not args.public
+    assert recipe.index("USER musiccm") < recipe.index("ENTRYPOINT")
