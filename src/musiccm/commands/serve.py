@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from musiccm import locks
-from musiccm.errors import MusiccmError
+from musiccm.bounds import Bucket
+from musiccm.errors import MusiccmError, naming
 from musiccm.loading import loading
 from musiccm.terminal import say
 
@@ -38,6 +39,8 @@ def main(argv: list[str]) -> int:
     from musiccm.models.acceleration.networks import check_backend
     from musiccm.serving import Engine, EngineSettings, Limits, load_model
 
+    with naming({"warm_up": "--warm-up"}):
+        buckets = [Bucket.read(text) for text in args.warm_up]
     device = choose_device(args.device)
     check_backend("--compile", args.compile)
     limits = Limits(max_seconds=args.max_seconds, max_upload_bytes=args.max_upload_mb * 2**20,
@@ -55,7 +58,7 @@ def main(argv: list[str]) -> int:
     with loading():
         for one in args.model or ["musiccm-tiny-student"]:
             say(f"{one}: reading the model", to_stderr=True)
-            served.append(load_model(one, device, args.decoder, args.half, args.compile))
+            served.append(load_model(one, device, args.decoder, args.half, args.compile, buckets))
     metrics = Metrics()
     engine = Engine(served, args.folder, settings, metrics.told)
     try:
@@ -89,6 +92,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--decoder", choices=["fast", "original"], help="see `musiccm generate`")
     parser.add_argument("--half", action="store_true", help="U-Net in bf16, for GPUs")
     parser.add_argument("--compile", metavar="BACKEND", help="compile the U-Net, see `musiccm generate`")
+    parser.add_argument("--warm-up", action="append", default=[], metavar="BATCH[xSTEPS[xSECONDS]]",
+                        help="make each model ready for this shape before it is served, such as 1x4, or 8x4x60 for a "
+                             "minute by 8 windows a call: compile for it, and on a GPU record clips as one graph; may "
+                             "be repeated")
     parser.add_argument("--together", action="store_true",
                         help="on a CPU, too, make network calls of several jobs as one: faster for small models; clips "
                              "then differ by rounding from those made alone")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from musiccm.bounds import Bucket
 from musiccm.errors import MusiccmError
 from musiccm.long_form import MusicModel
 from musiccm.pipeline import Pipeline
@@ -58,7 +60,8 @@ class ServedModel:
 
 
 def load_model(
-    named: str, device: str = "cpu", decoder: str | None = None, half: bool = False, backend: str | None = None
+    named: str, device: str = "cpu", decoder: str | None = None, half: bool = False, backend: str | None = None,
+    buckets: Sequence[Bucket] = (),
 ) -> ServedModel:
     """Read a model to serve, in the form that its device computes fastest.
 
@@ -68,12 +71,13 @@ def load_model(
         decoder: See `Pipeline`.
         half: See `Pipeline.accelerate`.
         backend: See `Pipeline.accelerate`.
+        buckets: See `Pipeline.warm_up`.
 
     Returns:
         The model.
 
     Raises:
-        MusiccmError: There is no such model, or the name is none.
+        MusiccmError: There is no such model, the name is none, or the model cannot make such shapes.
     """
     name, found, where = named.partition("=")
     if not found:
@@ -81,4 +85,6 @@ def load_model(
     if not name or not where or len(name) > 100 or not name.isprintable() or "/" in name:
         raise MusiccmError(f"--model {named}: expected NAME=FOLDER, a folder, a packaged name or a hub id")
     pipeline = Pipeline.from_pretrained(where, decoder=decoder).to(device).accelerate(half, backend)
+    if buckets:
+        pipeline.warm_up([*buckets, Bucket(1, 1)])  # of which the engine's first sound is
     return ServedModel.of(name, pipeline, half)
