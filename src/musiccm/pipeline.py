@@ -14,6 +14,7 @@ from torch import Tensor
 
 from musiccm.audio.output_level import check_level
 from musiccm.bounds import Bucket
+from musiccm.device import sent
 from musiccm.diffusion import AnyCondition, noise_process
 from musiccm.errors import MusiccmError, reason
 from musiccm.long_form import LongMusic, check_batch, check_duration, check_texts, compose, finished
@@ -498,7 +499,7 @@ class Pipeline(LongMusic):
         return self._sampled(self.stepper(steps, guidance_scale, sampler=sampler), cond_BD, seeds)
 
     def _sampled(self, stepper: Stepper, cond_BD: AnyCondition, seeds: Sequence[int]) -> Tensor:
-        noise = sample_noise(seeds, self.latent_shape).to(self.device)
+        noise = sent(sample_noise(seeds, self.latent_shape), self.device)
         return stepper.sample(cond_BD, noise, seeded_noise_fn(seeds, self.latent_shape))
 
 

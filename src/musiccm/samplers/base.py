@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from musiccm.device import sent
 from musiccm.diffusion import (
     AnyCondition,
     BoundDenoise,
@@ -135,7 +136,8 @@ class Sampler(ABC):
         # All that comes from the host is sent before the first network call: from then on a GPU is never waited for.
         t_SB = timesteps_for(z, timesteps)
         shares = [self.share(process, t_next) for t_next in timesteps[1:]]
-        drawn = [self._fresh(noise_fn, step).to(z) if share > 0.0 else None for step, share in enumerate(shares)]
+        drawn = [sent(self._fresh(noise_fn, step), z.device).to(z) if share > 0.0 else None
+                 for step, share in enumerate(shares)]
         x0 = z
         for step, t_B in enumerate(t_SB):
             x0 = denoise(z, t_B).to(dtype)
