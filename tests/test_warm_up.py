@@ -16,6 +16,10 @@ from musiccm.errors import MusiccmError
 from musiccm.export import StudentInfo, export_student
 from musiccm.models.bundle import Bundle
 from musiccm.pipeline import Pipeline
+from musiccm.serving.at_work import ModelAtWork
+from musiccm.serving.device_queue import DeviceQueue
+from musiccm.serving.jobs import Job
+from musiccm.serving.request import MusicRequest
 
 TEXTS = ["a calm piano melody", "slow organ chords", "a happy marimba tune with drums"]
 SEEDS = [5, 0, 7]
@@ -96,6 +100,22 @@ def test_recorded_calls_are_few_and_go_with_the_weights(student: Path, monkeypat
     assert not pipeline.to("cpu").warmed
     pipeline.warm_up(Bucket(1, 1), record=True)
     assert not pipeline.accelerate().warmed
+
+
+def test_a_server_makes_a_clip_by_its_recorded_call(student: Path) -> None:
+    plain, pipeline = Pipeline.from_pretrained(student), Pipeline.from_pretrained(student)
+    pipeline.warm_up(Bucket(1, 2), record=True)
+    job = Job("1", "", 0, MusicRequest("student", ((0.0, TEXTS[1]),), steps=2, seed=3, level="none"), 0, 0.0)
+    queue = DeviceQueue(True, 8)
+    try:
+        work = ModelAtWork(pipeline, queue, job)
+        options = {"guidance_scale": None, "sampler": None, "level": "none"}
+        close(work.clip(TEXTS[1], 2, 3, **options), plain(TEXTS[1], 2, 3)[0])
+        assert job.calls == 0 and job.device_s > 0, "as a whole, and not step by step"
+        assert torch.equal(work.clip(TEXTS[1], 1, 3, **options), plain(TEXTS[1], 1, 3)[0])
+        assert job.calls == 1
+    finally:
+        queue.close()
 
 
 def test_without_a_gpu_a_warm_up_changes_no_bit(student: Path) -> None:
