@@ -7,8 +7,10 @@ Autocast does nothing on it, and no kernel is a GPU's.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +23,10 @@ aten = torch.ops.aten
 COPIES = {"to", "copy_", "_to_copy", "_copy_from", "_copy_from_and_resize"}
 #: Here a GPU takes indices from the CPU too, though no values.
 INDEXED = {"index", "index_put_", "index_put", "_unsafe_index", "_index_put_impl_"}
+
+
+#: What depends on values, so that a GPU is waited for.
+ASKED = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2"}
 
 
 class TwoPlaces(RuntimeError):
@@ -55,6 +61,7 @@ class Placed(torch.Tensor):
 
     def tolist(self) -> list:  # type: ignore[override]
         """The numbers, for which a GPU is waited for."""
+        _note("tolist")
         return self.inner.tolist()
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -81,6 +88,46 @@ LAYOUT = {
 }
 
 
+@contextlib.contextmanager
+def watching() -> Iterator[list[str]]:
+    """Note where a GPU would be waited for: values that are asked of it, and copies either way.
+
+    Copies to it with `non_blocking` are not waited for, from page-locked memory, as `device.sent` makes them.
+
+    Yields:
+        The operations and the lines that called them; it grows.
+    """
+    noted: list[str] = []
+    _WATCHES.append(noted)
+    try:
+        yield noted
+    finally:
+        _WATCHES.remove(noted)
+
+
+def _note(name: str) -> None:
+    if _WATCHES:
+        here = [f for f in traceback.extract_stack() if "/musiccm/" in f.filename or "/tests/" in f.filename]
+        lines = [f"{f.filename.rpartition('/')[2]}:{f.lineno}" for f in here if "pretend_device" not in f.filename]
+        for noted in _WATCHES:
+            noted.append(f"{name} by {lines[-1] if lines else 'a library'}")
+
+
+def _watch(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], here: bool) -> None:
+    """Note a call that a GPU would be waited for; `here` says where its result lies."""
+    first = args[0] if args else None
+    if name in COPIES:
+        source = args[1] if name in ("copy_", "_copy_from_and_resize") else first
+        blocking = not (kwargs.get("non_blocking") or (name in ("copy_", "to") and args[-1] is True))
+        if isinstance(source, torch.Tensor) and isinstance(source, Placed) != here and (blocking or not here):
+            _note(name)
+    elif isinstance(first, Placed):
+        masks = name in INDEXED and any(isinstance(leaf, torch.Tensor) and leaf.dtype in (torch.bool, torch.uint8)
+                                        for leaf in tree_leaves(args[1]))
+        if name in ASKED or masks:
+            _note(name)
+
+
 def _compute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     name = func._schema.name.partition("::")[2]
     given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
@@ -90,6 +137,8 @@ def _compute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     here = devices[0].type == NAME if devices else bool(known)
     if name == "copy_" or func is aten.to.other:
         here = isinstance(args[0 if name == "copy_" else 1], Placed)
+    if _WATCHES:
+        _watch(name, args, kwargs, here)
     plain_args, plain_kwargs = tree_map_only(Placed, lambda leaf: leaf.inner, (tuple(args), dict(kwargs)))
     if here:
         cpu = torch.device("cpu")
@@ -152,3 +201,4 @@ def install() -> str:
 
 
 _KEPT: list[torch.library.Library] = []
+_WATCHES: list[list[str]] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from musiccm.errors import MusiccmError
@@ -174,3 +176,47 @@ def _whole_steps(steps: Any, most: int, why: str) -> int:
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
         raise MusiccmError(f"steps: expected a whole number from 1 to {most}{why}, found {steps!r}.")
     return steps
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A shape of music that is warmed up before it is asked for.
+
+    Args:
+        batch: Clips at once; of a longer piece, windows at once.
+        steps: Sampling steps; the model's own by default.
+        seconds: Length; the one that the model was trained on by default.
+
+    Raises:
+        MusiccmError: A number is out of range.
+    """
+
+    batch: int = 1
+    steps: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("a batch", self.batch), ("steps", self.steps)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise MusiccmError(f"warm_up: expected {name} of 1 or more, a whole number, found {value!r}")
+        if self.seconds is not None and not 0 < self.seconds <= MAX_WHOLE_S:
+            raise MusiccmError(f"warm_up: expected seconds above 0 and up to {MAX_WHOLE_S:g}, found {self.seconds!r}")
+
+    @classmethod
+    def read(cls, text: str) -> Bucket:
+        """From `BATCH`, `BATCHxSTEPS` or `BATCHxSTEPSxSECONDS`, such as `8x4x60`.
+
+        Raises:
+            MusiccmError: It is none of these, or a number is out of range.
+        """
+        found = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6})(?:x(\d{1,6}(?:\.\d+)?))?)?", text)
+        if found is None:
+            raise MusiccmError("warm_up: expected BATCH, BATCHxSTEPS or BATCHxSTEPSxSECONDS, such as 8x4 or 8x4x60, "
+                               f"found {text!r}")
+        batch, steps, seconds = found.groups()
+        return cls(int(batch), None if steps is None else int(steps), None if seconds is None else float(seconds))
+
+    def __str__(self) -> str:
+        parts = [f"{self.batch} at once", *([] if self.steps is None else [f"{self.steps} steps"]),
+                 *([] if self.seconds is None else [f"{self.seconds:g} s"])]
+        return ", ".join(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 
 import torch
+from torch import Tensor
 
 from musiccm.errors import MusiccmError
 
@@ -12,6 +13,20 @@ from musiccm.errors import MusiccmError
 def device_name(device: torch.device) -> str:
     """What computes, for figures that depend on it: the accelerator, or the processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device, which is not waited for: `to` waits until all that was queued before is done.
+
+    Args:
+        tensor: On the CPU; not changed afterwards.
+        device: Where it goes; nothing happens where that is the CPU.
+
+    Returns:
+        The tensor there.
+    """
+    # a copy from other memory than page-locked would be waited for all the same
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def choose_device(name: str) -> str:

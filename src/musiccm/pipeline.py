@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from musiccm.audio.output_level import check_level
+from musiccm.bounds import Bucket
+from musiccm.device import sent
 from musiccm.diffusion import AnyCondition, noise_process
 from musiccm.errors import MusiccmError, reason
 from musiccm.long_form import LongMusic, check_batch, check_duration, check_texts, compose, finished
@@ -49,6 +51,10 @@ from musiccm.samplers import (
 )
 from musiccm.samplers.steppers import TEACHER_SAMPLER
 from musiccm.texts import short
+from musiccm.warm_clips import WarmClips
+
+CLIP = Bucket()
+"""One clip, by the steps that its model is meant for."""
 
 
 class Pipeline(LongMusic):
@@ -58,7 +64,8 @@ class Pipeline(LongMusic):
     it was trained on.
 
     It is safe for threads: several may call it, compose, stream and edit at once, each with a result of its own that is
-    the same as if it were alone. `to` and `accelerate` belong before that. Whatever it refuses is a `MusiccmError`.
+    the same as if it were alone. `to`, `accelerate` and `warm_up` belong before that. Whatever it refuses is a
+    `MusiccmError`.
 
     Args:
         bundle: The bundle.
@@ -100,6 +107,7 @@ class Pipeline(LongMusic):
         self.denoiser = bundle.kind.denoiser(bundle.network, self.schedule, self.prediction_type).eval()
         self._spent = Evaluations()
         self.device = torch.device("cpu")
+        self._warm: WarmClips | None = None
         if self.is_student:
             self.grid = recorded_grid(scheduler)
             self.consistency = Consistency(
@@ -155,6 +163,7 @@ class Pipeline(LongMusic):
                                f"({reason(error)})") from error
         for module in (self.denoiser, self.conditioner, self.codec):
             module.to(self.device)
+        self._warm = None  # what was recorded reads the weights where they were
         return self
 
     def accelerate(self, half: bool = False, backend: str | Callable[..., Any] | None = None) -> Pipeline:
@@ -189,6 +198,62 @@ class Pipeline(LongMusic):
             channels_last([self.denoiser.unet])
         if backend is not None:
             self.denoiser.unet = CompiledNetwork(self.denoiser.unet, backend)
+            self.conditioner.few_lengths = self.bundle.gives_tokens  # it is compiled for each length of the tokens
+        self._warm = None
+        return self
+
+    def warm_up(
+        self,
+        buckets: Bucket | Sequence[Bucket] = CLIP,
+        texts: Sequence[str] = ("",),
+        *,
+        guidance_scale: float | None = None,
+        sampler: SamplerSpec | None = None,
+        record: bool | None = None,
+    ) -> Pipeline:
+        """Make what is slow at first happen now, for the shapes of music that will be asked for.
+
+        On a GPU a shape of clips is recorded as one CUDA graph, from tokens to sound, by which `pipeline(...)` then
+        makes clips of this number or fewer, at these steps, by this sampler and guidance. Other calls are made as
+        before, which is logged once. Elsewhere, for longer pieces, and of models that write tokens, each shape is made
+        once, so that what is compiled for it is ready. Call it after `to` and `accelerate`.
+
+        Args:
+            buckets: The shapes; of longer pieces `batch` is the `batch_size` of `compose`.
+            texts: As long as prompts will be: they are padded to 32 tokens, 64, 128, ..., which changes sound by
+                rounding.
+            guidance_scale: See `__call__`.
+            sampler: See `__call__`.
+            record: Whether clips are recorded; by default on a GPU. On a CPU a recorded call is the same computation
+                from memory of its own, which gains nothing and is for tests.
+
+        Returns:
+            The pipeline.
+
+        Raises:
+            MusiccmError: As `__call__`; or more shapes than can be recorded.
+
+        Examples:
+            >>> from musiccm import Pipeline
+            >>> from musiccm.bounds import Bucket
+            >>> pipeline = Pipeline.from_pretrained("musiccm-tiny-student").warm_up(Bucket(batch=2, steps=1))
+            >>> pipeline(["a calm piano melody", "slow organ chords"], steps=1).shape
+            torch.Size([2, 81920])
+        """
+        record = self.device.type == "cuda" if record is None else record
+        for bucket in [buckets] if isinstance(buckets, Bucket) else buckets:
+            stepper = self._stepper(bucket.steps, guidance_scale, sampler=sampler)
+            if bucket.seconds is not None and not self._is_clip(bucket.seconds):
+                compose(self, "music", bucket.seconds, stepper, 0, batch_size=bucket.batch)
+            elif record and not self.conditioner.draws:
+                if self._warm is None:
+                    self._warm = WarmClips(self.conditioner, self.codec.decode, self.latent_shape, self.device)
+                self._warm.add(stepper, bucket.batch, texts)
+            else:
+                seeds = list(range(bucket.batch))
+                with torch.inference_mode():
+                    cond = self.conditioner.prompts([texts[0]] * bucket.batch, seeds)
+                    self.codec.decode(self._sampled(stepper, cond, seeds))
         return self
 
     @property
@@ -290,18 +355,56 @@ class Pipeline(LongMusic):
         seeds = prompt_seeds(seed, len(texts))
         check_level(level)
         check_batch(batch_size)
-        if seconds is not None and not math.isclose(check_duration(seconds), self.duration_s, abs_tol=1e-3):
+        if seconds is not None and not self._is_clip(check_duration(seconds)):
             stepper = self.stepper(steps, guidance_scale, sampler=sampler)
             return self._finished([compose(self, text, seconds, stepper, own, batch_size=batch_size)
                                    for text, own in zip(texts, seeds, strict=True)], texts, level)
+        parts = [slice(start, start + batch_size) for start in range(0, len(texts), batch_size)]
         with torch.inference_mode():
-            cond_BD = self.conditioner.prompts(texts, seeds)
-            clips = []
-            for start in range(0, len(texts), batch_size):
-                part = slice(start, start + batch_size)
-                z = self.latents(cond_BD[part], seeds[part], steps, guidance_scale=guidance_scale, sampler=sampler)
-                clips.append(self.codec.decode(z).float().cpu())
-        return self._finished(list(torch.cat(clips)), texts, level)  # outside the mode: a tensor like any other
+            clips = [self.warm_clips(texts[part], seeds[part], steps, guidance_scale, sampler) for part in parts]
+            if any(made is None for made in clips):
+                cond_BD = self.conditioner.prompts(texts, seeds)
+            for number, part in enumerate(parts):
+                if clips[number] is None:
+                    z = self.latents(cond_BD[part], seeds[part], steps, guidance_scale=guidance_scale, sampler=sampler)
+                    clips[number] = self.codec.decode(z).float().cpu()
+        # outside the mode: a tensor like any other
+        return self._finished([clip_S for made in clips if made is not None for clip_S in made], texts, level)
+
+    @property
+    def warmed(self) -> bool:
+        """Whether there are clips that `warm_up` recorded."""
+        return self._warm is not None
+
+    def warm_clips(
+        self, texts: Sequence[str], seeds: Sequence[int], steps: int | None = None,
+        guidance_scale: float | None = None, sampler: SamplerSpec | None = None,
+    ) -> Tensor | None:
+        """Clips by a recorded call (`warm_up`).
+
+        Args:
+            texts: Prompts.
+            seeds: Of the noise, one a prompt (`prompt_seeds`).
+            steps: See `__call__`.
+            guidance_scale: See `__call__`.
+            sampler: See `__call__`.
+
+        Returns:
+            Waveforms [B, S] on the CPU, float32; None where none was recorded that makes them.
+
+        Raises:
+            MusiccmError: As `__call__`.
+        """
+        if self._warm is None:
+            return None
+        made = self._warm.make(self._stepper(steps, guidance_scale, sampler=sampler), texts, seeds)
+        if made is None:
+            return None
+        self._spent.denoising += made[1]
+        return made[0]
+
+    def _is_clip(self, seconds: float) -> bool:
+        return math.isclose(seconds, self.duration_s, abs_tol=1e-3)
 
     def _finished(self, clips: list[Tensor], texts: list[str], level: str) -> Tensor:
         return torch.stack([finished(clip_S, self.sample_rate_hz, level, repr(short(text)))
@@ -329,19 +432,23 @@ class Pipeline(LongMusic):
         Raises:
             MusiccmError: As `__call__`; or a strength that is not above 0 and up to 1.
         """
+        return self._spent.counting(self._stepper(steps, guidance_scale, strength, sampler))
+
+    def _stepper(
+        self, steps: int | None, guidance_scale: float | None = None, strength: float = 1.0,
+        sampler: SamplerSpec | None = None,
+    ) -> Stepper:
         rule = self.sampler(sampler)
         if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, Real | None):
             raise MusiccmError(f"guidance_scale: expected a number, found {guidance_scale!r}")
         steps = self.default_steps if steps is None else steps
         if self.is_student:
-            stepper = student_stepper(self.consistency, self.schedule, self.grid, steps, rule, guidance_scale, strength,
-                                      guidance=self.guidance, null=self.conditioner.null)
-        else:
-            stepper = teacher_stepper(
-                self.denoiser, self.schedule, self.conditioner.null, steps,
-                self.bundle.kind.guidance_scale if guidance_scale is None else guidance_scale, rule, strength,
-            )
-        return self._spent.counting(stepper)
+            return student_stepper(self.consistency, self.schedule, self.grid, steps, rule, guidance_scale, strength,
+                                   guidance=self.guidance, null=self.conditioner.null)
+        return teacher_stepper(
+            self.denoiser, self.schedule, self.conditioner.null, steps,
+            self.bundle.kind.guidance_scale if guidance_scale is None else guidance_scale, rule, strength,
+        )
 
     @property
     def evaluations(self) -> Evaluations:
@@ -389,8 +496,10 @@ class Pipeline(LongMusic):
         Raises:
             MusiccmError: As `__call__`.
         """
-        stepper = self.stepper(steps, guidance_scale, sampler=sampler)
-        noise = sample_noise(seeds, self.latent_shape).to(self.device)
+        return self._sampled(self.stepper(steps, guidance_scale, sampler=sampler), cond_BD, seeds)
+
+    def _sampled(self, stepper: Stepper, cond_BD: AnyCondition, seeds: Sequence[int]) -> Tensor:
+        noise = sent(sample_noise(seeds, self.latent_shape), self.device)
         return stepper.sample(cond_BD, noise, seeded_noise_fn(seeds, self.latent_shape))
 
 

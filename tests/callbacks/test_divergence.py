@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from musiccm.callbacks.divergence import Divergence, first_not_finite
 from musiccm.callbacks.last_checkpoint import LastStep
-from musiccm.callbacks.later import Later
 from musiccm.errors import MusiccmError
+from musiccm.systems.later import Later
 
 
 class Scripted(LightningModule):

@@ -48,6 +48,12 @@ def test_the_option_is_named(option, values, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_stream_is_not_warmed_up(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", "a tune", "--warm-up", "--stream"]) == 2
+    assert "leave out --stream" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
 def test_wrong_numbers_are_refused_before_torch_is_loaded(tmp_path):
     code = "import sys; from musiccm.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, "generate", "x", "--guidance-scale", "inf"], cwd=tmp_path,

@@ -11,6 +11,7 @@ from transformers import ClapFeatureExtractor
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle.tokenizer import train_tokenizer
 from musiccm.models.conditioners.clap import ClapConditioner, ClapFrontEnd
+from musiccm.models.conditioners.prompt_memory import PROMPT_LENGTHS
 
 RATE = 16000
 
@@ -59,6 +60,23 @@ def test_text_equals_the_library_path_one_by_one(conditioner: ClapConditioner, d
         theirs = conditioner.clap.get_text_features(tokens.input_ids).pooler_output[0]
         torch.testing.assert_close(row, theirs, atol=1e-5, rtol=0)
     torch.testing.assert_close(ours.norm(dim=-1), torch.ones(len(ours)))
+
+
+def test_padding_to_few_lengths_changes_a_text_by_rounding_alone(conditioner: ClapConditioner, device: str) -> None:
+    """Positions are counted over what is no padding, and it is not attended to."""
+    ours = copy.deepcopy(conditioner).to(device)
+    texts = [*CAPTIONS, "", "soft strings and drums " * 5]
+    expected = torch.cat([ours.text([text]) for text in texts])
+    ids_BL, mask_BL = ours.tokenized(texts)
+    assert ids_BL.shape[1] not in PROMPT_LENGTHS
+    for length in (64, ours.max_tokens):
+        padded = ours.padded(ids_BL, mask_BL, length)
+        assert padded[0].shape == padded[1].shape == (len(texts), length)
+        found = ours.encode(*(part.to(device) for part in padded))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    ours.few_lengths = True
+    assert [ours.tokenized([text])[0].shape[1] for text in texts] == [32] * 5 + [64]
+    torch.testing.assert_close(torch.cat([ours.text([text]) for text in texts]), expected, atol=1e-5, rtol=0)
 
 
 def test_audio_is_deterministic_where_the_extractor_crops_at_random(conditioner: ClapConditioner) -> None:

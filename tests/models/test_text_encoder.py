@@ -88,6 +88,24 @@ def test_tokens_are_the_librarys_alone_and_in_a_batch(conditioner: TextEncoderCo
     assert ours.mask_BL.sum(1).unique().numel() > 2, "the texts are of several lengths"
 
 
+def test_padding_to_few_lengths_changes_tokens_by_rounding_alone(
+    conditioner: TextEncoderConditioner, device: str
+) -> None:
+    ours = copy.deepcopy(conditioner).to(device)
+    texts = [*CAPTIONS, ""]
+    plain = [ours.text([text]) for text in texts]
+    ours.few_lengths = True
+    assert {ours.tokenized([text])[0].shape[1] for text in texts} == {32, ours.max_tokens}
+    for text, expected in zip(texts, plain, strict=True):
+        found = ours.text([text])
+        assert torch.equal(found.mask_BL.cpu(), expected.padded(found.mask_BL.shape[1]).mask_BL.cpu())
+        torch.testing.assert_close(found.unpadded, expected.unpadded, rtol=1e-4, atol=1e-5)
+        assert not found.tokens_BLD[~found.mask_BL].any()
+    longest = ours.padded(*ours.tokenized(texts), ours.max_tokens)
+    torch.testing.assert_close(ours.encode(*(part.to(device) for part in longest)).unpadded,
+                               torch.cat([row.unpadded for row in plain]), rtol=1e-4, atol=1e-5)
+
+
 def test_null_is_the_empty_text_under_its_own_mask(conditioner: TextEncoderConditioner) -> None:
     null = conditioner.null(3)
     assert null.mask_BL.tolist() == [[True] * len(conditioner.tokenizer("").input_ids)] * 3

@@ -32,6 +32,7 @@ KEY = "0123456789abcdef"
     (["--host", "0.0.0.0"], "others can reach that address, and there are no keys"),
     (["--key-file", "none"], "none: the file of keys cannot be read"),
     (["--host", "203.0.113.1", "--public", "--port", "0"], "cannot be listened on"),
+    (["--warm-up", "4x"], "--warm-up: expected BATCH, BATCHxSTEPS"),
     (["--model", "no-such", "--port", "0"], "no-such"),
     (["--model", "=x", "--port", "0"], "--model =x"),
 ])

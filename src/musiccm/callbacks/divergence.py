@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from musiccm.callbacks import last_checkpoint
-from musiccm.callbacks.later import Later
 from musiccm.errors import MusiccmError
+from musiccm.systems.later import Later
 
 #: Metrics whose size says nothing of a run's health.
 UNBOUNDED = ("grad_norm",)

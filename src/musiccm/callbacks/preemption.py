@@ -11,7 +11,7 @@ import torch
 
 from musiccm import signals
 from musiccm.callbacks import last_checkpoint
-from musiccm.callbacks.later import Later
+from musiccm.systems.later import Later
 from musiccm.terminal import say
 
 

@@ -27,6 +27,7 @@ OPTIONS = {
     "steps": "--steps", "gamma": "--gamma", "schedule": "--schedule", "guidance_scale": "--guidance-scale",
     "duration": "--seconds", "sampler": "--sampler", "strength": "--strength", "overlap": "--overlap",
     "fusion": "--fusion", "range": "--from, --to", "prompts": "--at", "seed": "--seed",
+    "warm_up": "--warm-up",
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musiccm import signals
-from musiccm.bounds import FUSIONS, LEVELS, SAMPLER_NAMES, SCHEDULES, check_texts
+from musiccm.bounds import FUSIONS, LEVELS, SAMPLER_NAMES, SCHEDULES, Bucket, check_texts
 from musiccm.commands._edits import DEFAULT_STRENGTH, edit_of, edited_clips, write_edits
 from musiccm.commands._generate_options import OPTIONS, check_options
 from musiccm.commands._outputs import FORMATS, STDOUT, checked_files, checked_outputs, output_name, output_paths
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["main", "output_paths"]
 
 DEFAULT_MODEL = "musiccm-tiny-student"
+#: Clips at once, as the pipeline has it.
+BATCH = 8
 
 
 def main(argv: list[str]) -> int:
@@ -66,6 +68,9 @@ def _generate(args: argparse.Namespace) -> int:
     for found in pipeline.unfamiliar(list(dict.fromkeys([*args.prompts, *(text for _, text in _changes(args))]))):
         if found is not None:
             _say(args, f"warning: {found}")
+    if args.warm_up:
+        bucket = Bucket(min(len(args.prompts), BATCH), args.steps, args.seconds)
+        pipeline.warm_up(bucket, args.prompts, guidance_scale=args.guidance_scale, sampler=_sampler(pipeline, args))
     start = time.perf_counter()
     if args.stream:
         made_s = _stream(pipeline, args, paths)
@@ -213,6 +218,8 @@ def _check_together(args: argparse.Namespace) -> None:
          f"--out {args.out}: --prompts writes ID.wav into a folder; name one"),
         (kind and args.level not in (None, "none"),
          f"--{kind} keeps the level of the clip that it is made of; leave out --level"),
+        (args.warm_up and (args.stream or kind or args.at),
+         "--warm-up is for clips and whole pieces of one text; leave out --stream, --at and edits"),
         (args.stream and args.format not in (None, "wav"),
          f"--format {args.format}: a stream is a wav, which plays at every moment; leave out one of the two"),
         (args.only is not None and (args.prompts_file is None or "=" not in args.only),
@@ -286,6 +293,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--half", action="store_true", help="U-Net in bf16, for GPUs")
     parser.add_argument("--compile", metavar="BACKEND", help="compile the U-Net, as by inductor: slow at first, for "
                                                               "GPUs and many clips")
+    parser.add_argument("--warm-up", action="store_true",
+                        help="before the first clip, do what the first of its shape does beside making music: compile, "
+                             "and on a GPU record one graph from text to sound; for many --prompts")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
     long = parser.add_argument_group("length")
     long.add_argument("--seconds", type=float, help="length, up to 3600 unless it is streamed (default: that of the "

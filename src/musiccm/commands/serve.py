@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from musiccm import locks
-from musiccm.errors import MusiccmError
+from musiccm.bounds import Bucket
+from musiccm.errors import MusiccmError, naming
 from musiccm.loading import loading
 from musiccm.terminal import say
 
@@ -52,9 +53,11 @@ def models_here(args: argparse.Namespace) -> Iterator[Load]:
     from musiccm.models.acceleration.networks import check_backend
     from musiccm.serving import load_model
 
+    with naming({"warm_up": "--warm-up"}):
+        buckets = [Bucket.read(text) for text in args.warm_up]
     device = choose_device(args.device)
     check_backend("--compile", args.compile)
-    yield lambda one: load_model(one, device, args.decoder, args.half, args.compile)
+    yield lambda one: load_model(one, device, args.decoder, args.half, args.compile, buckets)
 
 
 def serve(args: argparse.Namespace, models: Callable[[argparse.Namespace], AbstractContextManager[Load]]) -> int:
@@ -127,11 +130,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--lanes", type=whole(1, 256), default=1,
                         help="network calls that a CPU computes side by side, each on its part of the threads: as many "
                              "as cores for small models and many clients (default %(default)s)")
+    parser.add_argument("--warm-up", action="append", default=[], metavar="BATCH[xSTEPS[xSECONDS]]",
+                        help="make each model ready for this shape before it is served, such as 1x4, or 8x4x60 for a "
+                             "minute by 8 windows a call: compile for it, and on a GPU record clips as one graph; may "
+                             "be repeated")
     return parser
 
 
 def make_parser(program: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser of what `serve` reads, but for `--lanes`.
+    """A parser of what `serve` reads, but for `--lanes` and `--warm-up`.
 
     Args:
         program: The program's name.

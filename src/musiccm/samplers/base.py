@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from musiccm.device import sent
 from musiccm.diffusion import (
     AnyCondition,
     BoundDenoise,
@@ -58,6 +59,21 @@ def renoise(
         assert fresh is not None
         eps = eps + share * fresh
     return process.add_noise(x0, eps, t_next)
+
+
+def timesteps_for(z_BCTF: Tensor, timesteps: Sequence[float]) -> Tensor:
+    """The timesteps of each step for a batch, filled in on its device: nothing is sent there.
+
+    Args:
+        z_BCTF: The batch.
+        timesteps: All whole, or some of them between whole ones.
+
+    Returns:
+        `[S, B]`; int64 where all are whole, else float32.
+    """
+    dtype = torch.int64 if all(isinstance(t, int) for t in timesteps) else torch.float32
+    t_S = torch.cat([torch.full((1,), t, dtype=dtype, device=z_BCTF.device) for t in timesteps])
+    return t_S[:, None].expand(-1, len(z_BCTF))
 
 
 @dataclass(frozen=True)
@@ -118,9 +134,10 @@ class Sampler(ABC):
         dtype = compute_dtype(noise_BCTF)
         z = noise_BCTF.to(dtype)
         # All that comes from the host is sent before the first network call: from then on a GPU is never waited for.
-        t_SB = torch.tensor(list(timesteps)).to(z.device)[:, None].expand(-1, len(z))
+        t_SB = timesteps_for(z, timesteps)
         shares = [self.share(process, t_next) for t_next in timesteps[1:]]
-        drawn = [self._fresh(noise_fn, step).to(z) if share > 0.0 else None for step, share in enumerate(shares)]
+        drawn = [sent(self._fresh(noise_fn, step), z.device).to(z) if share > 0.0 else None
+                 for step, share in enumerate(shares)]
         x0 = z
         for step, t_B in enumerate(t_SB):
             x0 = denoise(z, t_B).to(dtype)

@@ -13,7 +13,7 @@ from torch import Tensor
 from musiccm.bounds import SCHEDULES
 from musiccm.diffusion import BoundDenoise, NoiseProcess, compute_dtype, heun_jump
 from musiccm.errors import MusiccmError
-from musiccm.samplers.base import Sampler, StepCallback, check_gamma
+from musiccm.samplers.base import Sampler, StepCallback, check_gamma, timesteps_for
 from musiccm.samplers.noise import NoiseFn
 
 
@@ -129,7 +129,7 @@ class Heun(TeacherRule):
     ) -> Tensor:
         """See `Sampler.sample`; `callback` gets the x0 of the step's first call."""
         z = noise_BCTF.to(compute_dtype(noise_BCTF))
-        t_SB = torch.tensor(list(timesteps)).to(z.device)[:, None].expand(-1, len(z))
+        t_SB = timesteps_for(z, timesteps)
         for step in range(len(timesteps) - 1):
             seen: list[Tensor] = []
 
@@ -169,7 +169,7 @@ class DpmSolver(TeacherRule):
     ) -> Tensor:
         """See `Sampler.sample`."""
         z = noise_BCTF.to(compute_dtype(noise_BCTF))
-        t_SB = torch.tensor(list(timesteps)).to(z.device)[:, None].expand(-1, len(z))
+        t_SB = timesteps_for(z, timesteps)
         alphas, sigmas = _levels(process, timesteps)
         logs = [math.log(a / s) if a > 0 else -math.inf for a, s in zip(alphas, sigmas, strict=True)]
         before: Tensor | None = None

@@ -92,8 +92,14 @@ class ModelAtWork(Unserved):
         Returns:
             Waveform of shape [S] on the CPU, float32.
         """
-        model = self._inner
-        stepper, seeds = self.stepper(steps, guidance_scale, sampler=sampler), prompt_seeds(seed, 1)
+        model, seeds = self._inner, prompt_seeds(seed, 1)
+        if getattr(model, "warmed", False):
+            warm: Any = model
+            made_BS = self._queue.run(
+                self._job, lambda: warm.warm_clips([text], seeds, steps, guidance_scale, sampler))
+            if made_BS is not None:
+                return finished(made_BS[0].clone(), model.sample_rate_hz, level, repr(text[:60]))
+        stepper = self.stepper(steps, guidance_scale, sampler=sampler)
         with torch.inference_mode():
             # a conditioner that draws what it plans is told the seed as well
             drawn = [seeds] if getattr(model.conditioner, "draws", False) else []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from musiccm import __version__
+from musiccm.bounds import Bucket
 from musiccm.errors import MusiccmError
 from musiccm.long_form import MusicModel
 from musiccm.pipeline import Pipeline
@@ -65,7 +67,8 @@ class ServedModel:
 
 
 def load_model(
-    named: str, device: str = "cpu", decoder: str | None = None, half: bool = False, backend: str | None = None
+    named: str, device: str = "cpu", decoder: str | None = None, half: bool = False, backend: str | None = None,
+    buckets: Sequence[Bucket] = (),
 ) -> ServedModel:
     """Read a model to serve, in the form that its device computes fastest.
 
@@ -75,15 +78,18 @@ def load_model(
         decoder: See `Pipeline`.
         half: See `Pipeline.accelerate`.
         backend: See `Pipeline.accelerate`.
+        buckets: See `Pipeline.warm_up`.
 
     Returns:
         The model.
 
     Raises:
-        MusiccmError: There is no such model, or the name is none.
+        MusiccmError: There is no such model, the name is none, or the model cannot make such shapes.
     """
     name, where = named_model(named)
     pipeline = Pipeline.from_pretrained(where, decoder=decoder).to(device).accelerate(half, backend)
+    if buckets:
+        pipeline.warm_up([*buckets, Bucket(1, 1)])  # of which the engine's first sound is
     return ServedModel.of(name, pipeline, half)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from musiccm.data.batch import LatentBatch
+from musiccm.device import sent
 from musiccm.diffusion import AnyCondition
 from musiccm.errors import MusiccmError
 from musiccm.losses.matching import ranking_loss
@@ -153,6 +154,6 @@ class ARC(CriticSystem):
                                f"ARC shuffles their captions, found {count}")
         shift = 1 + int(torch.randint(count - 1, (1,), generator=generator))
         other = [(i + shift) % count for i in range(count)]
-        differ_B = torch.tensor([captions[i] != captions[j] for i, j in enumerate(other)], device=real.device)
-        wrong = self.logits(z_real, t_B, cond_BD[torch.tensor(other, device=real.device)])
+        differ_B = sent(torch.tensor([captions[i] != captions[j] for i, j in enumerate(other)]), real.device)
+        wrong = self.logits(z_real, t_B, cond_BD[sent(torch.tensor(other), real.device)])
         return (ranking_loss(real, wrong) * differ_B).sum() / differ_B.sum().clamp_min(1)

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from musiccm.audio.resample import resample
 from musiccm.data.batch import LatentBatch
+from musiccm.device import sent
 from musiccm.diffusion import AnyCondition
 from musiccm.embedders.clap_sources import load_clap, not_to_be_scored_by, same_clap
 from musiccm.errors import MusiccmError
@@ -180,7 +181,7 @@ class ClapTunedSystem(DistilledSystem):
         Returns:
             Clean latents.
         """
-        t_B = self.grid[-1:].to(like.device).repeat(len(like))
+        t_B = sent(self.grid[-1:], like.device).repeat(len(like))
         return self.consistency("online")(normal_like(like, generator), t_B, cond_BD)
 
     def clap_embedding(self, z_BCTF: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from musiccm.data.batch import LatentBatch, TrajectoryBatch
 from musiccm.data.trajectories.files import COMMAND, FORMAT, check_trajectories, differences
+from musiccm.device import sent
 from musiccm.diffusion import AnyCondition
 from musiccm.errors import MusiccmError
 from musiccm.losses.distillation import distillation_loss
@@ -149,7 +150,7 @@ class CMT(LCM):
         settings, points = self.distillation, batch.points_BPCTF.shape[1]
         u_B2 = own_rows(lambda n: torch.rand(n, 2, generator=generator, dtype=torch.float64), len(batch))
         lower_B = 1 + (u_B2[:, 1] * (points - 1)).long()
-        chosen_B = torch.where(u_B2[:, 0] < self.paths.top_share, 0, lower_B).to(z0.device)
+        chosen_B = sent(torch.where(u_B2[:, 0] < self.paths.top_share, 0, lower_B), z0.device)
         z = batch.points_BPCTF[torch.arange(len(batch), device=z0.device), chosen_B]
         prediction = self.consistency("online")(z, batch.timesteps_P[chosen_B], cond_BD)
         loss, _ = distillation_loss(prediction, z0, settings.distance, settings.huber_h)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from musiccm.audio.windows import keyed_generator
 from musiccm.data.batch import LatentBatch
+from musiccm.device import sent
 from musiccm.diffusion import AnyCondition, expand_to, sample_grid_index, solver_jump
 from musiccm.errors import MusiccmError
 from musiccm.losses.denoising import min_snr_weight
@@ -165,7 +166,7 @@ class ConsistencyTTA(ClapTunedSystem):
         Returns:
             Both answers, and the items' weights.
         """
-        t_B, t_next_B = (points[index_B].to(z0.device) for points in (self.grid, self.lower))
+        t_B, t_next_B = (sent(points[index_B], z0.device) for points in (self.grid, self.lower))
         z = self.schedule.add_noise(z0, noise, t_B)
         if self.intervals.pure_noise:
             z = torch.where(expand_to(t_B == float(self.grid[-1]), z), noise.to(z.dtype), z)

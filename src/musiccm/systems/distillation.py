@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from musiccm.audio.windows import keyed_generator
 from musiccm.data.batch import LatentBatch
+from musiccm.device import sent
 from musiccm.diffusion import (
     AnyCondition,
     BoundDenoise,
@@ -41,6 +42,7 @@ from musiccm.systems.parallel import mean_over_ranks, own_rows
 from musiccm.systems.parallel import normal_like as normal_like  # where objectives have always imported it from
 from musiccm.systems.resuming import Resuming
 from musiccm.systems.settings import Distillation, Optimization, setting_of
+from musiccm.systems.step_log import StepLog
 from musiccm.systems.step_networks import StepNetworks
 from musiccm.systems.student_weights import check_checkpoint
 from musiccm.systems.warm_start import warm_start_loss
@@ -106,6 +108,7 @@ class DistilledSystem(Resuming, StepNetworks):
         self.batches_seen = 0
         self._unfinished: dict[str, Tensor] = {}
         self._half: dict[str, nn.Module] = {}
+        self.step_log = StepLog()
 
         if self.bundle.gives_tokens:
             self.bundle.check_condition()
@@ -244,13 +247,14 @@ class DistilledSystem(Resuming, StepNetworks):
 
     def _condition(self, batch: LatentBatch, generator: torch.Generator) -> AnyCondition:
         share = self.distillation.audio_condition_share
-        audio_B = own_rows(lambda n: torch.rand(n, 1, generator=generator), len(batch))[:, 0] < share
+        drawn_B = own_rows(lambda n: torch.rand(n, 1, generator=generator), len(batch))[:, 0]
+        audio_B = sent(drawn_B < share, batch.latents_BCTF.device)
         cond_BD = window_condition(batch, audio_B, self.conditioner)
         if self.distillation.guidance != "variable":
             return cond_BD
         low, high = self.distillation.guidance_range
         share_B = own_rows(lambda n: torch.rand(n, generator=generator), len(batch))
-        return told_scale(cond_BD, low + (high - low) * share_B)
+        return told_scale(cond_BD, sent(low + (high - low) * share_B, batch.latents_BCTF.device))
 
     def default_condition(self, batch: LatentBatch) -> AnyCondition:
         """Conditions as the student takes them, of one that is told a scale with its default: for validation."""
@@ -377,9 +381,8 @@ class DistilledSystem(Resuming, StepNetworks):
     # logs
 
     def _log_parts(self, parts: dict[str, Tensor], lr: float, samples: int, seconds: float) -> None:
-        self.log("train/loss", parts["loss"], prog_bar=True)
-        self.log("train/samples_per_s", samples * self.trainer.world_size / seconds, prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in parts.items() if name != "loss"} | {"train/lr": lr})
+        rate = samples * self.trainer.world_size / seconds
+        self.step_log.write(self, parts, {"samples_per_s": rate, "lr": lr})
         every = self.trainer.log_every_n_steps
         if every and self.global_step % every == 0:
             self.log("train/ema_distance", self.student_ema_slow.distance(self.student))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from musiccm.audio.windows import keyed_generator
 from musiccm.data.batch import LatentBatch
+from musiccm.device import sent
 from musiccm.diffusion import AnyCondition, sampling_timesteps
 from musiccm.errors import MusiccmError
 from musiccm.losses.adversarial import frozen
@@ -212,7 +213,7 @@ class CriticSystem(AdversarialSystem):
         """Samples at random noise levels, these, and the noise."""
         steps = self.schedule.num_train_timesteps
         low, high = (min(round(share * steps), steps - 1) for share in self.rules.noise_range)
-        t_B = own_rows(lambda n: torch.randint(low, high + 1, (n,), generator=generator), len(x)).to(x.device)
+        t_B = sent(own_rows(lambda n: torch.randint(low, high + 1, (n,), generator=generator), len(x)), x.device)
         eps = normal_like(x, generator)
         return self.schedule.add_noise(x, eps, t_B), t_B, eps
 
@@ -278,8 +279,7 @@ class CriticSystem(AdversarialSystem):
             parts["grad_norm_critic"] = self._critic_step(parameters, updates)
         watched = mean_over_ranks(parts)
         rate = len(batch) * self.trainer.world_size / (time.perf_counter() - started)
-        self.log("train/samples_per_s", rate, prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in watched.items()})
+        self.step_log.write(self, watched, {"samples_per_s": rate})
         return {"loss": loss.detach(), "watched": watched}
 
     def _critic_step(self, parameters: list[nn.Parameter], updates: int) -> Tensor:

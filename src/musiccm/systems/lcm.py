@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from musiccm.audio.windows import keyed_generator
 from musiccm.data.batch import LatentBatch
+from musiccm.device import sent
 from musiccm.diffusion import AnyCondition, check_skip, jump_to_target, sample_grid_index
 from musiccm.errors import MusiccmError
 from musiccm.losses.distillation import distillation_loss
@@ -71,7 +72,7 @@ class LCM(DistilledSystem):
         settings, phase = self.distillation, self.distillation.phase(self._progress())
         mode, tail = settings.timestep_mode, settings.tail
         index = own_rows(lambda n: sample_grid_index(n, len(self.grid), generator, mode, tail), len(z0))
-        t_B = self.grid[index].to(z0.device)
+        t_B = sent(self.grid[index], z0.device)
         z = self.schedule.add_noise(z0, normal_like(z0, generator), t_B)
         x0_pred, target = self.both_ends(z, t_B, cond_BD, phase, settings.solver, "online", "target")
         loss, parts = distillation_loss(x0_pred, target, settings.distance, settings.huber_h)

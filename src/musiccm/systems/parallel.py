@@ -13,6 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from musiccm.device import sent
+
 log = logging.getLogger(__name__)
 
 
@@ -49,7 +51,7 @@ def own_rows(draw: Callable[[int], Tensor], count: int) -> Tensor:
 def normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal noise for this process' rows of the global batch."""
     noise = own_rows(lambda n: torch.randn((n, *like.shape[1:]), generator=generator), len(like))
-    return noise.to(like.device)
+    return sent(noise, like.device)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from musiccm.device import sent
 from musiccm.diffusion import AnyCondition, ddim_jump, expand_to, jump_to_target, predict_at, sampling_timesteps
 from musiccm.errors import MusiccmError
 from musiccm.samplers import make_sampler
@@ -116,7 +117,7 @@ class PCM(LCM):
 
     def edge_of(self, t_B: Tensor) -> Tensor:
         """The lower edge of the phase that timesteps above 0 lie in: an edge belongs to the phase below it."""
-        lower = torch.cat([torch.zeros(1, dtype=torch.long), self.edges[:-1]]).to(t_B.device)
+        lower = sent(torch.cat([torch.zeros(1, dtype=torch.long), self.edges[:-1]]), t_B.device)
         return lower[torch.searchsorted(lower, t_B) - 1]
 
     def to_edge(self, which: str, z: Tensor, t_B: Tensor, s_B: Tensor, cond_BD: AnyCondition) -> Tensor:
@@ -134,7 +135,7 @@ class PCM(LCM):
         """
         f = self.consistency(which)
         # those that have arrived go through the network for the batch's shape alone, at a time that it knows
-        asked_B = torch.where(t_B > s_B, t_B, self.grid[0].to(t_B.device))
+        asked_B = torch.where(t_B > s_B, t_B, sent(self.grid[0], t_B.device))
         x0, eps = predict_at(lambda z, t: f(z, t, cond_BD), self.schedule, z, asked_B)
         return torch.where(expand_to(t_B > s_B, z), ddim_jump(self.schedule, x0, eps, s_B), z)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from musiccm.device import sent
 from musiccm.diffusion import AnyCondition, BoundDenoise, NoiseProcess, expand_to, to_eps, training_target
 from musiccm.losses.denoising import min_snr_weight
 from musiccm.models.denoiser import Denoiser
@@ -43,7 +44,7 @@ def warm_start_loss(
         The mean squared error, and its part for the log.
     """
     steps = schedule.num_train_timesteps
-    t_B = own_rows(lambda n: torch.randint(steps, (n,), generator=generator), len(z0)).to(z0.device)
+    t_B = sent(own_rows(lambda n: torch.randint(steps, (n,), generator=generator), len(z0)), z0.device)
     z = schedule.add_noise(z0, normal_like(z0, generator), t_B)
     alpha_B, sigma_B = schedule.alpha(t_B), schedule.sigma(t_B)
     with torch.no_grad():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from musiccm.errors import MusiccmError
+from musiccm.models.acceleration.static_call import recording
 from musiccm.models.acceleration.winograd import WinogradConv2d
 from musiccm.models.denoiser import Float32Conv2d
 
@@ -151,7 +152,8 @@ class CompiledNetwork(nn.Module):
 
     Args:
         network: the network; called with tensors (or numbers) and returning a tensor or a tuple of them.
-        backend: of `torch.compile`. With `inductor` on a GPU a call is one CUDA graph, launched as a whole.
+        backend: of `torch.compile`. With `inductor` on a GPU a call is one CUDA graph, launched as a whole; within a
+            larger graph (`recording`) its kernels alone.
     """
 
     def __init__(self, network: nn.Module, backend: str | Callable[..., Any]) -> None:
@@ -161,6 +163,7 @@ class CompiledNetwork(nn.Module):
         self._shapes: set[tuple[tuple[int, ...], ...]] = set()
         self._busy = threading.RLock()  # a CUDA graph writes to one place
         self._compiled = torch.compile(network, backend=backend, mode=mode, dynamic=False)
+        self._kernels = torch.compile(network, backend=backend, dynamic=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the network."""
@@ -168,6 +171,8 @@ class CompiledNetwork(nn.Module):
         args = tuple(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args)
         with self._busy, torch.inference_mode():
             self._watch([*args, *kwargs.values()])
+            if recording.on:
+                return self._kernels(*args, **kwargs)
             # a CUDA graph writes each result into the same memory: the last is done with, and this one is copied out
             torch.compiler.cudagraph_mark_step_begin()
             result = self._compiled(*args, **kwargs)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from musiccm.audio.resample import resample
 from musiccm.errors import MusiccmError
-from musiccm.models.conditioners.prompt_memory import Conditioner, tokenize
+from musiccm.models.conditioners.prompt_memory import Conditioner
 
 
 class ClapFrontEnd(nn.Module):
@@ -141,10 +141,16 @@ class ClapConditioner(Conditioner):
         Raises:
             MusiccmError: If `texts` is not a non-empty list of strings.
         """
-        tokens = tokenize(self.tokenizer, texts, self.max_tokens)
-        taken = {"input_ids": tokens.input_ids.to(self.device)}
-        if not tokens.attention_mask.all():
-            taken["attention_mask"] = tokens.attention_mask.to(self.device)
+        ids_BL, mask_BL = self.tokenized(texts)
+        return self.encode(ids_BL.to(self.device), None if mask_BL.all() else mask_BL.to(self.device))
+
+    def encode(self, ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
+        """Embed tokens: unit vectors of shape [B, D]; see `Conditioner.encode`.
+
+        Positions are counted over what is no padding (RoBERTa), and the vector is read from the first token: padding
+        behind the text moves neither.
+        """
+        taken = {"input_ids": ids_BL} | ({} if mask_BL is None else {"attention_mask": mask_BL.long()})
         return _unit(self.clap.get_text_features(**taken) if self.has_audio else self.clap(**taken).text_embeds)
 
     def audio(self, waveform_BS: Tensor, sample_rate_hz: int, windows: str = "first") -> Tensor:

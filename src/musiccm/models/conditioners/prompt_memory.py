@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from musiccm.diffusion import AnyCondition, cat_conditions, choose_condition, expand_condition
 from musiccm.errors import MusiccmError
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 REMEMBERED = 256
 """Prompts whose conditions a conditioner keeps: half a megabyte of CLAP's vectors of 512, or 20 MB of the states of 20
 tokens each that FLAN-T5-large has 1024 wide."""
+
+PROMPT_LENGTHS = (32, 64, 128, 256)
+"""Tokens that prompts are padded to where shapes must be few; what is longer is padded to the encoder's own number."""
 
 # Tokenizers of transformers keep their padding in themselves, and two threads would change it under each other; nor may
 # the memory change while it is tidied. One lock for all, as a lock of its own would keep a network from being copied.
@@ -31,10 +35,15 @@ class Conditioner(nn.Module):
     """A bundle's frozen text encoder, as systems, pipelines and long music see it.
 
     A subclass sets `width`, of a vector or of a token, and implements `text`; one that `draws` what it tells takes
-    seeds there.
+    seeds there, others also implement `encode`.
     """
 
     width: int
+    tokenizer: Any
+    #: Tokens of a text at most.
+    max_tokens: int
+    #: Whether texts are padded to one of few lengths, for networks that are compiled for each shape.
+    few_lengths = False
     #: Whether a condition is drawn, so that it depends on a seed too.
     draws = False
     #: Network evaluations by which what it tells was written so far, of one that draws token by token.
@@ -74,6 +83,52 @@ class Conditioner(nn.Module):
 
         Raises:
             MusiccmError: If `texts` is not a non-empty list of strings.
+        """
+        raise NotImplementedError
+
+    def tokenized(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Cut texts into tokens, padded to the longest of them; to one of few lengths where `few_lengths` says so.
+
+        Args:
+            texts: See `text`.
+
+        Returns:
+            Token ids and a mask that is True where there is a token, [B, L] each, on the CPU.
+
+        Raises:
+            MusiccmError: As `text`.
+        """
+        with _ENCODING:
+            tokens = tokenize(self.tokenizer, texts, self.max_tokens, padding_side="right")
+        found = tokens.input_ids, tokens.attention_mask.bool()
+        return self.padded(*found) if self.few_lengths else found
+
+    def padded(self, ids_BL: Tensor, mask_BL: Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens with padding behind them.
+
+        Args:
+            ids_BL: Token ids, see `tokenized`.
+            mask_BL: Their mask.
+            length: Tokens wanted; by default the next of `PROMPT_LENGTHS`, or what the encoder takes.
+
+        Returns:
+            Both, padded.
+        """
+        if length is None:
+            fitting = (one for one in PROMPT_LENGTHS if ids_BL.shape[1] <= one < self.max_tokens)
+            length = next(fitting, self.max_tokens)
+        missing = length - ids_BL.shape[1]
+        return F.pad(ids_BL, (0, missing), value=self.tokenizer.pad_token_id), F.pad(mask_BL, (0, missing))
+
+    def encode(self, ids_BL: Tensor, mask_BL: Tensor | None) -> AnyCondition:
+        """Encode tokens, without a wait for the device where there is a mask.
+
+        Args:
+            ids_BL: Token ids on the encoder's device, padding behind them.
+            mask_BL: True where there is a token; None where there is no padding.
+
+        Returns:
+            A batch of conditions, which padding changes by rounding alone.
         """
         raise NotImplementedError
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from musiccm.diffusion import Condition
 from musiccm.errors import MusiccmError
-from musiccm.models.conditioners.prompt_memory import Conditioner, tokenize
+from musiccm.models.conditioners.prompt_memory import Conditioner
 
 #: Tokens of a text at most, where neither the tokenizer nor the encoder states a number: what T5 was trained with.
 LONGEST = 512
@@ -66,11 +66,16 @@ class TextEncoderConditioner(Conditioner):
         Raises:
             MusiccmError: If `texts` is not a non-empty list of strings.
         """
-        tokens = tokenize(self.tokenizer, texts, self.max_tokens, padding_side="right")
-        mask_BL = tokens.attention_mask.to(self.device, torch.bool)
+        ids_BL, mask_BL = self.tokenized(texts)
+        return self.encode(ids_BL.to(self.device), mask_BL.to(self.device))
+
+    def encode(self, ids_BL: Tensor, mask_BL: Tensor | None) -> Condition:
+        """Encode tokens: their states, zero under padding; see `Conditioner.encode`."""
+        if mask_BL is None:
+            mask_BL = torch.ones_like(ids_BL, dtype=torch.bool)
         # A training step's autocast would encode the null condition in bf16, and remember it so.
         with torch.autocast(self.device.type, enabled=False):
-            output = self.encoder(input_ids=tokens.input_ids.to(self.device), attention_mask=mask_BL.long())
+            output = self.encoder(input_ids=ids_BL, attention_mask=mask_BL.long())
         return Condition(output.last_hidden_state.masked_fill(~mask_BL[..., None], 0.0), mask_BL)
 
     def audio(self, waveform_BS: torch.Tensor, sample_rate_hz: int, windows: str = "first") -> NoReturn:

@@ -256,9 +256,7 @@ class AudioVaeStage(Stage):
         if self.ema is not None:
             self.ema.update(self.part)
         watched = mean_over_ranks({**parts, "loss": total})
-        self.log("train/loss", watched["loss"], prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in watched.items() if name != "loss"}
-                      | {"train/lr": self.lr * factor})
+        self.step_log.write(self, watched, {"lr": self.lr * factor})
         return {"loss": total.detach(), "watched": watched}
 
     def _discriminator_step(self, predicted_BS: Tensor, target_BS: Tensor, factor: float) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from musiccm.systems.checkpoint_fit import (
 from musiccm.systems.curve import learning_rate_factor
 from musiccm.systems.parallel import mean_over_ranks, warn
 from musiccm.systems.ranges import check_ranges
+from musiccm.systems.step_log import StepLog
 from musiccm.texts import read_json
 
 #: What a resumed stage may change: where the bundle lies, and settings of what is measured or written at the end.
@@ -100,6 +101,7 @@ class Stage(pl.LightningModule):
         self.train_seconds = 0.0
         self._clock: float | None = None
         self._measured: list[dict[str, Any]] = []
+        self.step_log = StepLog()
 
     def finish_init(self) -> None:
         """Give `part` the weights to start from, then build its average.
@@ -166,8 +168,7 @@ class Stage(pl.LightningModule):
         total, parts = self.loss(batch, self.generator("train", self.global_step, batch_idx))
         scalars = {name: value for name, value in parts.items() if value.ndim == 0}
         watched = mean_over_ranks({**scalars, "loss": total})
-        self.log("train/loss", watched["loss"], prog_bar=True)
-        self.log_dict({f"train/{name}": watched[name] for name in scalars if name != "loss"})
+        self.step_log.write(self, {name: watched[name] for name in [*scalars, "loss"]}, {})
         return {"loss": total, "watched": watched}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -185,7 +186,7 @@ class Stage(pl.LightningModule):
         if self._clock is not None:
             elapsed = time.perf_counter() - self._clock
             self.train_seconds += elapsed
-            self.log("train/samples_per_s", len(batch.ids) / elapsed, prog_bar=True)
+            self.step_log.write(self, {}, {"samples_per_s": len(batch.ids) / elapsed})
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Refuse: a stage is measured on held-out clips of `train/`, and `musiccm pack` measures the parts on `test/`.
