@@ -127,6 +127,24 @@ def test_clap_learns_tags_through_a_map_that_is_dropped(corpus: Path, tmp_path: 
     assert stage.tag_loss(says, torch.eye(5).roll(1, 0)) > 10
 
 
+def test_quality_is_written_with_the_part_that_it_tells_of(corpus: Path, tmp_path: Path):
+    """An interrupted run, whose part is not written, leaves no figures; a part that goes on counts itself once."""
+    kept, written = tmp_path / "quality/clap.json", []
+
+    class Look(pl.Callback):
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            written.append(kept.is_file() and json.loads(kept.read_text())["steps"])
+
+    trainer(tmp_path, 4, callbacks=[Look()]).fit(clap_stage(tmp_path), datamodule=data(corpus))
+    assert written == [False, False]
+    first = json.loads(kept.read_text())
+    assert first["steps"] == 4
+    again = clap_stage(tmp_path, start_from=str(tmp_path))
+    trainer(tmp_path, 6, callbacks=[Look()]).fit(again, datamodule=data(corpus))
+    assert written[2:] == [4, 4, 4]
+    assert json.loads(kept.read_text())["before"]["steps"] == 4
+
+
 def test_a_stage_can_start_from_a_bundles_part(corpus: Path, tmp_path: Path):
     first = clap_stage(tmp_path / "first")
     run(first, data(corpus), tmp_path)

@@ -101,6 +101,9 @@ class Stage(pl.LightningModule):
         self.train_seconds = 0.0
         self._clock: float | None = None
         self._measured: list[dict[str, Any]] = []
+        #: What the last validation of a fit found; it is written with the part, of which it tells.
+        self._record: dict[str, Any] | None = None
+        self._before: dict[str, float] | None = None
         self.step_log = StepLog()
 
     def finish_init(self) -> None:
@@ -111,6 +114,8 @@ class Stage(pl.LightningModule):
         """
         if self.start_from is not None:
             start_from(self.part, self.start_from, self.part_name, self.stage)
+            # now: the bundle that it starts from may be the one that it writes
+            self._before = earlier_runs(self.start_from, self.stage)
         if self.ema_decay is not None:
             self.ema = Ema(self.part, self.ema_decay)
 
@@ -208,7 +213,7 @@ class Stage(pl.LightningModule):
         self._measured.append(self.measure(batch, self.generator("validate", batch_idx)))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the held-out quality and write it to `<bundle>/quality/<stage>.json`."""
+        """Log the held-out quality; a fit writes it to `<bundle>/quality/<stage>.json` at its end, others at once."""
         measured = self._gathered()
         self._measured = []
         if not measured:
@@ -224,9 +229,15 @@ class Stage(pl.LightningModule):
             "train_seconds": round(self.train_seconds, 4),
             "parameters": sum(p.numel() for p in self.part.parameters()),
             "seed": self.seed,
-            **({} if self.start_from is None else {"before": earlier_runs(self.start_from, self.stage)}),
+            **({} if self._before is None else {"before": self._before}),
             **quality,
         }
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._record = record
+        else:
+            self._write(record)
+
+    def _write(self, record: dict[str, Any]) -> None:
         update_json(self.bundle / "quality" / f"{self.stage}.json", record)
 
     def _gathered(self) -> list[dict[str, Any]]:
@@ -239,14 +250,17 @@ class Stage(pl.LightningModule):
         return [m for part in parts for m in part]
 
     def on_fit_end(self) -> None:
-        """Write the part when training has run to its end; an interrupted run leaves only its checkpoint."""
+        """Write part and quality when training has run to its end; an interrupted run leaves only its checkpoint."""
         if self.trainer.is_global_zero and not self.trainer.interrupted:
             self.save()
+            if self._record is not None:
+                self._write(self._record)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the clock, so that the quality file counts all the seconds of a resumed run, and the settings."""
         checkpoint["train_seconds"] = self.train_seconds
         checkpoint["stage"] = self._identity()
+        checkpoint["stage_quality"] = {"record": self._record, "before": self._before}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the clock up again; refuse to go on under other settings.
@@ -255,6 +269,8 @@ class Stage(pl.LightningModule):
             MusiccmError: Names each setting that differs, and both values.
         """
         self.train_seconds = checkpoint["train_seconds"]
+        kept = checkpoint.get("stage_quality", {"record": None, "before": self._before})
+        self._record, self._before = kept["record"], kept["before"]
         if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING:
             return
         path, stated, mine = str(self._trainer.ckpt_path or "the checkpoint"), checkpoint.get("stage"), self._identity()
