@@ -252,6 +252,34 @@ def test_diffusers_own_pipeline(parts, bundle, tmp_path, capsys):
     assert "expected stable-diffusion-2-1's schedule" in capsys.readouterr().err
 
 
+def test_a_teacher_in_diffusers_layout_stays_one(parts, bundle, tmp_path, capsys):
+    """The same folders under a pipeline and a U-Net of diffusers' own: no student, whatever is read as one."""
+    folder = write_diffusers(bundle, tmp_path / "diffusers")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"_class_name": "AudioLDMPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "unet" / "config.json").write_text(json.dumps(UNET))
+    path = folder / "scheduler" / "scheduler_config.json"
+    stated = json.loads(path.read_text()) | {"_class_name": "DDIMScheduler"}
+    arguments = ["convert", "--tango", str(folder), "--mel-frames", "64", "--out"]
+    for predicts in ("v_prediction", "epsilon"):
+        path.write_text(json.dumps(stated | {"prediction_type": predicts}))
+        assert cli.main([*arguments, str(tmp_path / predicts)]) == 0
+        made = Bundle.from_pretrained(tmp_path / predicts)
+        assert made.prediction_type == predicts and "distillation" not in made.settings
+        assert not Pipeline.from_pretrained(tmp_path / predicts).is_student
+    capsys.readouterr()
+    for spoils, said in (({"prediction_type": "sample"}, "prediction_type 'sample'"),
+                         ({"_class_name": "LCMScheduler"}, "_class_name is 'LCMScheduler'"),
+                         ({"rescale_betas_zero_snr": True}, "'rescale_betas_zero_snr': True")):
+        path.write_text(json.dumps(stated | spoils))
+        assert cli.main([*arguments, str(tmp_path / "no")]) == 2 and not (tmp_path / "no").exists()
+        error = capsys.readouterr().err
+        assert said in error and str(path) in error
+    assert cli.main(["convert", "--tango", str(bundle), "--out", str(tmp_path / "no")]) == 2
+    assert "is a bundle already" in capsys.readouterr().err
+
+
 def spoilt(hub: Path, tmp_path: Path, **files) -> Path:
     """TANGO's folder with other contents of some files."""
     folder = tmp_path / f"spoilt-{len(list(tmp_path.iterdir()))}"
