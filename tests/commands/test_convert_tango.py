@@ -300,7 +300,9 @@ def test_what_does_not_fit_is_refused_by_name(parts, hub, tmp_path, capsys):
         ({"main": short}, "main.bin: conv_out.bias is missing"),
         ({"main": parts.main | {"unet.stray": torch.ones(1)}}, "main.bin: stray is unknown"),
         ({"main": parts.main | {"unet.conv_in.bias": torch.ones(3)}}, r"conv_in.bias is \(3,\) instead of \(32,\)"),
-        ({"main": parts.main | {"unet.conv_in.bias": torch.full((32,), torch.nan)}}, "NaN"),
+        ({"main": parts.main | {"unet.conv_in.bias": torch.full((32,), torch.nan)}}, "NaN or infinity in conv_in.bias;"),
+        ({"main": parts.main | {"unet.conv_in.bias": torch.ones(32, dtype=torch.int64)}},
+         "main.bin: conv_in.bias is int64; expected floating-point"),
         ({"stft": stft_state() | {"mel_basis": torch.ones(64, 513)}}, "its mel filters are not those"),
         ({"stft": {"window": torch.ones(3)}}, "expected mel_basis"),
     ):
@@ -323,9 +325,31 @@ def test_what_does_not_fit_is_refused_by_name(parts, hub, tmp_path, capsys):
     folder = spoilt(hub, tmp_path)
     (folder / "vae_config.json").write_text("{}")
     assert "expected a number under scale_factor" in refused(parts, folder, tmp_path / "out", capsys)
+    for factor, shown in (("0", "0"), ("-1", "-1"), ("NaN", "nan")):
+        (folder / "vae_config.json").write_text(f'{{"scale_factor": {factor}}}')
+        error = refused(parts, folder, tmp_path / "out", capsys)
+        assert "vae_config.json: scale_factor: expected a positive number" in error and f"found {shown}" in error
     assert "leave the option out" in refused(parts, hub, tmp_path / "out", capsys, "--weights", "ema")
     assert "has its own T5" in refused(parts, hub, tmp_path / "out", capsys, "--text-encoder", "x")
     assert "only goes with --ldm" in refused(parts, hub, tmp_path / "out", capsys, "--head-channels", "8")
+
+
+def test_clips_of_no_frames_and_a_factor_of_nothing_are_refused(parts, hub, tmp_path, capsys):
+    for frames in ("0", "-64"):
+        error = refused(parts, hub, tmp_path / "out", capsys, "--mel-frames", frames)
+        assert f"--mel-frames {frames}: expected a positive multiple of 4" in error
+    run = write_run(parts, tmp_path / "run" / "best", parts.main)
+    for factor in ("0", "-0.5", "nan"):
+        error = refused(parts, run, tmp_path / "out", capsys, "--scale-factor", factor)
+        assert "--scale-factor: expected a positive number" in error
+
+
+def test_filters_that_nothing_could_be_compared_with_are_said(parts, hub, tmp_path):
+    folder = spoilt(hub, tmp_path)
+    assert not any("mel filters" in line for line in record_of(convert(parts, folder, tmp_path / "whole"))["assumed"])
+    (folder / "pytorch_model_stft.bin").unlink()
+    record = record_of(convert(parts, folder, tmp_path / "lacking"))
+    assert any("mel filters" in line and "compared with none" in line for line in record["assumed"])
 
 
 def test_folders_that_are_something_else(parts, tmp_path, capsys):

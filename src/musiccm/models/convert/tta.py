@@ -18,6 +18,7 @@ from musiccm.models.bundle.files import SETTINGS_FILE, check_part, load_part
 from musiccm.models.bundle.student_record import LINSPACE_SCHEDULER, guidance_record, sampler_record
 from musiccm.models.convert.assemble import Assembled, choose
 from musiccm.models.convert.clap import read_tokenizer
+from musiccm.models.convert.converted import check_scale_factor
 from musiccm.models.convert.cross_unet import cross_unet_from_original, make_cross_unet
 from musiccm.models.convert.reading import read_original, tensors_of, under
 from musiccm.models.convert.t5 import make_t5, read_t5, t5_from_original
@@ -157,6 +158,8 @@ def _averaged(tensors: dict[str, Tensor], take: bool) -> tuple[dict[str, Tensor]
 
 def _scale_factor(sources: TtaSources, found: TtaWeights, assumed: list[str]) -> float:
     stated, own = sources.scale_factor, found.scale_factor
+    if stated is not None:
+        check_scale_factor(stated, "--scale-factor")
     if own is not None and stated is not None and abs(stated - own) > 1e-4 * abs(own):
         raise MusiccmError(f"{sources.folder}: its scale_factor is {own:.6g}, --scale-factor says {stated:.6g}; leave "
                            "the option out")
@@ -174,7 +177,9 @@ def _mel(made: Assembled, found: TtaWeights, assumed: list[str]) -> MelConfig:
         hop = int(torch.tensor(vocoder.upsample_rates).prod())
         mel = MelConfig(sample_rate_hz=vocoder.sampling_rate, hop_length=hop, n_mels=vocoder.model_in_dim)
         assumed.append(f"mel: n_fft {mel.n_fft}, {mel.fmin_hz:g} to {mel.fmax_hz:g} Hz, as TANGO's")
-    if found.stft_file is not None:
+    if found.stft_file is None:
+        assumed.append("mel filters: computed from these numbers, and compared with none, for the files hold none")
+    else:
         tensors, ignored = tensors_of(read_original(found.stft_file, weights_only=True), found.stft_file)
         filters, ours = tensors.get("mel_basis"), LogMel(mel).filters.T
         if filters is None:
@@ -195,9 +200,9 @@ def _add_unet(
     stated = read_json(Path(sources.unet_config), "the U-Net's configuration") if sources.unet_config else config
     vae = made.parts["vae"].config
     factor = 2 ** (len(vae.block_out_channels) - 1)
-    if sources.mel_frames % factor or made.mel.n_mels % factor:
-        raise MusiccmError(f"--mel-frames {sources.mel_frames}: expected a multiple of {factor}, by which this VAE "
-                           f"shrinks, as the {made.mel.n_mels} bins are")
+    if sources.mel_frames < factor or sources.mel_frames % factor or made.mel.n_mels % factor:
+        raise MusiccmError(f"--mel-frames {sources.mel_frames}: expected a positive multiple of {factor}, by which "
+                           f"this VAE shrinks, as the {made.mel.n_mels} bins are")
     size = [sources.mel_frames // factor, made.mel.n_mels // factor]
     converted = cross_unet_from_original(tensors, stated, size, str(path))
     made.record["assumed"] += [*converted.assumed, f"clips of {sources.mel_frames} mel frames"]
