@@ -8,9 +8,10 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from musiccm.diffusion import Condition
+from musiccm.diffusion import AnyCondition, Condition
 from musiccm.errors import MusiccmError
-from musiccm.models.conditioners.prompt_memory import Conditioner, tokenize
+from musiccm.models.conditioners.prompt_memory import ENCODING, Conditioner, check_texts, token_count, tokenize
+from musiccm.texts import short
 
 #: Tokens of a text at most, where neither the tokenizer nor the encoder states a number: what T5 was trained with.
 LONGEST = 512
@@ -72,6 +73,21 @@ class TextEncoderConditioner(Conditioner):
         with torch.autocast(self.device.type, enabled=False):
             output = self.encoder(input_ids=tokens.input_ids.to(self.device), attention_mask=mask_BL.long())
         return Condition(output.last_hidden_state.masked_fill(~mask_BL[..., None], 0.0), mask_BL)
+
+    def prompts(self, texts: list[str], seeds: Sequence[int] | None = None, whole: bool = True) -> AnyCondition:
+        """See `Conditioner.prompts`."""
+        check_texts(texts)
+        with ENCODING:
+            for text in texts if whole else ():
+                if (count := self.excess(text)) is not None:
+                    raise MusiccmError(f"prompt {short(text)!r}: a text of {count} tokens; this model reads "
+                                       f"{self.max_tokens}: shorten it")
+        return super().prompts(texts, seeds)
+
+    def excess(self, text: str) -> int | None:
+        """Tokens of a text that has more than the encoder reads; None of any other."""
+        count = token_count(self.tokenizer, text)
+        return count if count > self.max_tokens else None
 
     def audio(self, waveform_BS: torch.Tensor, sample_rate_hz: int, windows: str = "first") -> NoReturn:
         """Refuse: there is no audio tower.

@@ -40,8 +40,9 @@ LICENCE = ("these weights are non-commercial (TANGO's: CC BY-NC-SA 4.0, Consiste
 #: Stable Diffusion 2.1's noise schedule, which TANGO took.
 SCHEDULE = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 #: Schedulers of diffusers that a teacher of betas is published with; all read the same table of noise.
-TEACHER_SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler",
-                      "EulerDiscreteScheduler", "HeunDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler")
+TEACHER_SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler",
+                      "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
+                      "PNDMScheduler", "UniPCMultistepScheduler")
 #: Keys of a scheduler's file which, where set, make other noise of the same betas.
 _OTHER_BETAS = ("trained_betas", "rescale_betas_zero_snr")
 #: Guidance scales that ConsistencyTTA's students are trained on, and the one that its example samples by.
@@ -323,9 +324,10 @@ def _diffusers_prediction(folder: Path) -> str:
     kind, predicts = schedule.get("_class_name"), schedule.get("prediction_type")
     if kind not in TEACHER_SCHEDULERS or predicts not in ("epsilon", "v_prediction"):
         raise MusiccmError(
-            f"{path}: _class_name is {kind!r} and prediction_type {predicts!r}, and model_index.json names the pipeline "
-            f"{pipeline}; expected a teacher (epsilon or v_prediction, one of {', '.join(TEACHER_SCHEDULERS)}), or a "
-            "student in ConsistencyTTA's own pipeline. Correct the file, if the model is one of them")
+            f"{path}: _class_name is {kind!r} and prediction_type {predicts!r}, and model_index.json names the "
+            f"pipeline {pipeline}; expected a teacher (epsilon or v_prediction, one of "
+            f"{', '.join(TEACHER_SCHEDULERS)}), or a student in ConsistencyTTA's own pipeline. Correct the file, if "
+            "the model is one of them")
     return str(predicts)
 
 
