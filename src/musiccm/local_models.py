@@ -62,5 +62,6 @@ def local_guidance_range(path: str | Path) -> tuple[float, float] | None:
         return None
     record = read_json(settings, "the bundle's settings").get("distillation")
     found = record.get("guidance_range") if isinstance(record, dict) and record.get("guidance") == "variable" else None
-    whole = isinstance(found, list) and len(found) == 2 and all(isinstance(end, int | float) for end in found)
-    return (found[0], found[1]) if whole else None
+    if not isinstance(found, list) or len(found) != 2 or not all(isinstance(end, int | float) for end in found):
+        return None
+    return found[0], found[1]
