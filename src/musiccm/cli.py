@@ -32,6 +32,11 @@ _UNION_NOISE = re.compile(
     r"^\s*(Does not validate against any of|Subtypes: |Errors:$|- Expected a <class 'NoneType'>|Given value)", re.M
 )
 
+# How it nests the keys above a value of the wrong type, a line each, and then says the type.
+_NESTED = re.compile(r'\s*(?:Parser key "(?P<key>[^"]+)":|- Problem with given class_path .*:)\s*')
+_WRONG_TYPE = re.compile(r"\s*Expected a <class '(?P<type>\w+)'>\. Got value: (?P<found>.*)")
+_TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text"}
+
 EXIT_FAILURE, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 2, 130, 141
 
 
@@ -193,7 +198,8 @@ def describe(error: BaseException, command: str = "") -> tuple[str, int]:
         if isinstance(link, ModuleNotFoundError) and str(link).startswith("Requirement "):  # Lightning's loggers, TPUs
             return f"{link}, or leave out what needs it", EXIT_USER_ERROR
     if isinstance(error, argparse.ArgumentError) or type(error).__module__.startswith("omegaconf."):
-        return f"{_without_union_noise(str(error))}\n(options: musiccm COMMAND --help)", EXIT_USER_ERROR
+        said = _without_union_noise(str(error))
+        return f"{_wrong_type(said) or said}\n(options: musiccm COMMAND --help)", EXIT_USER_ERROR
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"{error.filename}: {name_too_long(Path(error.filename or ''))}", EXIT_USER_ERROR
     if isinstance(error, OSError) and isinstance(error.filename, str | bytes | os.PathLike):
@@ -213,6 +219,17 @@ def describe(error: BaseException, command: str = "") -> tuple[str, int]:
 
 def _without_union_noise(message: str) -> str:
     return "\n".join(line for line in message.splitlines() if not _UNION_NOISE.search(line))
+
+
+def _wrong_type(message: str) -> str | None:
+    """One line for a value of the wrong type, however deep its key lies; None for any other message."""
+    *above, last = message.splitlines() or [""]
+    nested, wrong = [_NESTED.fullmatch(line) for line in above], _WRONG_TYPE.fullmatch(last)
+    keys = [link["key"] for link in nested if link is not None and link["key"]]
+    if wrong is None or not keys or None in nested:
+        return None
+    where = ".".join([keys[0], "init_args", *keys[1:]] if keys[0] in ("model", "data") else keys)
+    return f"{where}: expected {_TYPES.get(wrong['type'], wrong['type'])}, found {wrong['found']}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

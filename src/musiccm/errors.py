@@ -28,6 +28,10 @@ class MusiccmError(Exception):
     """
 
 
+class NotFiniteError(MusiccmError):
+    """Samples that were to be written hold NaN or infinity."""
+
+
 @contextlib.contextmanager
 def naming(names: Mapping[str, str]) -> Iterator[None]:
     """Let errors within, which begin with the name of an argument, name what the argument came from.

@@ -42,3 +42,26 @@ def local_scheduler(path: str | Path) -> dict[str, Any] | None:
     folder = local_bundle(path)
     config = None if folder is None else folder / "scheduler" / "scheduler_config.json"
     return read_json(config, "the noise schedule") if config is not None and config.is_file() else None
+
+
+def local_guidance_range(path: str | Path) -> tuple[float, float] | None:
+    """The guidance scales that a student may be told, read before any of its networks.
+
+    Args:
+        path: As of `local_bundle`.
+
+    Returns:
+        The lowest and the highest; None where the bundle is not here, or states none.
+
+    Raises:
+        MusiccmError: The file is damaged.
+    """
+    folder = local_bundle(path)
+    settings = None if folder is None else folder / "musiccm.json"
+    if settings is None or not settings.is_file():
+        return None
+    record = read_json(settings, "the bundle's settings").get("distillation")
+    found = record.get("guidance_range") if isinstance(record, dict) and record.get("guidance") == "variable" else None
+    if not isinstance(found, list) or len(found) != 2 or not all(isinstance(end, int | float) for end in found):
+        return None
+    return found[0], found[1]

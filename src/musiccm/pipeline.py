@@ -450,6 +450,18 @@ class Pipeline(LongMusic):
             self.bundle.kind.guidance_scale if guidance_scale is None else guidance_scale, rule, strength,
         )
 
+    def broken_weights(self) -> list[str]:
+        """The first weight of each part that holds NaN or infinity, as `unet: conv_in.weight`; none if all are sound.
+
+        Every weight is read: for the failure of a result that is not finite, not for each call.
+        """
+        parts = {self.bundle.kind.network: self.bundle.network, "conditioner": self.conditioner,
+                 **dict(self.codec.named_children())}
+        broken = {part: next((name for name, value in module.state_dict().items()
+                              if value.is_floating_point() and not torch.isfinite(value).all()), None)
+                  for part, module in parts.items()}
+        return [f"{part}: {name}" for part, name in broken.items() if name is not None]
+
     @property
     def evaluations(self) -> Evaluations:
         """Network evaluations so far, of all clips and threads together: two for a guided call, one for each token."""

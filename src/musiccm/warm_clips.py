@@ -113,7 +113,11 @@ class WarmClips:
         Returns:
             Waveforms [B, S] on the CPU, float32, and evaluations of the network; None where no call was recorded that
             holds them, which is logged once.
+
+        Raises:
+            MusiccmError: A text is longer than the model reads.
         """
+        self.conditioner.require_whole(list(texts))
         ids_BL, mask_BL = self.conditioner.tokenized(list(texts))
         found = self._find(stepper, len(texts), ids_BL.shape[1])
         if found is None:

@@ -69,7 +69,7 @@ def test_formats_that_lose_samples_say_so(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_or_read(tmp_path: Path) -> None:
     for waveform, said in ((torch.full((1, 9), torch.nan), "NaN"), (torch.zeros(9), "found shape")):
-        with pytest.raises(MusiccmError, match=f"x.wav: expected finite samples of shape .*{said}"):
+        with pytest.raises(MusiccmError, match=f"x.wav: expected (finite )?samples.*{said}"):
             encoded(waveform, 16000, "PCM_16", ".wav", "x.wav")
     with pytest.raises(MusiccmError, match="suffixes"):
         encoded(torch.zeros(1, 9), 16000, "PCM_16", ".txt", "x.txt")

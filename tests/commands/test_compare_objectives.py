@@ -257,10 +257,11 @@ def test_two_networks_of_one_name_are_refused(tmp_path: Path, capsys: pytest.Cap
 def test_similarities_by_two_claps_are_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    def run(name: str, clap: str | None, real: float, value: float | None = 0.4) -> str:
+    def run(name: str, clap: str | None, real: float, value: float | None = 0.4, weights: str | None = None) -> str:
         rows = [row("student", 4, "fast", 5.0, ta_similarity=value, clap_t=value, ra_similarity=value)]
         return write(tmp_path / name, name, 5.0, rows=rows, references={"test_set_ta": real},
-                     **({} if clap is None else {"text_audio": clap}))
+                     **({} if clap is None else {"text_audio": clap}),
+                     **({} if weights is None else {"text_audio_fingerprint": weights}))
 
     def heads(*runs: str) -> set[str]:
         caplog.clear()
@@ -275,6 +276,14 @@ def test_similarities_by_two_claps_are_left_out(
     assert "text_audio: bundle_clap, clap" in caplog.text
     # another bundle's CLAP has the same name, and finds the real clips otherwise
     assert heads(own, run("bundle", "bundle_clap", 0.7)) == set() and "0.85, 0.7" in caplog.text
+    # where both state a fingerprint it decides, and not the names
+    named = run("named", "musiccm-tiny", 0.85, weights="abc")
+    assert heads(named, run("path", "/bundles/tiny", 0.85, weights="abc")) == both
+    assert heads(named, run("other", "musiccm-tiny", 0.85, weights="abd")) == set()
+    assert "musiccm-tiny abc, musiccm-tiny abd" in caplog.text
+    # an older run calls `clap` whatever is not its bundle's
+    assert heads(named, run("older", "clap", 0.85)) == both
+    assert heads(named, own) == set()
 
 
 def test_runs_that_are_sampled_otherwise_are_no_seeds(

@@ -207,6 +207,8 @@ def test_the_easy_checkpoint(parts, tmp_path, capsys):
     parts.t5.save_pretrained(tmp_path / "t5")
     easy = write_easy(parts, tmp_path / "easy", parts.unet.state_dict())
     assert "holds no T5" in refused(parts, easy, tmp_path / "none", capsys)
+    error = refused(parts, easy, tmp_path / "none", capsys, "--text-encoder", str(tmp_path / "nowhere"))
+    assert f"--text-encoder {tmp_path}/nowhere: no such folder; expected one with FLAN-T5's" in error
     out = convert(parts, easy, tmp_path / "out", "--text-encoder", str(tmp_path / "t5"))
     assert_unet(out, parts.unet)
     made = Bundle.from_pretrained(out)
@@ -252,6 +254,34 @@ def test_diffusers_own_pipeline(parts, bundle, tmp_path, capsys):
     assert "expected stable-diffusion-2-1's schedule" in capsys.readouterr().err
 
 
+def test_a_teacher_in_diffusers_layout_stays_one(parts, bundle, tmp_path, capsys):
+    """The same folders under a pipeline and a U-Net of diffusers' own: no student, whatever is read as one."""
+    folder = write_diffusers(bundle, tmp_path / "diffusers")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"_class_name": "AudioLDMPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "unet" / "config.json").write_text(json.dumps(UNET))
+    path = folder / "scheduler" / "scheduler_config.json"
+    stated = json.loads(path.read_text()) | {"_class_name": "DDIMScheduler"}
+    arguments = ["convert", "--tango", str(folder), "--mel-frames", "64", "--out"]
+    for predicts in ("v_prediction", "epsilon"):
+        path.write_text(json.dumps(stated | {"prediction_type": predicts}))
+        assert cli.main([*arguments, str(tmp_path / predicts)]) == 0
+        made = Bundle.from_pretrained(tmp_path / predicts)
+        assert made.prediction_type == predicts and "distillation" not in made.settings
+        assert not Pipeline.from_pretrained(tmp_path / predicts).is_student
+    capsys.readouterr()
+    for spoils, said in (({"prediction_type": "sample"}, "prediction_type 'sample'"),
+                         ({"_class_name": "LCMScheduler"}, "_class_name is 'LCMScheduler'"),
+                         ({"rescale_betas_zero_snr": True}, "'rescale_betas_zero_snr': True")):
+        path.write_text(json.dumps(stated | spoils))
+        assert cli.main([*arguments, str(tmp_path / "no")]) == 2 and not (tmp_path / "no").exists()
+        error = capsys.readouterr().err
+        assert said in error and str(path) in error
+    assert cli.main(["convert", "--tango", str(bundle), "--out", str(tmp_path / "no")]) == 2
+    assert "is a bundle already" in capsys.readouterr().err
+
+
 def spoilt(hub: Path, tmp_path: Path, **files) -> Path:
     """TANGO's folder with other contents of some files."""
     folder = tmp_path / f"spoilt-{len(list(tmp_path.iterdir()))}"
@@ -272,7 +302,9 @@ def test_what_does_not_fit_is_refused_by_name(parts, hub, tmp_path, capsys):
         ({"main": short}, "main.bin: conv_out.bias is missing"),
         ({"main": parts.main | {"unet.stray": torch.ones(1)}}, "main.bin: stray is unknown"),
         ({"main": parts.main | {"unet.conv_in.bias": torch.ones(3)}}, r"conv_in.bias is \(3,\) instead of \(32,\)"),
-        ({"main": parts.main | {"unet.conv_in.bias": torch.full((32,), torch.nan)}}, "NaN"),
+        ({"main": parts.main | {"unet.conv_in.bias": torch.full((32,), torch.nan)}}, "infinity in conv_in.bias;"),
+        ({"main": parts.main | {"unet.conv_in.bias": torch.ones(32, dtype=torch.int64)}},
+         "main.bin: conv_in.bias is int64; expected floating-point"),
         ({"stft": stft_state() | {"mel_basis": torch.ones(64, 513)}}, "its mel filters are not those"),
         ({"stft": {"window": torch.ones(3)}}, "expected mel_basis"),
     ):
@@ -295,9 +327,31 @@ def test_what_does_not_fit_is_refused_by_name(parts, hub, tmp_path, capsys):
     folder = spoilt(hub, tmp_path)
     (folder / "vae_config.json").write_text("{}")
     assert "expected a number under scale_factor" in refused(parts, folder, tmp_path / "out", capsys)
+    for factor, shown in (("0", "0"), ("-1", "-1"), ("NaN", "nan")):
+        (folder / "vae_config.json").write_text(f'{{"scale_factor": {factor}}}')
+        error = refused(parts, folder, tmp_path / "out", capsys)
+        assert "vae_config.json: scale_factor: expected a positive number" in error and f"found {shown}" in error
     assert "leave the option out" in refused(parts, hub, tmp_path / "out", capsys, "--weights", "ema")
     assert "has its own T5" in refused(parts, hub, tmp_path / "out", capsys, "--text-encoder", "x")
     assert "only goes with --ldm" in refused(parts, hub, tmp_path / "out", capsys, "--head-channels", "8")
+
+
+def test_clips_of_no_frames_and_a_factor_of_nothing_are_refused(parts, hub, tmp_path, capsys):
+    for frames in ("0", "-64"):
+        error = refused(parts, hub, tmp_path / "out", capsys, "--mel-frames", frames)
+        assert f"--mel-frames {frames}: expected a positive multiple of 4" in error
+    run = write_run(parts, tmp_path / "run" / "best", parts.main)
+    for factor in ("0", "-0.5", "nan"):
+        error = refused(parts, run, tmp_path / "out", capsys, "--scale-factor", factor)
+        assert "--scale-factor: expected a positive number" in error
+
+
+def test_filters_that_nothing_could_be_compared_with_are_said(parts, hub, tmp_path):
+    folder = spoilt(hub, tmp_path)
+    assert not any("mel filters" in line for line in record_of(convert(parts, folder, tmp_path / "whole"))["assumed"])
+    (folder / "pytorch_model_stft.bin").unlink()
+    record = record_of(convert(parts, folder, tmp_path / "lacking"))
+    assert any("mel filters" in line and "compared with none" in line for line in record["assumed"])
 
 
 def test_folders_that_are_something_else(parts, tmp_path, capsys):

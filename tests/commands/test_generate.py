@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import forked
 import numpy as np
 import pytest
 import soundfile
+from safetensors.torch import load_file, save_file
 
 from musiccm.audio.wav_stream import wav_header
 from musiccm.bounds import MAX_WHOLE_S, SAMPLER_NAMES
@@ -43,6 +45,21 @@ def test_long_music_and_its_stream(model: Path, here: Path) -> None:
     assert generate(model, "--decoder", "original", "--out", "original.flac") == 0
     slow = Pipeline.from_pretrained(model, decoder="original")(["a tune"], 2)
     np.testing.assert_allclose(heard("original.flac"), slow[0].clamp(-1, 1), atol=2e-4)
+
+
+def test_weights_that_are_not_finite_are_named(model: Path, here: Path, capsys: Capture) -> None:
+    for part, name, more in (("unet", "conv_out.bias", ()), ("vae", "decoder.conv_out.bias", ("--stream",))):
+        broken = here / part
+        shutil.copytree(model, broken)
+        path = broken / part / "diffusion_pytorch_model.safetensors"
+        weights = load_file(path)
+        weights[name][0] = float("nan")
+        save_file(weights, path, metadata={"format": "pt"})
+        arguments = ["--seconds", "1.5", *more, "--decoder", "original", "--out", "z.wav"]
+        assert generate(broken, *arguments) == 2
+        said = capsys.readouterr().err
+        assert "z.wav: expected finite samples, found NaN or infinity" in said
+        assert f"{broken} hold NaN or infinity ({part}: {name})" in said and "Traceback" not in said
 
 
 def test_a_sampler_by_name(model: Path, here: Path, capsys: Capture) -> None:

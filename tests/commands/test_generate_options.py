@@ -1,5 +1,6 @@
 """Numbers, devices and places that `generate` and `evaluate` refuse by the name of their option."""
 
+import json
 import subprocess
 import sys
 
@@ -59,6 +60,18 @@ def test_wrong_numbers_are_refused_before_torch_is_loaded(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, "generate", "x", "--guidance-scale", "inf"], cwd=tmp_path,
                           capture_output=True, text=True, timeout=60)
     assert done.stdout == "2 False\n", done.stderr
+
+
+def test_a_student_that_is_told_its_scale_names_its_own_range(tmp_path, capsys):
+    record = {"distillation": {"guidance": "variable", "guidance_scale": 4.0, "guidance_range": [0.0, 6.0]}}
+    (tmp_path / "musiccm.json").write_text(json.dumps(record))
+    for value in ("-1", "6.5"):
+        assert main(["generate", "x", f"--guidance-scale={value}", "--model", str(tmp_path)]) == 2
+        assert f"--guidance-scale: expected a number from 0 to 6, found {float(value)}" in capsys.readouterr().err
+    record["distillation"]["guidance"] = "fixed"
+    (tmp_path / "musiccm.json").write_text(json.dumps(record))
+    assert main(["generate", "x", "--guidance-scale=-1", "--model", str(tmp_path)]) == 2
+    assert "expected a number from 0 to 100" in capsys.readouterr().err
 
 
 def test_devices_that_are_here_pass():

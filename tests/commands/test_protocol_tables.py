@@ -196,6 +196,10 @@ def test_an_evaluated_run_in_the_same_columns(tmp_path, capsys):
     assert cells(text, "real clips")[1] == "33"
     assert "whole windows at the level they have" in text and "FAD: not taken by this run (vgg is not among" in text
     assert path.with_name("tables-consistencytta.md").read_text() == text
+    for stated, said in (({}, "musiccm-tiny, fingerprint not stated"),
+                         ({"text_audio_fingerprint": "0123456789abcdef" * 4}, "musiccm-tiny, fingerprint 01234567")):
+        path.write_text(json.dumps(content | {"text_audio": "musiccm-tiny"} | stated))
+        assert main(arguments) == 0 and f"the CLAP that measured: {said}" in capsys.readouterr().out
     content["rows"] = [{"model": "teacher", "steps": 50, "fd_tagger": 1.0, "latency_s": 1.0}]
     path.write_text(json.dumps(content))
     assert main(arguments) == 2 and "evaluation.embedders [vgg, pann] and a CLAP" in capsys.readouterr().err

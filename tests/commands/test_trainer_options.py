@@ -110,3 +110,10 @@ def test_no_bundle_and_no_corpus_is_read_for_it(tmp_path, monkeypatch, capsys):
     assert "trainer.accumulate_grad_batches: 2" in said and "optimization.accumulate" in said
     assert "no/such" not in said
     assert not (tmp_path / "lightning_logs").exists()
+
+
+def test_a_value_of_the_wrong_type_is_named_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    option = "model.init_args.intervals.snr_bound"
+    assert cli.main(["fit", "--config", "tta/ablations/ours", f"--{option}", "nan"]) == 2
+    assert capsys.readouterr().err.splitlines()[0] == f"musiccm: {option}: expected a number, found nan"

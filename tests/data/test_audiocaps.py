@@ -10,6 +10,7 @@ import pytest
 import soundfile
 from small_corpus import RATE_HZ, sound
 
+from musiccm.cli import main
 from musiccm.config import load_experiment
 from musiccm.data.corpora.audiocaps import list_audiocaps
 from musiccm.data.corpora.reading import Rules, read_split
@@ -127,6 +128,54 @@ def test_broken_lines_are_listed_one_by_one(tmp_path):
     (tmp_path / "test.csv").write_text("youtube_id,caption\nx,y\n")
     with pytest.raises(MusiccmError, match=r"test.csv: no column audiocap_id or start_time; expected audiocap_id"):
         read(tmp_path, "test")
+
+
+def test_what_stands_where_a_sentence_should_is_said(tmp_path):
+    put(tmp_path, f"{VIDEOS[0]}_0.wav")
+    path = tmp_path / "train_audiocaps.json"
+    path.write_text("\n".join([line(VIDEOS[0], 0, "good"), line(VIDEOS[0], 0, ["a", "b"]), line(VIDEOS[0], 0, 7),
+                               json.dumps({"location": f"x/{VIDEOS[0]}_0.wav"})]))
+    _, report = read(tmp_path, "train")
+    assert [item.detail for item in report.bad] == [
+        "line 2: expected a sentence under captions, found list ['a', 'b']",
+        "line 3: expected a sentence under captions, found int 7",
+        "line 4: expected a sentence under captions, found none"]
+    path.write_text(json.dumps([json.loads(line(VIDEOS[0], 0, "good"))], indent=0))
+    with pytest.raises(MusiccmError, match=r"train_audiocaps.json: expected a JSON object .* found one JSON array"):
+        read(tmp_path, "train")
+    path.write_text(line(VIDEOS[0], 0, None))
+    with pytest.raises(MusiccmError, match=r"none that can be used among 1 lines; first line 1: expected a sentence"):
+        read(tmp_path, "train")
+
+
+def test_broken_lines_count_among_the_clips_that_lack_audio(tmp_path):
+    put(tmp_path, f"{VIDEOS[0]}_0.wav")
+    lines = [line(VIDEOS[0], 0, "good"), line(VIDEOS[1], 0, "away"), "{half", "{half"]
+    (tmp_path / "train_audiocaps.json").write_text("\n".join(lines))
+    _, report = read(tmp_path, "train", missing=0.25)
+    assert "1 of 4 clips of train_audiocaps.json (2 of them lines that cannot be used)" in report.notes[0]
+    with pytest.raises(MusiccmError, match=r"1 of 4 clips .*more than the accepted 24%"):
+        read(tmp_path, "train", missing=0.24)
+
+
+def test_the_check_says_what_is_left_out(tmp_path, capsys):
+    root = tmp_path / "sounds"
+    put(root, *(f"{video}_0.wav" for video in VIDEOS[:3]))
+    config = tmp_path / "own.yaml"
+    config.write_text(json.dumps({"data": {"init_args": {"corpora": [
+        {"layout": "audiocaps", "root": str(root), "missing": 0.5}]}}}))
+    (root / "test.csv").write_text(HEADER + f"1,{VIDEOS[2]},0,a bird\n")
+    (root / "train_audiocaps.json").write_text("\n".join([
+        line(VIDEOS[0], 0, "good"), line(VIDEOS[1], 0, None), line(VIDEOS[3], 0, "away"), "{half"]))
+    assert main(["prepare", "corpus", "--config", str(config)]) == 0
+    said = capsys.readouterr().out
+    assert "1 train clips, 1 test clips in audiocaps's layout" in said
+    assert "left out: 1 malformed_row, 1 no_caption, 1 not_downloaded; first " in said
+    assert "line 2: expected a sentence under captions, found none" in said and "\n  test" not in said
+    put(root, f"a/{VIDEOS[4]}_0.wav", f"b/{VIDEOS[4]}_0.wav")
+    (root / "train_audiocaps.json").write_text(line(VIDEOS[4], 0, "whose?"))
+    assert main(["prepare", "corpus", "--config", str(config)]) == 2
+    assert "no train clips; left out: 1 ambiguous_name" in capsys.readouterr().err
 
 
 def test_which_index_is_meant_must_be_clear(tmp_path):

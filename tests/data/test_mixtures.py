@@ -89,11 +89,13 @@ def test_a_batch_without_room_for_them_is_refused(root):
     for batch_size, mixtures in ((1, 0.5), (4, 2.0)):
         with pytest.raises(MusiccmError, match=r"data.mixtures is .*: expected between 1 and \d+ mixtures in a batch"):
             module(root, batch_size=batch_size, mixtures=mixtures).train_dataloader()
-    for wrong in (-0.5, math.inf, "half"):
+    for wrong in (-0.5, math.inf, "half", True):
         with pytest.raises(MusiccmError, match="data.mixtures: expected a share"):
             module(root, mixtures=wrong)
     with pytest.raises(MusiccmError, match=r"13 training clips have 78 pairs, and 130 are asked for"):
         module(root, mixtures=10)
+    with pytest.raises(MusiccmError, match=r"data.mixtures is 0.01: expected at least 1 mixture of 13 training clips"):
+        module(root, kind="latent", cache_dir="unused", mixtures=0.01)
 
 
 def write_cache(data, folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +244,10 @@ def test_a_model_that_takes_tokens_is_measured_by_clap(bundle: Path, tmp_path: P
     embedder = ClapEmbedder(conditioner_from_folder(str(other)))
     expected = similarity(embedder.text, lambda waves: embedder(waves, 16000).embedding_RE, tmp_path / "again")
     (row,) = again["rows"]
-    assert row["ta_similarity"] == pytest.approx(expected, abs=2e-3) and again["text_audio"] == "clap"
+    assert row["ta_similarity"] == pytest.approx(expected, abs=2e-3) and again["text_audio"] == str(other)
+    # the weights tell networks apart, whatever they are called
+    assert again["text_audio_fingerprint"] == embedder.fingerprint != found["text_audio_fingerprint"]
+    assert re.fullmatch("[0-9a-f]{64}", found["text_audio_fingerprint"])
     assert abs(row["ta_similarity"] - found["rows"][1]["ta_similarity"]) > 0.01
     assert row["sim_aa_90"] == found["rows"][1]["sim_aa_90"]
     assert "test_set_ta" in again["references"] and "retrieval_max_ta" not in again["references"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_bundle import CAPTIONS, make_unet
+from tiny_bundle import CAPTIONS, make_clap, make_unet
 from tiny_tokens import WIDTH, build_token_bundle, make_t5_tokenizer, make_token_unet, t5_config
 from transformers import (
     BertConfig,
@@ -137,7 +137,12 @@ def test_a_text_that_is_too_long_is_cut_where_the_positions_end(caplog: pytest.L
                                          pad_token_id=1))
     conditioner = TextEncoderConditioner(network, tokenizer)
     assert conditioner.text(["piano " * 50, "a"]).mask_BL.sum(1).tolist()[0] == 10
-    assert "is cut to the 10" in caplog.text
+    assert "is cut to the 10 that the text encoder reads" in caplog.text
+    assert conditioner.prompts(["piano"]).mask_BL.shape[1] < 10
+    count = len(tokenizer("piano " * 50).input_ids)
+    with pytest.raises(MusiccmError, match=f"prompt 'piano .*: a text of {count} tokens; this model reads 10: shorten"):
+        conditioner.prompts(["a", "piano " * 50])
+    assert conditioner.prompts(["piano " * 50], whole=False).mask_BL.sum() == 10
 
 
 def test_what_does_not_fit_or_is_not_there_is_refused() -> None:
@@ -197,6 +202,17 @@ def test_a_text_encoder_that_is_none_is_named(own: Path, key: str, value: object
     config = own / "text_encoder/config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), key: value}))
     with pytest.raises(MusiccmError, match=said):
+        Pipeline.from_pretrained(own)
+
+
+def test_a_clap_beside_a_unet_that_attends_is_named(own: Path) -> None:
+    save_part(own, "unet", make_token_unet())
+    for part in ("text_encoder", "tokenizer"):
+        shutil.rmtree(own / part)
+    clap = make_clap(300)
+    save_part(own, "text_encoder", clap)
+    save_part(own, "tokenizer", train_tokenizer(CAPTIONS * 2, vocab_size=300))
+    with pytest.raises(MusiccmError, match="unet attends to tokens .*text_encoder is a CLAP, which gives one vector"):
         Pipeline.from_pretrained(own)
 
 

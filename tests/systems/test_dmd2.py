@@ -353,6 +353,10 @@ def test_it_starts_from_an_exported_student_or_a_checkpoint(bundle: Path, tmp_pa
         started(tmp_path / "absent.ckpt")
     with pytest.raises(MusiccmError, match="is no distilled student; leave the key out"):
         started(bundle)
+    checkpoint["state_dict"] = {"student_ema_slow.module.other": torch.zeros(1)}
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(MusiccmError, match=r"do not fit the teacher .*; distillation.start must name a student of"):
+        started(tmp_path / "other.ckpt")
     with pytest.raises(MusiccmError, match="distillation.start: expected none beside distillation.lora"):
         make(bundle, lora=Lora(), distillation={"start": str(folder)})
 

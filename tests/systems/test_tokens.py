@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from small_corpus import write_corpus
 from tiny_tokens import build_token_bundle, make_token_unet
 
 from musiccm.cli import main
+from musiccm.commands._encode import summary
 from musiccm.data.batch import LatentBatch
 from musiccm.data.latent_cache.dataset import LatentCache
 from musiccm.data.module import MusicDataModule
@@ -25,6 +27,7 @@ from musiccm.models.bundle import Bundle
 from musiccm.models.denoiser import Consistency, Denoiser
 from musiccm.pipeline import Pipeline
 from musiccm.samplers import INITIAL, Lcm, Stepper, sample_noise, sample_seeds, seeded_noise_fn
+from musiccm.systems.encoding.encoder import TOKEN_PARTS, CorpusEncoder
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
 from musiccm.systems.stages.teacher import TeacherStage
@@ -97,7 +100,19 @@ def test_the_cache_holds_what_the_text_encoder_gives(made: Made, capsys: pytest.
     assert main(made.encode) == 0 and lost.read_bytes() == whole
     report = json.loads((made.cache / "encoding.json").read_text())
     assert list(report["shares"]) == ["read", "mel", "vae", "text", "write"] and report["captions"] == 10
-    assert "of the work: read" in capsys.readouterr().out
+    assert "of the work: read" in capsys.readouterr().out and report["captions_cut"] == 0
+
+
+def test_captions_that_are_cut_are_counted(made: Made) -> None:
+    bundle = Bundle.from_pretrained(made.bundle)
+    encoder = CorpusEncoder(bundle, SimpleNamespace(pending=False), TOKEN_PARTS)  # type: ignore[arg-type]
+    encoder.conditioner.max_tokens = 4
+    found = encoder._encode_text(["a", "a calm piano melody and slow organ chords"])
+    assert found["lengths"].tolist()[1] == 4
+    alone = SimpleNamespace(root_device="cpu", all_gather=lambda own: own, is_global_zero=False)
+    report = encoder.finish(alone)  # type: ignore[arg-type]
+    assert report["captions_cut"] == 1
+    assert "1 captions have more tokens than the text encoder reads" in summary(report | {"captions": 2})
 
 
 def test_a_teacher_sees_captions_or_the_empty_text_under_its_own_mask(made: Made) -> None:

@@ -18,7 +18,7 @@ from musiccm.audio.ffmpeg_formats import INSTALL, SUFFIXES, NoDecoder, NotDecode
 from musiccm.audio.file_part import FilePart
 from musiccm.audio.mp3 import Mp3File, open_mp3
 from musiccm.audio.wav_header import WavLength, wav_length
-from musiccm.errors import MusiccmError
+from musiccm.errors import MusiccmError, NotFiniteError
 from musiccm.files import write_bytes
 
 log = logging.getLogger(__name__)
@@ -306,9 +306,11 @@ def encoded_audio(
         MusiccmError: The samples are not finite or not one-dimensional, or the format lacks the sampling rate.
     """
     samples = torch.as_tensor(waveform_S).detach().cpu().to(torch.float32)
-    if samples.ndim != 1 or not bool(torch.isfinite(samples).all()):
-        raise MusiccmError(f"{name}: expected finite samples of shape [S], found shape {list(samples.shape)}"
-                           f"{'' if samples.ndim != 1 else ' with NaN or infinite values'}; nothing was written")
+    if samples.ndim != 1:
+        raise MusiccmError(f"{name}: expected samples of shape [S], found shape {list(samples.shape)}; nothing was "
+                           "written")
+    if not bool(torch.isfinite(samples).all()):
+        raise NotFiniteError(f"{name}: expected finite samples, found NaN or infinity; nothing was written")
     try:
         # Through memory, so that a full disk is an OSError with its cause; soundfile would fail an assertion.
         encoded = io.BytesIO()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from musiccm.audio.io import AUDIO_SUFFIXES, SILENCE_PEAK, BadAudio, finite_samples, open_audio
 from musiccm.audio.mp3 import Mp3File
-from musiccm.errors import MusiccmError
+from musiccm.errors import MusiccmError, NotFiniteError
 from musiccm.files import write_bytes
 
 log = logging.getLogger(__name__)
@@ -120,9 +120,11 @@ def encoded(waveform_CS: Tensor, sample_rate_hz: int, form: str, suffix: str, na
     """
     if suffix not in AUDIO_SUFFIXES:
         raise MusiccmError(f"{name}: expected one of the suffixes {', '.join(AUDIO_SUFFIXES)}, found {suffix!r}")
-    if waveform_CS.ndim != 2 or not bool(torch.isfinite(waveform_CS).all()):
-        raise MusiccmError(f"{name}: expected finite samples of shape [C, S], found shape {list(waveform_CS.shape)}"
-                           f"{'' if waveform_CS.ndim != 2 else ' with NaN or infinite values'}; nothing was written")
+    if waveform_CS.ndim != 2:
+        raise MusiccmError(f"{name}: expected samples of shape [C, S], found shape {list(waveform_CS.shape)}; nothing "
+                           "was written")
+    if not bool(torch.isfinite(waveform_CS).all()):
+        raise NotFiniteError(f"{name}: expected finite samples, found NaN or infinity; nothing was written")
     subtype, _ = written_form(form, suffix)
     samples_SC = waveform_CS.detach().cpu().numpy().T
     if subtype in _BITS:

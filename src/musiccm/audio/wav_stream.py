@@ -10,7 +10,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from musiccm.errors import MusiccmError
+from musiccm.errors import MusiccmError, NotFiniteError
 from musiccm.files import made_meanwhile, naming_full_disk
 
 HEADER_BYTES, BYTES_A_SAMPLE = 44, 2
@@ -86,7 +86,8 @@ class WavStream:
             BrokenPipeError: The reader of a pipe has gone.
         """
         if not bool(torch.isfinite(waveform_S).all()):
-            raise MusiccmError(f"{self.name}: expected finite samples, found NaN or infinity; what came before is kept")
+            raise NotFiniteError(f"{self.name}: expected finite samples, found NaN or infinity; what came before is "
+                                 "kept")
         # as libsndfile rounds, so that a stream and a whole file are equal
         integers = (waveform_S.float() * 32768.0).floor().clamp(-32768, 32767).to(torch.int16).numpy().astype("<i2")
         self._require_room(self._data_bytes + integers.nbytes)

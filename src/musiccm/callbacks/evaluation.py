@@ -335,7 +335,8 @@ class Evaluation(pl.Callback):
             sim_aa_gallery=about, test_clips=shares, test_clips_of_the_teachers_training=seen,
             machine=machine(system.device), checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
             training=training_record(trainer, pl_module),
-            seed=self.seed, sampler=self.sampler.spec, text_audio=evaluator.clap.name if evaluator.clap else None,
+            seed=self.seed, sampler=self.sampler.spec,
+            **(evaluator.clap.record() if evaluator.clap else {"text_audio": None}),
             embedders={name: embedder.fingerprint for name, embedder in evaluator.extractor.embedders.items()},
         )
         write_samples(folder / "samples", outcomes, evaluator.prompt_of, LogMel(system.bundle.mel),

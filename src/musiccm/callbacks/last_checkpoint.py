@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,20 @@ class LastStep(pl.Callback):
 
     Lightning leaves the file at the last multiple; the table would then describe a student that is short of the end of
     its learning-rate curve. Saved while the batch ends, so that the place in the epoch is right for who trains on.
+
+    A run that goes on from its folder's `last.ckpt` overwrites it. Lightning does so only where its callback had
+    written the file, not where a signal had, nor in a folder that was moved: it would save into `last-v1.ckpt`.
     """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell who saves there that the file which the run goes on from is its own."""
+        for saver in trainer.checkpoint_callbacks:
+            folder = getattr(saver, "dirpath", None)
+            if not (folder and trainer.ckpt_path and getattr(saver, "save_last", None)):
+                continue
+            path = os.path.join(folder, LAST)
+            if not saver.last_model_path and os.path.realpath(path) == os.path.realpath(trainer.ckpt_path):
+                saver.last_model_path = path  # spelt as Lightning does, which compares the texts
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Overwrite what was saved last, where that was before this step."""

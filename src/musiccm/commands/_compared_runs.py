@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 #: What real clips and models of one test set come to differs by no more than rounding.
 SAME = 0.01
+#: What results call the CLAPs of the evaluated bundle: its own and its second.
+_OF_BUNDLES = ("bundle_clap", "clap_second")
 #: Keys of a row whose values are texts, though they begin as a metric's do.
 _TEXTS = ("_why", "_equal_calls_teacher")
 
@@ -56,6 +58,9 @@ def _wrong(result: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
     for key in ("references", "training", "embedders", "sim_aa_gallery"):
         if not isinstance(result.get(key), dict | None):
             yield key, "an object", result[key]
+    for key in ("text_audio", "text_audio_fingerprint"):
+        if not isinstance(result.get(key), str | None):
+            yield key, "a text", result[key]
     for number, row in enumerate(result["rows"]):
         if not isinstance(row, dict):
             yield f"rows[{number}]", "an object", row
@@ -205,18 +210,30 @@ def _of_training_clips(runs: Sequence[dict[str, Any]]) -> set[str]:
 def _of_claps(runs: Sequence[dict[str, Any]]) -> set[str]:
     """The keys that depend on the CLAP that measures, where there were several.
 
-    One name may stand for several networks, as each bundle has its own: what the real clips come to tells them apart.
+    Fingerprints tell them apart, and names where a run of an older version states none: it called every CLAP `clap`
+    that is not its bundle's. One name may stand for several networks, as each bundle has its own: what the real clips
+    come to tells those apart.
     """
     keys = _keys_of(runs, "text", "real")
     by_clap = [run for run in runs if any(row.get(key) is not None for row in run["rows"] for key in keys)]
-    found = sorted({str(run["text_audio"]) for run in by_clap if run.get("text_audio")})
+    named = [run for run in by_clap if run.get("text_audio")]
+    stated = [run.get("text_audio_fingerprint") for run in named]
+    kinds = {name if (name := str(run["text_audio"])) in _OF_BUNDLES else "another" for run in named}
+    differ = len(set(filter(None, stated))) > 1 or (None in stated and len(kinds) > 1)
     real = [value for run in by_clap if (value := (run.get("references") or {}).get("test_set_ta")) is not None]
-    if len(found) < 2 and (not real or max(real) - min(real) <= SAME * max(map(abs, real))):
+    if not differ and (not real or max(real) - min(real) <= SAME * max(map(abs, real))):
         return set()
     reals = ", ".join(f"{value:.3g}" for value in dict.fromkeys(real))
+    names = ", ".join(sorted({_clap_of(run) for run in named}))
     log.warning("similarities of text and audio are left out: the runs measured them by different CLAPs (text_audio: "
-                "%s; of the real clips: %s)", ", ".join(found) or "not stated", reals or "not stated")
+                "%s; of the real clips: %s)", names or "not stated", reals or "not stated")
     return keys
+
+
+def _clap_of(run: dict[str, Any]) -> str:
+    """The CLAP of a run as its results name it."""
+    found = run.get("text_audio_fingerprint")
+    return str(run["text_audio"]) + (f" {found[:8]}" if found else "")
 
 
 def _keys_of(runs: Sequence[dict[str, Any]], *scopes: str) -> set[str]:

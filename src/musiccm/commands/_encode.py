@@ -164,5 +164,7 @@ def summary(report: dict[str, Any]) -> str:
     if not report["windows"] and not report["captions"]:
         return "nothing to encode: the cache is complete"
     shares = ", ".join(f"{part.replace('_', ' ')} {share:.0%}" for part, share in report["shares"].items())
+    cut = (f"; {report['captions_cut']} captions have more tokens than the text encoder reads, and were cut"
+           if report["captions_cut"] else "")
     return (f"{report['windows']} windows and {report['captions']} captions in {report['wall_s']:.1f} s on "
-            f"{report['processes']} process(es): {report['windows_per_s']:.1f} windows/s; of the work: {shares}")
+            f"{report['processes']} process(es): {report['windows_per_s']:.1f} windows/s; of the work: {shares}{cut}")

@@ -20,7 +20,7 @@ from musiccm.bounds import (
 )
 from musiccm.commands._edits import edit_of
 from musiccm.errors import MusiccmError
-from musiccm.local_models import local_scheduler
+from musiccm.local_models import local_guidance_range, local_scheduler
 
 #: What the library calls an argument, and its option.
 OPTIONS = {
@@ -63,18 +63,19 @@ def check_options(args: argparse.Namespace, changes: Sequence[tuple[float, str]]
 
 
 def _check_ranges(args: argparse.Namespace) -> None:
+    low, high = local_guidance_range(args.model) or (0, MAX_GUIDANCE_SCALE)
     ranges = {
         "steps": (1, math.inf, "a whole number from 1 on"),
         "seed": (0, math.inf, "a whole number from 0 on"),
-        "guidance_scale": (0, MAX_GUIDANCE_SCALE, f"a number from 0 to {MAX_GUIDANCE_SCALE:g}"),
+        "guidance_scale": (low, high, f"a number from {low:g} to {high:g}"),
         "gamma": (0, 1, "a share of fresh noise from 0 to 1"),
         "strength": (math.ulp(0.0), 1, "a number above 0 and up to 1"),
         "overlap": (0, math.nextafter(1, 0), "a part of the window from 0 to below 1"),
     }
-    for name, (low, high, expected) in ranges.items():
+    for name, (least, most, expected) in ranges.items():
         value = getattr(args, name)
         for number in value if isinstance(value, list) else [value]:
-            if number is not None and not low <= number <= high:  # a comparison with NaN is false
+            if number is not None and not least <= number <= most:  # a comparison with NaN is false
                 raise MusiccmError(f"--{name.replace('_', '-')}: expected {expected}, found {number}")
     for option, value in (("--from", args.from_), ("--to", args.to)):
         if value is not None and not (math.isfinite(value) and value >= 0):

@@ -102,7 +102,8 @@ def _of_run(rules: Protocol, args: argparse.Namespace) -> int:
              *(f"{column.head.split()[0]}: not taken by this run ({column.network} is not among its embedders)"
                for column in lacking), *rules.notes(run["n"])[1:]]
     if name := run.get("text_audio"):
-        notes.append(f"the CLAP that measured: {name}")
+        notes.append(f"the CLAP that measured: {name}, fingerprint "
+                     f"{str(run.get('text_audio_fingerprint') or 'not stated')[:16]}")
     text = table(rules, rows, run.get("references", {}), notes)
     say(text)
     write_text(run["path"].with_name(f"tables-{rules.name}.md"), f"{text}\n")

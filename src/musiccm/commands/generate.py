@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from musiccm.commands._edits import DEFAULT_STRENGTH, edit_of, edited_clips, wri
 from musiccm.commands._generate_options import OPTIONS, check_options
 from musiccm.commands._outputs import FORMATS, STDOUT, checked_files, checked_outputs, output_name, output_paths
 from musiccm.commands._sidecar import check_model, says, take_over
-from musiccm.errors import MusiccmError, naming
+from musiccm.errors import MusiccmError, NotFiniteError, naming
 from musiccm.loading import loading
 from musiccm.terminal import say
 from musiccm.texts import short
@@ -72,13 +73,27 @@ def _generate(args: argparse.Namespace) -> int:
         bucket = Bucket(min(len(args.prompts), BATCH), args.steps, args.seconds)
         pipeline.warm_up(bucket, args.prompts, guidance_scale=args.guidance_scale, sampler=_sampler(pipeline, args))
     start = time.perf_counter()
-    if args.stream:
-        made_s = _stream(pipeline, args, paths)
-    else:
-        made_s = _write(pipeline, args, paths)
+    with _naming_broken_weights(pipeline):
+        made_s = _stream(pipeline, args, paths) if args.stream else _write(pipeline, args, paths)
     _say(args, f"{len(args.prompts)} clip(s) of {made_s:g} s in {time.perf_counter() - start:.2f} s, "
                f"{pipeline.evaluations}")
     return 0
+
+
+@contextlib.contextmanager
+def _naming_broken_weights(pipeline: Pipeline) -> Iterator[None]:
+    """Let an error about samples that are not finite say which weights are not.
+
+    Raises:
+        MusiccmError: As within.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        if not (broken := pipeline.broken_weights()):
+            raise
+        raise MusiccmError(f"{error}. Weights of {pipeline.bundle.path} hold NaN or infinity ({'; '.join(broken)}): "
+                           "the files are damaged or their training diverged; restore them") from error
 
 
 def _open(args: argparse.Namespace) -> Pipeline:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from musiccm.terminal import say
 
 if TYPE_CHECKING:
+    from musiccm.data.corpora.reading import Listing
     from musiccm.data.corpora.registry import CorpusSpec
 
 #: What the demo corpus can be written as.
@@ -221,13 +222,29 @@ def missing_of(spec: CorpusSpec) -> str | None:
     """
     from musiccm.errors import MusiccmError
 
+    whose = f"({spec.name}, in {spec.layout}'s layout)"
     try:
         splits = ("train", "test") if spec.test != 0 else ("train",)
-        found = {split: len(spec.list_split(split).entries) for split in splits}
+        found = {split: spec.list_split(split) for split in splits}
     except MusiccmError as error:
-        return f"{error} ({spec.name}, in {spec.layout}'s layout)"
-    say(f"{spec.root}: {', '.join(f'{n} {split} clips' for split, n in found.items())} in {spec.layout}'s layout")
+        return f"{error} {whose}"
+    if not found["train"].entries:
+        return f"{spec.root}: no train clips{left_out(found['train'])} {whose}"
+    counts = ", ".join(f"{len(listing.entries)} {split} clips" for split, listing in found.items())
+    say(f"{spec.root}: {counts} in {spec.layout}'s layout",
+        *(f"  {split}{said}" for split, listing in found.items() if (said := left_out(listing))))
     return None
+
+
+def left_out(listing: Listing) -> str:
+    """What of a corpus' index is not used, counted by reason, to stand behind the name of its split."""
+    from collections import Counter
+
+    counts = Counter(item.reason for item in listing.bad) + Counter(listing.unused)
+    parts = [", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))] if counts else []
+    first = [f"first {item.path}: {item.detail}" for item in listing.bad[:1]]
+    said = [*parts, *first, *listing.notes]
+    return f"; left out: {'; '.join(said)}" if counts else "".join(f"; {note}" for note in said)
 
 
 def _parser() -> argparse.ArgumentParser:

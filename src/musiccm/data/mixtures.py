@@ -159,9 +159,12 @@ def mixed_clips(
         The mixtures. Of clips with several captions, the first ones are joined, the second ones, and so on.
 
     Raises:
-        MusiccmError: There are fewer pairs than mixtures.
+        MusiccmError: There are fewer pairs than mixtures, or the share gives none.
     """
     count = int(len(clips) * share)
+    if share and clips and not count:
+        raise MusiccmError(f"data.mixtures is {share}: expected at least 1 mixture of {len(clips)} training clips, "
+                           f"found 0; raise it to {1 / len(clips):.3g} or more, or set it to 0 for none")
     if count > math.comb(len(clips), 2):
         raise MusiccmError(f"data.mixtures is {share}: {len(clips)} training clips have {math.comb(len(clips), 2)} "
                            f"pairs, and {count} are asked for; lower it")

@@ -150,7 +150,7 @@ class MusicDataModule(pl.LightningDataModule):
         if kind != "latent" and trajectories_dir is not None:
             raise MusiccmError("data.trajectories_dir: trajectories are of latents; expected data.kind 'latent', found "
                                f"{kind!r}")
-        if not isinstance(mixtures, int | float) or not 0 <= mixtures < math.inf:
+        if isinstance(mixtures, bool) or not isinstance(mixtures, int | float) or not 0 <= mixtures < math.inf:
             raise MusiccmError(f"data.mixtures: expected a share of at least 0, found {mixtures!r}")
         self.trajectories_dir, self.mixtures = trajectories_dir, mixtures
         least = {"clip_samples": clip_samples, "batch_size": batch_size, "val_clips": val_clips,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from musiccm.embedders.clap_sources import NONE, check_not_tuned_by, load_clap
+from musiccm.embedders.frozen import fingerprint
 from musiccm.errors import MusiccmError
 from musiccm.models.bundle import Bundle
 
@@ -26,7 +27,7 @@ class MeasuringClap:
         text: `captions -> [B, D]`.
         audio: `(waveform_BS, sample_rate_hz) -> [B, D]`.
         network: What does so.
-        name: `bundle_clap`, `clap_second` for the bundle's second, or `clap` for another.
+        name: `bundle_clap`, or of another what asked for it: `clap_second`, `clap`, a file, a bundle.
         fingerprint: Hash of weights and preprocessing, for caches; None for the bundle's, whose own hash says it.
     """
 
@@ -40,6 +41,18 @@ class MeasuringClap:
     def of_bundle(self) -> bool:
         """Whether it is the bundle's, whose embeddings of the training clips are known."""
         return self.fingerprint is None
+
+    def record(self) -> dict[str, str]:
+        """Its name and the hash of its weights and preprocessing, for the results.
+
+        Returns:
+            `text_audio` and `text_audio_fingerprint`.
+        """
+        found = self.fingerprint
+        if found is None:
+            conditioner: Any = self.network
+            found = fingerprint((conditioner.clap,), {"name": self.name})
+        return {"text_audio": self.name, "text_audio_fingerprint": found}
 
     def to(self, device: torch.device | str) -> MeasuringClap:
         """Move the network."""
@@ -94,7 +107,7 @@ def measuring_clap(bundle: Bundle, weights: str | Path | None = None) -> Measuri
     def audio(waveform_BS: Tensor, sample_rate_hz: int) -> Tensor:
         return embedder(waveform_BS, sample_rate_hz).embedding_RE  # one row a clip
 
-    return MeasuringClap(embedder.text, audio, embedder, embedder.name, embedder.fingerprint)
+    return MeasuringClap(embedder.text, audio, embedder, str(weights), embedder.fingerprint)
 
 
 def refuse_tuned(measuring: MeasuringClap | None, system: Any, embedders: Iterable[Any] = ()) -> None:

@@ -58,7 +58,8 @@ def read_student(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any]]:
 
 
 def load_student(
-    teacher: Any, state: dict[str, Tensor], path: Path, lora: Any = None, trained_on: str | None = None
+    teacher: Any, state: dict[str, Tensor], path: Path, lora: Any = None, trained_on: str | None = None,
+    remedy: str = "name the bundle of the run by --bundle",
 ) -> Any:
     """A U-Net of the teacher's shape with the student's weights, an adapter merged into them.
 
@@ -68,6 +69,7 @@ def load_student(
         path: Where they come from, for messages.
         lora: The adapter, if it is one.
         trained_on: What the checkpoint says of the weights below it.
+        remedy: What to do where teacher and student do not fit, for messages.
 
     Raises:
         MusiccmError: If the weights are of another shape than the teacher, or an adapter of another teacher.
@@ -80,7 +82,7 @@ def load_student(
 
         if bundle_identity(teacher) != trained_on:
             raise MusiccmError(f"{path}: its adapter was trained on {trained_on}, but {teacher.path} has "
-                               f"{bundle_identity(teacher)}; name the bundle of the run by --bundle")
+                               f"{bundle_identity(teacher)}; {remedy}")
         adapted = with_adapter(teacher.network, lora)
         load_adapter(adapted, state)
         return merged(adapted)
@@ -95,8 +97,8 @@ def load_student(
         unet.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise MusiccmError(f"{path}: its weights do not fit the teacher {teacher.path} ({reason}); name the bundle of "
-                           "the run by --bundle") from None
+        raise MusiccmError(f"{path}: its weights do not fit the teacher {teacher.path} ({reason}); "
+                           f"{remedy}") from None
     return unet
 
 
@@ -137,17 +139,20 @@ def starting_weights(start: str, teacher: Any, prediction_type: str, network: An
     from musiccm.models.lora import Lora
 
     check_checkpoint("distillation.start", start)
+    remedy = ("distillation.start must name a student of this teacher (model.init_args.bundle); name another, or leave "
+              "it out to start from the teacher")
     if Path(start).is_file():
         state, _, identity = read_student(Path(start))
         lora = identity.get("distillation.lora")
-        unet = load_student(teacher, state, Path(start), lora and Lora(**lora), identity.get("bundle"))
+        unet = load_student(teacher, state, Path(start), lora and Lora(**lora), identity.get("bundle"), remedy)
         predicts = identity.get("distillation.prediction_type", identity.get("prediction_type"))
     else:
         student = Bundle.from_pretrained(start, [teacher.kind.network, "scheduler"])
         if not is_student(student.scheduler_config):
             raise MusiccmError(f"distillation.start: {start} is no distilled student; leave the key out to start from "
                                "the teacher")
-        unet, predicts = load_student(teacher, student.network.state_dict(), Path(start)), student.prediction_type
+        unet = load_student(teacher, student.network.state_dict(), Path(start), remedy=remedy)
+        predicts = student.prediction_type
     if predicts != prediction_type:
         raise MusiccmError(f"distillation.start: {start} predicts {predicts!r}, but distillation.prediction_type is "
                            f"{prediction_type!r}; set it to what the student predicts")

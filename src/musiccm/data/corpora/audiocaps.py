@@ -56,7 +56,7 @@ def list_audiocaps(
         split: `"train"`, `"validation"` or `"test"`.
         files: The index of each split, relative to `root`; looked for by the usual names if not given.
         audio: Folder that is searched for the audio; `root` if None.
-        missing: Largest share of the clips that may lack their audio.
+        missing: Largest share of the clips that may lack their audio; a line that cannot be used counts as a clip.
 
     Returns:
         The listing, whose tables have the lines and captions, and the clips without audio by their number of captions.
@@ -147,13 +147,21 @@ def _index(root: Path, split: str, files: Mapping[str, str] | None) -> Path:
 
 
 def _clips(path: Path, listing: Listing) -> dict[str, list[_Row]]:
-    """The sound rows of an index by clip, in its order; the others go to the listing."""
+    """The sound rows of an index by clip, in its order; the others go to the listing.
+
+    Raises:
+        MusiccmError: There are none.
+    """
     clips: dict[str, list[_Row]] = {}
-    for row in _table_rows(path, listing) if path.suffix == ".csv" else _json_rows(path):
+    for row in _table_rows(path, listing) if path.suffix == ".csv" else _json_rows(path, whole=True):
         if isinstance(row, BadItem):
             listing.bad.append(row)
         else:
             clips.setdefault(escaped(row.clip.id), []).append(row)
+    if not clips:
+        first = f"; first {listing.bad[0].detail}" if listing.bad else ""
+        raise MusiccmError(f"{path}: expected clips with captions, found none that can be used among "
+                           f"{len(listing.bad)} lines{first}")
     return clips
 
 
@@ -180,9 +188,13 @@ def _table_rows(path: Path, listing: Listing) -> Iterator[_Row | BadItem]:
             yield _worded(path, _Row(line, ClipName(video, begin, number), caption))
 
 
-def _json_rows(path: Path) -> Iterator[_Row | BadItem]:
-    lines = read_text(path, "a JSON object with location and captions in each line").split("\n")
-    for line, text in enumerate(lines, 1):
+def _json_rows(path: Path, whole: bool = False) -> Iterator[_Row | BadItem]:
+    """The lines of a file; one that is to be an index as a `whole` is no array of them."""
+    content = read_text(path, "a JSON object with location and captions in each line")
+    if whole and content.lstrip().startswith("["):
+        raise MusiccmError(f"{path}: expected a JSON object with location and captions in each line, found one JSON "
+                           "array; write its items a line each (jq -c '.[]')")
+    for line, text in enumerate(content.split("\n"), 1):
         if not text.strip():
             continue
         try:
@@ -205,8 +217,9 @@ def _worded(path: Path, row: _Row) -> _Row | BadItem:
     """A row with its caption as a sentence."""
     said: Any = row.caption
     if not isinstance(said, str) or not said.strip() or is_missing(said) or not is_text(said):
+        found = no_words(said) if said is None or isinstance(said, str) else f"{type(said).__name__} {said!r:.60}"
         return BadItem(escaped(row.clip.id), escaped(path), "no_caption",
-                       f"line {row.line}: expected a sentence, found {no_words(said)}")
+                       f"line {row.line}: expected a sentence under captions, found {found}")
     return _Row(row.line, row.clip, said.strip(), row.location, row.tags)
 
 
@@ -230,17 +243,20 @@ def _file(root: Path, rows: list[_Row], files: ClipFiles) -> Path | BadItem | No
 def _count_away(
     listing: Listing, index: Path, folder: Path, clips: Mapping[str, list[_Row]], away: dict[str, int], missing: float
 ) -> None:
-    """Say which clips have no audio, and refuse a corpus that lacks too many."""
+    """Say which clips have no audio, and refuse a corpus that lacks too many; unusable lines count as clips."""
     if not away:
         return
+    unusable = sum(item.path == escaped(index) for item in listing.bad)
+    total = len(clips) + unusable
+    of = f"{total} clips of {index.name}" + (f" ({unusable} of them lines that cannot be used)" if unusable else "")
     first = ", ".join(list(away)[:3])
     if len(away) == len(clips):
         raise MusiccmError(f"{folder}: the audio of none of the {len(clips)} clips of {index.name} is here, first "
                            f"{first}; expected <youtube_id>_<start>.wav or another name of docs/data.md")
-    if len(away) > missing * len(clips):
-        raise MusiccmError(f"{folder}: {len(away)} of {len(clips)} clips of {index.name} have no audio, first {first}: "
+    if len(away) > missing * total:
+        raise MusiccmError(f"{folder}: {len(away)} of {of} have no audio, first {first}: "
                            f"more than the accepted {missing:.0%}. Download them, name their folder by audio, or "
                            "accept more by missing")
     listing.unused["not_downloaded"] = len(away)
     listing.tables["not_downloaded"] = away
-    listing.notes.append(f"{len(away)} of {len(clips)} clips of {index.name} have no audio, first {first}")
+    listing.notes.append(f"{len(away)} of {of} have no audio, first {first}")

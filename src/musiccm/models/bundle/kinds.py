@@ -97,6 +97,10 @@ class MelKind:
         where = bundle.root_of("unet") / "unet" / PARTS["unet"].config_file
         width = need(unet, "projection_class_embeddings_input_dim", where)
         (embedded,) = bundle.stated("text_encoder", "projection_dim")
+        if width is None and unet.get("class_embed_type") is None:
+            raise MusiccmError(f"{bundle.path}: unet attends to tokens (it has no class_embed_type), and text_encoder "
+                               "is a CLAP, which gives one vector a text; the two are from different models. Put the "
+                               "text encoder back that the U-Net was trained with, such as a T5")
         if width != embedded:
             raise MusiccmError(f"{bundle.path}: unet takes a condition of width {width}, text_encoder gives "
                                f"{embedded}; the two are from different models")

@@ -210,7 +210,8 @@ def embedded(conditioner: nn.Module, texts: Sequence[str]) -> Tensor:
         [B, D] on the CPU, float32.
     """
     with torch.inference_mode():
-        rows = [pool_condition(conditioner.reader.prompts([text])) for text in texts]  # type: ignore[operator,union-attr]
+        rows = [pool_condition(conditioner.reader.prompts([text], whole=False))  # type: ignore[operator,union-attr]
+                for text in texts]
     return nn.functional.normalize(torch.cat(rows).float().cpu(), dim=-1)
 
 

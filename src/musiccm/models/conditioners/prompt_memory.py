@@ -26,7 +26,7 @@ PROMPT_LENGTHS = (32, 64, 128, 256)
 
 # Tokenizers of transformers keep their padding in themselves, and two threads would change it under each other; nor may
 # the memory change while it is tidied. One lock for all, as a lock of its own would keep a network from being copied.
-_ENCODING = threading.RLock()
+ENCODING = threading.RLock()
 
 AnyConditioner = TypeVar("AnyConditioner", bound="Conditioner")
 
@@ -98,7 +98,7 @@ class Conditioner(nn.Module):
         Raises:
             MusiccmError: As `text`.
         """
-        with _ENCODING:
+        with ENCODING:
             tokens = tokenize(self.tokenizer, texts, self.max_tokens, padding_side="right")
         found = tokens.input_ids, tokens.attention_mask.bool()
         return self.padded(*found) if self.few_lengths else found
@@ -132,7 +132,7 @@ class Conditioner(nn.Module):
         """
         raise NotImplementedError
 
-    def prompts(self, texts: list[str], seeds: Sequence[int] | None = None) -> AnyCondition:
+    def prompts(self, texts: list[str], seeds: Sequence[int] | None = None, whole: bool = True) -> AnyCondition:
         """Encode texts one by one, and remember them: what a pipeline asks for, from any thread.
 
         Each is encoded at its own length: padding costs time and alters the last bits, so that a condition would depend
@@ -141,17 +141,28 @@ class Conditioner(nn.Module):
         Args:
             texts: See `text`.
             seeds: One a text, of what is drawn (`draws`); without effect where nothing is.
+            whole: Refuse a text of more tokens than are read, where the encoder gives tokens; else it is cut, as `text`
+                does with the captions of a corpus.
 
         Returns:
             A batch of conditions, without gradients.
 
         Raises:
-            MusiccmError: As `text`.
+            MusiccmError: As `text`; or a text is too long.
         """
         check_texts(texts)
-        with _ENCODING:
+        if whole:
+            self.require_whole(texts)
+        with ENCODING:
             drawn = [None] * len(texts) if seeds is None or not self.draws else list(seeds)
             return cat_conditions([self._row(text, seed) for text, seed in zip(texts, drawn, strict=True)])
+
+    def require_whole(self, texts: list[str]) -> None:
+        """Refuse prompts that would be cut, where the encoder gives tokens; CLAP reads their beginning, as in training.
+
+        Raises:
+            MusiccmError: A text has more tokens than are read.
+        """
 
     def _row(self, text: str, seed: int | None) -> AnyCondition:
         row = self._remembered.pop((text, seed), None)
@@ -225,11 +236,16 @@ def tokenize(tokenizer: Any, texts: list[str], max_tokens: int, **options: Any) 
                        **options)
     for text, length in zip(texts, tokens.attention_mask.sum(dim=1).tolist(), strict=True):
         # only a text that fills the encoder may be a longer one
-        if length == max_tokens and (count := len(tokenizer(text, verbose=False).input_ids)) > length:
+        if length == max_tokens and (count := token_count(tokenizer, text)) > length:
             _warn_of_cut(count, length, text)
     return tokens
 
 
+def token_count(tokenizer: Any, text: str) -> int:
+    """Tokens of a whole text, whatever an encoder reads of them."""
+    return len(tokenizer(text, verbose=False).input_ids)
+
+
 @functools.lru_cache(maxsize=4096)  # each once: an evaluation reads the same captions for every model
 def _warn_of_cut(count: int, length: int, text: str) -> None:
-    log.warning("a text of %d tokens is cut to the %d that the text tower reads: %.60s...", count, length, text)
+    log.warning("a text of %d tokens is cut to the %d that the text encoder reads: %.60s...", count, length, text)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from musiccm.diffusion import Condition
 from musiccm.errors import MusiccmError
-from musiccm.models.conditioners.prompt_memory import Conditioner
+from musiccm.models.conditioners.prompt_memory import ENCODING, Conditioner, token_count
+from musiccm.texts import short
 
 #: Tokens of a text at most, where neither the tokenizer nor the encoder states a number: what T5 was trained with.
 LONGEST = 512
@@ -77,6 +78,19 @@ class TextEncoderConditioner(Conditioner):
         with torch.autocast(self.device.type, enabled=False):
             output = self.encoder(input_ids=ids_BL, attention_mask=mask_BL.long())
         return Condition(output.last_hidden_state.masked_fill(~mask_BL[..., None], 0.0), mask_BL)
+
+    def require_whole(self, texts: list[str]) -> None:
+        """See `Conditioner.require_whole`."""
+        with ENCODING:
+            for text in texts:
+                if (count := self.excess(text)) is not None:
+                    raise MusiccmError(f"prompt {short(text)!r}: a text of {count} tokens; this model reads "
+                                       f"{self.max_tokens}: shorten it")
+
+    def excess(self, text: str) -> int | None:
+        """Tokens of a text that has more than the encoder reads; None of any other."""
+        count = token_count(self.tokenizer, text)
+        return count if count > self.max_tokens else None
 
     def audio(self, waveform_BS: torch.Tensor, sample_rate_hz: int, windows: str = "first") -> NoReturn:
         """Refuse: there is no audio tower.

@@ -133,8 +133,9 @@ def assemble(sources: Sources) -> Assembled:
         made.add(name, part, origin, dropped, ignored)
     frames, vae = sources.mel_frames, made.parts["vae"]
     factor_of_time = 2 ** (len(vae.config.block_out_channels) - 1)
-    if frames % factor_of_time:
-        raise MusiccmError(f"--mel-frames {frames}: expected a multiple of {factor_of_time}, by which this VAE shrinks")
+    if frames < factor_of_time or frames % factor_of_time:
+        raise MusiccmError(f"--mel-frames {frames}: expected a positive multiple of {factor_of_time}, by which this "
+                           "VAE shrinks")
     unet = unet_from_original(ldm.unet(sources.weights), sources.head_channels, frames // factor_of_time, str(ldm.path))
     assumed.extend(unet.assumed)
     made.add("unet", unet.build(lambda config: UNet2DConditionModel(**config), str(ldm.path)), ldm.path,

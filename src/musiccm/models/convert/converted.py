@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,18 +42,40 @@ class Converted:
             The module, float32, in eval mode.
 
         Raises:
-            MusiccmError: A weight is missing, left over, of another size, or not finite.
+            MusiccmError: A weight is missing, left over, of another size, no floating-point number, or not finite.
         """
         with init_empty_weights():
             module = make(self.config)
         require_fit(module.state_dict(), self.state, what, "not the architecture that is converted here")
+        own = module.state_dict()
+        whole = [f"{name} is {str(value.dtype).removeprefix('torch.')}" for name, value in self.state.items()
+                 if own[name].is_floating_point() and not value.is_floating_point()]
+        if whole:
+            raise MusiccmError(f"{what}: {_first(whole)}; expected floating-point numbers. Quantised weights are not "
+                               "converted: save them as float16 or float32")
         broken = [name for name, value in self.state.items() if not torch.isfinite(value).all()]
         if broken:
-            raise MusiccmError(f"{what}: {broken[0]} and {len(broken) - 1} more hold NaN or infinity; the file is "
-                               "damaged or its training diverged")
+            raise MusiccmError(f"{what}: NaN or infinity in {_first(broken)}; the file is damaged or its training "
+                               "diverged")
         wide = {name: value.float() if value.is_floating_point() else value for name, value in self.state.items()}
         module.load_state_dict(wide, strict=True, assign=True)
         return module.eval().requires_grad_(False)
+
+
+def _first(texts: list[str]) -> str:
+    """The first of them, and how many more there are."""
+    return texts[0] + (f" and {len(texts) - 1} more" if len(texts) > 1 else "")
+
+
+def check_scale_factor(value: float, what: str) -> float:
+    """A factor that can be divided by again.
+
+    Raises:
+        MusiccmError: It is none.
+    """
+    if not (math.isfinite(value) and value > 0):
+        raise MusiccmError(f"{what}: expected a positive number, by which the latents are multiplied, found {value:g}")
+    return value
 
 
 def count_below(names: Iterable[str], prefix: str) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
+from musiccm.models.convert.converted import check_scale_factor
 from musiccm.models.convert.reading import read_original, tensors_of, under
 
 UNET, EMA, VAE, CLAP = "model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model.model."
@@ -85,7 +86,7 @@ class LdmCheckpoint:
             The factor.
 
         Raises:
-            MusiccmError: Nobody states it, or both do and differ.
+            MusiccmError: Nobody states it, both do and differ, or it is no positive number.
         """
         found = self.tensors.get("scale_factor")
         if found is None and stated is None:
@@ -93,6 +94,7 @@ class LdmCheckpoint:
                                "(--scale-factor)")
         value = stated if found is None else float(found)
         assert value is not None
+        check_scale_factor(value, "--scale-factor" if found is None else f"{self.path}: scale_factor")
         if stated is not None and abs(stated - value) > 1e-4 * abs(value):
             raise MusiccmError(f"{self.path}: its scale_factor is {value:.6g}, --scale-factor says {stated:.6g}; leave "
                                "the option out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,6 +71,9 @@ def read_t5(name: str) -> nn.Module:
     """
     from transformers import T5EncoderModel
 
+    if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1):
+        raise MusiccmError(f"--text-encoder {name}: no such folder; expected one with FLAN-T5's config.json and "
+                           "safetensors, or a hub id such as google/flan-t5-large")
     try:
         folder = checked_folder(name, ["config.json", "*.safetensors", "*.safetensors.index.json"])
         found, report = T5EncoderModel.from_pretrained(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from musiccm.audio.mel import LogMel, MelConfig
 from musiccm.diffusion import StudentGuidance
 from musiccm.errors import MusiccmError
-from musiccm.models.bundle.files import check_part, load_part
+from musiccm.models.bundle.files import SETTINGS_FILE, check_part, load_part
 from musiccm.models.bundle.student_record import LINSPACE_SCHEDULER, guidance_record, sampler_record
 from musiccm.models.convert.assemble import Assembled, choose
 from musiccm.models.convert.clap import read_tokenizer
+from musiccm.models.convert.converted import check_scale_factor
 from musiccm.models.convert.cross_unet import cross_unet_from_original, make_cross_unet
 from musiccm.models.convert.reading import read_original, tensors_of, under
 from musiccm.models.convert.t5 import make_t5, read_t5, t5_from_original
@@ -37,6 +39,12 @@ LICENCE = ("these weights are non-commercial (TANGO's: CC BY-NC-SA 4.0, Consiste
            "converted ones are for your own use: nothing of them may be shipped or published")
 #: Stable Diffusion 2.1's noise schedule, which TANGO took.
 SCHEDULE = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+#: Schedulers of diffusers that a teacher of betas is published with; all read the same table of noise.
+TEACHER_SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler",
+                      "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
+                      "PNDMScheduler", "UniPCMultistepScheduler")
+#: Keys of a scheduler's file which, where set, make other noise of the same betas.
+_OTHER_BETAS = ("trained_betas", "rescale_betas_zero_snr")
 #: Guidance scales that ConsistencyTTA's students are trained on, and the one that its example samples by.
 SCALES, DEFAULT_SCALE = (0.0, 6.0), 4.0
 #: Timesteps that ConsistencyTTA's students are trained at, clean not counted: `linspace(0, 999, 18)`.
@@ -107,7 +115,7 @@ def _from_files(made: Assembled, sources: TtaSources, found: TtaWeights) -> None
     made.parts["tokenizer"] = read_tokenizer(sources.tokenizer, made.parts["text_encoder"].config.vocab_size,
                                              "google/flan-t5-large")
     assumed.append(f"noise schedule: {SCHEDULER}'s, {SCHEDULE}")
-    _set_scheduler(made, found.clean, found.guidance, found.grid_points)
+    _set_scheduler(made, "sample" if found.clean else "v_prediction", found.guidance, found.grid_points)
 
 
 def _add_autoencoder(made: Assembled, sources: TtaSources, found: TtaWeights) -> None:
@@ -151,6 +159,8 @@ def _averaged(tensors: dict[str, Tensor], take: bool) -> tuple[dict[str, Tensor]
 
 def _scale_factor(sources: TtaSources, found: TtaWeights, assumed: list[str]) -> float:
     stated, own = sources.scale_factor, found.scale_factor
+    if stated is not None:
+        check_scale_factor(stated, "--scale-factor")
     if own is not None and stated is not None and abs(stated - own) > 1e-4 * abs(own):
         raise MusiccmError(f"{sources.folder}: its scale_factor is {own:.6g}, --scale-factor says {stated:.6g}; leave "
                            "the option out")
@@ -168,7 +178,9 @@ def _mel(made: Assembled, found: TtaWeights, assumed: list[str]) -> MelConfig:
         hop = int(torch.tensor(vocoder.upsample_rates).prod())
         mel = MelConfig(sample_rate_hz=vocoder.sampling_rate, hop_length=hop, n_mels=vocoder.model_in_dim)
         assumed.append(f"mel: n_fft {mel.n_fft}, {mel.fmin_hz:g} to {mel.fmax_hz:g} Hz, as TANGO's")
-    if found.stft_file is not None:
+    if found.stft_file is None:
+        assumed.append("mel filters: computed from these numbers, and compared with none, for the files hold none")
+    else:
         tensors, ignored = tensors_of(read_original(found.stft_file, weights_only=True), found.stft_file)
         filters, ours = tensors.get("mel_basis"), LogMel(mel).filters.T
         if filters is None:
@@ -189,9 +201,9 @@ def _add_unet(
     stated = read_json(Path(sources.unet_config), "the U-Net's configuration") if sources.unet_config else config
     vae = made.parts["vae"].config
     factor = 2 ** (len(vae.block_out_channels) - 1)
-    if sources.mel_frames % factor or made.mel.n_mels % factor:
-        raise MusiccmError(f"--mel-frames {sources.mel_frames}: expected a multiple of {factor}, by which this VAE "
-                           f"shrinks, as the {made.mel.n_mels} bins are")
+    if sources.mel_frames < factor or sources.mel_frames % factor or made.mel.n_mels % factor:
+        raise MusiccmError(f"--mel-frames {sources.mel_frames}: expected a positive multiple of {factor}, by which "
+                           f"this VAE shrinks, as the {made.mel.n_mels} bins are")
     size = [sources.mel_frames // factor, made.mel.n_mels // factor]
     converted = cross_unet_from_original(tensors, stated, size, str(path))
     made.record["assumed"] += [*converted.assumed, f"clips of {sources.mel_frames} mel frames"]
@@ -216,12 +228,12 @@ def _add_text(made: Assembled, sources: TtaSources, found: TtaWeights) -> None:
         made.add("text_encoder", read_t5(sources.text_encoder), sources.text_encoder, [])
 
 
-def _set_scheduler(made: Assembled, clean: bool, told: float | str | None, points: int | None = None) -> None:
+def _set_scheduler(made: Assembled, predicts: str, told: float | str | None, points: int | None = None) -> None:
     """The noise schedule; of a consistency student also how it may be sampled, and guided.
 
     Args:
         made: The parts, the U-Net among them.
-        clean: Whether it gives the clean latent.
+        predicts: What it gives: `sample`, as a consistency student does, or a teacher's `v_prediction` or `epsilon`.
         told: Its run's guidance scale: a number, `variable`, or None where that is not known.
         points: Of a student's grid; None where that is not known.
 
@@ -233,8 +245,8 @@ def _set_scheduler(made: Assembled, clean: bool, told: float | str | None, point
         raise MusiccmError(f"summary.jsonl: teacher_guidance_scale is {-1 if told == 'variable' else told:g}, by which "
                            f"the student is {'told its' if told == 'variable' else 'of one'} scale, but the weights "
                            f"have {'a' if variable else 'no'} guidance branch; the two are from different runs")
-    if not clean:
-        made.parts["scheduler"] = {"_class_name": "DDIMScheduler", **SCHEDULE, "prediction_type": "v_prediction",
+    if predicts != "sample":
+        made.parts["scheduler"] = {"_class_name": "DDIMScheduler", **SCHEDULE, "prediction_type": predicts,
                                    "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
         return
     # They have no boundary; ours alters less than a millionth of an answer at the lowest point of their grid.
@@ -259,9 +271,16 @@ def _set_scheduler(made: Assembled, clean: bool, told: float | str | None, point
 
 
 def _from_diffusers(made: Assembled, sources: TtaSources) -> None:
-    """The fifth layout: all parts are diffusers' and transformers' own, but for the U-Net's branch."""
+    """The fifth layout: all parts are diffusers' and transformers' own, but for the U-Net's branch.
+
+    Raises:
+        MusiccmError: It is a bundle already, is no model of the two systems, or an option has no meaning for it.
+    """
     folder = Path(sources.folder)
-    made.record["layout"] = "diffusers, with ConsistencyTTA's own pipeline"
+    if (folder / SETTINGS_FILE).is_file():
+        raise MusiccmError(f"--tango {folder}: is a bundle already ({SETTINGS_FILE}); use it as it is")
+    predicts = _diffusers_prediction(folder)
+    made.record["layout"] = "diffusers" + (", with ConsistencyTTA's own pipeline" if predicts == "sample" else "")
     for option in ("weights", "text_encoder", "vae", "vocoder_config", "scale_factor", "prefer"):
         if getattr(sources, option) is not None:
             raise MusiccmError(f"--{option.replace('_', '-')}: {folder} is in diffusers' layout, which says it itself; "
@@ -283,10 +302,33 @@ def _from_diffusers(made: Assembled, sources: TtaSources) -> None:
     tensors, ignored = tensors_of(read_original(path), path)
     _add_unet(made, sources, tensors, read_json(folder / "unet" / "config.json", "the U-Net's configuration"), path, [],
               ignored, None)
-    schedule = read_json(folder / "scheduler" / "scheduler_config.json", "the noise schedule")
-    if odd := {key: schedule.get(key) for key, value in SCHEDULE.items() if schedule.get(key) != value}:
-        raise MusiccmError(f"{folder}/scheduler: {odd}, expected {SCHEDULER}'s schedule, {SCHEDULE}")
-    _set_scheduler(made, True, None)
+    _set_scheduler(made, predicts, None)
+
+
+def _diffusers_prediction(folder: Path) -> str:
+    """What the U-Net of a folder in diffusers' layout gives: `sample` of ConsistencyTTA's students, whatever their
+    scheduler's file says, else the `prediction_type` there.
+
+    Raises:
+        MusiccmError: The noise schedule is another, or the folder is neither such a student nor a teacher.
+    """
+    path = folder / "scheduler" / "scheduler_config.json"
+    schedule = read_json(path, "the noise schedule")
+    stated = {key: schedule.get(key) for key in (*SCHEDULE, *(key for key in _OTHER_BETAS if schedule.get(key)))}
+    if odd := {key: value for key, value in stated.items() if value != SCHEDULE.get(key)}:
+        raise MusiccmError(f"{path}: {odd}, expected {SCHEDULER}'s schedule, {SCHEDULE}")
+    unet = read_json(folder / "unet" / "config.json", "the U-Net's configuration")
+    pipeline = json.dumps(read_json(folder / "model_index.json", "the pipeline").get("_class_name"))
+    if "ConsistencyTTA" in pipeline or "UNet2DConditionGuidedModel" in str(unet.get("_class_name")):
+        return "sample"
+    kind, predicts = schedule.get("_class_name"), schedule.get("prediction_type")
+    if kind not in TEACHER_SCHEDULERS or predicts not in ("epsilon", "v_prediction"):
+        raise MusiccmError(
+            f"{path}: _class_name is {kind!r} and prediction_type {predicts!r}, and model_index.json names the "
+            f"pipeline {pipeline}; expected a teacher (epsilon or v_prediction, one of "
+            f"{', '.join(TEACHER_SCHEDULERS)}), or a student in ConsistencyTTA's own pipeline. Correct the file, if "
+            "the model is one of them")
+    return str(predicts)
 
 
 def _check_widths(parts: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from musiccm.audio.mel import MelConfig
 from musiccm.errors import MusiccmError
+from musiccm.models.convert.converted import check_scale_factor
 from musiccm.models.convert.reading import read_original, tensors_of, under
 from musiccm.texts import load_json, read_json, read_text
 
@@ -123,7 +124,7 @@ def _hub(folder: Path) -> TtaWeights:
     _check_scheduler(folder / "main_config.json", config)
     found.vae_file, found.stft_file = _file(folder, _HUB[1]), _file(folder, _HUB[2])
     vae_config = folder / "vae_config.json"
-    found.scale_factor = _number(vae_config, read_json(vae_config, "the autoencoder's configuration"), "scale_factor")
+    found.scale_factor = _scale_factor(vae_config, read_json(vae_config, "the autoencoder's configuration"))
     stft_config = folder / "stft_config.json"
     stated = read_json(stft_config, "the mel front end's configuration")
     numbers: dict[str, Any] = {
@@ -208,7 +209,7 @@ def _easy(folder: Path) -> TtaWeights:
     if not vae_file.is_file():
         return found
     content = read_original(vae_file, weights_only=True)
-    found.scale_factor = _number(vae_file, content, "scale_factor")
+    found.scale_factor = _scale_factor(vae_file, content)
     return found
 
 
@@ -280,6 +281,11 @@ def _grid_points(path: Path, arguments: Mapping[str, Any]) -> int | None:
     if isinstance(steps, bool) or not isinstance(steps, int) or not 2 <= steps <= 1000:
         raise MusiccmError(f"{path}: num_diffusion_steps is {steps!r}; expected a whole number from 2 to 1000")
     return steps - 1
+
+
+def _scale_factor(path: Path, content: Mapping[str, Any]) -> float:
+    """By what the latents are multiplied, as a file states it."""
+    return check_scale_factor(_number(path, content, "scale_factor"), f"{path}: scale_factor")
 
 
 def _number(path: Path, content: Mapping[str, Any], key: str) -> float:

@@ -43,7 +43,7 @@ class CorpusEncoder(pl.LightningModule):
         self._start = self._wall_s = 0.0
         self._done: list[dict[str, Tensor]] = []
         self.parts = parts
-        self._spent = dict.fromkeys((*self.parts, "windows", "captions"), 0.0)
+        self._spent = dict.fromkeys((*self.parts, "windows", "captions", "captions_cut"), 0.0)
 
     def encode_audio(self, waveform_BS: Tensor) -> dict[str, Tensor]:
         """What the cache holds of windows, but CLAP's embeddings."""
@@ -81,6 +81,7 @@ class CorpusEncoder(pl.LightningModule):
         if "clap_text" in self.parts:
             return {"clap_text": self._timed("clap_text", self.conditioner.text, captions)}
         condition = self._timed("text", self.conditioner.text, captions)
+        self._spent["captions_cut"] += sum(self.conditioner.excess(text) is not None for text in captions)
         return {"tokens": condition.tokens_BLD[condition.mask_BL], "lengths": condition.mask_BL.sum(1)}
 
     def _timed(self, part: str, function: Any, *arguments: Any) -> Any:
@@ -104,7 +105,8 @@ class CorpusEncoder(pl.LightningModule):
             strategy: The Trainer's.
 
         Returns:
-            `windows`, `captions`, `wall_s`, `windows_per_s`, `processes`, and by part `seconds` and `shares`.
+            `windows`, `captions`, `captions_cut` (those of more tokens than a text encoder reads), `wall_s`,
+            `windows_per_s`, `processes`, and by part `seconds` and `shares`.
         """
         own = torch.tensor([*self._spent.values(), self._wall_s], dtype=torch.float64, device=strategy.root_device)
         every = strategy.all_gather(own).view(-1, len(own)).cpu()
@@ -182,6 +184,7 @@ def _report(spent: dict[str, float], parts: tuple[str, ...], wall_s: float) -> d
     return {
         "windows": int(spent["windows"]),
         "captions": int(spent["captions"]),
+        "captions_cut": int(spent["captions_cut"]),
         "wall_s": round(wall_s, 3),
         "windows_per_s": round(spent["windows"] / wall_s, 3) if wall_s else 0.0,
         "seconds": {part: round(spent[part], 3) for part in parts},
