@@ -47,7 +47,7 @@ TANGO_RUN = $$(ls -td lightning_logs/student_tango/version_* | head -n 1)
 
 # The bundle of MeLoDy's kind borrows musiccm-tiny's CLAP and evaluators, and is of the same music.
 MELODY_CORPUS := data/melody-corpus
-MELODY_STAGES ?= audio_vae semantic_tokens semantic_lm dual_path audio_decoder fast_decoder
+MELODY_STAGES ?= audio_vae semantic_tokens semantic_lm dual_path audio_decoder decoder
 PACK_MELODY = $(BIN)/musiccm pack --from data/bundle-melody --to src/musiccm/bundles/tiny-melody --name musiccm-tiny-melody --base ../tiny \
   --corpus $(MELODY_CORPUS) --stages experiments/melody/stages $(ARGS)
 MELODY_START = $$(ls -td lightning_logs/melody_demo/version_* | head -n 1)/checkpoints/last.ckpt

@@ -292,7 +292,7 @@ def test_a_fast_decoder_is_trained_on_its_latents(corpus: Path, tmp_path: Path) 
 
 def test_the_small_fast_decoder_takes_the_small_vaes_latents() -> None:
     small, fast = (load_experiment(f"melody/stages/{name}")["model"]["init_args"] for name in (
-        "audio_vae", "fast_decoder"))
+        "audio_vae", "decoder"))
     with torch.device("meta"):
         FastDecoder(fast["decoder"]).check_latents(AudioVae(small["vae"]).raw_latents(), "")
 

@@ -78,7 +78,7 @@ class MelodyKind:
         if decoder == "fast" and not there:
             raise MusiccmError(f"{bundle.path}: has no fast decoder (no decoder/ folder): its audio VAE makes sound "
                                "itself; use decoder 'original', or train one by "
-                               "experiments/melody/stages/fast_decoder.yaml")
+                               "experiments/melody/stages/decoder.yaml")
         if decoder in ("original", "none") or not there:
             return bundle.part("audio_vae")
         from musiccm.models.melody.fast_audio_vae import FastAudioVae
