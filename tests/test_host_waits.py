@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,9 +29,11 @@ from tests.pretend_device import install, watching
 TEXTS = ["a calm piano melody", "slow organ chords"]
 
 
-@pytest.fixture(scope="module")
-def other() -> str:
-    return install()
+@pytest.fixture
+def other() -> Iterator[str]:
+    # torch counts devices at the first backward pass of a process, and has no thread for one that comes later
+    with torch.autograd.set_multithreading_enabled(False):
+        yield install()
 
 
 @pytest.fixture(scope="module")

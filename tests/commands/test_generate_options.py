@@ -67,7 +67,8 @@ def test_a_student_that_is_told_its_scale_names_its_own_range(tmp_path, capsys):
     (tmp_path / "musiccm.json").write_text(json.dumps(record))
     for value in ("-1", "6.5"):
         assert main(["generate", "x", f"--guidance-scale={value}", "--model", str(tmp_path)]) == 2
-        assert f"--guidance-scale: expected a number from 0 to 6, found {float(value)}" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"from 0 to 6, the scales that this student was trained on, found {float(value)}" in said
     record["distillation"]["guidance"] = "fixed"
     (tmp_path / "musiccm.json").write_text(json.dumps(record))
     assert main(["generate", "x", "--guidance-scale=-1", "--model", str(tmp_path)]) == 2

@@ -63,11 +63,13 @@ def check_options(args: argparse.Namespace, changes: Sequence[tuple[float, str]]
 
 
 def _check_ranges(args: argparse.Namespace) -> None:
-    low, high = local_guidance_range(args.model) or (0, MAX_GUIDANCE_SCALE)
+    told = local_guidance_range(args.model)
+    low, high = told or (0, MAX_GUIDANCE_SCALE)
     ranges = {
         "steps": (1, math.inf, "a whole number from 1 on"),
         "seed": (0, math.inf, "a whole number from 0 on"),
-        "guidance_scale": (low, high, f"a number from {low:g} to {high:g}"),
+        "guidance_scale": (low, high, f"a number from {low:g} to {high:g}" + (
+            ", the scales that this student was trained on" if told else "")),
         "gamma": (0, 1, "a share of fresh noise from 0 to 1"),
         "strength": (math.ulp(0.0), 1, "a number above 0 and up to 1"),
         "overlap": (0, math.nextafter(1, 0), "a part of the window from 0 to below 1"),
