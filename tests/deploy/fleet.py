@@ -138,7 +138,10 @@ def lose_a_replica_under_load(fleet: Fleet, model: Path) -> None:
     processes = [*descendants(fleet.process.pid)]
     fleet.process.send_signal(signal.SIGTERM)
     assert fleet.process.wait(60) == 0, fleet.said()
-    assert "no more jobs are taken" in fleet.said() and "Traceback" not in fleet.said()
+    assert "no more jobs are taken" in fleet.said()
+    # Ray's router logs failures of its own that it never reads
+    frames = [line for line in fleet.said().splitlines() if line.lstrip().startswith('File "')]
+    assert not [line for line in frames if "src/musiccm" in line or "/deploy/" in line], fleet.said()
     gone_by = time.monotonic() + 60
     while left := [line for line in map(command_line, processes) if line]:
         assert time.monotonic() < gone_by, left
