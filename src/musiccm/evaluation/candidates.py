@@ -332,7 +332,7 @@ def codecs(model: Any, decoders: Sequence[str]) -> dict[str, Any]:
     for name in decoders:
         if name == kind_of(own):
             found[name] = own
-        elif bundle is not None and name in bundle.decoders:
+        elif bundle is not None and name in bundle.kind.decoding and (name != "fast" or bundle.has_fast_decoder):
             found[name] = bundle.codec(name).to(model.device).eval()
     if not found:
         raise MusiccmError(f"evaluation.decoders: {bundle.path if bundle else type(model).__name__} has none of "

@@ -18,7 +18,6 @@ Recorder = Callable[[Function, Sequence[Tensor]], "tuple[Callable[[], None], Ten
 """`record(function, inputs)`: what computes again from the inputs as they then are, and the tensor it is written to."""
 
 
-
 class _Recording(threading.local):
     on = False
 

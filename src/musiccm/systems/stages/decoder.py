@@ -63,8 +63,7 @@ class DecoderStage(Stage):
         **stage: Any,
     ) -> None:
         super().__init__(**stage)
-        bundle = Bundle.from_pretrained(self.bundle, parts=[])
-        bundle = Bundle.from_pretrained(self.bundle, parts=bundle.kind.decoding["original"])
+        bundle = Bundle.from_pretrained(self.bundle, parts=[])  # those of the codec are checked as they are read
         # held outside the module tree: frozen, not trained, not in this stage's checkpoints
         self._encoder = [SoundEncoder(bundle.codec("original")).requires_grad_(False)]
         self.part = FastDecoder(decoder)
