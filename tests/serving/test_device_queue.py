@@ -152,9 +152,9 @@ def test_lanes_side_by_side_answer_every_call_once(exact):
 def test_who_is_cancelled_while_waiting_is_not_computed_for():
     network, queue = Network(), DeviceQueue(True)
     first, second = Asking(0), Asking(1)
-    for caller, number in ((first, 0), (second, 1)):
-        caller.begin(lambda caller=caller, number=number: queue.call(caller, "model", network, *asked(number)[:3]))
-    assert network.begun.wait(20)
+    first.begin(lambda: queue.call(first, "model", network, *asked(0)[:3]))
+    assert network.begun.wait(20)  # whose thread comes first is computed first: the second one asks while it is
+    second.begin(lambda: queue.call(second, "model", network, *asked(1)[:3]))
     while not queue._waiting:
         time.sleep(0.001)
     second.ended = True
