@@ -1,15 +1,18 @@
-"""Requests a second and their times, on loopback: `musiccm serve` against a plain endpoint that calls the pipeline.
+"""Requests a second and their times, on loopback: `musiccm serve` against a plain endpoint and against LitServe.
 
 Each server is a process of its own, and all take the same requests in turn, of 1, 8 and 64 clients that each ask again
 when they are answered. The plain endpoint is a FastAPI function that makes a clip and encodes it, in threads that run
-side by side. Of ours, one computes each clip by itself, to the bit, and one (`--together`) calls of several as one;
-both with a lane a core. Seconds of a processor a clip are told beside the clips a second, as a busy machine gives more
-of itself to whoever has more threads.
+side by side. LitServe has a worker a core, of one thread, which makes clips of up to eight requests together. Of ours,
+one computes each clip by itself, to the bit, and one (`--together`) calls of several as one; both with a lane a core.
+Seconds of a processor a clip are told beside the clips a second, as a busy machine gives more of itself to whoever has
+more threads.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import os
 import signal
 import statistics
@@ -22,7 +25,9 @@ from typing import Any
 
 import httpx
 
+from musiccm.audio.io import encoded_audio
 from musiccm.commands._timing import row, student_of
+from musiccm.pipeline import Pipeline
 
 STEPS, PROMPT = 4, "a calm piano melody over soft strings, 80 bpm"
 #: Requests by clients.
@@ -35,9 +40,6 @@ def plain(bundle: str, port: int) -> None:
     """The baseline's server."""
     import uvicorn
     from fastapi import Body, FastAPI, Response
-
-    from musiccm.audio.io import encoded_audio
-    from musiccm.pipeline import Pipeline
 
     app, pipeline = FastAPI(), Pipeline.from_pretrained(bundle).accelerate()
     pipeline(PROMPT, STEPS)
@@ -54,12 +56,25 @@ def plain(bundle: str, port: int) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
 
 
+def _family(process: int) -> list[Path]:
+    """Folders of a process and of all that it began, where Linux has them."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    family, found = [], [process] if process in parents else []
+    while found:
+        family.extend(found)
+        found = [child for child, parent in parents.items() if parent in found]
+    return [Path("/proc") / str(one) for one in family]
+
+
 class Side:
-    """A server in a process of its own."""
+    """A server in a process of its own, with what that begins."""
 
     def __init__(self, command: list[str], port: int, folder: str) -> None:
         self.url = f"http://127.0.0.1:{port}"
-        self.process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, start_new_session=True)
         end = time.monotonic() + START_S
         while True:
             try:
@@ -72,26 +87,24 @@ class Side:
                 time.sleep(0.2)
 
     def memory_mib(self) -> float:
-        status = Path(f"/proc/{self.process.pid}/status")
-        if not status.is_file():
-            return float("nan")
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS:"))
-        return int(line.split()[1]) / 1024
+        family = _family(self.process.pid)
+        lines = [line for one in family for line in (one / "status").read_text().splitlines()]
+        return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024 if family else math.nan
 
     def processor_s(self) -> float:
         """Seconds of a processor that it has used, where Linux tells."""
-        status = Path(f"/proc/{self.process.pid}/stat")
-        if not status.is_file():
-            return float("nan")
-        fields = status.read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        family = _family(self.process.pid)
+        fields = [(one / "stat").read_text().rpartition(")")[2].split() for one in family]
+        ticks = sum(int(one[11]) + int(one[12]) for one in fields)
+        return ticks / os.sysconf("SC_CLK_TCK") if family else math.nan
 
     def end(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # workers that it left, too
+        self.process.wait()
 
     def asked(self, clients: int, requests: int, first_seed: int) -> tuple[list[float], float]:
         """Seconds of each request, and of all."""
@@ -141,13 +154,14 @@ def free_ports(count: int) -> list[int]:
 
 def run(bundle: str) -> list[dict]:
     student, rows, lanes = student_of(bundle), [], str(os.cpu_count() or 1)
-    ports = free_ports(3)
+    ports, this = free_ports(4), Path(__file__).resolve()
     with tempfile.TemporaryDirectory() as folder:
         serve = [sys.executable, "-m", "musiccm", "serve", "--model", f"m={student}", "--queue", "128", "--folder"]
-        commands = {"plain": [sys.executable, os.path.abspath(__file__), str(student), str(ports[0])],
-                    "serve": [*serve, "exact", "--lanes", lanes, "--port", str(ports[1])],
+        commands = {"plain": [sys.executable, str(this), str(student), str(ports[0])],
+                    "litserve": [sys.executable, str(this.with_name("_litserve.py")), str(student), str(ports[1])],
+                    "serve": [*serve, "exact", "--lanes", lanes, "--port", str(ports[2])],
                     "serve --together": [*serve, "together", "--together", "--lanes", lanes, "--running", "16",
-                                         "--port", str(ports[2])]}
+                                         "--port", str(ports[3])]}
         sides: dict[str, Side] = {}
         try:
             for name, port in zip(commands, ports, strict=True):
@@ -159,7 +173,7 @@ def run(bundle: str) -> list[dict]:
                 base_times, base_s, base_cost = found.pop("plain")
                 for name, (times, all_s, cost) in found.items():
                     case = f"{name}, {clients} client{'s' if clients > 1 else ''}"
-                    target = TARGET if clients == 64 and name != "serve" else None
+                    target = TARGET if clients == 64 and name == "serve --together" else None
                     speed = row(f"{case}: clips a second", [requests / all_s], [requests / base_s], "1/s", target,
                                 lower_is_better=False)
                     rows.append({**speed, "n": requests})

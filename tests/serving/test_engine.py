@@ -60,6 +60,21 @@ def test_three_clips_at_once_are_the_pipelines_own(make_engine, pipeline, gated,
         torch.testing.assert_close(whole, alone, atol=2e-4, rtol=0)
 
 
+def test_a_clip_that_was_recorded_reports_all_its_calls(make_engine, pipeline):
+    class Recorded(Gated):
+        warmed = True
+
+        def warm_clips(self, texts: list[str], seeds: list[int], steps: int, *more: Any) -> Tensor:
+            return sound_S[None]
+
+    sound_S = torch.linspace(-0.5, 0.5, round(pipeline.duration_s * pipeline.sample_rate_hz))
+    recorded = Recorded(pipeline)
+    engine = gather(make_engine, recorded)
+    view = engine.wait(engine.submit(asked(steps=3, level="none")).id)
+    assert torch.equal(samples(engine, view)[0], sound_S)
+    assert (view.calls, view.total_calls, recorded.network.rows) == (3, 3, [])
+
+
 def test_every_task_is_the_pipelines_own(make_engine, pipeline, tmp_path):
     engine = make_engine()
     path = tmp_path / "clip.wav"

@@ -195,11 +195,20 @@ def test_a_model_that_plans_tokens(tmp_path):
     folder = build_random_melody(tmp_path / "bundles")
     alone = Pipeline.from_pretrained(folder).accelerate()
     here = load_model(f"student={folder}")
-    served = load_elsewhere(f"student={folder}", in_this_process(here))
+    compute, methods = in_this_process(here), []
+
+    def ask(question: bytes) -> bytes:
+        methods.append(unpacked(question)["method"])
+        return compute(question)
+
+    served = load_elsewhere(f"student={folder}", ask)
     with Engine([served], tmp_path / "engine") as engine:
         clip, piece = (engine.submit(asked(steps=2, level="none", seconds=seconds))
                        for seconds in (None, 1.5 * alone.duration_s))
         found = [samples(engine, engine.wait(view.id)) for view in (clip, piece)]
+        assert "encode" not in methods
+        varied = engine.submit(asked(task="vary", steps=2, source=clip.id))
+        assert engine.wait(varied.id).state == "done" and "encode" in methods  # a clip is read by a replica too
     assert torch.equal(found[0], alone([TEXTS[0]], 2, [3]))
     torch.testing.assert_close(found[1], alone.compose(TEXTS[0], 1.5 * alone.duration_s, 2, 3)[None], atol=1e-6, rtol=0)
     assert here.model.conditioner.written > 0  # clips are planned by the replica

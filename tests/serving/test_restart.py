@@ -103,7 +103,11 @@ def test_a_model_that_is_no_longer_served(killed, pipeline):
         assert engine.job(ids["done"]).state == "done"
 
 
-def test_a_full_table_takes_no_job_and_loses_none(make_engine, tmp_path):
+def full(*args: object) -> None:
+    raise NoRoom("full")
+
+
+def test_a_full_table_takes_no_job_and_loses_none(make_engine, tmp_path, monkeypatch):
     engine = make_engine(max_queued=1000)
     done = engine.submit(asked(steps=1)).id
     assert engine.wait(done).state == "done"
@@ -117,8 +121,15 @@ def test_a_full_table_takes_no_job_and_loses_none(make_engine, tmp_path):
     database.execute("PRAGMA max_page_count = 100000")
     last = engine.submit(asked(steps=1), once=Once(str(len(taken)), "")).id  # the key of the one that was refused
     assert engine.wait(last).state == "done" and len(engine.jobs()) == len(taken) + 2
+    before = len(engine.jobs())
+    monkeypatch.setattr(engine._store, "started", full)  # of a stream, too, one write is all or nothing
+    stream = engine.stream(asked(seconds=1.0, steps=1))
+    assert len(engine.jobs()) == before + 1 and engine.job(stream.job.id).state == "running"
+    stream.close()
+    assert engine.wait(stream.job.id).state == "cancelled"
     engine.close()
     with sqlite3.connect(tmp_path / "engine/jobs.sqlite") as db:
+        assert db.execute("SELECT started_s, starts FROM jobs WHERE id = ?", (stream.job.id,)).fetchone()[1] == 1
         assert db.execute("SELECT COUNT(*) FROM jobs WHERE state IN ('queued', 'running')").fetchone() == (0,)
 
 

@@ -59,6 +59,6 @@ def _by_sound(
     for start in range(0, frames, window):
         first, stop = max(0, start - context), min(frames, start + window)
         shown_BS = sound_S[None, first * hop : min(frames, stop + context) * hop].to(device)
-        z_BCTF = codec.normalise(codec.posterior(shown_BS).mean)
+        z_BCTF = codec.normalise(codec.encode(shown_BS, codec.config.sample_rate_hz)[0])
         found.append(z_BCTF[0, :, start - first : stop - first])
     return torch.cat(found, dim=1)

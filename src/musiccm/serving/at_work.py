@@ -98,6 +98,7 @@ class ModelAtWork(Unserved):
             made_BS = self._queue.run(
                 self._job, lambda: warm.warm_clips([text], seeds, steps, guidance_scale, sampler))
             if made_BS is not None:
+                self._job.made_at_once()
                 return finished(made_BS[0].clone(), model.sample_rate_hz, level, repr(text[:60]))
         stepper = self.stepper(steps, guidance_scale, sampler=sampler)
         with torch.inference_mode():

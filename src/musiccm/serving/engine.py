@@ -359,14 +359,14 @@ class Engine:
             if len(self._streams) >= self.settings.max_streams:
                 self._refuse(f"{len(self._streams)} streams play, the most that is taken; try again later",
                              "streams_full", 5.0)
-            view = JobView(secrets.token_hex(16), owner, "queued", 0, plan.request.resolved(), now_s())
+            begun_s = now_s()
+            view = JobView(secrets.token_hex(16), owner, "running", 0, plan.request.resolved(), begun_s, begun_s)
             job = StreamJob(view.id, owner, 0, view.request, 0, view.created_s, plan.units, None, self._progressed,
                             "running", view.created_s)
             model = self._at_work(job)
             stream = LiveStream(job, streamed(model, view.request), model.sample_rate_hz, self.settings.stall_s,
                                 self.limits.max_stream_s, self._stream_ended)
             job.number = self._store.add(view)
-            self._store.started(job.id, job.created_s)
             self._live[job.id], self._streams[job.id] = job, stream
         self._tell("submitted", {"task": "stream"})
         stream.thread.start()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from musiccm.audio import BadAudio, scan_audio
-from musiccm.errors import MusiccmError, missing_extra
+from musiccm.errors import missing_extra
 from musiccm.serving.engine import Engine
 from musiccm.serving.errors import NotFound
 from musiccm.serving.jobs import JobView
@@ -99,7 +99,6 @@ class EvidenceOf:
 
         Raises:
             NotFound: There is no result.
-            MusiccmError: It is too short, or silent.
         """
         path = self._engine.results.samples(view.id)
         with self._lock:
@@ -158,12 +157,13 @@ def _evidence(measure: _Measure, path: str, prompts: tuple[tuple[float, str], ..
     try:
         facts = scan_audio(path)
     except BadAudio as error:
-        raise MusiccmError(f"the result is {error.reason.replace('_', ' ')}: nothing can be said of it") from error
+        said = f"the result is {error.reason.replace('_', ' ')}: nothing can be said of it"
+        return Evidence(notes=[*measure.notes, said])
     starts = clap.starts(facts)
     rows_WD = clap.embed([FileWindows(path, facts, starts)])
     sounding_W = rows_WD.any(dim=1)
     if not bool(sounding_W.any()):
-        raise MusiccmError("the result is silent: nothing can be said of it")
+        return Evidence(notes=[*measure.notes, "the result is silent: nothing can be said of it"])
     rate = clap.sample_rate_hz
     begins = [start for start, _ in prompts]
     middles_s = [min((start + clap.window_samples / 2) / rate, facts.duration_s / 2 + start / rate) for start in starts]

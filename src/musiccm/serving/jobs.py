@@ -136,6 +136,12 @@ class Job:
         self.device_s += device_s
         self.changed(self)
 
+    def made_at_once(self) -> None:
+        """All network calls have been made, as one."""
+        if self.total_calls is not None:
+            self.calls = self.total_calls
+        self.changed(self)
+
     def worked(self, device_s: float) -> None:
         """The device has worked for it otherwise, as by decoding."""
         self.device_s += device_s

@@ -11,6 +11,7 @@ from musiccm import __version__
 from musiccm.bounds import Bucket
 from musiccm.errors import MusiccmError
 from musiccm.long_form import MusicModel
+from musiccm.models.bundle.student_record import recorded_guidance
 from musiccm.pipeline import Pipeline
 
 
@@ -59,6 +60,8 @@ class ServedModel:
         record = getattr(model, "record", None) or {}
         if student:
             facts |= {"steps": record.get("sampling_steps"), "guidance": record.get("guidance", "fixed")}
+        if student and facts["guidance"] == "variable":
+            facts["guidance_range"] = list(recorded_guidance(record).range)
         # codecs of other kinds say by themselves what `Pipeline` calls their decoder
         fast = getattr(model.codec, "decoder", None) is not None
         decoder = getattr(model.codec, "decoded_by", "fast" if fast else "original")

@@ -90,7 +90,7 @@ class Store:
         """Write a new job.
 
         Args:
-            view: The job.
+            view: The job, which waits, or runs from now on.
             once: What its client names it by, which is written with it or not at all.
 
         Returns:
@@ -102,8 +102,10 @@ class Store:
         named = [] if once is None else [("REPLACE INTO idempotency_keys VALUES (?, ?, ?, ?)",
                                           (view.owner, once.key, once.request_sha256, view.id))]
         return self._change(*named, (
-            "INSERT INTO jobs (id, owner, state, priority, request, created_s) VALUES (?, ?, ?, ?, ?, ?)",
-            (view.id, view.owner, view.state, view.priority, json.dumps(view.request.to_json()), view.created_s)))
+            "INSERT INTO jobs (id, owner, state, priority, request, created_s, started_s, starts) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (view.id, view.owner, view.state, view.priority, json.dumps(view.request.to_json()), view.created_s,
+             view.started_s, int(view.state == "running"))))
 
     def made_before(self, once: Once, owner: str) -> str | None:
         """The job that somebody's key named before.

@@ -173,6 +173,10 @@ class Gate:
         elif kind != "application/json":
             return problem(415, f"expected a body of application/json, found {kind or 'none'}",
                            headers={"Accept": "application/json"})
+        coding = headers.get("content-encoding", "identity").strip().lower()
+        if coding != "identity":
+            return problem(415, f"expected a body without Content-Encoding, found {coding[:40]}; send it as it is",
+                           headers={"Accept-Encoding": "identity"})
         limit = self.upload_bytes if path == UPLOADS else JSON_BYTES
         stated = headers.get("content-length", "")
         if stated.isdigit() and int(stated) > limit:

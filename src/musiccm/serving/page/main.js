@@ -58,6 +58,8 @@ function drawSteps() {
   const teacher = models.find((model) => !isStudent(model));
   $("steps-note").hidden = Boolean(student);
   $("steps-note").textContent = "A teacher takes the steps that are set under More; these are a student's.";
+  $("guidance-label").textContent = takesScale(chosen()) ? "Guidance scale" : "Teacher's guidance scale";
+  [$("guidance").min, $("guidance").max] = (chosen().facts.guidance_range ?? [0, 100]).map(String);
   $("teacher-steps").placeholder = String(teacher?.facts.default_steps ?? "");
   $("beside").hidden = !couple();
 }
@@ -131,12 +133,14 @@ function nextSeed() {
   return numberOf($("seed"));
 }
 
+const takesScale = (model) => !isStudent(model) || model.facts.guidance !== "fixed";
+
 /** What fixes the way a model is used. */
 function manner(model) {
   const found = { model: model.id };
   if (isStudent(model)) found.steps = Number(document.querySelector("#steps input:checked")?.value) || undefined;
   else found.steps = numberOf($("teacher-steps"));
-  if (!isStudent(model) || model.facts.guidance === "variable") found.guidance_scale = numberOf($("guidance"));
+  if (takesScale(model)) found.guidance_scale = numberOf($("guidance"));
   return found;
 }
 
@@ -191,10 +195,23 @@ async function make(used) {
   await send(take);
 }
 
+/** Edits whose answer was lost, by what was asked for: asked for again, each is the same job. */
+const unanswered = new Map();
+
 async function edit(fields, clip) {
   const model = models.find((one) => one.id === clip.model) || chosen();
-  const body = { ...fields, ...manner(model), seed: nextSeed() };
-  const job = await api.submit(body); // a refusal is shown where it was asked for
+  const wanted = { ...fields, ...manner(model) };
+  const name = JSON.stringify([wanted, $("lock").checked && $("seed").value]);
+  if (!unanswered.has(name)) unanswered.set(name, { key: api.freshKey(), body: { ...wanted, seed: nextSeed() } });
+  const { key, body } = unanswered.get(name);
+  let job;
+  try {
+    job = await api.submit(body, undefined, key); // a refusal is shown where it was asked for
+  } catch (error) {
+    if (error.status < 500) unanswered.delete(name);
+    throw error;
+  }
+  unanswered.delete(name);
   trouble("");
   const take = newTake({ title: fields.prompt, settings: null, says: [editTitle(fields, clip), `seed ${body.seed}`],
     jobs: [{ job: job.id, role: roleOf(model), variant: 0, body }] });
