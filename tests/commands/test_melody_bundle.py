@@ -16,6 +16,8 @@ from musiccm.audio.io import write_audio
 from musiccm.cli import main
 from musiccm.data.latent_cache.fingerprint import bundle_fingerprint
 from musiccm.models.bundle import Bundle
+from musiccm.models.bundle.files import save_part
+from musiccm.models.fast_decoder import FastDecoder
 from musiccm.models.melody.tokenizer import tokenizer_of
 from musiccm.pipeline import Pipeline
 
@@ -89,16 +91,22 @@ def test_a_continuation_keeps_every_sample(world: Path, tmp_path: Path, capsys: 
 def test_what_is_packed_borrows_and_makes_the_same_music(world: Path, tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", train=2, test=12)
     source, target = world / "melody", world / "packed"
+    vae = Bundle.from_pretrained(source).part("audio_vae")
+    small = {"hop_length": 32, "n_fft": 128, "width": 8, "hidden": 12, "latent_blocks": 1, "blocks": 1}
+    save_part(source, "decoder", FastDecoder({**vae.raw_latents(), **small}))
     (source / "quality").mkdir(exist_ok=True)
     (source / "quality/dual_path.json").write_text(json.dumps(
         {"stage": "dual_path", "steps": 300, "train_seconds": 60.0, "parameters": 7, "seed": 4, "n": 9, "mse": 0.25}))
     assert main(["pack", "--from", str(source), "--to", str(target), "--corpus", str(tmp_path / "corpus"), "--base",
                  "../base", "--name", "musiccm-tiny-melody", "--stages",
                  str(Path(__file__).parents[2] / "experiments/melody/stages")]) == 0
-    assert {path.name for path in target.iterdir() if path.is_dir()} == OWN
+    own = OWN | {"decoder"}
+    assert {path.name for path in target.iterdir() if path.is_dir()} == own
     quality = json.loads((target / "quality.json").read_text())
     assert quality["missing"] == [] and quality["borrowed"]["path"] == "../base"
-    assert quality["precision"].keys() == OWN - {"scheduler"}
+    assert quality["precision"].keys() == own - {"scheduler"}
+    assert quality["precision"]["decoder"]["relative_change"] < 0.01  # it is measured on this codec's latents, too
+    assert quality["precision"]["decoder"]["dtype"] == "float16"
     assert quality["stages"]["dual_path"]["recipe"] == "melody/stages/dual_path"
     assert quality["figures"]["reconstruction_accuracy"]["n"] == 12
     # a network that is held to the tokenizer's hash still fits it

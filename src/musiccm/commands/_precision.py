@@ -75,9 +75,11 @@ def probes(bundle: Bundle, batch: WaveformBatch, present: set[str]) -> dict[str,
         return [mean_BCTF + std_BCTF * noise_BCTF, log_mel(vae.decode(vae.normalise(mean_BCTF)))]
 
     found |= {"vae": vae_probe, "audio_vae": audio_vae_probe}
-    if "vae" in present:
+    if "decoder" in present and present & {"vae", "audio_vae"}:
         codec = bundle.codec("none")
-        latents_BCTF = codec.standardise(codec.encode(mel_BMN)[0])
+        encoder = SoundEncoder(codec)
+        with torch.no_grad():
+            latents_BCTF = codec.standardise(encoder.moments(encoder.front(batch.waveform_BS))[0])
         found["decoder"] = lambda decoder: [log_mel(decoder(latents_BCTF))]
     if bundle.gives_tokens and "tokenizer" in present:
 
