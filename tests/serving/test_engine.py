@@ -315,12 +315,33 @@ def test_uploads_are_bounded_and_checked(make_engine, tmp_path):
         (b"", MusiccmError, "empty"), (b"\0" * 100, UnsupportedAudio, "zeros"),
         (b"#!/bin/sh\n", UnsupportedAudio, "expected wav"), (b"PK\x03\x04" * 30, UnsupportedAudio, "expected wav"),
         (b"#EXTM3U\nhttp://127.0.0.1/", UnsupportedAudio, "expected wav"),
-        (bytes(encoded_audio(sound, 16000, ".flac", "x")), TooLarge, "lasts 2 s"),
+        (bytes(encoded_audio(sound, 16000, ".flac", "x")), TooLarge, "expected at most 1 s of 1 channel at 16000 Hz"),
         ((tmp_path / "three.wav").read_bytes(), TooLarge, "3 channels"), (wav[:20], UnsupportedAudio, "wav"),
     ):
         with pytest.raises(kind, match=said):
             upload(content)
     assert upload(wav)["seconds"] == 1.0 and upload(wav)["bytes"] == len(wav)
+    assert not list((engine.folder / "uploads").glob(".*"))
+    parts = [engine.new_upload() for _ in range(engine.limits.max_uploading)]
+    with pytest.raises(Rejected, match="16 uploads are on their way"):
+        engine.new_upload()
+    engine.end_upload(parts[0])
+    engine.end_upload(engine.new_upload())
+
+
+def test_few_bytes_do_not_stand_for_very_many_samples(make_engine, tmp_path):
+    sound_SC = torch.zeros(40_000, 8)
+    sound_SC[:100] = 0.5
+    for limit, fits in ((320_000, True), (319_999, False)):
+        engine = make_engine(limits=Limits(max_upload_samples=limit))
+        path = engine.new_upload()
+        soundfile.write(path, sound_SC.numpy(), 192_000, format="FLAC")
+        if fits:
+            assert engine.add_upload(path)["seconds"] == 40_000 / 192_000
+        else:
+            with pytest.raises(TooLarge, match="8 channels at 192000 Hz: cut it, or bring it at a lower rate"):
+                engine.add_upload(path)
+        engine.close()
 
 
 class Shelf:

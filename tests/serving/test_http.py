@@ -485,6 +485,22 @@ def test_a_request_that_is_never_whole_is_let_go(server, monkeypatch, begun):
             time.sleep(0.2)
 
 
+@pytest.mark.parametrize("begun", [
+    b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: 100000\r\n\r\n",
+])
+def test_who_is_answered_and_goes_on_sending_is_let_go(server, monkeypatch, begun):
+    monkeypatch.setattr(connection, "HEADER_S", 0.4)
+    with socket.create_connection(("127.0.0.1", server.port), 20) as client:
+        client.sendall(begun)
+        assert client.recv(4096).startswith(b"HTTP/1.1 ")
+        client.sendall(b"x")
+        with contextlib.suppress(ConnectionResetError):
+            while client.recv(4096):  # until it is closed, or the socket's 20 s are over
+                pass
+
+
 def test_a_header_without_end_is_refused_at_a_bound(server):
     sent = 0
     with socket.create_connection(("127.0.0.1", server.port), 20) as client, contextlib.suppress(OSError):
@@ -519,6 +535,51 @@ def test_no_message_names_a_file_of_the_server(server):
     measure = evidence._Measure(clap=object(), text=None, index=None, notes=["no index"])
     found = evidence._evidence(measure, str(path), ((0.0, TEXT),))
     assert found == evidence.Evidence(notes=["no index", "the result is silent: nothing can be said of it"])
+
+
+def test_clips_that_take_long_to_read_keep_nobody_else_waiting(server, monkeypatch):
+    reading, most, go = [], [], threading.Event()
+
+    def slow(path: Path, owner: str) -> dict[str, Any]:
+        reading.append(path)
+        most.append(len(reading))
+        assert go.wait(30)
+        reading.remove(path)
+        return {"id": "x", "seconds": 1.0, "bytes": 1}
+
+    monkeypatch.setattr(server.engine, "add_upload", slow)
+    answers: list[httpx.Response] = []
+    clients = [threading.Thread(target=lambda: answers.append(server.client.post(
+        "/v1/uploads", content=b"x", headers={"Content-Type": "audio/wav"}))) for _ in range(20)]
+    for client in clients:
+        client.start()
+    until(lambda: len(reading) == 2 and len(answers) == 4)  # sixteen are on their way; others are told to come again
+    assert server.client.get("/health").status_code == 200
+    assert all(answer.headers["retry-after"] == "5" and problem(answer, 429, "uploads-full") for answer in answers)
+    go.set()
+    for client in clients:
+        client.join(30)
+    assert max(most) == 2 and [answer.status_code for answer in answers].count(201) == 16
+    tone = bytes(encoded_audio(torch.sin(torch.arange(16000) / 9), 16000, ".wav", "tone"))
+    monkeypatch.undo()
+    assert server.client.post("/v1/uploads", content=tone, headers={"Content-Type": "audio/wav"}).status_code == 201
+
+
+def test_who_comes_while_the_server_ends_is_told_to_come_again(tmp_path):
+    server = Server(tmp_path)
+    server.gate.open.clear()
+    job = server.job()
+    until(lambda: server.engine.state().running == 1)
+    server.engine.drain(2)  # what a signal does
+    server._server.ends_at_s = time.monotonic()
+    with httpx.Client(base_url=server.client.base_url) as stranger:  # a new connection
+        answer = stranger.post("/v1/jobs", json={"prompt": TEXT})
+        assert answer.headers["retry-after"] == "5" and problem(answer, 503, "draining")
+        assert stranger.get("/ready").status_code == 503
+    server.gate.open.set()
+    server._thread.join(20)
+    assert not server._thread.is_alive() and server.engine.job(job).state == "done"
+    server.close()
 
 
 def test_who_waits_for_a_job_that_outlasts_the_end_is_told_so(tmp_path):

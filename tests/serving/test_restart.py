@@ -147,6 +147,30 @@ def test_closing_keeps_what_is_not_done(make_engine, pipeline, served, tmp_path)
         assert [again.wait(job).state for job in (first, second)] == ["done", "done"]
 
 
+def test_what_was_cancelled_is_not_taken_up_again(make_engine, pipeline, served, tmp_path):
+    gated = Gated(pipeline)
+    engine = gather(make_engine, gated, max_running=1)
+    job = engine.submit(asked(steps=3)).id
+    assert gated.network.called.wait(30)
+    engine.cancel(job)
+    with sqlite3.connect(tmp_path / "engine/jobs.sqlite") as db:  # as a kill would leave it
+        assert db.execute("SELECT state FROM jobs").fetchall() == [("cancelled",)]
+    threading.Timer(0.3, gated.network.open.set).start()
+    engine.close()
+    with Engine([served], tmp_path / "engine") as again:
+        assert again.job(job).state == "cancelled"
+
+
+def test_an_end_that_could_not_be_written_is_written_at_the_close(make_engine, served, tmp_path, monkeypatch):
+    engine = make_engine()
+    monkeypatch.setattr(engine._store, "finished", full)
+    job = engine.wait(engine.submit(asked(steps=1)).id)
+    monkeypatch.undo()
+    engine.close()
+    with sqlite3.connect(tmp_path / "engine/jobs.sqlite") as db:
+        assert db.execute("SELECT state, finished_s FROM jobs").fetchall() == [("done", job.finished_s)]
+
+
 def test_one_engine_a_folder_and_no_later_tables(make_engine, served, tmp_path):
     engine = make_engine(start=False)
     with pytest.raises(MusiccmError, match="in use"):

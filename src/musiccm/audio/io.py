@@ -24,6 +24,7 @@ from musiccm.files import write_bytes
 log = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".mp3")
+BLOCK_FRAMES = 2**14
 # Ogg by other names, which libsndfile reads too.
 OGG_SUFFIXES = (".ogg", ".opus", ".oga")
 BAD_AUDIO_REASONS = ("missing", "unreadable", "truncated", "empty", "silent", "nan", "too_short")
@@ -315,11 +316,31 @@ def encoded_audio(
         # Through memory, so that a full disk is an OSError with its cause; soundfile would fail an assertion.
         encoded = io.BytesIO()
         subtype = "PCM_16" if suffix in (".wav", ".flac") else None
-        soundfile.write(encoded, samples.clamp(-1, 1).numpy(), sample_rate_hz, subtype, format=suffix[1:].upper())
+        write_blocks(encoded, samples.clamp(-1, 1).numpy()[:, None], sample_rate_hz, subtype, suffix)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise MusiccmError(f"{name}: could not be encoded: {error}; check the sampling rate of {sample_rate_hz} Hz, or "
                            "choose another format") from error
     return encoded.getbuffer()
+
+
+def write_blocks(
+    file: io.BytesIO, samples_SC: np.ndarray, sample_rate_hz: int, subtype: str | None, suffix: str
+) -> None:
+    """Encode samples a block at a time: libsndfile's Vorbis encoder ends the process at some millions of them at once.
+
+    Args:
+        file: Where the bytes go.
+        samples_SC: Samples.
+        sample_rate_hz: Their rate.
+        subtype: libsndfile's name of the form; None for the format's own.
+        suffix: Of the format.
+
+    Raises:
+        soundfile.LibsndfileError: The format does not take such samples.
+    """
+    with soundfile.SoundFile(file, "w", sample_rate_hz, samples_SC.shape[1], subtype, format=suffix[1:].upper()) as out:
+        for first in range(0, len(samples_SC), BLOCK_FRAMES):
+            out.write(samples_SC[first : first + BLOCK_FRAMES])
 
 
 def write_audio(

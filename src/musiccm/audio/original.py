@@ -12,7 +12,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from musiccm.audio.io import AUDIO_SUFFIXES, SILENCE_PEAK, BadAudio, finite_samples, open_audio
+from musiccm.audio.io import AUDIO_SUFFIXES, SILENCE_PEAK, BadAudio, finite_samples, open_audio, write_blocks
 from musiccm.audio.mp3 import Mp3File
 from musiccm.errors import MusiccmError, NotFiniteError
 from musiccm.files import write_bytes
@@ -139,7 +139,7 @@ def encoded(waveform_CS: Tensor, sample_rate_hz: int, form: str, suffix: str, na
     buffer = io.BytesIO()
     try:
         # Through memory, so that a full disk is an OSError with its cause; soundfile would fail an assertion.
-        soundfile.write(buffer, samples_SC, sample_rate_hz, subtype, format=suffix[1:].upper())
+        write_blocks(buffer, samples_SC, sample_rate_hz, subtype, suffix)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         why = str(error).rpartition(">: ")[2]  # libsndfile names the buffer in memory
         raise MusiccmError(f"{name}: {suffix[1:]} does not take {samples_SC.shape[1]} channel(s) at {sample_rate_hz} "

@@ -201,7 +201,7 @@ class Engine:
             self._changed.wait_for(lambda: not any(job.state == "running" for job in self._live.values()), drain_s)
             self._closed = True
             for job in self._live.values():
-                job.requeue = not isinstance(job, StreamJob)
+                job.requeue = not (isinstance(job, StreamJob) or job.cancelled.is_set())
                 job.cancelled.set()
             self._changed.notify_all()
             streams = [stream.thread for stream in self._streams.values()]
@@ -210,6 +210,8 @@ class Engine:
                 thread.join()
         for queue in self._queues.values():
             queue.close()
+        with self._changed:
+            self._save_ends()
         self._store.close()
         self._lock.release()
 
@@ -296,6 +298,9 @@ class Engine:
                 if live in self._waiting:
                     self._waiting.remove(live)
                     self._finish(live, "cancelled")
+                elif not isinstance(live, StreamJob):  # written now, so that no restart takes it up
+                    self._unsaved[job] = replace(live.view(), state="cancelled", finished_s=now_s())
+                    self._save_ends()
                 self._changed.notify_all()
         return self.job(job, owner)
 
@@ -392,13 +397,22 @@ class Engine:
         return stream.set_prompt(text)
 
     def new_upload(self, owner: str = "") -> Path:
-        """Where the bytes of an upload go, before `add_upload`; whoever asks removes it if it comes to nothing.
+        """Where the bytes of an upload go, before `add_upload`; `end_upload` where it comes to nothing.
 
         Raises:
-            Rejected: There are as many uploads as are kept, and jobs that have not ended need them.
+            Rejected: There are as many uploads as are kept, and jobs that have not ended need them; or as many on their
+                way as are taken at once.
         """
         with self._telling():
             return self._uploads.part(owner)
+
+    def end_upload(self, path: Path) -> None:
+        """An upload is no longer on its way; what is left of it goes.
+
+        Args:
+            path: What `new_upload` gave.
+        """
+        self._uploads.ended(path)
 
     def add_upload(self, path: Path, owner: str = "") -> dict[str, Any]:
         """Take a clip in.
@@ -510,22 +524,26 @@ class Engine:
         at_s = now_s()
         view = replace(job.view(), state=state, finished_s=at_s, error=error, result=result)
         with self._changed:
-            self._unsaved[job.id] = view
+            self._unsaved.setdefault(job.id, view)  # one that was cancelled stays so
             self._live.pop(job.id, None)
-            for waiting in list(self._unsaved.values()):
-                try:
-                    self._store.finished(waiting.id, waiting.state, waiting.finished_s or at_s, waiting.calls,
-                                         waiting.error, waiting.result)
-                except NoRoom:
-                    log.exception("the end of job %s could not be written; it is tried again", waiting.id)
-                    break
-                del self._unsaved[waiting.id]
+            self._save_ends()
             self._changed.notify_all()
         self._source_of(job.id).unlink(missing_ok=True)
         self._tell("finished", {"state": state, "task": job.request.task, "result": result,
                                 "run_s": None if job.started_s is None else at_s - job.started_s})
         self._notify(job.id)
         self._make_room()
+
+    def _save_ends(self) -> None:
+        """Write how jobs ended, and what could not be written before; the lock is held."""
+        for view in list(self._unsaved.values()):
+            try:
+                self._store.finished(view.id, view.state, view.finished_s or now_s(), view.calls, view.error,
+                                     view.result)
+            except NoRoom:
+                log.exception("the end of job %s could not be written; it is tried again", view.id)
+                return
+            del self._unsaved[view.id]
 
     def _make_room(self) -> None:
         """Remove the oldest results beyond what is kept."""

@@ -36,6 +36,7 @@ class KeptUploads:
         self, folder: Path, store: Store, limits: Limits, lock: threading.Condition, needed: Callable[[], set[str]]
     ) -> None:
         self._folder, self._store, self._limits, self._lock, self._needed = folder, store, limits, lock, needed
+        self._coming: set[Path] = set()
 
     def part(self, owner: str) -> Path:
         """Where the bytes of an upload go while they come.
@@ -44,15 +45,31 @@ class KeptUploads:
             owner: Whose it is.
 
         Returns:
-            The path of a file that is not there yet.
+            The path of a file that is not there yet; who asks gives it to `add`, or else to `ended`.
 
         Raises:
-            Rejected: There is no room, and jobs that have not ended need all that is kept.
+            Rejected: There is no room, and jobs that have not ended need all that is kept; or as many come already as
+                are taken at once.
         """
         self.sweep()
         with self._lock:
             self._in_the_way(owner)
-        return self._folder / f".{secrets.token_hex(16)}.part"
+            if len(self._coming) >= self._limits.max_uploading:
+                raise Rejected(f"{len(self._coming)} uploads are on their way, the most that is taken at once; try "
+                               "again later", "uploads_full", 5.0)
+            path = self._folder / f".{secrets.token_hex(16)}.part"
+            self._coming.add(path)
+        return path
+
+    def ended(self, path: Path) -> None:
+        """An upload is no longer on its way; what is left of it goes.
+
+        Args:
+            path: What `part` gave.
+        """
+        path.unlink(missing_ok=True)
+        with self._lock:
+            self._coming.discard(path)
 
     def add(self, path: Path, owner: str) -> dict[str, Any]:
         """Take a clip in, and remove what makes room for it.
@@ -69,6 +86,12 @@ class KeptUploads:
             Rejected: See `part`.
             NoRoom: The disk is full; nothing is left of it.
         """
+        try:
+            return self._added(path, owner)
+        finally:
+            self.ended(path)
+
+    def _added(self, path: Path, owner: str) -> dict[str, Any]:
         seconds, size, digest = check_upload(path, self._limits), path.stat().st_size, file_sha256(path)
         upload = secrets.token_hex(16)
         with self._lock:

@@ -18,6 +18,9 @@ class Limits:
         max_upload_bytes: Bytes of an uploaded clip.
         max_upload_s: Seconds of an uploaded clip.
         max_upload_channels: Channels of an uploaded clip.
+        max_upload_samples: Samples of an uploaded clip in all channels: few bytes may stand for very many. Ten minutes
+            at 48 kHz in stereo are 58 million.
+        max_uploading: Clips that are on their way at once, or being read.
         max_uploads: Uploaded clips that are kept at once.
         max_uploads_a_key: The same, of one key.
         upload_life_s: How long an upload is kept, if no room is needed; jobs that have not ended keep theirs.
@@ -31,6 +34,8 @@ class Limits:
     max_upload_bytes: int = 64 * 2**20
     max_upload_s: float = 600.0
     max_upload_channels: int = 8
+    max_upload_samples: int = 64_000_000
+    max_uploading: int = 16
     max_uploads: int = 64
     max_uploads_a_key: int = 32
     upload_life_s: float = 3600.0

@@ -38,16 +38,17 @@ def check_upload(path: Path, limits: Limits) -> float:
             raise UnsupportedAudio(f"the upload is {content.foreign}; {_FORMATS}")
         with open_audio(path) as sound:
             frames, rate_hz, channels = sound.frames, sound.samplerate, sound.channels
-            if frames > limits.max_upload_s * rate_hz:
-                raise TooLarge(f"the upload lasts {frames / rate_hz:.0f} s; expected at most {limits.max_upload_s:g}")
             if channels > limits.max_upload_channels:
                 raise TooLarge(f"the upload has {channels} channels; expected at most {limits.max_upload_channels}")
+            most = min(int(limits.max_upload_s * rate_hz), limits.max_upload_samples // channels)
+            if frames > most:
+                raise TooLarge(_too_many(limits, rate_hz, channels))
             # the header may say less than there is
             read = 0
             while count := len(sound.read(rate_hz * 10, dtype="float32", always_2d=True)):
                 read += count
-                if read > limits.max_upload_s * rate_hz:
-                    raise TooLarge(f"the upload lasts more than {limits.max_upload_s:g} s, the most that is taken")
+                if read > most:
+                    raise TooLarge(_too_many(limits, rate_hz, channels))
         if read:
             scan_audio(path)  # which refuses what is silent or not finite
         if content.suffix != ".flac" and (cut := missing_end(path)):  # a flac is whole if it can be decoded
@@ -62,6 +63,12 @@ def check_upload(path: Path, limits: Limits) -> float:
     if not read:
         raise MusiccmError("the upload is empty; send a clip")
     return read / rate_hz
+
+
+def _too_many(limits: Limits, rate_hz: int, channels: int) -> str:
+    longest_s = min(limits.max_upload_s, limits.max_upload_samples / channels / rate_hz)
+    return (f"the upload lasts too long; expected at most {longest_s:.0f} s of {channels} channel"
+            f"{'s' if channels > 1 else ''} at {rate_hz} Hz: cut it, or bring it at a lower rate")
 
 
 def secret_hash(secret: str) -> str:

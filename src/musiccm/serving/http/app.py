@@ -222,6 +222,8 @@ def _add_jobs(app: FastAPI) -> None:
     content: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "binary"}}
                                for kind in ("audio/*", "application/octet-stream")}
 
+    # Threads of their own: those that other endpoints run on are not to wait for clips that take long to read.
+    reading = anyio.CapacityLimiter(2)
     created = {"links": {"remove": {"operationId": "remove_upload", "parameters": {"upload": "$response.body#/id"}}}}
 
     @app.post("/v1/uploads", tags=["jobs"], status_code=status.HTTP_201_CREATED,
@@ -232,9 +234,10 @@ def _add_jobs(app: FastAPI) -> None:
         path = await _run(engine.new_upload, owner)
         try:
             await _receive(request, path)
-            return schema.Upload(**await _run(engine.add_upload, path, owner))
+            read = functools.partial(engine.add_upload, path, owner)
+            return schema.Upload(**await anyio.to_thread.run_sync(read, limiter=reading))
         finally:
-            path.unlink(missing_ok=True)
+            engine.end_upload(path)
 
     @app.delete("/v1/uploads/{upload}", tags=["jobs"], status_code=status.HTTP_204_NO_CONTENT,
                 operation_id="remove_upload",

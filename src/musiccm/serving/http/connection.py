@@ -35,7 +35,9 @@ class PatientConnection(H11Protocol):
 
     def _check(self) -> None:
         left_s = HEADER_S
-        if self.conn.their_state is h11.IDLE:  # no request, or one whose headers are not whole
+        # no request, one whose headers are not whole, or one that was answered and whose body does not come to its end
+        answered = self.cycle is not None and self.cycle.response_complete
+        if self.conn.their_state is h11.IDLE or answered:
             left_s -= self.loop.time() - self._since_s
         if left_s <= 0:
             self.transport.close()

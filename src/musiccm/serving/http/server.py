@@ -53,12 +53,18 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to end; called ten times a second."""
-        if signals.received() is not None and not self.should_exit:
+        if signals.received() is not None and self.ends_at_s is None:
             say(f"{signals.name_of(signals.received() or 0)}: no more jobs are taken; those that run are finished, "
                 "those that wait are kept", to_stderr=True)
             self._engine.drain(self._drain_s)
             self.ends_at_s = time.monotonic()
-            self.should_exit = True
+        if self.ends_at_s is not None and not self.should_exit:
+            # until then it listens, so that who comes is told to come again
+            left_s = self.ends_at_s + self._drain_s - time.monotonic()
+            state = self._engine.state()
+            if left_s <= 0 or state.running + state.streams == 0:
+                self.config.timeout_graceful_shutdown = round(max(0.0, left_s)) + LAST_WORDS_S
+                self.should_exit = True
         return await super().on_tick(counter)
 
 
