@@ -13,6 +13,7 @@ import yaml
 from pytorch_lightning import Trainer
 from small_corpus import write_corpus
 from tiny_melody import DPD, FRAMES, PER, SAMPLES, TOKENS, WIDTH, build_random_melody
+from torch import Tensor
 
 from musiccm.audio import fixed_window, read_audio
 from musiccm.cli import main
@@ -25,11 +26,12 @@ from musiccm.models.denoiser import Consistency
 from musiccm.models.melody.frame_denoiser import FrameDenoiser
 from musiccm.models.melody.tokenizer import tokenizer_of
 from musiccm.pipeline import Pipeline
-from musiccm.samplers import FrameNoise, Stepper, make_sampler
+from musiccm.samplers import FrameNoise, HeldFrames, Stepper, make_sampler
 from musiccm.samplers.chunks import ChunkWindows, fill_piece, tokens_of
 from musiccm.systems.distillation import DistilledSystem
 from musiccm.systems.dmd2 import DMD2, Matching
 from musiccm.systems.lcm import LCM
+from musiccm.systems.pcm import PCM
 from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
 from musiccm.systems.stages.dual_path import DualPathStage
 
@@ -134,7 +136,8 @@ def distilled(world: Path, name: str) -> DistilledSystem:
     bundle, torch_seed = str(world / "melody"), 0
     torch.manual_seed(torch_seed)
     if name == "lcm":
-        settings = Distillation(**SHORT, warm_start_steps=1, curriculum=[Phase(1.0, 100, 1)], target_ema_decay=0.5)
+        settings = Distillation(**SHORT, warm_start_steps=1, curriculum=[Phase(1.0, 100, 1)], target_ema_decay=0.5,
+                                continuation_share=0.5, inpainting_share=0.2)
         return LCM(bundle, settings, Optimization(lr=1e-3, warmup_steps=1))
     return DMD2(bundle, Distillation(**SHORT), Matching(steps=[1, 2], critic_steps=1, gan_weight=0.0),
                 optimization=Optimization(lr=1e-3, warmup_steps=1))
@@ -217,12 +220,44 @@ def test_a_student_makes_chunks_beside_held_ones(world: Path) -> None:
     assert torch.equal(made[:, :, :80], clean[:, :, :80]) and not torch.equal(made[:, :, 80:], clean[:, :, 80:])
 
 
+@pytest.mark.parametrize("objective", [LCM, PCM])
+def test_what_is_held_is_clean_for_student_teacher_and_target(world: Path, objective: type[LCM]) -> None:
+    torch.manual_seed(3)
+    settings = Distillation(**SHORT, continuation_share=0.5, inpainting_share=0.5)
+    system = objective(str(world / "melody"), settings)
+    cond = system.conditioner.prompts([PROMPT] * 4, [1, 2, 3, 4])
+    z0, t_B = torch.randn(4, 4, FRAMES, 1), torch.tensor([999, 799, 599, 399])
+    held = system.held_frames(z0, torch.Generator().manual_seed(1))
+    assert held is not None and held.held_BT.any(1).all() and not held.held_BT.all(1).any()
+    there = held.held_BT[:, None, :, None]
+
+    def ends(z: Tensor, held: HeldFrames | None) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            return system.both_ends(z, t_B, cond, Phase(1.0, 100, 2), "heun", "online", "target", held)
+
+    z = system.schedule.add_noise(z0, torch.randn_like(z0), t_B)
+    found, whole = ends(z, held), ends(z, None)
+    torch.testing.assert_close(found[0][there.expand_as(z0)], found[1][there.expand_as(z0)])  # nothing to learn there
+    if objective is LCM:  # whose ends are both clean
+        other = ends(torch.where(there, z + 1.0, z), held)  # whatever noise lies on what is held
+        for end, same in zip(found, other, strict=True):
+            assert torch.equal(end, same) and torch.equal(end[there.expand_as(z0)], z0[there.expand_as(z0)])
+    for end, without in zip(found, whole, strict=True):  # what is made goes by what is held
+        assert not torch.allclose(end[~there.expand_as(z0)], without[~there.expand_as(z0)], atol=1e-3)
+
+
 def test_what_needs_a_mel_or_a_u_net_is_refused(world: Path) -> None:
     bundle = str(world / "melody")
     with pytest.raises(MusiccmError, match="matching.gan_weight.*set it to 0"):
         DMD2(bundle, Distillation(**SHORT), Matching(steps=[1]))
     with pytest.raises(MusiccmError, match="adversarial.weight.*set it to 0"):
         DMD2(bundle, Distillation(**SHORT), Matching(steps=[1], gan_weight=0.0), Adversarial(weight=1.0))
+    with pytest.raises(MusiccmError, match="inpainting_share: expected 0 for DMD2, which trains on whole clips"):
+        DMD2(bundle, Distillation(**SHORT, continuation_share=0.1), Matching(steps=[1], gan_weight=0.0))
+    with pytest.raises(MusiccmError, match="takes no held frames"):
+        LCM(str(world / "base"), Distillation(continuation_share=0.1))
+    with pytest.raises(MusiccmError, match="expected at most 1 together, found 1.1 of 4 chunks"):
+        Distillation(continuation_share=0.6, inpainting_share=0.5).check()
     with pytest.raises(MusiccmError, match="variable: needs a U-Net"):
         LCM(bundle, Distillation(**{**SHORT, "guidance": "variable"}))
     with pytest.raises(MusiccmError, match="audio_condition_share: expected 0"):

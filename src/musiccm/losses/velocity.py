@@ -36,6 +36,32 @@ def draw_angles(
     device = generator.device
     strata = torch.stack([torch.randperm(batch, generator=generator, device=device) for _ in range(chunks)], dim=1)
     angle_BM = (strata + torch.rand(batch, chunks, generator=generator, device=device)) / batch * (math.pi / 2)
+    held_BM = draw_held(batch, chunks, generator, continuation_share, held_chunks, inpainting_share)
+    return torch.where(held_BM, torch.zeros_like(angle_BM), angle_BM)
+
+
+def draw_held(
+    batch: int,
+    chunks: int,
+    generator: torch.Generator,
+    continuation_share: float,
+    held_chunks: Sequence[int],
+    inpainting_share: float,
+) -> Tensor:
+    """Which chunks are clean from the start, as in a continuation or round a hole.
+
+    Args:
+        batch: See `draw_angles`.
+        chunks: See `draw_angles`.
+        generator: See `draw_angles`.
+        continuation_share: See `draw_angles`.
+        held_chunks: See `draw_angles`.
+        inpainting_share: See `draw_angles`.
+
+    Returns:
+        Booleans, [B, M]; never all of an item.
+    """
+    device = generator.device
     kind_B = torch.rand(batch, generator=generator, device=device)
     drawn_B = torch.randint(max(1, len(held_chunks)), (batch,), generator=generator, device=device)
     hole_B = torch.randint(chunks, (batch,), generator=generator, device=device)
@@ -44,7 +70,7 @@ def draw_angles(
     before_BM = (kind_B < continuation_share)[:, None] & (chunk_M < held_B[:, None])
     filled_B = (kind_B >= continuation_share) & (kind_B < continuation_share + inpainting_share)
     around_BM = filled_B[:, None] & (chunk_M != hole_B[:, None])
-    return torch.where(before_BM | around_BM, torch.zeros_like(angle_BM), angle_BM)
+    return before_BM | around_BM
 
 
 def velocity_loss(v_BCTF: Tensor, target_BCTF: Tensor, angle_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -5,7 +5,7 @@ from musiccm.samplers.base import Guidance, Sampler, StepCallback, Stepper, reno
 from musiccm.samplers.chunks import ChunkWindows, TokensOf, fill_piece, stream_piece, tokens_of
 from musiccm.samplers.crops import Crops, fade_profile, fusion_profile
 from musiccm.samplers.evaluations import Evaluations
-from musiccm.samplers.held import fill, holding
+from musiccm.samplers.held import HeldFrames, fill, holding
 from musiccm.samplers.noise import (
     INITIAL,
     FrameNoise,
@@ -32,6 +32,7 @@ from musiccm.samplers.steppers import student_stepper, suited_sampler, teacher_s
 from musiccm.samplers.wavefront import Wavefront
 
 __all__ = [
+    "HeldFrames",
     "FUSIONS",
     "INITIAL",
     "SAMPLERS",

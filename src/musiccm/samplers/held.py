@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,36 @@ from torch import Tensor
 from musiccm.errors import MusiccmError
 from musiccm.samplers.base import Stepper
 from musiccm.samplers.noise import NoiseFn
+
+
+@dataclass(frozen=True)
+class HeldFrames:
+    """Frames that a network sees clean, and is told so.
+
+    Args:
+        clean_BCTF: Clean latents; what is not held of them is not looked at.
+        held_BT: Which frames are held, boolean; of one row, those of all items.
+    """
+
+    clean_BCTF: Tensor
+    held_BT: Tensor
+
+    def of(self, network: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """A network `(z, t, cond) -> x0` of latents whose held frames are put right before and after the call.
+
+        Args:
+            network: One that takes `held_BT`, such as a `FrameDenoiser`, or a `Consistency` of one.
+        """
+
+        def held(z_BCTF: Tensor, t_B: Tensor, cond: Any) -> Tensor:
+            rows = len(z_BCTF)  # a guided call has the batch twice
+            clean = self.clean_BCTF.repeat(rows // len(self.clean_BCTF), 1, 1, 1).to(z_BCTF.dtype)
+            held_BT = self.held_BT.repeat(rows // len(self.held_BT), 1)
+            held_BCTF = held_BT[:, None, :, None]
+            x0 = network(torch.where(held_BCTF, clean, z_BCTF), t_B, cond, held_BT=held_BT)
+            return torch.where(held_BCTF, clean.to(x0.dtype), x0)
+
+        return held
 
 
 def holding(stepper: Stepper, clean_BCTF: Tensor, held_T: Tensor) -> Stepper:
@@ -37,17 +67,8 @@ def holding(stepper: Stepper, clean_BCTF: Tensor, held_T: Tensor) -> Stepper:
                            f"{list(held_T.shape)}")
     if bool(held_T.all()):
         raise MusiccmError(f"held frames: all {frames} are held, and there is nothing to make; free some")
-    device = clean_BCTF.device
-    held_1T, held_T1 = held_T[None].to(device), held_T[:, None].to(device)
-    network: Callable[..., Tensor] = stepper.network
-
-    def held(z_BCTF: Tensor, t_B: Tensor, cond: Any) -> Tensor:
-        # a guided call has the batch twice
-        clean = clean_BCTF.repeat(len(z_BCTF) // len(clean_BCTF), 1, 1, 1).to(z_BCTF.dtype)
-        x0 = network(torch.where(held_T1, clean, z_BCTF), t_B, cond, held_BT=held_1T.expand(len(z_BCTF), -1))
-        return torch.where(held_T1, clean.to(x0.dtype), x0)
-
-    return replace(stepper, network=held)
+    held = HeldFrames(clean_BCTF, held_T[None].to(clean_BCTF.device))
+    return replace(stepper, network=held.of(stepper.network))
 
 
 def fill(

@@ -73,6 +73,8 @@ class CMT(LCM):
         teacher: the denoiser that makes the paths; the bundle's by default.
     """
 
+    holds_frames = False
+
     def __init__(
         self,
         bundle: str = "musiccm-tiny",

@@ -35,6 +35,7 @@ from musiccm.models.denoiser import Consistency, Denoiser, takes_scale
 from musiccm.models.ema import Ema
 from musiccm.models.guidance_branch import with_guidance_branch
 from musiccm.models.lora import with_adapter
+from musiccm.samplers import HeldFrames
 from musiccm.systems.checkpoint_fit import SHARED, arguments, plain
 from musiccm.systems.conditions import check_audio_share, window_condition
 from musiccm.systems.curve import learning_rate_factor
@@ -73,6 +74,8 @@ class DistilledSystem(Resuming, StepNetworks):
     """
 
     student: nn.Module
+    #: Whether the objective trains on items of which some frames are held clean.
+    holds_frames = False
 
     def __init__(
         self, bundle: str, distillation: Distillation, optimization: Optimization, seed: int,
@@ -116,6 +119,7 @@ class DistilledSystem(Resuming, StepNetworks):
         check_audio_share("model.init_args.distillation.audio_condition_share",
                           self.distillation.audio_condition_share, conditioner)
         taught = self.bundle.kind.denoiser(self.bundle.network, self.schedule, self.bundle.prediction_type)
+        self._check_held(taught)
         self.given_teacher = teacher is not None
         self.frozen = nn.ModuleDict(
             {"teacher": taught if teacher is None else teacher, "codec": self.bundle.codec("original"),
@@ -169,6 +173,17 @@ class DistilledSystem(Resuming, StepNetworks):
         Raises:
             MusiccmError: names the key.
         """
+
+    def _check_held(self, teacher: nn.Module) -> None:
+        if not self.distillation.continuation_share + self.distillation.inpainting_share:
+            return
+        if not self.holds_frames:
+            raise MusiccmError(f"distillation.continuation_share, inpainting_share: expected 0 for "
+                               f"{type(self).__name__}, which trains on whole clips; consistency (LCM, MusicCM, PCM) "
+                               "holds frames")
+        if "held_BT" not in inspect.signature(teacher.forward).parameters:
+            raise MusiccmError(f"distillation.continuation_share, inpainting_share: expected 0, as the network of "
+                               f"{self.bundle_name} takes no held frames; MeLoDy's renderer does")
 
     def objective(
         self, batch: LatentBatch, z0: Tensor, cond_BD: AnyCondition, generator: torch.Generator
@@ -272,16 +287,18 @@ class DistilledSystem(Resuming, StepNetworks):
             return with_guidance_branch(unet, self.seed, "model.init_args.bundle").requires_grad_(True)
         return copy.deepcopy(unet).requires_grad_(True)
 
-    def guided_teacher(self, cond_BD: AnyCondition) -> BoundDenoise:
+    def guided_teacher(self, cond_BD: AnyCondition, held: HeldFrames | None = None) -> BoundDenoise:
         """The teacher under a condition, guided as the student is taught: `(z, t) -> x0`.
 
-        By the scale of each item where the student is told one. A teacher that takes a scale itself is told it.
+        By the scale of each item where the student is told one. A teacher that takes a scale itself is told it. Of held
+        frames it sees what is clean.
         """
         teacher, scale_B = self._part("teacher"), scale_of(cond_BD)
         scale = self.distillation.taught_scale if scale_B is None else scale_B
+        denoise = teacher if held is None else held.of(teacher)
         if getattr(teacher, "takes_scale", False):
-            return with_guidance(teacher, told_scale(cond_BD, scale))
-        return with_guidance(teacher, without_scale(cond_BD), self.conditioner.null(1), scale)
+            return with_guidance(denoise, told_scale(cond_BD, scale))
+        return with_guidance(denoise, without_scale(cond_BD), self.conditioner.null(1), scale)
 
     def warm_start_loss(self, z0: Tensor, cond_BD: AnyCondition, generator: torch.Generator) -> tuple[Tensor, dict]:
         """The warm start's loss of one batch (`warm_start_loss`)."""

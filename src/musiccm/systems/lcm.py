@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from musiccm.audio.windows import keyed_generator
 from musiccm.data.batch import LatentBatch
 from musiccm.device import sent
-from musiccm.diffusion import AnyCondition, check_skip, jump_to_target, sample_grid_index
+from musiccm.diffusion import AnyCondition, check_skip, jump_to_target, sample_grid_index, spread_chunks
 from musiccm.errors import MusiccmError
 from musiccm.losses.distillation import distillation_loss
+from musiccm.losses.velocity import draw_held
+from musiccm.samplers import HeldFrames
 from musiccm.systems.distillation import DistilledSystem, normal_like
 from musiccm.systems.parallel import own_rows
 from musiccm.systems.settings import Distillation, Optimization, Phase
@@ -33,6 +35,8 @@ class LCM(DistilledSystem):
         seed: seed of timesteps and noise.
         teacher: the denoiser that teaches; the bundle's by default.
     """
+
+    holds_frames = True
 
     def __init__(
         self,
@@ -71,15 +75,26 @@ class LCM(DistilledSystem):
         """`L_distil` over the student's grid. Returns the student's x0, the loss and its parts."""
         settings, phase = self.distillation, self.distillation.phase(self._progress())
         mode, tail = settings.timestep_mode, settings.tail
+        held = self.held_frames(z0, generator)
         index = own_rows(lambda n: sample_grid_index(n, len(self.grid), generator, mode, tail), len(z0))
         t_B = sent(self.grid[index], z0.device)
         z = self.schedule.add_noise(z0, normal_like(z0, generator), t_B)
-        x0_pred, target = self.both_ends(z, t_B, cond_BD, phase, settings.solver, "online", "target")
+        x0_pred, target = self.both_ends(z, t_B, cond_BD, phase, settings.solver, "online", "target", held)
         loss, parts = distillation_loss(x0_pred, target, settings.distance, settings.huber_h)
         return x0_pred, loss, parts
 
+    def held_frames(self, z0: Tensor, generator: torch.Generator) -> HeldFrames | None:
+        """What is held clean of a batch: the start of a share of it, or all round a hole; None where nothing is."""
+        settings = self.distillation
+        if not settings.continuation_share + settings.inpainting_share:
+            return None
+        held_BM = own_rows(lambda n: draw_held(n, settings.chunks, generator, settings.continuation_share,
+                                               range(1, settings.chunks), settings.inpainting_share), len(z0))
+        return HeldFrames(z0, sent(spread_chunks(held_BM, z0.shape[2]), z0.device))
+
     def both_ends(
-        self, z: Tensor, t_B: Tensor, cond_BD: AnyCondition, phase: Phase, solver: str, online: str, target: str
+        self, z: Tensor, t_B: Tensor, cond_BD: AnyCondition, phase: Phase, solver: str, online: str, target: str,
+        held: HeldFrames | None = None,
     ) -> tuple[Tensor, Tensor]:
         """What the student says of a point, and what it is to say: a network's answer where the teacher's jump lands.
 
@@ -91,16 +106,19 @@ class LCM(DistilledSystem):
             solver: of the jumps.
             online: which of the student's weights answer at z, see `denoiser`; gradients flow through them.
             target: which answer where the jump lands.
+            held: frames that all of them see clean, and leave so.
 
         Returns:
             Prediction and target, which has no gradient.
         """
+        student, follower = (self.consistency(which) if held is None else held.of(self.consistency(which))
+                             for which in (online, target))
         with torch.no_grad():
-            teacher = self.guided_teacher(cond_BD)
+            teacher = self.guided_teacher(cond_BD, held)
             z_hat, t_next_B = jump_to_target(teacher, self.schedule, z, t_B, phase.skip, phase.jumps, solver)
             clean = phase.jumps == "to_zero"
-            wanted = z_hat if clean else self.consistency(target)(z_hat, t_next_B, cond_BD)
-        return self.consistency(online)(z, t_B, cond_BD), wanted
+            wanted = z_hat if clean else follower(z_hat, t_next_B, cond_BD)
+        return student(z, t_B, cond_BD), wanted
 
     def validation_step(self, batch: LatentBatch, batch_idx: int) -> None:
         """How far the slow average is from its own answer one guided teacher jump further on; fixed noise."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from musiccm.device import sent
 from musiccm.diffusion import AnyCondition, ddim_jump, expand_to, jump_to_target, predict_at, sampling_timesteps
 from musiccm.errors import MusiccmError
-from musiccm.samplers import make_sampler
+from musiccm.samplers import HeldFrames, make_sampler
 from musiccm.systems.lcm import LCM
 from musiccm.systems.ranges import check_ranges
 from musiccm.systems.settings import Distillation, Optimization, Phase
@@ -120,7 +120,9 @@ class PCM(LCM):
         lower = sent(torch.cat([torch.zeros(1, dtype=torch.long), self.edges[:-1]]), t_B.device)
         return lower[torch.searchsorted(lower, t_B) - 1]
 
-    def to_edge(self, which: str, z: Tensor, t_B: Tensor, s_B: Tensor, cond_BD: AnyCondition) -> Tensor:
+    def to_edge(
+        self, which: str, z: Tensor, t_B: Tensor, s_B: Tensor, cond_BD: AnyCondition, held: HeldFrames | None = None
+    ) -> Tensor:
         """F: where one step of the deterministic sampler takes latents; those at the edge stay.
 
         Args:
@@ -129,23 +131,25 @@ class PCM(LCM):
             t_B: their timesteps.
             s_B: where to go.
             cond_BD: conditions.
+            held: frames that are seen clean.
 
         Returns:
             Latents at `s_B`.
         """
-        f = self.consistency(which)
+        f = self.consistency(which) if held is None else held.of(self.consistency(which))
         # those that have arrived go through the network for the batch's shape alone, at a time that it knows
         asked_B = torch.where(t_B > s_B, t_B, sent(self.grid[0], t_B.device))
         x0, eps = predict_at(lambda z, t: f(z, t, cond_BD), self.schedule, z, asked_B)
         return torch.where(expand_to(t_B > s_B, z), ddim_jump(self.schedule, x0, eps, s_B), z)
 
     def both_ends(
-        self, z: Tensor, t_B: Tensor, cond_BD: AnyCondition, phase: Phase, solver: str, online: str, target: str
+        self, z: Tensor, t_B: Tensor, cond_BD: AnyCondition, phase: Phase, solver: str, online: str, target: str,
+        held: HeldFrames | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The student's answers at the edge of the phase: from z, and from where the teacher's jumps within it end."""
         s_B = self.edge_of(t_B)
         with torch.no_grad():
-            teacher = self.guided_teacher(cond_BD)
+            teacher = self.guided_teacher(cond_BD, held)
             z_hat, t_next_B = jump_to_target(teacher, self.schedule, z, t_B, phase.skip, phase.jumps, solver, s_B)
-            wanted = self.to_edge(target, z_hat, t_next_B, s_B, cond_BD)
-        return self.to_edge(online, z, t_B, s_B, cond_BD), wanted
+            wanted = self.to_edge(target, z_hat, t_next_B, s_B, cond_BD, held)
+        return self.to_edge(online, z, t_B, s_B, cond_BD, held), wanted

@@ -80,6 +80,10 @@ class Distillation:
             timesteps alike.
         x0_clamp: bound of the teacher's x0 in the warm start, at the last tenth of the timesteps.
         audio_condition_share: share of items conditioned on their own audio's embedding in place of the caption's.
+        continuation_share: share of items whose first chunks are held clean, as the teacher was trained to go on from
+            them; of a network that takes held frames (MeLoDy's renderer).
+        inpainting_share: share of items of which one chunk is made and the others are held.
+        chunks: chunks of an item, as the renderer's stage has them.
         target_ema_decay: decay of the EMA that makes the targets; with 0 the student itself makes them.
         eval_ema_decay: decay of the EMA that is evaluated and exported.
         start: what the student starts from in place of the teacher's weights: a checkpoint of an earlier distillation,
@@ -107,6 +111,9 @@ class Distillation:
     warm_start_snr: float | None = None
     x0_clamp: float = 4.5
     audio_condition_share: float = 0.0
+    continuation_share: float = 0.0
+    inpainting_share: float = 0.0
+    chunks: int = 4
     target_ema_decay: float = 0.95
     eval_ema_decay: float = 0.999
     start: str | None = None
@@ -144,12 +151,18 @@ class Distillation:
                     f"distillation.{key}: expected one of {', '.join(known)}, found {getattr(self, key)!r}."
                 )
         check_ranges(
-            "distillation.", vars(self), ["warm_start_snr"], share="tail audio_condition_share",
-            decay="target_ema_decay eval_ema_decay", count="grid_points", index="warm_start_steps",
+            "distillation.", vars(self), ["warm_start_snr"],
+            share="tail audio_condition_share continuation_share inpainting_share",
+            decay="target_ema_decay eval_ema_decay", count="grid_points chunks", index="warm_start_steps",
             not_negative="guidance_scale weight",
             positive="huber_h timestep_scaling x0_clamp warm_start_snr",
         )
         self._check_guidance()
+        held = self.continuation_share + self.inpainting_share
+        if held > 1 or (held and self.chunks < 2):
+            raise MusiccmError("distillation: continuation_share and inpainting_share are shares of the same items, of "
+                               f"two or more chunks; expected at most 1 together, found {held:g} of {self.chunks} "
+                               "chunks.")
         if self.sigma_data != LCM_SIGMA_DATA:
             raise MusiccmError(
                 f"distillation.sigma_data: expected {LCM_SIGMA_DATA}, which diffusers' LCMScheduler has written into "
