@@ -25,7 +25,7 @@ from musiccm.models.bundle import Bundle
 from musiccm.models.codec import LatentCodec
 from musiccm.models.fast_decoder import FastDecoder
 from musiccm.systems.stages.audiomae import AudioMaeStage
-from musiccm.systems.stages.base import Stage, warmup_cosine
+from musiccm.systems.stages.base import Stage, earlier_runs, warmup_cosine
 from musiccm.systems.stages.clap import ClapStage
 from musiccm.systems.stages.decoder import DecoderStage
 from musiccm.systems.stages.tagger import TaggerStage, group_accuracy
@@ -153,6 +153,11 @@ def test_a_stage_can_start_from_a_bundles_part(corpus: Path, tmp_path: Path):
         torch.testing.assert_close(second.part.state_dict()[name], value)
     quality = run(second, data(corpus), tmp_path)
     assert quality["before"]["steps"] == 2 and quality["before"]["train_seconds"] > 0
+    (tmp_path / "first/quality").rename(tmp_path / "elsewhere")  # as a packed bundle has them
+    record = json.loads((tmp_path / "elsewhere/clap.json").read_text())
+    (tmp_path / "first/quality.json").write_text(json.dumps({"stages": {"clap": {**record, "before": {"steps": 5}}}}))
+    assert earlier_runs(str(tmp_path / "first"), "clap") == {"steps": 7, "train_seconds": record["train_seconds"]}
+    assert earlier_runs(str(tmp_path / "first"), "vae") == {}
     tokenizers = [Bundle.from_pretrained(tmp_path / name).tokenizer for name in ("first", "second")]
     assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
     with pytest.raises(MusiccmError, match="another shape"):

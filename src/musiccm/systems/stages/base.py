@@ -314,11 +314,17 @@ def start_from(part: nn.Module, bundle: str, part_name: str | None, stage: str) 
 
 
 def earlier_runs(bundle: str, stage: str) -> dict[str, float]:
-    """Steps and seconds that went into a part before, as far as its bundle's quality file tells."""
-    path = resolve_bundle(bundle) / "quality" / f"{stage}.json"
-    if not path.is_file():
+    """Steps and seconds that went into a part before, as far as its bundle's quality files tell."""
+    folder = resolve_bundle(bundle)
+    path, packed = folder / "quality" / f"{stage}.json", folder / "quality.json"
+    if path.is_file():
+        found = read_json(path, "a stage's quality")
+    elif packed.is_file():
+        found = read_json(packed, "a packed bundle's quality")["stages"].get(stage, {})
+    else:
         return {}
-    found = read_json(path, "a stage's quality")
+    if "steps" not in found:
+        return {}
     before = found.get("before", {})
     return {key: found.get(key, 0) + before.get(key, 0) for key in ("steps", "train_seconds")}
 
