@@ -2,8 +2,8 @@
 
 The integers are Philox4x32-10's (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). They become
 normal by the transform of Box and Muller, whose logarithm and sine are polynomials here: libraries for CPUs and GPUs
-round their own differently. Each operation is one that IEEE 754 rounds exactly, and a kernel of its own; a compiler that
-fuses a product with a sum rounds once where two kernels round twice, so this is not to be compiled.
+round their own differently. Each operation is one that IEEE 754 rounds exactly, and a kernel of its own; a compiler
+that fuses a product with a sum rounds once where two kernels round twice, so this is not to be compiled.
 """
 
 from __future__ import annotations
