@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 RUNS = {
     "musiccm": 20_000 * 64 * 1_065e9,
     "musiccm_no_adversarial": 20_000 * 64 * 620e9,
-    "full_size_dmd2": 64 * (5_000 * 2_773e9 + 500 * 657e9),
+    "musiccm_dmd2": 64 * (5_000 * 2_773e9 + 500 * 657e9),
 }
 #: Peaks of cards for which shares are assumed, and these.
 CARDS = {"A100": PEAKS[next(name for name in PEAKS if name.startswith("A100"))]}

@@ -268,8 +268,9 @@ def test_every_training_window_and_no_held_out_one_counts_for_plagiarism(root, t
         without.train_clap_audio()
 
 
-@pytest.mark.parametrize(("device", "locked"), [("cuda", True), ("cpu", False)])
-def test_batches_for_a_gpu_are_in_page_locked_memory(root, tmp_path, device, locked):
+@pytest.mark.parametrize(("kind", "locked"), [("cuda", True), ("cpu", False)])
+def test_batches_for_a_gpu_are_in_page_locked_memory(root, tmp_path, kind, locked):
+    make_cache(root, tmp_path / "train")
     data = latent_module(root, tmp_path)
-    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))
+    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(kind)))
     assert data.train_dataloader().pin_memory is locked
