@@ -28,11 +28,12 @@ from musiccm.commands._timing import alternating, now, row
 from musiccm.commands._utilisation import Work, covered, peak_of
 from musiccm.commands.bench import load
 from musiccm.data.batch import LatentBatch
-from musiccm.device import choose_device
+from musiccm.device import choose_device, sent
 from musiccm.diffusion import guide, jump_to_target
 from musiccm.losses import generator_loss
 from musiccm.models.ema import Ema
 from musiccm.systems.musiccm import MusicCM
+from musiccm.systems.parallel import normal_like
 from musiccm.systems.settings import Adversarial, Distillation, Optimization
 
 BATCH, WARMUP, STEPS, ROUNDS = 8, 1, 2, 3
@@ -45,6 +46,8 @@ GPU_BATCHES, FULL_BATCH, GPU_STEPS, BACKEND = (16, 256), 8, (20, 50), "inductor"
 #: What is asked for there: steps a second and share of the time busy by batch of musiccm-tiny, share of the peak at
 #: the released size.
 RATES, BUSY, UTILISATION = {16: 40.0}, {256: 0.9}, 0.35
+#: Batches whose noise is drawn alone.
+DRAWN = (16, 256)
 #: Latent frames that the discriminator sees at the released size, of 256, and decoded on either side.
 FULL_CROP, FULL_CONTEXT = 48, 2
 #: What rows of the released size are called.
@@ -215,6 +218,18 @@ def busy_share(system: MusicCM, size: int, seconds: Sequence[float]) -> float:
     return profiled.seconds / statistics.median(seconds)
 
 
+def draw_rows(system: MusicCM, device: torch.device) -> list[dict]:
+    """Noise of a batch as the step draws it, on the device, against a draw of the host that is sent there."""
+    rows, generator = [], keyed_generator(0, "bench")
+    for size in DRAWN:
+        like = torch.empty(size, *system.bundle.latent_shape(), device=device)
+        times = alternating({"host": lambda like=like: sent(torch.randn(like.shape, generator=generator), device),
+                             "device": lambda like=like: normal_like(like, generator)}, repeats=21, warmup=3)
+        rows.append(row(f"noise of {size} clips drawn by counter where it is needed, against by the host",
+                        *([1e3 * second for second in times[side]] for side in ("device", "host")), "ms"))
+    return rows
+
+
 def gpu_rows(bundle: str, device: str) -> list[dict]:
     """Rates of compiled networks, of the bundle and of the released size."""
     rows = []
@@ -322,4 +337,4 @@ def run(bundle: str) -> list[dict]:
     total = sum(alone.values())
     shares = {name: part / total for name, part in alone.items()}
     pieces_rows = [row(f"share of the pieces: {name}", [share], [], "of 1") for name, share in shares.items()]
-    return rows + rates + pieces_rows
+    return rows + rates + draw_rows(sides["distillation alone"], torch.device(device)) + pieces_rows

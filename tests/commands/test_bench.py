@@ -184,12 +184,12 @@ def test_a_candidate_apart_answers_as_one_here_or_says_that_it_ended(bundle):
 def test_training_runs_on_any_bundle(bundle, monkeypatch, device):
     training = load(BENCHMARKS / "training.py")
     monkeypatch.setattr(training, "choose_device", lambda _: device)
-    for name, value in {"BATCH": 2, "STEPS": 1, "ROUNDS": 1}.items():
+    for name, value in {"BATCH": 2, "STEPS": 1, "ROUNDS": 1, "DRAWN": (2, 3)}.items():
         monkeypatch.setattr(training, name, value)
     trained = training.run(bundle)
     assert all(set(ROW_KEYS) <= set(r) for r in trained)
     assert sum(r["ours"] for r in trained if r["case"].startswith("share")) == pytest.approx(1.0)
-    assert len(trained) == 19 and all(r["ours"] > 0 for r in trained)
+    assert len(trained) == 21 and all(r["ours"] > 0 for r in trained)
     found = {r["case"].split(", peak")[0].split(", against the peak")[0]: r["ours"] for r in trained}
     if device == "cpu":
         work = {r["case"]: r for r in trained}["adversarial, on a crop, against distillation alone, counted"]

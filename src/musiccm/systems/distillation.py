@@ -294,7 +294,7 @@ class DistilledSystem(Resuming, StepNetworks):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Send a batch without a wait where its loader has it in page-locked memory; Lightning waits for each."""
         if isinstance(batch, Batch):
-            return batch.to(device, non_blocking=True)
+            return batch.to(device, non_blocking=device.type != "mps")  # where Lightning does not trust it
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> dict[str, Any]:
