@@ -133,13 +133,15 @@ class _Attention(torch.autograd.Function):
 
 
 @contextmanager
-def fused_attention() -> Iterator[None]:
-    original = nn.functional.scaled_dot_product_attention
+def as_on_a_gpu() -> Iterator[None]:
+    """Fused attention, and draws that are sent without being locked, which tensors without contents cannot be."""
+    attention, pin = nn.functional.scaled_dot_product_attention, torch.Tensor.pin_memory
     nn.functional.scaled_dot_product_attention = lambda q, k, v, *_, **__: _Attention.apply(q, k, v)
+    torch.Tensor.pin_memory = lambda tensor: tensor
     try:
         yield
     finally:
-        nn.functional.scaled_dot_product_attention = original
+        nn.functional.scaled_dot_product_attention, torch.Tensor.pin_memory = attention, pin
 
 
 def activation_bytes(system: MusicCM, batch: Any, mode: FakeTensorMode) -> int:
@@ -156,7 +158,7 @@ def activation_bytes(system: MusicCM, batch: Any, mode: FakeTensorMode) -> int:
     torch.set_autocast_dtype("cuda", torch.bfloat16)
     torch.set_autocast_enabled("cuda", True)  # `torch.autocast` would refuse where there is no GPU
     try:
-        with mode, fused_attention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with mode, as_on_a_gpu(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             generator = keyed_generator(0, "bench")
             latents, cond_BD = (x.to("cuda") for x in (batch.latents_BCTF, batch.text_BD))
             x0_pred, loss, _ = system.distil(system.codec.normalise(latents), cond_BD, generator)
