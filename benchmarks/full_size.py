@@ -20,12 +20,10 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from musiccm.audio.windows import keyed_generator
 from musiccm.commands._timing import alternating, row
+from musiccm.commands._utilisation import operations
 from musiccm.commands.bench import load
 from musiccm.device import choose_device
 from musiccm.losses import discriminator_loss
@@ -103,28 +101,9 @@ def step_of(system: MusicCM, adversarial: bool, straightforward: bool = False) -
     return step
 
 
-class Work(TorchDispatchMode):
-    """Floating-point operations of matrix products, convolutions and attention, by torch's own formulas.
-
-    (Its `FlopCounterMode` also follows modules, which R1's `autograd.grad` does not allow.)
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.operations += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
-        return result
-
-
 def giga_operations(function: Callable[[], Any]) -> float:
     """Work of a call."""
-    with Work() as work, sdpa_kernel(SDPBackend.MATH):  # torch has no formula for the fused attention of CPUs
-        function()
-    return work.operations / 1e9
+    return operations(function) / 1e9
 
 
 def make_fake(modules: list[nn.Module], mode: FakeTensorMode, device: str) -> None:
@@ -154,13 +133,15 @@ class _Attention(torch.autograd.Function):
 
 
 @contextmanager
-def fused_attention() -> Iterator[None]:
-    original = nn.functional.scaled_dot_product_attention
+def as_on_a_gpu() -> Iterator[None]:
+    """Fused attention, and draws that are sent without being locked, which tensors without contents cannot be."""
+    attention, pin = nn.functional.scaled_dot_product_attention, torch.Tensor.pin_memory
     nn.functional.scaled_dot_product_attention = lambda q, k, v, *_, **__: _Attention.apply(q, k, v)
+    torch.Tensor.pin_memory = lambda tensor: tensor
     try:
         yield
     finally:
-        nn.functional.scaled_dot_product_attention = original
+        nn.functional.scaled_dot_product_attention, torch.Tensor.pin_memory = attention, pin
 
 
 def activation_bytes(system: MusicCM, batch: Any, mode: FakeTensorMode) -> int:
@@ -177,7 +158,7 @@ def activation_bytes(system: MusicCM, batch: Any, mode: FakeTensorMode) -> int:
     torch.set_autocast_dtype("cuda", torch.bfloat16)
     torch.set_autocast_enabled("cuda", True)  # `torch.autocast` would refuse where there is no GPU
     try:
-        with mode, fused_attention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with mode, as_on_a_gpu(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             generator = keyed_generator(0, "bench")
             latents, cond_BD = (x.to("cuda") for x in (batch.latents_BCTF, batch.text_BD))
             x0_pred, loss, _ = system.distil(system.codec.normalise(latents), cond_BD, generator)

@@ -93,7 +93,7 @@ def kept_bytes(system: DMD2, batch: Any, mode: FakeTensorMode) -> int:
         torch.set_autocast_dtype("cuda", torch.bfloat16)
         torch.set_autocast_enabled("cuda", True)  # `torch.autocast` would refuse where there is no GPU
         try:
-            with (mode, full_size.fused_attention(),
+            with (mode, full_size.as_on_a_gpu(),
                   torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)):
                 generator = keyed_generator(0, "bench")
                 objective = system.objective if turn == "student" else system.critic_loss

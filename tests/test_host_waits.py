@@ -80,8 +80,8 @@ def test_a_clip_is_waited_for_once_however_many_steps_it_has(steps: int, other: 
 
 
 def waits_of_a_step(system: DistilledSystem, device: str) -> list[str]:
-    """What the second step and its log wait for; the first sends tables, and makes what optimizers keep."""
-    batch = batch_of(system).to(device)  # type: ignore[arg-type]
+    """What the second step, its batch and log wait for; the first sends tables, and makes what optimizers keep."""
+    on_host = batch_of(system)  # type: ignore[arg-type]
     system.to(device)
     logged: dict[str, torch.Tensor] = {}
     made: Any = system
@@ -97,6 +97,7 @@ def waits_of_a_step(system: DistilledSystem, device: str) -> list[str]:
     for number in range(made.batches_seen + 3):
         made._trainer.global_step = number
         with watching() as found:
+            batch = system.transfer_batch_to_device(on_host, torch.device(device), 0)
             system.training_step(batch, number)
         if number:  # what `Later` reads is of the step before, which on a GPU it has copied meanwhile
             noted.extend(note for note in found if "later.py" not in note)

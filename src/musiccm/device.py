@@ -19,14 +19,15 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on a device, which is not waited for: `to` waits until all that was queued before is done.
 
     Args:
-        tensor: On the CPU; not changed afterwards.
+        tensor: On the CPU, and not changed afterwards; or there already.
         device: Where it goes; nothing happens where that is the CPU.
 
     Returns:
         The tensor there.
     """
     # a copy from other memory than page-locked would be waited for all the same
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    locked = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+    return locked.to(device, non_blocking=True)
 
 
 def choose_device(name: str) -> str:

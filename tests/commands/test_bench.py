@@ -12,6 +12,7 @@ from PIL import Image
 
 from musiccm.cli import main
 from musiccm.commands._timing import ROW_KEYS, alternating, row
+from musiccm.commands._utilisation import covered, operations, peak_of
 from musiccm.commands.bench import load
 from musiccm.errors import MusiccmError
 from musiccm.export import StudentInfo, export_student
@@ -183,12 +184,93 @@ def test_a_candidate_apart_answers_as_one_here_or_says_that_it_ended(bundle):
 def test_training_runs_on_any_bundle(bundle, monkeypatch, device):
     training = load(BENCHMARKS / "training.py")
     monkeypatch.setattr(training, "choose_device", lambda _: device)
-    for name, value in {"BATCH": 2, "STEPS": 1, "ROUNDS": 1}.items():
+    for name, value in {"BATCH": 2, "STEPS": 1, "ROUNDS": 1, "DRAWN": (2, 3)}.items():
         monkeypatch.setattr(training, name, value)
     trained = training.run(bundle)
     assert all(set(ROW_KEYS) <= set(r) for r in trained)
     assert sum(r["ours"] for r in trained if r["case"].startswith("share")) == pytest.approx(1.0)
-    assert len(trained) == 12 and all(r["ours"] > 0 for r in trained)
+    assert len(trained) == 21 and all(r["ours"] > 0 for r in trained)
+    found = {r["case"].split(", peak")[0].split(", against the peak")[0]: r["ours"] for r in trained}
+    if device == "cpu":
+        work = {r["case"]: r for r in trained}["adversarial, on a crop, against distillation alone, counted"]
+        for name, clip in (("distillation alone", work["baseline"]), ("adversarial, on a crop", work["ours"])):
+            steps, clips, done = (found[f"{name}, batch 2: {what}"] for what in ("steps", "clips", "operations"))
+            assert clips == pytest.approx(2 * steps) and done == pytest.approx(clips * clip / 1e3)
+
+
+def test_the_operations_of_a_real_step_are_those_of_its_passes(bundle):
+    """Of distillation: a guided pair, the target, and the student's pass with a backward pass of twice the work."""
+    training = load(BENCHMARKS / "training.py")
+    system = training.made(MusicCM, bundle, Adversarial(weight=0.0))
+    unet = make_unet()
+    once = operations(lambda: unet(torch.zeros(1, 4, 8, 4), 5, None, class_labels=torch.zeros(1, 32)))
+    assert training.clip_operations(system) == pytest.approx(6 * once, rel=0.02)
+
+
+def test_rates_are_held_against_the_cards_peak(monkeypatch):
+    training = load(BENCHMARKS / "training.py")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for card, peak in (("NVIDIA H100 80GB HBM3", 989.4), ("A card of one's own", None)):
+        monkeypatch.setattr("torch.cuda.get_device_name", lambda card=card: card)
+        steps, clips, done = training.rate_rows("x", 8, [0.5, 0.25, 0.125], 10**12, 0.35)
+        assert (steps["ours"], clips["ours"], done["ours"]) == (4.0, 32.0, 32.0) and done["unit"] == "TFLOPS"
+        assert done["baseline"] == peak and done["target"] == (None if peak is None else 0.35)
+        assert done["ratio"] == (None if peak is None else pytest.approx(32 / peak))
+        said = "peak of A card of one's own unknown" if peak is None else f"against the peak of {card}"
+        assert done["case"] == f"x, batch 8: operations, {said}"
+
+
+def test_rates_on_a_gpu_are_of_two_batches_and_the_released_size(bundle, monkeypatch):
+    training = load(BENCHMARKS / "training.py")
+    for name, value in {"GPU_BATCHES": (2, 3), "FULL_BATCH": 2, "GPU_STEPS": (1, 1), "BACKEND": None, "FULL_CROP": 4,
+                        "RATES": {3: 1.0}, "full_size": lambda folder, bundle: bundle}.items():
+        monkeypatch.setattr(training, name, value)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    rows = training.gpu_rows(bundle, "cpu")
+    assert len(rows) == 2 * 3 + 2 * 3 + 1 and all(r["ours"] > 0 and set(ROW_KEYS) <= set(r) for r in rows)
+    assert [r["baseline"] for r in rows if "against a goal" in r["case"]] == [1.0]
+    assert rows[-1]["target"] == 1 / 1.8 and rows[-1]["ratio"] == pytest.approx(rows[-1]["baseline"] / rows[-1]["ours"])
+
+
+@pytest.mark.parametrize(("name", "peak"), [
+    ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA A100 80GB PCIe", 312e12), ("NVIDIA H100 PCIe", 756e12),
+    ("NVIDIA H200", 989.4e12), ("NVIDIA L4", 121e12), ("NVIDIA L40S", 362e12), ("NVIDIA L40", None),
+    ("NVIDIA A10G", None), ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None), ("NVIDIA GeForce RTX 4090", 165.2e12),
+    ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("Radeon", None)])
+def test_a_card_is_known_by_its_whole_name(name, peak):
+    assert peak_of(name) == peak
+
+
+def test_kernels_side_by_side_count_once():
+    assert covered([(5.0, 6.0), (0.0, 2.0), (1.0, 3.0), (1.5, 1.6), (3.0, 4.0)]) == 5.0 and covered([]) == 0.0
+
+
+def test_hours_follow_from_the_utilisation(tmp_path, monkeypatch):
+    """At 100 % of 1 TFLOPS a run of 3.6 x 10^15 operations takes an hour; what was measured is said to be."""
+    hours = load(BENCHMARKS / "training_hours.py")
+    monkeypatch.setattr(hours, "RUNS", {"a run": 3.6e15})
+    monkeypatch.setattr(hours, "CARDS", {"NVIDIA X": 1e12})
+    monkeypatch.setattr(hours, "ASSUMED", (0.5,))
+    monkeypatch.setattr(hours, "RESULTS", tmp_path)
+    rows = hours.run("unused")
+    assert [(r["case"], r["ours"]) for r in rows] == [
+        ("a run on 1 NVIDIA X, assumed 50 % of its peak", 2.0), ("a run on 8 NVIDIA X, assumed 50 % of its peak", 0.25)]
+    measured = {"case": f"{hours.MEASURED}, against the peak of NVIDIA X", "ours": 0.25, "baseline": 1.0, "ratio": 0.25}
+    results = {"machine": {"gpu": "NVIDIA X"}, "rows": [{"case": "else", "ratio": 0.1}, measured]}
+    (tmp_path / "training-nvidia-x.json").write_text(json.dumps(results))
+    (tmp_path / "training.json").write_text(json.dumps({"machine": {"gpu": None}, "rows": []}))
+    assert [(r["case"], r["ours"]) for r in hours.run("unused")] == [
+        ("a run on 1 NVIDIA X, measured 25 % of its peak", 4.0),
+        ("a run on 8 NVIDIA X, measured 25 % of its peak", 0.5)]
+
+
+def test_the_hours_are_read_from_the_rows_that_training_writes(bundle, monkeypatch):
+    training, hours = load(BENCHMARKS / "training.py"), load(BENCHMARKS / "training_hours.py")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
+    name = training.FULL_SIZE.format("adversarial, on a crop")
+    found = training.rate_rows(name, training.FULL_BATCH, [0.1], 10**12)[-1]["case"]
+    assert found == f"{hours.MEASURED}, against the peak of NVIDIA H200"
 
 
 def test_corpus_benchmark_counts_tracks(monkeypatch):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -265,3 +266,11 @@ def test_every_training_window_and_no_held_out_one_counts_for_plagiarism(root, t
     without.setup("fit")
     with pytest.raises(MusiccmError, match="cache_dir"):
         without.train_clap_audio()
+
+
+@pytest.mark.parametrize(("kind", "locked"), [("cuda", True), ("cpu", False)])
+def test_batches_for_a_gpu_are_in_page_locked_memory(root, tmp_path, kind, locked):
+    make_cache(root, tmp_path / "train")
+    data = latent_module(root, tmp_path)
+    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(kind)))
+    assert data.train_dataloader().pin_memory is locked

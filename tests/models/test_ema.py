@@ -37,6 +37,41 @@ def test_buffers_are_copied_and_the_source_is_untouched() -> None:
     assert all(torch.equal(before[name], value) for name, value in source.state_dict().items())
 
 
+def test_updates_equal_to_the_bit_those_of_one_tensor_after_the_other(device: str) -> None:
+    """Whatever was replaced meanwhile: parameters are looked up at each update, in the network that is named."""
+    generator = torch.Generator().manual_seed(0)
+
+    def filled() -> nn.Module:
+        module = network().to(device)
+        for parameter in module.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator).to(device)
+        return module
+
+    source, other = filled(), filled()
+    ema = Ema(source, 0.9)
+    expected = [parameter.clone() for parameter in source.parameters()]
+    for followed in (source, source, other, source):
+        source[0].weight = nn.Parameter(torch.randn(3, 2, generator=generator).to(device))
+        ema.update(followed)
+        for average, parameter in zip(expected, followed.parameters(), strict=True):
+            average.lerp_(parameter.detach(), 1 - 0.9)
+        assert all(torch.equal(a, b) for a, b in zip(ema.parameters(), expected, strict=True))
+
+
+def test_a_copy_follows_the_copy_of_its_network() -> None:
+    owner = nn.ModuleDict({"network": network(1.0)})
+    owner["ema"] = Ema(owner["network"], 0.5)
+    owner["ema"].update(owner["network"])
+    alone = copy.deepcopy(owner["ema"])
+    assert not {id(module) for module in alone.modules()} & {id(module) for module in owner.modules()}
+    second = copy.deepcopy(owner)
+    nn.init.constant_(second["network"][0].weight, 3.0)
+    second["ema"].update(second["network"])
+    assert float(second["ema"].module[0].weight.detach().mean()) == 2.0
+    alone.update(second["network"])
+    assert float(alone.module[0].weight.detach().mean()) == 2.0
+
+
 def test_average_of_a_bf16_network_is_kept_in_float32(device: str) -> None:
     ema = Ema(network(1.0).bfloat16().to(device), 0.999)
     ema.update(network(2.0).bfloat16().to(device))

@@ -31,6 +31,7 @@ from musiccm.models.ema import Ema
 from musiccm.models.lora import Lora
 from musiccm.samplers import student_stepper
 from musiccm.systems.dmd2 import DMD2, Matching
+from musiccm.systems.parallel import normal_like
 from musiccm.systems.settings import Adversarial, Distillation, Optimization
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments/dmd2.yaml"
@@ -256,7 +257,7 @@ def test_a_roll_out_is_the_sampler_that_ships_and_trains_its_last_call_alone(bun
         again = torch.Generator().manual_seed(seed)
         steps = [1, 2, 4, 8][int(torch.randint(4, (1,), generator=again))]
         calls = 1 + int(torch.randint(steps, (1,), generator=again))
-        noise, *fresh = (torch.randn(z0.shape, generator=again) for _ in range(calls))
+        noise, *fresh = (normal_like(z0, again) for _ in range(calls))
         stepper = student_stepper(f, system.schedule, system.grid, steps, sampler)
         estimates: list[Tensor] = []
         spare = [*fresh, *[torch.zeros_like(noise)] * steps]  # of steps that the roll-out did not come to

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +18,10 @@ from torch.utils.data import DataLoader
 from musiccm.commands.bench import load
 from musiccm.errors import MusiccmError
 from musiccm.systems import speed
+from musiccm.systems.arc import ARC, Arc
+from musiccm.systems.dmd2 import DMD2, Matching
+from musiccm.systems.ladd import LADD, Ladd
+from musiccm.systems.latent_critic import CriticSystem
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.settings import Adversarial, Optimization
 
@@ -86,6 +93,73 @@ def test_a_compiled_student_learns_the_same(bundle):
     assert traced and list(model.state_dict()) == names
 
 
+COMPILED = {
+    "musiccm": lambda bundle: MusicCM(bundle, adversarial=Adversarial(crop_frames=4, head_width=8)),
+    "dmd2": lambda bundle: DMD2(bundle, matching=Matching(steps=(1, 2), r1_weight=0.1)),
+    "arc": lambda bundle: ARC(bundle, arc=Arc(steps=(1, 2), r1_weight=0.1)),
+    "ladd": lambda bundle: LADD(bundle, ladd=Ladd(steps=(1, 2), r1_weight=0.1)),
+}
+
+#: Objectives that ask the teacher nothing.
+NO_TEACHER = ("arc", "ladd")
+
+
+@pytest.mark.parametrize(("name", "further"), [
+    ("musiccm", ["Decoder", *["Block"] * 4]), ("dmd2", ["UNet2DConditionModel", "LatentHead", "UNet2DConditionModel"]),
+    ("arc", ["UNet2DConditionModel", "LatentHead"]), ("ladd", [*["LatentHead"] * 3, "UNet2DConditionModel"])])
+def test_what_is_compiled_beside_student_target_and_teacher(bundle, name, further):
+    system = COMPILED[name](bundle)
+    parts = system.compiled_parts()
+    assert parts[0] is system.student and parts[1] is system.student_ema_target.module
+    assert parts[2] is system.teacher.unet
+    assert [type(part).__name__ for part in parts[3:]] == further
+    assert len({id(part) for part in parts}) == len(parts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_compiled_critic_learns_the_same(bundle, name, monkeypatch):
+    """Each turn twice, so that what was traced in one is called in the next; and all that is compiled is called."""
+    torch.manual_seed(0)
+    system = COMPILED[name](bundle)
+    monkeypatch.setattr(system, "_progress", lambda: 0.0)
+    system._trainer = SimpleNamespace(global_step=0)
+    batch, critic = batch_of(system), isinstance(system, CriticSystem)
+    batch.captions[0] = "another"  # ARC has them differ
+
+    def turn(of_critic, seed):
+        generator, z0 = torch.Generator().manual_seed(seed), system.codec.normalise(batch.latents_BCTF)
+        system.zero_grad()
+        if of_critic:
+            loss, parts = system.critic_loss(batch, z0, batch.text_BD, generator)
+            loss.backward()
+        else:
+            with system.critics_frozen() if critic else nullcontext():
+                loss, parts, _ = system.objective(batch, z0, batch.text_BD, generator)
+                loss.backward()
+        return loss.detach(), parts, {n: p.grad.clone() for n, p in system.named_parameters() if p.grad is not None}
+
+    def turns():
+        return [turn(of_critic, seed) for seed in (0, 1) for of_critic in ([True, False] if critic else [False])]
+
+    started = [buffer.clone() for buffer in system.buffers()]
+    reference, names, called = turns(), list(system.state_dict()), Counter()
+    for buffer, value in zip(system.buffers(), started, strict=True):
+        buffer.copy_(value)  # spectral norms go on at every call
+    speed.compile_networks(system.compiled_parts(), lambda graph, inputs: graph.forward)  # as "eager"
+    for part in system.compiled_parts():
+        def watched(*args, part=part, compiled=part._compiled_call_impl, **kwargs):
+            called[id(part)] += 1
+            return compiled(*args, **kwargs)
+
+        part._compiled_call_impl = watched
+    torch.testing.assert_close(turns(), reference, rtol=1e-4, atol=1e-6)
+    uncalled = [part for part in system.compiled_parts() if not called[id(part)]]
+    others = [system.student_ema_target.module] * critic + [system.teacher.unet] * (name in NO_TEACHER)
+    assert [id(part) for part in uncalled] == [id(part) for part in others]
+    assert list(system.state_dict()) == names
+
+
 def kept_bytes(model: MusicCM) -> int:
     """Bytes that the student's pass and the discriminator's keep for the backward pass, without parameters."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -119,11 +193,12 @@ def test_compiled_networks_are_those_that_the_step_calls(bundle, tmp_path, monke
     called = []
     monkeypatch.setattr("torch.nn.Module.compile", lambda module, backend: called.append((module, backend)))
     model = one_step(bundle, tmp_path, precision="bf16-mixed", compile="eager").model
-    assert [backend for _, backend in called] == ["eager"] * 3
+    assert [backend for _, backend in called] == ["eager"] * 8
     assert called[0][0] is model.student and called[1][0] is model.student_ema_target.module
-    # The copy in bf16, which is gone by now, and not the float32 teacher of the evaluation.
-    assert called[2][0] is not model.teacher.unet
-    assert next(called[2][0].parameters()).dtype == torch.bfloat16
+    # Copies in bf16, which are gone by now, and not the float32 networks of the evaluation.
+    ours = {id(module) for module in model.modules()}
+    for network, _ in called[2:]:
+        assert id(network) not in ours and torch.bfloat16 in {p.dtype for p in network.parameters()}
 
 
 @pytest.mark.parametrize("features", ["audiomae", "clap"])

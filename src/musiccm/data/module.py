@@ -478,7 +478,9 @@ class MusicDataModule(pl.LightningDataModule):
     def _loader(
         self, dataset: Dataset, collate: Callable, sampler: Any, batch_size: int, drop_last: bool = False
     ) -> KeyedLoader:
+        # from page-locked memory a batch goes to a GPU without a wait
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return KeyedLoader(
             dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate, drop_last=drop_last,
-            num_workers=self.num_workers, persistent_workers=self.num_workers > 0,
+            num_workers=self.num_workers, persistent_workers=self.num_workers > 0, pin_memory=on_gpu,
         )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from musiccm.errors import MusiccmError
+
+#: A module of the average, the one that it follows, and the name of a tensor in both.
+_Places = list[tuple[nn.Module, nn.Module, str]]
 
 
 class Ema(nn.Module):
@@ -39,6 +43,7 @@ class Ema(nn.Module):
         self.decay = decay
         kept = {id(tensor): tensor for tensor in shared}
         self._shared = {name for name, parameter in module.named_parameters() if id(parameter) in kept}
+        self._found: tuple[weakref.ref[nn.Module], tuple[_Places, _Places]] | None = None
         self.module = copy.deepcopy(module, kept).float().eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Ema:
@@ -61,9 +66,8 @@ class Ema(nn.Module):
         """
         mine, theirs = self._pairs(source)
         torch._foreach_lerp_(mine, theirs, 1.0 - self.decay)
-        buffers = dict(source.named_buffers())
-        for name, buffer in self.module.named_buffers():
-            buffer.copy_(buffers[name])
+        for average, network, name in self._places(source)[1]:
+            cast(Tensor, average._buffers[name]).copy_(cast(Tensor, network._buffers[name]))
 
     @torch.no_grad()
     def distance(self, source: nn.Module) -> Tensor:
@@ -80,14 +84,33 @@ class Ema(nn.Module):
         size = torch.stack(torch._foreach_norm(mine))
         return gap.norm() / size.norm().clamp_min(1e-12)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was found of the network that is followed, which a copy would copy too."""
+        return {**super().__getstate__(), "_found": None}
+
     def _pairs(self, source: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        mine, theirs = ({name: parameter for name, parameter in network.named_parameters() if name not in self._shared}
-                        for network in (self.module, source))
-        if mine.keys() != theirs.keys():
-            odd = sorted(mine.keys() ^ theirs.keys())
-            raise MusiccmError(
-                f"EMA: expected a network with the same parameters as the average, found {len(odd)} that only one of "
-                f"the two has, such as {odd[:3]}. Make a new Ema from this network."
-            )
-        names = list(mine)
-        return [mine[n] for n in names], [theirs[n].detach().to(mine[n].device, torch.float32) for n in names]
+        places = self._places(source)[0]
+        mine = [cast(Tensor, owner._parameters[name]) for owner, _, name in places]
+        theirs = [cast(Tensor, owner._parameters[name]) for _, owner, name in places]
+        alike = all(a.dtype == b.dtype and a.device == b.device for a, b in zip(mine, theirs, strict=True))
+        return mine, theirs if alike else [b.to(a.device, a.dtype) for a, b in zip(mine, theirs, strict=True)]
+
+    def _places(self, source: nn.Module) -> tuple[_Places, _Places]:
+        """Where the parameters and the buffers lie; not the tensors, which may be replaced, as by a sharding.
+
+        Found once: to walk both networks at each update takes the host longer than to launch it.
+        """
+        if self._found is None or self._found[0]() is not source:
+            mine, theirs = ([name for name, _ in network.named_parameters() if name not in self._shared]
+                            for network in (self.module, source))
+            if odd := sorted({*mine} ^ {*theirs}):
+                raise MusiccmError(
+                    f"EMA: expected a network with the same parameters as the average, found {len(odd)} that only one "
+                    f"of the two has, such as {odd[:3]}. Make a new Ema from this network."
+                )
+            buffers = [name for name, _ in self.module.named_buffers()]
+            parameters, others = ([(self.module.get_submodule(owner), source.get_submodule(owner), name)
+                                   for owner, _, name in (name.rpartition(".") for name in names)]
+                                  for names in (mine, buffers))
+            self._found = weakref.ref(source), (parameters, others)
+        return self._found[1]

@@ -12,7 +12,7 @@ from musiccm.errors import MusiccmError
 from musiccm.losses.adversarial import ADVERSARIAL_LOSSES, discriminator_loss, generator_loss
 from musiccm.models.acceleration.half import half_copy
 from musiccm.models.discriminator import Discriminator
-from musiccm.models.features import ClapFeatures
+from musiccm.models.features import ClapFeatures, ViTFeatures
 from musiccm.systems.checkpoint_fit import identity
 from musiccm.systems.clock import clock_stopped
 from musiccm.systems.distillation import DistilledSystem
@@ -151,6 +151,18 @@ class AdversarialSystem(DistilledSystem):
             parts["codec"] = half_copy(codec, [codec.vocoder, codec.vae.encoder])
             parts["features"] = half_copy(features, unused)
         return parts
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """As without a discriminator; the decoder before it, and the blocks of features that are a ViT.
+
+        Not the heads: their R1 penalty is differentiated twice, which torch does not compile.
+        """
+        if self.discriminator is None:
+            return super().compiled_parts()
+        features: Any = self._part("features")
+        blocks = features.vit.blocks if isinstance(features, ViTFeatures) else []
+        codec: Any = self._part("codec")
+        return [*super().compiled_parts(), codec.vae.decoder, *blocks]
 
     def identity(self) -> dict[str, Any]:
         """As without a discriminator, with its settings."""

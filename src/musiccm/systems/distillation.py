@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from musiccm.audio.windows import keyed_generator
-from musiccm.data.batch import LatentBatch
+from musiccm.data.batch import Batch, LatentBatch
 from musiccm.device import sent
 from musiccm.diffusion import (
     AnyCondition,
@@ -307,6 +307,12 @@ class DistilledSystem(Resuming, StepNetworks):
                                generator, settings.warm_start_snr)
 
     # the step
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Send a batch without a wait where its loader has it in page-locked memory; Lightning waits for each."""
+        if isinstance(batch, Batch):
+            return batch.to(device, non_blocking=device.type != "mps")  # where Lightning does not trust it
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> dict[str, Any]:
         """One batch: student loss and step, averages, then the steps of what is trained beside.

@@ -94,10 +94,14 @@ class DMD2(CriticSystem):
             unet = with_adapter(self.bundle.network, own.critic_lora, seed, "matching.critic_lora")
         self.critic = self.bundle.kind.denoiser(unet, self.schedule, self.bundle.prediction_type)
         self.head: LatentHead | None = None
+        #: The critic's own layers once more, without those above the head; a list, as they are to be named once.
+        self._lower: list[Denoiser] = []
         if own.gan_weight > 0:
             self.bundle.require_unet("matching.gan_weight", "set it to 0")
             config: Any = self.bundle.unet.config
             self.head = self.make_head(config.block_out_channels[-1])
+            half = encoder_half(self.critic.unet)
+            self._lower = [Denoiser(half, self.schedule, self.critic.prediction_type)]
         self.finish_init()
 
     def check_settings(self, own: Mapping[str, Any]) -> None:
@@ -127,8 +131,11 @@ class DMD2(CriticSystem):
     def logits(self, z: Tensor, t_B: Tensor, cond_BD: AnyCondition) -> Tensor:
         """The head's logits alone, for which the critic's up blocks are not computed."""
         assert self.head is not None
-        half = Denoiser(encoder_half(self.critic.unet), self.schedule, self.critic.prediction_type)
-        return self.head(half.output(z, t_B, cond_BD))
+        return self.head(self._lower[0].output(z, t_B, cond_BD))
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """As with any critic, and the lower half that its head looks at."""
+        return [*super().compiled_parts(), *[half.unet for half in self._lower]]
 
     def gradient_weight(self, logits: Tensor | None, t_B: Tensor) -> Tensor | None:
         """What each sample's gradient is multiplied by; None for 1, which is the reverse KL divergence's.

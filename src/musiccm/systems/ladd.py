@@ -91,6 +91,11 @@ class LADD(CriticSystem):
         """The teacher, and its lower half."""
         return super().half_parts() | {"features": half_copy(self.frozen["features"], [self.schedule])}
 
+    def compiled_parts(self) -> list[nn.Module]:
+        """As with any critic, and the teacher's lower half."""
+        features: Any = self._part("features")
+        return [*super().compiled_parts(), features.unet]
+
     def logits(self, z: Tensor, t_B: Tensor, cond_BD: AnyCondition) -> Tensor:
         """How real noisy latents look to each head, `[B, heads]`; gradients flow to the latents."""
         network: Any = self._part("features")

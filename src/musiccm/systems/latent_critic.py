@@ -326,6 +326,12 @@ class CriticSystem(AdversarialSystem):
         critic = torch.optim.AdamW(self._critic_parameters(), lr, (first, second), weight_decay=0.0, fused=True)
         return [*super().configure_optimizers(), critic]
 
+    def compiled_parts(self) -> list[nn.Module]:
+        """As without a critic; the critic's U-Net and heads."""
+        networks: list[Any] = [network for network in self.critics() if hasattr(network, "unet")]
+        heads = [module for critic in self.critics() for module in critic.modules() if isinstance(module, LatentHead)]
+        return [*super().compiled_parts(), *[network.unet for network in networks], *heads]
+
     def setup(self, stage: str) -> None:
         """Give a new run the critic that it goes on with, and lay that out too."""
         super().setup(stage)

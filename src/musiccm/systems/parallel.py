@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from musiccm.device import sent
+from musiccm.systems.philox import normal_rows
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +51,19 @@ def own_rows(draw: Callable[[int], Tensor], count: int) -> Tensor:
 
 
 def normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise for this process' rows of the global batch."""
-    noise = own_rows(lambda n: torch.randn((n, *like.shape[1:]), generator=generator), len(like))
-    return sent(noise, like.device)
+    """Standard normal noise for this process' rows of the global batch, computed where it is needed.
+
+    Args:
+        like: A batch, for its shape and device; the same number of rows on every process.
+        generator: Keyed alike on all processes; gives the key of the draw, whatever the shape.
+
+    Returns:
+        float32; the same numbers on every device, and for any number of processes (`systems.philox`).
+    """
+    key = torch.empty((), dtype=torch.int64).random_(generator=generator)
+    device = torch.device("cpu") if like.device.type == "mps" else like.device  # which has no float64
+    first, size = rank_and_world()[0] * len(like), math.prod(like.shape[1:])
+    return sent(normal_rows(key, first, len(like), size, device).reshape(like.shape), like.device)
 
 
 def whole(tensor: Tensor) -> Tensor:

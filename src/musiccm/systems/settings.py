@@ -268,8 +268,8 @@ class Optimization:
         gradient_checkpointing: whether the activations of the student, of the decoder before the discriminator, and of
             all between latents and CLAP's embeddings are computed a second time in the backward pass instead of being
             kept: a third more work there, several times less memory.
-        compile: backend of `torch.compile` for student, target and teacher, such as `inductor`; null runs them as they
-            are.
+        compile: backend of `torch.compile`, such as `inductor`, for student, target and teacher, for a critic with its
+            heads, and for decoder and AudioMAE before a discriminator; null runs them as they are.
         channels_last: whether convolutions keep their channels last in memory.
     """
 

@@ -25,6 +25,11 @@ def compile_networks(networks: Iterable[nn.Module], backend: str | Callable) -> 
         networks: the networks.
         backend: of `torch.compile`, by name or as a function.
     """
+    networks = list(networks)
+    # PyTorch counts what it compiled by class, however many networks are of it, and leaves the rest as it is: each is
+    # called with gradients and without, with weights frozen and not
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 4 * len(networks))
     for network in networks:
         network.compile(backend=backend)
 

@@ -87,9 +87,12 @@ class StepNetworks(pl.LightningModule):
         if self.trainer.precision == "bf16-mixed" and self.optimization.half_frozen:
             self._half = self.half_parts()
         if self.optimization.compile is not None:
-            target, teacher = self.student_ema_target.module, self._part("teacher")
-            teacher = getattr(teacher, "unet", teacher)
-            speed.compile_networks([self.student, target, teacher], self.optimization.compile)
+            speed.compile_networks(self.compiled_parts(), self.optimization.compile)
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """What a step calls and `optimization.compile` compiles; modules that are called as such."""
+        teacher = self._part("teacher")
+        return [self.student, self.student_ema_target.module, getattr(teacher, "unet", teacher)]
 
     def on_fit_end(self) -> None:
         """Let the copies go."""
