@@ -274,8 +274,9 @@ def encoding(bundle: str, folder: Path) -> list[dict]:
     real_time = parts.mel.sample_rate_hz / samples
     rows = [row(case, [report["windows_per_s"]], [real_time], "windows/s", None, lower_is_better=False)]
     rows += [row(f"share of encoding: {name}", [share], [], "of 1") for name, share in report["shares"].items()]
-    wall = [report["wall_s"]]
-    return rows + [row(f"waiting to encode: {name}", [waited], wall, "s") for name, waited in report["waited_s"].items()]
+    rows += [row(f"waiting to encode: {name}", [waited], [report["wall_s"]], "s")
+             for name, waited in report["waited_s"].items()]
+    return rows
 
 
 def run(bundle: str) -> list[dict]:

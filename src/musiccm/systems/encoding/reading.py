@@ -161,5 +161,5 @@ def naming_lost_workers() -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         said = str(error).splitlines()[0].strip()
-        raise MusiccmError(f"a process that reads audio was ended ({said}); if memory ran out, give --workers a smaller "
-                           "number. The same command goes on where this one stopped") from error
+        raise MusiccmError(f"a process that reads audio was ended ({said}); if memory ran out, give --workers a "
+                           "smaller number. The same command goes on where this one stopped") from error
