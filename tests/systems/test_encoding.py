@@ -26,7 +26,7 @@ from musiccm.models.bundle import Bundle
 from musiccm.systems.encoding import clock, reading
 from musiccm.systems.encoding.clock import PartClock
 from musiccm.systems.encoding.encoder import Encoder
-from musiccm.systems.encoding.reading import WorkBatch, WorkItem, default_workers
+from musiccm.systems.encoding.reading import WorkBatch, WorkItem
 from musiccm.systems.encoding.writing import BackgroundWriter
 from tests.pretend_device import install, watching
 
@@ -174,21 +174,6 @@ def test_a_writer_is_waited_for_once_its_queue_is_full(monkeypatch: pytest.Monke
     with pytest.raises(ZeroDivisionError):
         writer.finish()
     writer.close()
-
-
-@pytest.mark.parametrize(("cores", "processes", "free", "expected"), [
-    (16, 1, 1 << 34, 15), (16, 4, 1 << 34, 3), (64, 1, 1 << 34, 16), (1, 1, 1 << 34, 0), (16, 1, 1 << 26, 3),
-    (16, 1, 1 << 20, 0)])
-def test_readers_by_cores_and_by_shared_memory(
-    cores: int, processes: int, free: int, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reading, "cores", lambda: cores)
-    monkeypatch.setattr(reading.os.path, "isdir", lambda path: True)
-    monkeypatch.setattr(reading.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
-    # 16 windows of 5.12 s: 5.2 MB, two of which each reader holds ready in half of what is free
-    assert default_workers(processes, 16 * 81920 * 4) == expected
-    monkeypatch.setattr(reading.multiprocessing, "get_all_start_methods", lambda: ["spawn", "fork"])
-    assert default_workers(processes, 16 * 81920 * 4) == 0
 
 
 def test_parts_on_a_gpu_are_timed_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:

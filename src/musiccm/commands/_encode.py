@@ -142,12 +142,14 @@ def _encode(encoder: CorpusEncoder, work: EncodingData, device: str) -> None:
     """Do the work in all processes, and say how it went."""
     trainer = make_trainer(device)
     # For all processes of a run: the others wait for the first, and are ended with it.
-    with locked_folder(work.folder) if trainer.is_global_zero else contextlib.nullcontext():
+    lock = locked_folder(work.folder) if trainer.is_global_zero else contextlib.nullcontext()
+    with naming_lost_workers(), lock:
         try:
-            with naming_lost_workers():
-                trainer.predict(encoder, datamodule=work, return_predictions=False)
+            trainer.predict(encoder, datamodule=work, return_predictions=False)
         finally:
             encoder.writer.close()
+            if work.loader is not None:
+                work.loader.close()
         report = encoder.finish(trainer.strategy)
     if trainer.is_global_zero:
         say(summary(report))

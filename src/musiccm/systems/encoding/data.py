@@ -11,7 +11,8 @@ import torch
 from musiccm.data.latent_cache.files import CacheWriter, Unit
 from musiccm.data.latent_cache.window_index import WindowIndex
 from musiccm.data.module import MusicDataModule
-from musiccm.systems.encoding.reading import ItemLoader, WorkItem, WorkItems, default_workers
+from musiccm.data.workers import default_workers
+from musiccm.systems.encoding.reading import ItemLoader, WorkItem, WorkItems
 from musiccm.terminal import say
 
 SPLITS = ("train", "test")

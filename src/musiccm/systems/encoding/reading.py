@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,14 +19,8 @@ from musiccm.data.latent_cache.window_index import WindowIndex
 from musiccm.data.mixtures import MixedClip
 from musiccm.data.module import MusicDataModule
 from musiccm.data.sampling import KeyedLoader
+from musiccm.data.workers import AHEAD
 from musiccm.errors import MusiccmError
-
-#: More processes than this read faster than one GPU encodes.
-MOST_WORKERS = 16
-#: Batches that each of them holds ready.
-AHEAD = 2
-#: What processes send their windows through.
-SHARED_MEMORY = "/dev/shm"
 
 
 @dataclass(frozen=True)
@@ -111,41 +103,28 @@ class ItemLoader:
     """
 
     def __init__(self, items: WorkItems, workers: int, pinned: bool = False) -> None:
-        self.loader = KeyedLoader(items, batch_size=None, num_workers=min(workers, len(items)), pin_memory=pinned,
-                                  prefetch_factor=AHEAD if min(workers, len(items)) else None)
+        workers = min(workers, len(items))
+        self.loader = KeyedLoader(items, batch_size=None, num_workers=workers, pin_memory=pinned,
+                                  prefetch_factor=AHEAD if workers else None, persistent_workers=workers > 0)
         self.waited_s = 0.0
 
     def __iter__(self) -> Iterator[WorkBatch]:
-        batches, start = iter(self.loader), time.perf_counter()
-        for batch in batches:
+        start = time.perf_counter()
+        for batch in self.loader:
             self.waited_s += time.perf_counter() - start
             yield batch
             start = time.perf_counter()
 
+    def close(self) -> None:
+        """End the processes. torch raises for one that was killed whenever another ends, wherever this one then is."""
+        iterator: Any = self.loader._iterator
+        self.loader._iterator = None
+        if iterator is not None:
+            with suppress(RuntimeError):  # the last such one
+                iterator._shutdown_workers()
+
     def __len__(self) -> int:
         return len(self.loader)
-
-
-def default_workers(processes: int, batch_bytes: int) -> int:
-    """How many processes read beside each that encodes, unless it is said.
-
-    Args:
-        processes: That encode on this machine.
-        batch_bytes: Of the windows of one item.
-
-    Returns:
-        Each one's share of the cores but one, as far as there is shared memory for what they send (containers have
-        64 MiB unless told otherwise), and at most `MOST_WORKERS`; 0 where processes are not forked.
-    """
-    if multiprocessing.get_all_start_methods()[0] != "fork":
-        return 0
-    room = shutil.disk_usage(SHARED_MEMORY).free // 2 if os.path.isdir(SHARED_MEMORY) else 0
-    return max(0, min(cores() // processes - 1, room // (processes * AHEAD * batch_bytes), MOST_WORKERS))
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
