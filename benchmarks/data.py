@@ -251,8 +251,8 @@ def windows_of_an_mp3(folder: Path) -> list[dict]:
 
 
 def encoding(bundle: str, folder: Path) -> list[dict]:
-    """`musiccm prepare latents` on a demo corpus in one process."""
-    from musiccm.commands._encode import make_trainer
+    """`musiccm prepare latents` on a demo corpus by one process and those that read for it."""
+    from musiccm.commands._encode import BATCH_SIZES, make_trainer
     from musiccm.data.demo.corpus import write_corpus
     from musiccm.data.latent_cache.fingerprint import ENCODING_PARTS, bundle_fingerprint
     from musiccm.data.module import MusicDataModule
@@ -265,14 +265,18 @@ def encoding(bundle: str, folder: Path) -> list[dict]:
     samples = parts.latent_shape()[1] * parts.codec("none").downsampling * parts.mel.hop_length
     data = MusicDataModule(str(folder / "demo"), clip_samples=samples, windows_per_track=2, bundle=bundle,
                            cache_dir=str(folder / "encoded"))
-    work = EncodingData(data, bundle_fingerprint(parts.path), 16, tokens=parts.gives_tokens)
+    batch_size = BATCH_SIZES["gpu" if torch.cuda.is_available() else "cpu"]
+    work = EncodingData(data, bundle_fingerprint(parts.path), batch_size, tokens=parts.gives_tokens)
     encoder, trainer = Encoder(parts, work), make_trainer("auto")
     trainer.predict(encoder, datamodule=work, return_predictions=False)
     report = encoder.finish(trainer.strategy)
     case = f"encode {report['windows']} windows of {samples / parts.mel.sample_rate_hz:.2f} s, against playing them"
     real_time = parts.mel.sample_rate_hz / samples
     rows = [row(case, [report["windows_per_s"]], [real_time], "windows/s", None, lower_is_better=False)]
-    return rows + [row(f"share of encoding: {name}", [share], [], "of 1") for name, share in report["shares"].items()]
+    rows += [row(f"share of encoding: {name}", [share], [], "of 1") for name, share in report["shares"].items()]
+    rows += [row(f"waiting to encode: {name}", [waited], [report["wall_s"]], "s")
+             for name, waited in report["waited_s"].items()]
+    return rows
 
 
 def run(bundle: str) -> list[dict]:

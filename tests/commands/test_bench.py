@@ -277,11 +277,14 @@ def test_corpus_benchmark_counts_tracks(monkeypatch):
     corpus = load(BENCHMARKS / "corpus.py")
     monkeypatch.setattr(corpus, "TRACKS", 3)
     monkeypatch.setattr(corpus, "ROUNDS", 1)
-    clock = iter([0.0, 1.0, 10.0, 12.0])
+    clock, spent = iter([0.0, 1.0, 10.0, 12.0]), iter([0.0, 1.0, 5.0, 5.32])
     monkeypatch.setattr(corpus.time, "perf_counter", lambda: next(clock, 99.0))
-    monkeypatch.setattr(corpus, "write_corpus", lambda folder, tracks, seed, test_tracks: None)
-    (found,) = corpus.run("unused")
-    assert found["ours"] == 2.0 and found["ratio"] == pytest.approx(20.48) and found["target"] == pytest.approx(204.8)
+    monkeypatch.setattr(corpus, "_spent_s", lambda: next(spent))
+    monkeypatch.setattr(corpus, "write_corpus", lambda folder, tracks, seed, test_tracks, validation_tracks: None)
+    rate, cost = corpus.run("unused")
+    assert rate["ours"] == 2.0 and rate["ratio"] == pytest.approx(20.48) and rate["unit"] == "tracks/s"
+    # 100 tracks/s on 16 cores are 0.16 s of one core a track
+    assert cost["ours"] == pytest.approx(0.08) and cost["ratio"] == pytest.approx(2.0) and cost["target"] == 1.0
 
 
 @pytest.mark.slow

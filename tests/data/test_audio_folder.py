@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from musiccm.audio import BadAudio
+from musiccm.data import audio_folder
 from musiccm.data.audio_folder import clip_batches, read_audio_folder, read_captions
 from musiccm.errors import MusiccmError
 
@@ -61,6 +65,34 @@ def test_batches_hold_one_length_and_rate_and_every_clip_once(folder: Path) -> N
     first = next(b for b in clip_batches(found.clips, channel="first", duration_s=0.5) if "b" in b.ids)
     cut = samples[: round(0.5 * rate_hz), 0]
     torch.testing.assert_close(first.waveform_BS[0], torch.from_numpy(cut - cut.mean()))
+
+
+def test_batches_are_decoded_ahead_and_handed_on_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(9):
+        tone(tmp_path / f"{n}.wav", level=0.1 + 0.05 * n)
+    clips = read_audio_folder(tmp_path).clips
+    read, reading, threads = audio_folder.read_mixes, threading.Semaphore(0), set()
+    wholes: list[tuple[str, threading.Thread]] = []
+
+    def watched(*arguments: Any) -> Any:
+        threads.add(threading.current_thread())
+        reading.release()
+        return read(*arguments)
+
+    monkeypatch.setattr(audio_folder, "read_mixes", watched)
+    batches = clip_batches(clips, 2, whole=lambda clip, mean_S: wholes.append((clip.id, threading.current_thread())))
+    assert next(batches).ids == ["0", "1"]
+    for _ in range(6):  # three batches were begun, of which one was asked for; else this would not end
+        assert reading.acquire(timeout=60)
+    assert [name for name, _ in wholes] == ["0", "1"], "what was not asked for is not handed on"
+    assert [name for batch in batches for name in batch.ids] == list("2345678")
+    assert wholes == [(str(n), threading.main_thread()) for n in range(9)]
+    assert threading.main_thread() not in threads and not any(thread.is_alive() for thread in threads)
+    soundfile.write(tmp_path / "4.wav", np.zeros(0), 16000)
+    with pytest.raises(BadAudio, match=r"4\.wav"):
+        list(clip_batches(clips, 2))
 
 
 @pytest.mark.parametrize(("prepare", "message"), [

@@ -17,6 +17,7 @@ from musiccm.data.mixtures import draw_pairs, mixed_caption, mixed_clips
 from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
 from musiccm.systems.encoding.data import EncodingData
+from musiccm.systems.encoding.reading import WorkItems
 
 
 @pytest.fixture(scope="module")
@@ -138,14 +139,12 @@ def test_encoding_reads_both_files_of_a_mixture(root, tmp_path):
     work = EncodingData(data, "model", 4)
     work._open()
     loader_index, clips = work.writers["train"].index, data.clips("train")
-    from musiccm.systems.encoding.data import _WorkItems
-
-    items = _WorkItems(data, work.writers, [])
+    items = WorkItems(data, {"train": loader_index}, [])
     row = next(row for row in range(len(loader_index)) if "+" in clips[loader_index.clip_of(row)].id)
     clip = clips[loader_index.clip_of(row)]
     parts = torch.stack([read_window(part.path, part.audio, SAMPLES, RATE_HZ, start)
                          for part, start in zip(clip.parts, clip.starts, strict=True)] + [torch.ones(SAMPLES)], 1)
-    found = items._read("train", loader_index, row).double()
+    found = items.window("train", row).double()
     weights = torch.linalg.lstsq(parts.double(), found[:, None]).solution
     assert torch.allclose((parts.double() @ weights)[:, 0], found, atol=1e-6) and weights[:2].min() > 0.05
     # three windows of a clip of 2 s begin at 0, 0.75 and 1.5 s

@@ -7,6 +7,7 @@ from metrics_sounds import tones
 from torch.nn import functional as F
 
 from musiccm.embedders import audiomae, load_embedder
+from musiccm.embedders.kaldi_fbank import KaldiFbank
 from musiccm.errors import MusiccmError
 
 WIDTH, DEPTH = 128, 2
@@ -66,6 +67,16 @@ def written_out(state, waveform_S):
         x = x + linear(attention.transpose(1, 2).flatten(2), f"{block}.attn.proj")
         x = x + linear(F.gelu(linear(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1")), f"{block}.mlp.fc2")
     return norm(x, "norm")[0, 1:].mean(0)
+
+
+@pytest.mark.parametrize(("seconds", "bins"), [(0.025, 128), (1.017, 128), (10.24, 64)])
+def test_the_fbank_of_a_batch_is_torchaudios_of_each_clip(seconds, bins):
+    waveform = torch.cat([tones(seconds), 0.3 * torch.randn(3, tones(seconds).shape[1])]) + 0.05
+    theirs = torch.stack([torchaudio.compliance.kaldi.fbank(
+        (clip - clip.mean())[None], htk_compat=True, sample_frequency=16000, use_energy=False, window_type="hanning",
+        num_mel_bins=bins, dither=0.0, frame_shift=10) for clip in waveform])
+    assert theirs.shape[2] == bins and len(theirs) == 5
+    torch.testing.assert_close(KaldiFbank(bins)(waveform), theirs, atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("seconds", [0.2, 10.0, 10.24])

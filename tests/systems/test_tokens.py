@@ -105,7 +105,7 @@ def test_the_cache_holds_what_the_text_encoder_gives(made: Made, capsys: pytest.
 
 def test_captions_that_are_cut_are_counted(made: Made) -> None:
     bundle = Bundle.from_pretrained(made.bundle)
-    encoder = CorpusEncoder(bundle, SimpleNamespace(pending=False), TOKEN_PARTS)  # type: ignore[arg-type]
+    encoder = CorpusEncoder(bundle, SimpleNamespace(pending=False, loader=None), TOKEN_PARTS)  # type: ignore[arg-type]
     encoder.conditioner.max_tokens = 4
     found = encoder._encode_text(["a", "a calm piano melody and slow organ chords"])
     assert found["lengths"].tolist()[1] == 4

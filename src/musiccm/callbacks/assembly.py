@@ -15,6 +15,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from musiccm.data.sampling import KeyedLoader
 from musiccm.data.waveforms import collate_waveforms
+from musiccm.data.workers import default_workers
 from musiccm.embedders import Embedder, load_embedder
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.distilled import Distilled
@@ -87,8 +88,28 @@ def rank_loader(clips: Dataset, count: int, trainer: pl.Trainer, batch_size: int
         A loader of this rank's clips, and their number.
     """
     mine = range(trainer.global_rank, count, trainer.world_size)
-    loader = KeyedLoader(Subset(clips, list(mine)), batch_size=batch_size, collate_fn=collate_waveforms)
+    workers = min(reading_processes(trainer, batch_size), -(-len(mine) // batch_size))
+    loader = KeyedLoader(Subset(clips, list(mine)), batch_size=batch_size, collate_fn=collate_waveforms,
+                         num_workers=workers)
     return loader, len(mine)
+
+
+def reading_processes(trainer: pl.Trainer, batch_size: int) -> int:
+    """How many processes read, or compose, real clips while this one embeds them.
+
+    Args:
+        trainer: Knows the device, and what data it reads.
+        batch_size: Clips read together.
+
+    Returns:
+        On a GPU what the data module says, or where it says 0 as many as `default_workers`; none on a CPU, whose cores
+        are at work, nor for data modules without `clip_samples`.
+    """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    if trainer.strategy.root_device.type != "cuda" or not hasattr(data, "clip_samples"):
+        return 0
+    batch_bytes = batch_size * data.clip_samples * torch.float32.itemsize
+    return getattr(data, "num_workers", 0) or default_workers(trainer.num_devices, batch_bytes)
 
 
 def build_evaluator(

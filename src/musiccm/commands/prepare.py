@@ -58,7 +58,8 @@ def main(argv: list[str]) -> int:
     named = ("cache_dir",) if args.what == "latents" else ("tokens_dir", "tokenizer")
     overrides = {key: getattr(args, key) for key in ("root", "bundle", *named)} | {"strict": args.strict or None}
     stated = {key: value for key, value in overrides.items() if value is not None}
-    how = (args.batch_size, args.device, args.overwrite, args.shard_size, args.split or ("train", "test"))
+    how = (args.batch_size, args.device, args.overwrite, args.shard_size, args.split or ("train", "test"),
+           args.workers, not args.float32)
     if args.what == "latents":
         encode_corpus(args.config, stated, *how)
     else:
@@ -294,8 +295,13 @@ def _parser() -> argparse.ArgumentParser:
         encoder.add_argument("--bundle", help="bundle, in place of data.bundle")
         encoder.add_argument("--split", action="append", choices=("train", "test"),
                              help="encode this one alone; training reads `train` (default: both)")
-        encoder.add_argument("--batch-size", type=int, default=16,
-                             help="windows encoded at a time (default %(default)s)")
+        encoder.add_argument("--batch-size", type=int,
+                             help="windows encoded at a time (default 16, on a GPU 64)")
+        encoder.add_argument("--workers", type=int,
+                             help="processes that read beside each that encodes; 0 reads in that (default its share of "
+                                  "the cores but one)")
+        encoder.add_argument("--float32", action="store_true",
+                             help="compute in float32 on a GPU too, in place of bf16")
         encoder.add_argument("--shard-size", type=int, default=256, help="windows in a file (default %(default)s)")
         encoder.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
         encoder.add_argument("--overwrite", action="store_true",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from musiccm.audio import AudioFacts, read_audio
 from musiccm.audio.io import AUDIO_SUFFIXES, SILENCE_PEAK, read_mixes
@@ -28,6 +28,9 @@ from musiccm.errors import MusiccmError
 from musiccm.progress import Progress
 from musiccm.signals import leaving_queue
 from musiccm.texts import escaped, load_json, printable
+
+#: Batches that are decoded before they are asked for.
+AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -173,30 +176,26 @@ class Preparation:
         return found_S * (self.peak / found_S.abs().max().clamp(min=SILENCE_PEAK))
 
 
-class _Files(Dataset):
-    def __init__(
-        self, clips: Sequence[FolderClip], duration_s: float | None, channel: str,
-        whole: Callable[[FolderClip, Tensor], None] | None, prepare: Preparation | None,
-    ) -> None:
-        self.clips, self.duration_s, self.channel, self.whole = list(clips), duration_s, channel, whole
-        self.prepare = prepare
+class _Read(NamedTuple):
+    """A clip as it goes into a batch, and the mean of its channels where somebody wants the whole."""
 
-    def __getitem__(self, item: int) -> tuple[Tensor, int, str]:
-        clip = self.clips[item]
-        if self.prepare is not None:
-            waveform_S, rate_hz = read_audio(clip.path, 0.0, None, self.channel, allow_silent=True)
-            return self.prepare(waveform_S, rate_hz), self.prepare.sample_rate_hz, clip.id
-        if self.whole is None:
-            waveform_S, rate_hz = read_audio(clip.path, 0.0, self.duration_s, self.channel, allow_silent=True)
-        else:
-            (waveform_S, mean_S), rate_hz = read_mixes(clip.path, (self.channel, "mean"))
-            self.whole(clip, mean_S)
-            waveform_S = waveform_S if self.duration_s is None else waveform_S[: round(self.duration_s * rate_hz)]
-        return waveform_S - waveform_S.mean(), rate_hz, clip.id
+    waveform_S: Tensor
+    sample_rate_hz: int
+    mean_S: Tensor | None = None
 
 
-def _collate(items: Sequence[tuple[Tensor, int, str]]) -> ClipBatch:
-    return ClipBatch(torch.stack([item[0] for item in items]), items[0][1], [item[2] for item in items])
+def _read(
+    clip: FolderClip, duration_s: float | None, channel: str, whole: bool, prepare: Preparation | None
+) -> _Read:
+    if prepare is not None:
+        waveform_S, rate_hz = read_audio(clip.path, 0.0, None, channel, allow_silent=True)
+        return _Read(prepare(waveform_S, rate_hz), prepare.sample_rate_hz)
+    if not whole:
+        waveform_S, rate_hz = read_audio(clip.path, 0.0, duration_s, channel, allow_silent=True)
+        return _Read(waveform_S - waveform_S.mean(), rate_hz)
+    (waveform_S, mean_S), rate_hz = read_mixes(clip.path, (channel, "mean"))
+    waveform_S = waveform_S if duration_s is None else waveform_S[: round(duration_s * rate_hz)]
+    return _Read(waveform_S - waveform_S.mean(), rate_hz, mean_S)
 
 
 def clip_batches(
@@ -209,13 +208,15 @@ def clip_batches(
 ) -> Iterator[ClipBatch]:
     """Read clips, in batches of one length and rate; the mean of each is removed, its level stays.
 
+    Threads decode the next batches while one is worked on, a core each.
+
     Args:
         clips: The clips.
         batch_size: At most so many together.
         duration_s: Take this much from the start of each; None takes all.
         channel: `mean` of the channels, or the `first`, which published tools take.
         whole: Given each clip and the mean of its channels, `[S]`, from the same decoding: all of it, also where
-            `duration_s` takes a part.
+            `duration_s` takes a part. It is called in order, by who takes the batches.
         prepare: Takes the place of `duration_s` and `whole`: all clips come as it makes them.
 
     Yields:
@@ -233,8 +234,26 @@ def clip_batches(
         if not batches or len(batches[-1]) == batch_size or shape(batches[-1][0]) != shape(item):
             batches.append([])
         batches[-1].append(item)
-    data = _Files(clips, duration_s, channel, whole, prepare)
-    yield from DataLoader(data, batch_sampler=batches, collate_fn=_collate)
+    read = partial(_read, duration_s=duration_s, channel=channel, whole=whole is not None and prepare is None,
+                   prepare=prepare)
+    with leaving_queue(ThreadPoolExecutor()) as pool:
+        begun: deque[tuple[list[FolderClip], list[Future[_Read]]]] = deque()
+        for batch in [*batches, *[[]] * AHEAD]:  # empty ones, behind which no batch is left
+            mine = [clips[item] for item in batch]
+            begun.append((mine, [pool.submit(read, clip) for clip in mine]))
+            if len(begun) > AHEAD and begun[0][0]:
+                yield _together(*begun.popleft(), whole)
+
+
+def _together(
+    clips: Sequence[FolderClip], reading: Sequence[Future[_Read]], whole: Callable[[FolderClip, Tensor], None] | None
+) -> ClipBatch:
+    found = [future.result() for future in reading]
+    for clip, read in zip(clips, found, strict=True):
+        if whole is not None and read.mean_S is not None:
+            whole(clip, read.mean_S)
+    return ClipBatch(torch.stack([read.waveform_S for read in found]), found[0].sample_rate_hz,
+                     [clip.id for clip in clips])
 
 
 def read_captions(path: str | Path, only: tuple[str, str] | None = None) -> dict[str, str]:

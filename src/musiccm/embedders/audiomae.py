@@ -7,26 +7,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchaudio.compliance import kaldi
 
 from musiccm.audio.mel import MelConfig
 from musiccm.embedders.base import Embeddings
 from musiccm.embedders.frozen import SHORT, FrozenEmbedder, batches, windows_end_to_end
+from musiccm.embedders.kaldi_fbank import FRAME, HOP, RATE_HZ, KaldiFbank
 from musiccm.errors import MusiccmError
 from musiccm.models.features import DECODER_KEYS, ViTConfig, ViTFeatures
 from musiccm.models.state_dicts import require_fit
 
-RATE_HZ = 16000
-FRAME, HOP = 400, 160
 WINDOWS_PER_PASS = 8
-
-
-def kaldi_fbank(waveform_S: Tensor, bins: int) -> Tensor:
-    """The fbank that AudioMAE was trained on, [frames, bins]: mean removed, Kaldi's with a Hann window, no dither."""
-    return kaldi.fbank(
-        (waveform_S - waveform_S.mean()).unsqueeze(0), htk_compat=True, sample_frequency=RATE_HZ, use_energy=False,
-        window_type="hanning", num_mel_bins=bins, dither=0.0, frame_shift=1000 * HOP / RATE_HZ,
-    )
 
 
 class AudioMaeEmbedder(FrozenEmbedder):
@@ -55,7 +45,7 @@ class AudioMaeEmbedder(FrozenEmbedder):
         self.network = ViTFeatures(config, MelConfig(n_mels=config.bins))
         require_fit(self.network.vit.state_dict(), state, where, "it is not AudioMAE's encoder")
         self.network.vit.load_state_dict(state)
-        self.window = config.frames * HOP
+        self.fbank, self.window = KaldiFbank(config.bins), config.frames * HOP
         self.freeze(
             self.network, frame=FRAME, hop=HOP, frames=config.frames, unheard=SHORT, mean=config.mean, std=config.std,
             heads=config.heads, fbank="kaldi, hanning", embedding="mean of tokens after the final norm",
@@ -63,13 +53,16 @@ class AudioMaeEmbedder(FrozenEmbedder):
 
     def embed(self, waveform_BS: Tensor) -> Embeddings:
         """One row a clip."""
-        config = self.network.config
         windows = windows_end_to_end(waveform_BS, self.window)
-        fbanks = [kaldi_fbank(window, config.bins) for window in windows.flatten(0, 1)]
-        mel = torch.stack([F.pad(fbank[: config.frames], (0, 0, 0, max(0, config.frames - len(fbank))))
-                           for fbank in fbanks])
-        rows = torch.cat([self.network.embed(mel[part]) for part in batches(len(mel), 1, WINDOWS_PER_PASS)])
+        flat = windows.flatten(0, 1)
+        rows = torch.cat([self.network.embed(self._filled(self.fbank(flat[part])))
+                          for part in batches(len(flat), 1, WINDOWS_PER_PASS)])
         return Embeddings(rows.unflatten(0, windows.shape[:2]).mean(dim=1), [1] * len(waveform_BS))
+
+    def _filled(self, mel_BMN: Tensor) -> Tensor:
+        """As many frames as the network takes."""
+        frames = self.network.config.frames
+        return F.pad(mel_BMN[:, :frames], (0, 0, 0, max(0, frames - mel_BMN.shape[1])))
 
 
 def _config(state: Mapping[str, Tensor], where: str) -> ViTConfig:

@@ -281,9 +281,9 @@ class Evaluator:
                     for name, seconds in spent[decoder].items():
                         times[decoder][name].append(seconds / len(ids))
                     features[decoder].append((ids, self._features(waveforms)))
-                    for clip_id, waveform in zip(ids, waveforms.float().cpu(), strict=True):
-                        if len(kept[decoder]) < keep:
-                            kept[decoder][clip_id] = waveform
+                    if wanted := keep - len(kept[decoder]):  # all others stay where they were made
+                        first = waveforms[:wanted].float().cpu()
+                        kept[decoder] |= dict(zip(ids[:wanted], first, strict=True))
                 bar.update(len(ids))
         calls = (candidate.calls.samples - calls_before) / len(clips) if candidate.calls and clips else None
         return {

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from musiccm.errors import MusiccmError
+from musiccm.evaluation.side_by_side import side_by_side
 from musiccm.metrics.clips import TooFewClips, rows_each
 from musiccm.metrics.coverage import NEIGHBOURS, kth_nearest, within_balls
 from musiccm.metrics.gaussian import (
@@ -144,16 +145,16 @@ class Halves:
         y = found.rows_RD - self.centre
         few = fewer_than_dimensions(len(self.x) // 2, len(y) // 2, self.width)
         inner = self.x @ y.T if few else None
-        parts = np.empty((len(self.splits), 2))
-        for number, split in enumerate(self.splits):
-            for side in (0, 1):
-                mine, theirs = self.real.places(split.real[side]), found.places(self._chosen(found, split)[side])
-                if inner is not None:
-                    parts[number, side] = frechet_distance_of_rows(
-                        self.x[mine], y[theirs], inner_RR=_part(inner, mine, theirs))
-                else:
-                    moments, root = self._real_moments(2 * number + side, mine)
-                    parts[number, side] = frechet_distance(moments, moments_of(y[theirs]), root_a_DD=root)
+
+        def of_half(place: int) -> float:
+            split, side = self.splits[place // 2], place % 2
+            mine, theirs = self.real.places(split.real[side]), found.places(self._chosen(found, split)[side])
+            if inner is not None:
+                return frechet_distance_of_rows(self.x[mine], y[theirs], inner_RR=_part(inner, mine, theirs))
+            moments, root = self._real_moments(place, mine)
+            return frechet_distance(moments, moments_of(y[theirs]), root_a_DD=root)
+
+        parts = np.array(side_by_side(of_half, 2 * len(self.splits))).reshape(-1, 2)
         return Halved(frechet_distance_of_rows(self.x, y), parts)
 
     def kernel(self, found: ClipSet) -> Halved:
@@ -202,21 +203,23 @@ class Halves:
         if max(len(self.x), len(y)) > MOST_NEIGHBOUR_ROWS or fewest <= k:
             return {}
         within, between = _apart(y, found.clip_R), torch.cdist(self.x, y).float()
-        shares = {name: np.empty((len(self.splits), 2)) for name in names}
-        for number, split in enumerate(self.splits):
-            for side in (0, 1):
-                half = [(split.real[side], self._chosen(found, split)[side])]
-                if paired:  # quarters of other ids, both ways
-                    one, other = np.array_split(split.real[side], 2)
-                    half = [(one, other), (other, one)]
-                parts = []
-                for mine, theirs in half:
-                    i, j = self.real.places(mine), found.places(theirs)
-                    radius = kth_nearest(_part(within, j, j), k)
-                    parts.append(within_balls([_part(between, i, j)], self._real_radii(mine, i), radius, k, names))
-                for name in names:
-                    shares[name][number, side] = np.mean([part[name] for part in parts])
-        return shares
+        self._apart_real()  # once, and not by whichever thread comes first
+
+        def of_half(place: int) -> list[float]:
+            split, side = self.splits[place // 2], place % 2
+            half = [(split.real[side], self._chosen(found, split)[side])]
+            if paired:  # quarters of other ids, both ways
+                one, other = np.array_split(split.real[side], 2)
+                half = [(one, other), (other, one)]
+            parts = []
+            for mine, theirs in half:
+                i, j = self.real.places(mine), found.places(theirs)
+                radius = kth_nearest(_part(within, j, j), k)
+                parts.append(within_balls([_part(between, i, j)], self._real_radii(mine, i), radius, k, names))
+            return [float(np.mean([part[name] for part in parts])) for name in names]
+
+        columns = np.array(side_by_side(of_half, 2 * len(self.splits))).T
+        return {name: column.reshape(-1, 2) for name, column in zip(names, columns, strict=True)}
 
     def _real_moments(self, number: int, places: Tensor) -> tuple:
         if number not in self._moments:
@@ -226,11 +229,14 @@ class Halves:
 
     def _real_radii(self, clips: np.ndarray, places: Tensor) -> Tensor:
         """Of a part of the reference: the same for all sets."""
+        if (key := clips.tobytes()) not in self._radii:
+            self._radii[key] = kth_nearest(_part(self._apart_real(), places, places), NEIGHBOURS)
+        return self._radii[key]
+
+    def _apart_real(self) -> Tensor:
         if self._distances is None:
             self._distances = _apart(self.x, self.real.clip_R)
-        if (key := clips.tobytes()) not in self._radii:
-            self._radii[key] = kth_nearest(_part(self._distances, places, places), NEIGHBOURS)
-        return self._radii[key]
+        return self._distances
 
     @staticmethod
     def _indicators(clips: int, halves: Sequence[tuple[np.ndarray, np.ndarray]]) -> Tensor:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import resource
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 
 from musiccm.data.corpora.audiostock import read_audiostock
+from musiccm.data.demo import instruments
 from musiccm.data.demo.corpus import write_corpus, write_track
 from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
@@ -49,6 +52,26 @@ def test_bytes_depend_on_seed_split_and_index_alone(corpus: Path, tmp_path: Path
     write_track(other, SEED + 1, "train", 0)
     assert contents(other)["train/train_000000.flac"] != expected["train/train_000000.flac"]
     assert len({data for name, data in expected.items() if name.endswith(".flac")}) == 8
+
+
+def test_a_tone_is_computed_once_for_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instruments, "_shared", None)
+    tone, compute = instruments.tone.__wrapped__, instruments._computed_tone  # each call as of a process that is new
+    computed: list[tuple[str, int, bool]] = []
+    monkeypatch.setattr(instruments, "_computed_tone", lambda *which: computed.append(which) or compute(*which))
+    alone = tone("bells", 60, True)
+    instruments.share_tones(tmp_path)
+    for other in (("bells", 60, True), ("bells", 60, False), ("bells", 61, True), ("organ", 60, True)):
+        first, second = tone(*other), tone(*other)
+        assert first.dtype == second.dtype == np.float32 and np.array_equal(first, second)
+        assert np.array_equal(first, alone) == (other == ("bells", 60, True))
+    assert len(computed) == 5 and len(list(tmp_path.iterdir())) == 4
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    assert np.array_equal(tone("bells", 62, True), compute("bells", 62, True)) and len(list(tmp_path.iterdir())) == 4
 
 
 def test_an_interrupted_corpus_is_completed_to_the_same_bytes(corpus: Path, copy: Path) -> None:

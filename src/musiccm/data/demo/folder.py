@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from musiccm.data.demo.instruments import share_tones
 from musiccm.errors import MusiccmError
 from musiccm.failures import why_not_written
-from musiccm.files import sweep_below, write_json
+from musiccm.files import sweep_below, temporary_beside, write_json
 from musiccm.locks import locked_folder
 from musiccm.progress import Progress
 from musiccm.signals import in_worker, leaving_queue
@@ -82,26 +83,31 @@ def write_all(
         counts: Tracks by split.
         workers: Processes, by default one a core.
     """
-    for split, count in counts.items():
-        if not count:
-            continue
-        with _workers(workers or os.cpu_count()) as pool:
-            done = pool.map(partial(write, out, seed, split), range(count))
-            with Progress(count, f"rendering {split}", "track") as bar:
-                for _ in done:
-                    bar.update()
+    with temporary_beside(out / "tones") as tones, _workers(workers or os.cpu_count(), tones) as pool:
+        for split, count in counts.items():
+            if count:
+                done = pool.map(partial(write, out, seed, split), range(count))
+                with Progress(count, f"rendering {split}", "track") as bar:
+                    for _ in done:
+                        bar.update()
 
 
 @contextmanager
-def _workers(count: int | None) -> Iterator[ProcessPoolExecutor]:
+def _workers(count: int | None, tones: Path) -> Iterator[ProcessPoolExecutor]:
     """Processes that are ended at once where an exception or a signal ends the work: files are written whole."""
-    with leaving_queue(ProcessPoolExecutor(count, initializer=in_worker)) as pool:
+    tones.mkdir()
+    with leaving_queue(ProcessPoolExecutor(count, initializer=_begin, initargs=(tones,))) as pool:
         try:
             yield pool
         except BaseException:
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
+
+
+def _begin(tones: Path) -> None:
+    in_worker()
+    share_tones(tones)
 
 
 def _check_owner(root: Path, identity: dict[str, Any]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -137,6 +140,22 @@ TIMBRES: dict[str, Callable[[Array, float, float, np.random.Generator], Array]] 
 }  # fmt: skip
 
 
+#: Where the processes that write a corpus leave their tones for each other, see `share_tones`.
+_shared: Path | None = None
+
+
+def share_tones(folder: Path) -> None:
+    """Have this process take tones from a folder, and leave those there that it had to compute.
+
+    Tones are most of the work until all are there: without this each process computes each of them.
+
+    Args:
+        folder: Must exist, and hold tones of this version alone.
+    """
+    global _shared
+    _shared = folder
+
+
 @cache
 def tone(instrument: str, pitch: int, loud: bool) -> Array:
     """A long tone of an instrument at a MIDI pitch, soft or loud, float32 at 16 kHz, unit scale.
@@ -144,6 +163,20 @@ def tone(instrument: str, pitch: int, loud: bool) -> Array:
     Random phases and noise depend on (instrument, pitch, loud) alone, so a track's bytes never depend on what was
     rendered before it.
     """
+    if _shared is None:
+        return _computed_tone(instrument, pitch, loud)
+    path = _shared / f"{instrument}-{pitch}-{int(loud)}.npy"
+    with suppress(FileNotFoundError):
+        return np.load(path)
+    found = _computed_tone(instrument, pitch, loud)
+    with suppress(OSError):  # a full disk is the tracks' to complain of
+        own = path.with_name(f"{os.getpid()}.part.npy")
+        np.save(own, found)
+        own.replace(path)
+    return found
+
+
+def _computed_tone(instrument: str, pitch: int, loud: bool) -> Array:
     rng = np.random.default_rng([list(TIMBRES).index(instrument), pitch, int(loud)])
     hz = 440.0 * 2 ** ((pitch - 69) / 12)
     wave = TIMBRES[instrument](_time(), hz, float(loud), rng)

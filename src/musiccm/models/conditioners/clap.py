@@ -173,7 +173,13 @@ class ClapConditioner(Conditioner):
         if waveform_BS.dim() != 2 or not waveform_BS.numel() or not torch.isfinite(waveform_BS).all():
             raise MusiccmError(f"expected finite waveforms of shape [B, S], found shape {tuple(waveform_BS.shape)}"
                                + ("" if waveform_BS.dim() != 2 else " (empty, or with NaN or infinity)"))
-        resampled = resample(waveform_BS.to(self.device, torch.float32), sample_rate_hz, self.front_end.sample_rate_hz)
+        return self.embed_audio(waveform_BS, sample_rate_hz, windows)
+
+    def embed_audio(self, waveform_BS: Tensor, sample_rate_hz: int, windows: str = "first") -> Tensor:
+        """`audio` of waveforms that are known to be finite: a GPU is not waited for to find that out."""
+        with torch.autocast(self.device.type, enabled=False):  # the filter's products would be cast
+            resampled = resample(waveform_BS.to(self.device, torch.float32), sample_rate_hz,
+                                 self.front_end.sample_rate_hz)
         length, total = self.front_end.window_samples, resampled.shape[-1]
         if windows == "first" or total <= length:
             return self.embed_features(self.front_end(resampled))

@@ -2,96 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from musiccm.audio import BadAudio
-from musiccm.audio.windows import read_window
-from musiccm.data.batch import Batch
 from musiccm.data.latent_cache.files import CacheWriter, Unit
 from musiccm.data.latent_cache.window_index import WindowIndex
-from musiccm.data.mixtures import MixedClip
 from musiccm.data.module import MusicDataModule
-from musiccm.data.sampling import KeyedLoader
+from musiccm.data.workers import default_workers
+from musiccm.systems.encoding.reading import ItemLoader, WorkItem, WorkItems
 from musiccm.terminal import say
 
 SPLITS = ("train", "test")
-
-
-@dataclass(frozen=True)
-class WorkItem:
-    """One batch of work: rows, or captions, `first` to `last` of a unit of a split."""
-
-    split: str
-    unit: Unit
-    first: int
-    last: int
-
-    @property
-    def ends_unit(self) -> bool:
-        """Whether the unit is complete with this item."""
-        return self.last == self.unit.last
-
-
-@dataclass
-class WorkBatch(Batch):
-    """What an item holds: windows or captions, and the seconds that reading them took."""
-
-    item: WorkItem
-    waveform_BS: Tensor | None = None
-    captions: list[str] = field(default_factory=list)
-    read_s: float = 0.0
-
-
-class _WorkItems(Dataset):
-    """Reads items."""
-
-    def __init__(self, data: MusicDataModule, writers: dict[str, CacheWriter], items: Sequence[WorkItem]) -> None:
-        self.data, self.items = data, list(items)
-        self.indices = {split: writer.index for split, writer in writers.items()}
-        self.clips = {split: data.clips(split) for split in writers}
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, number: int) -> WorkBatch | BadAudio:
-        item, start = self.items[number], time.perf_counter()
-        index, rows = self.indices[item.split], range(item.first, item.last)
-        if item.unit.kind == "text":
-            return WorkBatch(item, captions=[index.captions[n] for n in rows])
-        try:
-            waveform_BS = torch.stack([self._read(item.split, index, row) for row in rows])
-        except BadAudio as error:  # raised in a loader's worker, it would arrive as a traceback in a string
-            return error
-        return WorkBatch(item, waveform_BS, read_s=time.perf_counter() - start)
-
-    def _read(self, split: str, index: WindowIndex, row: int) -> Tensor:
-        data, clip = self.data, self.clips[split][index.clip_of(row)]
-        if isinstance(clip, MixedClip):
-            return clip.read(data.clip_samples, data.sample_rate_hz, data.conversion)
-        start = int(index.starts_N[row])
-        return read_window(clip.path, clip.audio, data.clip_samples, data.sample_rate_hz, start, data.conversion)
-
-
-class _Loader:
-    """A loader that Lightning leaves as it is: it would put a sampler of its own into a DataLoader that predicts."""
-
-    def __init__(self, loader: KeyedLoader) -> None:
-        self.loader = loader
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.loader)
-
-    def __len__(self) -> int:
-        return len(self.loader)
 
 
 class EncodingData(pl.LightningDataModule):
@@ -110,17 +34,20 @@ class EncodingData(pl.LightningDataModule):
         tokens: Whether the bundle's text encoder gives tokens.
         splits: What is encoded, of `SPLITS`: training reads `train` alone.
         tokenizer: Fingerprint of the semantic tokenizer whose tokens are written; None where latents are.
+        workers: Processes that read beside each that encodes, 0 for none: what they read is the same. By default as
+            many as `default_workers` says.
     """
 
     def __init__(
         self, data: MusicDataModule, model: str, batch_size: int, shard_size: int = 256, overwrite: bool = False,
-        tokens: bool = False, splits: Sequence[str] = SPLITS, tokenizer: str | None = None,
+        tokens: bool = False, splits: Sequence[str] = SPLITS, tokenizer: str | None = None, workers: int | None = None,
     ) -> None:
         super().__init__()
         self.prepare_data_per_node = False
         self.data, self.model, self.tokens, self.splits = data, model, tokens, tuple(splits)
         self.batch_size, self.shard_size, self.overwrite = batch_size, shard_size, overwrite
-        self.tokenizer = tokenizer
+        self.tokenizer, self.workers = tokenizer, workers
+        self.loader: ItemLoader | None = None
         self.writers: dict[str, CacheWriter] = {}
         self.pending: list[tuple[str, Unit]] = []
 
@@ -159,7 +86,7 @@ class EncodingData(pl.LightningDataModule):
         if self.trainer.is_global_zero and len(self.pending) < len(units):
             say(f"{len(units) - len(self.pending)} of {len(units)} files are there already")
 
-    def predict_dataloader(self) -> _Loader:
+    def predict_dataloader(self) -> ItemLoader:
         """The items of this process' files, file after file."""
         assert self.trainer is not None
         own = self.pending[self.trainer.global_rank :: self.trainer.world_size]
@@ -167,8 +94,13 @@ class EncodingData(pl.LightningDataModule):
             WorkItem(split, unit, first, min(first + self.batch_size, unit.last))
             for split, unit in own for first in range(unit.first, unit.last, self.batch_size)
         ]
-        dataset = _WorkItems(self.data, self.writers, items)
-        return _Loader(KeyedLoader(dataset, batch_size=None, num_workers=self.data.num_workers))
+        reads = WorkItems(self.data, {split: writer.index for split, writer in self.writers.items()}, items)
+        workers = self.workers
+        if workers is None:
+            batch_bytes = self.batch_size * self.data.clip_samples * torch.float32.itemsize
+            workers = default_workers(self.trainer.num_devices, batch_bytes)
+        self.loader = ItemLoader(reads, workers, self.trainer.strategy.root_device.type == "cuda")
+        return self.loader
 
     def _open(self) -> None:
         if self.writers:
