@@ -142,10 +142,15 @@ class ClapConditioner(Conditioner):
             MusiccmError: If `texts` is not a non-empty list of strings.
         """
         ids_BL, mask_BL = self.tokenized(texts)
-        return self.encode(ids_BL.to(self.device), None if mask_BL.all() else mask_BL.to(self.device))
+        without_mask = mask_BL.all() and not self.few_lengths
+        return self.encode(ids_BL.to(self.device), None if without_mask else mask_BL.to(self.device))
 
     def encode(self, ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
-        """Embed tokens: unit vectors of shape [B, D]; see `Conditioner.encode`.
+        """Embed tokens: unit vectors of shape [B, D]; see `Conditioner.encode`."""
+        return self.features(ids_BL, mask_BL)
+
+    def features(self, ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
+        """The same; see `Conditioner.features`.
 
         Positions are counted over what is no padding (RoBERTa), and the vector is read from the first token: padding
         behind the text moves neither.

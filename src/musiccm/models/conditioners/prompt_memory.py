@@ -35,7 +35,7 @@ class Conditioner(nn.Module):
     """A bundle's frozen text encoder, as systems, pipelines and long music see it.
 
     A subclass sets `width`, of a vector or of a token, and implements `text`; one that `draws` what it tells takes
-    seeds there, others also implement `encode`.
+    seeds there, others also implement `features` and `encode`.
     """
 
     width: int
@@ -119,6 +119,18 @@ class Conditioner(nn.Module):
             length = next(fitting, self.max_tokens)
         missing = length - ids_BL.shape[1]
         return F.pad(ids_BL, (0, missing), value=self.tokenizer.pad_token_id), F.pad(mask_BL, (0, missing))
+
+    def features(self, ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
+        """What the encoder gives of tokens: of `encode`, what is computed by a network.
+
+        Args:
+            ids_BL: See `encode`.
+            mask_BL: See `encode`.
+
+        Returns:
+            Vectors [B, D], or states of tokens [B, L, D].
+        """
+        raise NotImplementedError
 
     def encode(self, ids_BL: Tensor, mask_BL: Tensor | None) -> AnyCondition:
         """Encode tokens, without a wait for the device where there is a mask.
