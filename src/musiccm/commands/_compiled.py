@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from musiccm.bounds import Bucket
 from musiccm.errors import MusiccmError, naming
 from musiccm.terminal import say
 
 #: What belongs to a checkpoint alone, and to a compiled model alone, by the options' values where they are left out.
-OF_CHECKPOINT = {"config": None, "bundle": None, "results": None, "base": None, "sampler": None, "gamma": None,
-                 "dtype": "float32"}
-OF_COMPILED = {"bucket": [], "text": [], "device": "auto", "decoder": None, "half": False}
+OF_CHECKPOINT: dict[str, Any] = {
+    "config": None, "bundle": None, "results": None, "base": None, "sampler": None, "gamma": None, "dtype": "float32"}
+OF_COMPILED: dict[str, Any] = {"bucket": [], "text": [], "device": "auto", "decoder": None, "half": False}
 
 
 def check_options(args: argparse.Namespace) -> None:

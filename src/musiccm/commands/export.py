@@ -1,4 +1,4 @@
-"""turn a run's checkpoint into a model directory that `generate` and diffusers read, or compile a model ahead of time."""
+"""turn a run's checkpoint into a model directory that `generate` and diffusers read; or compile a model."""
 
 from __future__ import annotations
 

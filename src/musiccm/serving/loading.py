@@ -85,7 +85,8 @@ def load_model(
         The model.
 
     Raises:
-        MusiccmError: There is no such model, the name is none, the model cannot make such shapes, or `compiled` does not fit.
+        MusiccmError: There is no such model, the name is none, the model cannot make such shapes, or `compiled`
+            does not fit.
     """
     name, where = named_model(named)
     pipeline = Pipeline.from_pretrained(where, decoder=decoder).to(device).accelerate(half, backend, compiled)

@@ -21,6 +21,7 @@ from musiccm.texts import read_json
 FILE, SCHEMA = "compiled.json", 1
 KEYS = ("part", "file", "sha256", "signature", "weights")
 
+Device = torch.device
 Part = tuple[nn.Module, str]
 """What of a model is compiled: a module and the name of its method."""
 
@@ -52,7 +53,7 @@ class Target:
     capability: str
 
     @classmethod
-    def here(cls, bundle: str, decoder: str, half: bool, device: torch.device) -> Target:
+    def here(cls, bundle: str, decoder: str, half: bool, device: Device) -> Target:
         """What code that is compiled now, on this device, is good for."""
         name, capability = described_device(device)
         return cls(bundle, decoder, half, __version__, torch.__version__, device.type, name, capability)
