@@ -39,6 +39,7 @@ from musiccm.models.bundle.student_record import (
 )
 from musiccm.models.bundle.training_words import TrainingWords, Unfamiliar
 from musiccm.models.denoiser import Consistency, takes_scale
+from musiccm.models.fast_decoder import FastDecoder
 from musiccm.samplers import (
     Evaluations,
     Sampler,
@@ -178,7 +179,8 @@ class Pipeline(LongMusic):
         without one of the options. It cannot be undone.
 
         Args:
-            half: Let the U-Net compute in bf16, but for its last layer: for GPUs, and for CPUs that have bf16 units.
+            half: Let the U-Net compute in bf16, but for its last layer, as well as the products of the text encoder
+                and of the fast decoder's blocks: for GPUs, and for CPUs that have bf16 units.
             backend: Also compile the U-Net, by this backend of `torch.compile`. `inductor` takes a minute or more at
                 the first call with each batch size, which pays where many clips are made; on a GPU it captures a CUDA
                 graph.
@@ -203,7 +205,7 @@ class Pipeline(LongMusic):
             return self._with_package(Path(compiled), half)
         self.bundle.network.accelerated = True  # type: ignore[assignment]
         if half:
-            to_bfloat16(self.denoiser.unet)
+            self._halve()
         if self.device.type == "cpu" and backend is None:
             suit_cpu(self.denoiser.unet)
         if self.device.type == "cpu" or backend is not None:  # GPUs have no such kernel for norms unless it is compiled
@@ -214,6 +216,13 @@ class Pipeline(LongMusic):
         self._warm = None
         return self
 
+    def _halve(self) -> None:
+        to_bfloat16(self.denoiser.unet)
+        if not self.conditioner.draws:  # rounding would turn a draw
+            self.conditioner.read_in_bf16()
+        if isinstance(self.codec.decoder, FastDecoder):
+            self.codec.decoder = self.codec.decoder.with_bf16_blocks()
+
     def _require_plain(self) -> None:
         if self.accelerated:
             raise MusiccmError("this pipeline was accelerated before; make another one to do it in another way")
@@ -222,7 +231,7 @@ class Pipeline(LongMusic):
     def compiled_parts(self) -> dict[str, Part]:
         """What of it is compiled ahead of time, by name: a module and its method."""
         parts: dict[str, Part] = {self.bundle.kind.network: (self.denoiser.unet, "forward")}
-        if not self.conditioner.draws:  # rounding would turn a draw
+        if not self.conditioner.draws:
             parts["text_encoder"] = self.conditioner, "features"
         if self.codec.decoder is not None:
             parts["decoder"] = self.codec.decoder, "forward"
@@ -249,7 +258,7 @@ class Pipeline(LongMusic):
         self._require_plain()
         self.bundle.network.accelerated = True  # type: ignore[assignment]
         if half:
-            to_bfloat16(self.denoiser.unet)
+            self._halve()
         channels_last([self.denoiser.unet])
         self.conditioner.few_lengths = not self.conditioner.draws
         self._warm = None

@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                                "up to 32); may be repeated")
     compiled.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
     compiled.add_argument("--decoder", choices=["fast", "original"], help="see `musiccm generate`")
-    compiled.add_argument("--half", action="store_true", help="U-Net in bf16, for GPUs")
+    compiled.add_argument("--half", action="store_true", help="compute in bf16 where sound allows it, for GPUs")
 
 
 def export_compiled(args: argparse.Namespace) -> Path:

@@ -309,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--decoder", choices=["fast", "original"],
                         help="what makes sound of latents: one small network, or VAE decoder and vocoder (default: "
                              "fast, where the model has it)")
-    parser.add_argument("--half", action="store_true", help="U-Net in bf16, for GPUs")
+    parser.add_argument("--half", action="store_true", help="compute in bf16 where sound allows it, for GPUs")
     parser.add_argument("--compile", metavar="BACKEND", help="compile the U-Net, as by inductor: slow at first, for "
                                                               "GPUs and many clips")
     parser.add_argument("--compiled", metavar="FOLDER", type=Path,

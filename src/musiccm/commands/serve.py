@@ -188,7 +188,7 @@ def make_parser(program: str, description: str | None) -> argparse.ArgumentParse
                         help="where jobs, results and uploads lie (default %(default)s)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
     parser.add_argument("--decoder", choices=["fast", "original"], help="see `musiccm generate`")
-    parser.add_argument("--half", action="store_true", help="U-Net in bf16, for GPUs")
+    parser.add_argument("--half", action="store_true", help="compute in bf16 where sound allows it, for GPUs")
     parser.add_argument("--compile", metavar="BACKEND", help="compile the U-Net, see `musiccm generate`")
     parser.add_argument("--together", action="store_true",
                         help="on a CPU, too, make network calls of several jobs as one: faster for small models; clips "

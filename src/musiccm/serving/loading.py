@@ -45,7 +45,7 @@ class ServedModel:
         Args:
             name: The name that clients will use.
             model: The model.
-            half: Whether its U-Net computes in bf16.
+            half: Whether its networks compute in bf16.
 
         Returns:
             It with its facts.

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from musiccm.audio.resample import resample
 from musiccm.errors import MusiccmError
+from musiccm.models.acceleration.half import bf16_products
 from musiccm.models.conditioners.prompt_memory import Conditioner
 
 
@@ -157,6 +158,11 @@ class ClapConditioner(Conditioner):
         """
         taken = {"input_ids": ids_BL} | ({} if mask_BL is None else {"attention_mask": mask_BL.long()})
         return _unit(self.clap.get_text_features(**taken) if self.has_audio else self.clap(**taken).text_embeds)
+
+    def read_in_bf16(self) -> None:
+        """See `Conditioner.read_in_bf16`; the audio tower, which measures, stays in float32."""
+        super().read_in_bf16()
+        self.clap = bf16_products(self.clap, kept=("audio_model", "audio_projection"))
 
     def audio(self, waveform_BS: Tensor, sample_rate_hz: int, windows: str = "first") -> Tensor:
         """Embed waveforms, the same way every time; gradients flow to the waveform.

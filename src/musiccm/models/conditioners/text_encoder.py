@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from musiccm.diffusion import Condition
 from musiccm.errors import MusiccmError
+from musiccm.models.acceleration.half import bf16_products
 from musiccm.models.conditioners.prompt_memory import ENCODING, Conditioner, token_count
 from musiccm.texts import short
 
@@ -82,6 +83,11 @@ class TextEncoderConditioner(Conditioner):
         with torch.autocast(self.device.type, enabled=False):
             attended = None if mask_BL is None else mask_BL.long()
             return self.encoder(input_ids=ids_BL, attention_mask=attended).last_hidden_state
+
+    def read_in_bf16(self) -> None:
+        """See `Conditioner.read_in_bf16`."""
+        super().read_in_bf16()
+        self.encoder = bf16_products(self.encoder)
 
     def require_whole(self, texts: list[str]) -> None:
         """See `Conditioner.require_whole`."""
