@@ -72,15 +72,15 @@ def described_device(device: torch.device) -> tuple[str, str]:
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return torch.cuda.get_device_name(device), f"{major}.{minor}"
-    vectors, name = torch.backends.cpu.get_cpu_capability(), platform.processor() or platform.machine()
+    vectors = torch.backends.cpu.get_cpu_capability()
     try:
         told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return name, vectors
+        return platform.processor() or platform.machine(), vectors
     # x86 says "flags" and "model name", ARM "Features"
     found = dict(re.findall(r"^(model name|flags|Features)\s*: (.*)$", told, flags=re.M))
     flags = " ".join(sorted((found.get("flags") or found.get("Features") or "").split()))
-    return found.get("model name", name), f"{vectors}, flags {hashlib.sha256(flags.encode()).hexdigest()[:16]}"
+    return found.get("model name", platform.machine()), f"{vectors}, flags {hashlib.sha256(flags.encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)

@@ -209,9 +209,14 @@ class _Loaded:
 
 
 def _loaded(path: Path, device: torch.device) -> Any:
-    # single-threaded, as CUDA graphs need it, and our lock makes sure
-    return torch._inductor.aoti_load_package(str(path), run_single_threaded=True,
-                                             device_index=-1 if device.index is None else device.index)
+    from torch.export.pt2_archive._package import AOTICompiledModel
+
+    # What `aoti_load_package` ends in. It first finds out by compiling what vectors this CPU has, which costs ten
+    # seconds and needs a compiler; whether a package fits is known here already. Single-threaded, as CUDA graphs need
+    # it: `PackagedCall` has a lock.
+    loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1,
+                                                   -1 if device.index is None else device.index)
+    return AOTICompiledModel(loader)
 
 
 def _fingerprint(constants: Mapping[str, Tensor]) -> str:
