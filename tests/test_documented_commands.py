@@ -50,6 +50,7 @@ NOT_RUN = {
     r"docs/evaluate.md: musiccm (evaluate|compare)": "a synopsis; the README's commands are run",
     r"docs/attm.md: (git|cp|python) ": DOWNLOADS,
     r"docs/(serving|studio).md: musiccm serve": "runs until it is ended; tests/serving starts servers",
+    r"docs/speed.md: musiccm ": "compiles for a minute; tests/test_compiling.py compiles a small model and loads it",
     r"docs/words.md: musiccm pack": "of somebody's own corpus; tests/commands/test_pack.py packs words",
     r"docs/deployment.md: python deploy/": "run until they are ended; tests/deploy starts both with two replicas",
     r"docs/launch.md: (torchrun|srun) ": "several GPUs or machines; tests/e2e starts two processes (ranks, slurm)",

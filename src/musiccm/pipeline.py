@@ -18,6 +18,7 @@ from musiccm.device import sent
 from musiccm.diffusion import AnyCondition, noise_process
 from musiccm.errors import MusiccmError, reason
 from musiccm.long_form import LongMusic, check_batch, check_duration, check_texts, compose, finished
+from musiccm.models.acceleration.compiled_package import CompiledPackage, Part, Target
 from musiccm.models.acceleration.networks import (
     CompiledNetwork,
     channels_last,
@@ -25,6 +26,7 @@ from musiccm.models.acceleration.networks import (
     suit_cpu,
     to_bfloat16,
 )
+from musiccm.models.acceleration.packaged_call import PackagedCall
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import SETTINGS_FILE
 from musiccm.models.bundle.student_record import (
@@ -37,6 +39,7 @@ from musiccm.models.bundle.student_record import (
 )
 from musiccm.models.bundle.training_words import TrainingWords, Unfamiliar
 from musiccm.models.denoiser import Consistency, takes_scale
+from musiccm.models.fast_decoder import FastDecoder
 from musiccm.samplers import (
     Evaluations,
     Sampler,
@@ -166,7 +169,9 @@ class Pipeline(LongMusic):
         self._warm = None  # what was recorded reads the weights where they were
         return self
 
-    def accelerate(self, half: bool = False, backend: str | Callable[..., Any] | None = None) -> Pipeline:
+    def accelerate(
+        self, half: bool = False, backend: str | Callable[..., Any] | None = None, compiled: str | Path | None = None
+    ) -> Pipeline:
         """Put the U-Net into the form that its device computes fastest; docs/speed.md says what it brings.
 
         By itself it changes the sound by rounding only, as another machine would. On a CPU, kernels are laid out with
@@ -174,24 +179,33 @@ class Pipeline(LongMusic):
         without one of the options. It cannot be undone.
 
         Args:
-            half: Let the U-Net compute in bf16, but for its last layer: for GPUs, and for CPUs that have bf16 units.
+            half: Let the U-Net compute in bf16, but for its last layer, as well as the products of the text encoder
+                and of the fast decoder's blocks: for GPUs, and for CPUs that have bf16 units.
             backend: Also compile the U-Net, by this backend of `torch.compile`. `inductor` takes a minute or more at
                 the first call with each batch size, which pays where many clips are made; on a GPU it captures a CUDA
                 graph.
+            compiled: A folder that `musiccm.compiling.compile_ahead` (`musiccm export --compiled`) wrote for this
+                model, device, `half` and PyTorch: nothing is compiled then. It holds machine code, so load none that
+                you would not run. Shapes of music that it was not made for are computed as usual, which is logged.
 
         Returns:
             The pipeline.
 
         Raises:
-            MusiccmError: It was called before, or there is no such backend.
+            MusiccmError: It was called before, there is no such backend, both a backend and a package are given, or the
+                package was made for something else.
         """
-        if self.accelerated:
-            raise MusiccmError("this pipeline was accelerated before; make another one to do it in another way")
+        self._require_plain()
+        if compiled is not None and backend is not None:
+            raise MusiccmError("compiled: expected no backend beside a package that was compiled before, found "
+                               f"{backend!r}; leave one of the two out")
         if not callable(backend):
             check_backend("backend", backend)
+        if compiled is not None:
+            return self._with_package(Path(compiled), half)
         self.bundle.network.accelerated = True  # type: ignore[assignment]
         if half:
-            to_bfloat16(self.denoiser.unet)
+            self._halve()
         if self.device.type == "cpu" and backend is None:
             suit_cpu(self.denoiser.unet)
         if self.device.type == "cpu" or backend is not None:  # GPUs have no such kernel for norms unless it is compiled
@@ -200,6 +214,63 @@ class Pipeline(LongMusic):
             self.denoiser.unet = CompiledNetwork(self.denoiser.unet, backend)
             self.conditioner.few_lengths = self.bundle.gives_tokens  # it is compiled for each length of the tokens
         self._warm = None
+        return self
+
+    def _halve(self) -> None:
+        to_bfloat16(self.denoiser.unet)
+        if not self.conditioner.draws:  # rounding would turn a draw
+            self.conditioner.read_in_bf16()
+        if isinstance(self.codec.decoder, FastDecoder):
+            self.codec.decoder = self.codec.decoder.with_bf16_blocks()
+
+    def _require_plain(self) -> None:
+        if self.accelerated:
+            raise MusiccmError("this pipeline was accelerated before; make another one to do it in another way")
+
+    @property
+    def compiled_parts(self) -> dict[str, Part]:
+        """What of it is compiled ahead of time, by name: a module and its method."""
+        parts: dict[str, Part] = {self.bundle.kind.network: (self.denoiser.unet, "forward")}
+        if not self.conditioner.draws:
+            parts["text_encoder"] = self.conditioner, "features"
+        if self.codec.decoder is not None:
+            parts["decoder"] = self.codec.decoder, "forward"
+        return parts
+
+    def compiled_target(self, half: bool) -> Target:
+        """What code that is compiled of it here is good for; its bundle's files are read for their hash."""
+        kind, decoder = self.bundle.kind, self.codec.decoded_by
+        return Target.here(self.bundle.content_hash({*kind.teaching, *kind.decoding[decoder]}), decoder, half,
+                           self.device)
+
+    def suit_compiler(self, half: bool) -> Pipeline:
+        """Take the form that is compiled ahead of time: weights' types and layouts, and prompts of few lengths.
+
+        Args:
+            half: See `accelerate`.
+
+        Returns:
+            The pipeline, which cannot be accelerated any more.
+
+        Raises:
+            MusiccmError: `accelerate` was called before.
+        """
+        self._require_plain()
+        self.bundle.network.accelerated = True  # type: ignore[assignment]
+        if half:
+            self._halve()
+        channels_last([self.denoiser.unet])
+        self.conditioner.few_lengths = not self.conditioner.draws
+        self._warm = None
+        return self
+
+    def _with_package(self, folder: Path, half: bool) -> Pipeline:
+        target = self.compiled_target(half)
+        package = CompiledPackage.read(folder, target)  # before anything is changed
+        parts = self.suit_compiler(half).compiled_parts
+        for name, calls in package.load(parts, self.device).items():
+            owner, method = parts[name]
+            setattr(owner, method, PackagedCall(getattr(owner, method), calls, name))
         return self
 
     def warm_up(

@@ -1,4 +1,4 @@
-"""turn a run's checkpoint into a model directory that `generate` and diffusers read."""
+"""turn a run's checkpoint into a model directory that `generate` and diffusers read; or compile a model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from musiccm.commands._compiled import add_options, check_options, export_compiled
 from musiccm.errors import MusiccmError
 from musiccm.systems.student_weights import load_student, read_student
 from musiccm.terminal import say
@@ -30,6 +31,10 @@ def main(argv: list[str]) -> int:
         The exit code.
     """
     args = _parser().parse_args(argv)
+    check_options(args)
+    if args.compiled is not None:
+        export_compiled(args)
+        return 0
     import torch
 
     from musiccm.export import StudentInfo, export_student
@@ -162,7 +167,11 @@ def described_row(row: Mapping[str, Any], sampler: Mapping[str, Any]) -> dict[st
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="musiccm export", description=__doc__)
-    parser.add_argument("--checkpoint", required=True, help="lightning_logs/NAME/version_N/checkpoints/FILE.ckpt")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--checkpoint", help="lightning_logs/NAME/version_N/checkpoints/FILE.ckpt")
+    what.add_argument("--compiled", metavar="MODEL",
+                      help="a directory, packaged bundle or hub id: write its networks as machine code for this device "
+                           "and PyTorch, which `generate --compiled` and `serve --compiled` load instead of compiling")
     parser.add_argument("--out", required=True, help="directory to write")
     parser.add_argument("--config", help="the run's config.yaml (default: beside the checkpoint's folder)")
     parser.add_argument("--bundle", help="the teacher's bundle (default: the one that the run names)")
@@ -174,4 +183,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gamma", type=float, help="the sampler's gamma (default: that of the results, or its own)")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the weights on disk")
     parser.add_argument("--overwrite", action="store_true", help="replace what lies in --out")
+    add_options(parser)
     return parser

@@ -104,7 +104,9 @@ def _open(args: argparse.Namespace) -> Pipeline:
 
     device = choose_device(args.device)
     check_backend("--compile", args.compile)
-    return Pipeline.from_pretrained(args.model, decoder=args.decoder).to(device).accelerate(args.half, args.compile)
+    pipeline = Pipeline.from_pretrained(args.model, decoder=args.decoder).to(device)
+    with naming({"compiled": "--compiled"}):
+        return pipeline.accelerate(args.half, args.compile, args.compiled)
 
 
 def _read_prompts(args: argparse.Namespace) -> list[Path]:
@@ -235,6 +237,8 @@ def _check_together(args: argparse.Namespace) -> None:
          f"--{kind} keeps the level of the clip that it is made of; leave out --level"),
         (args.warm_up and (args.stream or kind or args.at),
          "--warm-up is for clips and whole pieces of one text; leave out --stream, --at and edits"),
+        (args.compiled is not None and args.compile is not None,
+         "--compiled was compiled before, and --compile compiles now; leave out one of the two"),
         (args.stream and args.format not in (None, "wav"),
          f"--format {args.format}: a stream is a wav, which plays at every moment; leave out one of the two"),
         (args.only is not None and (args.prompts_file is None or "=" not in args.only),
@@ -305,9 +309,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--decoder", choices=["fast", "original"],
                         help="what makes sound of latents: one small network, or VAE decoder and vocoder (default: "
                              "fast, where the model has it)")
-    parser.add_argument("--half", action="store_true", help="U-Net in bf16, for GPUs")
+    parser.add_argument("--half", action="store_true", help="compute in bf16 where sound allows it, for GPUs")
     parser.add_argument("--compile", metavar="BACKEND", help="compile the U-Net, as by inductor: slow at first, for "
                                                               "GPUs and many clips")
+    parser.add_argument("--compiled", metavar="FOLDER", type=Path,
+                        help="what `musiccm export --compiled` made of this model on such a machine: nothing is "
+                             "compiled then. It is machine code: take none from strangers")
     parser.add_argument("--warm-up", action="store_true",
                         help="before the first clip, do what the first of its shape does beside making music: compile, "
                              "and on a GPU record one graph from text to sound; for many --prompts")

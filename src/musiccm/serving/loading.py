@@ -46,7 +46,7 @@ class ServedModel:
         Args:
             name: The name that clients will use.
             model: The model.
-            half: Whether its U-Net computes in bf16.
+            half: Whether its networks compute in bf16.
 
         Returns:
             It with its facts.
@@ -71,7 +71,7 @@ class ServedModel:
 
 def load_model(
     named: str, device: str = "cpu", decoder: str | None = None, half: bool = False, backend: str | None = None,
-    buckets: Sequence[Bucket] = (),
+    buckets: Sequence[Bucket] = (), compiled: Path | None = None,
 ) -> ServedModel:
     """Read a model to serve, in the form that its device computes fastest.
 
@@ -82,15 +82,17 @@ def load_model(
         half: See `Pipeline.accelerate`.
         backend: See `Pipeline.accelerate`.
         buckets: See `Pipeline.warm_up`.
+        compiled: See `Pipeline.accelerate`.
 
     Returns:
         The model.
 
     Raises:
-        MusiccmError: There is no such model, the name is none, or the model cannot make such shapes.
+        MusiccmError: There is no such model, the name is none, the model cannot make such shapes, or `compiled`
+            does not fit.
     """
     name, where = named_model(named)
-    pipeline = Pipeline.from_pretrained(where, decoder=decoder).to(device).accelerate(half, backend)
+    pipeline = Pipeline.from_pretrained(where, decoder=decoder).to(device).accelerate(half, backend, compiled)
     if buckets:
         pipeline.warm_up([*buckets, Bucket(1, 1)])  # of which the engine's first sound is
     return ServedModel.of(name, pipeline, half)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from musiccm.audio.resample import resample
 from musiccm.errors import MusiccmError
+from musiccm.models.acceleration.half import bf16_products
 from musiccm.models.conditioners.prompt_memory import Conditioner
 
 
@@ -142,16 +143,26 @@ class ClapConditioner(Conditioner):
             MusiccmError: If `texts` is not a non-empty list of strings.
         """
         ids_BL, mask_BL = self.tokenized(texts)
-        return self.encode(ids_BL.to(self.device), None if mask_BL.all() else mask_BL.to(self.device))
+        without_mask = mask_BL.all() and not self.few_lengths
+        return self.encode(ids_BL.to(self.device), None if without_mask else mask_BL.to(self.device))
 
     def encode(self, ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
-        """Embed tokens: unit vectors of shape [B, D]; see `Conditioner.encode`.
+        """Embed tokens: unit vectors of shape [B, D]; see `Conditioner.encode`."""
+        return self.features(ids_BL, mask_BL)
+
+    def features(self, ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
+        """The same; see `Conditioner.features`.
 
         Positions are counted over what is no padding (RoBERTa), and the vector is read from the first token: padding
         behind the text moves neither.
         """
         taken = {"input_ids": ids_BL} | ({} if mask_BL is None else {"attention_mask": mask_BL.long()})
         return _unit(self.clap.get_text_features(**taken) if self.has_audio else self.clap(**taken).text_embeds)
+
+    def read_in_bf16(self) -> None:
+        """See `Conditioner.read_in_bf16`; the audio tower, which measures, stays in float32."""
+        super().read_in_bf16()
+        self.clap = bf16_products(self.clap, kept=("audio_model", "audio_projection"))
 
     def audio(self, waveform_BS: Tensor, sample_rate_hz: int, windows: str = "first") -> Tensor:
         """Embed waveforms, the same way every time; gradients flow to the waveform.

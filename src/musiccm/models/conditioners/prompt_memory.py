@@ -35,7 +35,8 @@ class Conditioner(nn.Module):
     """A bundle's frozen text encoder, as systems, pipelines and long music see it.
 
     A subclass sets `width`, of a vector or of a token, and implements `text`; one that `draws` what it tells takes
-    seeds there, others also implement `encode`.
+    seeds there, others also implement `features`, `encode` and
+    `read_in_bf16`.
     """
 
     width: int
@@ -119,6 +120,22 @@ class Conditioner(nn.Module):
             length = next(fitting, self.max_tokens)
         missing = length - ids_BL.shape[1]
         return F.pad(ids_BL, (0, missing), value=self.tokenizer.pad_token_id), F.pad(mask_BL, (0, missing))
+
+    def read_in_bf16(self) -> None:
+        """Compute the text encoder's products in bf16 from now on, by a copy; the bundle's own stays as it is."""
+        self._remembered.clear()
+
+    def features(self, ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
+        """What the encoder gives of tokens: of `encode`, what is computed by a network.
+
+        Args:
+            ids_BL: See `encode`.
+            mask_BL: See `encode`.
+
+        Returns:
+            Vectors [B, D], or states of tokens [B, L, D].
+        """
+        raise NotImplementedError
 
     def encode(self, ids_BL: Tensor, mask_BL: Tensor | None) -> AnyCondition:
         """Encode tokens, without a wait for the device where there is a mask.

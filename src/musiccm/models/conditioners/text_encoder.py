@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from musiccm.diffusion import Condition
 from musiccm.errors import MusiccmError
+from musiccm.models.acceleration.half import bf16_products
 from musiccm.models.conditioners.prompt_memory import ENCODING, Conditioner, token_count
 from musiccm.texts import short
 
@@ -74,10 +75,19 @@ class TextEncoderConditioner(Conditioner):
         """Encode tokens: their states, zero under padding; see `Conditioner.encode`."""
         if mask_BL is None:
             mask_BL = torch.ones_like(ids_BL, dtype=torch.bool)
+        return Condition(self.features(ids_BL, mask_BL).masked_fill(~mask_BL[..., None], 0.0), mask_BL)
+
+    def features(self, ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
+        """States of tokens and padding; see `Conditioner.features`."""
         # A training step's autocast would encode the null condition in bf16, and remember it so.
         with torch.autocast(self.device.type, enabled=False):
-            output = self.encoder(input_ids=ids_BL, attention_mask=mask_BL.long())
-        return Condition(output.last_hidden_state.masked_fill(~mask_BL[..., None], 0.0), mask_BL)
+            attended = None if mask_BL is None else mask_BL.long()
+            return self.encoder(input_ids=ids_BL, attention_mask=attended).last_hidden_state
+
+    def read_in_bf16(self) -> None:
+        """See `Conditioner.read_in_bf16`."""
+        super().read_in_bf16()
+        self.encoder = bf16_products(self.encoder)
 
     def require_whole(self, texts: list[str]) -> None:
         """See `Conditioner.require_whole`."""
