@@ -230,6 +230,50 @@ def test_teacher_beside_student(served, visit):
         rf"The student took .* s for 4 network calls, the teacher .* s for {2 * teacher['calls']} network calls"))
 
 
+def test_a_student_lies_beside_its_own_teacher(visit, tmp_path):
+    """Of five models: TANGO's student is named like two teachers, and the melody model has no student."""
+    names = ("musiccm-tiny-tango-student", "musiccm-tiny-tango", "musiccm-tiny-melody")
+    served = Served(tmp_path / "server", *(word for name in names for word in ("--model", name)))
+    pairs = {"musiccm-tiny-student": "musiccm-tiny", "musiccm-tiny-tango-student": "musiccm-tiny-tango"}
+    try:
+        page = visit(served)
+        expect(page.locator("#make")).to_be_enabled()
+        button, steps = page.locator("#beside"), page.locator("#teacher-steps")
+        for student, teacher in pairs.items():
+            for name in (student, teacher):
+                page.locator("#model").select_option(name)
+                expect(button).to_have_attribute("title", f"{teacher} beside {student}")
+                expect(steps).to_have_attribute("placeholder", "50")
+        page.locator("#model").select_option("musiccm-tiny-melody")
+        expect(button).to_be_hidden()
+        expect(steps).to_have_attribute("placeholder", "20")
+        page.locator("#model").select_option("musiccm-tiny-tango-student")
+        teacher_steps(page, 1)
+        make(page, button="#beside", results=2, seconds="1")
+        assert {job["model"] for job in served.jobs()} == {"musiccm-tiny-tango-student", "musiccm-tiny-tango"}
+
+        known = httpx.get(f"{served.address}/v1/models").json()["data"]
+
+        def met_with(models: list[dict[str, Any]], chosen: str) -> None:
+            page.unroute("**/v1/models")
+            page.route("**/v1/models", lambda route: route.fulfill(json={"object": "list", "data": models}))
+            page.reload()
+            expect(page.locator("#make")).to_be_enabled()
+            page.locator("#model").select_option(chosen)
+
+        met_with([model for model in known if model["id"] != "musiccm-tiny-tango"], "musiccm-tiny-tango-student")
+        expect(button).to_be_hidden()
+        expect(steps).to_have_attribute("placeholder", "")
+        renamed = [{**model, "id": model["id"].replace("-student", "s")} for model in known]
+        met_with(renamed, "musiccm-tiny-tangos")  # their parts alone tell
+        expect(button).to_have_attribute("title", "musiccm-tiny-tango beside musiccm-tiny-tangos")
+        unknown = [{**model, "facts": {**model["facts"], "shared_hash": None}} for model in known]
+        met_with(unknown, "musiccm-tiny-tango-student")  # their names alone tell
+        expect(button).to_have_attribute("title", "musiccm-tiny-tango beside musiccm-tiny-tango-student")
+    finally:
+        served.kill()
+
+
 def test_the_seed_is_drawn_unless_it_is_locked(served, visit):
     page = visit(served)
     make(page, seed=None)
@@ -238,6 +282,62 @@ def test_the_seed_is_drawn_unless_it_is_locked(served, visit):
     make(page, seed=None)
     expect(page.locator("music-take")).to_have_count(2)
     assert page.locator("#seed").input_value() not in ("", drawn)
+
+
+def test_a_seed_that_javascript_cannot_hold_is_refused(served, visit):
+    page = visit(served)
+    take = make(page, seconds="1")
+    before = len(served.jobs())
+    most = 2**53 - 1
+    seed = page.locator("#seed")
+    for value, variants in ((most + 2, 1), (2**63 - 1, 1), (most, 2), (most - 6, 8)):  # variants count up
+        seed.fill(str(value))
+        page.locator("#variants").fill(str(variants))
+        for button in ("#make", "#beside"):
+            page.locator("#prompt").focus()
+            page.locator(button).click()
+            expect(seed).to_be_focused()
+        assert str(most + 1 - variants) in seed.evaluate("field => field.validationMessage")
+    seed.fill(str(most + 2))
+    take.get_by_role("button", name="Vary Student").click()
+    take.get_by_role("button", name="Vary it").click()
+    expect(take.get_by_role("alert")).to_contain_text(f"Seed: Value must be less than or equal to {most}")
+    page.get_by_role("tab", name="Stream").click()
+    page.locator("#stream-start").click()
+    expect(seed).to_be_focused()
+    assert len(served.jobs()) == before
+    seed.fill(str(most))
+    take.get_by_role("button", name="Vary it").click()
+    expect(page.locator("music-take").first).to_contain_text(f"seed {most}")
+    page.get_by_role("tab", name="Clip").click()
+    make(page, seed=most - 1, variants="2", results=2)
+    assert {job["seed"] for job in served.jobs()[:2]} == {most - 1, most} and served.jobs()[2]["seed"] == most
+
+
+def test_a_sound_without_a_picture_plays(served, visit):
+    page = visit(served)
+    full = {"status": 507, "detail": "the server's disk is full"}
+    page.route("**/spectrogram.png", lambda route: route.fulfill(
+        status=507, content_type="application/problem+json", body=json.dumps(full)))
+    take = make(page)
+    expect(take).to_contain_text("There is no picture: the server's disk is full")
+    player = take.locator("music-player")
+    player.get_by_role("button").click()
+    until(lambda: playing(player) and position(player) > 0.05)
+    page.unroute("**/spectrogram.png")
+    page.reload()
+    expect(player.locator("img")).to_have_count(1)
+    expect(take).not_to_contain_text("There is no picture")
+
+
+def test_a_continuation_of_no_stated_length_is_titled(served, visit):
+    page = visit(served)
+    take = make(page, seconds="1")
+    take.get_by_role("button", name="Continue Student").click()
+    take.get_by_label("Seconds in all").fill("")
+    take.get_by_role("button", name="Continue it").click()
+    expect(page.locator("music-take")).to_have_count(2)
+    expect(page.locator("music-take").first).to_contain_text(f"Continued of “{PROMPT}” · seed 7")
 
 
 def test_results_and_files_are_continued_mended_and_varied(served, visit, tmp_path):
@@ -489,6 +589,29 @@ def test_reload_and_two_tabs(served, visit):
     page.get_by_role("button", name="Show older results").click()
     expect(page.locator("music-take")).to_have_count(25)
     expect(page.locator("#older")).to_be_hidden()
+
+
+def test_what_is_made_again_in_one_tab_plays_in_the_other(visit, tmp_path):
+    served = Served(tmp_path / "server", "--keep", 3)
+    try:
+        page = visit(served)
+        make(page, seconds="1")
+        page.locator("music-player").evaluate("player => player.dataset.before = true")
+        first = f"{served.address}/v1/jobs/{served.jobs()[0]['id']}"
+        for seed in range(4):
+            body = {"input": "slow organ chords", "seed": seed, "audio_length": 1}
+            assert httpx.post(f"{served.address}/v1/audio/generate", json=body, timeout=60).status_code == 200
+        until(lambda: httpx.get(first).status_code == 404)
+        second = page.context.new_page()
+        second.goto(served.address)
+        second.get_by_role("button", name="Make it again").click()
+        expect(second.locator("music-player")).to_have_count(1)
+        page.bring_to_front()
+        expect(page.locator("music-player:not([data-before])")).to_have_count(1)
+        assert page.locator("music-result").evaluate("result => result.view.id") == served.jobs()[0]["id"]
+        expect(page.get_by_role("button", name="Scores")).to_be_visible()
+    finally:
+        served.kill()
 
 
 def test_a_server_that_dies_and_returns(visit, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import re
+import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from starlette.testclient import TestClient
-from tiny_bundle import build_random_student
+from tiny_bundle import build_random_bundle, build_random_student
 
 from musiccm.audio.io import write_audio
 from musiccm.models.bundle import Bundle
+from musiccm.models.bundle.files import SETTINGS_FILE, update_json
 from musiccm.pipeline import Pipeline
 from musiccm.serving import Engine, MusicRequest, ServedModel
 from musiccm.serving.evidence import EvidenceOf
@@ -24,6 +26,7 @@ from musiccm.serving.http.metrics import Metrics
 from musiccm.serving.http.page import FOLDER, page_files
 from musiccm.similarity.check import check_plagiarism
 from musiccm.similarity.indexing import index_folder
+from musiccm.texts import read_json
 
 ROOT = Path(__file__).parents[2]
 KEY = "k" * 32
@@ -143,6 +146,24 @@ def test_a_job_says_how_long_the_device_worked_for_it(engine):
     view = engine.wait(engine.submit(MusicRequest("student", ((0.0, "a bass"),), steps=2, seed=0)).id)
     assert view.result is not None and view.finished_s is not None and view.started_s is not None
     assert 0 < view.result["device_s"] <= view.finished_s - view.started_s
+
+
+def test_a_student_and_its_teacher_are_told_by_what_they_share(tmp_path):
+    student = build_random_student(tmp_path)
+    other = build_random_bundle(tmp_path / "other", frames=4, seed=1, evaluators=False)
+    update_json(student / SETTINGS_FILE, {"distillation": {
+        **read_json(student / SETTINGS_FILE, "")["distillation"], "recipe": {"teacher": "runs/of/mine/teacher"}}})
+    models = {path.name: ServedModel.of(path.name, Pipeline.from_pretrained(path))
+              for path in (student, tmp_path / "teacher", other)}
+    with Engine(list(models.values()), tmp_path / "engine") as engine:
+        told = {model["id"]: model["facts"] for model in opened(engine).get("/v1/models").json()["data"]}
+    assert told["student"]["shared_hash"] == told["teacher"]["shared_hash"] != told["other"]["shared_hash"]
+    assert models["student"].content_hash != models["teacher"].content_hash
+    assert told["student"]["teacher"] == "teacher" and "teacher" not in told["teacher"]
+    shutil.rmtree(student / "vae")
+    shutil.copytree(other / "vae", student / "vae")  # another autoencoder: latents of another meaning
+    facts = ServedModel.of("student", Pipeline.from_pretrained(student)).facts
+    assert facts["shared_hash"] not in (told["teacher"]["shared_hash"], told["other"]["shared_hash"])
 
 
 def test_evidence_is_what_the_plagiarism_check_and_clap_say(tmp_path):

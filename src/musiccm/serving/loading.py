@@ -11,6 +11,7 @@ from musiccm import __version__
 from musiccm.bounds import Bucket
 from musiccm.errors import MusiccmError
 from musiccm.long_form import MusicModel
+from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.student_record import recorded_guidance
 from musiccm.pipeline import Pipeline
 
@@ -51,13 +52,17 @@ class ServedModel:
         Returns:
             It with its facts.
         """
-        bundle = getattr(model, "bundle", None)
+        bundle: Bundle | None = getattr(model, "bundle", None)
         student = getattr(model, "is_student", None)
         facts: dict[str, Any] = {
             "sample_rate_hz": model.sample_rate_hz, "clip_seconds": model.duration_s,
             "default_steps": getattr(model, "default_steps", None), "student": student,
         }
+        if bundle is not None:
+            facts["shared_hash"] = bundle.content_hash(_shared_parts(bundle))
         record = getattr(model, "record", None) or {}
+        if student and (recorded := (record.get("recipe") or {}).get("teacher")):
+            facts["teacher"] = Path(str(recorded)).name  # the path before it does not concern clients
         if student:
             facts |= {"steps": record.get("sampling_steps"), "guidance": record.get("guidance", "fixed")}
         if student and facts["guidance"] == "variable":
@@ -67,6 +72,11 @@ class ServedModel:
         decoder = getattr(model.codec, "decoded_by", "fast" if fast else "original")
         return cls(name, model, "" if bundle is None else bundle.content_hash(), facts,
                    {"decoder": decoder, "half": half})
+
+
+def _shared_parts(bundle: Bundle) -> list[str]:
+    """Parts that a student has as its teacher has them: what reads texts, and what gives latents their meaning."""
+    return [part for part in ("text_encoder", "tokenizer", bundle.kind.autoencoder) if bundle.has(part)]
 
 
 def load_model(

@@ -128,7 +128,7 @@ function varied() {
 /** What an edit is called in the history. */
 export function editTitle(fields, clip) {
   const of = clip.name ? ` of ${clip.name}` : "";
-  if (fields.task === "continue") return `Continued${of} to ${fields.seconds} s`;
+  if (fields.task === "continue") return `Continued${of}${fields.seconds === undefined ? "" : ` to ${fields.seconds} s`}`;
   if (fields.task === "inpaint") return `Mended${of} from ${fields.from} to ${fields.to} s`;
   return `Varied${of} by ${Math.round(100 * fields.strength)} percent`;
 }

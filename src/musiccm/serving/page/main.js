@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import { $, h, numberOf, plural, say, trouble } from "./dom.js";
 import { editTitle } from "./edit.js";
 import { fileChooser } from "./file.js";
+import { isStudent, pairOf, roleOf } from "./pairs.js";
 import { StreamPlayer } from "./stream.js";
 import "./take.js";
 import { allTakes, forget, keep, newTake, onOtherTab } from "./takes.js";
@@ -32,18 +33,6 @@ const timeline = new Timeline(() => saveSettings());
 // ---- the form
 
 const chosen = () => models.find((model) => model.id === $("model").value) || models[0];
-const isStudent = (model) => model?.facts.student !== false && model?.facts.student !== null;
-const roleOf = (model) => (isStudent(model) ? "student" : "teacher");
-
-/** The student and the teacher that are compared: the chosen one, and the other whose name fits it best. */
-function couple() {
-  const mine = chosen();
-  const others = models.filter((model) => isStudent(model) !== isStudent(mine));
-  const shared = (model) => [...model.id].findIndex((letter, n) => letter !== mine.id[n]);
-  const other = others.sort((a, b) => (shared(b) < 0 ? Infinity : shared(b)) - (shared(a) < 0 ? Infinity : shared(a)))[0];
-  if (!other) return null;
-  return isStudent(mine) ? [mine, other] : [other, mine];
-}
 
 function drawSteps() {
   const student = isStudent(chosen()) ? chosen() : null;
@@ -55,13 +44,15 @@ function drawSteps() {
     input.checked = steps === value;
     return h("label", {}, input, h("span", { text: String(steps), "aria-hidden": "true" }));
   }));
-  const teacher = models.find((model) => !isStudent(model));
+  const pair = pairOf(chosen(), models);
+  const teacher = student ? pair?.[1] : chosen();
   $("steps-note").hidden = Boolean(student);
   $("steps-note").textContent = "A teacher takes the steps that are set under More; these are a student's.";
   $("guidance-label").textContent = takesScale(chosen()) ? "Guidance scale" : "Teacher's guidance scale";
   [$("guidance").min, $("guidance").max] = (chosen().facts.guidance_range ?? [0, 100]).map(String);
   $("teacher-steps").placeholder = String(teacher?.facts.default_steps ?? "");
-  $("beside").hidden = !couple();
+  $("beside").hidden = !pair;
+  $("beside").title = pair ? `${pair[1].id} beside ${pair[0].id}` : "";
 }
 
 function drawModels() {
@@ -130,7 +121,15 @@ function useSettings(values) {
 function nextSeed() {
   const given = numberOf($("seed"));
   if (!$("lock").checked || given === undefined) $("seed").value = String(Math.floor(Math.random() * 2 ** 31));
+  if (!$("seed").checkValidity()) throw new Error(`Seed: ${$("seed").validationMessage}`);
   return numberOf($("seed"));
+}
+
+const variants = () => Math.min(8, Math.max(1, numberOf($("variants")) || 1));
+
+/** Bound the seeds by what JavaScript holds to the unit: another is rounded before anything can refuse it. */
+function boundSeed(count) {
+  $("seed").max = String(Number.MAX_SAFE_INTEGER - (count - 1));
 }
 
 const takesScale = (model) => !isStudent(model) || model.facts.guidance !== "fixed";
@@ -156,7 +155,7 @@ function asked(used) {
   }
   const jobs = [];
   for (const model of used) {
-    for (let variant = 0; variant < Math.min(8, Math.max(1, numberOf($("variants")) || 1)); variant++) {
+    for (let variant = 0; variant < variants(); variant++) {
       jobs.push({ job: null, role: roleOf(model), variant, body: {
         task, ...texts, ...manner(model), seconds: numberOf($("seconds")), seed: seed + variant, level: $("level").value } });
     }
@@ -174,6 +173,7 @@ function says(jobs) {
 
 /** Whether all fields that are shown hold what they may; the first that does not says so. */
 function fits() {
+  boundSeed($("variants").closest("[hidden]") ? 1 : variants());
   const wrong = [...$("composer").elements].find((one) => !one.closest("[hidden]") && !one.checkValidity());
   if (!wrong) return true;
   if ($("more").contains(wrong)) $("more").open = true;
@@ -199,6 +199,7 @@ async function make(used) {
 const unanswered = new Map();
 
 async function edit(fields, clip) {
+  boundSeed(1);
   const model = models.find((one) => one.id === clip.model) || chosen();
   const wanted = { ...fields, ...manner(model) };
   const name = JSON.stringify([wanted, $("lock").checked && $("seed").value]);
@@ -363,7 +364,7 @@ function begin() {
     if (mode === "stream") startStream();
     else if (mode !== "file") make([chosen()]);
   });
-  $("beside").addEventListener("click", () => make(couple()));
+  $("beside").addEventListener("click", () => make(pairOf(chosen(), models)));
   $("stream-start").addEventListener("click", startStream);
   $("older").addEventListener("click", () => {
     shown += PAGE;

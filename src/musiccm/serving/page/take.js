@@ -18,6 +18,16 @@ function calls(view, role) {
   return { count: view.calls * (guided ? 2 : 1), guided };
 }
 
+/** The picture of a sound, or why there is none: a full disk has room for no picture, and the sound can be had. */
+async function pictureOf(id) {
+  try {
+    return { picture: await api.spectrogram(id), lacks: "" };
+  } catch (error) {
+    if (!(error instanceof api.ApiError)) throw error;
+    return { picture: null, lacks: error.message };
+  }
+}
+
 const near = new IntersectionObserver((entries) => {
   for (const entry of entries) if (entry.isIntersecting) entry.target.nearby();
 }, { rootMargin: "1000px" });
@@ -58,6 +68,7 @@ export class MusicTake extends HTMLElement {
       result.entry = take.jobs[n];
       if (result.entry.job !== before) result.sent();
     }
+    this.changed();
   }
 
   /** A job of it has changed. */
@@ -91,8 +102,7 @@ export class MusicTake extends HTMLElement {
 }
 
 export class MusicResult extends HTMLElement {
-  #loading = false;
-  #loaded = false;
+  #fetched = null; // the job whose sound is here, or on its way
   #told = "";
 
   show(owner, entry, place) {
@@ -110,6 +120,9 @@ export class MusicResult extends HTMLElement {
 
   /** The job has an id now, or this is a take of before. */
   sent() {
+    this.view = null;
+    this.#fetched = null;
+    this.facts.textContent = "";
     if (!this.entry.job) {
       this.#message("This was not sent.", "Make it", () => this.owner.actions.resend(this.owner.take, this.place));
       return;
@@ -135,6 +148,7 @@ export class MusicResult extends HTMLElement {
   }
 
   async #changed(view) {
+    if (view.id !== this.entry.job) return; // of before it was made again
     if (view.state === "gone") {
       this.#message("The server no longer has this sound.", "Make it again", () => this.owner.actions.resend(this.owner.take, this.place));
       return;
@@ -196,30 +210,30 @@ export class MusicResult extends HTMLElement {
   }
 
   async #done() {
-    if (this.#loaded || this.#loading) return;
-    this.#loading = true;
     const view = this.view;
+    if (this.#fetched === view.id) return;
+    this.#fetched = view.id;
     const { count, guided } = calls(view, this.entry.role);
     this.facts.textContent = `${plural(count, "network call")}${guided ? ", 2 a step" : ""} · ${seconds(tookS(view))}`;
     this.facts.title = "Time that the device worked for this result alone";
     this.#waiting({ state: "fetched", progress: 1, text: "Fetching the sound" });
     this.stop.hidden = true;
     try {
-      const [sound, picture] = await Promise.all([api.audio(view.id, "wav"), api.spectrogram(view.id)]);
-      this.#loaded = true;
+      const [sound, picture] = await Promise.all([api.audio(view.id, "wav"), pictureOf(view.id)]);
+      if (this.entry.job !== view.id) return;
       this.#player(sound, picture);
       this.owner.changed();
       if (Date.now() / 1000 - view.finished_s < 60) this.#announce(`${this.label} is done after ${seconds(tookS(view))}.`);
     } catch (error) {
+      if (this.entry.job !== view.id) return;
+      this.#fetched = null;
       if (error.status === 404) this.#message("The server no longer has this sound.", "Make it again",
         () => this.owner.actions.resend(this.owner.take, this.place));
       else this.#message(error.message, "Try again", () => this.#done());
-    } finally {
-      this.#loading = false;
     }
   }
 
-  #player(sound, picture) {
+  #player(sound, { picture, lacks }) {
     const view = this.view;
     const title = this.owner.take.title;
     const length = view.result.seconds;
@@ -240,6 +254,7 @@ export class MusicResult extends HTMLElement {
         onclick: () => this.#save(() => api.sidecar(view.id), `${name}.json`) })));
     this.proof = h("p", { class: "evidence quiet small", hidden: true });
     this.content.replaceChildren(this.player, this.proof, h("div", { class: "tools" }, ...buttons, save), panel);
+    if (lacks) this.content.prepend(h("p", { class: "quiet small", text: `There is no picture: ${lacks}` }));
     if (view.result.says) this.content.prepend(h("p", { class: "quiet small", text: String(view.result.says) }));
   }
 
