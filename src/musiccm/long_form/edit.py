@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -280,7 +281,8 @@ class Editor:
         last = view.back + view.right * view.per
         sound_S = clip.waveform_S[max(view.begin, 0) : last]
         beyond = max(0, last - clip.samples) if view.right else 0
-        return F.pad(sound_S[None], (max(0, -view.begin), beyond), mode="reflect")[0]
+        # numpy's mirror goes to and fro where a clip is shorter than what it lacks, at which torch's ends
+        return torch.from_numpy(np.pad(sound_S.numpy(), (max(0, -view.begin), beyond), mode="reflect"))
 
     def _encode(self, waveform_S: Tensor, length: int, silence: bool = False) -> Tensor:
         """Latents of sound, padded to `length`: by silence, or by zeros that nobody reads."""
