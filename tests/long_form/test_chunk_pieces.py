@@ -189,5 +189,8 @@ def test_what_cannot_be_is_refused(model: Pipeline) -> None:
         model.compose([(0, PROMPT), (2.5, OTHER)], 2.0, 2)
     with pytest.raises(MusiccmError, match="would not be used"):
         model.stream([(0, PROMPT), (1.0, OTHER), (1.001, PROMPT)], None, 2)
+    with pytest.raises(MusiccmError, match="a start in seconds, up to 1e.09, found 1e.308"):
+        model.stream([(0, PROMPT), (1e308, OTHER)], None, 2)
+    model.stream([(0, PROMPT), (1e9, OTHER)], None, 2).close()  # of which no list of tokens is made
     with pytest.raises(MusiccmError, match="steps"):
         model(PROMPT, 0)

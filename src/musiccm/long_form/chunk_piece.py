@@ -216,11 +216,10 @@ class ChunkPiece:
             per = self.windows.frames_per_token
             frames = self.length if self.length is not None else starts[-1] / self.frame_s + 2 * per
             numbers = range(math.ceil(frames / per))
-        used = {self.plan.index_at(self._token_s(number)) for number in numbers}
-        for index, (start, text) in enumerate(self.plan.entries):
-            if index not in used:
-                raise MusiccmError(f"prompts: {text!r} (from {start:g} s) would not be used: no music is made where it "
-                                   "holds; move the changes")
+        if (skipped := self.plan.unused(numbers, self._token_s)) is not None:
+            start, text = skipped
+            raise MusiccmError(f"prompts: {text!r} (from {start:g} s) would not be used: no music is made where it "
+                               "holds; move the changes")
 
     def _token_s(self, number: int) -> float:
         return self.begin_s + (number + 0.5) * self.windows.frames_per_token * self.frame_s
