@@ -44,6 +44,18 @@ def test_a_sine_at_full_scale_in_one_channel(rate_hz: int, tolerance: float) -> 
     assert loudness_lufs(sine(997, 4, rate_hz, -20), rate_hz) == pytest.approx(-23.01, abs=tolerance)
 
 
+@pytest.mark.parametrize("rate_hz", [11025, 16000, 22050, 44100, 48000])
+def test_sound_of_any_length_around_a_block_has_a_loudness(rate_hz: int) -> None:
+    """A tone reads the same however long it is; what it is measured against is the block of 0.4 s."""
+    tone_S = sine(997, 0.45, rate_hz)
+    block = loudness_lufs(tone_S[: rate_hz * 2 // 5], rate_hz)
+    around = range(rate_hz * 2 // 5 - 9, rate_hz * 2 // 5 + 9)
+    lengths = [*range(1, 40), *range(40, len(tone_S), rate_hz // 2000), *around]
+    found = {length: loudness_lufs(tone_S[:length], rate_hz) for length in lengths}
+    assert all(math.isfinite(lufs) for length, lufs in found.items() if length > 1), "the tone's first sample is 0"
+    assert all(lufs == pytest.approx(block, abs=0.3) for length, lufs in found.items() if length > rate_hz // 20)
+
+
 def test_pauses_do_not_count() -> None:
     """EBU Tech 3341's case 3, shorter and in one channel, so 3 LU lower: -36, -23 and -36 dBFS read as -23."""
     rate_hz = 16000

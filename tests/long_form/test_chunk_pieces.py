@@ -14,6 +14,7 @@ from musiccm.long_form import SourceClip, encode_sound
 from musiccm.models.melody.conditioner import SemanticConditioner
 from musiccm.pipeline import Pipeline
 from musiccm.samplers import prompt_seeds, sample_noise
+from musiccm.samplers.held import fill
 
 PROMPT, OTHER = "slow organ chords", "a fast marimba tune with steady drums"
 
@@ -131,6 +132,45 @@ def test_edits_keep_samples_and_tell_tokens_of_what_is_kept(
     assert varied.waveform_CS.shape == sound.shape and varied.kept == []
 
 
+@pytest.mark.parametrize(("samples", "rate_hz"), [
+    (10240, 16000), (20000, 16000), (11127, 22050), (45987, 44100), (2000, 16000), (700, 16000), (90, 16000),
+])
+def test_clips_of_any_length_are_edited(model: Pipeline, samples: int, rate_hz: int) -> None:
+    """Longer and shorter than a window, than what a window makes anew, than a token; ends within a token."""
+    sound = torch.randn(1, samples, generator=torch.Generator().manual_seed(samples)).clamp(-1, 1) * 0.3
+    clip, editor = SourceClip.of(model, Original(sound, rate_hz, "FLOAT"), "it"), model.editor(1)
+    end = samples / rate_hz
+    for seconds in (end + 0.001, end + 0.3):
+        longer = editor.extend(clip, PROMPT, seconds)
+        assert longer.waveform_CS.shape == (1, round(seconds * rate_hz)) and torch.isfinite(longer.waveform_CS).all()
+    for from_s, to_s in ((max(end / 2, end - 0.01), end), (0.7 * end, end), (0.4 * end, 0.45 * end), (0.001, end)):
+        mended = editor.inpaint(clip, PROMPT, from_s, to_s)
+        assert mended.waveform_CS.shape == sound.shape and torch.isfinite(mended.waveform_CS).all()
+        start = round(from_s * rate_hz)
+        assert not torch.equal(mended.waveform_CS[:, start:], sound[:, start:])
+        for first, last in mended.kept:
+            assert torch.equal(mended.waveform_CS[:, first:last], sound[:, first:last])
+    assert editor.vary(clip, PROMPT, 0.5).waveform_CS.shape == sound.shape
+
+
+@torch.no_grad()
+def test_a_clip_shorter_than_a_chunk_goes_on_from_all_of_it(model: Pipeline, planner: SemanticConditioner) -> None:
+    """0.08 s of 0.64 are held, and its two tokens, by one window that makes the rest."""
+    sound = torch.randn(1, 2 * PER * 64, generator=torch.Generator().manual_seed(2)).clamp(-1, 1) * 0.3
+    clip = SourceClip.of(model, Original(sound, 16000, "FLOAT"), "it")
+    made = model.editor(1).extend(clip, PROMPT, 0.6)
+    held = 2 * PER
+    assert made.kept_T.tolist() == [True] * held + [False] * (FRAMES - held)
+    known = planner.ids(clip.waveform_S[None], 16000)[0].tolist()
+    (noise_seed,) = prompt_seeds([0], 1)
+    writer = planner.writer(lambda number: (PROMPT, noise_seed), dict(enumerate(known)))
+    clean = torch.zeros(1, 4, FRAMES, 1)
+    clean[0, :, :held] = encode_sound(model.codec, clip.waveform_S, held, FRAMES, model.device)
+    noise = sample_noise([noise_seed], model.latent_shape)
+    expected = fill(model.stepper(1), writer.at(0, TOKENS), clean, made.kept_T, noise)
+    torch.testing.assert_close(made.z_CTF, expected[0], rtol=0, atol=1e-5)
+
+
 def test_sound_of_any_length_is_encoded_as_it_is_whole(model: Pipeline) -> None:
     sound = torch.randn(64 * 500, generator=torch.Generator().manual_seed(0)) * 0.1
     whole = model.codec.normalise(model.codec.posterior(sound[None]).mean)[0]
@@ -149,8 +189,8 @@ def test_what_cannot_be_is_refused(model: Pipeline) -> None:
         model.compose([(0, PROMPT), (2.5, OTHER)], 2.0, 2)
     with pytest.raises(MusiccmError, match="would not be used"):
         model.stream([(0, PROMPT), (1.0, OTHER), (1.001, PROMPT)], None, 2)
-    short = SourceClip.of(model, Original(torch.randn(1, 2000).clamp(-1, 1) * 0.3, 16000, "FLOAT"), "it")
-    with pytest.raises(MusiccmError, match="continuation: expected at least 0.32 s"):
-        model.editor(2).extend(short, PROMPT, 1.0)
+    with pytest.raises(MusiccmError, match="a start in seconds, up to 1e.09, found 1e.308"):
+        model.stream([(0, PROMPT), (1e308, OTHER)], None, 2)
+    model.stream([(0, PROMPT), (1e9, OTHER)], None, 2).close()  # of which no list of tokens is made
     with pytest.raises(MusiccmError, match="steps"):
         model(PROMPT, 0)

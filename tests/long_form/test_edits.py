@@ -147,6 +147,17 @@ def test_texts_are_planned_in_the_clips_time(student: Pipeline) -> None:
         student.editor(1).extend(clip, [(0.0, PROMPT), (4.3, OTHER)], 4.48)
 
 
+def test_texts_that_begin_where_the_music_has_ended_are_refused(student: Pipeline) -> None:
+    clip, editor = clip_of(student, tune(1.6, 16000), 16000), student.editor(1)
+    texts, said = [(0.0, PROMPT), (2.0, OTHER)], "would not be used: the music ends at"
+    for edit, ends in ((lambda: editor.extend(clip, texts, 1.9), "1.9 s"),
+                       (lambda: editor.inpaint(clip, texts, 0.5, 0.9), "1.6 s"),
+                       (lambda: editor.vary(clip, texts, 0.5), "1.6 s"),
+                       (lambda: student.compose(texts, 2.0, 1), "2 s"), (lambda: student.stream(texts, 2.0), "2 s")):
+        with pytest.raises(MusiccmError, match=f"{said} {ends}"):
+            edit()
+
+
 def test_new_sound_follows_the_clips_level(student: Pipeline) -> None:
     """A clip that is 20 dB quieter is continued, mended and varied 20 dB quieter."""
     loud, quiet = (clip_of(student, tune(1.6, 44100, 2, level), 44100) for level in (0.2, 0.02))

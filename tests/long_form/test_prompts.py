@@ -20,7 +20,8 @@ def test_no_descriptions(bad: object) -> None:
 
 
 @pytest.mark.parametrize("bad", [[], None, [("a",)], ["ab"], [(1.0, "a")], [(0, "a"), (0, "b")], [(0, "a"), (-1, "b")],
-                                 [(0, "a"), (float("nan"), "b")], [(0, "")], [("0", "a")], [(0, "a"), (True, "b")]])
+                                 [(0, "a"), (float("nan"), "b")], [(0, "a"), (1e308, "b")], [(0, "a"), (10**400, "b")],
+                                 [(0, "")], [("0", "a")], [(0, "a"), (True, "b")]])
 def test_no_plans(bad: object) -> None:
     with pytest.raises(MusiccmError, match="prompt"):
         PromptPlan(bad)  # type: ignore[arg-type]
@@ -49,6 +50,13 @@ def test_a_text_that_no_window_hears_is_refused() -> None:
     plan.require_used(range(3), [2.5, 5.5, 7.5].__getitem__)
     with pytest.raises(MusiccmError, match=r"'b' \(from 5 s\).*2.5, 7.5 s"):
         plan.require_used([0, 2], [2.5, 5.5, 7.5].__getitem__)
+
+
+def test_a_text_that_begins_where_the_music_has_ended_is_refused() -> None:
+    plan = PromptPlan([(0, "a"), (5, "b")])
+    plan.require_within(5.01)
+    with pytest.raises(MusiccmError, match=r"'b' \(from 5 s\) would not be used: the music ends at 5 s"):
+        plan.require_within(5.0)
 
 
 class Texts:

@@ -167,7 +167,7 @@ def test_a_piece_of_one_window_is_plain_sampling_and_a_stream_the_same_as_the_wh
     assert torch.equal(found, stepper.sample(cond, sample_noise([0, 1], (C, WINDOW, 1))))
     total = 85
     cond = make_tokens(total, 2)
-    for known in (0, 12, 55):
+    for known in (0, 4, 12, 55):
         old = torch.randn(2, C, known, 1)
         piece = torch.cat([old, torch.zeros(2, C, total - known, 1)], dim=2)
         whole = fill_piece(stepper, WINDOWS, tokens_of(cond, total, PER), noises(2), piece, held_before(known, total))
@@ -207,7 +207,7 @@ def test_a_hole_is_mended_and_all_around_it_stays(network: DualPath, first: int,
 
 def test_windows_cover_a_piece_on_the_grid_of_tokens_with_all_the_context_that_there_is() -> None:
     for total in (40, 45, 50, 75, 120, 200):
-        for known in (0, 10, 13, 29, 30, 31, 40, 41, 67, 110):
+        for known in (0, 4, 10, 13, 29, 30, 31, 40, 41, 67, 110):
             if total - known < CHUNK:
                 continue
             first = known
@@ -231,7 +231,6 @@ def test_bad_lengths_are_refused() -> None:
             ChunkWindows(*windows)
     for total, known, message in ((83, 0, "83 latent frames are no whole number of semantic tokens.*expected 85"),
                                   (35, 0, "shorter than one window of 40"),
-                                  (80, 9, "at least one chunk of 10 frames to go on from, found 9"),
                                   (80, 75, "at least one chunk of 10 new frames, found 5")):
         with pytest.raises(MusiccmError, match=message):
             WINDOWS.check(total, known)
@@ -254,8 +253,6 @@ def test_bad_masks_and_tokens_are_refused(network: DualPath) -> None:
         fill(stepper, make_tokens(WINDOW), piece[:, :, :40], torch.ones(39, dtype=torch.bool), piece[:, :, :40])
     with pytest.raises(MusiccmError, match=r"expected 8 of each of 1 pieces for frames 0 to 40, found \[7\]"):
         next(stream_piece(stepper, WINDOWS, lambda first, last: make_tokens(35), noises(), (C, 1)))
-    with pytest.raises(MusiccmError, match="at least one chunk of 10 frames to go on from, found 9"):
-        next(stream_piece(stepper, WINDOWS, cond, noises(), (C, 1), 80, piece[:, :, :9]))
 
 
 @torch.no_grad()

@@ -285,12 +285,18 @@ def test_old_results_make_room(make_engine):
     ({"level": "loud"}, "level: expected one of"),
     ({"overlap": 1.0}, "overlap: expected"),
     ({"fusion": "glue"}, "fusion"),
+    ({"task": "vary", "source": "x", "fusion": "glue"}, "fusion: expected one of uniform"),
     ({"strength": 0.5}, "strength: has no meaning"),
     ({"task": "vary"}, "source: the task vary needs a clip"),
     ({"task": "vary", "source": "x", "level": "peak"}, "level: the task vary keeps"),
     ({"task": "inpaint", "source": "x", "from_s": 1.0}, "to: the task inpaint needs"),
     ({"task": "inpaint", "source": "x", "from_s": 2.0, "to_s": 1.0}, "from: expected less"),
     ({"task": "compose", "prompts": ((0.0, "a"), (0.1, "b"))}, "would not be used"),
+    ({"task": "compose", "prompts": ((0.0, "a"), (9.0, "b"))}, "'b' .from 9 s. would not be used: the music ends"),
+    ({"task": "compose", "prompts": ((0.0, "a"), (1e308, "b"))}, "prompts.1.at: expected a number from 0 to 600"),
+    ({"task": "continue", "source": "x", "prompts": ((0.0, "a"), (601.0, "b"))}, "prompts.1.at: expected"),
+    ({"task": "compose", "prompts": ((0.0, "a"), (0.5, "\0"))}, "prompts.1.text: expected text"),
+    ({"task": "vary", "source": "\udfff"}, "source: the task vary needs a clip"),
 ])
 def test_what_no_model_makes_is_refused_before_it_waits(make_engine, fields, said):
     engine = make_engine(start=False)

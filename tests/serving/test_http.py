@@ -210,6 +210,40 @@ def test_a_bad_field_is_named(server, body, status, field):
         assert found["errors"][0]["field"] == field
 
 
+@pytest.mark.parametrize(("body", "field"), [
+    ({"prompt": "\0"}, "prompt"), ({"prompt": "  "}, "prompt"),
+    ({"prompts": [{"at": 0, "text": "\0"}]}, "prompts.0.text"),
+    ({"prompts": [{"at": 0, "text": "a"}, {"at": 1, "text": " "}], "task": "compose"}, "prompts.1.text"),
+    ({"prompts": [{"at": 0, "text": "a"}, {"at": 1e308, "text": "x"}], "task": "compose"}, "prompts.1.at"),
+    ({"prompts": [{"at": 0, "text": "a"}, {"at": 19, "text": "x"}], "task": "compose"}, "prompts"),
+    ({"prompt": TEXT, "task": "vary", "source": "\udfff"}, "source"),
+])
+def test_a_bad_field_of_a_job_is_named(server, body, field):
+    answer = server.client.post("/v1/jobs", content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert [one["field"] for one in problem(answer, 422)["errors"]] == [field]
+
+
+def test_half_a_character_is_refused_in_every_text(server):
+    """JSON can state a surrogate alone, which no text holds, in any string and any name of a field."""
+    bodies = server.client.get("/openapi.json").json()["components"]["schemas"]
+    for path, kind, rest in (("/v1/jobs", "JobBody", {"prompt": TEXT, "task": "vary", "source": "x" * 32}),
+                             ("/v1/audio/generate", "GenerateBody", {"input": TEXT}),
+                             (f"/v1/jobs/{'0' * 32}/prompt", "PromptBody", {})):
+        texts = [name for name, field in bodies[kind]["properties"].items()
+                 if "string" in [one.get("type") for one in field.get("anyOf", [field])]]
+        assert texts
+        for name in [*texts, "\udfff"]:
+            answer = server.client.post(path, content=json.dumps({**rest, name: "\udfff"}),
+                                        headers={"Content-Type": "application/json"})
+            problem(answer, 422)
+    odd = [{"at": 0, "text": "\udfff"}]
+    problem(server.client.post("/v1/jobs", content=json.dumps({"prompts": odd}),
+                               headers={"Content-Type": "application/json"}), 422)
+    for path in ("/v1/jobs/%ED%BF%BF", "/v1/jobs/%00/audio", "/v1/jobs/%ED%BF%BF/events"):
+        problem(server.client.get(path), 404)
+    problem(server.client.delete("/v1/uploads/%ED%BF%BF"), 404)
+
+
 def test_other_bad_requests(server):
     client = server.client
     json_kind = {"Content-Type": "application/json"}
@@ -288,6 +322,7 @@ def test_the_description_states_the_bounds_of_this_server(server):
 
     assert given(job["seconds"])["maximum"] == 20 and given(job["steps"])["maximum"] == 200
     assert given(job["seed"])["maximum"] == 2**63 - 1 and given(job["prompts"])["maxItems"] == 64
+    assert bodies["PromptAt"]["properties"]["at"]["maximum"] == 20
     assert given(job["prompt"])["maxLength"] == generate["input"]["maxLength"] == 1000
     assert given(generate["num_inference_steps"])["maximum"] == 200 and given(job["model"])["enum"] == ["student"]
     for name, value in (("steps", 201), ("seconds", 20.5), ("prompt", "x" * 1001)):

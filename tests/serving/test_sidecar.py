@@ -72,6 +72,31 @@ def test_what_does_not_fit_a_sidecar_is_refused(made, pipeline, capsys, tmp_path
     assert not Path("never.wav").exists()
 
 
+def test_a_clip_may_be_as_long_as_a_server_takes_them(made, pipeline, capsys):
+    values = json.loads(made["inpaint"][0].read_text())
+    Path("late.json").write_text(json.dumps({**values, "request": {**values["request"], "from_s": 700, "to_s": 710}}))
+    assert main(["generate", "--from-sidecar", "late.json", "--inpaint", "clip.wav", "--out", "never.wav", "--model",
+                 str(pipeline.bundle.path)]) == 2
+    assert "--from, --to: expected 0 <= from < to <= 0.75 s, the length of clip.wav" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), [
+    ("model", 5, "a text"), ("model", ["x"], "a text"), ("model", None, "a text"), ("task", {}, "a text"),
+    ("task", None, "a text"), ("prompts", [["0", "a"]], r"a list of \[seconds, text\]"),
+    ("prompts", [[0, 5]], r"a list of \[seconds, text\]"), ("seconds", "1", "a number"),
+    ("steps", 1.5, "a whole number"), ("steps", True, "a whole number"), ("seed", [3], "a whole number"),
+    ("guidance_scale", {}, "a number"),
+    ("sampler", "lcm", "name and fields"), ("level", 3, "a text"), ("overlap", False, "a number"),
+    ("fusion", [], "a text"), ("strength", "much", "a number"), ("from_s", "0", "a number"), ("to_s", [1], "a number"),
+    ("source", 7, "a text"),
+])
+def test_a_field_of_another_type_is_named(name, value, expected):
+    good = MusicRequest("x", ((0.0, "a"),)).to_json()
+    assert MusicRequest.from_json(good, "s.json").to_json() == good
+    with pytest.raises(MusiccmError, match=f"s.json: {name}: expected {expected}, found"):
+        MusicRequest.from_json({**good, name: value}, "s.json")
+
+
 @pytest.mark.parametrize("change", [
     {"format": 2}, {"model": None}, {"model": {"content_hash": 3, "decoder": "fast"}},
     {"model": {"content_hash": "", "decoder": "../x"}}, {"made": []}, {"request": None}, {"request": {"model": "x"}},

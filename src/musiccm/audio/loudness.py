@@ -52,15 +52,19 @@ def loudness_lufs(waveform_S: Tensor, sample_rate_hz: int) -> float:
     """
     if not len(waveform_S):
         return -math.inf
-    block_s = min(FRAMES_A_BLOCK * FRAME_S, len(waveform_S) / sample_rate_hz)
-    return float(_meter(sample_rate_hz, block_s).integrated_loudness(waveform_S.detach().cpu().double().numpy()))
+    meter, samples_S = _meter(sample_rate_hz), waveform_S.detach().cpu().double().numpy()
+    if len(samples_S) < meter.block_size * sample_rate_hz:  # the library takes no less, and rounds blocks of seconds
+        for stage in meter._filters.values():
+            samples_S = stage.apply_filter(samples_S)
+        return gated_lufs(np.square(samples_S).mean(keepdims=True))
+    return float(meter.integrated_loudness(samples_S))
 
 
-def _meter(sample_rate_hz: int, block_s: float) -> Any:
+def _meter(sample_rate_hz: int) -> Any:
     from pyloudnorm import Meter
 
     # "DeMan" is the standard's filter at any rate; the library's own default is off by some hundredths of a dB
-    meter = Meter(sample_rate_hz, "DeMan", block_s)
+    meter = Meter(sample_rate_hz, "DeMan", FRAMES_A_BLOCK * FRAME_S)
     # below 3.4 kHz there is no sound where the shelf would be, and no such filter
     meter._filters = {name: stage for name, stage in meter._filters.items() if stage.fc < sample_rate_hz / 2}
     return meter
@@ -99,7 +103,7 @@ class RunningLoudness:
     """
 
     def __init__(self, sample_rate_hz: int, window_s: float = 60.0) -> None:
-        meter = _meter(sample_rate_hz, FRAMES_A_BLOCK * FRAME_S)
+        meter = _meter(sample_rate_hz)
         self.loudest_lufs = -math.inf
         self._filters = [(stage.b, stage.a) for stage in meter._filters.values()]
         self._states = [np.zeros(2) for _ in self._filters]

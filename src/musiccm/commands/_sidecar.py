@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from musiccm.bounds import MAX_WHOLE_S
 from musiccm.commands._edits import EDITS
 from musiccm.errors import MusiccmError
 from musiccm.files import file_sha256
@@ -49,7 +50,8 @@ def take_over(args: argparse.Namespace, default_model: str) -> Sidecar:
     sidecar = Sidecar.read(path)
     request = sidecar.request
     try:
-        request.check(Limits(max_seconds=3600.0, max_steps=10**6, max_prompt_chars=10**6, max_prompts=10**6))
+        request.check(Limits(max_seconds=MAX_WHOLE_S, max_steps=10**6, max_prompt_chars=10**6, max_prompts=10**6,
+                             max_upload_s=MAX_WHOLE_S))
         if request.task == "stream" or request.seed is None:
             raise MusiccmError("expected what is whole, with its seed")
     except MusiccmError as error:

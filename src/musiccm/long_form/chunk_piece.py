@@ -71,7 +71,7 @@ class ChunkPiece:
         shape_CTF: Of a window.
         length: Latent frames; None without end.
         samples: Samples of sound; None without end.
-        frame_s: Seconds of a latent frame.
+        frame_samples: Samples of a latent frame.
         begin_s: Where the piece begins, in the plan's time.
         sample_rate_hz: Rate of the sound.
         device: Where the networks are.
@@ -86,7 +86,7 @@ class ChunkPiece:
     shape_CTF: tuple[int, int, int]
     length: int | None
     samples: int | None
-    frame_s: float
+    frame_samples: int
     begin_s: float
     sample_rate_hz: int
     device: torch.device
@@ -129,12 +129,17 @@ class ChunkPiece:
             noise = SectionNoise(noise_seed, [round(start_s / frame_s) for start_s, _ in plan.entries], shape)
             seeds = list(noise_seed)
         return cls(stepper, ChunkWindows(shape[1], chunk, per), plan, pipeline.conditioner, noise, seeds, shape, length,
-                   samples, frame_s, begin_s, pipeline.sample_rate_hz, pipeline.device)
+                   samples, pipeline.frame_samples, begin_s, pipeline.sample_rate_hz, pipeline.device)
 
     @staticmethod
     def grid(pipeline: MusicModel) -> int:
         """Latent frames that what is kept and what is new must be multiples of: a token's."""
         return pipeline.latent_shape[1] // pipeline.conditioner.tokens
+
+    @property
+    def frame_s(self) -> float:
+        """Seconds of a latent frame."""
+        return self.frame_samples / self.sample_rate_hz
 
     @property
     def window(self) -> int:
@@ -158,17 +163,16 @@ class ChunkPiece:
             The piece; kept frames are bit by bit as they were.
 
         Raises:
-            MusiccmError: There is less than a chunk of music to go on from, or a text that would not be used.
+            MusiccmError: There is a text that would not be used.
         """
         per, chunk = self.windows.frames_per_token, self.windows.chunk
         kept = kept_T.view(-1, per).all(1).tolist()
         self.require_used([number for number, known in enumerate(kept) if not known])
-        seen = self.conditioner.ids(seen_S[None].to(self.device), self.sample_rate_hz)[0].tolist()
+        # the end of a clip may lie within a token, whose sound is kept nowhere
+        whole_S = torch.nn.functional.pad(seen_S, (0, -len(seen_S) % (per * self.frame_samples)))
+        seen = self.conditioner.ids(whole_S[None].to(self.device), self.sample_rate_hz)[0].tolist()
         known = {number: token for number, token in enumerate(seen) if number < len(kept) and kept[number]}
         first, goes_on = int((~kept_T).nonzero()[0]), not bool(kept_T[int((~kept_T).nonzero()[0]) :].any())
-        if goes_on and 0 < first < chunk:
-            raise MusiccmError(f"continuation: expected at least {chunk * self.frame_s:g} s to go on from, what a "
-                               f"window makes anew, found {first * self.frame_s:g} s; choose a larger overlap")
         # a continuation of less than a chunk is cut from a chunk
         room = max(0, first + chunk - len(kept_T)) if goes_on and first else 0
         clean_CTF = torch.nn.functional.pad(clean_CTF, (0, 0, 0, room))
@@ -212,11 +216,10 @@ class ChunkPiece:
             per = self.windows.frames_per_token
             frames = self.length if self.length is not None else starts[-1] / self.frame_s + 2 * per
             numbers = range(math.ceil(frames / per))
-        used = {self.plan.index_at(self._token_s(number)) for number in numbers}
-        for index, (start, text) in enumerate(self.plan.entries):
-            if index not in used:
-                raise MusiccmError(f"prompts: {text!r} (from {start:g} s) would not be used: no music is made where it "
-                                   "holds; move the changes")
+        if (skipped := self.plan.unused(numbers, self._token_s)) is not None:
+            start, text = skipped
+            raise MusiccmError(f"prompts: {text!r} (from {start:g} s) would not be used: no music is made where it "
+                               "holds; move the changes")
 
     def _token_s(self, number: int) -> float:
         return self.begin_s + (number + 0.5) * self.windows.frames_per_token * self.frame_s

@@ -13,7 +13,7 @@ from musiccm.errors import MusiccmError
 from musiccm.long_form.direct import piece_decoder
 from musiccm.long_form.layout import lay_out
 from musiccm.long_form.model import MusicModel
-from musiccm.long_form.prompts import Prompts
+from musiccm.long_form.prompts import PromptPlan, Prompts
 from musiccm.samplers import Stepper
 
 
@@ -64,7 +64,8 @@ def compose(
         MusiccmError: For lengths, texts, overlaps or fusions out of range.
     """
     check_batch(batch_size)
-    piece = lay_out(pipeline, prompts, check_duration(duration_s), stepper, noise_seed, overlap, fusion)
+    PromptPlan(prompts).require_within(check_duration(duration_s))
+    piece = lay_out(pipeline, prompts, duration_s, stepper, noise_seed, overlap, fusion)
     piece.require_used()
     with torch.inference_mode():
         sound_S = decode_whole(pipeline, piece.sample(batch_size), batch_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,7 +22,7 @@ from musiccm.long_form.finishing import warn_of_silent_edit
 from musiccm.long_form.layout import lay_out, piece_kind
 from musiccm.long_form.model import MusicModel
 from musiccm.long_form.piece import Piece
-from musiccm.long_form.prompts import Prompts
+from musiccm.long_form.prompts import PromptPlan, Prompts
 from musiccm.long_form.splice import between, channel_gains, splice, spread, step_gain
 from musiccm.samplers import SamplerSpec
 
@@ -123,6 +124,7 @@ class Editor:
         if length <= original.samples:
             raise MusiccmError(f"duration: {clip.name} lasts {original.seconds:.2f} s already; ask for more than that, "
                                f"found {seconds:g} s")
+        PromptPlan(prompts).require_within(seconds)
         missing = round(seconds * pipeline.sample_rate_hz) - clip.samples
         view = self._view(clip, clip.samples, max(1, math.ceil(missing / pipeline.frame_samples)))
         return self._fill(view, clip, prompts, original.samples, length)
@@ -147,6 +149,7 @@ class Editor:
         if not 0 <= from_s < to_s <= original.seconds + 1e-6:
             raise MusiccmError(f"range: expected 0 <= from < to <= {original.seconds:.2f} s, the length of "
                                f"{clip.name}, found from {from_s:g} s to {to_s:g} s")
+        PromptPlan(prompts).require_within(original.seconds)
         start, end = round(from_s * rate_hz), round(to_s * rate_hz)
         view = self._view(clip, start, max(1, math.ceil((end - start) / per - 1e-6)))
         if view.left == view.right == 0:
@@ -170,6 +173,7 @@ class Editor:
         Raises:
             MusiccmError: The strength is out of range.
         """
+        PromptPlan(prompts).require_within(clip.original.seconds)
         piece = self._piece(prompts, clip.samples, 0, strength)
         length = _length(piece)
         # a clip shorter than the window ends in silence, as in training
@@ -280,7 +284,8 @@ class Editor:
         last = view.back + view.right * view.per
         sound_S = clip.waveform_S[max(view.begin, 0) : last]
         beyond = max(0, last - clip.samples) if view.right else 0
-        return F.pad(sound_S[None], (max(0, -view.begin), beyond), mode="reflect")[0]
+        # numpy's mirror goes to and fro where a clip is shorter than what it lacks, at which torch's ends
+        return torch.from_numpy(np.pad(sound_S.numpy(), (max(0, -view.begin), beyond), mode="reflect"))
 
     def _encode(self, waveform_S: Tensor, length: int, silence: bool = False) -> Tensor:
         """Latents of sound, padded to `length`: by silence, or by zeros that nobody reads."""

@@ -101,10 +101,11 @@ class LongMusic:
         Raises:
             MusiccmError: As `compose`.
         """
+        plan = PromptPlan(prompts)
         if seconds is not None:
-            check_duration(seconds, MAX_STREAM_S, "None streams without end")
+            plan.require_within(check_duration(seconds, MAX_STREAM_S, "None streams without end"))
         stepper = self._model.stepper(steps, guidance_scale, sampler=sampler)
-        noise_seed = _noise_seed(seed, PromptPlan(prompts))
+        noise_seed = _noise_seed(seed, plan)
         piece = lay_out(self._model, prompts, seconds, stepper, noise_seed, overlap, fusion)
         return MusicStream(self._model, piece, level)
 

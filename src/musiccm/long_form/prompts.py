@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from musiccm.bounds import check_text
+from musiccm.bounds import MAX_STREAM_S, check_text
 from musiccm.diffusion import AnyCondition
 from musiccm.errors import MusiccmError
 from musiccm.texts import short
@@ -36,8 +35,9 @@ class PromptPlan:
             if not isinstance(entry, Sequence) or isinstance(entry, str) or len(entry) != 2:
                 raise MusiccmError(f"prompts: expected pairs (start in seconds, text), found {entry!r}")
             start, text = entry
-            if isinstance(start, bool) or not isinstance(start, int | float) or not math.isfinite(start):
-                raise MusiccmError(f"prompts: expected a start in seconds, found {start!r} for {text!r}")
+            if isinstance(start, bool) or not isinstance(start, int | float) or not abs(start) <= MAX_STREAM_S:
+                raise MusiccmError(f"prompts: expected a start in seconds, up to {MAX_STREAM_S:g}, found {start!r} for "
+                                   f"{text!r}")
             if not self.entries and start != 0:
                 raise MusiccmError(f"prompts: the first text must start at 0 s, found {start:g} s")
             if self.entries and start <= self.entries[-1][0]:
@@ -59,6 +59,35 @@ class PromptPlan:
         text = check_text(text)
         self.entries = [entry for entry in self.entries if entry[0] < time_s] + [(time_s, text)]
 
+    def require_within(self, end_s: float) -> None:
+        """Refuse a plan that goes on where the music has ended.
+
+        Args:
+            end_s: Where it ends.
+
+        Raises:
+            MusiccmError: A text begins there or later.
+        """
+        start, text = self.entries[-1]
+        if start >= end_s:
+            raise MusiccmError(f"prompts: {short(text)!r} (from {start:g} s) would not be used: the music ends at "
+                               f"{end_s:g} s; begin it earlier, or ask for longer music")
+
+    def unused(self, windows: Sequence[int], centre_s: Callable[[int], float]) -> tuple[float, str] | None:
+        """The first text that no window has.
+
+        Args:
+            windows: Numbers of the windows that will be made, ascending.
+            centre_s: Middle of a window in seconds, which a window has the text of.
+
+        Returns:
+            Its start and the text; None where all are used, or there are no windows.
+        """
+        starts = [bisect_left(windows, start, key=centre_s) for start, _ in self.entries] + [len(windows)]
+        starts[0] = 0
+        skipped = (entry for i, entry in enumerate(self.entries) if starts[i] == starts[i + 1])
+        return next(skipped, None) if windows else None
+
     def require_used(self, crops: Sequence[int], centre_s: Callable[[int], float]) -> None:
         """Refuse a plan of which something would be skipped in silence.
 
@@ -69,15 +98,14 @@ class PromptPlan:
         Raises:
             MusiccmError: No window's middle lies where some text holds.
         """
-        starts = [bisect_left(crops, start, key=centre_s) for start, _ in self.entries] + [len(crops)]
-        starts[0] = 0
-        for i, (start, text) in enumerate(self.entries):
-            if starts[i] == starts[i + 1] and crops:
-                shown = ", ".join(f"{centre_s(crop):g}" for crop in crops[:8]) + (", ..." if len(crops) > 8 else "")
-                raise MusiccmError(
-                    f"prompts: {text!r} (from {start:g} s) would not be used. Text can change between the middles of "
-                    f"the model's windows, which are at {shown} s; move the changes, or choose a larger overlap"
-                )
+        skipped = self.unused(crops, centre_s)
+        if skipped is not None:
+            start, text = skipped
+            shown = ", ".join(f"{centre_s(crop):g}" for crop in crops[:8]) + (", ..." if len(crops) > 8 else "")
+            raise MusiccmError(
+                f"prompts: {text!r} (from {start:g} s) would not be used. Text can change between the middles of "
+                f"the model's windows, which are at {shown} s; move the changes, or choose a larger overlap"
+            )
 
 
 class PlannedCondition:

@@ -28,6 +28,8 @@ TokensOf: TypeAlias = Callable[[int, int], Condition]
 class ChunkWindows:
     """Where windows lie on a piece.
 
+    The first window of a continuation of little music holds all of that, and makes the rest.
+
     Args:
         window: Frames that the network was trained on.
         chunk: New frames a window, where there is music enough to hold the others: a quarter of the window in MeLoDy.
@@ -58,8 +60,7 @@ class ChunkWindows:
             known: Frames at its start that are there; 0 for new music.
 
         Raises:
-            MusiccmError: It is off the grid of tokens, shorter than a window, or goes on from, or by, less than a
-                chunk.
+            MusiccmError: It is off the grid of tokens, shorter than a window, or goes on by less than a chunk.
         """
         if total is not None and total % self.frames_per_token:
             raise MusiccmError(f"length: {total} latent frames are no whole number of semantic tokens, of "
@@ -68,9 +69,6 @@ class ChunkWindows:
         if total is not None and total < self.window:
             raise MusiccmError(f"length: a piece of {total} frames is shorter than one window of {self.window}; make a "
                                "whole window and cut it")
-        if 0 < known < self.chunk:
-            raise MusiccmError(f"continuation: expected at least one chunk of {self.chunk} frames to go on from, found "
-                               f"{known}")
         if known and total is not None and total - known < self.chunk:
             raise MusiccmError(f"continuation: expected at least one chunk of {self.chunk} new frames, found "
                                f"{total - known}; make a chunk and cut it")

@@ -39,3 +39,8 @@ class Limits:
     max_uploads: int = 64
     max_uploads_a_key: int = 32
     upload_life_s: float = 3600.0
+
+    @property
+    def max_at_s(self) -> float:
+        """Latest start of a text in a piece, or in a clip that is edited."""
+        return max(self.max_seconds, self.max_upload_s)

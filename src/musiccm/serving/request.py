@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from musiccm.audio.output_level import check_level
-from musiccm.bounds import MAX_GUIDANCE_SCALE
+from musiccm.bounds import FUSIONS, MAX_GUIDANCE_SCALE, check_text, one_of
 from musiccm.errors import MusiccmError
 from musiccm.long_form import PromptPlan
 from musiccm.samplers import make_sampler
@@ -28,6 +28,14 @@ _FOREIGN = {
     "continue": ("strength", "from_s", "to_s"),
     "inpaint": ("strength", "seconds"),
     "vary": ("from_s", "to_s", "seconds"),
+}
+
+_TEXT, _NUMBER, _WHOLE = ("a text", str), ("a number", int | float), ("a whole number", int)
+#: What JSON has for a field; fields whose default is none may be null.
+_KINDS: dict[str, tuple[str, Any]] = {
+    **dict.fromkeys(("model", "task", "level", "fusion", "source"), _TEXT),
+    **dict.fromkeys(("seconds", "guidance_scale", "overlap", "strength", "from_s", "to_s"), _NUMBER),
+    **dict.fromkeys(("steps", "seed"), _WHOLE), "sampler": ("name and fields", dict),
 }
 
 
@@ -107,9 +115,14 @@ class MusicRequest:
         prompts = values["prompts"]
         if not isinstance(prompts, list) or not all(isinstance(entry, list) and len(entry) == 2 for entry in prompts):
             raise MusiccmError(f"{where}: prompts: expected a list of [seconds, text], found {str(prompts)[:60]}")
-        sampler = values.get("sampler")
-        if not isinstance(sampler, dict | None):
-            raise MusiccmError(f"{where}: sampler: expected name and fields, found {str(sampler)[:60]}")
+        if not all(_is(start, int | float) and isinstance(text, str) for start, text in prompts):
+            raise MusiccmError(f"{where}: prompts: expected a list of [seconds, text], found {str(prompts)[:60]}")
+        for field in fields(cls):
+            if field.name == "prompts" or (field.default is None and values.get(field.name) is None):
+                continue
+            value, (wanted, kind) = values.get(field.name, field.default), _KINDS[field.name]
+            if not _is(value, kind):
+                raise MusiccmError(f"{where}: {field.name}: expected {wanted}, found {str(value)[:60]}")
         return cls(**{**values, "prompts": tuple((start, text) for start, text in prompts)})
 
     def resolved(self) -> MusicRequest:
@@ -129,26 +142,26 @@ class MusicRequest:
         """
         if self.task not in TASKS:
             raise MusiccmError(f"task: expected one of {', '.join(TASKS)}, found {self.task!r}")
-        self._check_texts(limits)
+        longest = limits.max_stream_s if self.task == "stream" else limits.max_seconds
+        self._check_texts(limits, limits.max_at_s if self.is_edit else longest)
         for name in _FOREIGN[self.task]:
             if getattr(self, name) is not None:
                 raise MusiccmError(f"{_shown(name)}: has no meaning for the task {self.task}; leave it out")
-        longest = limits.max_stream_s if self.task == "stream" else limits.max_seconds
         _number("seconds", self.seconds, 0.0, longest, above=True)
         _whole("steps", self.steps, 1, limits.max_steps)
         _whole("seed", self.seed, 0, MAX_SEED)
         _number("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE_SCALE)
         _number("overlap", self.overlap, 0.0, math.nextafter(1.0, 0.0))
         _number("strength", self.strength, 0.0, 1.0, above=True)
-        if self.fusion is not None and not isinstance(self.fusion, str):
-            raise MusiccmError(f"fusion: expected a name, found {self.fusion!r}")
+        if self.fusion is not None:
+            one_of("fusion", self.fusion, FUSIONS)
         if self.sampler is not None and "name" in self.sampler:
             make_sampler(dict(self.sampler))
         if self.level is not None:
             check_level(self.level)
             if self.is_edit and self.level != "none":
                 raise MusiccmError(f"level: the task {self.task} keeps the level of its clip; leave it out")
-        if self.is_edit and not isinstance(self.source, str):
+        if self.is_edit and not (isinstance(self.source, str) and self.source.isascii()):
             raise MusiccmError(f"source: the task {self.task} needs a clip: the id of an upload or of a finished job")
         if self.task == "inpaint":
             for name in ("from_s", "to_s"):
@@ -158,15 +171,22 @@ class MusicRequest:
             if not self.from_s < self.to_s:  # type: ignore[operator]
                 raise MusiccmError(f"from: expected less than to, found from {self.from_s:g} s to {self.to_s:g} s")
 
-    def _check_texts(self, limits: Limits) -> None:
+    def _check_texts(self, limits: Limits, latest_s: float) -> None:
         if not 1 <= len(self.prompts) <= limits.max_prompts:
             raise MusiccmError(f"prompts: expected 1 to {limits.max_prompts} texts, found {len(self.prompts)}")
-        longest = max((len(text) for _, text in self.prompts if isinstance(text, str)), default=0)
-        if longest > limits.max_prompt_chars:
-            raise MusiccmError(f"prompt: expected at most {limits.max_prompt_chars} characters, found {longest}")
+        for number, (start, text) in enumerate(self.prompts):
+            name = "prompt" if len(self.prompts) == 1 else f"prompts.{number}.text"
+            check_text(text, name)
+            if len(text) > limits.max_prompt_chars:
+                raise MusiccmError(f"{name}: expected at most {limits.max_prompt_chars} characters, found {len(text)}")
+            _number(f"prompts.{number}.at", start, 0.0, latest_s)
         if self.task == "generate" and len(self.prompts) > 1:
             raise MusiccmError(f"prompts: the task generate takes one text, found {len(self.prompts)}; use compose")
         PromptPlan(self.prompts)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _shown(name: str) -> str:
@@ -176,7 +196,7 @@ def _shown(name: str) -> str:
 def _number(name: str, value: Any, low: float, high: float, above: bool = False) -> None:
     if value is None:
         return
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high  # false of NaN
+    fits = _is(value, int | float) and low <= value <= high  # false of NaN
     if not fits or (above and value == low):
         span = f"above {low:g} and up to {high:g}" if above else f"from {low:g} to {high:g}"
         raise MusiccmError(f"{_shown(name)}: expected a number {span}, found {value!r}")
@@ -185,5 +205,5 @@ def _number(name: str, value: Any, low: float, high: float, above: bool = False)
 def _whole(name: str, value: Any, low: int, high: int) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+    if not _is(value, int) or not low <= value <= high:
         raise MusiccmError(f"{name}: expected a whole number from {low} to {high}, found {value!r}")

@@ -85,10 +85,11 @@ def planned(model: MusicModel, request: MusicRequest) -> Plan:
         windows = max(2, math.ceil(2 * (request.seconds or 2 * model.duration_s) / model.duration_s))
         return Plan(request, len(stepper.timesteps) * windows, None)
     # laid out as a stream, of which nothing is computed: texts that no window would use are refused now
-    with naming(_FIELDS):
-        LongMusic.stream(Unserved(model), _entries(request), request.seconds, steps, 0, overlap=request.overlap,
-                         fusion=request.fusion, guidance_scale=request.guidance_scale, sampler=rule).close()
     seconds = model.duration_s if request.seconds is None else request.seconds
+    with naming(_FIELDS):
+        LongMusic.stream(Unserved(model), _entries(request), request.seconds if request.task == "stream" else seconds,
+                         steps, 0, overlap=request.overlap, fusion=request.fusion,
+                         guidance_scale=request.guidance_scale, sampler=rule).close()
     frames = max(model.latent_shape[1], math.ceil(round(seconds * model.sample_rate_hz) / model.frame_samples))
     shared = not getattr(model.conditioner, "draws", False)  # windows that each hold what is there have other calls
     crops = Crops.overlapping(frames, model.latent_shape[1], OVERLAP if request.overlap is None else request.overlap)

@@ -187,7 +187,9 @@ def _add_jobs(app: FastAPI) -> None:
         body: schema.JobBody, response: Response, engine: EngineOf, owner: OwnerOf, key: KeyOf = None
     ) -> schema.Job:
         """Ask for music, which waits in the queue."""
-        view = engine.submit(body.request(app.state.default_model), owner, body.priority, _once(key, "jobs", body))
+        asked = body.request(app.state.default_model)
+        with naming(body.names):
+            view = engine.submit(asked, owner, body.priority, _once(key, "jobs", body))
         response.headers["Location"] = f"/v1/jobs/{view.id}"
         return schema.Job.of(view)
 

@@ -27,7 +27,7 @@ class _Body(BaseModel):
 class PromptAt(_Body):
     """A text and when it begins."""
 
-    at: float = Field(ge=0, description="seconds; 0 for the first text")
+    at: float = Field(ge=0, description="seconds; 0 for the first text, before the music ends")
     text: str = Field(min_length=1)
 
 
@@ -53,6 +53,11 @@ class JobBody(_Body):
     to: float | None = Field(None, gt=0, description="its end")
     source: str | None = Field(None, description="the clip to edit: id of an upload or of a finished job")
     priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="larger ones are made first")
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the engine calls otherwise: it has one text as the first of several."""
+        return {} if self.prompts is None else {"prompt": "prompts.0.text"}
 
     def request(self, default_model: str) -> MusicRequest:
         """What the engine takes.
@@ -132,7 +137,7 @@ _BOUNDS = {
                 "from": ("maximum", "max_upload_s"), "to": ("maximum", "max_upload_s")},
     "GenerateBody": {"input": ("maxLength", "max_prompt_chars"), "audio_length": ("maximum", "max_stream_s"),
                      "num_inference_steps": ("maximum", "max_steps")},
-    "PromptAt": {"text": ("maxLength", "max_prompt_chars")},
+    "PromptAt": {"at": ("maximum", "max_at_s"), "text": ("maxLength", "max_prompt_chars")},
     "PromptBody": {"prompt": ("maxLength", "max_prompt_chars")},
 }
 
