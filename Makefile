@@ -50,7 +50,6 @@ MELODY_CORPUS := data/melody-corpus
 MELODY_STAGES ?= audio_vae semantic_tokens semantic_lm dual_path audio_decoder decoder
 PACK_MELODY = $(BIN)/musiccm pack --from data/bundle-melody --to src/musiccm/bundles/tiny-melody --name musiccm-tiny-melody --base ../tiny \
   --corpus $(MELODY_CORPUS) --stages experiments/melody/stages $(ARGS)
-MELODY_START = $$(ls -td lightning_logs/melody_demo/version_* | head -n 1)/checkpoints/last.ckpt
 MELODY_RUN = $$(ls -td lightning_logs/student_melody/version_* | head -n 1)
 
 .PHONY: help setup app train eval bundle bundle-tango bundle-melody student student-tango student-melody smoke test test-all test-gpu test-wheel lint docs bench clean
@@ -159,15 +158,15 @@ student-tango: $(READY)  ## distill, measure and pack the student of musiccm-tin
 	$(BIN)/musiccm pack features --to src/musiccm/bundles/tiny-tango --rows floor@0 teacher@50
 
 student-melody: $(READY)  ## distill, measure and pack the student of musiccm-tiny-melody (after bundle-melody; goes on where it stopped)
-	$(BIN)/musiccm prepare corpus --config experiments/melody/demo.yaml --tracks $(TRACKS) --test-tracks $(STUDENT_TEST_TRACKS) --seed 0
-	$(BIN)/musiccm prepare latents --config experiments/melody/demo.yaml --split train --overwrite
-	$(BIN)/musiccm prepare tokens --config experiments/melody/demo.yaml --split train --overwrite
-	$(BIN)/musiccm fit --config experiments/melody/demo.yaml --ckpt_path auto
-	$(BIN)/musiccm fit --config experiments/melody/student_melody.yaml --ckpt_path auto --model.init_args.distillation.start $(MELODY_START)
+	$(BIN)/musiccm prepare corpus --config experiments/melody/student_melody.yaml --tracks $(TRACKS) --test-tracks $(STUDENT_TEST_TRACKS) --seed 0
+	$(BIN)/musiccm prepare latents --config experiments/melody/student_melody.yaml --split train --overwrite
+	$(BIN)/musiccm prepare tokens --config experiments/melody/student_melody.yaml --split train --overwrite
+	$(BIN)/musiccm fit --config experiments/melody/student_melody.yaml --ckpt_path auto
 	$(BIN)/musiccm test --config experiments/melody/student_melody.yaml --ckpt_path newest --n $(STUDENT_TEST_TRACKS)
 	$(BIN)/musiccm export --checkpoint $(MELODY_RUN)/checkpoints/last.ckpt --bundle musiccm-tiny-melody --base ../tiny-melody \
 	  --dtype float16 --overwrite --out src/musiccm/bundles/tiny-melody-student
 	$(PACK_MELODY) --results $(MELODY_RUN)/results.json
+	$(BIN)/musiccm pack features --to src/musiccm/bundles/tiny-melody --rows floor@0 teacher@20
 
 smoke: $(READY)  ## the whole of `make train`, tiny: does everything run?
 	$(MAKE) train EXPERIMENT=smoke TRACKS=64 TEST_TRACKS=32

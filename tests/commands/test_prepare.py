@@ -203,7 +203,7 @@ def test_the_demo_corpus_is_written_only_where_an_experiment_says_that_it_reads_
                 "student_dmd2.yaml": "data/demo", "smoke.yaml": "data/smoke",
                 "tta/clap_tuning_demo.yaml": "data/demo", "tta/demo.yaml": "data/demo-events",
                 "melody/demo.yaml": "data/demo", "melody/rows.yaml": "data/demo",
-                "melody/student_melody.yaml": "data/demo",
+                "melody/student_melody.yaml": "data/demo", "melody/dmd2.yaml": "data/demo",
                 **{f"tta/ablations/{path.name}": "data/demo-events"
                    for path in (EXPERIMENTS / "tta/ablations").glob("*.yaml")},
                 **{f"ablations/{ablation}.yaml": "data/demo" for ablation in (

@@ -163,6 +163,8 @@ class Candidate:
         sampler: The rule by which it is sampled; None where it is not known.
         tokens: Tokens that are drawn for each clip, one network call each; 0 where conditions are not drawn.
         recorded: Whether it is told the semantic tokens of the real clips.
+        forget: Of one that draws tokens, `(captions, seeds)` makes it write them again, so that their time is measured;
+            models that are compared share what was written.
     """
 
     model: str
@@ -176,6 +178,7 @@ class Candidate:
     sampler: Sampler | None = None
     tokens: int = 0
     recorded: bool = False
+    forget: Callable[[Sequence[str], Sequence[int]], None] | None = None
 
     def condition(self, captions: list[str], seeds: Sequence[int], ids_BL: Tensor | None = None) -> AnyCondition:
         """What the network is told of captions; of one that draws it, by the seeds of the clips.
@@ -289,6 +292,7 @@ def candidate_of(
         name, steps, stepper.scale, model.conditioner.vectors if recorded else model.conditioner.text, sample,
         {kind: codec.decode for kind, codec in made_by.items()}, shape, counted, stepper.sampler,
         model.conditioner.tokens if draws and not recorded else 0, recorded,
+        model.conditioner.forget if draws and not recorded else None,
     )
 
 

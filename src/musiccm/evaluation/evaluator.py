@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 #: What a clip's time is made of.
 PARTS = ("text", "sampler", "decode")
+#: Batches whose tokens are written anew for each model that draws them; of others they are remembered.
+TIMED = 2
 
 
 class Asked(NamedTuple):
@@ -276,10 +278,12 @@ class Evaluator:
                 self.between(start)
                 part = clips[start : start + self.batch_size]
                 ids = [name for name, _ in part]
-                sounds, spent = self._generate(candidate, ids, [prompt for _, prompt in part], decoders)
+                anew = candidate.forget is None or start < TIMED * self.batch_size
+                sounds, spent = self._generate(candidate, ids, [prompt for _, prompt in part], decoders, anew)
                 for decoder, waveforms in sounds.items():
                     for name, seconds in spent[decoder].items():
-                        times[decoder][name].append(seconds / len(ids))
+                        if anew:  # no time comes from a memory
+                            times[decoder][name].append(seconds / len(ids))
                     features[decoder].append((ids, self._features(waveforms)))
                     if wanted := keep - len(kept[decoder]):  # all others stay where they were made
                         first = waveforms[:wanted].float().cpu()
@@ -361,7 +365,7 @@ class Evaluator:
         found: dict[str, dict[str, Any]] = {decoder: {} for decoder in decoders}
         for part in (slice(0, 1), slice(0, self.batch_size)):
             if ids := self.ids[part]:
-                spent = self._generate(candidate, ids, self.prompts[part], decoders)[1]
+                spent = self._generate(candidate, ids, self.prompts[part], decoders, anew=True)[1]
                 for decoder, parts in spent.items():
                     seconds = {name: [value / len(ids)] for name, value in parts.items()}
                     found[decoder] = self._latencies(seconds, len(ids))
@@ -416,11 +420,13 @@ class Evaluator:
 
     @torch.no_grad()
     def _generate(
-        self, candidate: Candidate, ids: Sequence[str], prompts: list[str], decoders: Sequence[str]
+        self, candidate: Candidate, ids: Sequence[str], prompts: list[str], decoders: Sequence[str], anew: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
         """Waveforms by decoder, and by decoder the seconds of each of `PARTS` for the whole batch."""
         seeds = [clip_seed(self.seed, clip_id) for clip_id in ids]
         noise = initial_noise(seeds, candidate.latent_shape, self.device)
+        if anew and candidate.forget is not None:
+            candidate.forget(prompts, seeds)
         clock = [self._now()]
         condition = candidate.condition(prompts, seeds, self._tokens_of(ids) if candidate.recorded else None)
         clock.append(self._now())

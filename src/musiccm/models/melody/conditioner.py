@@ -117,6 +117,11 @@ class SemanticConditioner(Conditioner):
             self._plans.pop(next(iter(self._plans)), None)
         return torch.tensor(plan, device=self.device)
 
+    def forget(self, texts: Sequence[str], seeds: Sequence[int]) -> None:
+        """Forget the plans of clips, so that they are written again: what is remembered takes no time."""
+        for text, seed in zip(texts, seeds, strict=True):
+            self._plans.pop((text, self.tokens, seed), None)
+
     def stream(self, text: str, seed: int, before: Sequence[int] = ()) -> Callable[[], int]:
         """What gives the next token after some others at each call.
 
