@@ -71,7 +71,7 @@ class Straightforward(MusicCM):
         self.student_ema_target = PlainEma(self.student, self.distillation.target_ema_decay)
         self.student_ema_slow = PlainEma(self.student, self.distillation.eval_ema_decay)
 
-    def guided_teacher(self, cond_BD: Tensor) -> Any:
+    def guided_teacher(self, cond_BD: Tensor, held: Any = None) -> Any:
         null_BD = self.conditioner.null(len(cond_BD))
         return lambda z, t: guide(self.teacher(z, t, cond_BD), self.teacher(z, t, null_BD), self.guidance_scale)
 

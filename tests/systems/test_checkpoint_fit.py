@@ -32,7 +32,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "timestep_mode": "uniform", "tail": 0.1, "timestep_scaling": 5.0, "warm_start_steps": 4, "x0_clamp": 3.0,
         "audio_condition_share": 0.5, "target_ema_decay": 0.9, "eval_ema_decay": 0.99, "sigma_data": 0.5,
         "lora": Lora(4), "start": "elsewhere", "guidance": "direct", "guidance_range": [1.0, 5.0],
-        "grid": "linspace", "warm_start_snr": 5.0,
+        "grid": "linspace", "warm_start_snr": 5.0, "continuation_share": 0.25, "inpainting_share": 0.05, "chunks": 8,
     },
     "adversarial": {
         "weight": 0.5, "features": "clap", "loss": "non_saturating", "start_step": 3, "crop_frames": 4,
@@ -48,7 +48,7 @@ KINDS = {"distillation": Distillation, "adversarial": Adversarial, "optimization
 #: Settings that are of no use unless another has this value.
 USED = {"distillation.x0_clamp": {"warm_start_steps": 2}, "optimization.final_lr_share": {"decay_share": 0.5},
         "distillation.guidance_range": {"guidance": "variable"}, "optimization.decay": {"decay_share": 0.5},
-        "distillation.warm_start_snr": {"warm_start_steps": 2}}
+        "distillation.warm_start_snr": {"warm_start_steps": 2}, "distillation.chunks": {"continuation_share": 0.1}}
 KEYS = [f"{group}.{key}" for group, others in OTHERS.items() for key in others]
 
 

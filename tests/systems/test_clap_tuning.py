@@ -27,6 +27,7 @@ from musiccm.models.bundle.files import SECOND_CLAP, save_second_clap
 from musiccm.systems.clap_tuned import EVALUATION, ClapTerm, ClapTunedSystem
 from musiccm.systems.clap_tuning import ClapTuning
 from musiccm.systems.lcm import LCM
+from musiccm.systems.parallel import normal_like
 from musiccm.systems.settings import Distillation, Optimization, Phase
 
 CAPTIONS = ["slow organ chords", "a calm piano melody over soft strings"]
@@ -159,7 +160,7 @@ def test_a_bundle_of_tokens_is_tuned_by_a_clap_of_its_own(bundle: str, tmp_path:
     total.backward()
     assert sum(float(p.grad.abs().sum()) for p in system.student.parameters() if p.grad is not None) > 0
     # one_step: the student's answer to noise at the last grid point, and not the one that was given
-    noise = torch.randn(z0.shape, generator=torch.Generator().manual_seed(3))
+    noise = normal_like(z0, torch.Generator().manual_seed(3))
     with torch.no_grad():
         x0 = system.consistency("online")(noise, torch.tensor([999, 999]), batch.text_BD)
         embedded = system.clap_embedding(x0)

@@ -158,6 +158,7 @@ def identity(
         "distillation.x0_clamp": distillation.warm_start_steps == 0,
         "distillation.warm_start_snr": distillation.warm_start_steps == 0,
         "distillation.guidance_range": distillation.guidance != "variable",
+        "distillation.chunks": not distillation.continuation_share + distillation.inpainting_share,
         "optimization.final_lr_share": optimization.decay_share == 0,
         "optimization.decay": optimization.decay_share == 0,
         **{key: adversarial.weight == 0 for key in found if key.startswith("adversarial.")},
