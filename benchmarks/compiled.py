@@ -1,8 +1,7 @@
 """A fresh process from its start to the end of its first clip: compiled ahead of time, against compiling and neither.
 
 `generate --compiled` reads what `export --compiled` wrote; `generate --compile inductor` compiles into an empty cache,
-as a new machine does. Seconds of the clock, which other work disturbs, and of the processor. On a GPU both are asked for
-bf16.
+as a new machine does. Seconds of the clock, which other work disturbs, and of the processor. In bf16 on a GPU.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
+from torch import device as Device
 from torch import nn
 
 from musiccm import __version__
@@ -21,7 +22,6 @@ from musiccm.texts import read_json
 FILE, SCHEMA = "compiled.json", 1
 KEYS = ("part", "file", "sha256", "signature", "weights")
 
-Device = torch.device
 Part = tuple[nn.Module, str]
 """What of a model is compiled: a module and the name of its method."""
 
@@ -59,7 +59,7 @@ class Target:
         return cls(bundle, decoder, half, __version__, torch.__version__, device.type, name, capability)
 
 
-def described_device(device: torch.device) -> tuple[str, str]:
+def described_device(device: Device) -> tuple[str, str]:
     """Name and instructions of a device.
 
     Args:
@@ -80,7 +80,8 @@ def described_device(device: torch.device) -> tuple[str, str]:
     # x86 says "flags" and "model name", ARM "Features"
     found = dict(re.findall(r"^(model name|flags|Features)\s*: (.*)$", told, flags=re.M))
     flags = " ".join(sorted((found.get("flags") or found.get("Features") or "").split()))
-    return found.get("model name", platform.machine()), f"{vectors}, flags {hashlib.sha256(flags.encode()).hexdigest()[:16]}"
+    digest = hashlib.sha256(flags.encode()).hexdigest()[:16]
+    return found.get("model name", platform.machine()), f"{vectors}, flags {digest}"
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class CompiledPackage:
     @classmethod
     def write(
         cls, folder: Path, target: Target, buckets: Sequence[str], parts: Mapping[str, Part],
-        seen: Mapping[str, Mapping[str, Example]], device: torch.device,
+        seen: Mapping[str, Mapping[str, Example]], device: Device,
     ) -> None:
         """Compile all that was seen.
 
@@ -153,7 +154,7 @@ class CompiledPackage:
             _require_whole(folder, call)
         return cls(folder, calls)
 
-    def load(self, parts: Mapping[str, Part], device: torch.device) -> dict[str, dict[str, Call]]:
+    def load(self, parts: Mapping[str, Part], device: Device) -> dict[str, dict[str, Call]]:
         """Load its machine code: whoever wrote it can do what you can.
 
         Args:
