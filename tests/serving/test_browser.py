@@ -669,6 +669,7 @@ def test_an_answer_that_is_lost_makes_no_second_job(served, visit):
     expect(take.locator("music-player")).to_have_count(1)
     assert [job["seed"] for job in served.jobs()].count(4711) == 1
     lost.clear()
+    before = len(served.jobs())
     take.get_by_role("button", name="Vary").click()
     again = take.get_by_role("button", name="Vary it")
     again.click()
@@ -677,7 +678,7 @@ def test_an_answer_that_is_lost_makes_no_second_job(served, visit):
     again.click()
     expect(page.locator("music-take").first).to_contain_text("Varied")
     expect(page.locator("music-take").first.locator("music-player")).to_have_count(1)
-    assert [job["request"]["task"] for job in served.jobs()].count("vary") == 1
+    assert len(served.jobs()) == before + 1
 
 
 def test_a_server_with_keys_and_little_room(visit, tmp_path):
