@@ -59,7 +59,7 @@ class Served:
         self.process.communicate(20)
 
     def jobs(self) -> list[dict[str, Any]]:
-        return httpx.get(f"{self.address}/v1/jobs").json()["jobs"]
+        return httpx.get(f"{self.address}/v1/jobs?limit=1000").json()["jobs"]
 
 
 def until(true: Callable[[], Any], seconds: float = 60) -> Any:
