@@ -82,7 +82,7 @@ def step_of(system: MusicCM, adversarial: bool, straightforward: bool = False) -
     kind = training.Straightforward if straightforward else MusicCM
 
     def step(batch: Any) -> None:
-        system.guided_teacher = lambda cond_BD: kind.guided_teacher(system, cond_BD)
+        system.guided_teacher = lambda *told: kind.guided_teacher(system, *told)
         generator = keyed_generator(0, "bench")
         z0 = system.codec.normalise(batch.latents_BCTF)
         x0_pred, loss, _ = system.distil(z0, batch.text_BD, generator)
