@@ -251,3 +251,10 @@ def test_bf16_is_for_networks_alone(world: Path, monkeypatch: pytest.MonkeyPatch
     assert 1e-5 < error < 0.03
     cosine = torch.nn.functional.cosine_similarity(found["clap_audio"].float(), embedded)
     assert 1e-7 < float((1 - cosine).max()) < 2e-3
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_reader_that_is_killed_while_its_windows_are_fetched_is_named(error: Exception) -> None:
+    with pytest.raises(MusiccmError, match=r"a process that reads audio was ended \(DataLoader worker: "), \
+            reading.naming_lost_workers():
+        raise error

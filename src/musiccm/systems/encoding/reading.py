@@ -136,9 +136,11 @@ def naming_lost_workers() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        said = str(error).partition("\n")[0].strip()
+        if not isinstance(error, RuntimeError):  # what it had sent was being fetched from it
+            said = f"DataLoader worker: {said or type(error).__name__}"
+        elif "DataLoader worker" not in str(error):
             raise
-        said = str(error).splitlines()[0].strip()
         raise MusiccmError(f"a process that reads audio was ended ({said}); if memory ran out, give --workers a "
                            "smaller number. The same command goes on where this one stopped") from error
