@@ -403,7 +403,7 @@ def test_a_client_that_goes_away_finds_its_work_again_by_its_key(server, held):
         client.sendall(head + body)
         until(lambda: server.engine.state().running == 1)
         job = server.engine.jobs()[0].id
-    until(lambda: not server.engine._listeners.get(job))  # it is noticed that the client has gone
+    until(lambda: not server.engine._listeners._of_ends.get(job))  # it is noticed that the client has gone
     held.open.set()
     assert server.engine.wait(job, timeout_s=30).state == "done"
     answer = server.client.post("/v1/audio/generate", json=asked, headers={"Idempotency-Key": "gone"})

@@ -143,7 +143,9 @@ class FastDecoder(nn.Module):
         c = self.config
         log_magnitude, phase = heads_BTH.chunk(2, dim=-1)
         # exp(6) is louder than any frame of a waveform within [-1, 1] can be at this size by far
-        spectrum = torch.polar(log_magnitude.clamp(max=6.0).exp(), phase)
+        magnitude = log_magnitude.clamp(max=6.0).exp()
+        # `torch.polar` computes one element at a time on a CPU
+        spectrum = torch.view_as_complex(torch.stack((magnitude * phase.cos(), magnitude * phase.sin()), dim=-1))
         # not a buffer, which a decoder in bf16 would round
         window = torch.hann_window(c.n_fft, device=heads_BTH.device)
         frames = torch.fft.irfft(spectrum, c.n_fft, norm="ortho") * window
@@ -189,8 +191,12 @@ def overlap_add(frames_BTS: Tensor, hop_length: int) -> Tensor:
     Returns:
         `[B, T * hop_length]`; sample 0 lies `(n_fft - hop_length) / 2` into the first frame.
     """
-    batch, frames, size = frames_BTS.shape
-    length = (frames - 1) * hop_length + size
-    added = F.fold(frames_BTS.transpose(1, 2), (1, length), (1, size), stride=(1, hop_length)).reshape(batch, length)
+    frames, size = frames_BTS.shape[1:]
+    parts = -(-size // hop_length)  # of a hop each, of which a hop of the sound has one from each of so many frames
+    row, step = parts * hop_length, (parts - 1) * hop_length
+    width = max(step, hop_length)
+    rows = F.pad(frames_BTS, (0, row - size, parts - 1, parts - 1)).flatten(1)
+    # the last part of one frame, the last but one of the next, and so on: a row less a hop further in memory each time
+    aligned = rows[:, step:].unfold(1, parts * width, row).unflatten(2, (parts, width))[..., :hop_length]
     start = (size - hop_length) // 2
-    return added[:, start : start + frames * hop_length]
+    return aligned.sum(dim=2).flatten(1)[:, start : start + frames * hop_length]

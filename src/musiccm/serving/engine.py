@@ -24,6 +24,7 @@ from musiccm.serving.errors import Cancelled, NoRoom, NotFound, Rejected
 from musiccm.serving.jobs import Job, JobView, now_s
 from musiccm.serving.kept_uploads import KeptUploads
 from musiccm.serving.limits import Limits
+from musiccm.serving.listeners import Listeners
 from musiccm.serving.loading import ServedModel
 from musiccm.serving.request import MusicRequest
 from musiccm.serving.results import Results, no_room
@@ -123,7 +124,9 @@ class Engine:
         self._uploads = KeptUploads(self.folder / "uploads", self._store, self.limits, self._changed, self._sources)
         self._streams: dict[str, LiveStream] = {}
         self._unsaved: dict[str, JobView] = {}
-        self._listeners: dict[str, set[Callable[[], None]]] = {}
+        self._saving = threading.Lock()
+        self._kept = dict.fromkeys(self._store.ended())
+        self._listeners = Listeners()
         self._rates: dict[str, float] = {}
         self._threads: list[threading.Thread] = []
         self._queues: dict[str, DeviceQueue] = {}
@@ -184,9 +187,7 @@ class Engine:
             if within_s is not None:
                 self._overdue_at_s = time.monotonic() + within_s
             self._changed.notify_all()
-            ids = list(self._listeners)
-        for job in ids:
-            self._notify(job)
+        self._listeners.tell_all()
 
     def close(self, drain_s: float = 0.0) -> None:
         """End; what is not done by then is taken up at the next start.
@@ -210,8 +211,7 @@ class Engine:
                 thread.join()
         for queue in self._queues.values():
             queue.close()
-        with self._changed:
-            self._save_ends()
+        self._save_ends()
         self._store.close()
         self._lock.release()
 
@@ -293,38 +293,31 @@ class Engine:
         self.job(job, owner)
         with self._changed:
             live = self._live.get(job)
+            waited = live is not None and live in self._waiting
             if live is not None:
                 live.cancelled.set()
-                if live in self._waiting:
+                if waited:
                     self._waiting.remove(live)
-                    self._finish(live, "cancelled")
                 elif not isinstance(live, StreamJob):  # written now, so that no restart takes it up
                     self._unsaved[job] = replace(live.view(), state="cancelled", finished_s=now_s())
-                    self._save_ends()
                 self._changed.notify_all()
+        if live is not None and waited:
+            self._finish(live, "cancelled")
+        self._save_ends()
         return self.job(job, owner)
 
-    def listen(self, job: str, changed: Callable[[], None]) -> Callable[[], None]:
+    def listen(self, job: str, changed: Callable[[], None], end_only: bool = False) -> Callable[[], None]:
         """Be told of every change of a job.
 
         Args:
             job: Its id.
             changed: Called from other threads; must be quick.
+            end_only: Be told of its end alone, and of the server's.
 
         Returns:
             What ends it.
         """
-        with self._changed:
-            self._listeners.setdefault(job, set()).add(changed)
-
-        def end() -> None:
-            with self._changed:
-                told = self._listeners.get(job, set())
-                told.discard(changed)
-                if not told:
-                    self._listeners.pop(job, None)
-
-        return end
+        return self._listeners.add(job, changed, end_only)
 
     def wait(self, job: str, owner: str = "", timeout_s: float | None = None) -> JobView:
         """Wait until a job has ended, or for a while.
@@ -333,7 +326,7 @@ class Engine:
             NotFound: There is none, or it is somebody else's.
         """
         changed = threading.Event()
-        end = self.listen(job, changed.set)
+        end = self.listen(job, changed.set, end_only=True)
         try:
             while not (view := self.job(job, owner)).finished:
                 if not changed.wait(timeout_s):
@@ -461,7 +454,7 @@ class Engine:
                 others = [other.id for other in self._waiting]
             self._tell("started", {"wait_s": job.started_s - job.created_s})
             for other in (job.id, *others):
-                self._notify(other)
+                self._listeners.tell(other)
             try:
                 self._make(job)
             except Exception:  # the table of jobs is damaged, or worse: the thread goes on with the next one
@@ -522,33 +515,43 @@ class Engine:
     def _finish(self, job: Job, state: str, error: dict[str, str] | None = None,
                 result: dict[str, Any] | None = None) -> None:
         at_s = now_s()
-        view = replace(job.view(), state=state, finished_s=at_s, error=error, result=result)
         with self._changed:
-            self._unsaved.setdefault(job.id, view)  # one that was cancelled stays so
+            if job.cancelled.is_set() and not (job.requeue or isinstance(job, StreamJob)):  # it was told so already
+                state, error, result = "cancelled", None, None
+            self._unsaved[job.id] = replace(job.view(), state=state, finished_s=at_s, error=error, result=result)
             self._live.pop(job.id, None)
-            self._save_ends()
             self._changed.notify_all()
+        self._save_ends()
         self._source_of(job.id).unlink(missing_ok=True)
         self._tell("finished", {"state": state, "task": job.request.task, "result": result,
                                 "run_s": None if job.started_s is None else at_s - job.started_s})
-        self._notify(job.id)
+        self._listeners.tell(job.id, ended=True)
         self._make_room()
 
     def _save_ends(self) -> None:
-        """Write how jobs ended, and what could not be written before; the lock is held."""
-        for view in list(self._unsaved.values()):
+        """Write how jobs ended, those of other threads too, and what could not be written before.
+
+        Not under the engine's lock: until an end is on the disk nobody but its own clients has to wait.
+        """
+        with self._saving:
+            with self._changed:
+                views = list(self._unsaved.values())
             try:
-                self._store.finished(view.id, view.state, view.finished_s or now_s(), view.calls, view.error,
-                                     view.result)
+                self._store.finished(views)
             except NoRoom:
-                log.exception("the end of job %s could not be written; it is tried again", view.id)
+                log.exception("the end of job %s could not be written; it is tried again",
+                              ", ".join(view.id for view in views))
                 return
-            del self._unsaved[view.id]
+            with self._changed:
+                for view in views:
+                    self._kept.setdefault(view.id)
+                    if self._unsaved.get(view.id) is view:
+                        del self._unsaved[view.id]
 
     def _make_room(self) -> None:
         """Remove the oldest results beyond what is kept."""
         with self._changed:
-            ended = self._store.ended()
+            ended = list(self._kept)
             surplus = ended[: max(0, len(ended) - self.settings.keep_jobs)]
             self.results.remove(surplus)
             for job in ended[len(surplus) : -1]:  # the newest stays in any case
@@ -556,10 +559,15 @@ class Engine:
                     break
                 self.results.remove([job])
                 surplus.append(job)
+            if not surplus:
+                return
             try:
                 self._store.forget(surplus)
             except NoRoom:
                 log.exception("finished jobs could not be removed from the table")
+                return
+            for job in surplus:
+                del self._kept[job]
 
     def _take_up(self) -> None:
         """Jobs that an earlier process left: those that waited wait again, those that ran are begun anew."""
@@ -646,16 +654,7 @@ class Engine:
                     raise
 
     def _progressed(self, job: Job) -> None:
-        self._notify(job.id)
-
-    def _notify(self, job: str) -> None:
-        with self._changed:
-            told = list(self._listeners.get(job, ()))
-        for changed in told:
-            try:
-                changed()
-            except Exception:
-                log.exception("a listener failed")
+        self._listeners.tell(job.id)
 
     def _view(self, job: Job) -> JobView:
         """A job with its place and the estimate of its time; the lock is held."""

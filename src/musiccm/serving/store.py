@@ -74,7 +74,6 @@ class Store:
                 raise MusiccmError(f"{path}: expected version {VERSION} of the table of jobs, found {found}; it is of "
                                    "a later musiccm, name another folder")
             self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_TABLES)
             self._db.execute(f"PRAGMA user_version = {VERSION}")
         except sqlite3.Error as error:
@@ -132,23 +131,29 @@ class Store:
         return row["job"]
 
     def started(self, job: str, at_s: float) -> None:
-        """A job was taken up."""
+        """A job was taken up: a power cut may undo it, and the job then waits again."""
         self._change(("UPDATE jobs SET state = 'running', started_s = ?, starts = starts + 1 WHERE id = ?",
-                      (at_s, job)))
+                      (at_s, job)), synced=False)
 
     def requeued(self, job: str) -> None:
         """A job waits again, as if it had not been taken up."""
         self._change(("UPDATE jobs SET state = 'queued', started_s = NULL, starts = MAX(0, starts - 1) WHERE id = ?",
                       (job,)))
 
-    def finished(
-        self, job: str, state: str, at_s: float, calls: int, error: dict[str, str] | None, result: dict[str, Any] | None
-    ) -> None:
-        """A job has ended; one that has ended before stays as it is."""
-        self._change((
-            "UPDATE jobs SET state = ?, finished_s = ?, calls = ?, error = ?, result = ? "
-            "WHERE id = ? AND state IN ('queued', 'running')",
-            (state, at_s, calls, _json(error), _json(result), job)))
+    def finished(self, views: Sequence[JobView]) -> None:
+        """Jobs have ended; those that have ended before stay as they are.
+
+        Args:
+            views: The jobs, with state, time and what came of them.
+
+        Raises:
+            NoRoom: The disk is full; none is written.
+        """
+        self._change(*(
+            ("UPDATE jobs SET state = ?, finished_s = ?, calls = ?, error = ?, result = ? "
+             "WHERE id = ? AND state IN ('queued', 'running')",
+             (view.state, view.finished_s, view.calls, _json(view.error), _json(view.result), view.id))
+            for view in views))
 
     def get(self, job: str) -> JobView | None:
         """A job by its id."""
@@ -201,11 +206,12 @@ class Store:
         """Remove an upload."""
         self._change(("DELETE FROM uploads WHERE id = ?", (upload,)))
 
-    def _change(self, *statements: tuple[str, tuple[Any, ...]]) -> int:
+    def _change(self, *statements: tuple[str, tuple[Any, ...]], synced: bool = True) -> int:
         """Do all of them or none.
 
         Args:
             statements: SQL, and what stands in its places.
+            synced: Wait until it is on the disk; what is not outlives the process, but perhaps not a power cut.
 
         Returns:
             The number of the row that was written last.
@@ -213,8 +219,11 @@ class Store:
         Raises:
             NoRoom: The disk is full.
         """
+        if not statements:
+            return 0
         with self._lock:
             try:
+                self._db.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
                 try:
                     return self._done(statements)
                 except sqlite3.OperationalError:  # where the log cannot grow, it is begun anew, which needs no room

@@ -38,6 +38,7 @@ from musiccm.serving.store import Once
 from musiccm.serving.streams import LiveStream
 
 MEDIA_TYPES = {"wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg", "mp3": "audio/mpeg"}
+_WHOLE_BYTES = 2**22  # of samples: a minute of one channel at 16 kHz
 _LOOK_S = 0.5  # how often it is looked whether a client is still there
 
 _ALWAYS = problems.documented(400, 401, 413, 415, 422, 429, 500, 503, 507)
@@ -177,7 +178,7 @@ def _add_generate(app: FastAPI) -> None:
         view = await _ended(engine, view, owner, request, stays=once is not None)
         if view.state != "done":
             return _unmade(view)
-        return await _run(_sound, engine, view.id, body.response_format, _named(view.id, view.request.seed))
+        return await _run(_answer, engine, view.id, body.response_format, _named(view.id, view.request.seed))
 
 
 def _add_jobs(app: FastAPI) -> None:
@@ -293,6 +294,13 @@ def _sound(engine: Engine, job: str, form: str, headers: dict[str, str]) -> Resp
         return Response(engine.results.in_memory(job, form), media_type=MEDIA_TYPES[form], headers=headers)
 
 
+def _answer(engine: Engine, job: str, form: str, headers: dict[str, str]) -> Response:
+    """A result for a client that waited: at once and as a whole, but for a long one, which is sent from its file."""
+    if engine.results.samples(job).stat().st_size > _WHOLE_BYTES:
+        return _sound(engine, job, form, headers)
+    return Response(engine.results.in_memory(job, form), media_type=MEDIA_TYPES[form], headers=headers)
+
+
 def _unmade(view: JobView, otherwise: int | None = None) -> Response:
     """What is said of a job that made nothing."""
     if view.state == "cancelled":
@@ -353,22 +361,36 @@ async def _changes(engine: Engine, job: str, owner: str) -> AsyncIterator[JobVie
 async def _ended(engine: Engine, view: JobView, owner: str, request: Request, stays: bool) -> JobView:
     """Wait for a job whose client waits; where that goes away, the job is cancelled unless it `stays`."""
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
-    end = engine.listen(view.id, functools.partial(_set_soon, loop, changed))
+    # not told of each call and place in the queue: many that wait would be woken by every job that begins
+    end = engine.listen(view.id, functools.partial(_set_soon, loop, changed), end_only=True)
+    gone = asyncio.ensure_future(_gone(request))
     try:
         while True:
             view = await _run(engine.job, view.id, owner)
             if view.finished or _given_up(engine, view):
                 return view
-            await _came(changed, _LOOK_S)
+            told = asyncio.ensure_future(changed.wait())
+            try:
+                while not (told.done() or gone.done() or engine.overdue):
+                    await asyncio.wait((told, gone), timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                told.cancel()
             changed.clear()
-            if await request.is_disconnected():
+            if gone.done():
                 return view if stays else await _run(engine.cancel, view.id, owner)
     except asyncio.CancelledError:
         if not stays:
             engine.cancel(view.id, owner)
         raise
     finally:
+        gone.cancel()
         end()
+
+
+async def _gone(request: Request) -> None:
+    """Wait until a client has gone away."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 class _Sink(io.RawIOBase):
