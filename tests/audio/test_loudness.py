@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pyloudnorm
 import pytest
 import soxr
 import torch
@@ -64,7 +65,19 @@ def test_pauses_do_not_count() -> None:
     assert running(sound_S, rate_hz) == pytest.approx(-26.0, abs=0.15)
 
 
-def test_the_running_meter_is_the_library_s() -> None:
+@pytest.mark.parametrize("rate_hz", [8000, 11025, 16000, 22050, 24000, 44100, 48000])
+def test_the_loudness_is_the_library_s(rate_hz: int) -> None:
+    """pyloudnorm's gating, block by block; lengths fall on either side of where it counts one more."""
+    meter = pyloudnorm.Meter(rate_hz, "DeMan", 0.4)
+    generator = np.random.default_rng(rate_hz)
+    for seconds in (0.4, 0.449, 0.451, 1.0, *generator.uniform(0.5, 5, 6)):
+        noise_S = generator.normal(size=math.ceil(rate_hz * seconds)) * generator.uniform(1e-3, 0.3)
+        noise_S[len(noise_S) // 3 : len(noise_S) // 2] *= 1e-3  # a pause, which is gated
+        expected = meter.integrated_loudness(noise_S)
+        assert loudness_lufs(torch.from_numpy(noise_S), rate_hz) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_running_meter_is_the_whole_one() -> None:
     noise_S = torch.randn(16000 * 6, dtype=torch.float64) * torch.linspace(0.001, 0.2, 16000 * 6)
     assert running(noise_S, 16000) == pytest.approx(loudness_lufs(noise_S, 16000), abs=0.01)
 

@@ -20,12 +20,13 @@ def decoder() -> FastDecoder:
     return FastDecoder(SMALL).eval()
 
 
-def test_overlap_add_equals_a_loop() -> None:
+@pytest.mark.parametrize("hop", [3, 4, 7, 8])
+def test_overlap_add_equals_a_loop(hop: int) -> None:
     frames = torch.randn(2, 5, 8)
-    expected = torch.zeros(2, 4 * 3 + 8)
+    expected, start = torch.zeros(2, 4 * hop + 8), (8 - hop) // 2
     for n in range(5):
-        expected[:, n * 3 : n * 3 + 8] += frames[:, n]
-    torch.testing.assert_close(overlap_add(frames, 3), expected[:, 2 : 2 + 15])
+        expected[:, n * hop : n * hop + 8] += frames[:, n]
+    torch.testing.assert_close(overlap_add(frames, hop), expected[:, start : start + 5 * hop])
 
 
 def test_synthesis_inverts_the_spectrum_of_any_sound(decoder: FastDecoder, device: str) -> None:

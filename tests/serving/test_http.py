@@ -25,7 +25,7 @@ from musiccm.audio.io import encoded_audio
 from musiccm.errors import MusiccmError
 from musiccm.pipeline import Pipeline
 from musiccm.serving import Engine, EngineSettings, Limits, ServedModel, evidence
-from musiccm.serving.http import connection
+from musiccm.serving.http import app, connection
 from musiccm.serving.http.app import MEDIA_TYPES, make_app
 from musiccm.serving.http.evidence import MAX_WAITING
 from musiccm.serving.http.gate import Keys, Patience, is_loopback
@@ -409,6 +409,16 @@ def test_a_client_that_goes_away_finds_its_work_again_by_its_key(server, held):
     answer = server.client.post("/v1/audio/generate", json=asked, headers={"Idempotency-Key": "gone"})
     assert answer.status_code == 200 and answer.headers["x-musiccm-job"] == job
     assert answer.content == server.client.get(f"/v1/jobs/{job}/audio").content
+
+
+def test_a_long_answer_comes_from_its_file(server, monkeypatch):
+    asked = {"input": TEXT, "num_inference_steps": 1, "seed": 5}
+    short = server.client.post("/v1/audio/generate", json=asked)
+    monkeypatch.setattr(app, "_WHOLE_BYTES", 0)
+    long = server.client.post("/v1/audio/generate", json=asked)
+    assert short.status_code == long.status_code == 200 and short.content == long.content
+    assert "accept-ranges" in long.headers and "accept-ranges" not in short.headers
+    assert long.headers["x-musiccm-seed"] == short.headers["x-musiccm-seed"] == "5"
 
 
 @pytest.mark.parametrize(("host", "status"), [
