@@ -88,6 +88,13 @@ class MusicRequest:
         """The first text."""
         return self.prompts[0][1]
 
+    @property
+    def text_fields(self) -> list[str]:
+        """What each text is called in messages."""
+        if len(self.prompts) == 1:
+            return ["prompt"]
+        return [f"prompts.{number}.text" for number in range(len(self.prompts))]
+
     def to_json(self) -> dict[str, Any]:
         """As plain values, all of them."""
         return asdict(self) | {"prompts": [list(entry) for entry in self.prompts],
@@ -179,8 +186,7 @@ class MusicRequest:
     def _check_texts(self, limits: Limits, latest_s: float) -> None:
         if not 1 <= len(self.prompts) <= limits.max_prompts:
             raise MusiccmError(f"prompts: expected 1 to {limits.max_prompts} texts, found {len(self.prompts)}")
-        for number, (start, text) in enumerate(self.prompts):
-            name = "prompt" if len(self.prompts) == 1 else f"prompts.{number}.text"
+        for number, (name, (start, text)) in enumerate(zip(self.text_fields, self.prompts, strict=True)):
             check_text(text, name)
             if len(text) > limits.max_prompt_chars:
                 raise MusiccmError(f"{name}: expected at most {limits.max_prompt_chars} characters, found {len(text)}")

@@ -83,6 +83,9 @@ def planned(model: MusicModel, request: MusicRequest) -> Plan:
     Raises:
         MusiccmError: The model takes no such steps, sampler, guidance or texts.
     """
+    for name, (_, text) in zip(request.text_fields, request.prompts, strict=True):
+        with naming({"prompt": name}):
+            require_whole(model.conditioner, [text])
     steps = getattr(model, "default_steps", None) if request.steps is None else request.steps
     strength = _strength(request) if request.task == "vary" else 1.0
     rule = chosen_sampler(model, request)
@@ -90,7 +93,6 @@ def planned(model: MusicModel, request: MusicRequest) -> Plan:
     # all that fixes the samples is stated, so that a later version with other defaults makes them again
     request = replace(request, steps=steps, sampler=rule.spec, guidance_scale=stepper.scale)
     if request.task in ("generate", "compose") and one_window(model, request):
-        require_whole(model.conditioner, [request.text])
         return Plan(request, len(stepper.timesteps), call_count(stepper, 1, BATCH))
     stepper.needs_no_memory()
     if request.is_edit:  # its windows are those beside the part that is made anew
