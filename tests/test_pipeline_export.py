@@ -34,6 +34,7 @@ from musiccm.pipeline import Pipeline
 from musiccm.samplers import INITIAL, Lcm, Stepper, sample_noise, sample_seeds, seeded_noise_fn
 from musiccm.similarity.clap_windows import CLAP_PARTS
 from musiccm.similarity.index_writer import PlannedClip, write_index
+from musiccm.systems.checkpoint_fit import bundle_identity
 from tests.leftovers import leave_half_file
 
 INFO = StudentInfo("v_prediction", 3.0, recipe={"seed": 7}, rows=[{"model": "student", "steps": 4, "fd_tagger": 1.25}])
@@ -452,6 +453,38 @@ def test_export_and_generate_commands(run_dir: Path, student: Pipeline, tmp_path
         heard, rate = read_audio(path)
         assert rate == 16000
         torch.testing.assert_close(heard, wave.clamp(-1, 1), atol=1e-4, rtol=0)
+
+
+def test_an_export_states_its_teacher(run_dir: Path, teacher_dir: Path, tmp_path: Path) -> None:
+    """Also where the run's own argument `teacher` is in its `config.yaml`, as Lightning writes it, and is null."""
+    checkpoint, config = run_dir / "checkpoints" / "last.ckpt", run_dir / "config.yaml"
+    teacher, other = Bundle.from_pretrained(teacher_dir), build_random_bundle(tmp_path / "other", frames=4, seed=1)
+
+    def stated(given: object, taught_by: str | None, *options: str) -> tuple[object, object]:
+        content, weights = json.loads(config.read_text()), torch.load(checkpoint)
+        content["model"]["init_args"]["teacher"] = given
+        config.write_text(json.dumps(content))
+        torch.save({**weights, "student": {**weights["student"], "bundle": taught_by}}, checkpoint)
+        assert main(["export", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out"), "--overwrite",
+                     *options]) == 0
+        recipe = Pipeline.from_pretrained(tmp_path / "out").record["recipe"]
+        return recipe["teacher"], recipe["teacher_hash"]
+
+    own = bundle_identity(teacher)
+    assert stated(None, own) == (str(teacher_dir), teacher.content_hash(["unet", "scheduler"]))
+    assert stated(None, None) == (str(teacher_dir), None)  # an older checkpoint
+    assert stated(None, own, "--bundle", str(other)) == (str(other), None)
+    denoiser = {"class_path": "mine.Teacher"}
+    assert stated(denoiser, own) == (denoiser, None)
+
+
+@pytest.mark.parametrize("name", ["musiccm-tiny", "musiccm-tiny-tango", "musiccm-tiny-melody"])
+def test_packaged_students_state_their_teacher(name: str) -> None:
+    teacher, student = Bundle.from_pretrained(name), Bundle.from_pretrained(f"{name}-student")
+    recipe = student.settings["distillation"]["recipe"]
+    assert recipe["teacher"] == name and recipe["teacher_hash"] == teacher.denoiser_hash()
+    card = (student.path / "README.md").read_text()
+    assert f"- teacher: {name}\n- teacher_hash: {teacher.denoiser_hash()}\n" in card
 
 
 def test_an_export_is_made_by_one_process_at_a_time_and_the_same_twice(

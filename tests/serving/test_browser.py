@@ -264,11 +264,28 @@ def test_a_student_lies_beside_its_own_teacher(visit, tmp_path):
         met_with([model for model in known if model["id"] != "musiccm-tiny-tango"], "musiccm-tiny-tango-student")
         expect(button).to_be_hidden()
         expect(steps).to_have_attribute("placeholder", "")
-        renamed = [{**model, "id": model["id"].replace("-student", "s")} for model in known]
-        met_with(renamed, "musiccm-tiny-tangos")  # their parts alone tell
-        expect(button).to_have_attribute("title", "musiccm-tiny-tango beside musiccm-tiny-tangos")
-        unknown = [{**model, "facts": {**model["facts"], "shared_hash": None}} for model in known]
-        met_with(unknown, "musiccm-tiny-tango-student")  # their names alone tell
+        tango = next(model for model in known if model["id"] == "musiccm-tiny-tango")
+        others = [{**model, "id": model["id"].replace("-student", "s")} for model in known if model is not tango]
+
+        def teacher(name: str, **facts: Any) -> dict[str, Any]:
+            return {**tango, "id": name, "facts": {**tango["facts"], **facts}}
+
+        def silent(models: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
+            """The same from bundles that do not say so much."""
+            return [{**model, "facts": {**model["facts"], **dict.fromkeys(names)}} for model in models]
+
+        two = [teacher("first", denoiser_hash="0" * 64), teacher("second"), *others]  # of the same frozen parts
+        met_with(two, "musiccm-tiny-tangos")  # the weights tell
+        expect(button).to_have_attribute("title", "second beside musiccm-tiny-tangos")
+        page.locator("#model").select_option("first")
+        expect(button).to_be_hidden()
+        met_with(silent(two, "teacher", "teacher_hash"), "musiccm-tiny-tangos")  # nothing tells
+        expect(button).to_be_hidden()
+        met_with(silent([two[1], *others], "teacher", "teacher_hash"), "musiccm-tiny-tangos")  # their parts alone tell
+        expect(button).to_have_attribute("title", "second beside musiccm-tiny-tangos")
+        met_with([two[0], *others], "musiccm-tiny-tangos")  # not its own, though its parts are
+        expect(button).to_be_hidden()
+        met_with(silent(known, "shared_hash", "teacher", "teacher_hash"), "musiccm-tiny-tango-student")  # names alone
         expect(button).to_have_attribute("title", "musiccm-tiny-tango beside musiccm-tiny-tango-student")
     finally:
         served.kill()

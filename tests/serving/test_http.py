@@ -24,13 +24,14 @@ from tiny_bundle import build_random_student
 from musiccm.audio.io import encoded_audio
 from musiccm.errors import MusiccmError
 from musiccm.pipeline import Pipeline
-from musiccm.serving import Engine, EngineSettings, Limits, ServedModel, evidence
+from musiccm.serving import Engine, EngineSettings, Limits, MusicRequest, ServedModel, evidence
 from musiccm.serving.http import app, connection
 from musiccm.serving.http.app import MEDIA_TYPES, make_app
 from musiccm.serving.http.evidence import MAX_WAITING
 from musiccm.serving.http.gate import Keys, Patience, is_loopback
 from musiccm.serving.http.metrics import Metrics
 from musiccm.serving.http.server import Listening, bound_socket, make_server
+from musiccm.serving.tasks import perform
 
 PROBLEM = "application/problem+json"
 KEYS = ["k" * 32, "another-key-of-somebody"]
@@ -309,8 +310,9 @@ def test_refusals_of_work_name_the_fields_that_were_sent(server):
     source = server.client.post("/v1/uploads", content=tone, headers={"Content-Type": "audio/wav"}).json()["id"]
     for body, said in (({"task": "continue", "seconds": 0.5}, "seconds: the clip lasts 1.00 s already"),
                        ({"task": "inpaint", "from": 0.5, "to": 2}, "from, to: expected 0 <= from < to <= 1.00 s")):
-        job = server.job(source=source, **body)
-        assert server.engine.wait(job, timeout_s=30).error["message"].startswith(said)
+        answer = server.client.post("/v1/jobs", json={"prompt": TEXT, "steps": 1, "source": source, **body})
+        found = problem(answer, 422)
+        assert found["detail"].startswith(said) and found["errors"][0]["field"] == said.partition(": ")[0]
 
 
 def test_the_description_states_the_bounds_of_this_server(server):
@@ -570,13 +572,16 @@ def test_no_message_names_a_file_of_the_server(server):
     for body, said in ((bytes(silent), "silent"), (tone[: len(tone) // 2], "truncated")):
         found = problem(server.client.post("/v1/uploads", content=body, headers={"Content-Type": "audio/wav"}), 422)
         assert f"the upload is {said}" in found["detail"] and str(server.engine.folder) not in found["detail"]
-    upload = server.client.post("/v1/uploads", content=brief, headers={"Content-Type": "audio/wav"})
-    job = server.job(task="vary", source=upload.json()["id"])
-    assert server.engine.wait(job, timeout_s=30).state == "failed"
-    told = server.client.get(f"/v1/jobs/{job}").text
+    upload = server.client.post("/v1/uploads", content=brief, headers={"Content-Type": "audio/wav"}).json()["id"]
+    varied = {"prompt": TEXT, "steps": 1, "task": "vary", "source": upload}
+    told = problem(server.client.post("/v1/jobs", json=varied), 422)["detail"]
     assert "the clip: too short" in told and str(server.engine.folder) not in told
     path = server.engine.folder / "silent.wav"
     path.write_bytes(silent)
+    request = MusicRequest("student", ((0.0, TEXT),), "vary", steps=1, source="x").resolved()
+    with pytest.raises(MusiccmError, match="^the clip: silent") as failed:  # of a file that changed meanwhile
+        perform(server.pipeline, request, path)
+    assert str(server.engine.folder) not in str(failed.value)
     measure = evidence._Measure(clap=object(), text=None, index=None, notes=["no index"])
     found = evidence._evidence(measure, str(path), ((0.0, TEXT),))
     assert found == evidence.Evidence(notes=["no index", "the result is silent: nothing can be said of it"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 from tiny_bundle import build_random_bundle, build_random_student
 
@@ -164,6 +165,22 @@ def test_a_student_and_its_teacher_are_told_by_what_they_share(tmp_path):
     shutil.copytree(other / "vae", student / "vae")  # another autoencoder: latents of another meaning
     facts = ServedModel.of("student", Pipeline.from_pretrained(student)).facts
     assert facts["shared_hash"] not in (told["teacher"]["shared_hash"], told["other"]["shared_hash"])
+
+
+def test_a_student_states_its_teacher_where_two_have_the_same_frozen_parts(tmp_path):
+    student = build_random_student(tmp_path)
+    second = tmp_path / "second"
+    shutil.copytree(tmp_path / "teacher", second)
+    weights = second / "unet/diffusion_pytorch_model.safetensors"
+    save_file({name: -tensor for name, tensor in load_file(weights).items()}, weights)
+    taught = Bundle.from_pretrained(second).denoiser_hash()
+    update_json(student / SETTINGS_FILE, {"distillation": {
+        **read_json(student / SETTINGS_FILE, "")["distillation"], "recipe": {"teacher": None, "teacher_hash": taught}}})
+    told = {path.name: ServedModel.of(path.name, Pipeline.from_pretrained(path)).facts
+            for path in (student, tmp_path / "teacher", second)}
+    assert told["student"]["shared_hash"] == told["teacher"]["shared_hash"] == told["second"]["shared_hash"]
+    assert told["student"]["teacher_hash"] == told["second"]["denoiser_hash"] != told["teacher"]["denoiser_hash"]
+    assert "teacher" not in told["student"] and "teacher_hash" not in told["second"]
 
 
 def test_evidence_is_what_the_plagiarism_check_and_clap_say(tmp_path):

@@ -13,9 +13,13 @@ from musiccm.audio.io import write_audio
 from musiccm.cli import main
 from musiccm.errors import MusiccmError
 from musiccm.serving import MusicRequest
+from musiccm.serving.limits import Limits
 from musiccm.serving.sidecar import Sidecar
 
 SAME = "the samples are those of the sidecar, to the bit"
+GOOD: dict[str, Any] = {
+    "format": 1, "model": {"content_hash": "", "decoder": "fast", "half": False}, "made": {"samples_sha256": ""},
+    "request": {"model": "x", "prompts": [[0, "a"]]}}
 
 
 @pytest.fixture
@@ -97,6 +101,33 @@ def test_a_field_of_another_type_is_named(name, value, expected):
         MusicRequest.from_json({**good, name: value}, "s.json")
 
 
+@pytest.mark.parametrize(("sampler", "said"), [
+    ({"name": "ddpm"}, "sampler: expected one of ddim, lcm"), ({"name": ["lcm"]}, "sampler: expected one of ddim, lcm"),
+    ({"name": "lcm", "gamma": "0.5"}, r"gamma: expected a number in \[0, 1\], found '0.5'"),
+    ({"gamma": {}}, r"gamma: expected a number in \[0, 1\], found {}"),
+    ({"schedule": 3}, "schedule: expected one of trailing, .*, found 3"),
+    ({"name": "lcm", "eta": 1}, "sampler.eta: the sampler lcm has no such field; it has gamma"),
+    ({"eta": 1}, "sampler.eta: no sampler has such a field; expected name, gamma, schedule"),
+])
+def test_what_is_no_sampler_is_named(tmp_path, capsys, sampler, said):
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps({**GOOD, "request": {**GOOD["request"], "sampler": sampler}}))
+    with pytest.raises(MusiccmError, match=f"s.json: {said}"):
+        Sidecar.read(path)
+    assert main(["generate", "--from-sidecar", str(path), "--out", str(tmp_path / "never.wav")]) == 2
+    assert f"{path}: " in capsys.readouterr().err and not (tmp_path / "never.wav").exists()
+    with pytest.raises(MusiccmError, match=f"^{said}"):
+        MusicRequest("student", ((0.0, "a bass"),), sampler=sampler).check(Limits())
+
+
+def test_fields_of_the_models_own_sampler_need_no_name(made, pipeline):
+    values = json.loads(made["clip"][0].read_text())
+    Path("fields.json").write_text(json.dumps({**values, "request": {**values["request"], "sampler": {"gamma": 1}}}))
+    assert main(["generate", "--from-sidecar", "fields.json", "--out", "fields.wav", "--model",
+                 str(pipeline.bundle.path)]) == 0
+    assert Path("fields.wav").read_bytes() == made["clip"][1].read_bytes()
+
+
 @pytest.mark.parametrize("change", [
     {"format": 2}, {"model": None}, {"model": {"content_hash": 3, "decoder": "fast"}},
     {"model": {"content_hash": "", "decoder": "../x"}}, {"made": []}, {"request": None}, {"request": {"model": "x"}},
@@ -105,10 +136,8 @@ def test_a_field_of_another_type_is_named(name, value, expected):
 ])
 def test_files_that_are_no_sidecars(tmp_path, change):
     path = tmp_path / "s.json"
-    good = {"format": 1, "model": {"content_hash": "", "decoder": "fast", "half": False},
-            "made": {"samples_sha256": ""}, "request": {"model": "x", "prompts": [[0, "a"]]}}
-    path.write_text(json.dumps(good))
+    path.write_text(json.dumps(GOOD))
     Sidecar.read(path)
-    path.write_text(json.dumps({**good, **change}))
+    path.write_text(json.dumps({**GOOD, **change}))
     with pytest.raises(MusiccmError, match="s.json"):
         Sidecar.read(path)

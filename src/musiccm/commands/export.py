@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from musiccm.commands._compiled import add_options, check_options, export_compiled
 from musiccm.errors import MusiccmError
@@ -15,9 +15,12 @@ from musiccm.systems.student_weights import load_student, read_student
 from musiccm.terminal import say
 from musiccm.texts import load_json, read_text
 
+if TYPE_CHECKING:
+    from musiccm.models.bundle import Bundle
+
 log = logging.getLogger(__name__)
 
-OWN_SETTINGS = ("bundle", "seed", "distillation", "adversarial", "optimization")
+OWN_SETTINGS = ("bundle", "teacher", "seed", "distillation", "adversarial", "optimization")
 """Settings that the recipe of every student has; other objectives have more."""
 
 
@@ -73,7 +76,7 @@ def main(argv: list[str]) -> int:
         grid_points=int(known["grid_points"]), grid=known["grid"],
         timestep_scaling=float(known["timestep_scaling"]),
         sigma_data=float(known["sigma_data"]), sampler=make_sampler(args.sampler or sampler, args.gamma),
-        recipe={"teacher": str(settings.get("bundle", "musiccm-tiny")), "global_step": step,
+        recipe={**teacher_record(settings, args.bundle, teacher, identity), "global_step": step,
                 "seed": settings.get("seed"), "distillation": known, "adversarial": settings.get("adversarial"),
                 "optimization": settings.get("optimization"),
                 **{key: value for key, value in settings.items() if key not in OWN_SETTINGS}},
@@ -103,6 +106,30 @@ def read_model_settings(path: Path) -> dict[str, Any]:
     if not isinstance(model, dict):
         raise MusiccmError(f"{path}: expected the configuration of a run, with a key 'model'")
     return model.get("init_args", model)
+
+
+def teacher_record(
+    settings: Mapping[str, Any], named: str | None, teacher: Bundle, identity: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a student's recipe says of its teacher.
+
+    Args:
+        settings: The model's arguments of the run.
+        named: The bundle that was named in place of the run's, if any.
+        teacher: The bundle.
+        identity: What the checkpoint says of its run.
+
+    Returns:
+        `teacher`, the bundle's name, and `teacher_hash`, its `denoiser_hash`: null where the checkpoint does not say
+        that this bundle taught it. Of a run with another denoiser as its teacher, that one's settings, and null.
+    """
+    from musiccm.systems.checkpoint_fit import bundle_identity
+
+    if settings.get("teacher") is not None:
+        return {"teacher": settings["teacher"], "teacher_hash": None}
+    taught = identity.get("bundle") == bundle_identity(teacher)
+    return {"teacher": str(named or settings.get("bundle", "musiccm-tiny")),
+            "teacher_hash": teacher.denoiser_hash() if taught else None}
 
 
 def read_results(

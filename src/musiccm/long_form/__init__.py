@@ -1,7 +1,7 @@
 """Music of any length: made whole, made while it plays, or made out of music that is there."""
 
 from musiccm.bounds import MAX_STREAM_S, MAX_WHOLE_S, check_duration, check_text, check_texts
-from musiccm.long_form.clip import SourceClip, read_clip
+from musiccm.long_form.clip import ClipLength, SourceClip, read_clip
 from musiccm.long_form.compose import check_batch, compose, decode_whole
 from musiccm.long_form.decode import MelDecoder, PieceDecoder, encode_piece
 from musiccm.long_form.direct import DirectDecoder, piece_decoder
@@ -12,13 +12,14 @@ from musiccm.long_form.finishing import finished
 from musiccm.long_form.methods import LongMusic
 from musiccm.long_form.model import MusicModel
 from musiccm.long_form.piece import Piece
-from musiccm.long_form.prompts import PromptPlan, Prompts
+from musiccm.long_form.prompts import PromptPlan, Prompts, require_whole
 from musiccm.long_form.seams import SeamMetrics, seam_metrics
 from musiccm.long_form.stream import MusicStream
 
 __all__ = [
     "MAX_STREAM_S",
     "MAX_WHOLE_S",
+    "ClipLength",
     "SourceClip",
     "DirectDecoder",
     "Edited",
@@ -43,5 +44,6 @@ __all__ = [
     "finished",
     "piece_decoder",
     "read_clip",
+    "require_whole",
     "seam_metrics",
 ]

@@ -161,13 +161,9 @@ class ChunkPiece:
 
         Returns:
             The piece; kept frames are bit by bit as they were.
-
-        Raises:
-            MusiccmError: There is a text that would not be used.
         """
         per, chunk = self.windows.frames_per_token, self.windows.chunk
-        kept = kept_T.view(-1, per).all(1).tolist()
-        self.require_used([number for number, known in enumerate(kept) if not known])
+        kept = self._kept_tokens(kept_T)
         # the end of a clip may lie within a token, whose sound is kept nowhere
         whole_S = torch.nn.functional.pad(seen_S, (0, -len(seen_S) % (per * self.frame_samples)))
         seen = self.conditioner.ids(whole_S[None].to(self.device), self.sample_rate_hz)[0].tolist()
@@ -181,7 +177,6 @@ class ChunkPiece:
 
     def vary(self, clean_CTF: Tensor, batch_size: int) -> Tensor:
         """Make all of it anew from noised latents, under newly planned tokens."""
-        self.require_used()
         noise = self.noise(INITIAL, 0, self._frames).to(clean_CTF)
         first = torch.tensor(self.stepper.timesteps[0], device=clean_CTF.device)
         start = self.stepper.process.add_noise(clean_CTF, noise, first)
@@ -204,6 +199,17 @@ class ChunkPiece:
     def writer(self, known: dict[int, int] | None = None) -> TokenWriter:
         """What writes the piece's tokens, from its start."""
         return self.conditioner.writer(self._told_at, known)
+
+    def require_used_beside(self, kept_T: Tensor) -> None:
+        """Refuse texts that nothing beside the frames that are kept, in whole tokens, would be written after.
+
+        Raises:
+            MusiccmError: There is such a text.
+        """
+        self.require_used([number for number, known in enumerate(self._kept_tokens(kept_T)) if not known])
+
+    def _kept_tokens(self, kept_T: Tensor) -> list[bool]:
+        return kept_T.view(-1, self.windows.frames_per_token).all(1).tolist()
 
     def require_used(self, numbers: Sequence[int] | None = None) -> None:
         """Refuse texts that none of the tokens, by default all, would be written after.

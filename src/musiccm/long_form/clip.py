@@ -18,6 +18,53 @@ from musiccm.long_form.model import MusicModel
 
 
 @dataclass(frozen=True)
+class ClipLength:
+    """How long music is that is there: what says which part of it an edit makes anew.
+
+    Args:
+        name: What it is called in messages.
+        original_samples: Samples a channel.
+        sample_rate_hz: Their rate.
+        samples: Its length at the model's rate.
+    """
+
+    name: str
+    original_samples: int
+    sample_rate_hz: int
+    samples: int
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return self.original_samples / self.sample_rate_hz
+
+    @classmethod
+    def of(
+        cls, pipeline: MusicModel, original_samples: int, sample_rate_hz: int, name: str = "the clip"
+    ) -> ClipLength:
+        """The length that a model finds.
+
+        Args:
+            pipeline: The model that edits it.
+            original_samples: See above.
+            sample_rate_hz: See above.
+            name: See above.
+
+        Returns:
+            The length.
+
+        Raises:
+            BadAudio: It is shorter than one latent frame.
+        """
+        rate_hz, shortest = pipeline.sample_rate_hz, pipeline.codec.shortest_samples
+        samples = -(-original_samples * rate_hz // sample_rate_hz)  # as `resample` has it
+        if samples < shortest:
+            raise BadAudio(name, "too_short", f"{samples / rate_hz:.3f} s, expected at least "
+                                              f"{shortest / rate_hz:.3f} s")
+        return cls(name, original_samples, sample_rate_hz, samples)
+
+
+@dataclass(frozen=True)
 class SourceClip:
     """Music that is there.
 
@@ -37,6 +84,11 @@ class SourceClip:
     def samples(self) -> int:
         """Its length at the model's rate."""
         return len(self.waveform_S)
+
+    @property
+    def length(self) -> ClipLength:
+        """How long it is."""
+        return ClipLength(self.name, self.original.samples, self.original.sample_rate_hz, self.samples)
 
     @classmethod
     def of(cls, pipeline: MusicModel, original: Original, name: str = "the clip") -> SourceClip:
@@ -58,11 +110,8 @@ class SourceClip:
         if peak < SILENCE_PEAK:
             raise BadAudio(name, "silent", "its channels cancel each other where they are mixed into one, which the "
                                            "model reads")
+        ClipLength.of(pipeline, original.samples, original.sample_rate_hz, name)
         waveform_S = resample(level(mono_S), original.sample_rate_hz, pipeline.sample_rate_hz, "soxr")
-        shortest = pipeline.codec.shortest_samples
-        if len(waveform_S) < shortest:
-            raise BadAudio(name, "too_short", f"{len(waveform_S) / pipeline.sample_rate_hz:.3f} s, expected at least "
-                                              f"{shortest / pipeline.sample_rate_hz:.3f} s")
         return cls(name, original, waveform_S, peak / PEAK)
 
 

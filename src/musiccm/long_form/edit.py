@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,8 +13,9 @@ from musiccm.audio.resample import resample
 from musiccm.bounds import check_duration
 from musiccm.errors import MusiccmError
 from musiccm.long_form.chunk_piece import ChunkPiece
-from musiccm.long_form.clip import SourceClip
+from musiccm.long_form.clip import ClipLength, SourceClip
 from musiccm.long_form.compose import decode_whole
+from musiccm.long_form.edit_layout import EditLayout, View
 from musiccm.long_form.edited import Edited
 from musiccm.long_form.encode import encode_sound
 from musiccm.long_form.finishing import warn_of_silent_edit
@@ -38,35 +38,6 @@ BESIDE_S = 1.0
 REST = 10 ** (-30 / 20)
 """Where the clip beside new sound is quieter than itself by this, the whole clip tells it: a codec's sound of a rest,
 or of the end of a fade, has hardly the rest's level."""
-
-
-@dataclass(frozen=True)
-class _View:
-    """The part of a clip that the model looks at: latent frames that lie on the border of what is made anew.
-
-    Args:
-        begin: Where it begins, in samples at the model's rate; below 0 where the first frame is not filled by the clip.
-        left: Latent frames of the clip before the new ones.
-        new: New latent frames.
-        right: Latent frames of the clip behind them.
-        per: Samples of a latent frame.
-    """
-
-    begin: int
-    left: int
-    new: int
-    right: int
-    per: int
-
-    @property
-    def frames(self) -> int:
-        """All of them."""
-        return self.left + self.new + self.right
-
-    @property
-    def back(self) -> int:
-        """Where the clip comes back, or the new sound ends, in samples at the model's rate."""
-        return self.begin + (self.left + self.new) * self.per
 
 
 class Editor:
@@ -116,18 +87,22 @@ class Editor:
             The whole.
 
         Raises:
-            MusiccmError: The whole is no longer than the clip.
+            MusiccmError: The whole is no longer than the clip, or a text would not be used.
         """
-        pipeline, original = self.pipeline, clip.original
-        seconds = check_duration(original.seconds + pipeline.duration_s if seconds is None else seconds)
-        length = round(seconds * original.sample_rate_hz)
-        if length <= original.samples:
-            raise MusiccmError(f"duration: {clip.name} lasts {original.seconds:.2f} s already; ask for more than that, "
+        return self._fill(self.extension(clip.length, prompts, seconds), clip)
+
+    def extension(self, clip: ClipLength, prompts: Prompts, seconds: float | None = None) -> EditLayout:
+        """Lay `extend` out; arguments and errors as there, and nothing is computed."""
+        pipeline = self.pipeline
+        seconds = check_duration(clip.seconds + pipeline.duration_s if seconds is None else seconds)
+        length = round(seconds * clip.sample_rate_hz)
+        if length <= clip.original_samples:
+            raise MusiccmError(f"duration: {clip.name} lasts {clip.seconds:.2f} s already; ask for more than that, "
                                f"found {seconds:g} s")
         PromptPlan(prompts).require_within(seconds)
         missing = round(seconds * pipeline.sample_rate_hz) - clip.samples
         view = self._view(clip, clip.samples, max(1, math.ceil(missing / pipeline.frame_samples)))
-        return self._fill(view, clip, prompts, original.samples, length)
+        return self._laid_out(view, prompts, clip.original_samples, length)
 
     def inpaint(self, clip: SourceClip, prompts: Prompts, from_s: float, to_s: float) -> Edited:
         """Make a range of a clip anew, to fit what lies around it.
@@ -143,19 +118,23 @@ class Editor:
             The clip with new music in the range.
 
         Raises:
-            MusiccmError: The range is empty, not in the clip, or leaves nothing of it.
+            MusiccmError: The range is empty, not in the clip, or leaves nothing of it; or a text would not be used.
         """
-        per, rate_hz, original = self.pipeline.frame_samples, self.pipeline.sample_rate_hz, clip.original
-        if not 0 <= from_s < to_s <= original.seconds + 1e-6:
-            raise MusiccmError(f"range: expected 0 <= from < to <= {original.seconds:.2f} s, the length of "
-                               f"{clip.name}, found from {from_s:g} s to {to_s:g} s")
-        PromptPlan(prompts).require_within(original.seconds)
+        return self._fill(self.mending(clip.length, prompts, from_s, to_s), clip)
+
+    def mending(self, clip: ClipLength, prompts: Prompts, from_s: float, to_s: float) -> EditLayout:
+        """Lay `inpaint` out; arguments and errors as there, and nothing is computed."""
+        per, rate_hz = self.pipeline.frame_samples, self.pipeline.sample_rate_hz
+        if not 0 <= from_s < to_s <= clip.seconds + 1e-6:
+            raise MusiccmError(f"range: expected 0 <= from < to <= {clip.seconds:.2f} s, the length of {clip.name}, "
+                               f"found from {from_s:g} s to {to_s:g} s")
+        PromptPlan(prompts).require_within(clip.seconds)
         start, end = round(from_s * rate_hz), round(to_s * rate_hz)
         view = self._view(clip, start, max(1, math.ceil((end - start) / per - 1e-6)))
         if view.left == view.right == 0:
             raise MusiccmError(f"range: {from_s:g} s to {to_s:g} s leaves nothing of {clip.name} to fit to; generate "
                                "without it")
-        return self._fill(view, clip, prompts, round(from_s * original.sample_rate_hz), original.samples)
+        return self._laid_out(view, prompts, round(from_s * clip.sample_rate_hz), clip.original_samples)
 
     def vary(self, clip: SourceClip, prompts: Prompts, strength: float) -> Edited:
         """Another take on a clip: noise is added to it and taken away again (SDEdit, arXiv 2108.01073).
@@ -171,10 +150,9 @@ class Editor:
             Music of the clip's length, rate, channels and loudness.
 
         Raises:
-            MusiccmError: The strength is out of range.
+            MusiccmError: The strength is out of range, or a text would not be used.
         """
-        PromptPlan(prompts).require_within(clip.original.seconds)
-        piece = self._piece(prompts, clip.samples, 0, strength)
+        piece = self.variation(clip.length, prompts, strength)
         length = _length(piece)
         # a clip shorter than the window ends in silence, as in training
         made = piece.vary(self._encode(clip.waveform_S, length, silence=True), self.batch_size)
@@ -187,7 +165,14 @@ class Editor:
         return Edited(spliced.waveform_CS, original.sample_rate_hz, original.form, [], [], [], _decibels(gains_C),
                       spliced.limited_db, made, torch.zeros(length, dtype=torch.bool))
 
-    def _view(self, clip: SourceClip, start: int, new: int) -> _View:
+    def variation(self, clip: ClipLength, prompts: Prompts, strength: float) -> Piece | ChunkPiece:
+        """Lay `vary` out; arguments and errors as there, and nothing is computed."""
+        PromptPlan(prompts).require_within(clip.seconds)
+        piece = self._piece(prompts, clip.samples, 0, strength)
+        piece.require_used()
+        return piece
+
+    def _view(self, clip: ClipLength, start: int, new: int) -> View:
         """What to look at where `new` latent frames are made from sample `start` on, at the model's rate."""
         per, window = self.pipeline.frame_samples, self.pipeline.latent_shape[1]
         grid = piece_kind(self.pipeline).grid(self.pipeline)
@@ -197,7 +182,16 @@ class Editor:
         right = 0
         if rest > FADE_S * self.pipeline.sample_rate_hz:
             right = min(window, on_grid(math.ceil(rest / per), grid))
-        return _View(start - left * per, left, new, right, per)
+        return View(start - left * per, left, new, right, per)
+
+    def _laid_out(self, view: View, prompts: Prompts, start: int, length: int) -> EditLayout:
+        """The edit of a view; arguments as `EditLayout` has them."""
+        piece = self._piece(prompts, view.frames * view.per, view.begin)
+        kept_T = torch.zeros(_length(piece), dtype=torch.bool)
+        kept_T[: view.left] = True
+        kept_T[view.left + view.new : view.frames] = True
+        piece.require_used_beside(kept_T)
+        return EditLayout(view, piece, kept_T, start, length)
 
     def _piece(self, prompts: Prompts, samples: int, begin: int, strength: float = 1.0) -> Piece | ChunkPiece:
         """A piece of so many samples that begins at a sample of the clip, both at the model's rate."""
@@ -207,31 +201,23 @@ class Editor:
                        begin / rate_hz)
 
     @torch.no_grad()
-    def _fill(self, view: _View, clip: SourceClip, prompts: Prompts, start: int, length: int) -> Edited:
+    def _fill(self, laid: EditLayout, clip: SourceClip) -> Edited:
         """Sample the frames that are not kept, and lay their sound into the clip.
 
         Args:
-            view: What the model looks at.
+            laid: The edit.
             clip: The clip.
-            prompts: Texts along time.
-            start: Sample of the original where new sound begins.
-            length: Samples of the result, at the original's rate.
 
         Returns:
             The whole.
         """
-        piece = self._piece(prompts, view.frames * view.per, view.begin)
-        kept_T = torch.zeros(_length(piece), dtype=torch.bool)
-        kept_T[: view.left] = True
-        kept_T[view.left + view.new : view.frames] = True
-        seen_S = self._seen(view, clip)
-        made = piece.fill(self._encode(seen_S, len(kept_T)), kept_T, seen_S, self.batch_size)
-        return self._joined(view, clip, made, kept_T, start, length)
+        seen_S = self._seen(laid.view, clip)
+        made = laid.piece.fill(self._encode(seen_S, len(laid.kept_T)), laid.kept_T, seen_S, self.batch_size)
+        return self._joined(laid, clip, made)
 
-    def _joined(
-        self, view: _View, clip: SourceClip, z_CTF: Tensor, kept_T: Tensor, start: int, length: int
-    ) -> Edited:
+    def _joined(self, laid: EditLayout, clip: SourceClip, z_CTF: Tensor) -> Edited:
         """Lay the sound of latents into the clip; arguments as `_fill`."""
+        view, start, length = laid.view, laid.start, laid.length
         original, rate_hz = clip.original, clip.original.sample_rate_hz
         there_CS = original.waveform_CS
         offset = round(view.begin * rate_hz / self.pipeline.sample_rate_hz)  # of the new sound
@@ -267,7 +253,7 @@ class Editor:
         fades = [span for span in ((first, start), (back, last)) if span[0] < span[1]]
         seams_s = [place / rate_hz for place, there in ((start, fade_in), (back, fade_out)) if there]
         return Edited(spliced.waveform_CS, rate_hz, original.form, kept, fades, seams_s, _decibels(ends[0]),
-                      spliced.limited_db, z_CTF, kept_T)
+                      spliced.limited_db, z_CTF, laid.kept_T)
 
     def _sound(self, z_CTF: Tensor, clip: SourceClip, frames: int) -> Tensor:
         """Sound of the first latents at the clip's rate and, as the model takes it to be, the clip's level."""
@@ -279,7 +265,7 @@ class Editor:
         found = channel_gains(clip.original.waveform_CS, clip.waveform_S * clip.scale)
         return torch.ones(clip.original.channels) if found is None else found
 
-    def _seen(self, view: _View, clip: SourceClip) -> Tensor:
+    def _seen(self, view: View, clip: SourceClip) -> Tensor:
         """The clip's sound in a view, mirrored where its first or last latent frame reaches beyond the clip."""
         last = view.back + view.right * view.per
         sound_S = clip.waveform_S[max(view.begin, 0) : last]

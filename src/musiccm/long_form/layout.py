@@ -7,6 +7,7 @@ from typing import Any
 from musiccm.long_form.chunk_piece import ChunkPiece
 from musiccm.long_form.model import MusicModel
 from musiccm.long_form.piece import Piece
+from musiccm.long_form.prompts import require_whole
 
 
 def piece_kind(model: MusicModel) -> type[Piece] | type[ChunkPiece]:
@@ -19,5 +20,11 @@ def piece_kind(model: MusicModel) -> type[Piece] | type[ChunkPiece]:
 
 
 def lay_out(model: MusicModel, *args: Any, **kwargs: Any) -> Piece | ChunkPiece:
-    """A piece of a model; arguments as `Piece.of`."""
-    return piece_kind(model).of(model, *args, **kwargs)
+    """A piece of a model; arguments as `Piece.of`.
+
+    Raises:
+        MusiccmError: As `Piece.of`; or a text is longer than the model reads, which no window is made for before.
+    """
+    piece = piece_kind(model).of(model, *args, **kwargs)
+    require_whole(model.conditioner, [text for _, text in piece.plan.entries])
+    return piece

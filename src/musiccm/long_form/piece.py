@@ -123,23 +123,14 @@ class Piece:
 
         Returns:
             The piece; kept frames are bit by bit as they were.
-
-        Raises:
-            MusiccmError: A text would not be used.
         """
-        self.require_used(needed_crops(self.process.crops, kept_T))
         noise = self.process.fresh(INITIAL, 0, len(kept_T))
         initial = torch.where(kept_T[:, None].to(clean_CTF.device), self._noised(clean_CTF), noise)
         return sample_shared(self.process, self.cond_of, batch_size, initial_CTF=initial, kept_CTF=clean_CTF,
                              kept_T=kept_T)
 
     def vary(self, clean_CTF: Tensor, batch_size: int) -> Tensor:
-        """Make all of it anew from latents with the noise of the sampler's first level.
-
-        Raises:
-            MusiccmError: A text would not be used.
-        """
-        self.require_used()
+        """Make all of it anew from latents with the noise of the sampler's first level."""
         return sample_shared(self.process, self.cond_of, batch_size, initial_CTF=self._noised(clean_CTF))
 
     def front(self) -> Wavefront:
@@ -165,6 +156,14 @@ class Piece:
     def centre_s(self, crop: int) -> float:
         """Middle of a crop, in seconds."""
         return self.condition.centre_s(self.process.crops.start(crop))
+
+    def require_used_beside(self, kept_T: Tensor) -> None:
+        """Refuse texts that nothing beside the frames that are kept would use.
+
+        Raises:
+            MusiccmError: There is such a text.
+        """
+        self.require_used(needed_crops(self.process.crops, kept_T))
 
     def require_used(self, crops: Sequence[int] | None = None) -> None:
         """Refuse texts that none of the crops, by default all, would use.

@@ -108,6 +108,22 @@ class PromptPlan:
             )
 
 
+def require_whole(conditioner: Any, texts: Sequence[str]) -> None:
+    """Refuse texts that a model would read in part, where it says so (`Conditioner.require_whole`).
+
+    Args:
+        conditioner: The model's.
+        texts: The texts.
+
+    Raises:
+        MusiccmError: A text is too long.
+    """
+    reader = getattr(conditioner, "reader", conditioner)
+    refuse = getattr(reader, "require_whole", None)  # models of other kinds need not have it
+    if refuse is not None:
+        refuse(list(texts))
+
+
 class PlannedCondition:
     """The condition of each window: the embedding of the text that holds in its middle.
 

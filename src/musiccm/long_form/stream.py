@@ -11,12 +11,14 @@ from torch import Tensor
 
 from musiccm import signals
 from musiccm.audio.level_stream import LevelStream
+from musiccm.bounds import check_text
 from musiccm.errors import MusiccmError
 from musiccm.long_form.chunk_piece import ChunkFront, ChunkPiece
 from musiccm.long_form.direct import Decoding, piece_decoder
 from musiccm.long_form.finishing import warn_of_silence
 from musiccm.long_form.model import MusicModel
 from musiccm.long_form.piece import Piece
+from musiccm.long_form.prompts import require_whole
 from musiccm.samplers import Wavefront
 
 WATCH_S = 10.0
@@ -54,7 +56,7 @@ class MusicStream:
     def __init__(self, pipeline: MusicModel, piece: Piece | ChunkPiece, level: str = "none") -> None:
         self.sample_rate_hz = pipeline.sample_rate_hz
         self.calls = 0
-        self._piece = piece
+        self._piece, self._conditioner = piece, pipeline.conditioner
         piece.require_used()
         self._level = LevelStream(pipeline.sample_rate_hz, level)
         self._front: Wavefront | ChunkFront | None = piece.front()
@@ -82,8 +84,10 @@ class MusicStream:
             Seconds into the piece from which the text holds. The music moves there over the overlap of two windows.
 
         Raises:
-            MusiccmError: The text is no description, or the last window of the piece has begun.
+            MusiccmError: The text is no description or longer than the model reads, or the last window of the piece
+                has begun; the stream plays on as it was planned.
         """
+        require_whole(self._conditioner, [check_text(text)])
         time_s = None if self._front is None else self._piece.change_at(self._front.begun)
         if time_s is None:
             raise MusiccmError("set_prompt: the last window of the piece has begun, no window would use a new text; "

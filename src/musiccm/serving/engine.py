@@ -31,7 +31,7 @@ from musiccm.serving.results import Results, no_room
 from musiccm.serving.sidecar import sidecar_json
 from musiccm.serving.store import Once, Store
 from musiccm.serving.streams import LiveStream, StreamJob
-from musiccm.serving.tasks import perform, planned, streamed
+from musiccm.serving.tasks import check_edit, perform, planned, streamed
 
 log = logging.getLogger(__name__)
 
@@ -242,6 +242,8 @@ class Engine:
         if request.task == "stream":
             raise MusiccmError("task: a stream is opened, not queued")
         plan = planned(self.models[request.model].model, request)
+        if request.source is not None and (length := self._source_length(request.source, owner)) is not None:
+            check_edit(self.models[request.model].model, plan.request, *length, self.limits)
         with self._changed:
             if once is not None and (before := self._store.made_before(once, owner)) is not None:
                 return self.job(before, owner)
@@ -634,6 +636,16 @@ class Engine:
 
     def _source_of(self, job: str) -> Path:
         return self.folder / "sources" / job
+
+    def _source_length(self, named: str, owner: str) -> tuple[int, int] | None:
+        """Samples and rate of the clip of an edit; None where there is none, which `_take_source` says."""
+        if (found := self._uploads.length(named, owner)) is not None:
+            return found
+        try:
+            made = self.job(named, owner).result or {}
+        except NotFound:
+            return None
+        return (made["samples"], made["sample_rate_hz"]) if "samples" in made else None
 
     def _take_source(self, named: str, owner: str, job: str) -> None:
         """Give a job a clip of its own, which stays where upload or result are removed meanwhile."""

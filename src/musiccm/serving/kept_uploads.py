@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from musiccm.audio.io import BadAudio, open_audio
 from musiccm.files import file_sha256
 from musiccm.serving.errors import NotFound, Rejected
 from musiccm.serving.jobs import now_s
@@ -117,6 +118,21 @@ class KeptUploads:
             return None
         os.utime(path)
         return path
+
+    def length(self, upload: str, owner: str) -> tuple[int, int] | None:
+        """How long somebody's upload is; its header is read, so that the lock must not be held.
+
+        Returns:
+            Samples a channel, and their rate; None where there is none.
+        """
+        seconds = self._store.upload(upload, owner)
+        if seconds is None:
+            return None
+        try:
+            with open_audio(self._folder / upload) as file:
+                return round(seconds * file.samplerate), file.samplerate
+        except BadAudio:  # it was removed meanwhile
+            return None
 
     def remove(self, upload: str, owner: str) -> None:
         """Remove somebody's upload; jobs that were asked for have copies of their own.

@@ -60,9 +60,13 @@ class ServedModel:
         }
         if bundle is not None:
             facts["shared_hash"] = bundle.content_hash(_shared_parts(bundle))
+            facts["denoiser_hash"] = bundle.denoiser_hash()
         record = getattr(model, "record", None) or {}
-        if student and (recorded := (record.get("recipe") or {}).get("teacher")):
-            facts["teacher"] = Path(str(recorded)).name  # the path before it does not concern clients
+        recipe = record.get("recipe") or {}
+        if student and isinstance(recorded := recipe.get("teacher"), str):
+            facts["teacher"] = Path(recorded).name  # the path before it does not concern clients
+        if student and isinstance(taught := recipe.get("teacher_hash"), str):
+            facts["teacher_hash"] = taught
         if student:
             facts |= {"steps": record.get("sampling_steps"), "guidance": record.get("guidance", "fixed")}
         if student and facts["guidance"] == "variable":

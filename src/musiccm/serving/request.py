@@ -12,7 +12,7 @@ from musiccm.audio.output_level import check_level
 from musiccm.bounds import FUSIONS, MAX_GUIDANCE_SCALE, check_text, one_of
 from musiccm.errors import MusiccmError
 from musiccm.long_form import PromptPlan
-from musiccm.samplers import make_sampler
+from musiccm.samplers import SAMPLERS, make_sampler
 from musiccm.serving.limits import Limits
 
 TASKS = ("generate", "compose", "continue", "inpaint", "vary", "stream")
@@ -88,6 +88,13 @@ class MusicRequest:
         """The first text."""
         return self.prompts[0][1]
 
+    @property
+    def text_fields(self) -> list[str]:
+        """What each text is called in messages."""
+        if len(self.prompts) == 1:
+            return ["prompt"]
+        return [f"prompts.{number}.text" for number in range(len(self.prompts))]
+
     def to_json(self) -> dict[str, Any]:
         """As plain values, all of them."""
         return asdict(self) | {"prompts": [list(entry) for entry in self.prompts],
@@ -123,6 +130,11 @@ class MusicRequest:
             value, (wanted, kind) = values.get(field.name, field.default), _KINDS[field.name]
             if not _is(value, kind):
                 raise MusiccmError(f"{where}: {field.name}: expected {wanted}, found {str(value)[:60]}")
+        if values.get("sampler") is not None:
+            try:
+                check_sampler(values["sampler"])
+            except MusiccmError as error:
+                raise MusiccmError(f"{where}: {error}") from error
         return cls(**{**values, "prompts": tuple((start, text) for start, text in prompts)})
 
     def resolved(self) -> MusicRequest:
@@ -155,8 +167,8 @@ class MusicRequest:
         _number("strength", self.strength, 0.0, 1.0, above=True)
         if self.fusion is not None:
             one_of("fusion", self.fusion, FUSIONS)
-        if self.sampler is not None and "name" in self.sampler:
-            make_sampler(dict(self.sampler))
+        if self.sampler is not None:
+            check_sampler(self.sampler)
         if self.level is not None:
             check_level(self.level)
             if self.is_edit and self.level != "none":
@@ -174,8 +186,7 @@ class MusicRequest:
     def _check_texts(self, limits: Limits, latest_s: float) -> None:
         if not 1 <= len(self.prompts) <= limits.max_prompts:
             raise MusiccmError(f"prompts: expected 1 to {limits.max_prompts} texts, found {len(self.prompts)}")
-        for number, (start, text) in enumerate(self.prompts):
-            name = "prompt" if len(self.prompts) == 1 else f"prompts.{number}.text"
+        for number, (name, (start, text)) in enumerate(zip(self.text_fields, self.prompts, strict=True)):
             check_text(text, name)
             if len(text) > limits.max_prompt_chars:
                 raise MusiccmError(f"{name}: expected at most {limits.max_prompt_chars} characters, found {len(text)}")
@@ -183,6 +194,26 @@ class MusicRequest:
         if self.task == "generate" and len(self.prompts) > 1:
             raise MusiccmError(f"prompts: the task generate takes one text, found {len(self.prompts)}; use compose")
         PromptPlan(self.prompts)
+
+
+def check_sampler(given: Mapping[str, Any]) -> None:
+    """Refuse what names no sampler, or is no field of one.
+
+    Args:
+        given: Name and fields; without a name, fields that some sampler has, as the model's own is not known here.
+
+    Raises:
+        MusiccmError: Names the field, what was expected and what was found.
+    """
+    if "name" in given:
+        make_sampler(dict(given))
+        return
+    owners = {field.name: name for name, sampler in SAMPLERS.items() for field in fields(sampler)}
+    for name, value in given.items():
+        if name not in owners:
+            raise MusiccmError(f"sampler.{name}: no sampler has such a field; expected name, "
+                               f"{', '.join(sorted(owners))}")
+        make_sampler({"name": owners[name], name: value})
 
 
 def _is(value: Any, kind: Any) -> bool:

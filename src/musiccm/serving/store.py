@@ -190,11 +190,11 @@ class Store:
         """Write a new upload."""
         self._change(("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?)", (upload, owner, at_s, size, seconds, sha256)))
 
-    def upload(self, upload: str, owner: str) -> str | None:
-        """SHA-256 of somebody's upload; None where there is none."""
+    def upload(self, upload: str, owner: str) -> float | None:
+        """Seconds of somebody's upload; None where there is none."""
         with self._lock:
-            row = self._db.execute("SELECT sha256 FROM uploads WHERE id = ? AND owner = ?", (upload, owner)).fetchone()
-        return None if row is None else row["sha256"]
+            row = self._db.execute("SELECT seconds FROM uploads WHERE id = ? AND owner = ?", (upload, owner)).fetchone()
+        return None if row is None else row["seconds"]
 
     def uploads(self) -> list[KeptUpload]:
         """All uploads, the oldest first."""

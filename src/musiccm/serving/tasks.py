@@ -10,9 +10,20 @@ from typing import Any
 from torch import Tensor
 
 from musiccm.errors import MusiccmError, naming
-from musiccm.long_form import LongMusic, MusicModel, MusicStream, SourceClip, read_clip, seam_metrics
+from musiccm.long_form import (
+    ClipLength,
+    Editor,
+    LongMusic,
+    MusicModel,
+    MusicStream,
+    SourceClip,
+    read_clip,
+    require_whole,
+    seam_metrics,
+)
 from musiccm.samplers import Crops, Sampler, make_sampler
 from musiccm.serving.at_work import ModelAtWork, Unserved, call_count
+from musiccm.serving.limits import Limits
 from musiccm.serving.request import DEFAULT_STRENGTH, MusicRequest
 
 OVERLAP = 0.5  # of windows where none is asked for
@@ -72,8 +83,11 @@ def planned(model: MusicModel, request: MusicRequest) -> Plan:
     Raises:
         MusiccmError: The model takes no such steps, sampler, guidance or texts.
     """
+    for name, (_, text) in zip(request.text_fields, request.prompts, strict=True):
+        with naming({"prompt": name}):
+            require_whole(model.conditioner, [text])
     steps = getattr(model, "default_steps", None) if request.steps is None else request.steps
-    strength = (request.strength or DEFAULT_STRENGTH) if request.task == "vary" else 1.0
+    strength = _strength(request) if request.task == "vary" else 1.0
     rule = chosen_sampler(model, request)
     stepper = model.stepper(steps, request.guidance_scale, strength=strength, sampler=rule)
     # all that fixes the samples is stated, so that a later version with other defaults makes them again
@@ -98,6 +112,34 @@ def planned(model: MusicModel, request: MusicRequest) -> Plan:
     return Plan(request, len(stepper.timesteps) * count, call_count(stepper, count, BATCH) if known else None)
 
 
+def check_edit(model: MusicModel, request: MusicRequest, samples: int, sample_rate_hz: int, limits: Limits) -> None:
+    """Refuse an edit that does not fit its clip, before it waits.
+
+    Args:
+        model: The model.
+        request: The request, planned.
+        samples: Samples a channel of the clip.
+        sample_rate_hz: Their rate.
+        limits: Bounds.
+
+    Raises:
+        MusiccmError: The range, a text or the length does not fit the clip, or the whole would be too long.
+    """
+    clip, entries = ClipLength.of(model, samples, sample_rate_hz), _entries(request)
+    editor = _editor(Unserved(model), request)
+    with naming(_FIELDS):
+        if request.task == "inpaint":
+            editor.mending(clip, entries, *_range(request))
+        elif request.task == "vary":
+            editor.variation(clip, entries, _strength(request))
+        else:
+            whole_s = editor.extension(clip, entries, request.seconds).length / sample_rate_hz
+            if request.seconds is None and whole_s > limits.max_seconds:
+                raise MusiccmError(f"seconds: expected up to {limits.max_seconds:g} of clip and continuation together, "
+                                   f"found {whole_s:g}, as a window follows the clip where none are asked for; ask for "
+                                   "less, or cut the clip")
+
+
 def perform(model: ModelAtWork, request: MusicRequest, source: Path | None) -> Made:
     """Make what was asked for.
 
@@ -119,14 +161,14 @@ def perform(model: ModelAtWork, request: MusicRequest, source: Path | None) -> M
 
 def _performed(model: ModelAtWork, request: MusicRequest, source: Path | None) -> Made:
     assert request.seed is not None and request.level is not None
-    options: dict[str, Any] = {"guidance_scale": request.guidance_scale, "sampler": chosen_sampler(model, request)}
     if request.is_edit:
         assert source is not None
         try:
             clip = read_clip(model, source)
         except MusiccmError as error:  # messages go to clients, whom the server's paths do not concern
             raise MusiccmError(str(error).replace(str(source), "the clip")) from error
-        return _edited(model, request, clip, options)
+        return _edited(model, request, clip)
+    options: dict[str, Any] = {"guidance_scale": request.guidance_scale, "sampler": chosen_sampler(model, request)}
     if one_window(model, request):
         sound_S = model.clip(request.text, request.steps, request.seed, level=request.level, **options)
     else:
@@ -153,23 +195,34 @@ def streamed(model: ModelAtWork, request: MusicRequest) -> MusicStream:
                         level=request.level)
 
 
-def _edited(model: ModelAtWork, request: MusicRequest, clip: SourceClip, options: dict[str, Any]) -> Made:
-    clip = replace(clip, name="the clip")
-    editor = LongMusic.editor(model, request.steps, request.seed or 0, overlap=request.overlap, fusion=request.fusion,
-                              batch_size=BATCH, **options)
-    entries = _entries(request)
+def _edited(model: ModelAtWork, request: MusicRequest, clip: SourceClip) -> Made:
+    clip, editor, entries = replace(clip, name="the clip"), _editor(model, request), _entries(request)
     if request.task == "continue":
         made = editor.extend(clip, entries, request.seconds)
     elif request.task == "inpaint":
-        if request.from_s is None or request.to_s is None:
-            raise MusiccmError("from, to: the task inpaint needs both")
-        made = editor.inpaint(clip, entries, request.from_s, request.to_s)
+        made = editor.inpaint(clip, entries, *_range(request))
     else:
-        made = editor.vary(clip, entries, DEFAULT_STRENGTH if request.strength is None else request.strength)
+        made = editor.vary(clip, entries, _strength(request))
     seams = seam_metrics(made.waveform_CS, made.sample_rate_hz, made.fades, made.kept)
     facts = {"says": made.says(), "kept_s": [list(span) for span in made.kept_s], "seams_s": made.seams_s,
              "audible_seams_s": [seam.at_s for seam in seams if seam.audible]}
     return Made(made.waveform_CS, made.sample_rate_hz, made.form, facts)
+
+
+def _editor(model: Unserved, request: MusicRequest) -> Editor:
+    return model.editor(request.steps, request.seed or 0, overlap=request.overlap, fusion=request.fusion,
+                        batch_size=BATCH, guidance_scale=request.guidance_scale,
+                        sampler=chosen_sampler(model, request))  # type: ignore[arg-type]
+
+
+def _range(request: MusicRequest) -> tuple[float, float]:
+    if request.from_s is None or request.to_s is None:
+        raise MusiccmError("from, to: the task inpaint needs both")
+    return request.from_s, request.to_s
+
+
+def _strength(request: MusicRequest) -> float:
+    return DEFAULT_STRENGTH if request.strength is None else request.strength
 
 
 def _entries(request: MusicRequest) -> list[tuple[float, str]]:

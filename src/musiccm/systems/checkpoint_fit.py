@@ -174,7 +174,7 @@ def identity(
 def bundle_identity(bundle: Bundle) -> str:
     """The teacher's bundle as checkpoints state it: by its bytes, wherever it lies."""
     name = "U-Net" if bundle.kind.network == "unet" else bundle.kind.network
-    return f"{name} and schedule {bundle.content_hash([bundle.kind.network, 'scheduler'])[:12]}"
+    return f"{name} and schedule {bundle.denoiser_hash()[:12]}"
 
 
 def check_fit(

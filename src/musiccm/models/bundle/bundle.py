@@ -417,6 +417,14 @@ class Bundle:
             digest.update(json.dumps(self.settings[attention_heads.SETTING]).encode())
         return digest.hexdigest()
 
+    def denoiser_hash(self) -> str:
+        """A hash of the network and its noise process, by which a student knows its teacher.
+
+        Returns:
+            As `content_hash`.
+        """
+        return self.content_hash([self.kind.network, "scheduler"])
+
 
 class _Evaluators(Mapping[str, nn.Module]):
     """The folders under `evaluators/`, as a mapping that reads on first use."""

@@ -94,8 +94,8 @@ class TextEncoderConditioner(Conditioner):
         with ENCODING:
             for text in texts:
                 if (count := self.excess(text)) is not None:
-                    raise MusiccmError(f"prompt {short(text)!r}: a text of {count} tokens; this model reads "
-                                       f"{self.max_tokens}: shorten it")
+                    raise MusiccmError(f"prompt: expected at most {self.max_tokens} tokens, which this model reads; "
+                                       f"found {count} in {short(text)!r}; shorten it")
 
     def excess(self, text: str) -> int | None:
         """Tokens of a text that has more than the encoder reads; None of any other."""

@@ -6,22 +6,27 @@ export const roleOf = (model) => (isStudent(model) ? "student" : "teacher");
 /** A name without the word that tells the two apart. */
 const stem = (model) => model.id.replace(/[-_. ]*(student|teacher)/i, "");
 
+const named = (student, teacher) => student.facts.teacher === teacher.id || stem(student) === stem(teacher);
+
 /**
- * Whether a student may be of this teacher: it has its text encoder and autoencoder, or, where the server does not know
- * them, is named after it.
+ * Whether a student that does not state its teacher's weights may be of this teacher: it has its text encoder and
+ * autoencoder, or, where the server does not know them, is named after it.
  */
 function fits(student, teacher) {
   const [own, its] = [student.facts.shared_hash, teacher.facts.shared_hash];
   return own && its ? own === its : named(student, teacher);
 }
 
-const named = (student, teacher) => student.facts.teacher === teacher.id || stem(student) === stem(teacher);
-
-/** The teacher of a student; of several with the same parts the one that it is named after, if there is one. */
+/**
+ * The teacher of a student: the one with the weights that it states. Where it states none, the one that fits; of
+ * several the one that its bundle names, or else none, as a guess may be wrong.
+ */
 function teacherOf(student, models) {
-  const found = models.filter((model) => !isStudent(model) && fits(student, model));
-  return found.find((teacher) => student.facts.teacher === teacher.id) || found.find((teacher) => named(student, teacher)) ||
-    (found.length === 1 ? found[0] : undefined);
+  const teachers = models.filter((model) => !isStudent(model));
+  const stated = student.facts.teacher_hash;
+  const found = teachers.filter((teacher) => (stated ? teacher.facts.denoiser_hash === stated : fits(student, teacher)));
+  return found.find((teacher) => student.facts.teacher === teacher.id) ||
+    (stated || found.length === 1 ? found[0] : undefined);
 }
 
 /**
