@@ -50,7 +50,8 @@ def _filled(
     try:
         with safe_open(path, "pt") as file:
             names = [name for name in file.keys() if name.startswith(prefixes) and name not in derived]
-            state = {name: file.get_tensor(name).to(dtype) for name in names}
+            # copies, which lie in memory as other weights do: sums may depend on it
+            state = {name: file.get_tensor(name).to(dtype, copy=True) for name in names}
     except (OSError, SafetensorError):
         return None
     with torch.device("meta"):  # no numbers are drawn for weights that are read
@@ -58,5 +59,5 @@ def _filled(
     if {name: value.shape for name, value in state.items()} != {
             name: value.shape for name, value in network.state_dict().items()}:
         return None
-    network.to(dtype).to_empty(device="cpu").load_state_dict(state)
+    network.load_state_dict(state, assign=True)
     return network.eval().requires_grad_(False)
