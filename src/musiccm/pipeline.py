@@ -119,7 +119,7 @@ class Pipeline(LongMusic):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, dtype: torch.dtype = torch.float32, decoder: str | None = None
+        cls, path: str | Path, dtype: torch.dtype = torch.float32, decoder: str | None = None, plain: bool = False
     ) -> Pipeline:
         """Read a bundle from a directory, by a packaged name (`musiccm-tiny-student`) or from the hub.
 
@@ -127,11 +127,13 @@ class Pipeline(LongMusic):
             path: See `Bundle.from_pretrained`.
             dtype: Type of the weights in memory.
             decoder: See `Pipeline`.
+            plain: Make music of texts without importing diffusers and transformers where that is possible: the same
+                samples, from a process that starts sooner. Edits, which encode sound, are refused then. See `Bundle`.
 
         Raises:
             MusiccmError: If the bundle is missing, incomplete or inconsistent, or lacks the decoder.
         """
-        return cls(Bundle.from_pretrained(path, dtype=dtype), decoder)
+        return cls(Bundle.from_pretrained(path, dtype=dtype, plain=plain), decoder)
 
     def __repr__(self) -> str:
         kind = "student" if self.is_student else "teacher"

@@ -59,12 +59,22 @@ def test_what_is_wrong_is_refused_before_libraries_are_loaded(
 OF_OTHERS = ("pytorch_lightning", "lightning_fabric", "torchmetrics", "timm", "librosa", "sklearn", "matplotlib",
              "fastapi", "uvicorn", "omegaconf", "jsonargparse", "tensorboard", "musiccm.systems", "musiccm.evaluation",
              "musiccm.callbacks", "musiccm.serving", "musiccm.losses", "musiccm.embedders")
+#: What libraries of networks bring, and a model of MusicLDM's kind is sampled without.
+OF_NETWORKS = ("diffusers", "transformers", "accelerate", "peft", "torchvision", "torchaudio", "torch._dynamo", "sympy",
+               "triton")
 
 
 def test_music_is_made_without_what_trains_measures_and_serves(tmp_path: Path) -> None:
-    found, shown = loaded(tmp_path, ("torch", *OF_OTHERS), "generate", "organ", "--steps", "1", "--out", "x.wav")
+    watched = ("torch", *OF_OTHERS, *OF_NETWORKS)
+    found, shown = loaded(tmp_path, watched, "generate", "organ", "--steps", "1", "--out", "x.wav")
     assert found == ["0", "torch"], shown
     assert (tmp_path / "x.wav").is_file()
+
+
+def test_settings_of_a_training_are_read_without_what_builds_its_networks(tmp_path: Path) -> None:
+    watched = ("torch", "pytorch_lightning", "diffusers", "timm", "accelerate", "peft")
+    found, shown = loaded(tmp_path, watched, "fit", "--config", "demo", "--print_config")
+    assert found == ["0", "torch", "pytorch_lightning"], shown
 
 
 def test_the_collector_rests_while_things_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,9 @@ def _open(args: argparse.Namespace) -> Pipeline:
 
     device = choose_device(args.device)
     check_backend("--compile", args.compile)
-    pipeline = Pipeline.from_pretrained(args.model, decoder=args.decoder).to(device)
+    # an edit encodes sound; what is compiled is so for the libraries' own networks
+    plain = edit_of(args) is None and args.compile is None and args.compiled is None
+    pipeline = Pipeline.from_pretrained(args.model, decoder=args.decoder, plain=plain).to(device)
     with naming({"compiled": "--compiled"}):
         return pipeline.accelerate(args.half, args.compile, args.compiled)
 

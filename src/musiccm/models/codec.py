@@ -24,11 +24,13 @@ class LatentCodec(nn.Module):
     Flux: p^2 times fewer positions for the U-Net, without a deeper VAE, which is much harder to train.
 
     Args:
-        vae: A diffusers `AutoencoderKL`.
+        vae: A diffusers `AutoencoderKL`; None where nothing is encoded, and decoded by `decoder` alone.
         vocoder: A transformers `SpeechT5HifiGan`, or None where no waveform is asked for.
         mel: Numbers of the mel front end.
         latent_patch: Side p of the blocks of raw latents that are one position of z.
         decoder: A fast decoder of this VAE's latents, which `decode` then uses in place of VAE and vocoder.
+        config: The VAE's configuration, where there is none: in_channels, block_out_channels, latent_channels,
+            scaling_factor, latents_mean and latents_std.
 
     Raises:
         MusiccmError: If the VAE's channels are no square, vocoder and mel disagree, or the decoder takes other latents.
@@ -42,19 +44,20 @@ class LatentCodec(nn.Module):
 
     def __init__(
         self,
-        vae: nn.Module,
+        vae: nn.Module | None,
         vocoder: nn.Module | None = None,
         mel: MelConfig | None = None,
         latent_patch: int = 1,
         decoder: FastDecoder | None = None,
+        config: Any = None,
     ) -> None:
         super().__init__()
         self.latent_patch = latent_patch
-        self.vae = vae.eval().requires_grad_(False)
+        self.vae = None if vae is None else vae.eval().requires_grad_(False)
         self.vocoder = None if vocoder is None else vocoder.eval().requires_grad_(False)
         self.decoder = None if decoder is None else decoder.eval().requires_grad_(False)
         self.mel = mel or MelConfig()
-        config = vae.config
+        config = config if vae is None else vae.config
         self.patch = math.isqrt(config.in_channels)
         if self.patch**2 != config.in_channels:
             raise MusiccmError(f"vae/config.json: in_channels is {config.in_channels}; expected the square of the "
@@ -63,7 +66,7 @@ class LatentCodec(nn.Module):
             raise MusiccmError(f"vocoder/config.json: model_in_dim is {vocoder.config.model_in_dim}, but the mel has "
                                f"{self.mel.n_mels} bins; they must be equal")
         self.downsampling = latent_patch * self.patch * 2 ** (len(config.block_out_channels) - 1)
-        raw_channels = config.latent_channels
+        self.raw_channels = raw_channels = config.latent_channels
         self.latent_channels = raw_channels * latent_patch**2
         mean, std = torch.zeros(raw_channels), torch.full((raw_channels,), 1.0 / config.scaling_factor)
         if config.latents_mean is not None and config.latents_std is not None:
@@ -80,7 +83,7 @@ class LatentCodec(nn.Module):
     def raw_latents(self) -> dict[str, int]:
         """Channels and frequency bins of the VAE's latents, and samples a frame of them covers: as a decoder's keys."""
         factor = self.downsampling // self.latent_patch
-        return {"latent_channels": self.vae.config.latent_channels, "latent_bins": self.mel.n_mels // factor,
+        return {"latent_channels": self.raw_channels, "latent_bins": self.mel.n_mels // factor,
                 "latent_hop": self.mel.hop_length * factor}
 
     @property
@@ -108,14 +111,20 @@ class LatentCodec(nn.Module):
             Mean and standard deviation of the raw latents' posterior, each [B, C / p^2, p T, p F].
 
         Raises:
-            MusiccmError: If the shape does not fit the VAE.
+            MusiccmError: If the shape does not fit the VAE, or this codec was built without one.
         """
+        vae = self._require_vae()
         frames, bins = mel_BMN.shape[-2:]
         if bins != self.mel.n_mels or frames % self.downsampling or bins % self.downsampling:
             raise MusiccmError(f"mel of {frames} frames x {bins} bins: the VAE takes {self.mel.n_mels} bins and a "
                                f"number of frames that is a multiple of {self.downsampling}; crop or pad the clip")
-        posterior = self.vae.encode(F.pixel_unshuffle(mel_BMN.unsqueeze(1), self.patch)).latent_dist
+        posterior = vae.encode(F.pixel_unshuffle(mel_BMN.unsqueeze(1), self.patch)).latent_dist
         return posterior.mean, posterior.std
+
+    def _require_vae(self) -> Any:
+        if self.vae is None:
+            raise MusiccmError("this codec has no VAE: build it with one to encode, or to decode mels")
+        return self.vae
 
     def standardise(self, raw_BCTF: Tensor) -> Tensor:
         """Raw latents scaled channel by channel, but not folded: what a fast decoder takes."""
@@ -141,14 +150,18 @@ class LatentCodec(nn.Module):
 
         Returns:
             mel_BMN, with M = T * downsampling.
+
+        Raises:
+            MusiccmError: If this codec was built without a VAE.
         """
+        vae = self._require_vae()
         lead = 0
         if time is not None:
             frames = z_BCTF.shape[2]
             start, stop, _ = time.indices(frames)
             first, lead = max(0, start - context), min(start, context)
             z_BCTF = z_BCTF[:, :, first : min(frames, stop + context)]
-        image = self.vae.decode(self.denormalise(z_BCTF)).sample
+        image = vae.decode(self.denormalise(z_BCTF)).sample
         mel_BMN = F.pixel_shuffle(image, self.patch).squeeze(1)
         if time is None or not context:
             return mel_BMN

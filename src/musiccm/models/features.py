@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -87,6 +86,8 @@ class ViTFeatures(nn.Module):
         else:
             raise MusiccmError(f"ViT features: input '{c.input}' with {c.bins} bins cannot be made from a mel of "
                                f"{source.n_mels} bins; use 'kaldi', or 'mel' with as many bins")
+        from timm.models.vision_transformer import VisionTransformer  # settings are read without it
+
         self.vit = VisionTransformer(
             img_size=(c.frames, c.bins), patch_size=c.patch_size, in_chans=1, num_classes=0, global_pool="avg",
             fc_norm=False, embed_dim=c.width, depth=c.depth, num_heads=c.heads, mlp_ratio=c.mlp_ratio,

@@ -33,7 +33,6 @@ from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.student_record import is_student
 from musiccm.models.denoiser import Consistency, Denoiser, takes_scale
 from musiccm.models.ema import Ema
-from musiccm.models.guidance_branch import with_guidance_branch
 from musiccm.models.lora import with_adapter
 from musiccm.samplers import HeldFrames
 from musiccm.systems.checkpoint_fit import SHARED, arguments, plain
@@ -284,6 +283,8 @@ class DistilledSystem(Resuming, StepNetworks):
         unet = self.bundle.network
         if self.distillation.guidance == "variable" and not takes_scale(unet.config):
             self.bundle.require_unet("distillation.guidance: variable", "expected fixed or direct")
+            from musiccm.models.guidance_branch import with_guidance_branch  # settings are read without diffusers
+
             return with_guidance_branch(unet, self.seed, "model.init_args.bundle").requires_grad_(True)
         return copy.deepcopy(unet).requires_grad_(True)
 

@@ -24,7 +24,6 @@ from musiccm.models.bundle.files import (
     SETTINGS_FILE,
     base_folder,
     check_part,
-    has_text_tower_alone,
     has_token_encoder,
     load_part,
     load_readers,
@@ -35,6 +34,7 @@ from musiccm.models.bundle.files import (
 )
 from musiccm.models.bundle.kinds import DECODERS, BundleKind, kind_of
 from musiccm.models.bundle.untrusted import check_index, check_links
+from musiccm.models.plain import PLAIN, read_plainly
 from musiccm.texts import read_json
 
 # Attribute of Bundle -> folder of the layout.
@@ -78,11 +78,13 @@ class Bundle:
         self.settings = settings
         self.dtype = dtype
         self.base = base
+        self.plain = False
         self._loaded: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, parts: Iterable[str] | None = None, dtype: torch.dtype = torch.float32
+        cls, path: str | Path, parts: Iterable[str] | None = None, dtype: torch.dtype = torch.float32,
+        plain: bool = False,
     ) -> Bundle:
         """Open a bundle and check that the files of its parts are there; weights are read on first use.
 
@@ -92,6 +94,9 @@ class Bundle:
             parts: Parts to check (`unet`, `vae`, `clap`, ...); None checks all that `model_index.json` lists. A feature
                 extractor is CLAP's: where the text encoder gives tokens, it is not looked for.
             dtype: Type of the weights in memory. Files in float16 are widened to the default, float32.
+            plain: Read U-Net, text encoder and tokenizer without diffusers and transformers where `models/plain`
+                computes them: for making music of texts alone, as they are no classes of these libraries then, and CLAP
+                embeds no audio.
 
         Returns:
             The bundle.
@@ -101,7 +106,9 @@ class Bundle:
                 the directory.
         """
         wanted = None if parts is None else [ATTRIBUTES.get(part, part) for part in parts]
-        return cls._open(resolve_bundle(path, wanted), wanted, dtype, ())
+        bundle = cls._open(resolve_bundle(path, wanted), wanted, dtype, ())
+        bundle.plain = plain
+        return bundle
 
     @classmethod
     def _open(
@@ -164,7 +171,10 @@ class Bundle:
                 kwargs = attention_heads.check_heads(
                     self.config("unet"), self.settings.get(attention_heads.SETTING), root
                 )
-            self._loaded[name] = load_part(root, name, self.dtype, **kwargs)
+            found = None
+            if self.plain and name in PLAIN:
+                found = read_plainly(root / name, name, {**self.config(name), **kwargs}, self.dtype)
+            self._loaded[name] = load_part(root, name, self.dtype, **kwargs) if found is None else found
         return self._loaded[name]
 
     @cached_property
@@ -353,8 +363,7 @@ class Bundle:
 
         if self.gives_tokens:
             return TextEncoderConditioner(self.text_encoder, self.tokenizer, f"{self.path}/")
-        reads_alone = has_text_tower_alone(self.root_of("text_encoder"))
-        extractor = None if reads_alone else self.feature_extractor
+        extractor = self.feature_extractor if hasattr(self.clap, "audio_model") else None
         return ClapConditioner(self.clap, self.tokenizer, extractor, f"{self.path}/")
 
     def network_conditioner(self) -> nn.Module:

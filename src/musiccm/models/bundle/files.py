@@ -248,7 +248,7 @@ def load_part(bundle: Path, name: str, dtype: torch.dtype = torch.float32, **kwa
         kind = replace(kind, class_name=_text_encoder_class(bundle))
     loader = _unet_class(bundle) if name == "unet" else kind.load_class()
     try:
-        with _quiet():
+        with contextlib.nullcontext() if kind.library.startswith("musiccm.") else _quiet():
             module, report = _read(loader, kind, folder, dtype, kwargs)
     except MusiccmError:
         raise

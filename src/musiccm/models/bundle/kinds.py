@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
@@ -128,9 +129,10 @@ class MelKind:
                                "train one by experiments/stages/decoder.yaml")
         if decoder is None:
             decoder = "fast" if bundle.has_fast_decoder else "original"
+        config = _latent_numbers(bundle) if bundle.plain and decoder == "fast" else None
         return LatentCodec(
-            bundle.part("vae"), bundle.vocoder if decoder == "original" else None, bundle.mel, bundle.latent_patch,
-            bundle.part("decoder") if decoder == "fast" else None,
+            bundle.part("vae") if config is None else None, bundle.vocoder if decoder == "original" else None, bundle.mel, bundle.latent_patch,
+            bundle.part("decoder") if decoder == "fast" else None, config,
         )
 
     def denoiser(self, network: nn.Module, process: NoiseProcess, prediction_type: str) -> Denoiser:
@@ -140,6 +142,13 @@ class MelKind:
     def conditioner(self, bundle: Bundle) -> nn.Module:
         """The text encoder's."""
         return bundle.conditioner()
+
+
+def _latent_numbers(bundle: Bundle) -> SimpleNamespace | None:
+    """What a codec that only decodes must know of the VAE; None where its configuration leaves any to diffusers."""
+    config = bundle.config("vae")
+    keys = ("in_channels", "block_out_channels", "latent_channels", "scaling_factor", "latents_mean", "latents_std")
+    return SimpleNamespace(**{key: config[key] for key in keys}) if all(key in config for key in keys) else None
 
 
 def kinds() -> tuple[BundleKind, ...]:
