@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Annotated, Any
 
 # Run as a file, this one is found by its own name, before the library.
@@ -37,17 +38,19 @@ class Answering(litserve.LitAPI):
     Args:
         models: What `--model` names.
         options: The arguments of `load_model` behind the device.
+        packages: What `--compiled` names, by model.
         key: What the engine shows: others on this machine can reach the port, too.
     """
 
-    def __init__(self, models: list[str], options: tuple[Any, ...], key: str) -> None:
+    def __init__(self, models: list[str], options: tuple[Any, ...], packages: dict[str, Path], key: str) -> None:
         super().__init__(api_path=PATH)
-        self._models, self._options, self._key = models, options, key
+        self._models, self._options, self._packages, self._key = models, options, packages, key
 
     def setup(self, device: str) -> None:
         """Load the models; called in the worker."""
         signals.in_worker()
-        self._replica = Replica([load_model(one, device, *self._options) for one in self._models])
+        self._replica = Replica([load_model(one, device, *self._options, compiled=self._packages.get(one))
+                                 for one in self._models])
 
     def authorize(self, key: Annotated[str, Header(alias=KEY_HEADER)] = "") -> None:
         """Let in who knows the key."""
@@ -76,7 +79,8 @@ class Workers:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._key, self._port = secrets.token_urlsafe(32), 0
-        api = Answering(args.model or [server.DEFAULT_MODEL], (args.decoder, args.half, args.compile), self._key)
+        api = Answering(args.model or [server.DEFAULT_MODEL], (args.decoder, args.half, args.compile),
+                        server.packages(args), self._key)
         self._server = litserve.LitServer(
             api, accelerator=args.device, devices=args.gpus or "auto", workers_per_device=args.replicas, timeout=False,
             restart_workers=True, disable_openapi_url=True)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -34,11 +35,12 @@ class RayReplica:
 
     Args:
         models: What `--model` names.
-        options: The other arguments of `load_model`.
+        options: The next arguments of `load_model`.
+        packages: What `--compiled` names, by model.
     """
 
-    def __init__(self, models: list[str], options: tuple[Any, ...]) -> None:
-        self._replica = Replica([load_model(one, *options) for one in models])
+    def __init__(self, models: list[str], options: tuple[Any, ...], packages: dict[str, Path]) -> None:
+        self._replica = Replica([load_model(one, *options, compiled=packages.get(one)) for one in models])
 
     def answer(self, question: bytes) -> bytes:
         """See `Replica.answer`."""
@@ -53,7 +55,7 @@ class Replicas:
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self._args, self._beginning = args, threading.Lock()
+        self._args, self._beginning, self._packages = args, threading.Lock(), server.packages(args)
 
     @cached_property
     def _handle(self) -> Any:
@@ -74,7 +76,7 @@ class Replicas:
         device = args.device if args.device != "auto" else "cuda" if args.gpus else "cpu"
         models = args.model or [server.DEFAULT_MODEL]
         options = (device, args.decoder, args.half, args.compile)
-        return serve.run(deployment.bind(models, options), name=NAME, route_prefix=None)
+        return serve.run(deployment.bind(models, options, self._packages), name=NAME, route_prefix=None)
 
     def ask(self, question: bytes) -> bytes:
         """See `Ask`; Ray chooses the replica, and begins another where one has ended."""

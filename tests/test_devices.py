@@ -19,10 +19,10 @@ from tiny_melody import DPD, build_random_melody
 from tiny_tokens import build_token_bundle, make_token_unet
 from torch.utils._pytree import tree_map
 
-from musiccm.audio import LogMel, MelConfig
+from musiccm.audio import LogMel
 from musiccm.audio.io import write_audio
 from musiccm.audio.windows import keyed_generator
-from musiccm.data.batch import LatentBatch, WaveformBatch
+from musiccm.data.batch import LatentBatch
 from musiccm.diffusion import Angle, Condition, NoiseSchedule, pool_condition
 from musiccm.embedders.registry import load_embedder
 from musiccm.evaluation.candidates import Comparison, candidates
@@ -58,18 +58,13 @@ from musiccm.systems.clap_tuning import ClapTuning
 from musiccm.systems.consistency_tta import WEIGHTINGS, ConsistencyTTA
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.settings import Adversarial, Distillation, Optimization, Phase
-from musiccm.systems.stages.audio_vae import AudioVaeStage
-from musiccm.systems.stages.audiomae import AudioMaeStage
-from musiccm.systems.stages.decoder import DecoderStage
 from musiccm.systems.stages.dual_path import DualPathStage, no_tokens
 from musiccm.systems.stages.renderer_unet import RendererUNetStage
 from musiccm.systems.stages.teacher import TeacherStage
-from musiccm.systems.stages.vae import VaeStage
-from musiccm.systems.stages.vocoder import VocoderStage
 from tests.pretend_device import TwoPlaces, install
+from tests.stages import stage_of, waves
 
 SCHEDULE = NoiseSchedule.from_config(MUSICLDM)
-SAMPLES = 128 * 160
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +87,6 @@ def same(computed: Callable[[str], Any], other: str, rtol: float = 1e-4, atol: f
     expected, found = (tree_map(lambda leaf: leaf.detach().cpu() if isinstance(leaf, torch.Tensor) else leaf,
                                 computed(device)) for device in ("cpu", other))
     torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
-
-
-def waves(count: int = 6) -> WaveformBatch:
-    generator = torch.Generator().manual_seed(0)
-    waveform = 0.1 * torch.randn(count, SAMPLES, generator=generator)
-    captions = [CAPTIONS[i % len(CAPTIONS)] for i in range(count)]
-    return WaveformBatch(waveform, torch.zeros(count, 0), [f"clip{i}" for i in range(count)], captions,
-                         [{"instrument": ("piano", "organ")[i % 2]} for i in range(count)])
 
 
 def test_the_device_refuses_what_a_gpu_refuses() -> None:
@@ -294,31 +281,6 @@ def test_an_evaluation(bundle: str, other: str) -> None:
                 for row in [*found, real]]
 
     same(rows, other, rtol=1e-3, atol=1e-3)
-
-
-def stage_of(name: str, bundle: str) -> Any:
-    torch.manual_seed(0)
-    opened = Bundle.from_pretrained(bundle)
-    config = {part: {key: value for key, value in dict(opened.part(part).config if part != "vocoder" else
-                                                       opened.vocoder.config.to_dict()).items()
-                     if not key.startswith("_")} for part in ("unet", "vae", "vocoder")}
-    vit = {"frames": 128, "bins": 64, "patch_size": 16, "width": 32, "depth": 2, "heads": 2}
-    if name == "vae":
-        return VaeStage(config["vae"], MelConfig(), crop_frames=64, bundle=bundle)
-    if name == "vocoder":
-        return VocoderStage(config["vocoder"], segment_frames=24, margin_frames=4, bundle=bundle)
-    if name == "decoder":
-        decoder = opened.part("decoder").config
-        return DecoderStage(vars(decoder), (64, 256), adversarial_weight=1.0, distilled_share=0.5, bundle=bundle)
-    if name == "audio_vae":
-        vae = {"sample_rate_hz": 16000, "strides": [4, 8], "kernel_sizes": [9, 17], "channels": [4, 8],
-               "depths": [1, 1], "decoder_strides": [8, 4], "decoder_kernel_sizes": [17, 9],
-               "decoder_channels": [16, 8], "decoder_depths": [1, 1]}
-        discriminator = {"periods": [2], "period_widths": [4], "resolutions": [[64, 16, 64]], "width": 4}
-        return AudioVaeStage(vae, 1024, (512, 128), discriminator=discriminator, bundle=bundle)
-    if name == "audiomae":
-        return AudioMaeStage(vit, decoder_width=12, decoder_depth=1, decoder_heads=2, bundle=bundle)
-    return TeacherStage(config["unet"], bundle=bundle)
 
 
 @pytest.mark.parametrize("name", ["vae", "vocoder", "decoder", "audio_vae", "audiomae", "teacher"])

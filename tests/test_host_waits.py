@@ -14,6 +14,7 @@ from one_step import batch_of
 from tiny_bundle import build_random_bundle, build_random_student
 from tiny_tokens import build_token_bundle
 
+from musiccm.audio.windows import keyed_generator
 from musiccm.bounds import Bucket
 from musiccm.pipeline import Pipeline
 from musiccm.systems.arc import ARC
@@ -25,6 +26,7 @@ from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.pcm import PCM
 from musiccm.systems.settings import Adversarial, Distillation, Optimization
 from tests.pretend_device import install, watching
+from tests.stages import stage_of, waves
 
 TEXTS = ["a calm piano melody", "slow organ chords"]
 
@@ -132,3 +134,19 @@ def test_a_training_step_waits_for_nothing(
     for module in ("adversary", "latent_critic"):  # it knows the optimizers of Lightning alone
         monkeypatch.setattr(f"musiccm.systems.{module}.clock_stopped", lambda *_: contextlib.nullcontext())
     assert waits_of_a_step(SYSTEMS[name](teacher, Optimization(lr=1e-4)), other) == []
+
+
+@pytest.mark.parametrize("name", ["teacher", "vae", "audio_vae"])
+def test_a_loss_of_a_stage_waits_for_nothing(name: str, teacher: str, other: str) -> None:
+    stage = stage_of(name, teacher)
+    stage._trainer = None  # type: ignore[assignment]
+    batch: Any = waves(4)
+    if name == "teacher":
+        stage.setup("fit")
+        batch = batch_of(MusicCM(teacher, adversarial=Adversarial(weight=0.0)), 4)
+    stage, batch = stage.to(other), batch.to(other)
+    stage.loss(batch, keyed_generator(0, "first"))  # sends tables of the schedule
+    with watching() as noted:
+        total, _ = stage.loss(batch, keyed_generator(0, "second"))
+        total.backward()
+    assert noted == []

@@ -115,13 +115,14 @@ def test_inference_compares_the_pipeline_with_that_of_diffusers(bundle, tmp_path
     assert all(set(ROW_KEYS) <= set(r) for r in rows)
     found = {r["case"].removeprefix("full size: "): r for r in rows}
     speed = [r for case, r in found.items() if "text to sound" in case]
-    assert [r["ratio"] for r in speed] == [5.0, 20.0, 5.0, 20.0], "10 guided steps are 20 passes, against 4 and 1"
+    assert [r["ratio"] for r in speed] == [5.0, 20.0] * 3, "10 guided steps are 20 passes, against 4 and 1"
     assert [r["target"] for r in speed[:2]] == [20.0, 50.0]
-    for decoder in ("fast", "original"):
-        parts = [found[f"of that {part}, 4 steps, {decoder} decoder"] for part in inference.PARTS_OF_A_CLIP]
+    for side in ("fast decoder", "original decoder", "fast decoder, bf16 (--half)"):
+        parts = [found[f"of that {part}, 4 steps, {side}"] for part in inference.PARTS_OF_A_CLIP]
         assert [(r["ours"], r["baseline"]) for r in parts] == [(0.0, 0.0), (4.0, 20.0), (0.0, 0.0)]
-        assert found[f"peak memory, {decoder} decoder"]["ours"] > 10
+        assert found[f"peak memory, {side}"]["ours"] > 10
     assert found["4 steps, fast decoder, a clip against a bound"]["baseline"] == 6.0
+    assert found["4 steps, fast decoder, bf16 (--half), a clip against a bound"]["baseline"] == 2.0
     assert found["batch 2, 4 steps, fast decoder, seconds a clip against batch 1"]["ratio"] == 1.0
 
 

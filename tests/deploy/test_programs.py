@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from starlette.testclient import TestClient
@@ -38,6 +38,40 @@ def test_nobody_else_on_the_machine_is_answered_by_workers(monkeypatch):
     for headers in ({}, {lit.KEY_HEADER: "x"}):
         assert client.get("/health", headers=headers).status_code == 401
         assert client.post(lit.PATH, content=b"?", headers=headers).status_code == 401
+
+
+def loaded_by_replicas(name: str, options: list[str], monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """What a program's replica asks `load_model` for."""
+    module, asked = program(name, monkeypatch), []
+    monkeypatch.setattr(module, "load_model", lambda *given, compiled: asked.append((*given, compiled)))
+    monkeypatch.setattr(module, "Replica", list)
+    monkeypatch.setattr("musiccm.signals.in_worker", lambda: None)
+    args = module.parser().parse_args(["--device", "cpu", *options])
+    if name == "litserve":
+        module.Workers(args)._server.litapi_connector.lit_apis[0].setup("cpu")
+    else:
+        bound = []
+        monkeypatch.setattr(module.ray, "init", lambda **_: None)
+        monkeypatch.setattr(module.serve, "start", lambda **_: None)
+        monkeypatch.setattr(module.serve, "run", lambda target, **_: target)
+        monkeypatch.setattr(module.serve, "deployment", lambda kind, **_: SimpleNamespace(
+            bind=lambda *given: bound.append(kind(*given))))
+        assert module.Replicas(args)._handle is None and len(bound) == 1
+    return asked
+
+
+@pytest.mark.parametrize(("name", "library"), [("litserve", "litserve"), ("ray_serve", "ray.serve")])
+def test_replicas_load_what_was_compiled(name, library, monkeypatch, tmp_path):
+    pytest.importorskip(library, reason="it is not installed")
+    monkeypatch.chdir(tmp_path)
+    options = ["--model", "a=first", "--model", "b=second", "--model", "third", "--half", "--compiled", "b=two",
+               "--compiled", "/one"]
+    assert loaded_by_replicas(name, options, monkeypatch) == [
+        ("a=first", "cpu", None, True, None, Path("/one")), ("b=second", "cpu", None, True, None, tmp_path / "two"),
+        ("third", "cpu", None, True, None, None)]
+    with pytest.raises(MusiccmError, match="leave out one of the two"):
+        program(name, monkeypatch).main(["--compiled", "x", "--compile", "inductor", "--port", "0"])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("name", "library"), [("litserve", "litserve"), ("ray_serve", "ray.serve")])

@@ -26,6 +26,7 @@ from musiccm.losses.spectral import MagnitudeDistance, MultiResolutionStft
 from musiccm.models.bundle import Bundle
 from musiccm.models.fast_decoder import FastDecoder
 from musiccm.models.melody.audio_vae import AudioVae, AudioVaeConfig
+from musiccm.systems.parallel import normal_like
 from musiccm.systems.stages.audio_vae import AudioVaeStage
 from musiccm.systems.stages.decoder import DecoderStage
 from musiccm.systems.stages.tagger import group_accuracy
@@ -127,7 +128,7 @@ def test_the_loss_is_its_terms_under_their_weights(tmp_path: Path) -> None:
     torch.testing.assert_close(parts["kl"], kl_divergence(Normal(mean, std), Normal(0.0, 1.0)).mean())
     generator = keyed_generator(0)
     torch.randint(1, (3,), generator=generator)
-    raw = mean + std * torch.randn(mean.shape, generator=generator)
+    raw = mean + std * normal_like(mean, generator)
     sound = stage.part.decoder((raw / 3).clamp(-1, 1)[..., 0])
     torch.testing.assert_close(parts["stft"], MagnitudeDistance([512, 128])(sound, batch.waveform_BS)[0])
     # and what the paper does not have
@@ -164,7 +165,7 @@ def test_quality_by_distances_and_by_the_tagger(corpus: Path, tmp_path: Path) ->
     assert quality["stft"] == pytest.approx(MagnitudeDistance([512, 128])(sound, clips)[0].item(), rel=1e-4)
     assert quality["stft"] == pytest.approx(quality["stft_512"] + quality["stft_128"], rel=1e-5)
     assert len(batches) == 1
-    raw = mean + std * torch.randn(mean.shape, generator=stage.generator("validate", 0))
+    raw = mean + std * normal_like(mean, stage.generator("validate", 0))
     assert quality["clipped_share"] == pytest.approx((raw.abs() > 3).double().mean().item(), abs=1e-5)
     assert quality["latent_std"] == pytest.approx(raw.std().item(), rel=1e-4)
     # the tagger's reading by the other way that there is to it, over the instruments that the corpus knows
@@ -279,7 +280,7 @@ def test_a_fast_decoder_is_trained_on_its_latents(corpus: Path, tmp_path: Path) 
     stage = DecoderStage(sizes, bundle=str(path), warmup_steps=1, fft_sizes=(256, 512), distilled_share=0.0)
     latents_BCTF, target_BS = stage.pairs(sounds(), torch.Generator().manual_seed(5))
     posterior = vae.posterior(sounds().waveform_BS)
-    noise_BCTF = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(5))
+    noise_BCTF = normal_like(posterior.mean, torch.Generator().manual_seed(5))
     assert torch.equal(target_BS, sounds().waveform_BS)
     torch.testing.assert_close(latents_BCTF, vae.normalise(posterior.mean + posterior.std * noise_BCTF))
     trainer(tmp_path, 2).fit(stage, datamodule=data(corpus))

@@ -262,6 +262,19 @@ def test_a_stage_takes_an_older_checkpoint_and_settings_that_came_later(caplog: 
     assert "older version" in caplog.text
 
 
+@pytest.mark.parametrize("draws", [False, True])
+def test_a_stage_that_goes_on_with_other_noise_says_so(
+    draws: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AudioMaeStage, "draws_noise", draws)
+    checkpoint = saved(small_stage())
+    fitting(small_stage()).on_load_checkpoint(checkpoint)
+    assert "drew noise" not in caplog.text
+    del checkpoint["stage_noise"]  # as older versions wrote it
+    fitting(small_stage()).on_load_checkpoint(checkpoint)
+    assert ("stage.ckpt was written by a version that drew noise in another way" in caplog.text) == draws
+
+
 @pytest.mark.parametrize(("wrong", "key"), [
     ({"lr": 0.0}, "lr"), ({"betas": (0.9, 1.0)}, "betas"), ({"ema_decay": 1.0}, "ema_decay"),
     ({"mask_ratio": 1.0}, "mask_ratio"), ({"weight_decay": -1.0}, "weight_decay"),

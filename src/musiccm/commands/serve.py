@@ -57,30 +57,40 @@ def models_here(args: argparse.Namespace) -> Iterator[Load]:
         buckets = [Bucket.read(text) for text in args.warm_up]
     device = choose_device(args.device)
     check_backend("--compile", args.compile)
-    packages = _packages(args)
-    yield lambda one: load_model(one, device, args.decoder, args.half, args.compile, buckets, packages.get(one))
+    found = packages(args)
+    yield lambda one: load_model(one, device, args.decoder, args.half, args.compile, buckets, found.get(one))
 
 
-def _packages(args: argparse.Namespace) -> dict[str, Path]:
-    """The folders of `--compiled`, by what `--model` names."""
+def packages(args: argparse.Namespace) -> dict[str, Path]:
+    """The folders of `--compiled`, by what `--model` names.
+
+    Args:
+        args: The options.
+
+    Returns:
+        Absolute paths, so that they mean the same in workers, which may have another working directory.
+
+    Raises:
+        MusiccmError: There is no model of such a name, it has two packages, or `--compile` was given too.
+    """
     from musiccm.serving.loading import named_model
 
     models = args.model or [DEFAULT_MODEL]
     by_name = {named_model(one)[0]: one for one in models}
-    packages: dict[str, Path] = {}
+    by_model: dict[str, Path] = {}
     for text in args.compiled:
         name, found, folder = text.rpartition("=")
         if found and name not in by_name:
             raise MusiccmError(f"--compiled {text}: expected the name of a served model before =, one of "
                                f"{', '.join(by_name)}, found {name!r}")
         model = by_name[name] if found else models[0]
-        if model in packages:
+        if model in by_model:
             raise MusiccmError(f"--compiled {text}: expected one package a model, found a second one for {model}")
         if args.compile is not None:
             raise MusiccmError(f"--compiled {text}: was compiled before, and --compile compiles now; leave out one of "
                                "the two")
-        packages[model] = Path(folder)
-    return packages
+        by_model[model] = Path(folder).absolute()
+    return by_model
 
 
 def serve(args: argparse.Namespace, models: Callable[[argparse.Namespace], AbstractContextManager[Load]]) -> int:
@@ -153,10 +163,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--lanes", type=whole(1, 256), default=1,
                         help="network calls that a CPU computes side by side, each on its part of the threads: as many "
                              "as cores for small models and many clients (default %(default)s)")
-    parser.add_argument("--compiled", action="append", default=[], metavar="[NAME=]FOLDER",
-                        help="what `musiccm export --compiled` made of a model on such a machine, by default of the "
-                             "first: nothing is compiled then. It is machine code: take none from strangers. May be "
-                             "repeated")
     parser.add_argument("--warm-up", action="append", default=[], metavar="BATCH[xSTEPS[xSECONDS]]",
                         help="make each model ready for this shape before it is served, such as 1x4, or 8x4x60 for a "
                              "minute by 8 windows a call: compile for it, and on a GPU record clips as one graph; may "
@@ -165,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def make_parser(program: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser of what `serve` reads, but for `--lanes`, `--compiled` and `--warm-up`.
+    """A parser of what `serve` reads, but for `--lanes` and `--warm-up`.
 
     Args:
         program: The program's name.
@@ -190,6 +196,10 @@ def make_parser(program: str, description: str | None) -> argparse.ArgumentParse
     parser.add_argument("--decoder", choices=["fast", "original"], help="see `musiccm generate`")
     parser.add_argument("--half", action="store_true", help="compute in bf16 where sound allows it, for GPUs")
     parser.add_argument("--compile", metavar="BACKEND", help="compile the U-Net, see `musiccm generate`")
+    parser.add_argument("--compiled", action="append", default=[], metavar="[NAME=]FOLDER",
+                        help="what `musiccm export --compiled` made of a model on such a machine, by default of the "
+                             "first: nothing is compiled then. It is machine code: take none from strangers. May be "
+                             "repeated")
     parser.add_argument("--together", action="store_true",
                         help="on a CPU, too, make network calls of several jobs as one: faster for small models; clips "
                              "then differ by rounding from those made alone")

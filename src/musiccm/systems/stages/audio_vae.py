@@ -23,7 +23,7 @@ from musiccm.models.bundle.files import save_part
 from musiccm.models.melody.audio_vae import AudioVae
 from musiccm.models.waveform_discriminator import WaveformDiscriminator
 from musiccm.systems.clock import clock_stopped
-from musiccm.systems.parallel import average_gradients, mean_over_ranks, share_weights, warn
+from musiccm.systems.parallel import average_gradients, mean_over_ranks, normal_like, share_weights, warn
 from musiccm.systems.ranges import check_ranges
 from musiccm.systems.stages.base import Stage, mean_of, warmup_cosine
 
@@ -69,6 +69,7 @@ class AudioVaeStage(Stage):
 
     stage = "audio_vae"
     part_name = "audio_vae"
+    draws_noise = True
     part: AudioVae
     kinds = {"count": "crop_samples moments_batches", "index": "adversarial_start",
              "not_negative": "stft_weight log_stft_weight matching_weight adversarial_weight kl_weight",
@@ -205,7 +206,7 @@ class AudioVaeStage(Stage):
             The waveforms that came of it, the weighted sum of MR-STFT and KL, and parts to log.
         """
         posterior = self.part.posterior(target_BS)
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
+        noise = normal_like(posterior.mean, generator).to(posterior.mean.dtype)
         raw_BCTF = posterior.mean + posterior.std * noise
         predicted_BS = self.part.decode(self.part.normalise(raw_BCTF))
         stft, _ = self.stft(predicted_BS, target_BS)
@@ -293,7 +294,7 @@ class AudioVaeStage(Stage):
     def measure(self, batch: WaveformBatch, generator: torch.Generator) -> dict[str, Any]:
         """Whole clips through the mean of the posterior, and what a divisor clips of one draw."""
         posterior = self.best.posterior(batch.waveform_BS)
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
+        noise = normal_like(posterior.mean, generator).to(posterior.mean.dtype)
         raw_BCTF = posterior.mean + posterior.std * noise
         sound_BS = self.best.decode(self.best.normalise(posterior.mean))
         n, (stft, parts) = len(sound_BS), self.stft(sound_BS, batch.waveform_BS)
@@ -351,7 +352,7 @@ class AudioVaeStage(Stage):
         device = next(vae.parameters()).device
         for index, batch in enumerate(islice(self.trainer.datamodule.train_dataloader(), self.moments_batches)):
             posterior = vae.posterior(batch.waveform_BS.to(device))
-            noise = torch.randn(posterior.mean.shape, generator=self.generator("divisor", index)).to(posterior.mean)
+            noise = normal_like(posterior.mean, self.generator("divisor", index)).to(posterior.mean.dtype)
             found.append((posterior.mean + posterior.std * noise).transpose(0, 1).flatten(1).cpu())
         return torch.cat(found, dim=1)
 

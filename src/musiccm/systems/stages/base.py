@@ -36,6 +36,9 @@ from musiccm.texts import read_json
 #: What a resumed stage may change: where the bundle lies, and settings of what is measured or written at the end.
 MAY_CHANGE = ("bundle", "recall_pairs", "cost_frames", "moments_batches", "tagger_bundle", "divisor_quantile")
 
+#: How noise is drawn (`systems.philox`): what a checkpoint states, so that a run that goes on with other noise says so.
+NOISE = "philox4x32-10"
+
 
 def warmup_cosine(warmup_steps: int, max_steps: int, final_share: float = 0.0) -> Callable[[int], float]:
     """Learning-rate factor: linear to 1 over the warm-up, then half a cosine to `final_share` at `max_steps`."""
@@ -52,7 +55,8 @@ class Stage(pl.LightningModule):
 
     A subclass sets `stage`, assigns `self.part` (the module that is trained) and then calls `finish_init`; it
     implements `loss`, `measure`, `summarise` and `save`. Randomness comes from `generator(purpose)`, keyed by seed,
-    rank and step, so a resumed run draws what the uninterrupted one would have drawn.
+    rank and step, so a resumed run draws what the uninterrupted one would have drawn. Noise is computed where the batch
+    is, by `parallel.normal_like`: the same on every device.
 
     Args:
         bundle: directory of the bundle; the part is written into it when training ends.
@@ -72,6 +76,8 @@ class Stage(pl.LightningModule):
     part: nn.Module
     part_name: str | None = None
     """The folder of the bundle that `part` is written to as it is; None where only some of it is."""
+    draws_noise: bool = False
+    """Whether its losses draw noise by `parallel.normal_like`."""
 
     kinds: dict[str, str] = {}
     """Ranges of a subclass' own settings, as `check_ranges` takes them."""
@@ -145,7 +151,7 @@ class Stage(pl.LightningModule):
         return self.part if self.ema is None else self.ema.module
 
     def generator(self, *purpose: int | str) -> torch.Generator:
-        """A CPU generator keyed by seed, rank and `purpose`; draw on it, then move the result to the device."""
+        """A CPU generator keyed by seed, rank and `purpose`: for the few numbers that the host draws, and for keys."""
         return keyed_generator(self.seed, self.stage, self.global_rank, *purpose)
 
     def trained(self) -> list[nn.Module]:
@@ -261,6 +267,7 @@ class Stage(pl.LightningModule):
         checkpoint["train_seconds"] = self.train_seconds
         checkpoint["stage"] = self._identity()
         checkpoint["stage_quality"] = {"record": self._record, "before": self._before}
+        checkpoint["stage_noise"] = NOISE if self.draws_noise else None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the clock up again; refuse to go on under other settings.
@@ -274,6 +281,9 @@ class Stage(pl.LightningModule):
         if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING:
             return
         path, stated, mine = str(self._trainer.ckpt_path or "the checkpoint"), checkpoint.get("stage"), self._identity()
+        if self.draws_noise and checkpoint.get("stage_noise") != NOISE:
+            warn(f"{path} was written by a version that drew noise in another way ({NOISE} here): the run goes on with "
+                 "other noise than it would have had there, of the same kind")
         if stated is None:
             warn(f"{path} was written by an older version, which did not note a stage's settings. They are taken to "
                  "be as in this run")

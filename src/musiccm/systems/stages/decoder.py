@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from musiccm.audio.mel import LogMel
 from musiccm.data.batch import WaveformBatch
+from musiccm.device import sent
 from musiccm.losses.spectral import MultiResolutionStft
 from musiccm.losses.waveform_adversarial import waveform_adversarial
 from musiccm.models.bundle import Bundle
@@ -21,6 +22,7 @@ from musiccm.models.bundle.files import save_part
 from musiccm.models.codec import SoundEncoder
 from musiccm.models.fast_decoder import FastDecoder
 from musiccm.models.spectrogram_discriminator import SpectrogramDiscriminator
+from musiccm.systems.parallel import normal_like
 from musiccm.systems.stages.base import Stage, mean_of
 
 
@@ -45,6 +47,7 @@ class DecoderStage(Stage):
 
     stage = "decoder"
     part_name = "decoder"
+    draws_noise = True
     part: FastDecoder
     kinds = {"not_negative": "stft_weight mel_weight adversarial_weight distilled_noise",
              "index": "adversarial_start", "share": "distilled_share"}
@@ -105,12 +108,12 @@ class DecoderStage(Stage):
         """Standardised latents `[B, C, T, F]`, and what they are to sound like, `[B, S]`."""
         target_BS = batch.waveform_BS.clone()
         mean_BCTF, std_BCTF = self.encode(target_BS)
-        noise_BCTF = torch.randn(mean_BCTF.shape, generator=generator).to(mean_BCTF.device)
+        noise_BCTF = normal_like(mean_BCTF, generator)
         distilled_B = torch.rand(len(target_BS), generator=generator) < self.distilled_share
         latents_BCTF = self.codec.standardise(mean_BCTF + std_BCTF * noise_BCTF)
         if distilled_B.any():
-            chosen = distilled_B.nonzero()[:, 0].to(target_BS.device)
-            push = torch.randn(latents_BCTF[chosen].shape, generator=generator).to(target_BS.device)
+            chosen = sent(distilled_B.nonzero()[:, 0], target_BS.device)
+            push = normal_like(latents_BCTF[chosen], generator)
             latents_BCTF[chosen] += self.distilled_noise * push
             z_BCTF = F.pixel_unshuffle(latents_BCTF[chosen], self.codec.latent_patch)
             target_BS[chosen] = self.codec.decode(z_BCTF)

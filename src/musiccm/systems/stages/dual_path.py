@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from musiccm.data.batch import LatentBatch
+from musiccm.device import sent
 from musiccm.diffusion import Condition, choose_condition, noised_at, spread_chunks
 from musiccm.errors import MusiccmError
 from musiccm.losses.velocity import draw_angles, si_snr, velocity_loss
@@ -19,6 +20,7 @@ from musiccm.models.melody.audio_vae import AudioVae
 from musiccm.models.melody.dual_path import DUAL_PATH, DualPath
 from musiccm.models.melody.renderer import Renderer
 from musiccm.models.melody.tokenizer import tokenizer_of
+from musiccm.systems.parallel import normal_like
 from musiccm.systems.stages.base import Stage, mean_of
 
 #: How its samplers read it: the angle process, at whose timesteps the network is told the angle.
@@ -51,6 +53,7 @@ class DualPathStage(Stage):
     """
 
     stage = "dual_path"
+    draws_noise = True
     part_name: str | None = DUAL_PATH
     part: Renderer
     #: The argument with the network's shape, and its class.
@@ -152,8 +155,8 @@ class DualPathStage(Stage):
         Returns:
             The noisy latents, the velocity that was predicted, and the true one.
         """
-        eps_BCTF = torch.randn(z0_BCTF.shape, generator=generator).to(z0_BCTF)
-        angle_BM = angle_BM.to(z0_BCTF.device)
+        eps_BCTF = normal_like(z0_BCTF, generator).to(z0_BCTF.dtype)
+        angle_BM = sent(angle_BM, z0_BCTF.device)
         z_BCTF, target_BCTF = noised_at(z0_BCTF, eps_BCTF, spread_chunks(angle_BM, z0_BCTF.shape[2]))
         (v_BCTF,) = network(z_BCTF, angle_BM[:, 0], cond.tokens_BLD, cond.mask_BL, angle_BM=angle_BM)
         return z_BCTF, v_BCTF, target_BCTF
@@ -161,13 +164,13 @@ class DualPathStage(Stage):
     def loss(self, batch: LatentBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error of the velocity where there is noise."""
         z0_BCTF, cond = self.latents(batch), self.condition(batch)
-        angle_BM = draw_angles(len(z0_BCTF), self.chunks, generator, self.continuation_share, self.held_chunks,
-                               self.inpainting_share)
+        angle_BM = sent(draw_angles(len(z0_BCTF), self.chunks, generator, self.continuation_share, self.held_chunks,
+                                    self.inpainting_share), z0_BCTF.device)
         dropped_B = torch.rand(len(z0_BCTF), generator=generator) < self.condition_dropout
-        seen = choose_condition(dropped_B, no_tokens(cond), cond)
+        seen = choose_condition(sent(dropped_B, z0_BCTF.device), no_tokens(cond), cond)
         assert isinstance(seen, Condition)
         _, v_BCTF, target_BCTF = self.predict(self.part, z0_BCTF, angle_BM, seen, generator)
-        return velocity_loss(v_BCTF, target_BCTF, spread_chunks(angle_BM.to(z0_BCTF.device), z0_BCTF.shape[2]))
+        return velocity_loss(v_BCTF, target_BCTF, spread_chunks(angle_BM, z0_BCTF.shape[2]))
 
     def measure(self, batch: LatentBatch, generator: torch.Generator) -> dict[str, Any]:
         """Errors of held-out latents, with noise and angles fixed across validations.

@@ -11,6 +11,7 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 
 from musiccm.data.batch import LatentBatch
+from musiccm.device import sent
 from musiccm.diffusion import (
     AnyCondition,
     cat_conditions,
@@ -26,6 +27,7 @@ from musiccm.models.bundle.files import save_part
 from musiccm.models.codec import LatentCodec
 from musiccm.models.denoiser import Denoiser
 from musiccm.systems.conditions import caption_or_audio, check_audio_share
+from musiccm.systems.parallel import normal_like
 from musiccm.systems.stages.base import Stage
 
 # MusicLDM's (arXiv 2308.01546); timestep_spacing is how readers of the file should sample, training uses all steps.
@@ -130,6 +132,7 @@ class TeacherStage(Stage):
 
     stage = "teacher"
     part_name = "unet"
+    draws_noise = True
     part: UNet2DConditionModel
     kinds = {"positive": "min_snr_gamma", "not_negative": "noise_emphasis",
              "share": "condition_dropout audio_condition_share"}
@@ -183,14 +186,17 @@ class TeacherStage(Stage):
     def condition(self, batch: LatentBatch, generator: torch.Generator) -> AnyCondition:
         """Caption or audio embedding of each item, or null."""
         draws = torch.rand(2, len(batch.ids), 1, generator=generator)[..., 0]
-        cond = caption_or_audio(batch, draws[0] < self.audio_condition_share)
-        return choose_condition(draws[1] < self.condition_dropout, self._null[0], cond)
+        shares = torch.tensor([self.audio_condition_share, self.condition_dropout])
+        audio_B, dropped_B = sent(draws < shares[:, None], batch.latents_BCTF.device)
+        cond = caption_or_audio(batch, audio_B)
+        self._null[0] = self._null[0].to(cond)  # type: ignore[arg-type]
+        return choose_condition(dropped_B, self._null[0], cond)
 
     def denoise(
         self, unet: torch.nn.Module, z0_BCTF: Tensor, t_B: Tensor, cond_BD: AnyCondition, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one noised batch."""
-        noise_BCTF = torch.randn(z0_BCTF.shape, generator=generator).to(z0_BCTF)
+        noise_BCTF = normal_like(z0_BCTF, generator).to(z0_BCTF.dtype)
         z_BCTF = self.schedule.add_noise(z0_BCTF, noise_BCTF, t_B)
         denoiser = Denoiser(unet, self.schedule, self.prediction_type)
         _, predicted_BCTF = denoiser.predict(z_BCTF, t_B, cond_BD)
@@ -202,13 +208,13 @@ class TeacherStage(Stage):
     def loss(self, batch: LatentBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted error of the predicted noise, whatever the network's own output, at stratified timesteps."""
         z0_BCTF = self.normalised(batch)
-        t_B = stratified_timesteps(len(z0_BCTF), self.schedule.num_train_timesteps, generator).to(z0_BCTF.device)
+        t_B = sent(stratified_timesteps(len(z0_BCTF), self.schedule.num_train_timesteps, generator), z0_BCTF.device)
         return self.denoise(self.part, z0_BCTF, t_B, self.condition(batch, generator), generator)
 
     def measure(self, batch: LatentBatch, generator: torch.Generator) -> dict[str, Any]:
         """Errors of held-out latents under their captions, with noise and timesteps fixed across validations."""
         z0_BCTF = self.normalised(batch)
-        t_B = stratified_timesteps(len(z0_BCTF), self.schedule.num_train_timesteps, generator).to(z0_BCTF.device)
+        t_B = sent(stratified_timesteps(len(z0_BCTF), self.schedule.num_train_timesteps, generator), z0_BCTF.device)
         _, parts = self.denoise(self.best, z0_BCTF, t_B, batch.text_BD, generator)
         return {"t_B": t_B, "mse_B": parts["mse_B"]}
 

@@ -13,9 +13,11 @@ from torch.nn import functional as F
 
 from musiccm.audio.mel import LogMel, MelConfig
 from musiccm.data.batch import WaveformBatch
+from musiccm.device import sent
 from musiccm.losses.reconstruction import gaussian_kl, mel_reconstruction
 from musiccm.models.bundle import save_settings
 from musiccm.models.bundle.files import save_part
+from musiccm.systems.parallel import normal_like
 from musiccm.systems.stages.base import Stage, mean_of
 
 
@@ -63,6 +65,7 @@ class VaeStage(Stage):
 
     stage = "vae"
     part_name = "vae"
+    draws_noise = True
     part: AutoencoderKL
     kinds = {"count": "crop_frames latent_patch moments_batches", "positive": "mel_std initial_posterior_std",
              "not_negative": "kl_weight l1_weight l2_weight gradient_weight", "finite": "mel_mean"}
@@ -109,14 +112,14 @@ class VaeStage(Stage):
         if spare <= 0:
             return mel_BMN
         starts_B = torch.randint(spare + 1, (len(mel_BMN), 1), generator=generator)
-        frames_BL = (starts_B + torch.arange(self.crop_frames)).to(mel_BMN.device)
+        frames_BL = sent(starts_B + torch.arange(self.crop_frames), mel_BMN.device)
         return mel_BMN.gather(1, frames_BL.unsqueeze(-1).expand(-1, -1, mel_BMN.shape[2]))
 
     def loss(self, batch: WaveformBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Reconstruction of one sampled latent, plus the KL."""
         mel_BMN = self.crop(self.mel(batch.waveform_BS), generator)
         posterior = self.part.encode(self.to_image(mel_BMN)).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
+        noise = normal_like(posterior.mean, generator).to(posterior.mean.dtype)
         decoded = self.part.decode(posterior.mean + posterior.std * noise).sample
         total, parts = mel_reconstruction(self.to_mel(decoded), mel_BMN, **self.weights)
         parts["kl"] = gaussian_kl(posterior.mean, posterior.logvar)
