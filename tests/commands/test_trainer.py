@@ -1,5 +1,6 @@
 """Experiments through `musiccm fit` and `musiccm test`, with a toy model in place of the real ones."""
 
+import contextlib
 import inspect
 import logging
 import os
@@ -14,9 +15,10 @@ from pytorch_lightning.trainer.connectors import checkpoint_connector
 
 from musiccm import cli, locks, signals
 from musiccm.commands._checkpoints import CheckpointFiles
-from musiccm.commands._trainer import find_checkpoint
+from musiccm.commands._nested_null import with_nested_nulls
+from musiccm.commands._trainer import TrainerCLI, find_checkpoint
 from musiccm.commands._trainer_help import named_options
-from musiccm.config import load_experiment
+from musiccm.config import load_experiment, merge_config_arguments
 from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
 from musiccm.locks import locked_folder
@@ -63,6 +65,15 @@ trainer: {accelerator: cpu, max_steps: 4, enable_progress_bar: false, enable_mod
 model: {class_path: musiccm_toy.Toy, init_args: {lr: 1e-1, width: "${data.init_args.width}"}}
 data: {class_path: musiccm_toy.Ones, init_args: {width: 3}}
 """
+
+
+class Parsed(Exception):
+    """The arguments of the model, where it would be built."""
+
+
+class Parsing(TrainerCLI):
+    def before_instantiate_classes(self) -> None:
+        raise Parsed(self.config[self.subcommand].model.init_args)
 
 
 @pytest.fixture
@@ -303,6 +314,24 @@ def test_bad_arguments_are_one_message(here, capsys, arguments, said):
     assert said in shown
     assert "Traceback" not in shown
     assert not (here / "lightning_logs").exists()
+
+
+@pytest.mark.parametrize("start", [["--model.init_args.distillation.start", "null"], ["--model.distillation.start=~"]])
+def test_null_takes_a_setting_of_a_group_back(here, start):
+    """The file's start is given up, and its other settings of the group stay."""
+    (here / "start.yaml").write_text("base: demo\nmodel: {init_args: {distillation: {start: gone.ckpt, tail: 0.3}}}\n")
+    arguments = ["fit", "--config", "start.yaml", *start, "--model.init_args.distillation.warm_start_snr", "null"]
+    with pytest.raises(Parsed) as parsed, contextlib.ExitStack() as held:
+        Parsing([arguments[0], *merge_config_arguments(arguments[0], arguments[1:])], held, [])
+    found = parsed.value.args[0].distillation
+    assert (found.start, found.warm_start_snr, found.tail) == (None, None, 0.3)
+
+
+def test_a_null_is_moved_where_it_is_a_setting_inside_a_group():
+    kept = ["fit", "--trainer.max_time", "null", "--model.init_args.teacher", "null", "--data.init_args.x", "~"]
+    assert with_nested_nulls(kept) == kept
+    assert with_nested_nulls(["fit", "--model.init_args.a.b.c", "null", "--n", "2"]) == [
+        "fit", '--model.init_args.a={"b": {"c": null}}', "--n", "2"]
 
 
 def test_training_does_not_go_on_from_weights_alone(here, capsys):

@@ -26,6 +26,7 @@ from musiccm.callbacks.provenance import SaveConfigWithProvenance
 from musiccm.callbacks.training_time import TrainingTime
 from musiccm.commands._checkpoints import with_our_files
 from musiccm.commands._imports import check_classes, only_known_imports, take_allowed
+from musiccm.commands._nested_null import with_nested_nulls
 from musiccm.commands._run_folder import RunTrainer
 from musiccm.commands._run_words import closing_words, metric_lines, opening_words, unfinished
 from musiccm.commands._trainer_options import check_trainer_options, class_name, listed, named_class
@@ -71,7 +72,7 @@ class TrainerCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_kwargs=parser_kwargs | {name: dict(parser_kwargs) for name in self.subcommands()},
-            args=args,
+            args=with_nested_nulls(args),
         )
 
     @staticmethod
