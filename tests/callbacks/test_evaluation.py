@@ -27,6 +27,8 @@ from musiccm.embedders import Embeddings
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.clip_features import ClipFeatures, read_about, read_features, write_features
 from musiccm.evaluation.evaluator import Evaluator
+from musiccm.evaluation.feature_cache import decoder_hashes, teacher_hash
+from musiccm.models.bundle import Bundle
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,8 @@ def test_test_writes_the_table_once_computed_and_once_from_the_cache(
         }
         assert "student" in capsys.readouterr().out
     first, second = found
+    read = Bundle.from_pretrained(bundle)
+    assert first["teacher"] == {"hash": teacher_hash(read), "decoders": decoder_hashes(read)}
     assert (first["experiment"], first["n"], first["floor"]) == ("tiny", 5, "other real clips")
     models = [("floor", 0, None, None), ("teacher", 1, 2, 3.0), ("teacher", 2, 4, 3.0), ("teacher_unguided", 2, 2, 1.0),
               ("student", 1, 1, None), ("student", 2, 2, None)]

@@ -334,7 +334,7 @@ class Evaluation(pl.Callback):
             floor=floor[0].kind if floor else None,
             sim_aa_gallery=about, test_clips=shares, test_clips_of_the_teachers_training=seen,
             machine=machine(system.device), checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
-            training=training_record(trainer, pl_module),
+            training=training_record(trainer, pl_module), teacher=keeping.teacher,
             seed=self.seed, sampler=self.sampler.spec,
             **(evaluator.clap.record() if evaluator.clap else {"text_audio": None}),
             embedders={name: embedder.fingerprint for name, embedder in evaluator.extractor.embedders.items()},

@@ -46,6 +46,11 @@ class Keeping:
     gather: Callable[[Any], list[Any]] = lambda value: [value]
     writes: bool = True
 
+    @property
+    def teacher(self) -> dict[str, Any] | None:
+        """Hashes of the teacher and its decoders, as results state them; None for one that is no bundle's."""
+        return {"hash": self.key["teacher"], "decoders": dict(self.decoder_keys)} if "teacher" in self.key else None
+
     def get(self, key: Mapping[str, Any], clips: Sequence[Asked]) -> Made | None:
         """Features that were kept; None unless every rank finds those of its clips."""
         found = self.cache.get(key, [clip.id for clip in clips], [clip.prompt for clip in clips])
