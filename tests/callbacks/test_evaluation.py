@@ -17,18 +17,20 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tiny_bundle import CAPTIONS, build_random_bundle
 from tiny_system import SAMPLES, Clips, Data, N, System
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from musiccm.callbacks.evaluation import Evaluation
 from musiccm.callbacks.panels import Panels
 from musiccm.cli import main
 from musiccm.commands._features import pack_features
+from musiccm.data.waveforms import collate_waveforms
 from musiccm.embedders import Embeddings
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.clip_features import ClipFeatures, read_about, read_features, write_features
 from musiccm.evaluation.evaluator import Evaluator
 from musiccm.evaluation.feature_cache import decoder_hashes, teacher_hash
 from musiccm.models.bundle import Bundle
+from musiccm.systems.lcm import LCM
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +145,29 @@ def test_a_checkpoint_keeps_the_best_of_a_monitored_figure(bundle: Path, tmp_pat
     more = trainer(tmp_path, [Evaluation(val_steps=[1], val_teacher_steps=[2], val_limit=5, batch_size=4)])
     more.validate(System(bundle), Data(), verbose=False)
     assert float(more.callback_metrics["val/fd_tagger_teacher_2"]) < first + 1, "of clips that were not kept"
+
+
+def test_a_test_reads_no_more_clips_than_it_scores(bundle: Path, tmp_path: Path) -> None:
+    """The loop takes one batch of the loader, and the callback reads its three clips itself."""
+    read: list[int] = []
+
+    class Counted(Clips):
+        def __getitem__(self, i: int) -> dict[str, Any]:
+            read.append(i)
+            return super().__getitem__(i)
+
+    class Long(Data):
+        def waveforms(self, split: str, limit: int | None = None) -> Dataset:
+            return Counted() if split == "test" else super().waveforms(split, limit)
+
+        def test_dataloader(self) -> DataLoader:
+            return DataLoader(Counted(), batch_size=2, collate_fn=collate_waveforms)
+
+    evaluation = Evaluation(steps=[1], teacher_steps=[], decoders=["fast"], limit=3, batch_size=3, n_panels=0,
+                            progress=False)
+    trainer(tmp_path, [evaluation]).test(LCM(str(bundle)), Long(), verbose=False)
+    assert sorted(read) == [0, 0, 1, 1, 2]
+    assert json.loads((tmp_path / "lightning_logs/tiny/version_0/results.json").read_text())["n"] == 3
 
 
 class WithRenderings(Data):
