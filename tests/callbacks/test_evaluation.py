@@ -6,6 +6,7 @@ import io
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from musiccm.errors import MusiccmError
 from musiccm.evaluation.clip_features import ClipFeatures, read_about, read_features, write_features
 from musiccm.evaluation.evaluator import Evaluator
 from musiccm.evaluation.feature_cache import decoder_hashes, teacher_hash
+from musiccm.evaluation.text_audio import measuring_clap
 from musiccm.models.bundle import Bundle
 from musiccm.systems.lcm import LCM
 
@@ -168,6 +170,42 @@ def test_a_test_reads_no_more_clips_than_it_scores(bundle: Path, tmp_path: Path)
     trainer(tmp_path, [evaluation]).test(LCM(str(bundle)), Long(), verbose=False)
     assert sorted(read) == [0, 0, 1, 1, 2]
     assert json.loads((tmp_path / "lightning_logs/tiny/version_0/results.json").read_text())["n"] == 3
+
+
+def test_captions_are_embedded_once_by_what_measures(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the similarities and for whether real clips are told by their captions (`own_captions`)."""
+    asked: list[str] = []
+
+    def counting(*arguments: Any) -> Any:
+        found = measuring_clap(*arguments)
+        assert found is not None
+
+        def text(captions: list[str]) -> torch.Tensor:
+            asked.extend(captions)
+            return found.text(captions)
+
+        return replace(found, text=text)
+
+    class Nine(Clips):
+        def __len__(self) -> int:
+            return 9
+
+        def __getitem__(self, i: int) -> dict[str, Any]:
+            return super().__getitem__(i) | {"caption": f"piece {i}"}
+
+    class NineClips(Data):
+        def waveforms(self, split: str, limit: int | None = None) -> Dataset:
+            return Nine() if split == "test" else super().waveforms(split, limit)
+
+    monkeypatch.setattr("musiccm.callbacks.evaluation.measuring_clap", counting)
+    evaluation = Evaluation(steps=[1], teacher_steps=[2], decoders=["fast"], limit=9, batch_size=4, n_panels=0,
+                            progress=False)
+    trainer(tmp_path, [evaluation]).test(System(bundle), NineClips(), verbose=False)
+    assert asked == [f"piece {i}" for i in range(9)]
+    found = json.loads((tmp_path / "lightning_logs/tiny/version_0/results.json").read_text())["own_captions"]
+    assert found["n"] == 9 and 0 <= found["low"] <= found["share"] <= found["high"] <= 1
 
 
 class WithRenderings(Data):

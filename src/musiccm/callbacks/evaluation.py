@@ -318,6 +318,7 @@ class Evaluation(pl.Callback):
         real = ClipFeatures.of_ranks(keeping.gather(evaluator.real))
         prompts = {name: prompt for part in keeping.gather(dict(zip(evaluator.ids, evaluator.prompts, strict=True)))
                    for name, prompt in part.items()}
+        texts = {caption: row for part in keeping.gather(evaluator.texts()) for caption, row in part.items()}
         folder, experiment = run_folder(trainer)
         names = list(evaluator.extractor.embedders)
         pl_module.log_dict(_headlines(outcomes, names), sync_dist=True)
@@ -325,7 +326,7 @@ class Evaluation(pl.Callback):
             return
         about = galleries.about if galleries else {}
         measured = real.clap_ND if real.text_audio_ND is None else real.text_audio_ND
-        known = of_real_clips(real.ids, measured, prompts, evaluator.clap, self.draws)
+        known = of_real_clips(real.ids, measured, prompts, texts, self.draws)
         unknown = unknown_corpus(known, evaluator.clap is not None and evaluator.clap.of_bundle)
         text = write_table(
             folder, experiment, outcomes, references, names[0],

@@ -38,8 +38,8 @@ def check_results_of(path: Path, results: Mapping[str, Any], bundles: Sequence[B
         return
     stated = results["teacher"]
     if stated is None:
-        raise MusiccmError(f"--results {path}: measured on a teacher that an experiment gave (model.init_args.teacher), "
-                           f"and {bundles[0].path} is packed; {AGAIN}")
+        raise MusiccmError(f"--results {path}: measured on a teacher that an experiment gave "
+                           f"(model.init_args.teacher), and {bundles[0].path} is packed; {AGAIN}")
     expected = [teacher_hash(bundle) for bundle in bundles]
     if stated["hash"] not in expected:
         raise _other(path, "the teacher", stated["hash"], expected, bundles)

@@ -418,6 +418,12 @@ class Evaluator:
             self._texts[key] = self.clap.text(captions)
         return self._texts[key]
 
+    def texts(self) -> dict[str, Tensor]:
+        """The captions of the reference as the measuring CLAP has embedded them, `[D]` on the CPU; none without one."""
+        rows = {captions: text_BD.float().cpu() for captions, text_BD in self._texts.items()}
+        return {caption: row for captions, text_BD in rows.items()
+                for caption, row in zip(captions, text_BD, strict=True)}
+
     @torch.no_grad()
     def _generate(
         self, candidate: Candidate, ids: Sequence[str], prompts: list[str], decoders: Sequence[str], anew: bool = False
