@@ -12,8 +12,8 @@ import yaml
 from safetensors.torch import load_file
 
 from musiccm.cli import main
-from musiccm.commands._precision import choose, half_rounded, relative_change
 from musiccm.commands._measured_bundle import check_results_of
+from musiccm.commands._precision import choose, half_rounded, relative_change
 from musiccm.commands.pack import stage_records
 from musiccm.config import load_experiment
 from musiccm.evaluation.bundle_quality import quality_of
