@@ -1,6 +1,5 @@
 """Experiments through `musiccm fit` and `musiccm test`, with a toy model in place of the real ones."""
 
-import contextlib
 import inspect
 import logging
 import os
@@ -16,9 +15,9 @@ from pytorch_lightning.trainer.connectors import checkpoint_connector
 from musiccm import cli, locks, signals
 from musiccm.commands._checkpoints import CheckpointFiles
 from musiccm.commands._nested_null import with_nested_nulls
-from musiccm.commands._trainer import TrainerCLI, find_checkpoint
+from musiccm.commands._trainer import find_checkpoint
 from musiccm.commands._trainer_help import named_options
-from musiccm.config import load_experiment, merge_config_arguments
+from musiccm.config import load_experiment
 from musiccm.data.module import MusicDataModule
 from musiccm.errors import MusiccmError
 from musiccm.locks import locked_folder
@@ -27,6 +26,7 @@ from musiccm.systems.settings import Distillation, Optimization
 from tests.leftovers import leave_half_file
 
 TOY = """
+from dataclasses import dataclass
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule
 from musiccm.errors import MusiccmError
@@ -50,6 +50,16 @@ class Toy(LightningModule):
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=self.lr)
 
+@dataclass
+class Group:
+    start: str | None = None
+    share: float | None = None
+    tail: float = 0.0
+
+class Grouped(Toy):
+    def __init__(self, lr: float, width: int, group: Group | None = None):
+        super().__init__(lr, width)
+
 class Ones(LightningDataModule):
     def __init__(self, width: int):
         super().__init__()
@@ -65,15 +75,6 @@ trainer: {accelerator: cpu, max_steps: 4, enable_progress_bar: false, enable_mod
 model: {class_path: musiccm_toy.Toy, init_args: {lr: 1e-1, width: "${data.init_args.width}"}}
 data: {class_path: musiccm_toy.Ones, init_args: {width: 3}}
 """
-
-
-class Parsed(Exception):
-    """The arguments of the model, where it would be built."""
-
-
-class Parsing(TrainerCLI):
-    def before_instantiate_classes(self) -> None:
-        raise Parsed(self.config[self.subcommand].model.init_args)
 
 
 @pytest.fixture
@@ -316,15 +317,14 @@ def test_bad_arguments_are_one_message(here, capsys, arguments, said):
     assert not (here / "lightning_logs").exists()
 
 
-@pytest.mark.parametrize("start", [["--model.init_args.distillation.start", "null"], ["--model.distillation.start=~"]])
-def test_null_takes_a_setting_of_a_group_back(here, start):
+@pytest.mark.parametrize("null", [["--model.init_args.group.start", "null"], ["--model.group.start=~"]])
+def test_null_takes_a_setting_of_a_group_back(here, null):
     """The file's start is given up, and its other settings of the group stay."""
-    (here / "start.yaml").write_text("base: demo\nmodel: {init_args: {distillation: {start: gone.ckpt, tail: 0.3}}}\n")
-    arguments = ["fit", "--config", "start.yaml", *start, "--model.init_args.distillation.warm_start_snr", "null"]
-    with pytest.raises(Parsed) as parsed, contextlib.ExitStack() as held:
-        Parsing([arguments[0], *merge_config_arguments(arguments[0], arguments[1:])], held, [])
-    found = parsed.value.args[0].distillation
-    assert (found.start, found.warm_start_snr, found.tail) == (None, None, 0.3)
+    (here / "grouped.yaml").write_text("base: toy.yaml\nmodel: {class_path: musiccm_toy.Grouped, init_args: {lr: 0.1, "
+                                       "width: 3, group: {start: gone.ckpt, share: 0.5, tail: 0.3}}}\n")
+    assert cli.main(["fit", "--config", "grouped.yaml", *null, "--model.init_args.group.share", "null"]) == 0
+    saved = yaml.safe_load((here / "lightning_logs/grouped/version_0/config.yaml").read_text())
+    assert saved["model"]["init_args"]["group"] == {"start": None, "share": None, "tail": 0.3}
 
 
 def test_a_null_is_moved_where_it_is_a_setting_inside_a_group():

@@ -20,6 +20,7 @@ from musiccm import signals
 from musiccm.callbacks.divergence import Divergence
 from musiccm.callbacks.evaluation import Evaluation
 from musiccm.callbacks.last_checkpoint import LastStep, newest
+from musiccm.callbacks.last_validation import LastValidation
 from musiccm.callbacks.preemption import Preemption, without_lightnings_handlers
 from musiccm.callbacks.progress_lines import ProgressLines
 from musiccm.callbacks.provenance import SaveConfigWithProvenance
@@ -182,7 +183,7 @@ class TrainerCLI(LightningCLI):
         # leave a checkpoint of Lightning's own behind that the next fit takes in place of the one it was given.
         without_lightnings_handlers(trainer)
         # Behind the checkpoint callbacks, which Lightning sorts to the end.
-        trainer.callbacks += [LastStep(), Preemption()]
+        trainer.callbacks += [LastValidation(), LastStep(), Preemption()]
         return trainer
 
 
