@@ -21,11 +21,13 @@ from musiccm.embedders.events import tempo_of
 from musiccm.long_form import Edited, SourceClip, seam_metrics
 from musiccm.long_form.edit import FADE_S
 from musiccm.long_form.seams import PERCENT, jumps
+from musiccm.models.bundle import Bundle
+from musiccm.models.bundle.student_record import is_student
 from musiccm.pipeline import Pipeline
 
 CLIPS, SEED = 24, 0
-#: Of the student, and of the teacher: half of its default, for the time.
-STEPS, TEACHER_STEPS = 4, 25
+#: Of the student; a teacher has half of its default, for the time.
+STEPS = 4
 #: Seconds on either side of a seam: the seam itself, and whether the music behind it is as loud and alike.
 SPANS_S = (0.1, 1.0)
 #: Of the range that is made anew, in the model's windows.
@@ -153,10 +155,24 @@ def summed(name: str, found: list[dict], limits: dict[float, tuple[float, float]
 
 
 def run(bundle: str) -> list[dict]:
-    models = {"student": (student_of(bundle), STEPS)}
-    if student_of(bundle) != bundle:
-        models["teacher"] = (bundle, TEACHER_STEPS)
-    return measured(models, bundle)
+    return measured(models_of(bundle), bundle)
+
+
+def models_of(bundle: str) -> dict[str, tuple[str, int]]:
+    """The bundle's student, where one is packaged, and the bundle: each named by what its scheduler says it is.
+
+    Args:
+        bundle: Name, directory or hub id.
+
+    Returns:
+        Of `student` and `teacher` those that there are: bundle and sampling steps.
+    """
+    models = {}
+    for path in dict.fromkeys((student_of(bundle), bundle)):
+        read = Bundle.from_pretrained(path, ["scheduler"])
+        student = is_student(read.scheduler_config)
+        models["student" if student else "teacher"] = (path, STEPS if student else read.kind.steps // 2)
+    return models
 
 
 def measured(models: dict[str, tuple[str, int]], bundle: str) -> list[dict]:

@@ -74,6 +74,45 @@ def test_what_must_not_be_cut_is_done_first(command: Callable[..., int]) -> None
     assert command(work) == 143 and done == ["the whole of it"]
 
 
+def test_what_another_thread_must_not_cut_is_done_and_the_main_one_leaves(
+    command: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread is not ended by a signal that it cannot answer, then or later; the main one is woken, and once."""
+    monkeypatch.setattr(signals, "SAME_NOTICE_S", 0.0)
+    monkeypatch.setattr(signals, "_stop", lambda number, why: stopped.append(why))
+    stopped: list[str] = []
+    done: list[str] = []
+    held, came, left = threading.Event(), threading.Event(), threading.Event()
+
+    def aside() -> None:
+        with signals.held():
+            held.set()
+            came.wait(60)
+            done.append("the whole of it")
+        done.append("more")
+        left.wait(60)
+        with signals.held():
+            done.append("and later")
+        done.append("to its end")
+
+    def work() -> None:
+        thread = threading.Thread(target=aside)
+        thread.start()
+        held.wait(60)
+        me(signal.SIGTERM)  # is noted
+        try:
+            came.set()
+            time.sleep(60)
+            done.append("never")
+        finally:
+            left.set()
+            thread.join(60)
+            done.append("cleared up")
+
+    assert command(work) == 143
+    assert done == ["the whole of it", "more", "and later", "to its end", "cleared up"] and not stopped
+
+
 def test_an_error_within_goes_before_the_signal(command: Callable[..., int]) -> None:
     def work() -> None:
         with signals.held():

@@ -47,6 +47,8 @@ class Ended(SystemExit):
         super().__init__(exit_code(number))
         self.number = number
         self.said = False
+        if _command is not None:
+            _command.waiting = False
 
 
 @dataclass
@@ -55,6 +57,9 @@ class _Command:
     number: int | None = None
     holds: int = 0
     cut: int = 0  # of so many holds it does not matter, see `interruptible`
+    waiting: bool = False  # the signal was noted, and no `Ended` answers it yet
+    sent_on: bool = False  # by another thread, to the main one: it is the first signal again
+    echoes: int = 0  # so many of those has `_watch` not seen yet
     since_s: float = field(default_factory=time.monotonic)
 
 
@@ -148,15 +153,29 @@ def release() -> None:
 def held() -> Iterator[None]:
     """A stretch that is not cut, such as a swap of two folders; a signal that came is answered behind it.
 
+    By the main thread, whichever has the stretch: it alone can end the command, and another one that raised would lose
+    its work, and the main one would not leave.
+
     Raises:
-        Ended: A signal came.
+        Ended: A signal came; in the main thread.
     """
     hold()
     try:
         yield
     finally:
         release()
-    check()
+        if threading.current_thread() is not threading.main_thread():
+            _send_on()
+    if threading.current_thread() is threading.main_thread():
+        check()
+
+
+def _send_on() -> None:
+    """Let the main thread answer a signal that was noted while it was held off, now that nothing holds it off."""
+    command = _command
+    if command is not None and command.number is not None and command.waiting and command.holds <= command.cut:
+        command.sent_on, command.echoes = True, command.echoes + 1
+        signal.pthread_kill(threading.main_thread().ident or 0, command.number)  # wakes it, where it waits
 
 
 @contextlib.contextmanager
@@ -195,11 +214,13 @@ def leave(code: int) -> NoReturn:
 
 def _note(number: int, frame: FrameType | None) -> None:
     command = _command
-    if command is None or command.number is not None:
+    if command is None or (command.number is not None and not command.sent_on):
         return
-    command.number, command.since_s = number, time.monotonic()
-    if command.holds <= command.cut:
-        raise Ended(number)
+    if command.number is None:
+        command.number, command.since_s, command.waiting = number, time.monotonic(), True
+    command.sent_on = False
+    if command.waiting and command.holds <= command.cut:
+        raise Ended(command.number)
 
 
 def _watch(reading: int, command: _Command) -> None:
@@ -215,7 +236,9 @@ def _watch(reading: int, command: _Command) -> None:
         number = os.read(reading, 1)[0] if ready else -1
         if number == 0:
             return
-        if number in SIGNALS:
+        if number in SIGNALS and command.echoes:
+            command.echoes -= 1
+        elif number in SIGNALS:
             if first is None:
                 first = number, now
             elif now - first[1] >= SAME_NOTICE_S:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,21 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tiny_bundle import CAPTIONS, build_random_bundle
 from tiny_system import SAMPLES, Clips, Data, N, System
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from musiccm.callbacks.evaluation import Evaluation
 from musiccm.callbacks.panels import Panels
 from musiccm.cli import main
 from musiccm.commands._features import pack_features
+from musiccm.data.waveforms import collate_waveforms
 from musiccm.embedders import Embeddings
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.clip_features import ClipFeatures, read_about, read_features, write_features
 from musiccm.evaluation.evaluator import Evaluator
+from musiccm.evaluation.feature_cache import decoder_hashes, teacher_hash
+from musiccm.evaluation.text_audio import measuring_clap
+from musiccm.models.bundle import Bundle
+from musiccm.systems.lcm import LCM
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +66,8 @@ def test_test_writes_the_table_once_computed_and_once_from_the_cache(
         }
         assert "student" in capsys.readouterr().out
     first, second = found
+    read = Bundle.from_pretrained(bundle)
+    assert first["teacher"] == {"hash": teacher_hash(read), "decoders": decoder_hashes(read)}
     assert (first["experiment"], first["n"], first["floor"]) == ("tiny", 5, "other real clips")
     models = [("floor", 0, None, None), ("teacher", 1, 2, 3.0), ("teacher", 2, 4, 3.0), ("teacher_unguided", 2, 2, 1.0),
               ("student", 1, 1, None), ("student", 2, 2, None)]
@@ -139,6 +147,65 @@ def test_a_checkpoint_keeps_the_best_of_a_monitored_figure(bundle: Path, tmp_pat
     more = trainer(tmp_path, [Evaluation(val_steps=[1], val_teacher_steps=[2], val_limit=5, batch_size=4)])
     more.validate(System(bundle), Data(), verbose=False)
     assert float(more.callback_metrics["val/fd_tagger_teacher_2"]) < first + 1, "of clips that were not kept"
+
+
+def test_a_test_reads_no_more_clips_than_it_scores(bundle: Path, tmp_path: Path) -> None:
+    """The loop takes one batch of the loader, and the callback reads its three clips itself."""
+    read: list[int] = []
+
+    class Counted(Clips):
+        def __getitem__(self, i: int) -> dict[str, Any]:
+            read.append(i)
+            return super().__getitem__(i)
+
+    class Long(Data):
+        def waveforms(self, split: str, limit: int | None = None) -> Dataset:
+            return Counted() if split == "test" else super().waveforms(split, limit)
+
+        def test_dataloader(self) -> DataLoader:
+            return DataLoader(Counted(), batch_size=2, collate_fn=collate_waveforms)
+
+    evaluation = Evaluation(steps=[1], teacher_steps=[], decoders=["fast"], limit=3, batch_size=3, n_panels=0,
+                            progress=False)
+    trainer(tmp_path, [evaluation]).test(LCM(str(bundle)), Long(), verbose=False)
+    assert sorted(read) == [0, 0, 1, 1, 2]
+    assert json.loads((tmp_path / "lightning_logs/tiny/version_0/results.json").read_text())["n"] == 3
+
+
+def test_captions_are_embedded_once_by_what_measures(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the similarities and for whether real clips are told by their captions (`own_captions`)."""
+    asked: list[str] = []
+
+    def counting(*arguments: Any) -> Any:
+        found = measuring_clap(*arguments)
+        assert found is not None
+
+        def text(captions: list[str]) -> torch.Tensor:
+            asked.extend(captions)
+            return found.text(captions)
+
+        return replace(found, text=text)
+
+    class Nine(Clips):
+        def __len__(self) -> int:
+            return 9
+
+        def __getitem__(self, i: int) -> dict[str, Any]:
+            return super().__getitem__(i) | {"caption": f"piece {i}"}
+
+    class NineClips(Data):
+        def waveforms(self, split: str, limit: int | None = None) -> Dataset:
+            return Nine() if split == "test" else super().waveforms(split, limit)
+
+    monkeypatch.setattr("musiccm.callbacks.evaluation.measuring_clap", counting)
+    evaluation = Evaluation(steps=[1], teacher_steps=[2], decoders=["fast"], limit=9, batch_size=4, n_panels=0,
+                            progress=False)
+    trainer(tmp_path, [evaluation]).test(System(bundle), NineClips(), verbose=False)
+    assert asked == [f"piece {i}" for i in range(9)]
+    found = json.loads((tmp_path / "lightning_logs/tiny/version_0/results.json").read_text())["own_captions"]
+    assert found["n"] == 9 and 0 <= found["low"] <= found["share"] <= found["high"] <= 1
 
 
 class WithRenderings(Data):

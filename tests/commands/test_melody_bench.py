@@ -69,6 +69,14 @@ def test_random_weights_are_of_the_stages_sizes(tmp_path: Path) -> None:
     assert torch.isfinite(pipeline("organ", 1, guidance_scale=1.0)).all()
 
 
+def test_a_model_whose_edits_are_measured_is_called_what_it_is(bundle: str) -> None:
+    """A teacher that no student is packaged for is no student; it takes half of its default steps."""
+    edits = load(BENCHMARKS / "edits.py")
+    assert edits.models_of(bundle) == {"teacher": (bundle, 10)}
+    assert edits.models_of("musiccm-tiny") == {"student": ("musiccm-tiny-student", 4), "teacher": ("musiccm-tiny", 25)}
+    assert edits.models_of("musiccm-tiny-student") == {"student": ("musiccm-tiny-student", 4)}
+
+
 @pytest.mark.slow
 def test_seams_are_measured_by_the_edits_benchmark(bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seams = load(BENCHMARKS / "melody_seams.py")

@@ -12,10 +12,12 @@ import yaml
 from safetensors.torch import load_file
 
 from musiccm.cli import main
+from musiccm.commands._measured_bundle import check_results_of
 from musiccm.commands._precision import choose, half_rounded, relative_change
 from musiccm.commands.pack import stage_records
 from musiccm.config import load_experiment
 from musiccm.evaluation.bundle_quality import quality_of
+from musiccm.evaluation.feature_cache import decoder_hashes, teacher_hash
 from musiccm.files import replacing_folder
 from musiccm.models.bundle import Bundle
 from musiccm.models.bundle.files import resolve_bundle
@@ -57,6 +59,29 @@ def packed(world) -> tuple[Path, dict]:
     assert main(arguments(world, "--results", str(world / "results.json"), "--trained-on",
                           str(world / "stages/teacher.yaml"))) == 0
     return world / "packed", json.loads((world / "packed/quality.json").read_text())
+
+
+@pytest.mark.parametrize(("stated", "said"), [
+    ({"hash": "f" * 64, "decoders": {}}, "measured with the teacher ffffffffffff, expected {teacher}"),
+    ({"decoders": {"fast": "f" * 64}}, "measured with the decoder 'fast' ffffffffffff, expected {fast}"),
+    (None, "measured on a teacher that an experiment gave"),
+])
+def test_results_of_another_teacher_are_refused(world, packed, tmp_path, capsys, stated, said):
+    """Whether the bundle was measured as the stages wrote it or as it was packed, its own results are taken."""
+    work, small = Bundle.from_pretrained(world / "work"), Bundle.from_pretrained(packed[0])
+    expected = {"teacher": [teacher_hash(work), teacher_hash(small)],
+                "fast": [decoder_hashes(work)["fast"], decoder_hashes(small)["fast"]]}
+    assert all(first != second for first, second in expected.values()), "packed in half precision"
+    rows = json.loads((world / "results.json").read_text())
+    path = tmp_path / "results.json"
+    for bundle in (work, small):
+        own = {"hash": teacher_hash(bundle), "decoders": decoder_hashes(bundle)}
+        check_results_of(path, rows | {"teacher": own}, [work, small])
+    path.write_text(json.dumps(rows | {"teacher": stated and own | stated}))
+    assert main(arguments(world, "--results", str(path), "--n", "2", to="refused")) == 2
+    shown = {name: " or ".join(found[:12] for found in both) for name, both in expected.items()}
+    assert f"--results {path}: {said.format(**shown)}" in capsys.readouterr().err
+    assert not (world / "refused").exists()
 
 
 def test_packed_bundle_is_the_same_model(world, packed):

@@ -14,6 +14,7 @@ from pytorch_lightning.trainer.connectors import checkpoint_connector
 
 from musiccm import cli, locks, signals
 from musiccm.commands._checkpoints import CheckpointFiles
+from musiccm.commands._nested_null import with_nested_nulls
 from musiccm.commands._trainer import find_checkpoint
 from musiccm.commands._trainer_help import named_options
 from musiccm.config import load_experiment
@@ -25,6 +26,7 @@ from musiccm.systems.settings import Distillation, Optimization
 from tests.leftovers import leave_half_file
 
 TOY = """
+from dataclasses import dataclass
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule
 from musiccm.errors import MusiccmError
@@ -47,6 +49,16 @@ class Toy(LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+@dataclass
+class Group:
+    start: str | None = None
+    share: float | None = None
+    tail: float = 0.0
+
+class Grouped(Toy):
+    def __init__(self, lr: float, width: int, group: Group | None = None):
+        super().__init__(lr, width)
 
 class Ones(LightningDataModule):
     def __init__(self, width: int):
@@ -303,6 +315,23 @@ def test_bad_arguments_are_one_message(here, capsys, arguments, said):
     assert said in shown
     assert "Traceback" not in shown
     assert not (here / "lightning_logs").exists()
+
+
+@pytest.mark.parametrize("null", [["--model.init_args.group.start", "null"], ["--model.group.start=~"]])
+def test_null_takes_a_setting_of_a_group_back(here, null):
+    """The file's start is given up, and its other settings of the group stay."""
+    (here / "grouped.yaml").write_text("base: toy.yaml\nmodel: {class_path: musiccm_toy.Grouped, init_args: {lr: 0.1, "
+                                       "width: 3, group: {start: gone.ckpt, share: 0.5, tail: 0.3}}}\n")
+    assert cli.main(["fit", "--config", "grouped.yaml", *null, "--model.init_args.group.share", "null"]) == 0
+    saved = yaml.safe_load((here / "lightning_logs/grouped/version_0/config.yaml").read_text())
+    assert saved["model"]["init_args"]["group"] == {"start": None, "share": None, "tail": 0.3}
+
+
+def test_a_null_is_moved_where_it_is_a_setting_inside_a_group():
+    kept = ["fit", "--trainer.max_time", "null", "--model.init_args.teacher", "null", "--data.init_args.x", "~"]
+    assert with_nested_nulls(kept) == kept
+    assert with_nested_nulls(["fit", "--model.init_args.a.b.c", "null", "--n", "2"]) == [
+        "fit", '--model.init_args.a={"b": {"c": null}}', "--n", "2"]
 
 
 def test_training_does_not_go_on_from_weights_alone(here, capsys):

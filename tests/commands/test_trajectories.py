@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -211,22 +212,54 @@ def test_the_students_run_is_refused_before_anything_loads(world, tmp_path, caps
     assert cases[-1][-1] in capsys.readouterr().err
 
 
-def test_paths_of_another_teacher_or_other_captions_are_stale(world, capsys):
-    config, index = world / "x.yaml", world / "paths" / "index.json"
-    ours, kept = system(config), index.read_text()
+def test_paths_of_another_teacher_or_other_captions_are_stale(world, tmp_path, capsys):
+    build_random_bundle(tmp_path / "bundle", evaluators=False)
+    (tmp_path / "bundle/unet/config.json").write_text((world / "bundle/unet/config.json").read_text() + "\n")
+    theirs = system(changed(world, tmp_path / "x.yaml", model={"bundle": str(tmp_path / "bundle")}))
+    theirs.trainer = SimpleNamespace(datamodule=module(world / "x.yaml"))
+    with pytest.raises(MusiccmError, match="stale trajectories: teacher is 'U-Net .*', expected 'U-Net .*'\\. Make"):
+        theirs.setup("fit")
+
+    index = world / "paths" / "index.json"
+    kept = index.read_text()
     try:
-        for name, said in (("teacher", "teacher is 'x'"), ("trained", "trained is 'x'")):
-            found = json.loads(kept)
-            found["key"][name] = "x"
-            index.write_text(json.dumps(found))
-            with pytest.raises(MusiccmError, match=f"stale trajectories: {said}"):
-                data = module(config)
-                ours.trainer = SimpleNamespace(datamodule=data)
-                ours.setup("fit")
+        found = json.loads(kept)
+        found["key"]["trained"] = "x"
+        index.write_text(json.dumps(found))
+        with pytest.raises(MusiccmError, match="stale trajectories: trained is 'x'"):
+            module(world / "x.yaml")
         assert prepare(world) == 2
         assert "holds trajectories of something else" in capsys.readouterr().err
     finally:
         index.write_text(kept)
+
+
+@pytest.mark.parametrize("found", ["of another guidance", "of fewer paths", "damaged"])
+def test_a_file_that_is_not_of_these_paths_is_named_and_made_anew(world, tmp_path, found):
+    """As a copy of another folder leaves it, or a run that was killed while it made more paths than before."""
+    here = tmp_path / "paths"
+    shutil.copytree(world / "paths", here)
+    count, scale, bad = 14, 2.0, here / "shard-00001.safetensors"
+    if found == "damaged":
+        bad.write_bytes(bad.read_bytes()[:7])
+    elif found == "of fewer paths":  # the index was written, and the last file not yet
+        count = 16
+        index = json.loads((here / "index.json").read_text())
+        (here / "index.json").write_text(json.dumps(index | {"paths": count}))
+    else:
+        index = json.loads((here / "index.json").read_text())
+        index["key"]["guidance_scale"] = scale = 4.0
+        (here / "index.json").write_text(json.dumps(index))
+        bad = here / "shard-00000.safetensors"
+    config = changed(world, tmp_path / "x.yaml", {"trajectories_dir": str(here)},
+                     {"paths": {"count": count, "steps": 10, "points": 4},
+                      "distillation": {"prediction_type": "epsilon", "guidance_scale": scale}})
+    said = rf"{bad}: not what index.json .*guidance_scale {scale}, steps 10, .* `musiccm prepare trajectories"
+    with pytest.raises(MusiccmError, match=said):
+        CMT.check_experiment({**load_experiment(config), "subcommand": "fit"})
+    assert prepare(world, config=config) == 0
+    assert len(load_file(here / "shard-00001.safetensors")["points"]) == count - 8
+    CMT.check_experiment({**load_experiment(config), "subcommand": "fit"})
 
 
 def test_only_an_objective_that_trains_on_paths_has_them_made(world, tmp_path, capsys):

@@ -12,11 +12,12 @@ import musiccm
 from musiccm.embedders import Embeddings
 from musiccm.errors import MusiccmError
 from musiccm.evaluation import feature_cache
-from musiccm.evaluation.clip_features import ClipFeatures, read_about, read_features, write_features
+from musiccm.evaluation.clip_features import ClipFeatures, prompt_hash, read_about, read_features, write_features
 from musiccm.evaluation.feature_cache import FeatureCache, packed_name
 
 IDS = ["a", "caf\udce9", "b", "c"]
 PROMPTS = ["slow", "fast", "a tune", "another"]
+TOLD = [prompt_hash(prompt) for prompt in PROMPTS]
 KEY = {"model": "teacher", "steps": 50, "guidance_scale": 3.0, "decoder": "fast"}
 
 
@@ -32,9 +33,9 @@ def features(ids: list[str] = IDS) -> ClipFeatures:
 
 def test_features_are_found_under_their_key_and_captions_alone(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path)
-    assert cache.get(KEY, IDS, PROMPTS) is None
-    cache.put(KEY, features(), PROMPTS, 100.0)
-    found = FeatureCache(tmp_path).get(dict(reversed(KEY.items())), ["c", IDS[1]], ["another", "fast"])
+    assert cache.get(KEY, IDS, TOLD) is None
+    cache.put(KEY, features(), TOLD, 100.0)
+    found = FeatureCache(tmp_path).get(dict(reversed(KEY.items())), ["c", IDS[1]], [TOLD[3], TOLD[1]])
     assert found is not None and (found.calls, found.source, found.features.ids) == (100.0, "cache", ["c", IDS[1]])
     assert found.features.networks["tagger"].embedding_RE[:, 0].tolist() == [3, 1]
     assert found.features.networks["tagger"].logits_BG[:, 0].tolist() == [-3, -1]
@@ -42,30 +43,39 @@ def test_features_are_found_under_their_key_and_captions_alone(tmp_path: Path) -
     assert found.features.networks["vgg"].counts == [4, 2] and found.features.networks["vgg"].logits_BG is None
     assert found.features.clap_ND[:, 0].tolist() == [3, 1] and found.features.text_audio_ND is None
     for other in ({**KEY, "steps": 8}, {**KEY, "decoder": "original"}, {**KEY, "extra": None}):
-        assert cache.get(other, IDS, PROMPTS) is None
-    assert cache.get(KEY, [*IDS, "d"], [*PROMPTS, "more"]) is None, "of more clips than were kept"
-    assert cache.get(KEY, IDS, ["slow", "slow", "a tune", "another"]) is None, "for another caption"
+        assert cache.get(other, IDS, TOLD) is None
+    assert cache.get(KEY, [*IDS, "d"], [*TOLD, prompt_hash("more")]) is None, "of more clips than were kept"
+    assert cache.get(KEY, IDS, [TOLD[0], *TOLD[:3]]) is None, "for another caption"
 
 
 def test_fewer_or_other_clips_do_not_cost_those_that_were_kept(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path)
-    cache.put(KEY, features(), PROMPTS, 1.0)
-    cache.put(KEY, features(["d", "b"]), ["new", "another tune"], 1.0)
-    found = cache.get(KEY, ["a", "c", "d"], ["slow", "another", "new"])
+    cache.put(KEY, features(), TOLD, 1.0)
+    cache.put(KEY, features(["d", "b"]), [prompt_hash("new"), prompt_hash("another tune")], 1.0)
+    found = cache.get(KEY, ["a", "c", "d"], [TOLD[0], TOLD[3], prompt_hash("new")])
     assert found is not None and found.features.networks["tagger"].embedding_RE[:, 0].tolist() == [0, 3, 0]
-    assert cache.get(KEY, ["b"], ["a tune"]) is None and cache.get(KEY, ["b"], ["another tune"]) is not None
+    assert cache.get(KEY, ["b"], [TOLD[2]]) is None
+    assert cache.get(KEY, ["b"], [prompt_hash("another tune")]) is not None
+
+
+def test_what_a_clip_was_asked_for_with_is_its_caption_and_tokens_each_for_itself() -> None:
+    asked = [("a tune", None), ("a tune", []), ("a tune", [1, 2]), ("a tune", [1]), ("a tune", [12]), ("fast", [1, 2]),
+             ("a tune\n1 2", None), ("a tune\0[1, 2]", [])]
+    found = [prompt_hash(prompt, tokens) for prompt, tokens in asked]
+    assert len(set(found)) == len(asked) and found == [prompt_hash(prompt, tokens) for prompt, tokens in asked]
+    assert all(0 <= number < 2**63 for number in found)
 
 
 def test_a_bundles_own_features_need_no_code_to_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = FeatureCache(tmp_path / "cache", tmp_path / "bundle")
-    cache.put(KEY, features(), PROMPTS, 1.0)
+    cache.put(KEY, features(), TOLD, 1.0)
     (tmp_path / "bundle").mkdir()
     write_features(tmp_path / "bundle" / packed_name(KEY), features(), PROMPTS, {"key": KEY, "calls": 2.0},
                    torch.float16)
     monkeypatch.setattr(feature_cache, "source_digest", lambda: "other code")
-    found = cache.get(KEY, IDS, PROMPTS)
+    found = cache.get(KEY, IDS, TOLD)
     assert (found.source, found.calls) == ("bundle", 2.0) and found.features.clap_ND.dtype == torch.float32
-    assert FeatureCache(tmp_path / "cache").get(KEY, IDS, PROMPTS) is None, "kept by other code"
+    assert FeatureCache(tmp_path / "cache").get(KEY, IDS, TOLD) is None, "kept by other code"
 
 
 @pytest.mark.parametrize("changed", ["samplers/steppers.py", "evaluation/candidates.py", "data/demo/render.py"])
@@ -85,11 +95,11 @@ def test_the_digest_is_of_the_code_that_makes_samples(tmp_path: Path, changed: s
 
 def test_a_damaged_file_is_made_again_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache = FeatureCache(tmp_path)
-    cache.put(KEY, features(), PROMPTS, 1.0)
+    cache.put(KEY, features(), TOLD, 1.0)
     (entry,) = tmp_path.iterdir()
     whole = entry.read_bytes()
     entry.write_bytes(whole[: len(whole) // 2])
-    assert cache.get(KEY, IDS, PROMPTS) is None
+    assert cache.get(KEY, IDS, TOLD) is None
     assert f"{entry}: not a readable file of features" in caplog.text and "made again" in caplog.text
     for reader in (read_about, read_features):
         with pytest.raises(MusiccmError, match="not a readable file of features"):
@@ -98,8 +108,8 @@ def test_a_damaged_file_is_made_again_with_a_word(tmp_path: Path, caplog: pytest
 
 def test_without_a_folder_nothing_is_kept() -> None:
     cache = FeatureCache(None)
-    cache.put(KEY, features(), PROMPTS, None)
-    assert cache.get(KEY, IDS, PROMPTS) is None
+    cache.put(KEY, features(), TOLD, None)
+    assert cache.get(KEY, IDS, TOLD) is None
 
 
 def test_a_file_where_the_folder_should_be_is_refused_before_clips_are_made(tmp_path: Path) -> None:
@@ -121,12 +131,12 @@ def test_the_ranks_clips_are_one_set_in_the_order_of_their_ids() -> None:
 
 def test_features_with_a_flipped_bit_are_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache = FeatureCache(tmp_path)
-    cache.put(KEY, features(), PROMPTS, 1.0)
+    cache.put(KEY, features(), TOLD, 1.0)
     path = cache.path(KEY)
     assert path is not None
     damaged = bytearray(path.read_bytes())
     damaged[-3] ^= 1  # a number in the last tensor; the file stays readable
     path.write_bytes(damaged)
-    assert cache.get(KEY, IDS, PROMPTS) is None and "damaged" in caplog.text
-    cache.put(KEY, features(), PROMPTS, 1.0)
-    assert cache.get(KEY, IDS, PROMPTS) is not None
+    assert cache.get(KEY, IDS, TOLD) is None and "damaged" in caplog.text
+    cache.put(KEY, features(), TOLD, 1.0)
+    assert cache.get(KEY, IDS, TOLD) is not None

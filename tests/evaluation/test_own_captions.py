@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -43,9 +40,8 @@ def test_the_interval_holds_chance_for_captions_of_other_music_and_not_for_its_o
     assert own_caption_preferred(rows(1), rows(2), captions(different=1)).value == 0.5
 
 
-def measured(text: torch.Tensor) -> Any:
-    by_caption = dict(zip(captions(), text, strict=True))
-    return SimpleNamespace(text=lambda asked: torch.stack([by_caption[caption] for caption in asked]))
+def measured(text: torch.Tensor) -> dict[str, torch.Tensor]:
+    return dict(zip(captions(), text, strict=True))
 
 
 def test_one_sentence_says_so_and_what_to_do() -> None:
@@ -60,4 +56,4 @@ def test_one_sentence_says_so_and_what_to_do() -> None:
     assert "text_audio" in (unknown_corpus(unknown, of_teacher=False) or "")
     assert unknown_corpus(of_real_clips(ids, rows(1), prompts, measured(rows(1))), of_teacher=True) is None
     assert of_real_clips(ids[:7], rows(1)[:7], prompts, measured(rows(2))) is None, "too few for an interval"
-    assert of_real_clips(ids, None, prompts, None) is None and unknown_corpus(None, True) is None
+    assert of_real_clips(ids, None, prompts, {}) is None and unknown_corpus(None, True) is None

@@ -145,6 +145,23 @@ def test_quality_is_written_with_the_part_that_it_tells_of(corpus: Path, tmp_pat
     assert json.loads(kept.read_text())["before"]["steps"] == 4
 
 
+def test_a_stage_that_is_at_its_end_leaves_its_figures(corpus: Path, tmp_path: Path):
+    """Its checkpoint is of before the last validation."""
+    kept = tmp_path / "quality/clap.json"
+    saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4, save_top_k=-1)
+    saving = trainer(tmp_path, 4, callbacks=[saver], enable_checkpointing=True)
+    saving.fit(clap_stage(tmp_path), datamodule=data(corpus))
+    first = json.loads(kept.read_text())
+    assert first["steps"] == 4
+    checkpoint = tmp_path / "step=4.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["stage_quality"]["record"]["steps"] == 2
+    for found in (first, None):
+        if found is None:
+            kept.unlink()
+        trainer(tmp_path, 4).fit(clap_stage(tmp_path), datamodule=data(corpus), ckpt_path=checkpoint)
+        assert json.loads(kept.read_text())["steps"] == (4 if found else 2)
+
+
 def test_a_stage_can_start_from_a_bundles_part(corpus: Path, tmp_path: Path):
     first = clap_stage(tmp_path / "first")
     run(first, data(corpus), tmp_path)

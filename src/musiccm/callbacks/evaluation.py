@@ -318,6 +318,7 @@ class Evaluation(pl.Callback):
         real = ClipFeatures.of_ranks(keeping.gather(evaluator.real))
         prompts = {name: prompt for part in keeping.gather(dict(zip(evaluator.ids, evaluator.prompts, strict=True)))
                    for name, prompt in part.items()}
+        texts = {caption: row for part in keeping.gather(evaluator.texts()) for caption, row in part.items()}
         folder, experiment = run_folder(trainer)
         names = list(evaluator.extractor.embedders)
         pl_module.log_dict(_headlines(outcomes, names), sync_dist=True)
@@ -325,7 +326,7 @@ class Evaluation(pl.Callback):
             return
         about = galleries.about if galleries else {}
         measured = real.clap_ND if real.text_audio_ND is None else real.text_audio_ND
-        known = of_real_clips(real.ids, measured, prompts, evaluator.clap, self.draws)
+        known = of_real_clips(real.ids, measured, prompts, texts, self.draws)
         unknown = unknown_corpus(known, evaluator.clap is not None and evaluator.clap.of_bundle)
         text = write_table(
             folder, experiment, outcomes, references, names[0],
@@ -334,7 +335,7 @@ class Evaluation(pl.Callback):
             floor=floor[0].kind if floor else None,
             sim_aa_gallery=about, test_clips=shares, test_clips_of_the_teachers_training=seen,
             machine=machine(system.device), checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
-            training=training_record(trainer, pl_module),
+            training=training_record(trainer, pl_module), teacher=keeping.teacher,
             seed=self.seed, sampler=self.sampler.spec,
             **(evaluator.clap.record() if evaluator.clap else {"text_audio": None}),
             embedders={name: embedder.fingerprint for name, embedder in evaluator.extractor.embedders.items()},

@@ -20,12 +20,14 @@ from musiccm import signals
 from musiccm.callbacks.divergence import Divergence
 from musiccm.callbacks.evaluation import Evaluation
 from musiccm.callbacks.last_checkpoint import LastStep, newest
+from musiccm.callbacks.last_validation import LastValidation
 from musiccm.callbacks.preemption import Preemption, without_lightnings_handlers
 from musiccm.callbacks.progress_lines import ProgressLines
 from musiccm.callbacks.provenance import SaveConfigWithProvenance
 from musiccm.callbacks.training_time import TrainingTime
 from musiccm.commands._checkpoints import with_our_files
 from musiccm.commands._imports import check_classes, only_known_imports, take_allowed
+from musiccm.commands._nested_null import with_nested_nulls
 from musiccm.commands._run_folder import RunTrainer
 from musiccm.commands._run_words import closing_words, metric_lines, opening_words, unfinished
 from musiccm.commands._trainer_options import check_trainer_options, class_name, listed, named_class
@@ -71,7 +73,7 @@ class TrainerCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_kwargs=parser_kwargs | {name: dict(parser_kwargs) for name in self.subcommands()},
-            args=args,
+            args=with_nested_nulls(args),
         )
 
     @staticmethod
@@ -181,7 +183,7 @@ class TrainerCLI(LightningCLI):
         # leave a checkpoint of Lightning's own behind that the next fit takes in place of the one it was given.
         without_lightnings_handlers(trainer)
         # Behind the checkpoint callbacks, which Lightning sorts to the end.
-        trainer.callbacks += [LastStep(), Preemption()]
+        trainer.callbacks += [LastValidation(), LastStep(), Preemption()]
         return trainer
 
 

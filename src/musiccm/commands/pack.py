@@ -38,8 +38,8 @@ def main(argv: list[str]) -> int:
         The exit code.
 
     Raises:
-        MusiccmError: Nothing to pack, a result above --max-mb, --base with other parts than those that are borrowed, or
-            files that cannot be read.
+        MusiccmError: Nothing to pack, a result above --max-mb, --base with other parts than those that are borrowed,
+            --results of another teacher, or files that cannot be read.
     """
     if argv[:1] == ["features"]:
         from musiccm.commands._features import pack_features
@@ -51,6 +51,7 @@ def main(argv: list[str]) -> int:
         return pack_words(argv[1:])
     args = _parser().parse_args(argv)
     from musiccm.commands._bundle_card import card
+    from musiccm.commands._measured_bundle import check_results_of
     from musiccm.commands.export import read_results
     from musiccm.files import replacing_folder, write_json, write_text
     from musiccm.models.bundle import Bundle
@@ -84,6 +85,8 @@ def main(argv: list[str]) -> int:
         packed = Bundle.from_pretrained(staging)
         if lent is not None:
             packed.base = bundle.base  # whose parts are the lender's, and no path leads to that from here
+        if args.results:
+            check_results_of(Path(args.results), read_json(Path(args.results), "what was measured"), [bundle, packed])
         quality = {
             "schema": 1, "figures": measured(packed, data, present), "missing": missing,
             "borrowed": lent, "text_encoder": "tokens" if bundle.gives_tokens else "clap",
@@ -352,7 +355,7 @@ def _parser() -> argparse.ArgumentParser:
                                                            "are musiccm's own (default: its experiments/stages)")
     parser.add_argument("--trained-on", metavar="EXPERIMENT",
                         help="the teacher's experiment; its training clips are indexed for SIM_AA")
-    parser.add_argument("--results", help="results.json whose teacher rows go into the card")
+    parser.add_argument("--results", help="results.json of this bundle, whose teacher rows go into the card")
     parser.add_argument("--max-mb", type=float, default=40.0, help="largest size in MiB (default %(default)g)")
     parser.add_argument("--tolerance", type=float, default=0.01,
                         help="relative change of a part's output that counts as none (default %(default)g)")

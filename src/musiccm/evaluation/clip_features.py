@@ -109,9 +109,17 @@ def _chosen(found: Embeddings, clips: Tensor) -> Embeddings:
                       counts, logits)
 
 
-def prompt_hash(prompt: str) -> int:
-    """63 bits of a caption, by which a file knows what its clips were asked for with."""
-    return int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest(), "little") >> 1
+def prompt_hash(prompt: str, tokens: Sequence[int] | None = None) -> int:
+    """63 bits by which a file knows what a clip was asked for with.
+
+    Args:
+        prompt: Its caption.
+        tokens: Semantic tokens that the model was told beside it; None for none.
+    """
+    digest = hashlib.blake2b(prompt.encode(), digest_size=8)
+    if tokens is not None:
+        digest.update(b"\0" + json.dumps(list(tokens)).encode())
+    return int.from_bytes(digest.digest(), "little") >> 1
 
 
 def write_features(

@@ -16,7 +16,7 @@ from musiccm.data.batch import WaveformBatch
 from musiccm.embedders import Embeddings
 from musiccm.errors import MusiccmError
 from musiccm.evaluation.candidates import Candidate, clip_seed, initial_noise
-from musiccm.evaluation.clip_features import ClipFeatures
+from musiccm.evaluation.clip_features import ClipFeatures, prompt_hash
 from musiccm.evaluation.comparison import FLOOR
 from musiccm.evaluation.suite import FeatureExtractor, Features, MetricSuite
 from musiccm.evaluation.text_audio import MeasuringClap
@@ -235,20 +235,20 @@ class Evaluator:
         again = [Asked(further_id(name, k), prompt) for name, prompt in first[:captions] for k in range(1, noises)]
         return [Asked(name, prompt) for name, prompt in first] + again
 
-    def told(self, candidate: Candidate, clips: Sequence[Asked]) -> list[Asked]:
-        """Clips with all that a candidate is told of them, which is what their features depend on.
+    def told(self, candidate: Candidate, clips: Sequence[Asked]) -> list[int]:
+        """What a candidate is told of each clip, as a hash: what the clip's features depend on beside its id.
 
         Args:
             candidate: What generates.
             clips: What is asked for.
 
         Returns:
-            The same; of a candidate that is told the real clips' tokens, with these beside the captions.
+            The `prompt_hash` of each; of a candidate that is told the real clips' tokens, of these beside the caption.
         """
         if not candidate.recorded:
-            return list(clips)
-        return [Asked(name, f"{prompt}\n{' '.join(map(str, self._tokens_of([name])[0].tolist()))}")
-                for name, prompt in clips]
+            return [prompt_hash(clip.prompt) for clip in clips]
+        tokens_BL = self._tokens_of([clip.id for clip in clips]).tolist() if clips else []
+        return [prompt_hash(clip.prompt, tokens) for clip, tokens in zip(clips, tokens_BL, strict=True)]
 
     def _tokens_of(self, ids: Sequence[str]) -> Tensor:
         """Semantic tokens of the real clips that clips were asked for by, `ids_BL`."""
@@ -417,6 +417,12 @@ class Evaluator:
         if (key := tuple(captions)) not in self._texts:
             self._texts[key] = self.clap.text(captions)
         return self._texts[key]
+
+    def texts(self) -> dict[str, Tensor]:
+        """The captions of the reference as the measuring CLAP has embedded them, `[D]` on the CPU; none without one."""
+        rows = {captions: text_BD.float().cpu() for captions, text_BD in self._texts.items()}
+        return {caption: row for captions, text_BD in rows.items()
+                for caption, row in zip(captions, text_BD, strict=True)}
 
     @torch.no_grad()
     def _generate(

@@ -16,7 +16,7 @@ import torch
 import musiccm
 from musiccm.device import device_name
 from musiccm.errors import MusiccmError
-from musiccm.evaluation.clip_features import ClipFeatures, prompt_hash, read_about, read_features, write_features
+from musiccm.evaluation.clip_features import ClipFeatures, read_about, read_features, write_features
 from musiccm.models.bundle import Bundle
 from musiccm.similarity.clap_windows import CLAP_PARTS
 
@@ -116,42 +116,42 @@ class FeatureCache:
         """The file of a key, whether or not it exists; None without a folder."""
         return None if self.folder is None else self.folder / f"{_hash({'source': source_digest(), **key})}.safetensors"
 
-    def get(self, key: Mapping[str, Any], ids: Sequence[str], prompts: Sequence[str]) -> Found | None:
+    def get(self, key: Mapping[str, Any], ids: Sequence[str], told: Sequence[int]) -> Found | None:
         """Look features up.
 
         Args:
             key: What they depend on beside the clips, plain JSON values.
             ids: Of the clips.
-            prompts: Their captions.
+            told: The `prompt_hash` of each.
 
         Returns:
-            They; None where not all of these clips, with these captions, were kept.
+            They; None where not all of these clips, asked for with the same, were kept.
         """
         if self.packed is not None:
-            found = self._read(self.packed / packed_name(key), key, ids, prompts, "bundle")
+            found = self._read(self.packed / packed_name(key), key, ids, told, "bundle")
             if found is not None:
                 return found
         path = self.path(key)
-        return None if path is None else self._read(path, key, ids, prompts, "cache")
+        return None if path is None else self._read(path, key, ids, told, "cache")
 
     def put(
-        self, key: Mapping[str, Any], features: ClipFeatures, prompts: Sequence[str], calls: float | None
+        self, key: Mapping[str, Any], features: ClipFeatures, told: Sequence[int], calls: float | None
     ) -> None:
         """Keep features.
 
         Args:
             key: What they depend on.
             features: They.
-            prompts: The caption of each clip.
+            told: The `prompt_hash` of each clip.
             calls: Network calls a clip.
         """
         if (path := self.path(key)) is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            features, hashes = _with_kept(path, features, [prompt_hash(prompt) for prompt in prompts])
+            features, hashes = _with_kept(path, features, list(told))
             write_features(path, features, hashes, {"key": key, "calls": calls})
 
     def _read(
-        self, path: Path, key: Mapping[str, Any], ids: Sequence[str], prompts: Sequence[str], source: str
+        self, path: Path, key: Mapping[str, Any], ids: Sequence[str], told: Sequence[int], source: str
     ) -> Found | None:
         if not path.is_file():
             return None
@@ -164,7 +164,7 @@ class FeatureCache:
             log.warning("evaluation: %s; its clips are made again", error)  # costs time, not truth
             return None
         known = dict(zip(features.ids, hashes, strict=True))
-        if any(known.get(name) != prompt_hash(prompt) for name, prompt in zip(ids, prompts, strict=True)):
+        if any(known.get(name) != asked for name, asked in zip(ids, told, strict=True)):
             return None
         return Found(features.of(ids), about.get("calls"), source)
 

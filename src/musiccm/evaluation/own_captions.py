@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from musiccm.evaluation.text_audio import MeasuringClap
 from musiccm.metrics.jackknife import FEWEST, Interval, jackknife
 
 #: Share of pairs that drawing lots would get right.
@@ -47,7 +46,7 @@ def own_caption_preferred(audio_ND: Tensor, text_ND: Tensor, captions: Sequence[
 
 
 def of_real_clips(
-    ids: Sequence[str], audio_ND: Tensor | None, prompts: Mapping[str, str], clap: MeasuringClap | None,
+    ids: Sequence[str], audio_ND: Tensor | None, prompts: Mapping[str, str], texts: Mapping[str, Tensor],
     draws: int = 200,
 ) -> dict[str, float] | None:
     """The same of an evaluation's real clips.
@@ -56,17 +55,16 @@ def of_real_clips(
         ids: Theirs.
         audio_ND: Their embeddings by the CLAP that measures.
         prompts: Captions by id.
-        clap: That CLAP.
+        texts: The captions' embeddings `[D]` by that CLAP; none without one.
         draws: See `own_caption_preferred`.
 
     Returns:
         `share`, `low`, `high` and `n`, for results.json; None without a CLAP, or of fewer clips than an interval needs.
     """
-    if clap is None or audio_ND is None or len(ids) < FEWEST or draws < 4:
+    if not texts or audio_ND is None or len(ids) < FEWEST or draws < 4:
         return None
     captions = [prompts[name] for name in ids]
-    with torch.no_grad():
-        text = torch.cat([clap.text(captions[start : start + 64]).float().cpu() for start in range(0, len(ids), 64)])
+    text = torch.stack([texts[caption] for caption in captions])
     found = own_caption_preferred(audio_ND, text, captions, draws)
     return {"share": found.value, "low": found.low, "high": found.high, "n": len(ids)}
 

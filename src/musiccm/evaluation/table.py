@@ -15,7 +15,7 @@ from musiccm.audio import write_audio
 from musiccm.audio.mel import LogMel
 from musiccm.data.batch import WaveformBatch
 from musiccm.evaluation.candidates import Candidate, compared_model
-from musiccm.evaluation.clip_features import ClipFeatures
+from musiccm.evaluation.clip_features import ClipFeatures, prompt_hash
 from musiccm.evaluation.comparison import FLOOR
 from musiccm.evaluation.evaluator import Asked, Evaluator, Made, Outcome
 from musiccm.evaluation.feature_cache import FeatureCache
@@ -46,20 +46,26 @@ class Keeping:
     gather: Callable[[Any], list[Any]] = lambda value: [value]
     writes: bool = True
 
-    def get(self, key: Mapping[str, Any], clips: Sequence[Asked]) -> Made | None:
-        """Features that were kept; None unless every rank finds those of its clips."""
-        found = self.cache.get(key, [clip.id for clip in clips], [clip.prompt for clip in clips])
+    @property
+    def teacher(self) -> dict[str, Any] | None:
+        """Hashes of the teacher and its decoders, as results state them; None for one that is no bundle's."""
+        return {"hash": self.key["teacher"], "decoders": dict(self.decoder_keys)} if "teacher" in self.key else None
+
+    def get(self, key: Mapping[str, Any], clips: Sequence[Asked], told: Sequence[int]) -> Made | None:
+        """Features that were kept of clips that were asked for so; None unless every rank finds those of its clips."""
+        found = self.cache.get(key, [clip.id for clip in clips], told)
         if not all(self.gather(found is not None)) or found is None:
             return None
         return Made(found.features, found.calls, kept_from=found.source)
 
-    def put(self, key: Mapping[str, Any], made: Made, clips: Sequence[Asked]) -> None:
+    def put(self, key: Mapping[str, Any], made: Made, clips: Sequence[Asked], told: Sequence[int]) -> None:
         """Keep the features of all ranks."""
-        parts = self.gather((made.features, dict(clips)))
+        own = dict(zip([clip.id for clip in clips], told, strict=True))
+        parts = self.gather((made.features, own))
         if self.writes:
-            prompts = {name: prompt for _, asked in parts for name, prompt in asked.items()}
+            asked = {name: digest for _, part in parts for name, digest in part.items()}
             whole = ClipFeatures.of_ranks([features for features, _ in parts])
-            self.cache.put(key, whole, [prompts[name] for name in whole.ids], made.calls)
+            self.cache.put(key, whole, [asked[name] for name in whole.ids], made.calls)
 
     def candidate_key(self, candidate: Candidate, decoder: str) -> dict[str, Any]:
         """What the features of a candidate depend on."""
@@ -108,7 +114,7 @@ def run_table(
     for candidate in candidates:
         keep, first = n_panels if candidate.label in panels else 0, candidate.decoder
         teacher, told = compared_model(candidate.model).teacher, evaluator.told(candidate, clips)
-        found = {decoder: keeping.get(keeping.candidate_key(candidate, decoder), told) if teacher else None
+        found = {decoder: keeping.get(keeping.candidate_key(candidate, decoder), clips, told) if teacher else None
                  for decoder in candidate.decoders}
         made = {decoder: known for decoder, known in found.items() if known is not None}
         if made:
@@ -121,7 +127,7 @@ def run_table(
         if missing := [decoder for decoder in candidate.decoders if decoder not in made]:
             fresh = evaluator.make(candidate, missing, clips, keep)
             for decoder in missing if teacher else ():
-                keeping.put(keeping.candidate_key(candidate, decoder), fresh[decoder], told)
+                keeping.put(keeping.candidate_key(candidate, decoder), fresh[decoder], clips, told)
             made |= fresh
         for decoder in candidate.decoders:
             if decoder != first:
@@ -149,12 +155,13 @@ def run_floor(
     """
     keeping = keeping or Keeping()
     keys = {decoder: {"floor": dict(floor.key), **keeping.of_decoder(decoder), **keeping.key} for decoder in codecs}
-    found = {decoder: keeping.get(key, clips) if floor.key else None for decoder, key in keys.items()}
+    told = [prompt_hash(clip.prompt) for clip in clips]
+    found = {decoder: keeping.get(key, clips, told) if floor.key else None for decoder, key in keys.items()}
     made = {decoder: known for decoder, known in found.items() if known is not None}
     if missing := {decoder: codec for decoder, codec in codecs.items() if decoder not in made}:
         fresh = evaluator.floor(batches, missing, len(clips))
         for decoder in missing if floor.key else ():
-            keeping.put(keys[decoder], fresh[decoder], clips)
+            keeping.put(keys[decoder], fresh[decoder], clips, told)
         made |= fresh
     return {label_of(FLOOR, decoder): evaluator.score(None, decoder, made[decoder], answers=floor.kind == SAME_CAPTIONS)
             for decoder in codecs}

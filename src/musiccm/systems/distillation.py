@@ -411,5 +411,11 @@ class DistilledSystem(Resuming, StepNetworks):
         if every and self.global_step % every == 0:
             self.log("train/ema_distance", self.student_ema_slow.distance(self.student))
 
+    def setup(self, stage: str) -> None:
+        """As `StepNetworks.setup`; of the test loader a single batch is read, as `test_step` does nothing with it."""
+        super().setup(stage)
+        if stage == "test" and type(self).test_step is DistilledSystem.test_step:
+            self.trainer.limit_test_batches = 1  # with none Lightning would end before the callbacks are called
+
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Nothing: the test loader holds the references, which the Evaluation callback reads itself."""

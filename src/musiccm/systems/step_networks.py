@@ -40,8 +40,7 @@ class StepNetworks(pl.LightningModule):
         So is a system that is tested as it is: what `start` names is then what is measured.
         """
         if self.distillation.start is not None and self.trainer.ckpt_path is None and self.batches_seen == 0:
-            weights = starting_weights(
-                self.distillation.start, self.bundle, self.distillation.prediction_type, self.student)
+            weights = starting_weights(self.distillation.start, self.bundle, self.distillation, self.student)
             for network in (self.student, self.student_ema_target.module, self.student_ema_slow.module):
                 network.load_state_dict(weights)
         if stage == "fit" and self.optimization.gradient_checkpointing:

@@ -11,6 +11,10 @@ from musiccm.errors import MusiccmError, reason
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from musiccm.systems.settings import Distillation
+
+#: Settings of `distillation` that a student's weights have learned beside what they predict.
+LEARNED = ("guidance", "guidance_scale", "guidance_range", "grid", "grid_points")
 STUDENT_WEIGHTS = "student_ema_slow.module."
 """Prefix, in a Lightning checkpoint, of the averaged U-Net that the evaluator measures."""
 
@@ -117,13 +121,15 @@ def check_checkpoint(key: str, named: str | None) -> None:
                            "checkpoint or exported folder")
 
 
-def starting_weights(start: str, teacher: Any, prediction_type: str, network: Any) -> dict[str, Tensor]:
+def starting_weights(start: str, teacher: Any, distillation: Distillation, network: Any) -> dict[str, Tensor]:
     """The U-Net that a student starts from instead of its teacher's weights.
+
+    One that learned another guidance or grid is taken with a warning: the training goes over to those of the new one.
 
     Args:
         start: A checkpoint of a distillation (its slow average is taken), or an exported student's folder or name.
         teacher: The teacher's bundle.
-        prediction_type: What the new student predicts.
+        distillation: Of the new student.
         network: The new student's. Where it has a guidance branch and the weights have none, its own stays as it is.
 
     Returns:
@@ -134,9 +140,10 @@ def starting_weights(start: str, teacher: Any, prediction_type: str, network: An
             student has not.
     """
     from musiccm.models.bundle import Bundle
-    from musiccm.models.bundle.student_record import is_student
+    from musiccm.models.bundle.student_record import guidance_record, is_student, recorded_guidance
     from musiccm.models.guidance_branch import is_branch
     from musiccm.models.lora import Lora
+    from musiccm.systems.parallel import warn
 
     check_checkpoint("distillation.start", start)
     remedy = ("distillation.start must name a student of this teacher (model.init_args.bundle); name another, or leave "
@@ -146,19 +153,45 @@ def starting_weights(start: str, teacher: Any, prediction_type: str, network: An
         lora = identity.get("distillation.lora")
         unet = load_student(teacher, state, Path(start), lora and Lora(**lora), identity.get("bundle"), remedy)
         predicts = identity.get("distillation.prediction_type", identity.get("prediction_type"))
+        learned = {key: identity.get(f"distillation.{key}") for key in LEARNED}
     else:
         student = Bundle.from_pretrained(start, [teacher.kind.network, "scheduler"])
         if not is_student(student.scheduler_config):
             raise MusiccmError(f"distillation.start: {start} is no distilled student; leave the key out to start from "
                                "the teacher")
         unet = load_student(teacher, student.network.state_dict(), Path(start), remedy=remedy)
-        predicts = student.prediction_type
-    if predicts != prediction_type:
+        predicts, scheduler = student.prediction_type, student.scheduler_config
+        learned = {**guidance_record(recorded_guidance(student.settings.get("distillation", {}))),
+                   "grid": scheduler.get("grid", "even"), "grid_points": scheduler.get("original_inference_steps")}
+    if predicts != distillation.prediction_type:
         raise MusiccmError(f"distillation.start: {start} predicts {predicts!r}, but distillation.prediction_type is "
-                           f"{prediction_type!r}; set it to what the student predicts")
+                           f"{distillation.prediction_type!r}; set it to what the student predicts")
     weights, new = unet.float().state_dict(), network.state_dict()
     branch = {name: value for name, value in new.items() if is_branch(name)}
     if not branch and any(map(is_branch, weights)):
         raise MusiccmError(f"distillation.start: {start} has a guidance branch, and this student none; expected "
                            "distillation.guidance: variable")
+    if others := learned_otherwise(learned, distillation):
+        warn(f"distillation.start: {start} was trained with {', '.join(others)}. This run goes on by its own settings, "
+             "which its student has yet to learn")
     return {**branch, **weights}
+
+
+def learned_otherwise(learned: Mapping[str, Any], distillation: Distillation) -> list[str]:
+    """In which settings a student was trained otherwise than another one is to be.
+
+    Args:
+        learned: Those of `LEARNED`; what is None or not there, as in older checkpoints, is not compared.
+        distillation: Of the other one.
+
+    Returns:
+        Such as `grid_points 50 (here 25)`.
+    """
+    mine = {key: getattr(distillation, key) for key in LEARNED}
+    kinds = {learned.get("guidance"), distillation.guidance}
+    # a scale is learned where it is fixed, and a range where it is not
+    compared = set(LEARNED) - ({"guidance_scale"} if kinds != {"fixed"} else set())
+    compared -= {"guidance_range"} if kinds != {"variable"} else set()
+    found = {key: value for key in LEARNED if key in compared and (value := learned.get(key)) is not None}
+    return [f"{key} {value} (here {mine[key]})" for key, value in found.items()
+            if (list(value) != list(mine[key]) if key == "guidance_range" else value != mine[key])]

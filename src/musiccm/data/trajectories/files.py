@@ -106,6 +106,8 @@ def check_trajectories(
 ) -> dict[str, Any]:
     """Refuse trajectories that are missing, being written, unfinished, too many or few, or made from something else.
 
+    Each file says which paths it holds and what they were made from, as does the index; both are read.
+
     Args:
         folder: Where they should be.
         expected: Entries of their key.
@@ -133,10 +135,37 @@ def check_trajectories(
     if missing:
         raise MusiccmError(f"{folder}: unfinished trajectories: {len(missing)} of {len(units)} files are missing, "
                            f"first {missing[0].name}; run `{COMMAND}` again, it goes on where it stopped")
+    for unit in units:
+        path = file_path(Path(folder), unit.kind, unit.number)
+        if _stamp_in(path) != _stamp(found["key"], found["shard_size"], unit):
+            raise MusiccmError(f"{path}: not what {INDEX} beside it states, which is paths {unit.first} to "
+                               f"{unit.last - 1} of {_told(found['key'])}; run `{COMMAND}` again, it makes this file "
+                               "anew and leaves those that fit")
     if paths not in (None, found["paths"]):
         raise MusiccmError(f"{folder}: expected {paths} trajectories (paths.count), found {found['paths']}; run "
                            f"`{COMMAND}`, it makes those that are missing")
     return found
+
+
+def _told(key: Mapping[str, Any]) -> str:
+    """A key for people, without what the data were."""
+    return ", ".join(f"{name} {key[name]}" for name in ("teacher", "guidance_scale", "steps", "timesteps", "noise")
+                     if name in key)
+
+
+def _stamp(key: Mapping[str, Any], shard_size: int, unit: Unit) -> dict[str, str]:
+    """What a file states: a single entry, as safetensors writes several in any order."""
+    made_from = f"{json.dumps([key, shard_size], sort_keys=True)} {unit.first} {unit.last}".encode()
+    return {"trajectories": hashlib.blake2b(made_from, digest_size=16).hexdigest()}
+
+
+def _stamp_in(path: Path) -> dict[str, str] | None:
+    """What a file states; None where it is missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata()
+    except (OSError, SafetensorError):
+        return None
 
 
 def units_of(paths: int, shard_size: int) -> list[Unit]:
@@ -161,7 +190,6 @@ class TrajectoryWriter:
         same = begun is not None and not differences(begun["key"], self.key)
         self.shard_size = begun["shard_size"] if same and begun is not None else shard_size
         self._costs: dict[str, Any] = {}
-        self._made_from = json.dumps([self.key, self.shard_size], sort_keys=True)
 
     def begin(self, overwrite: bool = False) -> None:
         """Write the index.
@@ -205,16 +233,8 @@ class TrajectoryWriter:
 
     def is_written(self, unit: Unit) -> bool:
         """Whether a file is there, whole and of these very trajectories."""
-        try:
-            with safe_open(file_path(self.folder, unit.kind, unit.number), framework="pt") as file:
-                return file.metadata() == self._stamp(unit)
-        except (OSError, SafetensorError):
-            return False
-
-    def _stamp(self, unit: Unit) -> dict[str, str]:
-        """What a file states: a single entry, as safetensors writes several in any order."""
-        made_from = f"{self._made_from} {unit.first} {unit.last}".encode()
-        return {"trajectories": hashlib.blake2b(made_from, digest_size=16).hexdigest()}
+        found = _stamp_in(file_path(self.folder, unit.kind, unit.number))
+        return found == _stamp(self.key, self.shard_size, unit)
 
     def write(self, unit: Unit, points_NPCTF: Tensor, latents_NCTF: Tensor, cost: Cost) -> None:
         """Write a file, whole or not at all, and what it took.
@@ -239,4 +259,5 @@ class TrajectoryWriter:
         # First, so that no file lacks its cost; that of a file which is then not written is replaced with the file.
         self._costs[_extent(unit)] = asdict(cost)
         self._write_index()
-        write_atomically(path, lambda temporary: save_file(stored, temporary, metadata=self._stamp(unit)))
+        stamp = _stamp(self.key, self.shard_size, unit)
+        write_atomically(path, lambda temporary: save_file(stored, temporary, metadata=stamp))

@@ -243,8 +243,12 @@ class Stage(pl.LightningModule):
         else:
             self._write(record)
 
+    @property
+    def _quality_file(self) -> Path:
+        return self.bundle / "quality" / f"{self.stage}.json"
+
     def _write(self, record: dict[str, Any]) -> None:
-        update_json(self.bundle / "quality" / f"{self.stage}.json", record)
+        update_json(self._quality_file, record)
 
     def _gathered(self) -> list[dict[str, Any]]:
         """What all ranks measured, on every rank."""
@@ -256,10 +260,14 @@ class Stage(pl.LightningModule):
         return [m for part in parts for m in part]
 
     def on_fit_end(self) -> None:
-        """Write part and quality when training has run to its end; an interrupted run leaves only its checkpoint."""
+        """Write part and quality when training has run to its end; an interrupted run leaves only its checkpoint.
+
+        Of a run that was at its end already nothing is measured anew, and its checkpoint is of before its last
+        validation: what was written then stays.
+        """
         if self.trainer.is_global_zero and not self.trainer.interrupted:
             self.save()
-            if self._record is not None:
+            if self._record is not None and (self._clock is not None or not self._quality_file.exists()):
                 self._write(self._record)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
