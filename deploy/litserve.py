@@ -70,6 +70,18 @@ class Answering(litserve.LitAPI):
         return Response(output, media_type=BYTES)
 
 
+class Answers(dict[str, Any]):
+    """What LitServe waits for, by question.
+
+    Its monitor of workers goes through all of it on one thread while its server changes it on another, which ends the
+    monitor of a plain dict: a worker that ends from then on would have no other begun in its place.
+    """
+
+    def items(self) -> Any:
+        """As they are now."""
+        return self.copy().items()
+
+
 class Workers:
     """LitServe with its workers, begun when the first question is asked.
 
@@ -84,6 +96,7 @@ class Workers:
         self._server = litserve.LitServer(
             api, accelerator=args.device, devices=args.gpus or "auto", workers_per_device=args.replicas, timeout=False,
             restart_workers=True, disable_openapi_url=True)
+        self._server.response_buffer = Answers()
         self.count, self.on_gpu = len(self._server.devices) * args.replicas, self._server.devices != ["cpu"]
         self._thread: threading.Thread | None = None
         self._beginning = threading.Lock()

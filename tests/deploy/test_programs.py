@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -72,6 +73,35 @@ def test_replicas_load_what_was_compiled(name, library, monkeypatch, tmp_path):
     with pytest.raises(MusiccmError, match="leave out one of the two"):
         program(name, monkeypatch).main(["--compiled", "x", "--compile", "inductor", "--port", "0"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_is_begun_anew_while_questions_come(monkeypatch):
+    """By LitServe's own monitor, to whose table of questions its server adds one on another thread meanwhile."""
+    pytest.importorskip("litserve", reason="LitServe is not installed")
+    lit = program("litserve", monkeypatch)
+    server = lit.Workers(lit.parser().parse_args(["--device", "cpu"]))._server
+    begun = threading.Event()
+
+    class Asked:
+        worker_id, response_queue = 0, None
+
+        def __init__(self) -> None:
+            self.event = threading.Event()
+
+        def __getattribute__(self, name: str) -> object:
+            server.response_buffer[f"later {len(server.response_buffer)}"] = SimpleNamespace(worker_id=None)
+            return object.__getattribute__(self, name)
+
+    def begin(*_: object) -> SimpleNamespace:
+        server._shutdown_event.set()
+        begun.set()
+        return SimpleNamespace(is_alive=lambda: True)
+
+    server.response_buffer["first"], server.response_buffer["second"] = asked = Asked(), Asked()
+    server.inference_workers, server._shutdown_event = [SimpleNamespace(is_alive=lambda: False)], threading.Event()
+    monkeypatch.setattr(server, "launch_single_inference_worker", begin)
+    server._start_worker_monitoring(None, {})
+    assert begun.wait(10) and all(one.event.is_set() for one in asked)
 
 
 @pytest.mark.parametrize(("name", "library"), [("litserve", "litserve"), ("ray_serve", "ray.serve")])
