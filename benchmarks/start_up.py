@@ -16,9 +16,9 @@ from musiccm.commands._timing import row, student_of
 from musiccm.errors import MusiccmError
 
 CPU_ONLY = True
-REPEATS = 3
+REPEATS = 5
 TORCH = ["-c", "import torch"]
-#: What `generate` asks of its libraries: the classes of its networks, and the filters of loudness.
+#: What models of other kinds, and edits, ask of their libraries: the networks' classes, and the filters of loudness.
 LIBRARIES = ["-c", "from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel; "
                    "from transformers.models.clap.modeling_clap import ClapModel; import scipy.signal"]
 
@@ -56,7 +56,7 @@ def run(bundle: str) -> list[dict]:
         "musiccm --help": (["-m", "musiccm", "--help"], 0, None),
         "generate refuses --steps 3000": ([*generate, student, "--steps", "3000"], 2, None),
         "fit --help": (["-m", "musiccm", "fit", "--help"], 0, None),
-        "the libraries of generate alone": (LIBRARIES, 0, None),
+        "libraries' networks and filters alone": (LIBRARIES, 0, None),
         "generate, student, 1 step": ([*generate, student, "--steps", "1", "--force"], 0, 1 / 1.6),
         "fit, its settings read": (["-m", "musiccm", "fit", "--config", "demo", "--print_config"], 0, 1 / 2.5),
     }

@@ -131,7 +131,8 @@ class MelKind:
             decoder = "fast" if bundle.has_fast_decoder else "original"
         config = _latent_numbers(bundle) if bundle.plain and decoder == "fast" else None
         return LatentCodec(
-            bundle.part("vae") if config is None else None, bundle.vocoder if decoder == "original" else None, bundle.mel, bundle.latent_patch,
+            bundle.part("vae") if config is None else None, bundle.vocoder if decoder == "original" else None,
+            bundle.mel, bundle.latent_patch,
             bundle.part("decoder") if decoder == "fast" else None, config,
         )
 
