@@ -41,8 +41,8 @@ def fit(
     system: Any, batches: list[LatentBatch], steps: int, ckpt_path: Path | None = None, **options: Any
 ) -> Trainer:
     """Train; the batches come round as often as is needed for so many steps of the student."""
-    options = {"max_steps": steps, **options}
-    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-                      enable_checkpointing=False, **options)
+    options = {"max_steps": steps, "accelerator": "cpu", **options}
+    trainer = Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+                      **options)
     trainer.fit(system, DataLoader(batches, batch_size=None), ckpt_path=ckpt_path)  # type: ignore[arg-type]
     return trainer

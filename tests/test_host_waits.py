@@ -81,6 +81,17 @@ def test_a_clip_is_waited_for_once_however_many_steps_it_has(steps: int, other: 
     assert len(noted) == 1 and noted[0].startswith("to by pipeline.py")
 
 
+def test_a_piece_and_a_stream_wait_for_their_sound_alone(other: str, tmp_path: Path) -> None:
+    pipeline = Pipeline.from_pretrained(build_random_student(tmp_path)).to(other)
+    pipeline.compose(TEXTS[0], 1.5, 2)
+    with watching() as noted:
+        pipeline.compose(TEXTS[0], 1.5, 2, batch_size=2)
+    assert noted and all("by direct.py" in note for note in noted), noted
+    with watching() as noted:
+        chunks = len(list(pipeline.stream(TEXTS[0], 1.5, 2)))
+    assert chunks <= len(noted) <= chunks + 1 and all("by direct.py" in note for note in noted), noted
+
+
 def waits_of_a_step(system: DistilledSystem, device: str) -> list[str]:
     """What the second step, its batch and log wait for; the first sends tables, and makes what optimizers keep."""
     on_host = batch_of(system)  # type: ignore[arg-type]

@@ -289,7 +289,8 @@ class Pipeline(LongMusic):
         On a GPU a shape of clips is recorded as one CUDA graph, from tokens to sound, by which `pipeline(...)` then
         makes clips of this number or fewer, at these steps, by this sampler and guidance. Other calls are made as
         before, which is logged once. Elsewhere, for longer pieces, and of models that write tokens, each shape is made
-        once, so that what is compiled for it is ready. Call it after `to` and `accelerate`.
+        once, so that what is compiled for it is ready; a compiled network then computes smaller batches, such as the
+        last windows of a piece and those of a stream, by the next larger one. Call it after `to` and `accelerate`.
 
         Args:
             buckets: The shapes; of longer pieces `batch` is the `batch_size` of `compose`.
@@ -316,18 +317,30 @@ class Pipeline(LongMusic):
         record = self.device.type == "cuda" if record is None else record
         for bucket in [buckets] if isinstance(buckets, Bucket) else buckets:
             stepper = self._stepper(bucket.steps, guidance_scale, sampler=sampler)
+            self._serve_smaller(False)  # this shape is compiled even where a larger one would do
             if bucket.seconds is not None and not self._is_clip(bucket.seconds):
+                if isinstance(self.denoiser.unet, CompiledNetwork):
+                    self._make_clips(stepper, bucket.batch, texts[0])
+                    self._serve_smaller(True)  # the last windows are fewer
                 compose(self, "music", bucket.seconds, stepper, 0, batch_size=bucket.batch)
             elif record and not self.conditioner.draws:
                 if self._warm is None:
                     self._warm = WarmClips(self.conditioner, self.codec.decode, self.latent_shape, self.device)
                 self._warm.add(stepper, bucket.batch, texts)
             else:
-                seeds = list(range(bucket.batch))
-                with torch.inference_mode():
-                    cond = self.conditioner.prompts([texts[0]] * bucket.batch, seeds)
-                    self.codec.decode(self._sampled(stepper, cond, seeds))
+                self._make_clips(stepper, bucket.batch, texts[0])
+        self._serve_smaller(True)
         return self
+
+    def _make_clips(self, stepper: Stepper, count: int, text: str) -> None:
+        seeds = list(range(count))
+        with torch.inference_mode():
+            cond = self.conditioner.prompts([text] * count, seeds)
+            self.codec.decode(self._sampled(stepper, cond, seeds))
+
+    def _serve_smaller(self, serves: bool) -> None:
+        if isinstance(self.denoiser.unet, CompiledNetwork):
+            self.denoiser.unet.serves_smaller = serves
 
     @property
     def sample_rate_hz(self) -> int:

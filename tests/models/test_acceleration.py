@@ -77,3 +77,24 @@ def test_results_of_a_compiled_network_outlive_its_next_call(monkeypatch: pytest
     torch.testing.assert_close(a, network(first))
     torch.testing.assert_close(b, network(second))
     assert len(marks) == 2
+
+
+def test_a_smaller_batch_is_computed_by_a_larger_one_once_that_is_asked_for() -> None:
+    compiled_for: list[int] = []
+
+    def noting(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        compiled_for.append(len(next(one for one in inputs if one.shape[-1] == 5)))  # no kernel
+        return graph
+
+    network = nn.Conv2d(2, 3, 3).requires_grad_(False)
+    compiled = CompiledNetwork(copy.deepcopy(network), noting)
+    x = torch.randn(8, 2, 5, 5)
+    for rows in (2, 4):
+        torch.testing.assert_close(compiled(x[:rows]), network(x[:rows]))
+    compiled.serves_smaller = True
+    for rows in (1, 3, 4, 2):
+        torch.testing.assert_close(compiled(x[:rows]), network(x[:rows]))
+    assert compiled_for == [2, 4]
+    compiled(x[:5])  # there is none larger
+    compiled(x[:1, :, :4])  # nor one of that size
+    assert compiled_for == [2, 4, 5, 1]

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from musiccm.device import sent
 from musiccm.diffusion import AnyCondition, stack_conditions
 from musiccm.errors import MusiccmError
 from musiccm.samplers.base import Stepper
@@ -51,18 +52,18 @@ class SharedProcess:
 
     def share(self, crop: int, step: int) -> Tensor:
         """The part of each of its frames that a crop contributes, shape [window, 1] on the device."""
-        return self.crops.share(crop, self._profile_W, step)[:, None].to(self.device)
+        return sent(self.crops.share(crop, self._profile_W, step)[:, None], torch.device(self.device))
 
     def shares(self, crops: Sequence[int], steps: int) -> Tensor:
         """`share` of several crops at every step, [steps, crops, window, 1], sent to the device as one."""
         once = self._profile_W is not None  # only `swap` changes from step to step
         found = [torch.stack([self.crops.share(i, self._profile_W, step) for i in crops])
                  for step in range(1 if once else steps)]
-        return torch.stack(found)[..., None].to(self.device).expand(steps, -1, -1, -1)
+        return sent(torch.stack(found)[..., None], torch.device(self.device)).expand(steps, -1, -1, -1)
 
     def fresh(self, step: int, first: int, last: int) -> Tensor:
         """Noise of some frames on the device, [C, frames, F]."""
-        return self.noise(step, first, last).to(self.device)
+        return sent(self.noise(step, first, last), torch.device(self.device))
 
 
 def needed_crops(crops: Crops, kept_T: Tensor) -> list[int]:

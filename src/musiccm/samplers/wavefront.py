@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from musiccm.device import sent
 from musiccm.diffusion import AnyCondition, stack_conditions
 from musiccm.samplers.noise import INITIAL
 from musiccm.samplers.shared_restricted import CondOf, SharedProcess
@@ -88,7 +89,7 @@ class Wavefront:
             offset = crops.start(lane.done) - lane.first
             z.append(lane.z_CTF[:, offset : offset + crops.window])
             cond.append(self._cond[lane.done])
-        t_B = torch.tensor([stepper.timesteps[step] for step in ready], device=process.device)
+        t_B = sent(torch.tensor([stepper.timesteps[step] for step in ready]), torch.device(process.device))
         estimates = stepper.f(torch.stack(z), t_B, stack_conditions(cond))
         for step, estimate in zip(ready, estimates, strict=True):
             lane = self._lanes[step]

@@ -148,7 +148,9 @@ class CompiledNetwork(nn.Module):
     """A network compiled at its first call with each shape of input; without gradients, for one thread at a time.
 
     PyTorch compiles for eight shapes at most (`torch._dynamo.config.recompile_limit`) and runs others as they are,
-    which is logged.
+    which is logged. Once `serves_smaller` is set, a batch for which it was not compiled is computed by the next larger
+    one that it was compiled for, its last item repeated: so the last windows of a long piece and the first of a stream
+    compile nothing.
 
     Args:
         network: the network; called with tensors (or numbers) and returning a tensor or a tuple of them.
@@ -160,6 +162,7 @@ class CompiledNetwork(nn.Module):
         super().__init__()
         self.network = network
         mode = "reduce-overhead" if backend == "inductor" else None
+        self.serves_smaller = False
         self._shapes: set[tuple[tuple[int, ...], ...]] = set()
         self._busy = threading.RLock()  # a CUDA graph writes to one place
         self._compiled = torch.compile(network, backend=backend, mode=mode, dynamic=False)
@@ -170,13 +173,28 @@ class CompiledNetwork(nn.Module):
         # an expanded timestep has other strides than a list of them, and would be compiled for anew
         args = tuple(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args)
         with self._busy, torch.inference_mode():
-            self._watch([*args, *kwargs.values()])
             if recording.on:
                 return self._kernels(*args, **kwargs)
+            rows = len(args[0])
+            batch = self._batch_for(rows, [*args, *kwargs.values()])
+            args = tuple(_filled(arg, rows, batch) for arg in args)
+            kwargs = {name: _filled(arg, rows, batch) for name, arg in kwargs.items()}
+            self._watch([*args, *kwargs.values()])
             # a CUDA graph writes each result into the same memory: the last is done with, and this one is copied out
             torch.compiler.cudagraph_mark_step_begin()
             result = self._compiled(*args, **kwargs)
-            return result.clone() if isinstance(result, Tensor) else tuple(part.clone() for part in result)
+            if isinstance(result, Tensor):
+                return result[:rows].clone()
+            return tuple(part[:rows].clone() for part in result)
+
+    def _batch_for(self, rows: int, args: Iterable[Any]) -> int:
+        """Rows of the smallest batch that it was compiled for and that holds so many, else `rows`."""
+        if not self.serves_smaller:
+            return rows
+        shapes = [tuple(arg.shape) for arg in args if isinstance(arg, Tensor)]
+        fitting = [known[0][0] for known in self._shapes if known[0][0] >= rows and known == tuple(
+            _resized(shape, rows, known[0][0]) for shape in shapes)]
+        return min(fitting, default=rows)
 
     def _watch(self, args: Iterable[Any]) -> None:
         shape = tuple(tuple(arg.shape) for arg in args if isinstance(arg, Tensor))
@@ -186,3 +204,19 @@ class CompiledNetwork(nn.Module):
                 log.warning("inputs of %d shapes: the network is compiled for the first %d only and runs the others "
                             "uncompiled; keep to fewer batch sizes, and lengths of prompts where it attends to tokens",
                             len(self._shapes), len(self._shapes) - 1)
+
+
+def _resized(shape: tuple[int, ...], rows: int, batch: int) -> tuple[int, ...]:
+    return (batch, *shape[1:]) if shape and shape[0] == rows else shape
+
+
+def _filled(arg: Any, rows: int, batch: int) -> Any:
+    """A batch with its last item repeated; whatever has no rows as it is.
+
+    Called in inference mode, whose tensors are compiled for apart from others: all become such.
+    """
+    if not isinstance(arg, Tensor):
+        return arg
+    if batch == rows or arg.dim() == 0 or len(arg) != rows:
+        return arg if arg.is_inference() else arg.clone()
+    return torch.cat([arg, arg[-1:].expand(batch - rows, *arg.shape[1:])])
