@@ -72,7 +72,7 @@ def test_music_is_made_without_what_trains_measures_and_serves(tmp_path: Path) -
 
 
 def test_settings_of_a_training_are_read_without_what_builds_its_networks(tmp_path: Path) -> None:
-    watched = ("torch", "pytorch_lightning", "diffusers", "timm", "accelerate", "peft")
+    watched = ("torch", "pytorch_lightning", "diffusers", "timm", "accelerate", "peft", "torchaudio")
     found, shown = loaded(tmp_path, watched, "fit", "--config", "demo", "--print_config")
     assert found == ["0", "torch", "pytorch_lightning"], shown
 

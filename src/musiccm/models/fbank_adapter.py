@@ -7,8 +7,6 @@ import math
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchaudio.compliance.kaldi import get_mel_banks
-from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
 from musiccm.audio.mel import MelConfig
 
@@ -61,6 +59,8 @@ class FbankAdapter(nn.Module):
             source: The mel's front end.
             bins: Filters of the target.
         """
+        from torchaudio.compliance.kaldi import get_mel_banks
+
         rate, frame, n_fft = 16000, 400, 512
         filters_PF, _ = get_mel_banks(bins, n_fft, float(rate), 20.0, 0.0, 100.0, -500.0, 1.0)
         # Kaldi leaves out the Nyquist bin.
@@ -107,6 +107,8 @@ class FbankAdapter(nn.Module):
 
 def _interpolation(source: MelConfig, centres_hz: Tensor) -> Tensor:
     """Linear interpolation from the source's filter centres to other frequencies, [N, P]; the ends are held."""
+    from transformers.audio_utils import hertz_to_mel, mel_to_hertz
+
     low, high = hertz_to_mel(source.fmin_hz, "slaney"), hertz_to_mel(source.fmax_hz, "slaney")
     own = torch.as_tensor(mel_to_hertz(np.linspace(low, high, source.n_mels + 2)[1:-1], "slaney"))
     upper = torch.searchsorted(own, centres_hz).clamp(1, source.n_mels - 1)
