@@ -17,11 +17,14 @@ from torch.utils.data import DataLoader
 
 from musiccm.commands.bench import load
 from musiccm.errors import MusiccmError
+from musiccm.evaluation.distilled import SystemStudent, SystemTeacher
+from musiccm.samplers import sample_noise, seeded_noise_fn
 from musiccm.systems import speed
 from musiccm.systems.arc import ARC, Arc
 from musiccm.systems.dmd2 import DMD2, Matching
 from musiccm.systems.ladd import LADD, Ladd
 from musiccm.systems.latent_critic import CriticSystem
+from musiccm.systems.lcm import LCM
 from musiccm.systems.musiccm import MusicCM
 from musiccm.systems.settings import Adversarial, Optimization
 
@@ -199,6 +202,29 @@ def test_compiled_networks_are_those_that_the_step_calls(bundle, tmp_path, monke
     ours = {id(module) for module in model.modules()}
     for network, _ in called[2:]:
         assert id(network) not in ours and torch.bfloat16 in {p.dtype for p in network.parameters()}
+
+
+def test_a_test_samples_from_compiled_networks(bundle, monkeypatch):
+    calls = []
+
+    def compiled(module, backend):
+        module._compiled_call_impl = lambda *args, **kwargs: calls.append(module) or module._call_impl(*args, **kwargs)
+
+    monkeypatch.setattr("torch.nn.Module.compile", compiled)
+    found = {}
+    for backend in (None, "eager"):
+        model = LCM(bundle, optimization=Optimization(compile=backend))
+        model.trainer = Trainer(accelerator="cpu", logger=False)
+        model.setup("test")
+        model.on_test_start()
+        for made_by in (SystemTeacher(model, 2.0), SystemStudent(model)):
+            noise = sample_noise([0], made_by.latent_shape)
+            with torch.no_grad():
+                made = made_by.stepper(2).sample(model.conditioner.prompts(["slow organ"]), noise,
+                                                 seeded_noise_fn([0], made_by.latent_shape))
+            assert torch.equal(found.setdefault(type(made_by), made), made)
+        of_student = [module is model.student_ema_slow.module for module in calls]
+        assert of_student == ([False, False, True, True] if backend else [])
 
 
 @pytest.mark.parametrize("features", ["audiomae", "clap"])

@@ -269,7 +269,8 @@ class Optimization:
             all between latents and CLAP's embeddings are computed a second time in the backward pass instead of being
             kept: a third more work there, several times less memory.
         compile: backend of `torch.compile`, such as `inductor`, for student, target and teacher, for a critic with its
-            heads, and for decoder and AudioMAE before a discriminator; null runs them as they are.
+            heads, and for decoder and AudioMAE before a discriminator; in a test, for teacher and student as they are
+            sampled from. Null runs them as they are.
         channels_last: whether convolutions keep their channels last in memory.
     """
 

@@ -73,6 +73,13 @@ class StepNetworks(pl.LightningModule):
             )
         self._use_fast_networks()
 
+    def on_test_start(self) -> None:
+        """Compile what an evaluation samples from, teacher and student alike: their times are compared."""
+        if self.optimization.compile is not None:
+            teacher = self.frozen["teacher"]
+            sampled = [getattr(teacher, "unet", teacher), self.student_ema_slow.module]
+            speed.compile_networks(sampled, self.optimization.compile)
+
     def half_parts(self) -> dict[str, nn.Module]:
         """Frozen parts as the step uses them under bf16-mixed, by their names in `frozen`."""
         teacher = self.frozen["teacher"]
