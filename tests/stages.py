@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tiny_bundle import CAPTIONS
 
@@ -27,7 +29,7 @@ def waves(count: int = 6) -> WaveformBatch:
                          [{"instrument": ("piano", "organ")[i % 2]} for i in range(count)])
 
 
-def stage_of(name: str, bundle: str) -> Stage:
+def stage_of(name: str, bundle: str, **options: Any) -> Stage:
     torch.manual_seed(0)
     opened = Bundle.from_pretrained(bundle)
     config = {part: {key: value for key, value in dict(opened.part(part).config if part != "vocoder" else
@@ -46,7 +48,7 @@ def stage_of(name: str, bundle: str) -> Stage:
                "depths": [1, 1], "decoder_strides": [8, 4], "decoder_kernel_sizes": [17, 9],
                "decoder_channels": [16, 8], "decoder_depths": [1, 1]}
         discriminator = {"periods": [2], "period_widths": [4], "resolutions": [[64, 16, 64]], "width": 4}
-        return AudioVaeStage(vae, 1024, (512, 128), discriminator=discriminator, bundle=bundle)
+        return AudioVaeStage(vae, 1024, (512, 128), discriminator=discriminator, bundle=bundle, **options)
     if name == "audiomae":
         return AudioMaeStage(vit, decoder_width=12, decoder_depth=1, decoder_heads=2, bundle=bundle)
     return TeacherStage(config["unet"], bundle=bundle)
