@@ -43,7 +43,7 @@ def test_bf16_learns_as_float32_does(bundle: str, corpus: str, tmp_path: Path) -
                       for precision in ("32-true", "bf16-mixed"))
     begun = audio_vae_ranks.stage_of("audio_vae", bundle)
     for name in ("part", "discriminator"):
-        start, ends = getattr(begun, name).state_dict(), [getattr(stage, name).state_dict() for stage in (exact, rounded)]
+        start, *ends = (getattr(stage, name).state_dict() for stage in (begun, exact, rounded))
         ways = [torch.cat([(end[key] - start[key]).flatten() for key in start]) for end in ends]
         assert all(way.dtype == torch.float32 and way.norm() > 0 for way in ways)
         assert torch.nn.functional.cosine_similarity(*ways, dim=0) > 0.8
