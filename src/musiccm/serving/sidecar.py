@@ -68,8 +68,10 @@ class Sidecar:
             raise MusiccmError(f"{path}: expected the objects model and made; get the sidecar again")
         texts = [model.get("content_hash"), made.get("samples_sha256"), str(values.get("source_sha256") or "")]
         settings = {key: model.get(key) for key in ("decoder", "half")}
-        if not all(isinstance(text, str) for text in texts) or settings["decoder"] not in ("fast", "original", None):
-            raise MusiccmError(f"{path}: expected hashes and a decoder, found others; get the sidecar again")
+        known = settings["decoder"] in ("fast", "original", None) and type(settings["half"]) in (bool, type(None))
+        if not known or not all(isinstance(text, str) for text in texts):
+            raise MusiccmError(f"{path}: expected hashes, a decoder and whether half, found others; get the sidecar "
+                               "again")
         request = MusicRequest.from_json(values.get("request"), str(path))
         return cls(request, texts[0], settings, texts[1], texts[2] or None,  # type: ignore[arg-type]
                    str(values.get("version")))
