@@ -130,7 +130,8 @@ def test_fields_of_the_models_own_sampler_need_no_name(made, pipeline):
 
 @pytest.mark.parametrize("change", [
     {"format": 2}, {"model": None}, {"model": {"content_hash": 3, "decoder": "fast"}},
-    {"model": {"content_hash": "", "decoder": "../x"}}, {"model": {"content_hash": "", "decoder": "fast", "half": "no"}},
+    {"model": {"content_hash": "", "decoder": "../x"}},
+    {"model": {"content_hash": "", "decoder": "fast", "half": "no"}},
     {"made": []}, {"request": None}, {"request": {"model": "x"}},
     {"request": {"model": "x", "prompts": "y"}}, {"request": {"model": "x", "prompts": [[0, "a"]], "dance": 1}},
     {"request": {"model": "x", "prompts": [[0, "a"]], "sampler": "lcm"}},

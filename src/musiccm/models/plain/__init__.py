@@ -50,8 +50,8 @@ def _filled(
     try:
         with safe_open(path, "pt") as file:
             names = [name for name in file.keys() if name.startswith(prefixes) and name not in derived]
-            # copies, which lie in memory as other weights do: sums may depend on it
-            state = {name: file.get_tensor(name).to(dtype, copy=True) for name in names}
+            # no copies where the type is right: weights lie in memory as the libraries leave them, on which sums depend
+            state = {name: file.get_tensor(name).to(dtype) for name in names}
     except (OSError, SafetensorError):
         return None
     with torch.device("meta"):  # no numbers are drawn for weights that are read
