@@ -55,7 +55,7 @@ KEYS = [f"{group}.{key}" for group, others in OTHERS.items() for key in others]
 def made(group: str = "", **changed: Any) -> dict[str, Any]:
     """The identity of a run with some settings of a group changed."""
     settings = {name: kind(**(changed if name == group else {})) for name, kind in KINDS.items()}
-    bundle: Any = SimpleNamespace(content_hash=lambda parts: "0123456789abcdef",
+    bundle: Any = SimpleNamespace(denoiser_hash=lambda: "0123456789abcdef",
                                   kind=SimpleNamespace(network="unet"))
     return identity(bundle, *settings.values(), seed=0)
 
