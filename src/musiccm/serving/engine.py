@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,7 @@ class Engine:
                 job.cancelled.set()
             self._changed.notify_all()
             streams = [stream.thread for stream in self._streams.values()]
+        self._listeners.tell_all()
         for thread in [*self._threads, *streams]:
             if thread.is_alive():
                 thread.join()
@@ -244,6 +245,8 @@ class Engine:
         plan = planned(self.models[request.model].model, request)
         if request.source is not None and (length := self._source_length(request.source, owner)) is not None:
             check_edit(self.models[request.model].model, plan.request, *length, self.limits)
+        if request.source is not None:
+            self._encode_source(request.source, owner)
         with self._changed:
             if once is not None and (before := self._store.made_before(once, owner)) is not None:
                 return self.job(before, owner)
@@ -301,6 +304,7 @@ class Engine:
                 if waited:
                     self._waiting.remove(live)
                 elif not isinstance(live, StreamJob):  # written now, so that no restart takes it up
+                    live.requeue = False
                     self._unsaved[job] = replace(live.view(), state="cancelled", finished_s=now_s())
                 self._changed.notify_all()
         if live is not None and waited:
@@ -322,7 +326,7 @@ class Engine:
         return self._listeners.add(job, changed, end_only)
 
     def wait(self, job: str, owner: str = "", timeout_s: float | None = None) -> JobView:
-        """Wait until a job has ended, or for a while.
+        """Wait until a job has ended, for a while, or until the engine is closed.
 
         Raises:
             NotFound: There is none, or it is somebody else's.
@@ -330,7 +334,7 @@ class Engine:
         changed = threading.Event()
         end = self.listen(job, changed.set, end_only=True)
         try:
-            while not (view := self.job(job, owner)).finished:
+            while not (view := self.job(job, owner)).finished and not self._closed:
                 if not changed.wait(timeout_s):
                     break
                 changed.clear()
@@ -523,11 +527,16 @@ class Engine:
             self._unsaved[job.id] = replace(job.view(), state=state, finished_s=at_s, error=error, result=result)
             self._live.pop(job.id, None)
             self._changed.notify_all()
-        self._save_ends()
-        self._source_of(job.id).unlink(missing_ok=True)
-        self._tell("finished", {"state": state, "task": job.request.task, "result": result,
-                                "run_s": None if job.started_s is None else at_s - job.started_s})
-        self._listeners.tell(job.id, ended=True)
+        try:
+            if state == "cancelled":
+                self.results.remove([job.id])  # written before it was cancelled
+            self._save_ends()
+            with suppress(OSError):  # what is left is removed at the next start
+                self._source_of(job.id).unlink(missing_ok=True)
+            self._tell("finished", {"state": state, "task": job.request.task, "result": result,
+                                    "run_s": None if job.started_s is None else at_s - job.started_s})
+        finally:
+            self._listeners.tell(job.id, ended=True)
         self._make_room()
 
     def _save_ends(self) -> None:
@@ -647,8 +656,14 @@ class Engine:
             return None
         return (made["samples"], made["sample_rate_hz"]) if "samples" in made else None
 
+    def _encode_source(self, named: str, owner: str) -> None:
+        """Have a result that an edit is made of lie in its file before `_take_source`, for which all others wait."""
+        with suppress(MusiccmError):  # which `_take_source` says, but for a request that came before
+            if self._uploads.length(named, owner) is None and self.job(named, owner).state == "done":
+                self.results.audio(named, "wav")
+
     def _take_source(self, named: str, owner: str, job: str) -> None:
-        """Give a job a clip of its own, which stays where upload or result are removed meanwhile."""
+        """Give a job a clip of its own, which stays where upload or result are removed meanwhile; the lock is held."""
         path = self._uploads.find(named, owner)
         if path is None:
             view = self._store.get(named)

@@ -113,6 +113,8 @@ class Results:
         if form == "wav" and self._facts(samples)["form"] is not None:
             return samples  # an edit's wav holds every bit already
         path = samples.with_name(f"audio.{form}")
+        if path.is_file():  # nobody waits for the encoding of another
+            return path
         with self._writing:
             if not path.is_file():
                 self._keep(path, self._encoded(samples, f".{form}"))

@@ -137,7 +137,8 @@ class Store:
 
     def requeued(self, job: str) -> None:
         """A job waits again, as if it had not been taken up."""
-        self._change(("UPDATE jobs SET state = 'queued', started_s = NULL, starts = MAX(0, starts - 1) WHERE id = ?",
+        self._change(("UPDATE jobs SET state = 'queued', started_s = NULL, starts = MAX(0, starts - 1) "
+                      "WHERE id = ? AND state = 'running'",
                       (job,)))
 
     def finished(self, views: Sequence[JobView]) -> None:

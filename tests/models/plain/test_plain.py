@@ -50,8 +50,9 @@ def test_a_u_net_of_more_levels_and_layers_gives_the_same_bits(tmp_path: Path, f
         "cross_attention_dim": [16, 32, 48, 80], "in_channels": 8, "out_channels": 8,
         "down_block_types": ["DownBlock2D", *["CrossAttnDownBlock2D"] * 3],
         "up_block_types": [*["CrossAttnUpBlock2D"] * 3, "UpBlock2D"]}
-    theirs: Any = UNet2DConditionModel.from_config(config).eval()
-    theirs.save_pretrained(tmp_path)
+    UNet2DConditionModel.from_config(config).save_pretrained(tmp_path)
+    # read again: sums depend on where in memory weights begin, as a file has them or as they were drawn
+    theirs: Any = UNet2DConditionModel.from_pretrained(tmp_path).eval()
     ours = read_plainly(tmp_path, "unet", json.loads((tmp_path / "config.json").read_text()), torch.float32)
     z, cond, t = torch.randn(2, 8, 20, 16), torch.randn(2, 128), torch.tensor([999.0, 19.0])
     with torch.no_grad():
@@ -114,9 +115,47 @@ def test_a_tokenizer_that_another_class_reads_is_left_to_it(tmp_path: Path, fold
     shutil.copytree(folder / "tokenizer", tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert read_plainly(tmp_path, "tokenizer", config, torch.float32) is not None
-    for change in ({"tokenizer_class": "T5Tokenizer"}, {"add_prefix_space": True},
-                   {"extra_special_tokens": {"a": "b"}}):
-        assert read_plainly(tmp_path, "tokenizer", config | change, torch.float32) is None
+    for change in ({"tokenizer_class": "T5Tokenizer"}, {"add_prefix_space": True}, {"truncation_side": "left"},
+                   {"extra_special_tokens": {"a": "b"}}, {"cls_token": "<pad>"}, {"split_special_tokens": True},
+                   {"model_max_length": True}, {"model_max_length": 0}):
+        assert read_plainly(tmp_path, "tokenizer", config | change, torch.float32) is None, change
+    path = tmp_path / "tokenizer.json"
+    good = json.loads(path.read_text())
+    for part, key, value in (("model", "dropout", 0.5), ("model", "end_of_word_suffix", "</w>"),
+                             ("model", "merges", ["a"]), ("model", "continuing_subword_prefix", "##"),
+                             ("post_processor", "cls", ["<pad>", 1])):
+        path.write_text(json.dumps(good | {part: good[part] | {key: value}}))
+        assert read_plainly(tmp_path, "tokenizer", config, torch.float32) is None, key
+    for change in ({"added_tokens": []}, {"version": "9"}, {"model": None}):
+        path.write_text(json.dumps(good | change))
+        assert read_plainly(tmp_path, "tokenizer", config, torch.float32) is None, change
+    path.write_text(json.dumps(good))
+    assert read_plainly(tmp_path, "tokenizer", config, torch.float32) is not None
+    (tmp_path / "added_tokens.json").write_text("{}")
+    assert read_plainly(tmp_path, "tokenizer", config, torch.float32) is None
+
+
+@pytest.mark.parametrize(("part", "key", "value"), [
+    ("unet", "norm_num_groups", 7), ("unet", "attention_head_dim", [3, 0]), ("unet", "block_out_channels", None),
+    ("text_encoder", "projection_hidden_act", "gelu"), ("text_encoder", "text_config", {"hidden_size": "128"}),
+])
+def test_what_cannot_be_is_the_librarys_to_refuse(folder: Path, part: str, key: str, value: Any) -> None:
+    config = json.loads((folder / part / "config.json").read_text())
+    if isinstance(value, dict):
+        value = config[key] | value
+    assert read_plainly(folder / part, part, config | {key: value}, torch.float32) is None
+
+
+def test_weights_in_float32_give_the_same_bits(tmp_path: Path, folder: Path) -> None:
+    shutil.copytree(folder, tmp_path / "bundle", ignore=shutil.ignore_patterns("evaluation_features", "training_index"))
+    for path in (tmp_path / "bundle/unet/diffusion_pytorch_model.safetensors",
+                 tmp_path / "bundle/text_encoder/model.safetensors"):
+        wide = {name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()}
+        save_file(wide, path, metadata={"format": "pt"})
+    ours, theirs = (Pipeline.from_pretrained(tmp_path / "bundle", plain=plain) for plain in (True, False))
+    assert type(ours.denoiser.unet) is PlainUNet and type(theirs.denoiser.unet) is UNet2DConditionModel
+    assert torch.equal(ours.conditioner.prompts(CAPTIONS), theirs.conditioner.prompts(CAPTIONS))
+    assert torch.equal(ours(["slow organ chords"], 1, [3]), theirs(["slow organ chords"], 1, [3]))
 
 
 def test_weights_that_do_not_fit_are_refused_as_ever(tmp_path: Path, folder: Path) -> None:

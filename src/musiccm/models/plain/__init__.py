@@ -32,12 +32,17 @@ def read_plainly(folder: Path, name: str, config: Mapping[str, Any], dtype: torc
     Returns:
         The part, frozen and in eval mode; None where it is the library's to read.
     """
-    if name == "unet" and unet.computes(config):
-        return _filled(unet.PlainUNet, config, folder / "diffusion_pytorch_model.safetensors", dtype)
-    if name == "text_encoder" and clap_text.computes(config):
-        return _filled(clap_text.PlainClapText, config, folder / "model.safetensors", dtype, clap_text.PREFIXES,
-                       clap_text.DERIVED)
-    return tokenizer.read_tokenizer(folder / "tokenizer.json", config) if name == "tokenizer" else None
+    try:
+        if name == "unet" and unet.computes(config):
+            return _filled(unet.PlainUNet, config, folder / "diffusion_pytorch_model.safetensors", dtype)
+        if name == "text_encoder" and clap_text.computes(config):
+            return _filled(clap_text.PlainClapText, config, folder / "model.safetensors", dtype, clap_text.PREFIXES,
+                           clap_text.DERIVED)
+        return tokenizer.read_tokenizer(folder / "tokenizer.json", config) if name == "tokenizer" else None
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # of whatever kind (`tokenizers` has its own): the library says what is wrong, or takes it
+        return None
 
 
 def _filled(

@@ -30,6 +30,7 @@ def computes(config: Mapping[str, Any]) -> bool:
     text = config.get("text_config")
     return (config.get("model_type") == "clap" and isinstance(text, Mapping) and all(key in text for key in NEEDED)
             and text.get("hidden_act") == "gelu" and text.get("projection_hidden_act") == "relu"
+            and config.get("projection_hidden_act", "relu") == "relu"  # which transformers follows
             and text.get("is_decoder", False) is False and text.get("chunk_size_feed_forward", 0) == 0
             and config.get("projection_dim") == text["projection_dim"]
             and text["hidden_size"] % text["num_attention_heads"] == 0)

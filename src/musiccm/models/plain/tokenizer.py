@@ -12,6 +12,20 @@ import torch
 from musiccm.texts import read_json
 
 CLASSES = ("RobertaTokenizer", "RobertaTokenizerFast")
+#: What tokenizer_config.json says, where it says it, and what it may say of what is not used here.
+STATED = {
+    "add_prefix_space": False, "bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "mask_token": "<mask>",
+    "pad_token": "<pad>", "padding_side": "right", "sep_token": "</s>", "truncation_side": "right",
+    "unk_token": "<unk>",
+}
+FREE = ("backend", "clean_up_tokenization_spaces", "errors", "is_local", "local_files_only", "max_length",
+        "model_max_length", "pad_to_multiple_of", "pad_token_type_id", "stride", "tokenizer_class", "trim_offsets",
+        "truncation_strategy")
+#: Parts of tokenizer.json.
+BEFORE = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+BEHIND = {"type": "RobertaProcessing", "add_prefix_space": False, "trim_offsets": True}
+MODEL = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+         "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
 
 
 class Tokens(NamedTuple):
@@ -64,7 +78,7 @@ class PlainTokenizer:
 
 
 def read_tokenizer(path: Path, config: Mapping[str, Any]) -> PlainTokenizer | None:
-    """Read a tokenizer; None where it is none that is computed as its file says.
+    """Read a tokenizer; None where its files say anything that transformers may compute otherwise.
 
     Args:
         path: `tokenizer.json` of a checked folder.
@@ -73,20 +87,25 @@ def read_tokenizer(path: Path, config: Mapping[str, Any]) -> PlainTokenizer | No
     from tokenizers import Tokenizer
 
     length = config.get("model_max_length")
-    if config.get("tokenizer_class") not in CLASSES or not path.is_file() or not isinstance(length, int):
+    beside = {other.name for other in path.parent.iterdir()} - {path.name, "tokenizer_config.json"}
+    if config.get("tokenizer_class") not in CLASSES or beside or not path.is_file() or type(length) is not int:
+        return None
+    if length < 3 or set(config) - {*STATED, *FREE}:
+        return None
+    if any(config.get(key, value) != value for key, value in STATED.items()):
         return None
     content = read_json(path, "a tokenizer")
-    before, behind = content.get("pre_tokenizer"), content.get("post_processor")
-    prefix = config.get("add_prefix_space", False)
-    if content.get("normalizer") is not None or not _is(before, "ByteLevel", prefix) or not _is(
-            behind, "RobertaProcessing", prefix):
+    vocabulary = content["model"].pop("vocab"), content["model"].pop("merges")
+    known = {token["content"]: token["id"] for token in content["added_tokens"]}
+    begin, end = ([token, known[token]] for token in (STATED["cls_token"], STATED["sep_token"]))
+    if not (content.get("normalizer") is None and _is(content["pre_tokenizer"], BEFORE)
+            and _is(content["post_processor"], {**BEHIND, "cls": begin, "sep": end})
+            and _is({**content["model"]}, MODEL) and set(known) == {STATED[key] for key in STATED if "_token" in key}):
         return None
-    if config.get("extra_special_tokens") or config.get("additional_special_tokens"):
-        return None
-    tokenizer = Tokenizer.from_str(json.dumps(content))
-    padding = tokenizer.token_to_id(str(config.get("pad_token", "<pad>")))
-    return None if padding is None else PlainTokenizer(tokenizer, length, padding)
+    content["model"]["vocab"], content["model"]["merges"] = vocabulary
+    return PlainTokenizer(Tokenizer.from_str(json.dumps(content)), length, known[STATED["pad_token"]])
 
 
-def _is(part: Any, kind: str, prefix: bool) -> bool:
-    return isinstance(part, Mapping) and part.get("type") == kind and part.get("add_prefix_space") == prefix
+def _is(part: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+    found, wanted = ({key: value or None for key, value in one.items()} for one in (part, expected))
+    return found == wanted
