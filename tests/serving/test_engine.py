@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sqlite3
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -26,6 +28,13 @@ def samples(engine: Engine, view: JobView) -> Tensor:
     assert view.state == "done", view.error
     read, _ = soundfile.read(engine.results.samples(view.id), dtype="float32", always_2d=True)
     return torch.from_numpy(read.T.copy())
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -177,6 +186,70 @@ def test_waiting_jobs_are_ordered_bounded_and_cancelled(make_engine, gated):
     assert [view.state for view in ends] == ["done"] * 3
     assert ends[1].finished_s <= ends[2].finished_s
     assert [view.id for view in engine.jobs()] == [view.id for view in (middle, high, low, running)]
+
+
+def test_a_job_that_is_cancelled_while_the_engine_closes_stays_cancelled(make_engine, gated, tmp_path):
+    engine = gather(make_engine, gated, max_running=1)
+    running, waiting = engine.submit(asked(steps=2)), engine.submit(asked(steps=1))
+    assert gated.network.called.wait(30)
+    closing, ends = threading.Thread(target=engine.close), []
+    watching = threading.Thread(target=lambda: ends.append(engine.wait(waiting.id)))
+    watching.start()
+    closing.start()
+    until(lambda: engine._closed)
+    watching.join(30)
+    assert ends[0].state == "queued"  # whoever waits for it is let go
+    engine.cancel(running.id)
+    gated.network.open.set()
+    closing.join(30)
+    with sqlite3.connect(engine.folder / "jobs.sqlite") as db:
+        assert dict(db.execute("SELECT id, state FROM jobs")) == {running.id: "cancelled", waiting.id: "queued"}
+
+
+def test_a_job_that_is_cancelled_while_it_is_written_leaves_nothing(make_engine, monkeypatch):
+    engine = make_engine()
+    write = engine.results.write
+
+    def cancelled_meanwhile(job, *made):
+        facts = write(job, *made)
+        engine.cancel(job)
+        return facts
+
+    monkeypatch.setattr(engine.results, "write", cancelled_meanwhile)
+    view = engine.wait(engine.submit(asked(steps=1)).id)
+    assert view.state == "cancelled" and view.id not in engine.results.names()
+    with pytest.raises(NotFound):
+        engine.submit(asked(task="vary", source=view.id))
+
+
+def test_an_end_is_told_though_what_follows_it_fails(make_engine, gated, monkeypatch):
+    engine, told = gather(make_engine, gated), threading.Event()
+    tell = engine._tell
+    monkeypatch.setattr(engine, "_tell", lambda kind, values: 1 // 0 if kind == "finished" else tell(kind, values))
+    view = engine.submit(asked(steps=1))
+    engine.listen(view.id, told.set, end_only=True)
+    gated.network.open.set()
+    assert told.wait(30) and engine.job(view.id).state == "done"
+
+
+def test_others_do_not_wait_while_a_result_is_encoded(make_engine, monkeypatch):
+    engine = make_engine()
+    made = engine.wait(engine.submit(asked(steps=1)).id)
+    encoding, go_on, encoded = threading.Event(), threading.Event(), engine.results._encoded
+
+    def slow(*given):
+        encoding.set()
+        assert go_on.wait(30)
+        return encoded(*given)
+
+    monkeypatch.setattr(engine.results, "_encoded", slow)
+    editing = threading.Thread(target=lambda: engine.submit(asked(task="vary", source=made.id)))
+    editing.start()
+    assert encoding.wait(30)
+    other = engine.wait(engine.submit(asked(steps=1)).id, timeout_s=30)
+    go_on.set()
+    editing.join(30)
+    assert other.state == "done" and len(engine.jobs()) == 3
 
 
 def test_jobs_are_their_owners(make_engine):
