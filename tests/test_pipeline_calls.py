@@ -173,3 +173,9 @@ REFUSALS: dict[str, Callable[[Pipeline, Any], Any]] = {
 def test_every_refusal_is_of_one_kind(student: Pipeline, folder: Path, says: str) -> None:
     with pytest.raises(MusiccmError, match=says):
         REFUSALS[says](student, folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, "float32"])
+def test_weights_of_other_types_are_refused(dtype):
+    with pytest.raises(MusiccmError, match=r"dtype: expected torch.float32, found .*accelerate\(half=True\)"):
+        Pipeline.from_pretrained("musiccm-tiny-student", dtype=dtype)

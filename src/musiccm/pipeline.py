@@ -125,14 +125,18 @@ class Pipeline(LongMusic):
 
         Args:
             path: See `Bundle.from_pretrained`.
-            dtype: Type of the weights in memory.
+            dtype: Type of the weights in memory, torch.float32; `accelerate(half=True)` computes in bf16.
             decoder: See `Pipeline`.
             plain: Make music of texts without importing diffusers and transformers where that is possible: the same
                 samples, from a process that starts sooner. Edits, which encode sound, are refused then. See `Bundle`.
 
         Raises:
-            MusiccmError: If the bundle is missing, incomplete or inconsistent, or lacks the decoder.
+            MusiccmError: If the bundle is missing, incomplete or inconsistent, or lacks the decoder, or `dtype` is
+                another.
         """
+        if dtype is not torch.float32:
+            raise MusiccmError(f"dtype: expected torch.float32, found {dtype!r}; accelerate(half=True) computes in "
+                               "bf16 what sound allows")
         return cls(Bundle.from_pretrained(path, dtype=dtype, plain=plain), decoder)
 
     def __repr__(self) -> str:
