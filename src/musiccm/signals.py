@@ -243,6 +243,8 @@ def _watch(reading: int, command: _Command) -> None:
                 first = number, now
             elif now - first[1] >= SAME_NOTICE_S:
                 _stop(first[0], "a second signal")
+        elif first is not None and not command.echoes:
+            _send_on()  # the main thread may have been about to wait when it came, and waits without having seen it
         if first is not None and not command.holds and now - max(first[1], command.since_s) >= PATIENCE_S:
             _stop(first[0], f"no answer within {PATIENCE_S:g} s")
 
