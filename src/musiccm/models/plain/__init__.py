@@ -6,6 +6,7 @@ with it in a test. What is not computed here is read by the library, which also 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from musiccm.models.plain import clap_text, tokenizer, unet
+
+log = logging.getLogger(__name__)
 
 #: What can be read so, by its folder's name.
 PLAIN = ("unet", "text_encoder", "tokenizer")
@@ -42,6 +45,7 @@ def read_plainly(folder: Path, name: str, config: Mapping[str, Any], dtype: torc
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException:  # of whatever kind (`tokenizers` has its own): the library says what is wrong, or takes it
+        log.debug("%s is left to the library", folder, exc_info=True)
         return None
 
 

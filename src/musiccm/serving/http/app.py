@@ -39,7 +39,7 @@ from musiccm.serving.streams import LiveStream
 
 MEDIA_TYPES = {"wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg", "mp3": "audio/mpeg"}
 _WHOLE_BYTES = 2**22  # of samples: a minute of one channel at 16 kHz
-_LOOK_S = 0.5  # how often it is looked whether a client is still there
+_LOOK_S = 0.5  # how often it is looked whether a stream's client is still there, and whether the server ends
 
 _ALWAYS = problems.documented(400, 401, 413, 415, 422, 429, 500, 503, 507)
 _READS = problems.documented(401, 404, 422, 500)
